@@ -1,0 +1,98 @@
+"""What a child inherits from a trained parent, and what it refuses."""
+
+import json
+
+import pytest
+import torch
+from torch import Tensor
+
+from vggrepro.errors import UserError
+from vggrepro.models.init import init_weights
+from vggrepro.models.table1 import architecture
+from vggrepro.models.vgg import VGG
+from vggrepro.models.warm_start import warm_start
+
+INHERITED = ["conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8"]
+
+
+def built(net: str, seed: int, **options: object) -> VGG:
+    module = VGG(architecture(net, **{"crop": 32, "width": 0.0625, "classes": 10} | options))
+    init_weights(module, "paper", seed)
+    with torch.no_grad():
+        for tensor in module.state_dict().values():
+            tensor.add_(seed)  # biases and batch norm of different seeds differ too
+    return module
+
+
+def copy_of(net: VGG) -> dict[str, Tensor]:
+    return {key: tensor.clone() for key, tensor in net.state_dict().items()}
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("net", ["A-LRN", "B", "C", "D", "E"])
+def test_deeper_nets_inherit_by_block(net: str, batch_norm: bool) -> None:
+    parent, child = built("A", 1, batch_norm=batch_norm), built(net, 2, batch_norm=batch_norm)
+    before = copy_of(child)
+    layer_map = warm_start(child, parent.state_dict(), parent.architecture)
+    after, theirs = child.state_dict(), parent.state_dict()
+    parent_keys = {layer.name: layer.key for layer in parent.architecture.layers()}
+    rows = {row.child: row for row in layer_map.layers}
+    assert list(rows) == list(child.named_layers())
+    for layer in child.architecture.layers():
+        if not layer.parameters:
+            continue
+        inherits = layer.name.replace("bn", "conv") in INHERITED
+        assert rows[layer.name].parent == (layer.name if inherits else None)
+        assert rows[layer.name].parameters == layer.parameters
+        for key in (key for key in after if key.startswith(f"{layer.key}.")):
+            source = theirs[parent_keys[layer.name] + key.removeprefix(layer.key)] if inherits else before[key]
+            assert torch.equal(after[key], source), key
+
+
+def test_the_same_net_inherits_everything() -> None:
+    parent, child = built("C", 1, batch_norm=True), built("C", 2, batch_norm=True, dropout=0.1)
+    layer_map = warm_start(child, parent.state_dict(), parent.architecture)
+    assert all(row.child == row.parent for row in layer_map.layers)
+    for key, tensor in parent.state_dict().items():
+        assert torch.equal(child.state_dict()[key], tensor)
+
+
+def test_batch_norm_stays_where_only_the_child_has_it() -> None:
+    parent, child = built("A", 1), built("B", 2, batch_norm=True)
+    rows = {row.child: row.parent for row in warm_start(child, parent.state_dict(), parent.architecture).layers}
+    assert (rows["conv1_1"], rows["bn1_1"], rows["conv1_2"]) == ("conv1_1", None, None)
+    assert torch.equal(child.named_layers()["conv3_2"].weight, parent.named_layers()["conv3_2"].weight)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"width": 0.125}, r"conv1_1: \(4, 3, 3, 3\) in the parent A, \(8, 3, 3, 3\) in the child D"),
+        ({"crop": 64}, r"fc6: \(256, 32\) in the parent A, \(256, 128\) in the child D"),
+        ({"classes": 11}, r"fc8: \(10, 256\) in the parent A, \(11, 256\) in the child D"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_nothing_copied(options: dict, message: str) -> None:
+    parent, child = built("A", 1), built("D", 2, **options)
+    before = copy_of(child)
+    with pytest.raises(UserError, match=message):
+        warm_start(child, parent.state_dict(), parent.architecture)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in child.state_dict().items())
+
+
+def test_a_missing_tensor_is_named() -> None:
+    parent, child = built("A", 1), built("B", 2)
+    state = parent.state_dict()
+    del state["features.3.bias"]
+    with pytest.raises(UserError, match=r"features.3.bias \(conv2_1 of A\) is missing"):
+        warm_start(child, state, parent.architecture)
+
+
+def test_layer_map_prints_and_serialises() -> None:
+    parent, child = built("A", 1), built("B", 2)
+    layer_map = warm_start(child, parent.state_dict(), parent.architecture)
+    first, second = layer_map.table()[:2]
+    assert first.split() == ["conv1_1", "conv1_1", "112"]
+    assert second.split() == ["conv1_2", "random", "148"]
+    stored = json.loads(json.dumps(layer_map.to_dict()))
+    assert stored["layers"][1] == {"child": "conv1_2", "parent": None, "parameters": 148}

@@ -1,0 +1,170 @@
+"""The `vggrepro` command: thin, one function a verb. Whatever is heavy is imported inside them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vggrepro.errors import UserError
+
+app = typer.Typer(
+    name="vggrepro",
+    help="Very Deep Convolutional Networks for Large-Scale Image Recognition (arXiv 1409.1556), reproduced.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="YAML file: a stage, or a graph of stages.")]
+SetOption = Annotated[list[str], typer.Option("--set", "-s", help="Override a setting, as section.key=value.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+
+
+class Resume(StrEnum):
+    """What to do with the checkpoints of an earlier start."""
+
+    auto = "auto"
+    never = "never"
+
+
+class Method(StrEnum):
+    """How the net is applied to a picture (Section 3.2)."""
+
+    dense = "dense"
+
+
+@app.command()
+def summary(
+    net: Annotated[str | None, typer.Argument(help="A, A-LRN, B, C, D or E; all of them when left out.")] = None,
+    batch_norm: Annotated[bool, typer.Option("--batch-norm", help="With batch normalisation.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Table 1 and 2: layers, output shapes, parameters, multiply-adds."""
+    from vggrepro.models.summary import render, summarise
+    from vggrepro.models.table1 import architecture
+    from vggrepro.paper import facts
+
+    nets = [architecture(name, batch_norm=batch_norm) for name in ([net] if net else facts().architectures)]
+    if as_json:
+        _print_json({"nets": summarise(nets)})
+    else:
+        from rich.console import Console
+
+        Console().print(render(nets))
+
+
+@app.command()
+def index(
+    source: Annotated[Path, typer.Argument(help="ImageNet-style folder: train/<class>/*, val/<class>/*.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The index file to write.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Scan pictures: counts, labels, sizes, odd and unreadable files."""
+    from vggrepro.data.index import scan_folder
+    from vggrepro.progress import progress
+
+    with progress("reading picture headers", None) as update:
+        made = scan_folder(source, lambda done, total: update(done, f"of {total}"))
+    made.save(out)
+    found = made.summary()
+    if as_json:
+        _print_json(found)
+    else:
+        for key, item in found.items():
+            typer.echo(f"{key:12} {item}")
+
+
+@app.command()
+def train(
+    config: ConfigOption,
+    changes: SetOption = [],  # noqa: B006 (typer wants a list)
+    resume: Annotated[Resume, typer.Option(help="auto: go on from the newest checkpoint; never: refuse one.")] = (
+        Resume.auto
+    ),
+) -> None:
+    """Train one stage, alone or under torchrun."""
+    from vggrepro.config import load_stage
+    from vggrepro.pipeline import session, train_stage
+
+    stage, parent = load_stage(config, changes)
+    if resume is Resume.never and any((stage.directory / "checkpoints").glob("*.pt")):
+        raise UserError(
+            f"--resume never, but {stage.directory} has checkpoints; use --resume auto, another run.name, "
+            f"or remove the directory"
+        )
+    with session([stage]) as at:
+        train_stage(stage, parent, at)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run directory, or one of its checkpoints.")],
+    method: Annotated[Method, typer.Option(help="How the net is applied (Section 3.2).")] = Method.dense,
+    scales: Annotated[
+        str | None, typer.Option(help="Q values in px, e.g. 256,384,512; default: the run's own.")
+    ] = None,
+    changes: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Top-1 and top-5 error of a trained net on the validation split, averaged over the scales."""
+    from vggrepro.pipeline import evaluate_net
+
+    result = evaluate_net(run, _whole_numbers(scales) if scales else None, changes)
+    if result is None:  # not the first rank
+        return
+    low, high = result.top1.interval
+    report = {
+        "top1_error": result.top1.percent,
+        "top5_error": result.top5.percent,
+        "interval_top1": [low, high],
+        "n": result.top1.n,
+        "method": method.value,
+        "scales": list(result.Q),
+    }
+    if as_json:
+        _print_json(report)
+    else:
+        typer.echo(
+            f"{method.value} at Q = {', '.join(map(str, result.Q))}, n = {result.top1.n}: top-1 error "
+            f"{result.top1.percent:.2f} % (95 % interval {low:.2f} - {high:.2f}), top-5 {result.top5.percent:.2f} %"
+        )
+
+
+@app.command()
+def reproduce(config: ConfigOption, changes: SetOption = []) -> None:  # noqa: B006
+    """The whole stage graph on this machine: train what is missing, evaluate, print the tables."""
+    from vggrepro import pipeline
+    from vggrepro.config import load_graph
+
+    pipeline.reproduce(load_graph(config, changes))
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise UserError(f"--scales {text}: expected Q values in px, separated by commas, e.g. 256,384,512")
+    return numbers
+
+
+def _print_json(report: dict[str, Any]) -> None:
+    typer.echo(json.dumps(report, indent=2))
+
+
+def main() -> None:
+    """The console script: a user's mistake ends in one line and status 2."""
+    try:
+        app()
+    except UserError as error:
+        if int(os.environ.get("RANK", "0")) == 0:  # every rank finds the same mistake
+            print(f"vggrepro: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,446 @@
+"""Typed configuration: one frozen section per concern, the paper's values as defaults.
+
+A *stage* is one training run with its evaluation, described by one :class:`Config`. A YAML file holds either one stage
+or a whole graph of them::
+
+    extends: base.yaml            # optional; a path relative to this file, or a list of them
+    model: {net: D}               # any section of Config
+    run: {name: D-256, parent: vgg_A.yaml}
+
+    stages: [vgg_A.yaml, vgg_D.yaml]              # a graph of stage files, or
+    stages: {A: {model: {net: A}}, D: {...}}      # stages written in place; the file's own sections are their base
+
+``--set section.key=value`` overrides every stage of the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from vggrepro.errors import UserError
+from vggrepro.paper import value
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Model(Section):
+    """Which net (Section 2, Table 1)."""
+
+    net: str
+    """A, A-LRN, B, C, D or E; with `layers`, any name."""
+    layers: tuple[tuple[str, ...], ...] | None = None
+    """A net of one's own: blocks in the paper's notation, e.g. [[conv3-64, LRN], [conv3-128]]."""
+    batch_norm: bool = False
+    """Batch normalisation after every convolution (torchvision's _bn nets; not in the paper)."""
+    classes: Positive = value("classes")
+    crop: Positive = value("crop")
+    """Side of the square input in pixels; a multiple of 2^blocks (32 for Table 1's nets)."""
+    width: float = Field(default=1.0, gt=0)
+    """Multiplies the channels of every convolution and the units of fc6 and fc7."""
+    init: Literal["paper", "paper_literal_variance", "glorot_uniform", "kaiming"] = "paper"
+    dropout: Fraction = value("dropout")
+
+
+class ColourShift(Section):
+    """Random RGB shift along the principal components of ImageNet's colours (Section 3.1)."""
+
+    mode: Literal["sqrt", "lambda", "off"] = "sqrt"
+    """Scale of a component: square root of its eigenvalue (Krizhevsky's code), the eigenvalue (his text), or none."""
+    sigma: float = Field(default=value("colour_shift_sigma"), ge=0)
+
+
+class Data(Section):
+    """Which pictures, and how the training views are drawn from them (Section 3.1)."""
+
+    root: str | None = None
+    """Folder with train/<class>/* and val/<class>/*, or builtin:digits for the sample set made on the spot."""
+    index: Path | None = None
+    """An index file made by `vggrepro index`; takes the place of a scan of `root`."""
+    S: Positive | tuple[Positive, Positive] = value("scales")[0]
+    """Shorter side in pixels of the rescaled training picture; [low, high] draws it for each picture."""
+    flip: bool = True
+    colour_shift: ColourShift = ColourShift()
+    mean: tuple[float, float, float] = tuple(value("mean_rgb"))
+    """Subtracted from each pixel: RGB, grey levels 0-255."""
+    backend: Literal["auto", "dali", "torchvision"] = "auto"
+    workers: Positive | None = None
+    """Decoding threads of each rank; default: the machine's cores shared among its ranks."""
+
+    @field_validator("S")
+    @classmethod
+    def _ordered(cls, S: int | tuple[int, int]) -> int | tuple[int, int]:
+        if isinstance(S, tuple) and S[0] >= S[1]:
+            raise ValueError("the range must rise: [low, high] with low < high")
+        return S
+
+    @property
+    def S_range(self) -> tuple[int, int]:
+        """(lowest, highest) S in pixels, both included; equal for a fixed S."""
+        return self.S if isinstance(self.S, tuple) else (self.S, self.S)
+
+    @property
+    def S_text(self) -> str:
+        """S as the paper's tables print it."""
+        return f"[{self.S[0]};{self.S[1]}]" if isinstance(self.S, tuple) else str(self.S)
+
+
+class Schedule(Section):
+    """When the learning rate falls (Section 3.1; patience and threshold are ours, the paper is silent)."""
+
+    kind: Literal["plateau", "fixed"] = "plateau"
+    factor: float = Field(default=value("learning_rate_factor"), gt=0, lt=1)
+    max_drops: int = Field(default=value("learning_rate_decreases"), ge=0)
+    patience: Positive = 5
+    """Validations in a row without improvement before a drop."""
+    threshold: float = Field(default=0.1, ge=0)
+    """Least fall of the top-1 error, in percentage points, that counts as an improvement."""
+    drops_at: tuple[Positive, ...] = ()
+    """Iterations of the drops when `kind` is fixed."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Schedule:
+        if (self.kind == "fixed") != bool(self.drops_at):
+            raise ValueError("kind: fixed goes with drops_at: [iteration, ...], and kind: plateau without it")
+        if list(self.drops_at) != sorted(set(self.drops_at)):
+            raise ValueError("drops_at must rise")
+        return self
+
+
+class Train(Section):
+    """Optimisation (Section 3.1)."""
+
+    batch: Positive = value("batch_size")
+    """Pictures in one step over all ranks together."""
+    micro_batch: Positive | None = None
+    """Largest number of pictures in one forward pass of a rank; a rank's share beyond it is accumulated."""
+    iterations: Positive = value("iterations")
+    learning_rate: float = Field(default=value("learning_rate"), gt=0)
+    momentum: Fraction = value("momentum")
+    weight_decay: float = Field(default=value("weight_decay"), ge=0)
+    schedule: Schedule = Schedule()
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    validate_every: Positive = 1
+    """Epochs between two validations (centre crop at Q = S)."""
+    log_every: Positive = 20
+    """Iterations between two log lines."""
+    checkpoint_every: Positive = 1000
+    """Iterations between two checkpoints; one is also written at each validation and at the end."""
+    keep: Positive = 2
+    """How many of the newest checkpoints stay on disk, the best one aside."""
+
+
+class Evaluation(Section):
+    """Testing (Section 3.2)."""
+
+    single_Q: tuple[Positive, ...] = ()
+    """Q of Table 3 in pixels; default: S, or the middle of its range."""
+    multi_Q: tuple[Positive, ...] = ()
+    """The Q values of Table 4; default: {S-32, S, S+32}, or both ends and the middle of the range."""
+    flip: bool = True
+    """Average the posteriors of the picture and its mirror image."""
+    batch: Positive = 64
+    """Most pictures in one forward pass of a rank, at the size of a training crop; larger pictures, fewer of them."""
+
+
+class Run(Section):
+    """Name, place and descent of the run."""
+
+    name: str = Field(default="", pattern=r"^[A-Za-z0-9_.+-]*$")
+    experiment: str = Field(default="vgg", pattern=r"^[A-Za-z0-9_.+-]+$")
+    """Groups the runs of one graph: a folder under `root`, an experiment in MLflow."""
+    root: Path = Path("runs")
+    parent: str | None = None
+    """The stage whose weights this one starts from: a stage of the same file, or a stage file's path."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    why: dict[str, str] = {}
+    """Reasons for departures from the paper, by setting or section; they appear in the fidelity ledger."""
+
+
+class Tracking(Section):
+    """Where metrics are mirrored; metrics.jsonl in the run directory is always written."""
+
+    mlflow: bool = True
+    uri: str | None = None
+    """MLflow's tracking URI; default: MLFLOW_TRACKING_URI, else SQLite in the runs folder."""
+
+
+class Cluster(Section):
+    """What is asked of SLURM (`launch/submit.py`)."""
+
+    nodes: Positive = 1
+    gpus_per_node: Positive = 8
+    partition: str | None = None
+    account: str | None = None
+    hours: float = Field(default=24.0, gt=0)
+    """Time limit of one job."""
+
+
+class Config(Section):
+    """One stage. Defaults are the paper's values."""
+
+    model: Model
+    data: Data = Data()
+    train: Train = Train()
+    evaluation: Evaluation = Evaluation()
+    run: Run = Run()
+    tracking: Tracking = Tracking()
+    cluster: Cluster = Cluster()
+
+    @model_validator(mode="after")
+    def _scales_fit(self) -> Config:
+        for key, sides in {
+            "data.S": (self.data.S_range[0],),
+            "evaluation.single_Q": self.single_Q,
+            "evaluation.multi_Q": self.multi_Q,
+        }.items():
+            if min(sides) < self.model.crop:
+                raise UserError(
+                    f"{key}={min(sides)} is smaller than model.crop={self.model.crop}: "
+                    f"set it to {self.model.crop} or more, or choose a smaller crop"
+                )
+        return self
+
+    @property
+    def name(self) -> str:
+        """The stage's name: run.name, or net and S."""
+        return self.run.name or f"{self.model.net}-{self.data.S_text.strip('[]').replace(';', '-')}"
+
+    @property
+    def directory(self) -> Path:
+        """The run directory."""
+        return self.run.root / self.run.experiment / self.name
+
+    @property
+    def single_Q(self) -> tuple[int, ...]:
+        """Q of the single-scale test, px (Section 4.1: Q = S, or 0.5 (S_min + S_max))."""
+        low, high = self.data.S_range
+        return self.evaluation.single_Q or ((low + high) // 2,)
+
+    @property
+    def multi_Q(self) -> tuple[int, ...]:
+        """Q of the multi-scale test, px (Section 4.2); the 32 px step scales with the crop."""
+        low, high = self.data.S_range
+        step = round(value("test_scale_offset") * self.model.crop / value("crop"))
+        default = (low - step, low, low + step) if low == high else (low, (low + high) // 2, high)
+        return self.evaluation.multi_Q or default
+
+    def trajectory(self) -> dict[str, Any]:
+        """The settings that decide the course of training; equal for runs that may continue one another.
+
+        The pictures are not among them: they are held to their own fingerprint.
+        """
+        tree = self.model_dump(mode="json")
+        data = {key: tree["data"][key] for key in ("S", "flip", "colour_shift", "mean")}
+        keeping = {"log_every", "checkpoint_every", "keep", "micro_batch"}
+        train = {key: setting for key, setting in tree["train"].items() if key not in keeping}
+        return {"model": tree["model"], "data": data, "train": train, "run": {"seed": self.run.seed}}
+
+    def hash(self) -> str:
+        """SHA-256 (hex) of :meth:`trajectory`."""
+        return hashlib.sha256(json.dumps(self.trajectory(), sort_keys=True).encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """Every setting, defaults included."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Stages by name, and each one's parent; parents stand before their children."""
+
+    name: str
+    stages: Mapping[str, Config]
+    parents: Mapping[str, str | None]
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as {"section.key": value}."""
+    flat: dict[str, Any] = {}
+    for key, item in tree.items():
+        flat |= flatten(item, f"{prefix}{key}.") if isinstance(item, Mapping) else {prefix + key: item}
+    return flat
+
+
+def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(key, left value, right value) for each setting in which two trees of settings differ."""
+    a, b = flatten(left), flatten(right)
+    return [(key, a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+
+
+def load_graph(path: Path, overrides: Iterable[str] = ()) -> Graph:
+    """Reads a graph file, or a stage file together with the stages it descends from.
+
+    Raises UserError for a missing file, an unknown key, a value that is not allowed, a parent that does not exist.
+    """
+    changes = list(overrides)
+    source = _read(path)
+    listed = source.pop("stages", None)
+    stages: dict[str, Config] = {}
+    parents: dict[str, str | None] = {}
+
+    def add_file(file: Path, base: dict[str, Any], below: tuple[Path, ...] = ()) -> str:
+        if file.resolve() in below:
+            raise UserError(f"{file}: run.parent leads back to this file; remove one of the links")
+        tree = _read(file)
+        if "stages" in tree:
+            raise UserError(f"{file}: a graph cannot be a stage of another graph; list its stage files instead")
+        stage = _parse(_merge(tree, base), changes, file)
+        parent = None
+        if stage.run.parent:
+            parent = add_file(file.parent / stage.run.parent, base, (*below, file.resolve()))
+        return add(stage, parent, file)
+
+    def add(stage: Config, parent: str | None, file: Path) -> str:
+        if stages.setdefault(stage.name, stage) != stage:
+            raise UserError(f"{file}: two different stages are named {stage.name}; give one of them another run.name")
+        parents[stage.name] = parent
+        return stage.name
+
+    if listed is None:
+        add_file(path, {})
+    elif isinstance(listed, list):
+        for item in listed:
+            add_file(path.parent / str(item), source)
+    elif isinstance(listed, dict):
+        for name, tree in listed.items():
+            stage = _parse(_merge(_merge(source, {"run": {"name": str(name)}}), tree or {}), changes, path)
+            if stage.run.parent and stage.run.parent not in stages:
+                raise UserError(
+                    f"{path}: run.parent={stage.run.parent} of stage {name} is not a stage above it; "
+                    f"known: {', '.join(stages) or 'none'}"
+                )
+            add(stage, stage.run.parent, path)
+    else:
+        raise UserError(f"{path}: stages must be a list of stage files or a mapping of stages")
+    if not stages:
+        raise UserError(f"{path}: stages is empty; name at least one")
+    return Graph(name=next(iter(stages.values())).run.experiment, stages=stages, parents=parents)
+
+
+def load_stage(path: Path, overrides: Iterable[str] = ()) -> tuple[Config, Config | None]:
+    """The one stage of a stage file, and its parent's configuration where it has one. Raises as load_graph."""
+    graph = load_graph(path, overrides)
+    name, stage = list(graph.stages.items())[-1]
+    if "stages" in _read(path):
+        raise UserError(f"{path} holds a graph of stages ({', '.join(graph.stages)}); run it with `vggrepro reproduce`")
+    parent = graph.parents[name]
+    return stage, graph.stages[parent] if parent else None
+
+
+def load_resolved(path: Path) -> Config:
+    """The configuration of a run directory, as written by :meth:`Config.to_yaml`. Raises UserError."""
+    return _parse(_read(path), [], path)
+
+
+def override(config: Config, overrides: Iterable[str], source: Path) -> Config:
+    """A configuration with some `section.key=value` changes; `source` is named in errors. Raises UserError."""
+    return _parse(config.model_dump(mode="json"), overrides, source)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML without silently dropped duplicates."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise UserError(f"key {key!r} stands twice (line {node.start_mark.line + 1}); remove one")
+        return super().construct_mapping(node, deep)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1)
+        raise UserError(
+            f"configuration {path} does not exist" + (f"; did you mean {near[0]}?" if near else "")
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"configuration {path} cannot be read: {error}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1})" if mark else ""
+        raise UserError(f"{path}{where} is not YAML: {getattr(error, 'problem', None) or error}") from None
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected sections ({', '.join(Config.model_fields)}), found {type(tree).__name__}")
+    bases = tree.pop("extends", [])
+    merged: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        merged = _merge(merged, _read(path.parent / base))
+    return _merge(merged, tree)
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, item in over.items():
+        both = isinstance(item, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], item) if both else item
+    return merged
+
+
+def _parse(tree: Mapping[str, Any], overrides: Iterable[str], source: Path) -> Config:
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {override}: expected section.key=value")
+        change: Any = yaml.safe_load(text)
+        for part in reversed(key.strip().split(".")):
+            change = {part: change}
+        tree = _merge(tree, change)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{source}: {_first_problem(error)}") from None
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    """One line: the key, the value, what is allowed; for an unknown key, the nearest known one."""
+    problem = error.errors()[0]
+    path = [str(part) for part in problem["loc"] if not str(part).startswith(("function-", "tuple[", "constrained-"))]
+    if path and path[-1] == "int":
+        path.pop()
+    key = ".".join(path) or "configuration"
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(path[:-1])
+        near = difflib.get_close_matches(path[-1], known, 1, cutoff=0.5)
+        advice = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+        return f"unknown key {key}; {advice}"
+    if problem["type"] == "missing":
+        return f"{key} is missing; set it in the file or with --set {key}=..."
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key}={problem['input']!r} is not allowed: {message[0].lower()}{message[1:]}"
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    section: Any = Config
+    for part in path:
+        section = section.model_fields[part].annotation
+        if typing.get_origin(section) in (typing.Union, types.UnionType):
+            section = typing.get_args(section)[0]
+    return list(section.model_fields)

@@ -1,0 +1,1 @@
+"""One way for bytes: index -> plan -> backend -> tensor."""

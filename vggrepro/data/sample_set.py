@@ -1,0 +1,83 @@
+"""The built-in sample set: real handwritten digits at random size and place on textured, coloured backgrounds.
+
+Made on the spot, deterministic, without network, as JPEG files in ImageNet's layout. Pictures have shorter sides of 80
+to 160 px and digits of very different sizes, so that S and Q matter as they do in the paper.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+ROOT = "builtin:digits"
+TRAIN_PICTURES, VAL_PICTURES = 2000, 500
+_VERSION = 1  # counts up when the pictures change, so that an old set is not taken for the new one
+
+
+def ensure(folder: Path) -> Path:
+    """The sample set under `folder`, made if it is not there: 2,000 + 500 pictures, classes "0" to "9".
+
+    Pictures of the two splits show different originals (scikit-learn's digits: 1,797 scans from 43 writers).
+    """
+    from sklearn.datasets import load_digits
+
+    done = folder / f"digits-v{_VERSION}"
+    if done.is_dir():
+        return done
+    digits = load_digits()
+    scans, labels = digits.images, digits.target
+    held_out = len(scans) // 5
+    work = folder / f".digits-v{_VERSION}.{os.getpid()}"
+    for split, count, first, last in (
+        ("train", TRAIN_PICTURES, held_out, len(scans)),
+        ("val", VAL_PICTURES, 0, held_out),
+    ):
+        for name in sorted({str(label) for label in labels}):
+            (work / split / name).mkdir(parents=True)
+        for number in range(count):
+            random = np.random.default_rng([_VERSION, first, number])
+            original = first + number % (last - first)
+            picture = _draw(np.pad(scans[original], 1) / 16.0, random)
+            file = work / split / str(labels[original]) / f"{split}_{number:05d}.JPEG"
+            picture.save(file, "JPEG", quality=90)
+    try:
+        work.replace(done)
+    except OSError:  # another process was first
+        shutil.rmtree(work)
+    return done
+
+
+def _draw(scan: NDArray[np.float64], random: np.random.Generator) -> Image.Image:
+    """One picture: a scan in [0, 1] enlarged, inked and pasted on a background."""
+    short = int(random.integers(80, 161))
+    long = int(short * random.uniform(1.0, 1.5))
+    height, width = (short, long) if random.random() < 0.5 else (long, short)
+    background = _texture(height, width, random)
+    side = int(short * random.uniform(0.4, 0.95))
+    # smoothed enlargement, then a soft threshold: strokes with clean edges at any size
+    stroke = Image.fromarray((scan * 255).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+    ink = 1 / (1 + np.exp(-(np.asarray(stroke, np.float64) / 255 - 0.45) * 14))
+    top = int(random.integers(0, height - side + 1))
+    left = int(random.integers(0, width - side + 1))
+    region = background[top : top + side, left : left + side]
+    colour = random.uniform(0, 255, 3)
+    if np.abs(colour.mean() - region.mean()) < 70:  # keep digits legible, on the lighter or darker side at random
+        colour = colour * 0.3 + (0 if region.mean() > 127 else 178)
+    background[top : top + side, left : left + side] = region * (1 - ink[..., None]) + colour * ink[..., None]
+    return Image.fromarray(background.clip(0, 255).astype(np.uint8))
+
+
+def _texture(height: int, width: int, random: np.random.Generator) -> NDArray[np.float64]:
+    """(height, width, 3) smooth colour blotches with some grain, in grey levels."""
+    coarse = random.uniform(0, 255, (int(random.integers(2, 6)), int(random.integers(2, 6)), 3)).astype(np.uint8)
+    blotches = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    grain = Image.fromarray(random.uniform(0, 255, (height, width)).astype(np.uint8))
+    grain = grain.filter(ImageFilter.GaussianBlur(float(random.uniform(0.5, 2.5))))
+    tint = random.uniform(0, 255, 3)
+    mixed = 0.5 * np.asarray(blotches, np.float64) + 0.5 * tint
+    return mixed + (np.asarray(grain, np.float64)[..., None] - 127) * random.uniform(0.2, 0.8)

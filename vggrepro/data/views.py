@@ -1,0 +1,95 @@
+"""A view: what of a picture the net is shown. The common language of plans (who draws views) and backends (who render).
+
+A view rescales the picture isotropically so that its shorter side is S (training) or Q (testing), cuts a window out of
+the result, mirrors it or not, and shifts its colours. A random training crop, a centre crop, one of 50 test crops and
+the whole uncropped picture of dense evaluation are all views; a backend does not know which one it renders.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Views:
+    """N views, as arrays; the windows of one Views all have the same shape, so that they make one tensor."""
+
+    picture: Ints
+    """(N,) rows of the split."""
+    size: Ints
+    """(N, 2) height and width of the picture as it is, px."""
+    rescaled: Ints
+    """(N, 2) height and width of the whole picture after rescaling, px."""
+    corner: Ints
+    """(N, 2) top and left of the window in the rescaled picture, px."""
+    shape: tuple[int, int]
+    """Height and width of every window, px."""
+    flip: NDArray[np.bool_]
+    """(N,) whether the window is mirrored left to right."""
+    shift: NDArray[np.float32]
+    """(N, 3) grey levels added to R, G, B."""
+
+    def __len__(self) -> int:
+        return len(self.picture)
+
+    def __getitem__(self, rows: slice) -> Views:
+        return Views(
+            picture=self.picture[rows],
+            size=self.size[rows],
+            rescaled=self.rescaled[rows],
+            corner=self.corner[rows],
+            shape=self.shape,
+            flip=self.flip[rows],
+            shift=self.shift[rows],
+        )
+
+    def source_window(self) -> NDArray[np.float64]:
+        """(N, 4) the windows in the pictures' own pixels: top, left, bottom, right, fractions allowed."""
+        scale = self.size / self.rescaled
+        window = np.concatenate([self.corner, self.corner + np.array(self.shape)], axis=1)
+        return window * np.tile(scale, 2)
+
+    def decode_box(self) -> Ints:
+        """(N, 4) the pixels that resampling reads: top, left, bottom, right of the smallest whole-pixel box.
+
+        An anti-aliased bilinear filter reaches max(1, scale) source pixels beyond the window; without them the border
+        would be resampled from a replicated edge that the rescaled picture does not have.
+        """
+        window = self.source_window()
+        reach = np.tile(np.maximum(self.size / self.rescaled, 1.0) + 1.0, 2)
+        low = np.maximum(np.floor(window[:, :2] - reach[:, :2]), 0)
+        high = np.minimum(np.ceil(window[:, 2:] + reach[:, 2:]), self.size)
+        return np.concatenate([low, high], axis=1).astype(np.int64)
+
+
+def rescaled_size(size: Ints, short_side: Ints | int) -> Ints:
+    """(N, 2) height and width of pictures rescaled isotropically to a shorter side, px.
+
+    The longer side is rounded to the nearest pixel, halves up (the paper is silent).
+    """
+    short = size.min(axis=1)
+    target = np.broadcast_to(np.asarray(short_side, np.int64), short.shape)
+    return (2 * size * target[:, None] + short[:, None]) // (2 * short[:, None])
+
+
+def plain(picture: Ints, size: Ints, rescaled: Ints, corner: Ints, shape: tuple[int, int]) -> Views:
+    """Views that are neither mirrored nor colour-shifted, as testing shows them."""
+    n = len(picture)
+    return Views(picture, size, rescaled, corner, shape, np.zeros(n, np.bool_), np.zeros((n, 3), np.float32))
+
+
+def whole(picture: Ints, size: Ints, rescaled: Ints) -> Views:
+    """The whole uncropped pictures, which must share one rescaled shape (Section 3.2, dense evaluation)."""
+    height, width = rescaled[0]
+    return plain(picture, size, rescaled, np.zeros_like(rescaled), (int(height), int(width)))
+
+
+def centre(picture: Ints, size: Ints, short_side: int, crop: int) -> Views:
+    """The centre crop of the picture rescaled to a shorter side."""
+    rescaled = rescaled_size(size, short_side)
+    return plain(picture, size, rescaled, (rescaled - crop) // 2, (crop, crop))

@@ -1,0 +1,120 @@
+"""The fidelity ledger: every setting in which a run departs from the paper, with the paper's value and a reason.
+
+Empty for a faithful run. Settings on which the paper is silent are not departures; REPRODUCTION.md lists those choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from vggrepro.config import Config, Data, Model
+from vggrepro.paper import facts, value
+
+# Said where the configuration's run.why says nothing.
+_REASONS = {
+    "model.batch_norm": "batch normalisation came after the paper",
+    "model.crop": "reduced geometry",
+    "model.width": "reduced geometry",
+    "model.classes": "another data set",
+    "data.S": "reduced geometry",
+    "data.pictures": "another data set",
+    "evaluation": "reduced geometry",
+}
+
+
+@dataclass(frozen=True)
+class Departure:
+    """One line of the ledger."""
+
+    setting: str
+    paper: Any
+    run: Any
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.setting}: {_text(self.run)} instead of {_text(self.paper)} ({self.why})"
+
+
+def ledger(config: Config, parent: Config | None, pictures: dict[str, int] | None = None) -> list[Departure]:
+    """The departures of a stage; `parent` is the stage it starts from, `pictures` the counts by split once known."""
+    return [
+        Departure(setting, paper, run, _why(setting, config))
+        for setting, paper, run in _compared(config, parent, pictures)
+        if paper != run
+    ]
+
+
+def _compared(config: Config, parent: Config | None, pictures: dict[str, int] | None) -> Iterator[tuple[str, Any, Any]]:
+    """(setting, the paper's value, the run's value)."""
+    model, data, train = config.model, config.data, config.train
+    table = facts().architectures
+    S = data.S
+    fixed, fine, jitter = value("scales")[0], value("scales")[1], value("jitter")
+
+    yield "model.net", " ".join(table), model.net if model.net not in table else " ".join(table)
+    if model.layers is not None:
+        yield "model.layers", _text(table.get(model.net, "none")), _text(model.layers)
+    yield "model.batch_norm", False, model.batch_norm
+    yield "model.classes", value("classes"), model.classes
+    yield "model.crop", value("crop"), model.crop
+    yield "model.width", 1.0, model.width
+    yield "model.init", "paper", model.init
+    yield "model.dropout", value("dropout"), model.dropout
+
+    scales = [fixed] if model.net in ("A", "A-LRN", "B") else [fixed, fine, jitter]
+    yield "data.S", scales[0] if S not in scales else S, S
+    yield "data.flip", value("flip"), data.flip
+    yield "data.colour_shift.mode", "sqrt", data.colour_shift.mode
+    if data.colour_shift.mode != "off":
+        yield "data.colour_shift.sigma", value("colour_shift_sigma"), data.colour_shift.sigma
+    yield "data.mean", tuple(value("mean_rgb")), data.mean
+    for split, n in (pictures or {}).items():
+        yield f"data.pictures.{split}", value(f"{split}_pictures"), n
+
+    yield "train.batch", value("batch_size"), train.batch
+    yield "train.momentum", value("momentum"), train.momentum
+    yield "train.weight_decay", value("weight_decay"), train.weight_decay
+    yield "train.schedule.kind", "plateau", train.schedule.kind
+    yield "train.schedule.factor", value("learning_rate_factor"), train.schedule.factor
+    yield "train.precision", "fp32", train.precision
+    # The paper gives the whole schedule for fixed S = 256, the first rate for S = 384, and nothing for the jitter.
+    if S == fine:
+        yield "train.learning_rate", value("learning_rate_384"), train.learning_rate
+    elif S != jitter:
+        yield "train.learning_rate", value("learning_rate"), train.learning_rate
+        yield "train.iterations", value("iterations"), train.iterations
+        if train.schedule.kind == "plateau":
+            yield "train.schedule.max_drops", value("learning_rate_decreases"), train.schedule.max_drops
+
+    if S == fine:
+        expected = f"{model.net} at S={fixed}"
+    elif S == jitter:
+        expected = f"{model.net} at S={fine}"
+    else:  # at reduced geometry the fixed scale has another number; the descent from A is the same
+        expected = "none" if model.net in ("A", "A-LRN") else f"A at S={data.S_text}"
+    yield "run.parent", expected, f"{parent.model.net} at S={parent.data.S_text}" if parent else "none"
+
+    paper = Config(model=Model(net="A"), data=Data(S=S if S in scales else scales[0]))
+    yield "evaluation.single_Q", paper.single_Q, config.single_Q
+    if model.net not in ("A", "A-LRN"):  # which Table 4 leaves out
+        yield "evaluation.multi_Q", paper.multi_Q, config.multi_Q
+    yield "evaluation.flip", True, config.evaluation.flip
+
+
+def _why(setting: str, config: Config) -> str:
+    """The reason of the longest prefix of the setting that has one."""
+    for reasons in (config.run.why, _REASONS):
+        parts = setting.split(".")
+        while parts:
+            if reason := reasons.get(".".join(parts)):
+                return reason
+            parts.pop()
+    return "no reason given; say why in run.why"
+
+
+def _text(item: Any) -> str:
+    if isinstance(item, tuple | list):
+        return "[" + ", ".join(map(_text, item)) + "]"
+    return f"{item:,}" if isinstance(item, int) and not isinstance(item, bool) else str(item)

@@ -1,0 +1,221 @@
+"""Table 1 as a table: what a net is made of, its output shapes, parameters and multiply-adds. No torch."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Literal
+
+from vggrepro.errors import UserError
+from vggrepro.paper import facts, value
+
+IMAGE_CHANNELS = 3
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution of stride 1 that keeps the resolution, followed by a ReLU (``conv3-64``, Section 2.1)."""
+
+    kernel: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class LRN:
+    """Local response normalisation, after the ReLU of the convolution before it (Section 2.1)."""
+
+
+Blocks = tuple[tuple[Conv | LRN, ...], ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One row of a net's summary.
+
+    ``shape`` is the output's, per picture: (channels, height, width), or (units,) for a fully-connected layer.
+    ``key`` is the module's place in ``VGG`` and so the prefix of its state-dict keys, e.g. ``features.0``.
+    ``multiply_adds`` counts one multiplication with its addition as one; biases, batch norm, LRN and pooling as none.
+    """
+
+    name: str
+    kind: Literal["conv", "bn", "lrn", "pool", "fc"]
+    key: str
+    kernel: int | None
+    shape: tuple[int, ...]
+    parameters: int
+    multiply_adds: int
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A column of Table 1, or a net in its manner; build one with ``architecture()``.
+
+    ``blocks`` are what stands between the max-pools, with channels already multiplied by ``width``. ``crop`` is the
+    side of the square input in pixels, ``dropout`` the share of units dropped after fc6 and fc7.
+
+    Raises:
+        UserError: ``crop`` is not a positive multiple of ``stride``, or ``classes`` or ``dropout`` is out of range.
+    """
+
+    name: str
+    blocks: Blocks
+    batch_norm: bool
+    classes: int
+    crop: int
+    width: float
+    dropout: float
+
+    def __post_init__(self) -> None:
+        if self.crop <= 0 or self.crop % self.stride:
+            raise UserError(
+                f"crop {self.crop}: {len(self.blocks)} max-pools each halve it, so it must be a positive multiple of "
+                f"{self.stride}; use {max(1, round(self.crop / self.stride)) * self.stride}"
+            )
+        if self.classes < 1:
+            raise UserError(f"classes {self.classes}: must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout {self.dropout}: must be in [0, 1); the paper's is {value('dropout')}")
+
+    @property
+    def stride(self) -> int:
+        """Input pixels per step of the last pooling map: each block ends in a max-pool that halves the resolution."""
+        return 2 ** len(self.blocks)
+
+    @property
+    def fc6_kernel(self) -> int:
+        """Side of the last pooling map at ``crop``, so of fc6 seen as a convolution (Section 3.2); 7 in the paper."""
+        return self.crop // self.stride
+
+    @property
+    def fc_units(self) -> int:
+        """Units of fc6 and of fc7; 4096 in the paper."""
+        return _scaled(value("fc_units"), self.width)
+
+    @property
+    def parameters(self) -> int:
+        """Weights and biases, with batch norm's scales and shifts (Table 2)."""
+        return sum(layer.parameters for layer in self.layers())
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiply-adds of one forward pass over one picture of ``crop`` x ``crop``, without biases."""
+        return sum(layer.multiply_adds for layer in self.layers())
+
+    @property
+    def weight_layers(self) -> int:
+        """Convolutional and fully-connected layers: the number in the names VGG-16 and VGG-19."""
+        return sum(layer.kind in ("conv", "fc") for layer in self.layers())
+
+    def layers(self) -> list[Layer]:
+        """The layers in order: conv1_1, [bn1_1], [lrn1_1], ..., pool1, ..., fc6, fc7, fc8 (ReLU and dropout left out).
+
+        The fully-connected layers keep the names fc6-fc8, which the paper's five blocks gave them, in every net.
+        """
+        rows: list[Layer] = []
+        index = 0  # in VGG.features
+        channels, side = IMAGE_CHANNELS, self.crop
+        for b, block in enumerate(self.blocks, start=1):
+            place = 0
+            for layer in block:
+                if isinstance(layer, LRN):
+                    shape = (channels, side, side)
+                    rows.append(Layer(f"lrn{b}_{place}", "lrn", f"features.{index}", None, shape, 0, 0))
+                    index += 1
+                    continue
+                place += 1
+                weights = channels * layer.channels * layer.kernel**2
+                channels = layer.channels
+                shape = (channels, side, side)
+                rows.append(
+                    Layer(
+                        name=f"conv{b}_{place}",
+                        kind="conv",
+                        key=f"features.{index}",
+                        kernel=layer.kernel,
+                        shape=shape,
+                        parameters=weights + channels,
+                        multiply_adds=weights * side**2,
+                    )
+                )
+                if self.batch_norm:
+                    index += 1
+                    rows.append(Layer(f"bn{b}_{place}", "bn", f"features.{index}", None, shape, 2 * channels, 0))
+                index += 2  # past the ReLU
+            side //= 2
+            rows.append(Layer(f"pool{b}", "pool", f"features.{index}", 2, (channels, side, side), 0, 0))
+            index += 1
+        units = channels * side**2
+        heads = {"fc6": (0, self.fc_units), "fc7": (3, self.fc_units), "fc8": (6, self.classes)}
+        for name, (position, out) in heads.items():
+            weights = units * out
+            rows.append(Layer(name, "fc", f"classifier.{position}", None, (out,), weights + out, weights))
+            units = out
+        return rows
+
+
+def architecture(
+    net: str,
+    *,
+    layers: Sequence[Sequence[str]] | None = None,
+    batch_norm: bool = False,
+    classes: int = 1000,
+    crop: int = 224,
+    width: float = 1.0,
+    dropout: float = 0.5,
+) -> Architecture:
+    """A column of Table 1 (``net`` is A, A-LRN, B, C, D or E), or a net of your own; the defaults are the paper's.
+
+    Args:
+        net: the column; with ``layers``, any name.
+        layers: blocks in Table 1's notation, e.g. ``[["conv3-64", "LRN"], ["conv5-128"]]``, in place of a column.
+        batch_norm: batch normalisation between each convolution and its ReLU (not in the paper).
+        classes: units of fc8.
+        crop: side of the square input in pixels, a multiple of 2 ** blocks.
+        width: multiplies all channels and the units of fc6 and fc7 (rounded, at least 1).
+        dropout: share of units dropped after fc6 and fc7.
+
+    Raises:
+        UserError: no such column, a layer text that cannot be read, an even kernel, or a value out of range.
+    """
+    columns = facts().architectures
+    if layers is None and net not in columns:
+        near = get_close_matches(net.upper(), columns, n=1, cutoff=0.3)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"net {net!r}: not in Table 1; {hint}choose from {', '.join(columns)}, or give layers")
+    if not 0 < width < math.inf:
+        raise UserError(f"width {width}: must be a number above 0; 1.0 is the paper's")
+    blocks = tuple(_block(block, width) for block in (columns[net] if layers is None else layers))
+    if not blocks:
+        raise UserError("layers []: a net needs at least one block, e.g. [[conv3-64]]")
+    return Architecture(net, blocks, batch_norm, classes, crop, width, dropout)
+
+
+def _block(texts: Sequence[str], width: float) -> tuple[Conv | LRN, ...]:
+    block: list[Conv | LRN] = []
+    for text in texts:
+        if text == "LRN":
+            if not (block and isinstance(block[-1], Conv)):
+                raise UserError(f"layers {list(texts)}: LRN must stand directly after a convolution of its block")
+            block.append(LRN())
+        else:
+            block.append(_conv(text, width))
+    if not block:
+        raise UserError("layers []: a block needs at least one convolution, e.g. [conv3-64]")
+    return tuple(block)
+
+
+def _conv(text: str, width: float) -> Conv:
+    match = re.fullmatch(r"conv(\d+)-(\d+)", text)
+    if match is None:
+        raise UserError(f"layer {text!r}: cannot be read; write conv<kernel>-<channels>, e.g. conv3-64, or LRN")
+    kernel, channels = int(match[1]), int(match[2])
+    if kernel % 2 == 0:
+        raise UserError(f"layer {text!r}: an even kernel cannot keep the resolution; use conv{kernel + 1}-{channels}")
+    if channels == 0:
+        raise UserError(f"layer {text!r}: has no channels; write e.g. conv{kernel}-64")
+    return Conv(kernel, _scaled(channels, width))
+
+
+def _scaled(count: int, width: float) -> int:
+    return max(1, round(count * width))

@@ -1,0 +1,95 @@
+"""The network of Section 2, in torch."""
+
+import torch
+from torch import Tensor, nn
+
+from vggrepro.errors import UserError
+from vggrepro.models.table1 import IMAGE_CHANNELS, LRN, Architecture
+from vggrepro.paper import value
+
+DropoutMasks = tuple[Tensor, Tensor]
+"""For fc6 and fc7, each bool of shape (N, FC units): True keeps the unit."""
+
+
+class VGG(nn.Module):
+    """Table 1's net with ReLU after every hidden layer and dropout after fc6 and fc7 (Sections 2.1, 3.1).
+
+    The state-dict keys of A, B, D and E are those of torchvision's vgg11, vgg13, vgg16 and vgg19 (``_bn`` with batch
+    norm). Weights are torch's defaults until ``init_weights`` or ``load_state_dict`` sets them.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.features = _features(architecture)
+        channels = [layer.out_channels for layer in self.features if isinstance(layer, nn.Conv2d)][-1]
+        inputs, units = channels * architecture.fc6_kernel**2, architecture.fc_units
+        self.classifier = nn.Sequential(
+            nn.Linear(inputs, units),
+            nn.ReLU(inplace=True),
+            nn.Dropout(architecture.dropout),
+            nn.Linear(units, units),
+            nn.ReLU(inplace=True),
+            nn.Dropout(architecture.dropout),
+            nn.Linear(units, architecture.classes),
+        )
+
+    @property
+    def fc_widths(self) -> tuple[int, int]:
+        """Units of fc6 and fc7: what a dropout mask has to cover."""
+        return self.architecture.fc_units, self.architecture.fc_units
+
+    def named_layers(self) -> dict[str, nn.Module]:
+        """The layers with parameters under the paper's names: conv1_1, [bn1_1], ..., fc6, fc7, fc8."""
+        return {layer.name: self.get_submodule(layer.key) for layer in self.architecture.layers() if layer.parameters}
+
+    def forward(self, images_NCHW: Tensor, dropout_masks: DropoutMasks | None = None) -> Tensor:
+        """Class scores (logits) of shape (N, classes) for images of shape (N, 3, crop, crop).
+
+        In training mode ``dropout_masks`` replace nn.Dropout's own draws. Drawn outside for the global batch, they make
+        the trajectory independent of the number of ranks. In eval mode dropout is off and they are ignored.
+
+        Raises:
+            UserError: the images are not ``crop`` pixels high and wide; ``vggrepro.models.dense`` takes larger ones.
+        """
+        crop = self.architecture.crop
+        height, width = images_NCHW.shape[-2:]
+        if (height, width) != (crop, crop):
+            raise UserError(
+                f"images of {height}x{width} pixels: this net takes {crop}x{crop}; crop them, or evaluate densely"
+            )
+        maps = torch.flatten(self.features(images_NCHW), 1)
+        if dropout_masks is None or not self.training:
+            return self.classifier(maps)
+        fc6, relu6, _, fc7, relu7, _, fc8 = self.classifier
+        hidden6 = self._drop(relu6(fc6(maps)), dropout_masks[0])
+        hidden7 = self._drop(relu7(fc7(hidden6)), dropout_masks[1])
+        return fc8(hidden7)
+
+    def _drop(self, hidden: Tensor, keep: Tensor) -> Tensor:
+        assert keep.shape == hidden.shape, f"dropout mask {tuple(keep.shape)} for units {tuple(hidden.shape)}"
+        return hidden * keep * (1 / (1 - self.architecture.dropout))
+
+
+def _features(architecture: Architecture) -> nn.Sequential:
+    modules: list[nn.Module] = []
+    channels = IMAGE_CHANNELS
+    for block in architecture.blocks:
+        for layer in block:
+            if isinstance(layer, LRN):
+                modules.append(_lrn())
+                continue
+            # Padding that keeps the resolution: none for the 1x1 convolutions of C (Section 2.1).
+            modules.append(nn.Conv2d(channels, layer.channels, layer.kernel, padding=layer.kernel // 2))
+            if architecture.batch_norm:
+                modules.append(nn.BatchNorm2d(layer.channels))
+            modules.append(nn.ReLU(inplace=True))
+            channels = layer.channels
+        modules.append(nn.MaxPool2d(kernel_size=2, stride=2))
+    return nn.Sequential(*modules)
+
+
+def _lrn() -> nn.LocalResponseNorm:
+    n = value("lrn_n")
+    # The paper's alpha multiplies the sum over n channels, torch's their mean (pytorch/pytorch#4667).
+    return nn.LocalResponseNorm(n, alpha=value("lrn_alpha") * n, beta=value("lrn_beta"), k=value("lrn_k"))

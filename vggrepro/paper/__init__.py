@@ -1,0 +1,140 @@
+"""The paper as data: Table 1's columns, every hyper-parameter with its section, the figures of Tables 2-7.
+
+The figures themselves are in ``facts.yaml``; this module only gives them types. It imports neither torch nor numpy.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+Method = Literal["dense", "multicrop", "both"]
+Scale = int | tuple[int, int]
+"""A training scale S in pixels of the shorter side: one value, or the range [S_min; S_max] of scale jittering."""
+
+
+@dataclass(frozen=True)
+class Hyperparameter:
+    """A value of the paper and where it stands: a section number, with what else it rests on."""
+
+    value: Any
+    section: str
+
+
+@dataclass(frozen=True)
+class TestedNet:
+    """One column of Table 1, trained at scale ``S`` and tested at the scales ``Q`` (pixels of the shorter side)."""
+
+    net: str
+    S: Scale
+    Q: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of Tables 3-6 (Sections 4.1-4.4): errors in per cent on the validation set.
+
+    ``top5_test`` is the test set's, where the paper prints it.
+    ``members`` holds one net in Tables 3-5 and the fused nets in Table 6.
+    """
+
+    table: int
+    members: tuple[TestedNet, ...]
+    method: Method
+    top1: float
+    top5: float
+    top5_test: float | None
+
+    @property
+    def nets(self) -> tuple[str, ...]:
+        """The members' columns of Table 1, in the paper's order."""
+        return tuple(member.net for member in self.members)
+
+    @property
+    def S(self) -> Scale | None:
+        """The training scale that all members share; None where they differ (the seven nets of Table 6)."""
+        scales = {member.S for member in self.members}
+        return scales.pop() if len(scales) == 1 else None
+
+    @property
+    def Q(self) -> tuple[int, ...] | None:
+        """The test scales that all members share; None where they differ (the seven nets of Table 6)."""
+        scales = {member.Q for member in self.members}
+        return scales.pop() if len(scales) == 1 else None
+
+
+@dataclass(frozen=True)
+class PublishedResult:
+    """One row of Table 7 (Section 4.5): errors in per cent, None where the paper prints none."""
+
+    method: str
+    top1: float | None
+    top5: float | None
+    top5_test: float | None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything that ``facts.yaml`` states; the keys of the mappings are Table 1's columns (A, A-LRN, B, C, D, E)."""
+
+    architectures: Mapping[str, tuple[tuple[str, ...], ...]]
+    """Table 1: the blocks between max-pools, each layer written ``conv3-64`` or ``LRN``."""
+    parameters_printed_millions: Mapping[str, int]
+    """Table 2 as printed."""
+    parameters: Mapping[str, int]
+    """The exact counts behind Table 2: 1000 classes, with biases."""
+    parameters_batch_norm: Mapping[str, int]
+    """The same with batch normalisation after every convolution (not in the paper)."""
+    hyperparameters: Mapping[str, Hyperparameter]
+    tables: Mapping[int, tuple[Row, ...]]
+    """Tables 3-6."""
+    state_of_the_art: tuple[PublishedResult, ...]
+    """Table 7."""
+
+    def table(self, number: int) -> tuple[Row, ...]:
+        """The rows of Table 3, 4, 5 or 6 in the paper's order."""
+        return self.tables[number]
+
+
+@cache
+def facts() -> Facts:
+    """Read ``facts.yaml`` (once a process)."""
+    with (Path(__file__).parent / "facts.yaml").open(encoding="utf-8") as file:
+        raw = yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return Facts(
+        architectures={net: _frozen(blocks) for net, blocks in raw["architectures"].items()},
+        parameters_printed_millions=raw["parameters_printed_millions"],
+        parameters=raw["parameters"],
+        parameters_batch_norm=raw["parameters_batch_norm"],
+        hyperparameters={
+            name: Hyperparameter(_frozen(entry["value"]), entry["section"])
+            for name, entry in raw["hyperparameters"].items()
+        },
+        tables={number: tuple(_row(number, row) for row in rows) for number, rows in raw["tables"].items()},
+        state_of_the_art=tuple(
+            PublishedResult(row["method"], row.get("top1"), row.get("top5"), row.get("top5_test"))
+            for row in raw["state_of_the_art"]
+        ),
+    )
+
+
+def value(name: str) -> Any:
+    """The paper's value of the hyper-parameter ``name``, e.g. ``value("batch_size") == 256``; lists are tuples.
+
+    Raises:
+        KeyError: no such hyper-parameter in ``facts.yaml``.
+    """
+    return facts().hyperparameters[name].value
+
+
+def _row(table: int, raw: dict[str, Any]) -> Row:
+    members = tuple(TestedNet(net["net"], _frozen(net["S"]), _frozen(net["Q"])) for net in raw["nets"])
+    return Row(table, members, raw["method"], raw["top1"], raw["top5"], raw.get("top5_test"))
+
+
+def _frozen(raw: Any) -> Any:
+    """Lists, however deep, as tuples."""
+    return tuple(_frozen(item) for item in raw) if isinstance(raw, list) else raw

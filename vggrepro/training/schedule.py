@@ -1,0 +1,39 @@
+"""When the learning rate falls: a pure function of the validation errors so far (Section 3.1).
+
+"The learning rate was decreased by a factor of 10 when the validation set accuracy stopped improving", three times in
+all. What counts as "stopped" is ours: `patience` validations in a row none of which lowered the best top-1 error by at
+least `threshold` points. The state is part of the checkpoint, so a resumed run neither forgets nor repeats a drop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from vggrepro.config import Schedule
+
+
+@dataclass(frozen=True)
+class Plateau:
+    """What the schedule remembers."""
+
+    drops: int = 0
+    best: float | None = None
+    """Lowest top-1 error so far, per cent."""
+    waited: int = 0
+    """Validations since it was improved upon."""
+
+
+def after_validation(state: Plateau, error: float, settings: Schedule) -> Plateau:
+    """The state after one more validation, whose top-1 error is in per cent."""
+    if state.best is None or error <= state.best - settings.threshold:
+        return replace(state, best=error, waited=0)
+    waited = state.waited + 1
+    if waited < settings.patience or state.drops >= settings.max_drops:
+        return replace(state, waited=waited)
+    return replace(state, drops=state.drops + 1, waited=0)
+
+
+def learning_rate(initial: float, settings: Schedule, state: Plateau, step: int) -> float:
+    """The rate of the iteration that follows `step` finished ones."""
+    drops = state.drops if settings.kind == "plateau" else sum(step >= at for at in settings.drops_at)
+    return initial * settings.factor**drops
