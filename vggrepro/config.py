@@ -360,7 +360,7 @@ class _StrictLoader(yaml.SafeLoader):
     """YAML without silently dropped duplicates."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
                 raise UserError(f"key {key!r} stands twice (line {node.start_mark.line + 1}); remove one")

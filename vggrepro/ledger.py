@@ -117,4 +117,4 @@ def _why(setting: str, config: Config) -> str:
 def _text(item: Any) -> str:
     if isinstance(item, tuple | list):
         return "[" + ", ".join(map(_text, item)) + "]"
-    return f"{item:,}" if isinstance(item, int) and not isinstance(item, bool) else str(item)
+    return str(item)

@@ -78,8 +78,8 @@ def train_stage(config: Config, parent: Config | None, at: Session) -> None:
     index = at.index(config)
     stage.check_data(config, index)
     if at.here.is_first:
-        for line in stage.begin(config, parent, index, run):
-            say(f"{config.name}: departs from the paper in {line}")
+        departures = stage.begin(config, parent, index, run)
+        say(f"{config.name}: departs from the paper in {len(departures)} settings, see {run.path / 'ledger.json'}")
     with _mirrored(config, run, at.here):
         stage.train(config, parent, index, at.loader, at.here, run)
 

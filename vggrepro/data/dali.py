@@ -59,10 +59,10 @@ def _inputs(
             box[:, 2:] - box[:, :2],
             np.ascontiguousarray(window[:, :2]),
             np.ascontiguousarray(window[:, 2:]),
-            np.tile(np.float32(batch.shape), (len(batch), 1)),
+            np.tile(np.array(batch.shape, np.float32), (len(batch), 1)),
             batch.flip.astype(np.int32),
             # subtracting mean - shift is one operation fewer than subtracting the mean and adding the shift
-            (np.float32(mean) - batch.shift)[:, None, None, :],
+            (np.array(mean, np.float32) - batch.shift)[:, None, None, :],
         )
 
     ahead = [reader.submit(prepare, batch) for batch in (first, *islice(views, _AHEAD - 1))]

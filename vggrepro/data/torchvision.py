@@ -43,7 +43,7 @@ def render(
                 batch, futures = ahead.pop(0)
                 pixels = np.stack([future.result() for future in futures])
                 ahead += [submit(following) for following in islice(views, 1)]
-                images = pixels - (np.float32(mean) - batch.shift)[:, None, None, :]
+                images = pixels - (np.array(mean, np.float32) - batch.shift)[:, None, None, :]
                 yield torch.from_numpy(images).permute(0, 3, 1, 2)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # the caller may have left early

@@ -77,4 +77,4 @@ def load(protocol: Protocol, folder: Path) -> Posteriors | None:
 def average(sets: Sequence[Posteriors]) -> NDArray[np.float32]:
     """(n, classes) equal-weight mean over Q, methods or nets (Sections 3.2, 4.4); all must be of one data set."""
     assert len({one.protocol.data for one in sets}) == 1, "posteriors of different data sets"
-    return np.mean([one.values for one in sets], axis=0, dtype=np.float64).astype(np.float32)
+    return np.stack([one.values for one in sets]).mean(axis=0, dtype=np.float64).astype(np.float32)

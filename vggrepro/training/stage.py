@@ -18,7 +18,7 @@ from vggrepro.data.plan import TrainingPlan
 from vggrepro.distributed import Topology, from_first_rank
 from vggrepro.errors import UserError
 from vggrepro.evaluation.methods import centre_error
-from vggrepro.ledger import ledger
+from vggrepro.ledger import Departure, ledger
 from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import Architecture, architecture
 from vggrepro.models.vgg import VGG
@@ -226,15 +226,15 @@ def _inherit(net: VGG, parent: Config, index: Index, here: Topology) -> dict[str
     return {"name": parent.name, "weights": checkpoint.weights_hash(origin.weights)} | layers.to_dict()
 
 
-def begin(config: Config, parent: Config | None, index: Index, run: RunDirectory) -> list[str]:
-    """Writes what makes the run directory self-contained; returns the ledger's lines. Rank 0 only."""
+def begin(config: Config, parent: Config | None, index: Index, run: RunDirectory) -> list[Departure]:
+    """Writes what makes the run directory self-contained; returns the fidelity ledger. Rank 0 only."""
     summary = index.summary()
     departures = ledger(config, parent, {name: summary["splits"][name] for name in ("train", "val")})
     run.write_text("config.yaml", config.to_yaml())
     run.write_json("dataset.json", summary)
     run.write_json("environment.json", environment())
     run.write_json("ledger.json", [asdict(departure) for departure in departures])
-    return [str(departure) for departure in departures]
+    return departures
 
 
 def _link(file: Path, name: Path) -> None:
