@@ -19,6 +19,7 @@ import torch
 
 from vggrepro.config import Config
 from vggrepro.errors import UserError
+from vggrepro.stages import FINAL
 
 _FORMAT = "vggrepro checkpoint 1"
 _log = logging.getLogger(__name__)
@@ -91,8 +92,8 @@ def step_file(folder: Path, step: int) -> Path:
 
 
 def final_file(folder: Path) -> Path:
-    """The net of a finished stage; that it exists is what finished means."""
-    return folder / "final.pt"
+    """The net of a finished stage."""
+    return folder / FINAL
 
 
 def best_file(folder: Path) -> Path:

@@ -15,6 +15,7 @@ from vggrepro.errors import UserError
 from vggrepro.evaluation.measure import Measured, measure, missing_Q
 from vggrepro.progress import progress, say
 from vggrepro.reporting.tables import measured_rows, to_markdown
+from vggrepro.stages import is_finished, require_finished
 from vggrepro.tracking import MlflowMirror, RunDirectory, resolve_uri, ui_command
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def session(configs: list[Config]) -> Iterator[Session]:
     """Checks what can be checked before anything is spent, then joins the ranks. Raises UserError."""
     from vggrepro.data.loader import make_loader
     from vggrepro.training.loop import share_of
-    from vggrepro.training.stage import architecture_of, is_finished
+    from vggrepro.training.stage import architecture_of
 
     here = topology(os.environ)
     for config in configs:
@@ -69,12 +70,12 @@ def train_stage(config: Config, parent: Config | None, at: Session) -> None:
     from vggrepro.training import stage
 
     run = RunDirectory(config.directory)
-    if from_first_rank(stage.is_finished(config)):
+    if from_first_rank(is_finished(config)):
         if at.here.is_first:
             say(f"{config.name}: already trained ({config.directory})")
         return
     if parent:
-        stage.require_finished(parent)
+        require_finished(parent)
     index = at.index(config)
     stage.check_data(config, index)
     if at.here.is_first:

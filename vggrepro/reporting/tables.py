@@ -7,6 +7,7 @@ from typing import Any
 
 from vggrepro.config import Config
 from vggrepro.evaluation.measure import Measured, measure
+from vggrepro.ledger import Departure
 from vggrepro.paper import Row, facts, value
 from vggrepro.tracking import RunDirectory
 
@@ -108,10 +109,7 @@ def _printed(error: float | None) -> str:
 def _ledger_lines(stages: list[Config]) -> list[str]:
     """The departures, those of all runs first and then each run's own."""
     ledgers = {config.name: RunDirectory(config.directory).read_json("ledger.json") or [] for config in stages}
-    texts = {
-        name: [f"{d['setting']}: {d['run']} instead of {d['paper']} ({d['why']})" for d in departures]
-        for name, departures in ledgers.items()
-    }
+    texts = {name: [str(Departure(**line)) for line in lines] for name, lines in ledgers.items()}
     if not any(texts.values()):
         return ["Departures from the paper: none."]
     counts = Counter(text for lines in texts.values() for text in lines)

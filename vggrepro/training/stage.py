@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from vggrepro import checkpoint
-from vggrepro.config import Config, differences, load_resolved
+from vggrepro.config import Config
 from vggrepro.data.index import Index
 from vggrepro.data.loader import Loader
 from vggrepro.data.plan import TrainingPlan
@@ -24,6 +24,7 @@ from vggrepro.models.table1 import Architecture, architecture
 from vggrepro.models.vgg import VGG
 from vggrepro.models.warm_start import warm_start
 from vggrepro.progress import progress, say
+from vggrepro.stages import require_finished
 from vggrepro.tracking import RunDirectory, environment
 from vggrepro.training.loop import Trainer
 from vggrepro.training.schedule import Plateau, after_validation, learning_rate
@@ -56,24 +57,6 @@ def architecture_of(config: Config) -> Architecture:
     )
 
 
-def is_finished(config: Config) -> bool:
-    """Whether the stage's run directory holds its final net, trained under this configuration.
-
-    Raises UserError when the directory belongs to another configuration, naming what differs.
-    """
-    kept = config.directory / "config.yaml"
-    if kept.exists():
-        changed = differences(load_resolved(kept).trajectory(), config.trajectory())
-        if changed:
-            listed = "; ".join(f"{key} was {old}, is {new}" for key, old, new in changed[:4])
-            more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
-            raise UserError(
-                f"run directory {config.directory} belongs to another configuration ({listed}{more}); "
-                f"choose another run.experiment or run.name, or remove the directory"
-            )
-    return checkpoint.final_file(config.directory / "checkpoints").exists()
-
-
 def check_data(config: Config, index: Index) -> None:
     """Holds the data set against the one the run directory was begun with. Raises UserError."""
     kept = RunDirectory(config.directory).read_json("dataset.json")
@@ -81,15 +64,6 @@ def check_data(config: Config, index: Index) -> None:
         raise UserError(
             f"run directory {config.directory} was begun with other pictures ({kept['source']}, {kept['splits']}) "
             f"than {index.source} now has; choose another run.experiment, or restore the pictures"
-        )
-
-
-def require_finished(config: Config) -> None:
-    """Raises UserError when the stage is not finished."""
-    if not is_finished(config):
-        raise UserError(
-            f"stage {config.name} is not finished (no final.pt in {config.directory}/checkpoints); "
-            f"train it first, or let `vggrepro reproduce` do so"
         )
 
 

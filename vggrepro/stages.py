@@ -1,0 +1,36 @@
+"""What a run directory says about its stage, without loading anything: is it finished, is it of this configuration."""
+
+from __future__ import annotations
+
+from vggrepro.config import Config, differences, load_resolved
+from vggrepro.errors import UserError
+
+FINAL = "final.pt"
+"""The net of a finished stage, in the folder of checkpoints; that it exists is what finished means."""
+
+
+def is_finished(config: Config) -> bool:
+    """Whether the stage's run directory holds its final net, trained under this configuration.
+
+    Raises UserError when the directory belongs to another configuration, naming what differs.
+    """
+    kept = config.directory / "config.yaml"
+    if kept.exists():
+        changed = differences(load_resolved(kept).trajectory(), config.trajectory())
+        if changed:
+            listed = "; ".join(f"{key} was {old}, is {new}" for key, old, new in changed[:4])
+            more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+            raise UserError(
+                f"run directory {config.directory} belongs to another configuration ({listed}{more}); "
+                f"choose another run.experiment or run.name, or remove the directory"
+            )
+    return (config.directory / "checkpoints" / FINAL).exists()
+
+
+def require_finished(config: Config) -> None:
+    """Raises UserError when the stage is not finished."""
+    if not is_finished(config):
+        raise UserError(
+            f"stage {config.name} is not finished (no final.pt in {config.directory}/checkpoints); "
+            f"train it first, or let `vggrepro reproduce` do so"
+        )
