@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from vggrepro.errors import UserError
+from vggrepro.errors import UserError, run_command
 
 app = typer.Typer(
     name="vggrepro",
@@ -161,10 +159,5 @@ def _print_json(report: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """The console script: a user's mistake ends in one line and status 2."""
-    try:
-        app()
-    except UserError as error:
-        if int(os.environ.get("RANK", "0")) == 0:  # every rank finds the same mistake
-            print(f"vggrepro: {error}", file=sys.stderr)
-        sys.exit(2)
+    """The console script."""
+    run_command("vggrepro", app)
