@@ -1,0 +1,72 @@
+"""What tests of several rooms share: small pictures in ImageNet's layout, and settings under which nets are small."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Nets, pictures and steps small enough that a stage takes a second.
+TINY = (
+    "model.classes=3",
+    "model.crop=32",
+    "model.width=0.0625",
+    "model.init=glorot_uniform",
+    "data.S=36",
+    "train.batch=8",
+    "train.iterations=6",
+    "train.log_every=1",
+    "evaluation.batch=8",
+    "tracking.mlflow=false",
+    "run.device=cpu",
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables of a launcher around the tests must not reach them."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """3 classes, 8 + 4 JPEGs each, 40 to 90 px: blotches of one colour a class."""
+    root = tmp_path_factory.mktemp("pictures")
+    for split, count in (("train", 8), ("val", 4)):
+        for label, name in enumerate(("n01", "n02", "n03")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                random = np.random.default_rng([label, number, count])
+                height, width = random.integers(40, 91, 2)
+                pixels = random.integers(0, 100, (height, width, 3))
+                pixels[..., label] += 120
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{name}_{number}.JPEG", quality=92)
+    return root
+
+
+@pytest.fixture
+def settings(pictures: Path, tmp_path: Path) -> list[str]:
+    """Overrides that make any configuration small and point it at `pictures`; runs go to `tmp_path`."""
+    return [*TINY, f"data.root={pictures}", f"run.root={tmp_path / 'runs'}"]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real pictures beside the checkout; tests that need it are skipped where there is none."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no shared pictures beside the checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def quiet_threads() -> dict[str, str]:
+    """Environment of a subprocess that shares few cores with others."""
+    return os.environ | {"OMP_NUM_THREADS": "1"}

@@ -1,0 +1,162 @@
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+from vggrepro.config import Config, differences, load_graph, load_resolved, load_stage
+from vggrepro.errors import UserError
+from vggrepro.paper import facts, value
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write(text: str, name: str = "stage.yaml") -> Path:
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return write
+
+
+def refusal(file: Path, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_graph(file, overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_defaults_are_the_papers() -> None:
+    config = Config(model={"net": "D"})
+    assert (config.model.crop, config.model.classes, config.model.dropout) == (224, 1000, 0.5)
+    assert (config.train.batch, config.train.momentum, config.train.weight_decay) == (256, 0.9, 5e-4)
+    assert (config.train.learning_rate, config.train.iterations) == (1e-2, 370_000)
+    assert (config.train.schedule.factor, config.train.schedule.max_drops) == (0.1, 3)
+    assert (config.data.S, config.data.mean) == (256, (123.68, 116.779, 103.939))
+    assert config.data.colour_shift.sigma == value("colour_shift_sigma")
+
+
+@pytest.mark.parametrize(
+    ("S", "single", "multi"),
+    [(256, (256,), (224, 256, 288)), (384, (384,), (352, 384, 416)), ((256, 512), (384,), (256, 384, 512))],
+)
+def test_test_scales_follow_from_the_training_scale(S: object, single: tuple, multi: tuple) -> None:
+    config = Config(model={"net": "D"}, data={"S": S})
+    assert (config.single_Q, config.multi_Q) == (single, multi)
+
+
+def test_test_scales_of_reduced_geometry_keep_their_proportions() -> None:
+    config = Config(model={"net": "D", "crop": 64}, data={"S": 73})
+    assert (config.single_Q, config.multi_Q) == ((73,), (64, 73, 82))
+
+
+def test_sections_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Config(model={"net": "D"}).train.batch = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "expected"),
+    [
+        ("model: {net: A}\ntrain: {bach: 8}", [], "unknown key train.bach; did you mean batch?"),
+        ("model: {net: A}\ntrian: {batch: 8}", [], "unknown key trian; did you mean train?"),
+        ("model: {net: A}", ["train.schedule.patiense=3"], "unknown key train.schedule.patiense; did you mean patience?"),
+        ("model: {net: A}\nrun: {zzz: 8}", [], "unknown key run.zzz; known: name, experiment, root"),
+        ("model: {net: A}", ["train.batch=0"], "train.batch=0 is not allowed: input should be greater than 0"),
+        ("model: {net: A}", ["train.batch=many"], "train.batch='many' is not allowed: input should be a valid integer"),
+        ("model: {net: A}", ["data.backend=dally"], "data.backend='dally' is not allowed: input should be 'auto', 'dali'"),
+        ("model: {net: A}", ["data.S=[512,256]"], "data.S=[512, 256] is not allowed: the range must rise"),
+        ("model: {net: A}", ["data.S=100"], "data.S=100 is smaller than model.crop=224"),
+        ("model: {net: A}", ["evaluation.multi_Q=[200,256]"], "evaluation.multi_Q=200 is smaller than model.crop=224"),
+        ("model: {net: A}", ["train.schedule.kind=fixed"], "kind: fixed goes with drops_at"),
+        ("model: {net: A}", ["batch"], "--set batch: expected section.key=value"),
+        ("train: {batch: 8}", [], "model is missing; set it in the file or with --set model=..."),
+        ("model: {net: A}\nmodel: {net: B}", [], "key 'model' stands twice (line 1); remove one"),
+        ("model: {net: A", [], "is not YAML"),
+        ("- 1", [], "expected sections (model, data,"),
+    ],
+)
+def test_a_mistake_is_one_line_with_key_value_and_remedy(write, text: str, overrides: list[str], expected: str) -> None:
+    assert expected in refusal(write(text), *overrides)
+
+
+def test_a_missing_file_names_its_neighbour(write) -> None:
+    file = write("model: {net: A}", "vgg_A.yaml")
+    assert "did you mean vgg_A.yaml?" in refusal(file.with_name("vgg_a.yml"))
+
+
+def test_a_reason_never_hides_a_wrong_value(write) -> None:
+    text = refusal(write("model: {net: A, crop: -32}\nrun: {why: {model: laptop}}"))
+    assert "model.crop=-32" in text
+
+
+def test_extends_merges_and_the_file_wins(write) -> None:
+    write("train: {batch: 8, momentum: 0.5}\ndata: {flip: false}", "base.yaml")
+    stage, parent = load_stage(write("extends: base.yaml\nmodel: {net: A}\ntrain: {batch: 16}"))
+    assert (stage.train.batch, stage.train.momentum, stage.data.flip, parent) == (16, 0.5, False, None)
+
+
+def test_overrides_win_over_files(write) -> None:
+    stage, _ = load_stage(write("model: {net: A}\ntrain: {batch: 16}"), ["train.batch=32", "data.S=[256, 512]"])
+    assert (stage.train.batch, stage.data.S) == (32, (256, 512))
+
+
+def test_a_stage_file_brings_its_ancestors() -> None:
+    graph = load_graph(REPOSITORY / "configs" / "vgg_D_jitter.yaml")
+    assert list(graph.stages) == ["A-256", "D-256", "D-384", "D-jitter"]
+    assert graph.parents == {"A-256": None, "D-256": "A-256", "D-384": "D-256", "D-jitter": "D-384"}
+
+
+def test_the_full_graph_trains_a_once_and_before_the_others() -> None:
+    graph = load_graph(REPOSITORY / "configs" / "reproduce.yaml")
+    assert len(graph.stages) == len(facts().table(3)) == 12
+    names = list(graph.stages)
+    assert all(parent is None or names.index(parent) < names.index(name) for name, parent in graph.parents.items())
+
+
+def test_stages_in_place_share_the_files_sections(write) -> None:
+    file = write("train: {batch: 8}\nstages:\n  A: {model: {net: A}}\n  D: {model: {net: D}, run: {parent: A}}")
+    graph = load_graph(file, ["run.seed=3"])
+    assert [(c.model.net, c.train.batch, c.run.seed) for c in graph.stages.values()] == [("A", 8, 3), ("D", 8, 3)]
+    assert graph.parents == {"A": None, "D": "A"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("stages: {D: {model: {net: D}, run: {parent: A}}}", "run.parent=A of stage D is not a stage above it"),
+        ("stages: []", "stages is empty"),
+        ("stages: 3", "stages must be a list of stage files or a mapping"),
+        ("model: {net: D}\nrun: {parent: stage.yaml}", "run.parent leads back to this file"),
+        ("model: {net: D}\nrun: {parent: nowhere.yaml}", "nowhere.yaml does not exist"),
+    ],
+)
+def test_a_broken_graph_is_refused(write, text: str, expected: str) -> None:
+    assert expected in refusal(write(text))
+
+
+def test_two_stages_of_one_name_are_refused(write) -> None:
+    write("model: {net: A}\nrun: {name: same}", "a.yaml")
+    write("model: {net: B}\nrun: {name: same}", "b.yaml")
+    assert "two different stages are named same" in refusal(write("stages: [a.yaml, b.yaml]", "graph.yaml"))
+
+
+def test_a_graph_is_not_a_stage(write) -> None:
+    with pytest.raises(UserError, match="holds a graph of stages"):
+        load_stage(write("stages: {A: {model: {net: A}}}"))
+
+
+def test_the_resolved_configuration_reads_back(write) -> None:
+    stage, _ = load_stage(REPOSITORY / "configs" / "vgg_D_jitter.yaml", ["run.why={data: a reason}"])
+    assert load_resolved(write(stage.to_yaml(), "config.yaml")) == stage
+
+
+def test_the_hash_covers_what_decides_the_trajectory_and_nothing_else() -> None:
+    base = Config(model={"net": "D"})
+    same = Config(model={"net": "D"}, data={"root": "x", "workers": 3}, train={"keep": 9, "micro_batch": 4})
+    assert base.hash() == same.hash()
+    for change in ({"run": {"seed": 1}}, {"train": {"batch": 128}}, {"data": {"flip": False}}):
+        assert Config.model_validate({"model": {"net": "D"}} | change).hash() != base.hash()
+
+
+def test_differences_name_the_settings() -> None:
+    left, right = Config(model={"net": "D"}), Config(model={"net": "D"}, train={"batch": 128})
+    assert differences(left.trajectory(), right.trajectory()) == [("train.batch", 256, 128)]
