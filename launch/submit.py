@@ -1,7 +1,7 @@
 """Submits a configuration's stage graph.
 
-    python launch/submit.py --config configs/vgg_D.yaml --nodes 4 --dry-run     what would be submitted, and in which order
-    python launch/submit.py --config configs/vgg_D.yaml --local                 the same graph on this machine, without SLURM
+    python launch/submit.py --config configs/vgg_D.yaml --nodes 4 --dry-run   # what would be submitted, in which order
+    python launch/submit.py --config configs/vgg_D.yaml --local               # the same graph on this machine
 
 Submission to SLURM itself comes with the requeue protocol; until then `slurm/train.sbatch` submits one stage.
 """
@@ -79,8 +79,8 @@ def submit(
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: one JSON object.")] = False,
 ) -> None:
     """Submit the stages of a configuration that are not finished, each after the one it starts from."""
-    wanted = {"nodes": nodes, "gpus_per_node": gpus_per_node, "partition": partition, "account": account, "hours": hours}
-    options = [f"cluster.{key}={item}" for key, item in wanted.items() if item is not None]
+    cluster = {"nodes": nodes, "gpus_per_node": gpus_per_node, "partition": partition, "account": account}
+    options = [f"cluster.{key}={item}" for key, item in (cluster | {"hours": hours}).items() if item is not None]
     graph = load_graph(config, [*options, *changes])
     if local:
         from vggrepro.pipeline import reproduce

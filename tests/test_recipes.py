@@ -1,0 +1,54 @@
+"""The heads of the configuration files are contracts: they are held against the paper's data."""
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+from vggrepro.config import load_stage
+from vggrepro.paper import facts
+
+RECIPES = sorted((REPOSITORY / "configs").glob("vgg_*.yaml"))
+
+
+def head_of(file: Path) -> str:
+    return "\n".join(line for line in file.read_text().splitlines() if line.startswith("#"))
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_the_head_states_the_papers_rows(file: Path) -> None:
+    stage, _ = load_stage(file)
+    stated = {
+        (int(table), tuple(map(int, Q.split(", "))), float(top1), float(top5))
+        for table, Q, top1, top5 in re.findall(
+            r"Table (\d): Q = ([\d, ]+): top-1 error ([\d.]+) %, top-5 ([\d.]+) %", head_of(file)
+        )
+    }
+    printed = {
+        (row.table, row.Q, row.top1, row.top5)
+        for table in (3, 4)
+        for row in facts().table(table)
+        if row.nets == (stage.model.net,) and row.S == stage.data.S
+    }
+    assert stated == printed
+    assert printed
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_the_head_names_its_command(file: Path) -> None:
+    assert f"--config configs/{file.name} " in head_of(file)
+
+
+def test_every_row_of_table_3_has_a_recipe() -> None:
+    stages = [load_stage(file)[0] for file in RECIPES]
+    assert {(s.model.net, s.data.S) for s in stages} == {(row.nets[0], row.S) for row in facts().table(3)}
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_the_test_scales_are_those_of_tables_3_and_4(file: Path) -> None:
+    stage, _ = load_stage(file)
+    for table, Q in ((3, stage.single_Q), (4, stage.multi_Q)):
+        for row in facts().table(table):
+            if row.nets == (stage.model.net,) and row.S == stage.data.S:
+                assert row.Q == Q
