@@ -1,0 +1,135 @@
+"""The course of a run does not depend on ranks, micro-batches or interruptions."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from training_runs import assert_same_state, course, losses, train_command, train_here
+
+from vggrepro import checkpoint
+from vggrepro.config import load_stage
+from vggrepro.errors import UserError
+from vggrepro.tracking import RunDirectory
+
+StageFile = Callable[..., Path]
+# Other ranks and micro-batches change the order of float32 sums and nothing else: over 50 steps the relative
+# difference of the losses stays below this (2e-6 was seen).
+ROUNDING = 1e-4
+
+
+def run_of(file: Path) -> RunDirectory:
+    return RunDirectory(load_stage(file)[0].directory)
+
+
+def final(run: RunDirectory) -> checkpoint.Checkpoint:
+    return checkpoint.load(checkpoint.final_file(run.checkpoints))
+
+
+def test_two_ranks_have_the_loss_curve_of_one(stage_file: StageFile) -> None:
+    alone = train_here(stage_file("alone", train={"iterations": 50}))
+    file = stage_file("two", train={"iterations": 50})
+    finished = train_command(file, ranks=2)
+    assert finished.returncode == 0, finished.stderr
+    np.testing.assert_allclose(losses(run_of(file)), losses(alone), rtol=ROUNDING)
+    assert [r["top1_error"] for r in run_of(file).records("validation")] == [
+        r["top1_error"] for r in alone.records("validation")
+    ]
+    for name, tensor in final(alone).weights.items():
+        torch.testing.assert_close(final(run_of(file)).weights[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3])
+def test_micro_batches_have_the_loss_curve_of_the_whole_batch(stage_file: StageFile, micro_batch: int) -> None:
+    whole = train_here(stage_file("whole"))
+    parts = train_here(stage_file("parts", train={"micro_batch": micro_batch}))
+    np.testing.assert_allclose(losses(parts), losses(whole), rtol=ROUNDING)
+
+
+def test_dropout_is_on_and_its_seed_matters(stage_file: StageFile) -> None:
+    with_dropout = losses(train_here(stage_file("with")))
+    without = losses(train_here(stage_file("without", model={"dropout": 0.0})))
+    assert with_dropout[0] != without[0]
+
+
+def back_to(step: int, run: RunDirectory) -> None:
+    """Leaves what a run killed after the checkpoint of a step leaves."""
+    (run.checkpoints / "final.pt").unlink(missing_ok=True)
+    for file in run.checkpoints.glob("step-*.pt"):
+        if int(file.stem.removeprefix("step-")) > step:
+            file.unlink()
+
+
+# 39 pictures in batches of 8: epochs end in the 5th and the 10th step, each with a validation and a checkpoint.
+@pytest.mark.parametrize("step", [4, 5, 8, 10])
+def test_a_resumed_run_is_bitwise_the_undisturbed_one(stage_file: StageFile, step: int) -> None:
+    undisturbed = train_here(stage_file("undisturbed"))
+    file = stage_file("resumed")
+    resumed = train_here(file)
+    back_to(step, resumed)
+    assert max(record["step"] for record in resumed.records()) == 12
+    train_here(file)
+    assert course(resumed) == course(undisturbed)
+    assert_same_state(final(resumed), final(undisturbed))
+    last = "step-00000012.pt"
+    assert_same_state(checkpoint.load(resumed.checkpoints / last), checkpoint.load(undisturbed.checkpoints / last))
+
+
+def test_the_learning_rate_drop_survives_the_resume(stage_file: StageFile) -> None:
+    settings = {"iterations": 30, "learning_rate": 1e-9, "schedule": {"patience": 2}}
+    undisturbed = train_here(stage_file("undisturbed", train=settings))
+    file = stage_file("resumed", train=settings)
+    resumed = train_here(file)
+    back_to(16, resumed)
+    train_here(file)
+    assert [r["learning_rate"] for r in resumed.records("train")][-1] < 1e-10
+    assert course(resumed) == course(undisturbed)
+
+
+def test_a_torn_checkpoint_is_passed_over_with_a_warning(
+    stage_file: StageFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    undisturbed = train_here(stage_file("undisturbed"))
+    file = stage_file("torn")
+    torn = train_here(file)
+    back_to(10, torn)
+    newest = torn.checkpoints / "step-00000010.pt"
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    train_here(file)
+    assert "step-00000010.pt is torn" in caplog.text
+    assert course(torn) == course(undisturbed)
+    assert_same_state(final(torn), final(undisturbed))
+
+
+def test_a_directory_of_another_configuration_is_refused_naming_what_differs(stage_file: StageFile) -> None:
+    file = stage_file("A")
+    train_here(file)
+    with pytest.raises(UserError, match=r"another configuration \(train.learning_rate was 0.01, is 0.02\)"):
+        train_here(file, "train.learning_rate=0.02")
+    train_here(file, "train.log_every=5", "train.micro_batch=2")  # these do not change the course
+
+
+def test_a_child_records_its_parent(stage_file: StageFile) -> None:
+    parent = train_here(stage_file("A"))
+    child = train_here(stage_file("B", model={"net": "B"}, run={"name": "B", "parent": "A.yaml"}))
+    descent = final(child).provenance["parent"]
+    assert descent["name"] == "A"
+    assert descent["weights"] == checkpoint.weights_hash(final(parent).weights)
+    copied = {layer["child"] for layer in descent["layers"] if layer["parent"]}
+    assert copied == {"conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8"}
+
+
+def test_a_child_without_its_parent_says_so(stage_file: StageFile) -> None:
+    stage_file("A")
+    with pytest.raises(UserError, match="stage A is not finished"):
+        train_here(stage_file("B", model={"net": "B"}, run={"name": "B", "parent": "A.yaml"}))
+
+
+def test_a_count_of_ranks_that_does_not_divide_the_batch_ends_in_one_line(stage_file: StageFile) -> None:
+    failed = train_command(stage_file("A", train={"batch": 9}), ranks=2)
+    assert failed.returncode != 0
+    lines = [line for line in failed.stderr.splitlines() if line.startswith("vggrepro:")]
+    assert lines == [
+        "vggrepro: train.batch=9 cannot be split evenly over 2 ranks; start one of 1, 3, 9 ranks, or change train.batch"
+    ]
