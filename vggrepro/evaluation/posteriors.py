@@ -52,10 +52,13 @@ class Posteriors:
         file = self.protocol.file(folder)
         folder.mkdir(parents=True, exist_ok=True)
         temporary = file.with_name(f".{file.name}.{os.getpid()}")
-        with temporary.open("wb") as out:
-            protocol = json.dumps(asdict(self.protocol))
-            np.savez(out, values=self.values, labels=self.labels, protocol=np.array(protocol))
-        temporary.replace(file)
+        try:
+            with temporary.open("wb") as out:
+                protocol = json.dumps(asdict(self.protocol))
+                np.savez(out, values=self.values, labels=self.labels, protocol=np.array(protocol))
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def load(protocol: Protocol, folder: Path) -> Posteriors | None:
@@ -67,7 +70,7 @@ def load(protocol: Protocol, folder: Path) -> Posteriors | None:
         with np.load(file, allow_pickle=False) as content:
             stored: dict[str, Any] = json.loads(str(content["protocol"]))
             found = Posteriors(Protocol(**stored), content["values"], content["labels"])
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(f"posteriors {file} cannot be read ({error}); remove the file and evaluate again") from None
     if found.protocol != protocol:
         raise UserError(f"posteriors {file} are of another protocol ({stored}); remove the file and evaluate again")
