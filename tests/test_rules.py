@@ -35,7 +35,7 @@ def name_of(file: Path) -> str:
 
 
 def room_of(name: str) -> str:
-    return name.split("/")[0].removesuffix(".py")
+    return name.split("/", maxsplit=1)[0].removesuffix(".py")
 
 
 def imported(file: Path) -> set[str]:

@@ -1,0 +1,138 @@
+"""The whole story on 36 pictures: the demo's graph with everything small."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+from vggrepro import checkpoint, pipeline
+from vggrepro.config import Graph, load_graph, load_stage
+from vggrepro.errors import UserError
+from vggrepro.paper import value
+from vggrepro.reporting.tables import measured_rows
+from vggrepro.tracking import RunDirectory
+
+DEMO = REPOSITORY / "configs" / "demo.yaml"
+# The demo's learning rate drops come after the tests' few steps.
+SMALL = ("train.schedule.kind=plateau", "train.schedule.drops_at=[]")
+
+
+def graph_of(settings: list[str], *more: str) -> Graph:
+    return load_graph(DEMO, [*settings, *SMALL, *more])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_the_whole_story(settings: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    graph = graph_of(settings)
+    tables = pipeline.reproduce(graph)
+    printed = capsys.readouterr()
+
+    assert tables is not None
+    assert printed.out.strip() == tables.read_text().strip()
+    rows = [[cell.strip() for cell in line.split("|")] for line in printed.out.splitlines() if line.startswith("| ")]
+    assert [row[1:4] for row in rows if row[1] in "AD"] == [
+        ["A", "37", "37"],
+        ["D", "37", "37"],
+        ["A", "37", "32, 37, 42"],
+        ["D", "37", "32, 37, 42"],
+    ]
+    for row in measured_rows(list(graph.stages.values())):
+        low, high = row["interval_top1"]
+        assert row["n"] == 12
+        assert 0 <= low <= row["measured_top1"] <= high <= 100
+        assert row["measured_top5"] == 0  # of three classes, five guesses find one
+    assert "model.crop: 32 instead of 224" in printed.out
+
+    A, D = (RunDirectory(config.directory) for config in graph.stages.values())
+    for run in (A, D):
+        assert [record["step"] for record in run.records("train")] == [1, 2, 3, 4, 5, 6]
+        assert [record["step"] for record in run.records("validation")] == [3, 6]  # 24 pictures, batch 8
+        (evaluation,) = run.records("evaluation")
+        assert {"dense_single_Q_top1_error", "dense_multi_Q_top1_error"} <= evaluation.keys()
+        assert {path.name for path in run.path.iterdir()} >= {
+            "config.yaml", "dataset.json", "environment.json", "ledger.json", "metrics.jsonl", "checkpoints", "posteriors",
+        }  # fmt: skip
+
+    child = checkpoint.load(D.checkpoints / "final.pt")
+    inherited = {layer["child"] for layer in child.provenance["parent"]["layers"] if layer["parent"]}
+    assert inherited == set(value("warm_start_layers"))
+    assert child.provenance["parent"]["weights"] == A.read_json("final.json")["weights"]
+    assert child.preprocessing["mean"] == [123.68, 116.779, 103.939]
+
+
+def test_a_second_call_trains_and_evaluates_nothing(settings: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    graph = graph_of(settings)
+    pipeline.reproduce(graph)
+    root = graph.stages["A"].run.root
+    before, first = contents(root), capsys.readouterr().out
+    pipeline.reproduce(graph_of(settings))
+    assert contents(root) == before
+    assert capsys.readouterr().out == first
+
+
+def test_what_is_missing_is_made_again(settings: list[str]) -> None:
+    graph = graph_of(settings)
+    pipeline.reproduce(graph)
+    run = RunDirectory(graph.stages["D"].directory)
+    before = {file.name: file.read_bytes() for file in run.posteriors.iterdir()}
+    (lost, *_) = run.posteriors.iterdir()
+    lost.unlink()
+    pipeline.reproduce(graph)
+    assert {file.name: file.read_bytes() for file in run.posteriors.iterdir()} == before
+
+
+def test_another_configuration_never_overwrites_a_run(settings: list[str]) -> None:
+    pipeline.reproduce(graph_of(settings))
+    with pytest.raises(UserError, match=r"belongs to another configuration \(train.momentum was 0.9, is 0.5\)"):
+        pipeline.reproduce(graph_of(settings, "train.momentum=0.5"))
+
+
+def test_other_pictures_never_mix_with_a_run(settings: list[str], pictures: Path, tmp_path: Path) -> None:
+    pipeline.reproduce(graph_of(settings))
+    moved = tmp_path / "moved"
+    moved.symlink_to(pictures)
+    pipeline.reproduce(graph_of(settings, f"data.root={moved}"))  # the same pictures elsewhere are the same pictures
+    fewer = tmp_path / "fewer"
+    for file in pictures.glob("*/*/*_[0-2].JPEG"):
+        copy = fewer / file.relative_to(pictures)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    with pytest.raises(UserError, match="was begun with other pictures"):
+        pipeline.reproduce(graph_of(settings, f"data.root={fewer}"))
+
+
+def test_a_stage_whose_parent_is_not_finished_is_refused(settings: list[str]) -> None:
+    stage, parent = load_stage(REPOSITORY / "configs" / "vgg_D.yaml", settings)
+    with pipeline.session([stage]) as at, pytest.raises(UserError, match="A-256 is not finished"):
+        pipeline.train_stage(stage, parent, at)
+
+
+def test_runs_stand_side_by_side_in_mlflow(settings: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    graph = graph_of(settings, "tracking.mlflow=true", "train.iterations=2")
+    pipeline.reproduce(graph)
+    assert "ui --backend-store-uri sqlite:///" in capsys.readouterr().err
+    from mlflow import MlflowClient
+
+    root = graph.stages["A"].run.root
+    client = MlflowClient(f"sqlite:///{root.absolute() / 'mlruns.db'}")
+    experiment = client.get_experiment_by_name("demo")
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert runs.keys() == {"A", "D"}
+    for name, run in runs.items():
+        assert run.info.status == "FINISHED"
+        assert run.data.params["model.net"] == name
+        assert run.data.params["train.batch"] == "8"
+        assert run.data.metrics.keys() >= {"train/loss", "validation/top1_error", "evaluation/dense_multi_Q_top1_error"}
+        assert {artifact.path for artifact in client.list_artifacts(run.info.run_id)} >= {"config.yaml", "ledger.json"}
+    assert len(client.get_metric_history(runs["A"].info.run_id, "train/loss")) == 2
+
+
+def test_the_run_directory_says_where_the_run_departs(settings: list[str]) -> None:
+    graph = graph_of(settings)
+    pipeline.reproduce(graph)
+    departures = json.loads((graph.stages["D"].directory / "ledger.json").read_text())
+    assert {"model.width", "data.pictures.train"} <= {line["setting"] for line in departures}
