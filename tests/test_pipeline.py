@@ -54,8 +54,9 @@ def test_the_whole_story(settings: list[str], capsys: pytest.CaptureFixture[str]
         (evaluation,) = run.records("evaluation")
         assert {"dense_single_Q_top1_error", "dense_multi_Q_top1_error"} <= evaluation.keys()
         assert {path.name for path in run.path.iterdir()} >= {
-            "config.yaml", "dataset.json", "environment.json", "ledger.json", "metrics.jsonl", "checkpoints", "posteriors",
-        }  # fmt: skip
+            *("config.yaml", "dataset.json", "environment.json", "ledger.json", "metrics.jsonl"),
+            *("checkpoints", "posteriors"),
+        }
 
     child = checkpoint.load(D.checkpoints / "final.pt")
     inherited = {layer["child"] for layer in child.provenance["parent"]["layers"] if layer["parent"]}
