@@ -19,6 +19,8 @@ from vggrepro.stages import is_finished, require_finished
 from vggrepro.tracking import MlflowMirror, RunDirectory, resolve_uri, ui_command
 
 if TYPE_CHECKING:
+    import torch
+
     from vggrepro.data.index import Index
     from vggrepro.data.loader import Loader
 
@@ -27,11 +29,17 @@ _MLFLOW_PATIENCE_S = 60.0
 
 @dataclass(frozen=True)
 class Session:
-    """What all stages of one command share: this rank's place, its loader, and the data sets opened so far."""
+    """What all stages of one command share: this rank's place, its device, and the data sets opened so far."""
 
     here: Topology
-    loader: Loader
+    device: torch.device
     indexes: dict[Data, Index]
+
+    def loader(self, config: Config) -> Loader:
+        """What renders the pictures of a stage. Raises UserError."""
+        from vggrepro.data.loader import make_loader
+
+        return make_loader(config.data, self.device, self.here.local_world)
 
     def index(self, config: Config) -> Index:
         """The data set of a stage; rank 0 makes what others then find made. Raises UserError."""
@@ -49,7 +57,6 @@ class Session:
 @contextmanager
 def session(configs: list[Config]) -> Iterator[Session]:
     """Checks what can be checked before anything is spent, then joins the ranks. Raises UserError."""
-    from vggrepro.data.loader import make_loader
     from vggrepro.training.loop import share_of
     from vggrepro.training.stage import architecture_of
 
@@ -60,9 +67,11 @@ def session(configs: list[Config]) -> Iterator[Session]:
         is_finished(config)
         resolve_uri(config.tracking.uri, config.run.root)
     device = pick_device(configs[0].run.device, here.local_rank)
-    loader = make_loader(configs[0].data, device, here.local_world)
+    at = Session(here, device, {})
+    for config in configs:
+        at.loader(config)
     with process_group(here, device):
-        yield Session(here, loader, {})
+        yield at
 
 
 def train_stage(config: Config, parent: Config | None, at: Session) -> None:
@@ -82,7 +91,7 @@ def train_stage(config: Config, parent: Config | None, at: Session) -> None:
         departures = stage.begin(config, parent, index, run)
         say(f"{config.name}: departs from the paper in {len(departures)} settings, see {run.path / 'ledger.json'}")
     with _mirrored(config, run, at.here):
-        stage.train(config, parent, index, at.loader, at.here, run)
+        stage.train(config, parent, index, at.loader(config), at.here, run)
 
 
 def evaluate_stage(config: Config, at: Session) -> None:
@@ -101,9 +110,9 @@ def evaluate_stage(config: Config, at: Session) -> None:
         evaluate(
             config,
             weights,
-            lambda: net_of(load_final(config), at.loader.device),
+            lambda: net_of(load_final(config), at.device),
             index,
-            at.loader,
+            at.loader(config),
             at.here,
             run,
             wanted,
@@ -212,9 +221,9 @@ def evaluate_net(run: Path, scales: tuple[int, ...] | None, overrides: list[str]
         evaluate(
             config,
             weights,
-            lambda: net_of(kept, at.loader.device),
+            lambda: net_of(kept, at.device),
             index,
-            at.loader,
+            at.loader(config),
             at.here,
             directory,
             config.single_Q,
