@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from vggrepro.errors import UserError
-from vggrepro.models.dense import class_scores, score_map
+from vggrepro.models.dense import class_scores, receptive_field, score_map
 from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture
 from vggrepro.models.vgg import VGG
@@ -81,3 +81,49 @@ def test_too_small_a_picture_is_named(height: int, width: int) -> None:
 def test_training_mode_is_refused() -> None:
     with pytest.raises(AssertionError, match="training mode"):
         score_map(built().train(), pictures(64, 64))
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 700), (701, 65), (97, 333), (129, 130)])
+@pytest.mark.parametrize("options", [{"net": "E"}, {"net": "C"}, {"net": "A-LRN"}, {"batch_norm": True}])
+@pytest.mark.parametrize("ceil", [False, True])
+@torch.inference_mode()
+def test_strips_equal_the_whole(options: dict, height: int, width: int, ceil: bool) -> None:
+    net, images = built(**options), pictures(height, width, n=1)
+    expected = score_map(net, images, ceil=ceil)
+    for pixels in (1, 64 * 256, 64 * 400):
+        strips = score_map(net, images, ceil=ceil, pixels_at_once=pixels)
+        torch.testing.assert_close(strips, expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_strips_bound_what_one_pass_sees() -> None:
+    net, images, seen = built(net="D"), pictures(64, 3000, n=1), []
+    net.features[0].register_forward_pre_hook(lambda module, args: seen.append(args[0].numel() // 3))
+    score_map(net, images, pixels_at_once=64 * 600)
+    assert max(seen) <= 64 * 600
+    assert len(seen) <= 9  # of which a whole picture would fill five: the strips overlap, but not much
+
+
+def test_receptive_field_is_what_a_gradient_reaches() -> None:
+    net = built(net="D")
+    images = pictures(64, 640, n=1).requires_grad_()
+    maps = net.features(images)
+    maps[0, :, :, 9:11].sum().backward()
+    assert images.grad is not None
+    reached = images.grad[0].abs().sum(dim=(0, 1)).nonzero().flatten()
+    first, last = receptive_field(net.architecture, 9, 10)
+    assert first <= int(reached.min())
+    assert int(reached.max()) <= last
+    assert last - first + 1 == 212 + 32  # VGG-16's known field of view, and one more place
+
+
+@torch.inference_mode()
+def test_ceil_pools_the_remainder() -> None:
+    net, images = built(net="A"), pictures(64, 97)
+    with_remainder = score_map(net, images, ceil=True)
+    assert (score_map(net, images).shape[3], with_remainder.shape[3]) == (2, 3)
+    maps = images
+    for layer in net.features:
+        maps = torch.nn.MaxPool2d(2, 2, ceil_mode=True)(maps) if isinstance(layer, torch.nn.MaxPool2d) else layer(maps)
+    expected = [net.classifier(maps[:, :, :, x : x + 2].flatten(1)) for x in range(3)]
+    torch.testing.assert_close(with_remainder[:, :, 0], torch.stack(expected, dim=2), rtol=1e-4, atol=1e-5)
