@@ -14,8 +14,8 @@ from vggrepro.reporting.tables import measured_rows
 from vggrepro.tracking import RunDirectory
 
 DEMO = REPOSITORY / "configs" / "demo.yaml"
-# The demo's learning rate drops come after the tests' few steps.
-SMALL = ("train.schedule.kind=plateau", "train.schedule.drops_at=[]")
+# The demo drops the learning rate, and validates, after more steps than the tests have.
+SMALL = ("train.schedule.kind=plateau", "train.schedule.drops_at=[]", "train.validate_every=1")
 
 
 def graph_of(settings: list[str], *more: str) -> Graph:
