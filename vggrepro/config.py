@@ -83,6 +83,8 @@ class Data(Section):
     backend: Literal["auto", "dali", "torchvision"] = "auto"
     workers: Positive | None = None
     """Decoding threads of each rank; default: the machine's cores shared among its ranks."""
+    max_bad: int = Field(default=20, ge=0)
+    """Most training pictures of a rank that may turn out unreadable after indexing; others take their places."""
 
     @field_validator("S")
     @classmethod
@@ -136,7 +138,13 @@ class Train(Section):
     momentum: Fraction = value("momentum")
     weight_decay: float = Field(default=value("weight_decay"), ge=0)
     schedule: Schedule = Schedule()
+    biases: Literal["paper", "caffe"] = "paper"
+    """`caffe`: biases learn at twice the rate and without weight decay, as in Caffe's files; the paper names no rule."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    comm: Literal["ddp", "bf16", "factor"] = "ddp"
+    """How ranks exchange gradients: all of them in float32, in bfloat16, or for the FC layers their factors."""
+    compile: bool = False
+    """torch.compile of the net, for fixed shapes."""
     validate_every: Positive = 1
     """Epochs between two validations (centre crop at Q = S)."""
     log_every: Positive = 20
@@ -145,6 +153,10 @@ class Train(Section):
     """Iterations between two checkpoints; one is also written at each validation and at the end."""
     keep: Positive = 2
     """How many of the newest checkpoints stay on disk, the best one aside."""
+    stall_after: int = Field(default=10_000, ge=0)
+    """Iterations after which a loss still within 0.02 of ln(classes) stops the run; 0: never."""
+    rank_timeout_s: float = Field(default=600.0, gt=0)
+    """Seconds without progress after which a rank counts as lost, and the others end naming it."""
 
 
 class Evaluation(Section):
@@ -158,6 +170,7 @@ class Evaluation(Section):
     """Average the posteriors of the picture and its mirror image."""
     batch: Positive = 64
     """Most pictures in one forward pass of a rank, at the size of a training crop; larger pictures, fewer of them."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
 
 
 class Run(Section):
@@ -250,8 +263,9 @@ class Config(Section):
         """
         tree = self.model_dump(mode="json")
         data = {key: tree["data"][key] for key in ("S", "flip", "colour_shift", "mean")}
-        keeping = {"log_every", "checkpoint_every", "keep", "micro_batch"}
+        keeping = {"log_every", "checkpoint_every", "keep", "micro_batch", "compile", "stall_after", "rank_timeout_s"}
         train = {key: setting for key, setting in tree["train"].items() if key not in keeping}
+        train["comm"] = "bf16" if self.train.comm == "bf16" else "exact"  # the others differ by rounding only
         return {"model": tree["model"], "data": data, "train": train, "run": {"seed": self.run.seed}}
 
     def hash(self) -> str:

@@ -32,7 +32,9 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             whole = Image.fromarray(load_sample_images().images[label])
             scale = random.uniform(0.3, 1.0)
             width, height = (int(side * scale * random.uniform(0.6, 1.0)) for side in whole.size)
-            left, top = (int(random.uniform(0, side - cut)) for side, cut in zip(whole.size, (width, height), strict=True))
+            left, top = (
+                int(random.uniform(0, side - cut)) for side, cut in zip(whole.size, (width, height), strict=True)
+            )
             file = root / split / ("church", "flower")[label] / f"{number:03d}.JPEG"
             file.parent.mkdir(parents=True, exist_ok=True)
             # both chroma subsamplings that are common in the wild

@@ -1,91 +1,127 @@
-"""The DALI backend: region-of-interest decode, and one resampling of exactly the region a view shows.
+"""The DALI backend: of each picture, only the region that its views read is decoded.
 
-Only this module imports DALI.
+Only this module imports DALI. Its decoder gives PIL's pixels for ordinary JPEGs (libjpeg-turbo in both). Resampling is
+left to PIL: DALI's resize repeats the picture's edge where the anti-aliasing filter reaches beyond it, PIL's leaves
+those taps out, and the borders of strongly reduced pictures differ by more than 10 grey levels. Both cost the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
-import torch
+from PIL import Image
 
+from vggrepro.data.decode import BadPictureError, Region, whole_region
 from vggrepro.data.index import Split
-from vggrepro.data.views import Views
+from vggrepro.data.views import Ints
+from vggrepro.progress import say
 
-_AHEAD = 2  # batches whose bytes are being read, and batches being decoded, ahead of the one asked for
+MOST = 64
+"""Pictures in one batch at most."""
+_AHEAD = 2  # batches being decoded ahead of the one asked for, and batches being read ahead of those
 
 
-def render(
-    split: Split, stream: Iterable[Views], *, mean: tuple[float, float, float], workers: int
-) -> Iterator[torch.Tensor]:
-    """Yields each Views of the stream as a float32 tensor (N, 3, h, w), channels last in memory, RGB 0-255 minus mean.
+def regions(
+    split: Split, wanted: Iterable[tuple[Ints, Ints]], pool: ThreadPoolExecutor, threads: int
+) -> Iterator[list[Region | BadPictureError]]:
+    """Decodes batches of (pictures, boxes), at most MOST pictures each, in `threads` threads; reads in `pool`.
 
-    The first Views must be the longest. Decoding and resampling (anti-aliased bilinear) run on the CPU in `workers`
-    threads.
+    PIL decodes what is not an ordinary JPEG, so that grey, CMYK and PNG files become RGB in one way; and every picture
+    of a batch at which DALI fails. That kills its pipeline, which is built anew for the batches after.
     """
-    views = iter(stream)
-    first = next(views, None)
-    if first is None:
-        return
-    with ThreadPoolExecutor(1) as reader:
-        pipe = _pipeline(_inputs(reader, split, first, views, mean), len(first), workers)
-        while True:
-            pipe.schedule_run()
+    batches = _reading(_Batch(split, pool, *batch) for batch in wanted)
+    while True:
+        decoding: deque[_Batch] = deque()
+        pipe = _build(_inputs(batches, decoding), threads)
+        dead = False
+        while not dead:
+            images: list[Image.Image] = []
             try:
-                (images,) = pipe.share_outputs()
+                pipe.schedule_run()
+                (outputs,) = pipe.share_outputs()
+                # copied into PIL's own layout, since DALI uses the buffer again
+                images = [Image.fromarray(np.asarray(outputs[row])) for row in range(len(outputs))]
+                pipe.release_outputs()
             except StopIteration:
+                yield from (batch.regions([]) for batch in decoding)
                 return
-            # copied, since DALI uses the buffer again
-            array = np.array(images.as_tensor(), copy=True)
-            pipe.release_outputs()
-            yield torch.from_numpy(array).permute(0, 3, 1, 2)
+            except RuntimeError as error:  # what DALI raises for a file it cannot decode
+                if not decoding:
+                    raise
+                say(f"DALI fails to decode ({_reason(error)}); PIL takes its batch")
+                dead = True
+            while not decoding[0].for_dali:
+                yield decoding.popleft().regions([])
+            yield decoding.popleft().regions(images)
+        batches = chain(tuple(decoding), batches)
 
 
-def _inputs(
-    reader: ThreadPoolExecutor, split: Split, first: Views, views: Iterator[Views], mean: tuple[float, float, float]
-) -> Iterator[tuple[Any, ...]]:
-    """What the pipeline is fed, a tuple a batch, read from disk ahead of time."""
+class _Batch:
+    """Pictures on their way, their bytes being read since it was made."""
 
-    def prepare(batch: Views) -> tuple[Any, ...]:
-        box = batch.decode_box().astype(np.int32)
-        window = (batch.source_window() - np.tile(box[:, :2], 2)).astype(np.float32)
-        return (
-            [np.frombuffer(split.read(int(picture)), np.uint8) for picture in batch.picture],
-            np.ascontiguousarray(box[:, :2]),
-            box[:, 2:] - box[:, :2],
-            np.ascontiguousarray(window[:, :2]),
-            np.ascontiguousarray(window[:, 2:]),
-            np.tile(np.array(batch.shape, np.float32), (len(batch), 1)),
-            batch.flip.astype(np.int32),
-            # subtracting mean - shift is one operation fewer than subtracting the mean and adding the shift
-            (np.array(mean, np.float32) - batch.shift)[:, None, None, :],
-        )
+    def __init__(self, split: Split, pool: ThreadPoolExecutor, pictures: Ints, boxes: Ints) -> None:
+        assert len(pictures) <= MOST
+        self.boxes = boxes
+        self._split, self._pool, self._pictures = split, pool, pictures
+        self._encoded: list[Future[bytes]] = [pool.submit(split.read, int(picture)) for picture in pictures]
 
-    ahead = [reader.submit(prepare, batch) for batch in (first, *islice(views, _AHEAD - 1))]
+    @property
+    def for_dali(self) -> list[int]:
+        """The rows that DALI is to decode: ordinary JPEGs whose bytes could be read."""
+        ordinary = self._split.ordinary[self._pictures].nonzero()[0]
+        return [int(row) for row in ordinary if self._encoded[row].exception() is None]
+
+    def encoded(self, row: int) -> bytes:
+        """Raises BadPictureError."""
+        return self._encoded[row].result()
+
+    def regions(self, images: Sequence[Image.Image]) -> list[Region | BadPictureError]:
+        """All rows, given what DALI decoded of its own (nothing where it failed)."""
+        by_dali = dict(zip(self.for_dali, images, strict=True)) if images else {}
+
+        def region(row: int) -> Region | BadPictureError:
+            if row in by_dali:
+                return Region(by_dali[row], *map(int, self.boxes[row, :2]))
+            try:
+                return whole_region(self.encoded(row), self._split.size[self._pictures[row]])
+            except BadPictureError as error:
+                return error
+
+        return list(self._pool.map(region, range(len(self._pictures))))
+
+
+def _reading(batches: Iterator[_Batch]) -> Iterator[_Batch]:
+    ahead = deque(islice(batches, _AHEAD))
     while ahead:
-        inputs = ahead.pop(0).result()
-        ahead += [reader.submit(prepare, batch) for batch in islice(views, 1)]
-        yield inputs
+        ahead.extend(islice(batches, 1))
+        yield ahead.popleft()
 
 
-def _pipeline(inputs: Iterator[tuple[Any, ...]], batch_size: int, threads: int) -> Any:
+def _inputs(batches: Iterable[_Batch], decoding: deque[_Batch]) -> Iterator[tuple[Any, ...]]:
+    """What DALI is fed. Every batch is put down in `decoding`, those that hold nothing for DALI as well."""
+    for batch in batches:
+        decoding.append(batch)
+        rows = batch.for_dali
+        if rows:
+            boxes = batch.boxes[rows].astype(np.int32)
+            encoded = [np.frombuffer(batch.encoded(row), np.uint8) for row in rows]
+            yield encoded, np.ascontiguousarray(boxes[:, :2]), boxes[:, 2:] - boxes[:, :2]
+
+
+def _build(inputs: Iterator[tuple[Any, ...]], threads: int) -> Any:
     from nvidia.dali import fn, pipeline_def, types
 
-    integer, real = types.INT32, types.FLOAT
-
-    @pipeline_def(batch_size=batch_size, num_threads=threads, device_id=None, prefetch_queue_depth=_AHEAD)
-    def views() -> Any:
-        encoded, anchor, extent, roi_start, roi_end, size, flip, mean = fn.external_source(
-            inputs,
-            num_outputs=8,
-            ndim=[1, 1, 1, 1, 1, 1, 0, 3],
-            dtype=[types.UINT8, integer, integer, real, real, real, integer, real],
+    @pipeline_def(batch_size=MOST, num_threads=threads, device_id=None, prefetch_queue_depth=_AHEAD)
+    def regions() -> Any:
+        encoded, anchor, extent = fn.external_source(
+            inputs, num_outputs=3, ndim=1, dtype=[types.UINT8, types.INT32, types.INT32]
         )
-        decoded = fn.decoders.image_slice(
+        return fn.decoders.image_slice(
             encoded,
             anchor,
             extent,
@@ -93,11 +129,15 @@ def _pipeline(inputs: Iterator[tuple[Any, ...]], batch_size: int, threads: int) 
             output_type=types.RGB,
             adjust_orientation=False,  # neither PIL nor the paper's time rotates by EXIF
         )
-        resized = fn.resize(
-            decoded, size=size, roi_start=roi_start, roi_end=roi_end, interp_type=types.INTERP_LINEAR, antialias=True
-        )
-        return fn.cast(fn.flip(resized, horizontal=flip), dtype=real) - mean
 
-    pipe = views()
+    pipe = regions()
     pipe.build()
     return pipe
+
+
+def _reason(error: RuntimeError) -> str:
+    """DALI's message is a page; the line that says what is wrong follows the one that names the operator."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next(
+        (line for line in lines if not line.startswith(("Critical error", "Error in", "Error when"))), "unknown"
+    )

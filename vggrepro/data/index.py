@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from vggrepro.data.decode import BadPictureError
 from vggrepro.data.views import Ints
 from vggrepro.errors import UserError
 
@@ -44,20 +46,29 @@ class Split:
     label: Ints
     size: Ints
     """(pictures, 2) height and width, px."""
+    ordinary: NDArray[np.bool_]
+    """Whether nothing is odd about the picture: a JPEG whose pixels every decoder gives alike."""
     rejected: int
     """Pictures of this split that cannot be used, and are not in the arrays."""
 
     def __len__(self) -> int:
         return len(self.label)
 
-    def file(self, picture: int) -> str:
+    def name_of(self, picture: int) -> str:
         """Where a picture is, for messages."""
         return self.containers[self.container[picture]]
 
     def read(self, picture: int) -> bytes:
-        """The encoded picture. Raises OSError."""
-        with open(self.containers[self.container[picture]], "rb") as container:
-            return os.pread(container.fileno(), int(self.length[picture]), int(self.offset[picture]))
+        """The encoded picture. Raises BadPictureError."""
+        length = int(self.length[picture])
+        try:
+            with open(self.containers[self.container[picture]], "rb") as container:
+                encoded = os.pread(container.fileno(), length, int(self.offset[picture]))
+        except OSError as error:
+            raise BadPictureError(str(error.strerror)) from None
+        if len(encoded) != length:
+            raise BadPictureError(f"{len(encoded)} bytes are left of {length}")
+        return encoded
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,7 @@ class Index:
             length=column("length"),
             label=column("label"),
             size=np.stack([column("height"), column("width")], axis=1),
+            ordinary=np.array([status == "ok" for status in table["status"].to_pylist()], dtype=bool)[usable],
             rejected=int(of_split.sum() - usable.sum()),
         )
 

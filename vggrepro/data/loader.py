@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import tee
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from vggrepro.config import Config, Data
 from vggrepro.data import sample_set
+from vggrepro.data.decode import BadPictureError, Region, resample, whole_region
 from vggrepro.data.index import Index, Split, open_index
-from vggrepro.data.views import Views
+from vggrepro.data.views import Ints, Views
 from vggrepro.errors import UserError
+from vggrepro.progress import say
+
+_PIECE = 64  # most pictures decoded at once; bounds the memory of dense evaluation's large pictures
+_AHEAD = 2  # finished batches kept ready ahead of the one asked for
 
 
 @dataclass(frozen=True)
@@ -22,10 +33,33 @@ class Batch:
     """Pictures as the net sees them."""
 
     images: torch.Tensor
-    """(N, 3, h, w) float32, channels last in memory, RGB 0-255 minus mean."""
+    """(N, 3, h, w) float32, channels last in memory, RGB 0-255 minus mean, divided by std."""
     labels: torch.Tensor
     """(N,) int64."""
     views: Views
+    """What is shown: the views asked for, but for the places of bad pictures."""
+
+
+class BadPictures:
+    """The training pictures of one rank that turned out to be bad after indexing, up to a limit."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.reasons: dict[str, str] = {}
+        """What was wrong, by picture."""
+
+    def note(self, split: Split, picture: int, reason: BadPictureError) -> None:
+        """Counts and reports a picture once. Raises UserError beyond the limit."""
+        name = split.name_of(picture)
+        if name in self.reasons:
+            return
+        self.reasons[name] = str(reason)
+        if len(self.reasons) > self.limit:
+            raise UserError(
+                f"{name} is bad since it was indexed ({reason}), and data.max_bad={self.limit}; "
+                f"restore the data, or index it again, or raise data.max_bad"
+            )
+        say(f"{name} is bad since it was indexed ({reason}); another takes its place ({len(self.reasons)} so far)")
 
 
 @dataclass(frozen=True)
@@ -35,18 +69,111 @@ class Loader:
     backend: str
     mean: tuple[float, float, float]
     workers: int
+    """Decoding threads."""
     device: torch.device
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """What the images are divided by, for weights that were trained so."""
+    bad: BadPictures = field(default_factory=lambda: BadPictures(0), compare=False)
 
     def batches(self, split: Split, stream: Iterable[Views]) -> Iterator[Batch]:
-        """The batches of a stream of views, in its order; rendered ahead of their use."""
+        """The batches of a stream of views, in its order; rendered ahead of their use, in the background.
+
+        A picture that has gone bad since it was indexed gives its place to the plan's spare; where there is none (in
+        testing, where every picture counts), or with more than `data.max_bad` of them, UserError is raised.
+        """
+        with closing(_in_background(self._rendered(split, stream))) as rendered:
+            for views, pixels, offset in rendered:
+                images = pixels.to(self.device, non_blocking=True).float()
+                images -= offset.to(self.device, non_blocking=True)
+                if self.std != (1.0, 1.0, 1.0):
+                    images /= torch.tensor(self.std, device=self.device)
+                labels = torch.from_numpy(split.label[views.picture])
+                yield Batch(images.permute(0, 3, 1, 2), labels.to(self.device), views)
+
+    def _rendered(self, split: Split, stream: Iterable[Views]) -> Generator[tuple[Views, torch.Tensor, torch.Tensor]]:
+        """(views, (N, h, w, 3) grey levels, (N, 1, 1, 3) what is to be subtracted from them)."""
+        cut: deque[tuple[Views, int, NDArray[np.intp]]] = deque()
+
+        def wanted() -> Iterator[tuple[Ints, Ints]]:
+            for views in stream:
+                for first in range(0, len(views), _PIECE):
+                    pictures, boxes, which = views[first : first + _PIECE].decode_boxes()
+                    cut.append((views, first, which))
+                    yield pictures, boxes
+
+        with ThreadPoolExecutor(self.workers) as pool:
+            for regions in self._regions(split, wanted(), pool):
+                views, first, which = cut.popleft()
+                if first == 0:
+                    shown = views
+                    pixels = torch.empty((len(views), *views.shape, 3), dtype=torch.uint8, pin_memory=self._pinned)
+                places = pixels.numpy()[first : first + len(which)]
+                of_row = [regions[number] for number in which]
+                for row, region in enumerate(of_row):
+                    if isinstance(region, BadPictureError):
+                        shown, of_row[row] = self._replaced(split, shown, first + row, region)
+                rows = shown[first : first + len(which)]
+                list(pool.map(resample, of_row, rows.decode_box(), rows.source_window(), rows.flip, places))
+                if first + len(which) == len(views):
+                    offset = np.array(self.mean, np.float32) - shown.shift
+                    yield shown, pixels, torch.from_numpy(offset)[:, None, None, :]
+
+    def _regions(
+        self, split: Split, wanted: Iterator[tuple[Ints, Ints]], pool: ThreadPoolExecutor
+    ) -> Iterator[list[Region | BadPictureError]]:
         if self.backend == "dali":
-            from vggrepro.data.dali import render
-        else:
-            from vggrepro.data.torchvision import render
-        rendered, views = tee(stream)
-        for images, batch in zip(render(split, rendered, mean=self.mean, workers=self.workers), views, strict=True):
-            labels = torch.from_numpy(split.label[batch.picture])
-            yield Batch(images.to(self.device), labels.to(self.device), batch)
+            from vggrepro.data import dali
+
+            return dali.regions(split, wanted, pool, self.workers)
+        from vggrepro.data import torchvision
+
+        return torchvision.regions(split, wanted, pool)
+
+    def _replaced(
+        self, split: Split, views: Views, row: int, reason: BadPictureError
+    ) -> tuple[Views, Region | BadPictureError]:
+        """The views with a good picture in a row, and that picture."""
+        if views.spare is None:
+            raise UserError(
+                f"{split.name_of(int(views.picture[row]))} is bad since it was indexed ({reason}), and an error rate "
+                f"counts every picture; restore it, or index the data again"
+            )
+        self.bad.note(split, int(views.picture[row]), reason)
+        for attempt in count(1):
+            other = views.spare(row, attempt)
+            picture = int(other.picture[0])
+            if picture in views.picture and attempt < len(split):
+                continue  # a batch shows no picture twice unless there are too few
+            try:
+                region = whole_region(split.read(picture), split.size[picture])
+            except BadPictureError as error:
+                self.bad.note(split, picture, error)
+                if attempt > 2 * len(split):
+                    raise UserError(f"no picture of {split.name} is left that can be read; restore the data") from None
+            else:
+                return views.with_row(row, other), region
+        raise AssertionError
+
+    @property
+    def _pinned(self) -> bool:
+        return self.device.type == "cuda"
+
+
+_Item = TypeVar("_Item")
+
+
+def _in_background(items: Generator[_Item]) -> Generator[_Item]:
+    """The items, made by another thread, a few ahead of the one asked for. Closing waits for the one being made."""
+    with ThreadPoolExecutor(1) as maker:
+        ahead = deque(maker.submit(next, items, None) for _ in range(_AHEAD))
+        try:
+            while (item := ahead.popleft().result()) is not None:
+                ahead.append(maker.submit(next, items, None))
+                yield item
+        finally:
+            for future in ahead:
+                future.cancel()
+            maker.submit(items.close)
 
 
 def make_loader(data: Data, device: torch.device, local_ranks: int) -> Loader:
@@ -58,7 +185,7 @@ def make_loader(data: Data, device: torch.device, local_ranks: int) -> Loader:
         )
     workers = data.workers or max(1, len(os.sched_getaffinity(0)) // local_ranks)
     backend = ("dali" if present else "torchvision") if data.backend == "auto" else data.backend
-    return Loader(backend, data.mean, workers, device)
+    return Loader(backend, data.mean, workers, device, bad=BadPictures(data.max_bad))
 
 
 def open_data(config: Config, progress: Callable[[int, int], None] = lambda done, total: None) -> Index:

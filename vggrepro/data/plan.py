@@ -104,14 +104,18 @@ class TrainingPlan:
         return picture
 
     def views(self, first: int, count: int) -> Views:
-        """The views of the ordinals [first, first + count)."""
+        """The views of the ordinals [first, first + count).
+
+        The spare of an ordinal is its place in the next epoch, or the one after: as good as drawn at random, the same
+        on every rank and after every resumption.
+        """
         ordinals = np.arange(first, first + count, dtype=np.int64)
         picture = self.order(ordinals)
         # Two counters, eight words: S, top, left, flip, and four uniforms for three normals.
         u = _uniform(_words(self.seed, _VIEWS, 2 * first, 2 * count)).reshape(count, 8)
         low, high = self.data.S_range
         S = low + (u[:, 0] * (high - low + 1)).astype(np.int64)
-        size = self.sizes[picture]
+        size = self.sizes[picture].astype(np.int64)
         rescaled = rescaled_size(size, S)
         corner = (u[:, 1:3] * (rescaled - self.crop + 1)).astype(np.int64)
         radius = np.sqrt(-2 * np.log1p(-u[:, [4, 6]]))  # Box-Muller; 1 - u is never 0
@@ -125,4 +129,5 @@ class TrainingPlan:
             shape=(self.crop, self.crop),
             flip=(u[:, 3] < 0.5) & self.data.flip,
             shift=(normal @ colour_components(self.data.colour_shift)).astype(np.float32),
+            spare=lambda row, attempt: self.views(first + row + attempt * self.pictures, 1),
         )

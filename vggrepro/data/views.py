@@ -7,7 +7,8 @@ the whole uncropped picture of dense evaluation are all views; a backend does no
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,11 +34,14 @@ class Views:
     """(N,) whether the window is mirrored left to right."""
     shift: NDArray[np.float32]
     """(N, 3) grey levels added to R, G, B."""
+    spare: Callable[[int, int], Views] | None = None
+    """spare(row, attempt), attempt = 1, 2, ...: a view to take the place of a row whose picture has gone bad."""
 
     def __len__(self) -> int:
         return len(self.picture)
 
     def __getitem__(self, rows: slice) -> Views:
+        """Some rows, without spares."""
         return Views(
             picture=self.picture[rows],
             size=self.size[rows],
@@ -53,6 +57,23 @@ class Views:
         scale = self.size / self.rescaled
         window = np.concatenate([self.corner, self.corner + np.array(self.shape)], axis=1)
         return window * np.tile(scale, 2)
+
+    def with_row(self, row: int, other: Views) -> Views:
+        """These views with one row replaced by the only row of `other`."""
+        changed = {}
+        for name in ("picture", "size", "rescaled", "corner", "flip", "shift"):
+            changed[name] = getattr(self, name).copy()
+            changed[name][row] = getattr(other, name)[0]
+        return replace(self, **changed)
+
+    def decode_boxes(self) -> tuple[Ints, Ints, NDArray[np.intp]]:
+        """Pictures, each once; for each the box that holds all of its views' decode boxes; and each view's number."""
+        pictures, which = np.unique(self.picture, return_inverse=True)
+        box = self.decode_box()
+        union = np.tile(np.array([np.iinfo(np.int64).max] * 2 + [0] * 2), (len(pictures), 1))
+        np.minimum.at(union[:, :2], which, box[:, :2])
+        np.maximum.at(union[:, 2:], which, box[:, 2:])
+        return pictures, union, which
 
     def decode_box(self) -> Ints:
         """(N, 4) the pixels that resampling reads: top, left, bottom, right of the smallest whole-pixel box.
@@ -72,6 +93,7 @@ def rescaled_size(size: Ints, short_side: Ints | int) -> Ints:
 
     The longer side is rounded to the nearest pixel, halves up (the paper is silent).
     """
+    size = size.astype(np.int64)  # the index stores fewer bits
     short = size.min(axis=1)
     target = np.broadcast_to(np.asarray(short_side, np.int64), short.shape)
     return (2 * size * target[:, None] + short[:, None]) // (2 * short[:, None])

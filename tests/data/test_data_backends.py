@@ -1,0 +1,164 @@
+"""Both backends against PIL's plain "rescale the whole picture, then crop", and against one another."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from vggrepro.config import ColourShift, Data
+from vggrepro.data.index import Split, scan_folder
+from vggrepro.data.loader import Batch, Loader
+from vggrepro.data.plan import TrainingPlan
+from vggrepro.data.views import Views, centre, rescaled_size, whole
+
+needs_dali = pytest.mark.skipif(importlib.util.find_spec("nvidia.dali") is None, reason="DALI is not installed")
+BACKENDS = [pytest.param("dali", marks=needs_dali), "torchvision"]
+NO_MEAN = (0.0, 0.0, 0.0)
+MEAN = (123.68, 116.779, 103.939)
+
+
+def loaded(
+    split: Split, stream: Sequence[Views], backend: str, mean: tuple[float, float, float] = NO_MEAN, workers: int = 2
+) -> list[Batch]:
+    return list(Loader(backend, mean, workers, torch.device("cpu")).batches(split, stream))
+
+
+def rescaled_then_cropped(split: Split, views: Views) -> NDArray[np.float32]:
+    """(N, h, w, 3): the definition of a view, without its colours."""
+    crops = []
+    for picture, size, (top, left), flip in zip(views.picture, views.rescaled, views.corner, views.flip, strict=True):
+        with Image.open(split.name_of(picture)) as encoded:
+            image = encoded.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        pixels = np.asarray(image)[top : top + views.shape[0], left : left + views.shape[1]]
+        crops.append(pixels[:, ::-1] if flip else pixels)
+    return np.stack(crops).astype(np.float32)
+
+
+def pixels(batch: Batch) -> NDArray[np.float32]:
+    """(N, h, w, 3)"""
+    return batch.images.permute(0, 2, 3, 1).numpy()
+
+
+def assert_close(found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
+    """At most one grey level, but for one pixel in 100,000: PIL takes a window's borders in single precision."""
+    error = np.abs(found - expected)
+    assert error.mean() < 0.05
+    assert error.max() <= 2.001
+    assert (error > 1.001).mean() < 1e-5
+
+
+def training_views(split: Split, count: int, batch: int, S: tuple[int, int], crop: int, **data: object) -> list[Views]:
+    plan = TrainingPlan(split.size, Data(**{"S": S, "colour_shift": ColourShift(mode="off")} | data), crop, seed=3)
+    return [plan.views(first, min(batch, count - first)) for first in range(0, count, batch)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("S", "crop"), [((64, 128), 64), ((224, 512), 224), ((400, 800), 64)])
+def test_training_crops_are_plain_crops(photographs: Path, backend: str, S: tuple[int, int], crop: int) -> None:
+    split = scan_folder(photographs).split("train")
+    stream = training_views(split, 48, 16, S, crop)
+    for views, batch in zip(stream, loaded(split, stream, backend), strict=True):
+        assert batch.images.shape == (len(views), 3, crop, crop)
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        assert_close(pixels(batch), rescaled_then_cropped(split, views))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_borders_are_as_good_as_the_middle(photographs: Path, backend: str) -> None:
+    """Crops at all four corners of strongly reduced pictures, where a missing margin shows most."""
+    split = scan_folder(photographs).split("train")
+    picture = np.repeat(np.arange(4), 5)
+    size = split.size[picture]
+    rescaled = rescaled_size(size, 48)
+    far = rescaled - 32
+    corner = np.concatenate([[(0, 0), (0, w), (h, 0), (h, w), (h // 2, w // 2)] for h, w in far[::5]])
+    n = len(picture)
+    views = Views(picture, size, rescaled, corner, (32, 32), np.zeros(n, bool), np.zeros((n, 3), np.float32))
+    (batch,) = loaded(split, [views], backend)
+    assert_close(pixels(batch), rescaled_then_cropped(split, views))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dense_views_are_the_whole_rescaled_pictures(photographs: Path, backend: str) -> None:
+    split = scan_folder(photographs).split("val")
+    rescaled = rescaled_size(split.size, 96)
+    shapes = sorted({(int(h), int(w)) for h, w in rescaled})
+    assert len(shapes) > 2
+    assert any(side % 2 for shape in shapes for side in shape)
+    of_shape = [(rescaled == shape).all(axis=1).nonzero()[0] for shape in shapes]
+    stream = [whole(rows, split.size[rows], rescaled[rows]) for rows in sorted(of_shape, key=len, reverse=True)]
+    batches = loaded(split, stream, backend)
+    for views, batch in zip(stream, batches, strict=True):
+        assert batch.images.shape[2:] == views.shape
+        assert_close(pixels(batch), rescaled_then_cropped(split, views))
+    seen = np.concatenate([batch.views.picture for batch in batches])
+    assert np.array_equal(np.sort(seen), np.arange(len(split)))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_flips_mirror_left_and_right(photographs: Path, backend: str) -> None:
+    split = scan_folder(photographs).split("val")
+    straight = centre(np.arange(4), split.size[:4], 80, 64)
+    views = Views(*(getattr(straight, f) for f in ("picture", "size", "rescaled", "corner", "shape")),
+                  np.array([True, False, True, False]), straight.shift)  # fmt: skip
+    (flipped,), (plain,) = loaded(split, [views], backend), loaded(split, [straight], backend)
+    for row, mirrored in enumerate(views.flip):
+        expected = plain.images[row].flip(-1) if mirrored else plain.images[row]
+        assert torch.equal(flipped.images[row], expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_mean_is_subtracted_and_colours_are_shifted_without_clipping(photographs: Path, backend: str) -> None:
+    split = scan_folder(photographs).split("val")
+    bare = centre(np.arange(8), split.size, 80, 64)
+    shift = np.random.default_rng(0).normal(0, 30, (8, 3)).astype(np.float32)
+    views = Views(bare.picture, bare.size, bare.rescaled, bare.corner, bare.shape, bare.flip, shift)
+    (shifted,), (plain,) = loaded(split, [views], backend, MEAN), loaded(split, [bare], backend)
+    expected = pixels(plain) - np.array(MEAN, np.float32) + shift[:, None, None, :]
+    assert np.allclose(pixels(shifted), expected, atol=1e-3)
+    assert expected.min() < -124  # beyond what clipped grey levels could give
+
+
+@needs_dali
+def test_backends_agree(photographs: Path) -> None:
+    split = scan_folder(photographs).split("train")
+    stream = training_views(split, 48, 16, (64, 160), 64, colour_shift=ColourShift())
+    for left, right in zip(
+        loaded(split, stream, "dali", MEAN), loaded(split, stream, "torchvision", MEAN), strict=True
+    ):
+        assert torch.equal(left.labels, right.labels)
+        assert np.array_equal(left.labels.numpy(), split.label[left.views.picture])
+        assert torch.equal(left.images, right.images)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_any_batch_split_and_any_number_of_threads_give_the_same_pictures(photographs: Path, backend: str) -> None:
+    split = scan_folder(photographs).split("train")
+    in_one = loaded(split, training_views(split, 40, 40, (64, 128), 64), backend, workers=1)
+    in_parts = loaded(split, training_views(split, 40, 16, (64, 128), 64), backend, workers=3)
+    assert torch.equal(torch.cat([b.images for b in in_one]), torch.cat([b.images for b in in_parts]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_stream_may_be_left_early_or_be_empty(photographs: Path, backend: str) -> None:
+    split = scan_folder(photographs).split("train")
+    stream = training_views(split, 480, 16, (64, 128), 64)
+    batches = Loader(backend, MEAN, 2, torch.device("cpu")).batches(split, stream)
+    first = next(batches)
+    del batches
+    (again,) = loaded(split, stream[:1], backend, MEAN)
+    assert torch.equal(first.images, again.images)
+    assert loaded(split, [], backend) == []
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_crops_of_real_photographs_are_plain_crops(clothing: Path, backend: str) -> None:
+    split = scan_folder(clothing).split("train")
+    stream = training_views(split, 96, 32, (256, 512), 224)
+    for views, batch in zip(stream, loaded(split, stream, backend), strict=True):
+        assert_close(pixels(batch), rescaled_then_cropped(split, views))
