@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vggrepro.errors import UserError, run_command
+
+if TYPE_CHECKING:
+    from vggrepro.evaluation.measure import Scored
 
 app = typer.Typer(
     name="vggrepro",
@@ -35,7 +38,10 @@ class Resume(StrEnum):
 class Method(StrEnum):
     """How the net is applied to a picture (Section 3.2)."""
 
+    centre = "centre"
     dense = "dense"
+    multicrop = "multicrop"
+    both = "both"
 
 
 @app.command()
@@ -103,36 +109,65 @@ def train(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run directory, or one of its checkpoints.")],
-    method: Annotated[Method, typer.Option(help="How the net is applied (Section 3.2).")] = Method.dense,
+    nets: Annotated[list[Path], typer.Argument(help="Run directories or checkpoints; several are fused.")],
+    method: Annotated[
+        Method, typer.Option(help="How a net is applied (Section 3.2); both is the mean of dense and multicrop.")
+    ] = Method.dense,
     scales: Annotated[
-        str | None, typer.Option(help="Q values in px, e.g. 256,384,512; default: the run's own.")
+        str | None, typer.Option(help="Q values in px, e.g. 256,384,512; default: each run's own.")
     ] = None,
     changes: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
-    """Top-1 and top-5 error of a trained net on the validation split, averaged over the scales."""
-    from vggrepro.pipeline import evaluate_net
+    """Top-1 and top-5 error on the validation split, averaged over scales and over nets.
 
-    result = evaluate_net(run, _whole_numbers(scales) if scales else None, changes)
-    if result is None:  # not the first rank
+    Posteriors are kept in the run directories; what is there is not computed again.
+    """
+    from vggrepro.evaluation.measure import fuse
+    from vggrepro.evaluation.significance import paired
+    from vggrepro.pipeline import evaluate_nets
+
+    scored = evaluate_nets(nets, method.value, _whole_numbers(scales) if scales else None, changes)
+    if scored is None:  # not the first rank
         return
-    low, high = result.top1.interval
-    report = {
-        "top1_error": result.top1.percent,
-        "top5_error": result.top5.percent,
-        "interval_top1": [low, high],
-        "n": result.top1.n,
-        "method": method.value,
-        "scales": list(result.Q),
-    }
+    fused = fuse(list(scored.values()))
+    report: dict[str, Any] = _report(fused)
+    if len(scored) > 1:
+        report["nets"] = [{"net": name} | _report(one) for name, one in scored.items()]
+        for entry, one in zip(report["nets"], scored.values(), strict=True):
+            test = paired(one.values, fused.values, fused.labels, 1)
+            entry |= {"top1_minus_fused": test.difference, "interval": list(test.interval), "p_value": test.p_value}
     if as_json:
         _print_json(report)
-    else:
+        return
+    for entry in report.get("nets", []):
+        low, high = entry["interval"]
         typer.echo(
-            f"{method.value} at Q = {', '.join(map(str, result.Q))}, n = {result.top1.n}: top-1 error "
-            f"{result.top1.percent:.2f} % (95 % interval {low:.2f} - {high:.2f}), top-5 {result.top5.percent:.2f} %"
+            f"{entry['net']}: {_line(entry)}\n  top-1 minus the fused nets': {entry['top1_minus_fused']:+.2f} points "
+            f"(95 % interval {low:+.2f} to {high:+.2f}; McNemar's exact p = {entry['p_value']:.3g})"
         )
+    typer.echo((f"{len(scored)} nets fused: " if len(scored) > 1 else "") + _line(report))
+
+
+def _report(one: Scored) -> dict[str, Any]:
+    result = one.measured
+    return {
+        "top1_error": result.top1.percent,
+        "top5_error": result.top5.percent,
+        "interval_top1": list(result.top1.interval),
+        "interval_top5": list(result.top5.interval),
+        "n": result.top1.n,
+        "method": result.method,
+        "scales": list(result.Q),
+    }
+
+
+def _line(report: dict[str, Any]) -> str:
+    low, high = report["interval_top1"]
+    return (
+        f"{report['method']} at Q = {', '.join(map(str, report['scales']))}, n = {report['n']}: top-1 error "
+        f"{report['top1_error']:.2f} % (95 % interval {low:.2f} - {high:.2f}), top-5 {report['top5_error']:.2f} %"
+    )
 
 
 @app.command()

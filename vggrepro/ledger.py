@@ -101,6 +101,7 @@ def _compared(config: Config, parent: Config | None, pictures: dict[str, int] | 
     if model.net not in ("A", "A-LRN"):  # which Table 4 leaves out
         yield "evaluation.multi_Q", paper.multi_Q, config.multi_Q
     yield "evaluation.flip", True, config.evaluation.flip
+    yield "evaluation.precision", "fp32", config.evaluation.precision
 
 
 def _why(setting: str, config: Config) -> str:

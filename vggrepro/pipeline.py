@@ -6,21 +6,24 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vggrepro.config import Config, Data, Graph, flatten, override
 from vggrepro.distributed import Topology, first_rank_first, from_first_rank, pick_device, process_group, topology
 from vggrepro.errors import UserError
-from vggrepro.evaluation.measure import Measured, measure, missing_Q
+from vggrepro.evaluation.measure import Scored, measure, missing_Q, scored
 from vggrepro.progress import progress, say
 from vggrepro.reporting.tables import measured_rows, to_markdown
 from vggrepro.stages import is_finished, require_finished
 from vggrepro.tracking import MlflowMirror, RunDirectory, resolve_uri, ui_command
+from vggrepro.watch import Interrupted, Watch
 
 if TYPE_CHECKING:
     import torch
 
+    from vggrepro.checkpoint import Checkpoint
     from vggrepro.data.index import Index
     from vggrepro.data.loader import Loader
 
@@ -29,10 +32,11 @@ _MLFLOW_PATIENCE_S = 60.0
 
 @dataclass(frozen=True)
 class Session:
-    """What all stages of one command share: this rank's place, its device, and the data sets opened so far."""
+    """What all stages of one command share: this rank's place, device and watch, and the data sets opened so far."""
 
     here: Topology
     device: torch.device
+    watch: Watch
     indexes: dict[Data, Index]
 
     def loader(self, config: Config) -> Loader:
@@ -55,28 +59,42 @@ class Session:
 
 
 @contextmanager
-def session(configs: list[Config]) -> Iterator[Session]:
-    """Checks what can be checked before anything is spent, then joins the ranks. Raises UserError."""
-    from vggrepro.training.loop import share_of
+def session(
+    configs: list[Config], *, training: bool = True, stop_after_s: float | None = None
+) -> Iterator[Session]:
+    """Checks what can be checked before anything is spent, then joins the ranks. Raises UserError.
+
+    Without `training`, any number of ranks will do. After `stop_after_s` seconds of wall time the work is asked to
+    stop, as by a signal; where it can be left, Interrupted is then raised.
+    """
     from vggrepro.training.stage import architecture_of
+    from vggrepro.training.step import share_of
 
     here = topology(os.environ)
     for config in configs:
         architecture_of(config)
-        share_of(here, config.train.batch, config.train.micro_batch)
+        if training:
+            share_of(here, config.train.batch, config.train.micro_batch)
         is_finished(config)
         resolve_uri(config.tracking.uri, config.run.root)
     device = pick_device(configs[0].run.device, here.local_rank)
-    at = Session(here, device, {})
+    silence_s = configs[0].train.rank_timeout_s
+    watch = Watch(here, silence_s=silence_s, stop_after_s=stop_after_s)
+    at = Session(here, device, watch, {})
     for config in configs:
         at.loader(config)
-    with process_group(here, device):
+    # The watch names a silent rank; a collective's own time-out, which names none, comes later.
+    with process_group(here, device, timeout_s=max(300.0, 2 * silence_s)), watch:
         yield at
 
 
-def train_stage(config: Config, parent: Config | None, at: Session) -> None:
-    """Trains one stage unless it is finished. Raises UserError, also when the parent is not finished."""
+def train_stage(config: Config, parent: Config | None, at: Session, *, force: bool = False) -> None:
+    """Trains one stage unless it is finished; `force` also where its activations vanish or explode at the start.
+
+    Raises UserError, also when the parent is not finished, and Interrupted.
+    """
     from vggrepro.training import stage
+    from vggrepro.training.loop import train
 
     run = RunDirectory(config.directory)
     if from_first_rank(is_finished(config)):
@@ -91,7 +109,7 @@ def train_stage(config: Config, parent: Config | None, at: Session) -> None:
         departures = stage.begin(config, parent, index, run)
         say(f"{config.name}: departs from the paper in {len(departures)} settings, see {run.path / 'ledger.json'}")
     with _mirrored(config, run, at.here):
-        stage.train(config, parent, index, at.loader(config), at.here, run)
+        train(config, parent, index, at.loader(config), at.here, run, at.watch, force=force)
 
 
 def evaluate_stage(config: Config, at: Session) -> None:
@@ -115,6 +133,7 @@ def evaluate_stage(config: Config, at: Session) -> None:
             at.loader(config),
             at.here,
             run,
+            at.watch,
             wanted,
         )
         if at.here.is_first:
@@ -187,7 +206,7 @@ def _mirrored(config: Config, run: RunDirectory, here: Topology) -> Iterator[Non
     try:
         yield
         status = "FINISHED"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         status = "KILLED"
         raise
     finally:
@@ -196,38 +215,49 @@ def _mirrored(config: Config, run: RunDirectory, here: Topology) -> Iterator[Non
         mirror.close(status, _MLFLOW_PATIENCE_S)  # type: ignore[arg-type]
 
 
-def evaluate_net(run: Path, scales: tuple[int, ...] | None, overrides: list[str]) -> Measured | None:
-    """The dense errors of a run's final net, or of one of its checkpoints; None on all ranks but the first.
+def evaluate_nets(
+    nets: list[Path], method: str, scales: tuple[int, ...] | None, overrides: list[str]
+) -> dict[str, Scored] | None:
+    """The posteriors of some nets, each a run directory or a checkpoint, by name; None on all ranks but the first.
 
-    Posteriors are kept in the run directory. Raises UserError.
+    Each is averaged over `scales`, or where that is None over its own configuration's Q. What is not stored yet is
+    computed with the preprocessing that the net's weights were made for, and kept in its run directory. Raises
+    UserError.
     """
     from vggrepro import checkpoint
-    from vggrepro.evaluation.stage import evaluate
+    from vggrepro.evaluation.stage import as_the_net_expects, evaluate
     from vggrepro.training.stage import net_of
 
-    file = checkpoint.final_file(run / "checkpoints") if run.is_dir() else run
-    kept = checkpoint.load(file)
-    config = override(kept.stage, overrides, file)
+    files = [checkpoint.final_file(net / "checkpoints") if net.is_dir() else net for net in nets]
+    kept = [checkpoint.load(file) for file in files]
+    configs = [override(one.stage, overrides, file) for one, file in zip(kept, files, strict=True)]
     if scales:
-        config = override(config, [f"evaluation.single_Q={list(scales)}"], file)
-    weights = checkpoint.weights_hash(kept.weights)
-    directory = RunDirectory(run if run.is_dir() else file.parent.parent)
-    with session([config]) as at:
-        index = at.index(config)
-        if list(index.classes) != kept.provenance["classes"]:
-            raise UserError(
-                f"{index.source} has other classes than {file} was trained on; set data.root to the same ones"
-            )
-        evaluate(
-            config,
-            weights,
-            lambda: net_of(kept, at.device),
-            index,
-            at.loader(config),
-            at.here,
-            directory,
-            config.single_Q,
-        )
-        if not at.here.is_first:
-            return None
-    return measure(config, weights, index.fingerprint, directory, config.single_Q)
+        change = [f"evaluation.single_Q={list(scales)}"]
+        configs = [override(config, change, file) for config, file in zip(configs, files, strict=True)]
+    result: dict[str, Scored] = {}
+    pictures = set()
+    with session(configs, training=False) as at:
+        for net, file, one, config in zip(nets, files, kept, configs, strict=True):
+            index = at.index(config)
+            pictures.add(index.fingerprint)
+            if len(pictures) > 1:
+                raise UserError(f"{net} and {nets[0]} are of different pictures; give all of them the same data.index")
+            _require_classes(one, index, file)
+            directory = RunDirectory(net if net.is_dir() else file.parent.parent)
+            weights = checkpoint.weights_hash(one.weights)
+            loader = as_the_net_expects(at.loader(config), one.preprocessing)
+            make_net = partial(net_of, one, at.device)
+            Q = config.single_Q
+            evaluate(config, weights, make_net, index, loader, at.here, directory, at.watch, Q, (method,))
+            if at.here.is_first:
+                found = scored(config, weights, index.fingerprint, directory.posteriors, Q, method)
+                assert found is not None
+                result[str(net)] = found
+    return result if at.here.is_first else None
+
+
+def _require_classes(net: Checkpoint, index: Index, file: Path) -> None:
+    """Raises UserError when the index has other classes, or another order of them, than the net was trained on."""
+    known = net.provenance["classes"]  # None for imported weights that do not say
+    if known is not None and list(index.classes) != known:
+        raise UserError(f"{index.source} has other classes than {file} was trained on; set data.root to the same ones")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_Z_95 = 1.959963984540054  # the 97.5 % quantile of the standard normal distribution
+Z_95 = 1.959963984540054  # the 97.5 % quantile of the standard normal distribution
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class ErrorRate:
     @property
     def interval(self) -> tuple[float, float]:
         """95 % Wilson score interval, per cent."""
-        share, spread = self.wrong / self.n, _Z_95**2 / self.n
+        share, spread = self.wrong / self.n, Z_95**2 / self.n
         middle = share + spread / 2
-        half = _Z_95 * math.sqrt(share * (1 - share) / self.n + spread / (4 * self.n))
+        half = Z_95 * math.sqrt(share * (1 - share) / self.n + spread / (4 * self.n))
         return tuple(100 * min(max((middle + sign * half) / (1 + spread), 0.0), 1.0) for sign in (-1, 1))  # type: ignore[return-value]
 
 
@@ -43,7 +43,11 @@ def true_class_rank(scores: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[
     return ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
 
 
+def is_right(scores: NDArray[Any], labels: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
+    """(n,) whether the true class is among the first k guesses. A score that is not a number counts as wrong."""
+    return (true_class_rank(scores, labels) < k) & np.isfinite(scores).all(axis=1)
+
+
 def error_rate(scores: NDArray[Any], labels: NDArray[np.int64], k: int) -> ErrorRate:
-    """Top-k error of scores or posteriors (n, classes). A score that is not a number counts as wrong."""
-    guessed = (true_class_rank(scores, labels) < k) & np.isfinite(scores).all(axis=1)
-    return ErrorRate(int(len(labels) - guessed.sum()), len(labels))
+    """Top-k error of scores or posteriors (n, classes)."""
+    return ErrorRate(int(len(labels) - is_right(scores, labels, k).sum()), len(labels))

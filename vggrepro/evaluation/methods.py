@@ -1,28 +1,117 @@
-"""How a net is applied to a validation set (Section 3.2), on any number of ranks, every picture exactly once."""
+"""How a net is applied to a picture (Section 3.2), and the quick centre-crop error that training watches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
 from vggrepro.data.index import Split
 from vggrepro.data.loader import Loader
 from vggrepro.data.views import Views, centre, rescaled_size, whole
-from vggrepro.distributed import Topology, gather_to_first, sum_over_ranks
+from vggrepro.distributed import Topology, sum_over_ranks
 from vggrepro.evaluation.errors import ErrorRate, true_class_rank
-from vggrepro.models.dense import class_scores
+from vggrepro.models.dense import class_scores, score_map
 from vggrepro.models.vgg import VGG
-from vggrepro.progress import Update
+from vggrepro.paper import value
+from vggrepro.watch import Watch
 
 
-def dense_views(split: Split, Q: int, batch: int, crop: int) -> list[Views]:
+@dataclass(frozen=True)
+class Settings:
+    """What the methods have in common."""
+
+    flip: bool
+    """Average over the picture, or each crop, and its mirror image."""
+    batch: int
+    """Most pictures of crop x crop px in one forward pass."""
+
+
+def dense(net: VGG, images_NCHW: Tensor, settings: Settings, *, ceil: bool = False) -> Tensor:
+    """Softmax of the spatially averaged class scores."""
+    at_once = settings.batch * net.architecture.crop**2
+    return _mean(
+        class_scores(net, view, ceil=ceil, pixels_at_once=at_once).float().softmax(dim=1)
+        for view in _with_mirror(images_NCHW, settings.flip)
+    )
+
+
+def dense_ceil(net: VGG, images_NCHW: Tensor, settings: Settings) -> Tensor:
+    """`dense` with Caffe's pooling, which rounds up."""
+    return dense(net, images_NCHW, settings, ceil=True)
+
+
+def dense_softmax_first(net: VGG, images_NCHW: Tensor, settings: Settings) -> Tensor:
+    """The other reading of Section 3.2: the spatial average of the posteriors at every place."""
+    at_once = settings.batch * net.architecture.crop**2
+    return _mean(
+        score_map(net, view, pixels_at_once=at_once).float().softmax(dim=1).mean(dim=(2, 3))
+        for view in _with_mirror(images_NCHW, settings.flip)
+    )
+
+
+def centre_crop(net: VGG, images_NCHW: Tensor, settings: Settings) -> Tensor:
+    """The one crop in the middle, as most published figures are measured; never mirrored."""
+    crop = net.architecture.crop
+    top, left = ((side - crop) // 2 for side in images_NCHW.shape[-2:])
+    return net(images_NCHW[:, :, top : top + crop, left : left + crop]).float().softmax(dim=1)
+
+
+def multicrop(net: VGG, images_NCHW: Tensor, settings: Settings) -> Tensor:
+    """The mean posterior of a regular 5 x 5 grid of crops, the borders included, and of their mirror images."""
+    crop, n = net.architecture.crop, len(images_NCHW)
+    rows, columns = (grid(side, crop) for side in images_NCHW.shape[-2:])
+    crops = [
+        view
+        for top in rows
+        for left in columns
+        for view in _with_mirror(images_NCHW[:, :, top : top + crop, left : left + crop], settings.flip)
+    ]
+    at_once = max(1, settings.batch // n)
+    total = torch.zeros((), device=images_NCHW.device)
+    for start in range(0, len(crops), at_once):
+        chunk = torch.cat(crops[start : start + at_once])
+        total = total + net(chunk).float().softmax(dim=1).unflatten(0, (-1, n)).sum(dim=0)
+    return total / len(crops)
+
+
+METHODS: Mapping[str, Callable[[VGG, Tensor, Settings], Tensor]] = MappingProxyType(
+    {
+        "centre": centre_crop,
+        "dense": dense,
+        "dense-ceil": dense_ceil,
+        "dense-softmax-first": dense_softmax_first,
+        "multicrop": multicrop,
+    }
+)
+"""Each takes whole, uncropped pictures of one shape (N, 3, H, W) to posteriors (N, classes) float32."""
+
+
+def grid(side: int, crop: int) -> list[int]:
+    """Where the crops of the multi-crop grid begin along a side, px; fractions are rounded, halves up."""
+    last = value("multicrop_grid") - 1
+    return [(2 * step * (side - crop) + last) // (2 * last) for step in range(last + 1)]
+
+
+def _with_mirror(images_NCHW: Tensor, flip: bool) -> Iterator[Tensor]:
+    yield images_NCHW
+    if flip:
+        yield images_NCHW.flip(3)
+
+
+def _mean(posteriors: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(posteriors)).mean(dim=0)
+
+
+def whole_views(split: Split, Q: int, batch: int, crop: int) -> list[Views]:
     """The whole split at shorter side Q as uncropped views, longest batches first.
 
     Pictures are grouped by rescaled shape, so nothing is padded. A batch holds `batch` pictures of the crop's size, and
-    correspondingly fewer larger ones, which bounds memory.
+    correspondingly fewer larger ones, but at least one.
     """
     rescaled = rescaled_size(split.size, Q)
     shapes, group = np.unique(rescaled, axis=0, return_inverse=True)
@@ -33,6 +122,8 @@ def dense_views(split: Split, Q: int, batch: int, crop: int) -> list[Views]:
         for start in range(0, len(pictures), at_once):
             rows = pictures[start : start + at_once]
             batches.append(whole(rows, split.size[rows], rescaled[rows]))
+    shown = np.concatenate([views.picture for views in batches]) if batches else np.empty(0, np.int64)
+    assert np.array_equal(np.sort(shown), np.arange(len(split))), "every picture must be shown exactly once"
     return sorted(batches, key=len, reverse=True)
 
 
@@ -44,66 +135,21 @@ def centre_views(split: Split, Q: int, batch: int, crop: int) -> list[Views]:
 
 
 @torch.inference_mode()
-def dense_posteriors(
-    net: VGG, loader: Loader, split: Split, Q: int, *, batch: int, flip: bool, here: Topology, update: Update
-) -> NDArray[np.float32] | None:
-    """(n, classes) dense posteriors on rank 0, None on the others (Section 3.2).
+def centre_error(
+    net: VGG, loader: Loader, split: Split, Q: int, *, batch: int, here: Topology, watch: Watch | None = None
+) -> dict[int, ErrorRate]:
+    """Top-1 and top-5 error of the centre crop at shorter side Q, over all ranks: the measure training watches.
 
-    Softmax of the spatially averaged class scores, averaged over the picture and its mirror image. Batches do not
-    depend on the number of ranks, so neither do the posteriors.
+    Raises Interrupted on every rank when `watch` has been asked to stop meanwhile.
     """
-    net.eval()
-
-    def posteriors(images: torch.Tensor) -> torch.Tensor:
-        probabilities = class_scores(net, images).float().softmax(dim=1)
-        if flip:
-            mirrored = class_scores(net, images.flip(3)).float().softmax(dim=1)
-            probabilities = (probabilities + mirrored) / 2
-        return probabilities
-
-    batches = dense_views(split, Q, batch, net.architecture.crop)
-    pictures, values = [np.empty(0, np.int64)], [np.empty((0, net.architecture.classes), np.float32)]
-    for views, scores in _scored(loader, split, batches, here, posteriors, update):
-        pictures.append(views.picture)
-        values.append(scores.cpu().numpy())
-    parts = gather_to_first((np.concatenate(pictures), np.concatenate(values)))
-    if parts is None:
-        return None
-    rows = np.concatenate([rows for rows, _ in parts])
-    assert np.array_equal(np.sort(rows), np.arange(len(split))), "every picture must be scored exactly once"
-    whole_split = np.empty((len(split), net.architecture.classes), np.float32)
-    whole_split[rows] = np.concatenate([scores for _, scores in parts])
-    return whole_split
-
-
-@torch.inference_mode()
-def centre_error(net: VGG, loader: Loader, split: Split, Q: int, *, batch: int, here: Topology) -> dict[int, ErrorRate]:
-    """Top-1 and top-5 error of the centre crop at shorter side Q, over all ranks: the measure training watches."""
     was_training = net.training
     net.eval()
     counts = torch.zeros(3, dtype=torch.int64)
-    batches = centre_views(split, Q, batch, net.architecture.crop)
-    for views, scores in _scored(loader, split, batches, here, net, lambda done, note: None):
-        rank = true_class_rank(scores.float().cpu().numpy(), split.label[views.picture])
+    own = centre_views(split, Q, batch, net.architecture.crop)[here.rank :: here.world]
+    for shown in (watch or Watch()).attend(loader.batches(split, own), "validation"):
+        rank = true_class_rank(net(shown.images).float().cpu().numpy(), split.label[shown.views.picture])
         counts += torch.tensor([(rank >= 1).sum(), (rank >= 5).sum(), len(rank)])
     net.train(was_training)
     wrong1, wrong5, n = sum_over_ranks(counts.to(loader.device)).tolist()
     assert n == len(split), f"validation counted {n} of {len(split)} pictures"
     return {1: ErrorRate(wrong1, n), 5: ErrorRate(wrong5, n)}
-
-
-def _scored(
-    loader: Loader,
-    split: Split,
-    batches: list[Views],
-    here: Topology,
-    score: Callable[[torch.Tensor], torch.Tensor],
-    update: Update,
-) -> Iterator[tuple[Views, torch.Tensor]]:
-    """This rank's batches with their scores."""
-    own = batches[here.rank :: here.world]
-    done = 0
-    for batch in loader.batches(split, own):
-        yield batch.views, score(batch.images)
-        done += len(batch.views)
-        update(done, "")

@@ -1,19 +1,24 @@
-"""The evaluation of one net: posteriors for each Q, kept in its run directory."""
+"""The evaluation of one net: posteriors for each method and Q, kept in its run directory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
 
 from vggrepro.config import Config
-from vggrepro.data.index import Index
+from vggrepro.data.index import Index, Split
 from vggrepro.data.loader import Loader
-from vggrepro.distributed import Topology
-from vggrepro.evaluation.measure import missing_Q, protocol
-from vggrepro.evaluation.methods import dense_posteriors
-from vggrepro.evaluation.posteriors import Posteriors
+from vggrepro.distributed import Topology, from_first_rank, gather_to_first
+from vggrepro.evaluation.measure import methods_of, missing_Q, protocol
+from vggrepro.evaluation.methods import METHODS, Settings, whole_views
+from vggrepro.evaluation.posteriors import Parts
 from vggrepro.models.vgg import VGG
-from vggrepro.progress import progress
+from vggrepro.progress import Update, progress
 from vggrepro.tracking import RunDirectory
+from vggrepro.watch import Watch
 
 
 def evaluate(
@@ -24,25 +29,79 @@ def evaluate(
     loader: Loader,
     here: Topology,
     run: RunDirectory,
+    watch: Watch,
     wanted: Iterable[int],
+    methods: Sequence[str] = ("dense",),
 ) -> None:
-    """Makes and stores the posteriors that are missing; every rank calls it. `weights` is the net's hash."""
-    missing = missing_Q(config, weights, index.fingerprint, run, wanted)
+    """Makes and stores the posteriors that are missing, at each Q and by each method; every rank calls it.
+
+    `weights` is the net's hash. An evaluation that was interrupted goes on where it was. All methods of one Q see the
+    same decoded pictures, and batches do not depend on the number of ranks, so neither do the posteriors. Raises
+    UserError, and Interrupted.
+    """
+    single = sorted({part for method in methods for part in methods_of(method)})
+    missing: dict[int, list[str]] = {}
+    for method in single:
+        for Q in missing_Q(config, weights, index.fingerprint, run, wanted, method):
+            missing.setdefault(Q, []).append(method)
+    missing = from_first_rank(missing)
     if not missing:
         return
-    net, split = make_net(), index.split("val")
-    for Q in missing:
+    net, split = make_net().eval(), index.split("val")
+    for Q, pending in sorted(missing.items()):
+        parts = {
+            method: Parts(protocol(config, weights, index.fingerprint, Q, method), run.posteriors) for method in pending
+        }
         share = -(-len(split) // here.world)
-        with progress(f"{config.name}: dense at Q={Q}", share, shown=here.is_first) as update:
-            values = dense_posteriors(
-                net,
-                loader,
-                split,
-                Q,
-                batch=config.evaluation.batch,
-                flip=config.evaluation.flip,
-                here=here,
-                update=update,
-            )
-        if values is not None:
-            Posteriors(protocol(config, weights, index.fingerprint, Q), values, split.label).save(run.posteriors)
+        with progress(f"{config.name}: {', '.join(pending)} at Q={Q}", share, shown=here.is_first) as update:
+            score(net, loader, split, Q, parts, config, here, watch, update)
+        gather_to_first(None)  # until every rank has written
+        if here.is_first:
+            for method in pending:
+                parts[method].finish(split.label, run.posteriors)
+
+
+@torch.inference_mode()
+def score(
+    net: VGG,
+    loader: Loader,
+    split: Split,
+    Q: int,
+    parts: dict[str, Parts],
+    config: Config,
+    here: Topology,
+    watch: Watch,
+    update: Update,
+) -> None:
+    """Adds this rank's share of the pictures that are not done to the parts of each method."""
+    settings = Settings(flip=config.evaluation.flip, batch=config.evaluation.batch)
+    done = from_first_rank({method: part.done(len(split)) for method, part in parts.items()} if here.is_first else None)
+    batches = whole_views(split, Q, config.evaluation.batch, net.architecture.crop)
+    left = [views for views in batches if not all(rows[views.picture].all() for rows in done.values())]
+    pictures = 0
+    try:
+        for batch in watch.attend(loader.batches(split, left[here.rank :: here.world]), f"evaluation at Q={Q}"):
+            rows = batch.views.picture
+            for method, part in parts.items():
+                if not done[method][rows].all():
+                    part.add(rows, _posteriors(net, batch.images, method, settings, config).cpu().numpy())
+            pictures += len(rows)
+            update(pictures, "")
+    finally:  # an interrupt loses nothing that was computed
+        for part in parts.values():
+            part.flush()
+
+
+def _posteriors(net: VGG, images: Tensor, method: str, settings: Settings, config: Config) -> Tensor:
+    if images.device.type == "cuda":
+        tf32 = config.evaluation.precision == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=config.evaluation.precision == "bf16"):
+        return METHODS[method](net, images, settings)
+
+
+def as_the_net_expects(loader: Loader, preprocessing: dict[str, object]) -> Loader:
+    """The loader with the mean and the standard deviation that a net's weights were made for."""
+    assert preprocessing["channels"] == "RGB", preprocessing
+    assert preprocessing["range"] == [0, 255], preprocessing
+    return replace(loader, mean=tuple(preprocessing["mean"]), std=tuple(preprocessing["std"]))  # type: ignore[arg-type]

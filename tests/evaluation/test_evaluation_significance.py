@@ -1,0 +1,82 @@
+"""Paired tests and comparison with printed figures."""
+
+from math import comb
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vggrepro.evaluation.errors import ErrorRate
+from vggrepro.evaluation.significance import AgainstPrinted, Paired, paired
+
+
+def guesses(classes: list[int]) -> np.ndarray:
+    return np.eye(4, dtype=np.float32)[classes]
+
+
+def test_pairs_are_counted() -> None:
+    labels = np.array([0, 1, 2, 3, 0])
+    found = paired(guesses([0, 1, 2, 0, 1]), guesses([0, 1, 0, 3, 0]), labels, 1)
+    assert found == Paired(only_first_right=1, only_second_right=2, n=5)
+    assert found.difference == pytest.approx(20.0)
+
+
+@pytest.mark.parametrize(("only_first", "only_second"), [(1, 2), (0, 6), (10, 25), (40, 3), (7, 7)])
+def test_exact_mcnemar_by_counting(only_first: int, only_second: int) -> None:
+    n = only_first + only_second
+    tail = sum(comb(n, k) for k in range(min(only_first, only_second) + 1)) / 2**n
+    assert Paired(only_first, only_second, 100).p_value == pytest.approx(min(1.0, 2 * tail))
+
+
+def test_the_same_guesses_do_not_differ() -> None:
+    same = guesses([0, 1, 2, 3])
+    found = paired(same, same, np.array([0, 1, 0, 0]), 1)
+    assert (found.difference, found.p_value, found.interval) == (0.0, 1.0, (0.0, 0.0))
+
+
+def test_interval_of_a_difference() -> None:
+    """Against the textbook's variance of the mean of (error of first - error of second)."""
+    each = np.concatenate([np.ones(25), -np.ones(10), np.zeros(165)])
+    half = 1.959963984540054 * each.std() / np.sqrt(200)
+    expected = (100 * (each.mean() - half), 100 * (each.mean() + half))
+    assert Paired(only_first_right=10, only_second_right=25, n=200).interval == pytest.approx(expected)
+
+
+def test_real_answers_of_public_nets(shared_data: Path) -> None:
+    file = shared_data / "vgg_ilsvrc2012_val_top5.npz"
+    if not file.exists():
+        pytest.skip(f"no {file.name}")
+    with np.load(file, allow_pickle=False) as answers:
+        labels = answers["label"].astype(np.int64)
+        first = {net: answers[net][:, 0].astype(np.int64) for net in ("vgg16", "vgg19", "vgg_16_tf")}
+
+    def scores(net: str) -> np.ndarray:
+        made = np.zeros((len(labels), 1000), np.float32)
+        made[np.arange(len(labels)), first[net]] = 1
+        return made
+
+    found = paired(scores("vgg16"), scores("vgg19"), labels, 1)
+    right16, right19 = first["vgg16"] == labels, first["vgg19"] == labels
+    assert found.only_first_right == int((right16 & ~right19).sum())
+    assert found.only_second_right == int((~right16 & right19).sum())
+    assert found.difference == pytest.approx(28.408 - 27.624, abs=1e-9)
+    assert found.p_value < 1e-6
+    low, high = found.interval
+    assert 0 < low < found.difference < high < 1.5
+    unpaired = sum((100 * 1.96) ** 2 * p * (1 - p) / 50_000 for p in (0.28408, 0.27624)) ** 0.5
+    assert high - low < 2 * unpaired, "pairing must pay"
+
+
+def test_a_printed_figure_has_rounding_and_sampling_error() -> None:
+    def held(percent: float, n: int = 50_000) -> AgainstPrinted:
+        return AgainstPrinted(ErrorRate(round(percent / 100 * n), n), 25.6)
+
+    assert held(25.64).verdict == "equal"
+    assert held(25.56).verdict == "equal"
+    assert held(25.9).verdict == "agrees"
+    assert held(26.4).verdict == "higher"
+    assert held(24.8).verdict == "lower"
+    assert held(30.0, n=200).verdict == "agrees", "two hundred pictures say little"
+    low, high = held(25.9).interval
+    each = 0.25 * 0.75 / 50_000
+    assert high - low == pytest.approx(2 * (196 * (2 * each) ** 0.5 + 0.05), rel=0.01)

@@ -1,0 +1,221 @@
+"""Evaluation of a whole split: any number of ranks, interrupted and resumed, from the store."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from evaluation_nets import CLASSES, tiny_net
+
+from vggrepro.config import Config, Data, Evaluation, Model
+from vggrepro.data.index import Index
+from vggrepro.data.loader import Loader, make_loader
+from vggrepro.distributed import Topology, process_group, topology
+from vggrepro.errors import UserError
+from vggrepro.evaluation import methods, posteriors
+from vggrepro.evaluation.measure import fuse, measure, missing_Q, protocol, scored
+from vggrepro.evaluation.posteriors import Parts, Posteriors
+from vggrepro.evaluation.stage import as_the_net_expects, evaluate
+from vggrepro.tracking import RunDirectory
+from vggrepro.watch import Interrupted, Watch
+
+WEIGHTS = "f" * 64
+CONFIG = Config(
+    model=Model(net="A", classes=len(CLASSES), crop=32, width=0.0625),
+    data=Data(S=40, backend="torchvision", workers=1),
+    evaluation=Evaluation(batch=4),
+)
+METHODS = ("centre", "dense", "multicrop")
+
+
+def run_evaluation(
+    index: Index, run: RunDirectory, loader: Loader, here: Topology | None = None, **options: Any
+) -> None:
+    wanted, methods = options.get("wanted", (40, 36)), options.get("methods", METHODS)
+    evaluate(CONFIG, WEIGHTS, tiny_net, index, loader, here or Topology(), run, Watch(), wanted, methods)
+
+
+def stored(index: Index, run: RunDirectory, Q: int, method: str) -> Posteriors:
+    found = posteriors.load(protocol(CONFIG, WEIGHTS, index.fingerprint, Q, method), run.posteriors)
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(odd_index: Index, loader: Loader, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """An undisturbed evaluation on one rank."""
+    torch.set_num_threads(1)
+    run = RunDirectory(tmp_path_factory.mktemp("whole"))
+    run_evaluation(odd_index, run, loader)
+    return run
+
+
+def assert_same(index: Index, one: RunDirectory, other: RunDirectory) -> None:
+    for Q in (40, 36):
+        for method in METHODS:
+            expected, found = stored(index, one, Q, method), stored(index, other, Q, method)
+            assert expected.values.std(axis=0).min() > 0.01
+            np.testing.assert_array_equal(found.values, expected.values)
+            np.testing.assert_array_equal(found.labels, index.split("val").label)
+
+
+def rank(folder: str) -> None:
+    """What each rank of the test below runs."""
+    from vggrepro.data.index import load
+
+    torch.set_num_threads(1)
+    here = topology(os.environ)
+    loader = make_loader(CONFIG.data, torch.device("cpu"), 1)
+    with process_group(here, torch.device("cpu")):
+        run_evaluation(load(Path(folder) / "index.arrow"), RunDirectory(Path(folder)), loader, here)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_any_number_of_ranks_gives_identical_posteriors(
+    odd_index: Index, whole: RunDirectory, tmp_path: Path, world: int
+) -> None:
+    odd_index.save(tmp_path / "index.arrow")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+    program = [sys.executable, *launcher, __file__, str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(program, check=True, timeout=300, capture_output=True, env=environment)
+    assert_same(odd_index, whole, RunDirectory(tmp_path))
+
+
+@pytest.mark.parametrize("survive", [1, 9, 13])
+def test_interrupted_and_resumed_gives_identical_posteriors(
+    odd_index: Index,
+    whole: RunDirectory,
+    loader: Loader,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    survive: int,
+) -> None:
+    """Nine batches for each Q: the interrupt comes in the first Q, between the two, or in the second."""
+    run, seen = RunDirectory(tmp_path), []
+    original = Loader.batches
+
+    def counted(self: Loader, *args: Any) -> Iterator[Any]:
+        for batch in original(self, *args):
+            if len(seen) == survive:
+                raise KeyboardInterrupt
+            seen.append(batch)
+            yield batch
+
+    monkeypatch.setattr(Loader, "batches", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run_evaluation(odd_index, run, loader)
+    survive = 10**9
+    run_evaluation(odd_index, run, loader)
+    assert len(seen) == 18, "nothing is computed twice"
+    assert_same(odd_index, whole, run)
+    assert not list(run.posteriors.glob("*.parts"))
+
+
+def test_a_signal_is_heeded_and_loses_nothing(
+    odd_index: Index, whole: RunDirectory, loader: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, watch, beats = RunDirectory(tmp_path), Watch(), []
+    original = Watch.beat
+
+    def beat(self: Watch, doing: str) -> bool:
+        beats.append(doing)
+        self.reason = "SIGTERM" if len(beats) == 4 else None
+        return original(self, doing)
+
+    monkeypatch.setattr(Watch, "beat", beat)
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        evaluate(CONFIG, WEIGHTS, tiny_net, odd_index, loader, Topology(), run, watch, (36, 40), METHODS)
+    monkeypatch.undo()
+    done = Parts(protocol(CONFIG, WEIGHTS, odd_index.fingerprint, 36, "dense"), run.posteriors).done(11)
+    assert 3 <= done.sum() < 11
+    run_evaluation(odd_index, run, loader)
+    assert_same(odd_index, whole, run)
+
+
+def test_killed_outright_after_some_parts(
+    odd_index: Index, whole: RunDirectory, loader: Loader, tmp_path: Path
+) -> None:
+    """Parts that another number of ranks left, overlapping, and half of a file under its temporary name."""
+    run = RunDirectory(tmp_path)
+    for method in METHODS:
+        values = stored(odd_index, whole, 40, method).values
+        for rows in ([0, 2], [2, 3, 9]):
+            parts = Parts(protocol(CONFIG, WEIGHTS, odd_index.fingerprint, 40, method), run.posteriors)
+            parts.add(np.array(rows), values[rows])
+            parts.flush()
+        (parts.folder / ".torn.npz.1").write_bytes(b"half")
+    run_evaluation(odd_index, run, loader)
+    assert_same(odd_index, whole, run)
+
+
+def test_a_torn_part_is_one_line(odd_index: Index, loader: Loader, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    parts = Parts(protocol(CONFIG, WEIGHTS, odd_index.fingerprint, 40, "dense"), run.posteriors)
+    parts.folder.mkdir()
+    (parts.folder / "torn.npz").write_bytes(b"PK half")
+    with pytest.raises(UserError, match=r"torn.npz cannot be read .*; remove the file and evaluate again"):
+        run_evaluation(odd_index, run, loader)
+
+
+def test_rows_that_another_rank_wrote_elsewhere_are_missed(odd_index: Index, tmp_path: Path) -> None:
+    parts = Parts(protocol(CONFIG, WEIGHTS, odd_index.fingerprint, 40, "dense"), tmp_path)
+    parts.add(np.arange(4), np.full((4, 3), 1 / 3, np.float32))
+    parts.flush()
+    with pytest.raises(UserError, match=r"7 of 11 pictures are missing .* shared file system"):
+        parts.finish(odd_index.split("val").label, tmp_path)
+
+
+def test_what_is_stored_is_not_computed_again(odd_index: Index, whole: RunDirectory, loader: Loader) -> None:
+    def never() -> Any:
+        raise AssertionError("the net was made again")
+
+    evaluate(
+        CONFIG, WEIGHTS, never, odd_index, loader, Topology(), whole, Watch(), (36, 40), ("dense", "both", "centre")
+    )
+    assert missing_Q(CONFIG, WEIGHTS, odd_index.fingerprint, whole, (36, 40, 44), "both") == [44]
+
+
+def test_averages_against_numpy(odd_index: Index, whole: RunDirectory) -> None:
+    """Over Q inside a method, then over methods, then over nets."""
+    labels = odd_index.split("val").label
+    one = {(Q, m): stored(odd_index, whole, Q, m).values.astype(np.float64) for Q in (36, 40) for m in METHODS}
+    dense, crops = ((one[36, m] + one[40, m]) / 2 for m in ("dense", "multicrop"))
+    expected = {"dense": dense, "multicrop": crops, "both": (dense + crops) / 2}
+    for method, values in expected.items():
+        found = scored(CONFIG, WEIGHTS, odd_index.fingerprint, whole.posteriors, (36, 40), method)
+        assert found is not None
+        np.testing.assert_allclose(found.values, values, rtol=1e-6)
+        wrong = int((values.argmax(axis=1) != labels).sum())
+        measured = measure(CONFIG, WEIGHTS, odd_index.fingerprint, whole, (36, 40), method)
+        assert measured is not None
+        assert (measured.top1.wrong, measured.top1.n) == (wrong, len(labels))
+    first = scored(CONFIG, WEIGHTS, odd_index.fingerprint, whole.posteriors, (36, 40), "dense")
+    second = scored(CONFIG, WEIGHTS, odd_index.fingerprint, whole.posteriors, (40,), "dense")
+    assert first is not None
+    assert second is not None
+    fused = fuse([first, second])
+    np.testing.assert_allclose(fused.values, (dense + one[40, "dense"]) / 2, rtol=1e-6)
+    assert fused.Q == (36, 40)
+    assert measure(CONFIG, WEIGHTS, odd_index.fingerprint, whole, (36, 44)) is None
+
+
+def test_mean_and_std_of_the_weights_are_used(odd_index: Index, loader: Loader) -> None:
+    preprocessing = {"channels": "RGB", "range": [0, 255], "mean": [10, 20, 30], "std": [2.0, 4.0, 8.0]}
+    split = odd_index.split("val")
+    views = methods.whole_views(split, 40, 1, 32)[:1]
+    (plain,), (other,) = (
+        list(one.batches(split, views)) for one in (loader, as_the_net_expects(loader, preprocessing))
+    )
+    pixels = plain.images + torch.tensor(CONFIG.data.mean)[:, None, None]
+    expected = (pixels - torch.tensor([10.0, 20, 30])[:, None, None]) / torch.tensor([2.0, 4, 8])[:, None, None]
+    torch.testing.assert_close(other.images, expected)
+
+
+if __name__ == "__main__":
+    rank(sys.argv[1])

@@ -1,0 +1,89 @@
+"""Is one error different from another? Paired tests, and comparison with a printed figure. No torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggrepro.evaluation.errors import Z_95, ErrorRate, is_right
+from vggrepro.paper import value
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two sets of guesses for the same pictures."""
+
+    only_first_right: int
+    only_second_right: int
+    n: int
+
+    @property
+    def difference(self) -> float:
+        """Error of the first minus error of the second, percentage points."""
+        return 100 * (self.only_second_right - self.only_first_right) / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the difference, points (normal approximation for paired shares)."""
+        b, c = self.only_second_right, self.only_first_right
+        half = 100 * Z_95 * math.sqrt(max(b + c - (b - c) ** 2 / self.n, 0)) / self.n
+        return self.difference - half, self.difference + half
+
+    @property
+    def p_value(self) -> float:
+        """McNemar's exact test, two-sided: how likely so uneven a split of the disagreements is by chance."""
+        from scipy.stats import binomtest
+
+        fewer = min(self.only_first_right, self.only_second_right)
+        disagreements = self.only_first_right + self.only_second_right
+        return float(binomtest(fewer, disagreements).pvalue) if disagreements else 1.0
+
+
+def paired(first: NDArray[Any], second: NDArray[Any], labels: NDArray[np.int64], k: int) -> Paired:
+    """Compares two posteriors (n, classes) of the same pictures by their first k guesses."""
+    right, right_too = is_right(first, labels, k), is_right(second, labels, k)
+    return Paired(int((right & ~right_too).sum()), int((~right & right_too).sum()), len(labels))
+
+
+Verdict = Literal["equal", "agrees", "lower", "higher"]
+
+
+@dataclass(frozen=True)
+class AgainstPrinted:
+    """A measured error held against a figure that the paper prints, both in per cent."""
+
+    measured: ErrorRate
+    printed: float
+
+    @property
+    def difference(self) -> float:
+        """Measured minus printed, percentage points."""
+        return self.measured.percent - self.printed
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the difference, points.
+
+        Both figures are shares of a finite sample (the paper's of 50,000 pictures), and the printed one is rounded to
+        0.1, which moves either end by 0.05. Where both are of the same pictures the interval is too wide, so a verdict
+        of "lower" or "higher" holds all the more.
+        """
+        p, q = self.measured.percent / 100, self.printed / 100
+        half = 100 * Z_95 * math.sqrt(p * (1 - p) / self.measured.n + q * (1 - q) / value("val_pictures"))
+        return self.difference - half - ROUNDING, self.difference + half + ROUNDING
+
+    @property
+    def verdict(self) -> Verdict:
+        """equal: rounds to the printed figure. agrees: within both sampling errors. Else lower or higher than it."""
+        if abs(self.difference) <= ROUNDING + 1e-9:
+            return "equal"
+        low, high = self.interval
+        return "agrees" if low <= 0 <= high else ("higher" if low > 0 else "lower")
+
+
+ROUNDING = 0.05
+"""Half a unit of the last printed digit, percentage points."""
