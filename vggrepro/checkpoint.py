@@ -11,6 +11,8 @@ import logging
 import os
 import re
 import zipfile
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,41 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         raise OSError(f"checkpoint {path} could not be written: {error}") from error
 
 
+class Writer:
+    """Writes checkpoints in a thread of its own, one at a time, so that training does not wait for the disk.
+
+    What is submitted must not change until it is written: :meth:`wait` before reusing its memory.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._last: Future[bool] | None = None
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.shutdown(wait=True)
+
+    def submit(self, checkpoint: Checkpoint, file: Path, then: Callable[[], None]) -> None:
+        """Writes and then calls `then`. When the disk is full the checkpoint before it stays, with a warning."""
+        self._last = self._thread.submit(_try_to_save, checkpoint, file, then)
+
+    def wait(self) -> bool:
+        """Waits for what was submitted; returns whether the last checkpoint is on the disk."""
+        return self._last is not None and self._last.result()
+
+
+def _try_to_save(checkpoint: Checkpoint, file: Path, then: Callable[[], None]) -> bool:
+    try:
+        save(checkpoint, file)
+        then()
+    except OSError as error:
+        _log.warning("%s; the one before it is kept", error)
+        return False
+    return True
+
+
 def load(path: Path) -> Checkpoint:
     """Reads a checkpoint to the CPU. Raises UserError for a file that is missing, torn, or not one of ours."""
     try:
@@ -112,6 +149,12 @@ def newest(folder: Path) -> Checkpoint | None:
         except UserError as error:
             _log.warning("%s; trying the one before it", error)
     return None
+
+
+def clean(folder: Path) -> None:
+    """Removes what a killed writer has left half written; for the one process that writes here, before it does."""
+    for file in folder.glob(".*.pt.*"):
+        file.unlink(missing_ok=True)
 
 
 def prune(folder: Path, keep: int) -> None:

@@ -12,8 +12,10 @@ from vggrepro.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+    from torch.distributed import ProcessGroup
 
-_RENDEZVOUS_TIMEOUT = timedelta(minutes=5)
+_TIMEOUT_S = 600.0
+_FIRST_RANK_TIMEOUT = timedelta(hours=12)  # rank 0 may be reading the headers of millions of pictures
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,11 @@ def pick_device(wanted: Literal["auto", "cpu", "cuda"], local_rank: int) -> torc
 
 
 @contextmanager
-def process_group(here: Topology, device: torch.device) -> Iterator[None]:
-    """The process group of all ranks (NCCL on CUDA, gloo on the CPU); nothing for a single process."""
+def process_group(here: Topology, device: torch.device, timeout_s: float = _TIMEOUT_S) -> Iterator[None]:
+    """The process group of all ranks (NCCL on CUDA, gloo on the CPU); nothing for a single process.
+
+    A rank that does not come, or leaves the others alone in a collective, is an error after `timeout_s` seconds.
+    """
     if here.world == 1:
         yield
         return
@@ -83,19 +88,28 @@ def process_group(here: Topology, device: torch.device) -> Iterator[None]:
 
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_RENDEZVOUS_TIMEOUT)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s))
     try:
         yield
     finally:
         distributed.destroy_process_group()
 
 
-def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+def host_group(timeout: timedelta | None = None) -> ProcessGroup:
+    """A group of all ranks for what is exchanged between hosts, apart from the devices' work."""
+    from torch import distributed
+
+    group = distributed.new_group(backend="gloo", timeout=timeout)
+    assert isinstance(group, distributed.ProcessGroup)
+    return group
+
+
+def sum_over_ranks(values: torch.Tensor, group: ProcessGroup | None = None) -> torch.Tensor:
     """The sum over ranks, in place; the tensor itself for a single process."""
     from torch import distributed
 
     if distributed.is_initialized():
-        distributed.all_reduce(values)
+        distributed.all_reduce(values, group=group)
     return values
 
 
@@ -108,6 +122,17 @@ def from_first_rank(item: Any) -> Any:
     box = [item]
     distributed.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def from_every_rank(item: Any) -> list[Any]:
+    """Every rank's object in the order of ranks, on all ranks; pickled, like `from_first_rank`."""
+    from torch import distributed
+
+    if not distributed.is_initialized():
+        return [item]
+    items: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(items, item)
+    return items
 
 
 def gather_to_first(item: Any) -> list[Any] | None:
@@ -124,12 +149,17 @@ def gather_to_first(item: Any) -> list[Any] | None:
 @contextmanager
 def first_rank_first(here: Topology) -> Iterator[None]:
     """Rank 0 runs the block before the others do: what it makes on disk, they find there."""
+    if here.world == 1:
+        yield
+        return
     from torch import distributed
 
-    if here.world > 1 and not here.is_first:
-        distributed.barrier()
+    group = host_group(_FIRST_RANK_TIMEOUT)
+    if not here.is_first:
+        distributed.barrier(group=group)
     try:
         yield
     finally:
-        if here.world > 1 and here.is_first:
-            distributed.barrier()
+        if here.is_first:
+            distributed.barrier(group=group)
+        distributed.destroy_process_group(group)

@@ -1,4 +1,4 @@
-"""The one exception for what a user can cause, and how a command ends on it."""
+"""The exceptions for what a user can cause and for being asked to stop, and how a command ends on them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,26 @@ class UserError(Exception):
     """
 
 
+class Interrupted(Exception):
+    """The run was asked to stop, and all ranks have left at the same point; its text is the reason."""
+
+
+INTERRUPTED_STATUS = 75
+"""Exit status of an interrupted run (EX_TEMPFAIL of sysexits.h): the same command goes on where it stopped."""
+
+
 def run_command(name: str, command: Callable[[], None]) -> None:
-    """Runs a command-line program; a UserError ends it with one line on standard error and status 2."""
+    """Runs a command-line program; a UserError ends it with one line on standard error and status 2.
+
+    Interrupted does so with status 75.
+    """
     try:
         command()
     except UserError as error:
         if int(os.environ.get("RANK", "0")) == 0:  # every rank finds the same mistake
             print(f"{name}: {error}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as stop:
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"{name}: stopped ({stop}); the same command goes on from there", file=sys.stderr)
+        sys.exit(INTERRUPTED_STATUS)

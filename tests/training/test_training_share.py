@@ -6,7 +6,7 @@ import pytest
 
 from vggrepro.distributed import Topology
 from vggrepro.errors import UserError
-from vggrepro.training.loop import share_of
+from vggrepro.training.step import share_of
 
 
 @pytest.mark.parametrize("world", [1, 2, 4, 8, 32, 256])

@@ -1,175 +1,215 @@
-"""The training loop (Section 3.1): mini-batch SGD with momentum on the plan's batches.
-
-The course of a run is a function of (configuration, seed, data set): the views and the dropout units of a step come
-from the plan, for the global batch, and each rank computes its rows. The number of ranks and of micro-batches changes
-the order of floating-point sums and nothing else.
-"""
+"""The training loop: steps, reports, validations and checkpoints, until the iterations are done or a stop is asked."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
-from itertools import pairwise
+import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
-from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 
+from vggrepro import checkpoint
 from vggrepro.config import Config
-from vggrepro.data.index import Split
-from vggrepro.data.loader import Batch, Loader
-from vggrepro.data.plan import TrainingPlan, dropout_masks
-from vggrepro.data.views import Views
-from vggrepro.distributed import Topology, sum_over_ranks
-from vggrepro.errors import UserError
-from vggrepro.models.vgg import VGG, DropoutMasks
+from vggrepro.data.index import Index, Split
+from vggrepro.data.loader import Loader
+from vggrepro.data.plan import TrainingPlan
+from vggrepro.distributed import Topology
+from vggrepro.errors import Interrupted, UserError
+from vggrepro.evaluation.methods import centre_error
+from vggrepro.progress import progress, say
+from vggrepro.tracking import RunDirectory
+from vggrepro.training import health
+from vggrepro.training.schedule import after_validation, learning_rate
+from vggrepro.training.stage import start
+from vggrepro.training.step import Trainer
+from vggrepro.training.throughput import Meter, describe, flop_per_picture, peak_flops
+from vggrepro.watch import Watch
+
+_NAMED_PICTURES = 4
 
 
-@dataclass(frozen=True)
-class Share:
-    """The rows of each global batch that one rank computes, cut into micro-batches."""
+def train(
+    config: Config,
+    parent: Config | None,
+    index: Index,
+    loader: Loader,
+    here: Topology,
+    run: RunDirectory,
+    watch: Watch,
+    *,
+    force: bool = False,
+) -> None:
+    """Trains a stage to its end, from its newest checkpoint where there is one; every rank calls it.
 
-    batch: int
-    rows: tuple[slice, ...]
-    """Rows of the global batch, one slice a micro-batch; all but the last are equally long."""
+    Leaves `final.pt` in the run directory. `force` trains a net whose activations vanish or explode.
 
-    @property
-    def size(self) -> int:
-        """Rows of this rank."""
-        return self.rows[-1].stop - self.rows[0].start
+    Raises UserError for a net that does not learn or that diverges, and Interrupted on every rank after one was asked
+    to stop and a checkpoint is written from which the same command goes on.
+    """
+    watch.leave_together()
+    if here.is_first:
+        checkpoint.clean(run.checkpoints)
+    settings, last = config.train, config.train.iterations
+    training, validation = index.split("train"), index.split("val")
+    plan = TrainingPlan(training.size, config.data, config.model.crop, config.run.seed)
+    net, kept, state = start(config, parent, index, run.checkpoints, here)
+    net.to(loader.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trainer = Trainer(net, config, here, loader.device)
+    trainer.set_momentum(kept.training["momentum"] if kept.training else {})
+    trainer.restart_loss(state.loss_sum if here.is_first else 0.0)
+    meter = Meter()
+    flop, peak = flop_per_picture(net.architecture), peak_flops(loader.device, settings.precision)
+    writer = checkpoint.Writer()
+
+    def epochs(step: int) -> float:
+        return step * settings.batch / plan.pictures
+
+    def ends_a_period(step: int) -> bool:
+        period = settings.validate_every
+        return step > 0 and (step == last or int(epochs(step) / period) > int(epochs(step - 1) / period))
+
+    def log(record: dict[str, Any]) -> None:
+        if here.is_first:
+            run.append({"step": state.step, "epoch": epochs(state.step)} | record)
+
+    def check_finite() -> None:
+        """Raises UserError when a gradient has not been finite; nothing of it is in the weights."""
+        bad = trainer.bad_step()
+        if bad is not None:
+            raise UserError(_non_finite(bad, plan, training, config, run, here))
+
+    def save(*, best: bool = False) -> None:
+        """Copies the state, and writes it while training goes on; every rank calls it."""
+        nonlocal state
+        check_finite()
+        state = replace(state, loss_sum=trainer.loss_sum())
+        if here.is_first:
+            writer.wait()
+            weights, momentum = trainer.snapshot()
+            training_state = {"momentum": momentum, "state": asdict(state)}
+            file = checkpoint.step_file(run.checkpoints, state.step)
+            content = replace(kept, step=state.step, weights=weights, training=training_state)
+            writer.submit(content, file, lambda: _after_saving(file, run.checkpoints, settings.keep, best=best))
+
+    if here.is_first:
+        run.rewind(state.step)
+    if state.step == 0:
+        scales = health.activation_scales(net, next(loader.batches(training, trainer.views(plan, 0))).images)
+        log({"kind": "event", "event": "activation scales"} | scales)
+        if parent is None and not force:
+            health.check_start(net, scales)
+    batches = loader.batches(training, trainer.views(plan, state.step))
+    with progress(f"{config.name}: training", last, shown=here.is_first) as update, writer, _collected_at_reports():
+        try:
+            while True:
+                if ends_a_period(state.step) and state.validated < state.step:
+                    Q, at_once = config.single_Q[0], config.evaluation.batch
+                    errors = centre_error(net, loader, validation, Q, batch=at_once, here=here, watch=watch)
+                    top1 = errors[1].percent
+                    best = state.best_error is None or top1 < state.best_error
+                    schedule = after_validation(state.schedule, top1, settings.schedule)
+                    dropped = schedule.drops > state.schedule.drops
+                    state = replace(state, schedule=schedule, validated=state.step)
+                    state = replace(state, best_error=top1 if best else state.best_error)
+                    record = {"top1_error": top1, "top5_error": errors[5].percent, "n": errors[1].n}
+                    log({"kind": "validation", "Q": Q} | record)
+                    if dropped:
+                        log({"kind": "event", "event": "learning rate drop", "drop": schedule.drops})
+                    if here.is_first:
+                        say(_validation_line(config, epochs(state.step), top1, schedule.drops if dropped else None))
+                    save(best=best)
+                if state.step == last:
+                    break
+
+                rate = learning_rate(settings.learning_rate, settings.schedule, state.schedule, state.step)
+                watch.beat(f"step {state.step + 1}")
+                meter.start()
+                trainer.step(state.step, batches, rate)
+                state = replace(state, step=state.step + 1, unreported=state.unreported + 1)
+                reports = state.step % settings.log_every == 0 or state.step == last
+                if reports:
+                    loss = trainer.loss_sum() / (state.unreported * settings.batch)  # waits for the device
+                meter.stop(settings.batch)
+                if reports:
+                    check_finite()
+                    speed = meter.read(trainer.waited_s, flop, peak, here.world)
+                    left = (last - state.step) * settings.batch / speed["images_per_s"]
+                    log({"kind": "train", "loss": loss, "learning_rate": rate, "seconds_left": left} | speed)
+                    update(state.step, f"loss {loss:.4f}  rate {rate:g}  {describe(speed)}")
+                    health.check_learning(loss, config.model.classes, state.step, settings.stall_after)
+                    trainer.restart_loss()
+                    state = replace(state, unreported=0)
+                    gc.collect()
+                if watch.vote():
+                    watch.leave_together()
+                if state.step % settings.checkpoint_every == 0 and not ends_a_period(state.step):
+                    save()
+        except Interrupted as stop:
+            save()
+            if here.is_first and not writer.wait():
+                raise Interrupted(f"{stop}; step {state.step} could not be saved, an earlier one was") from None
+            raise Interrupted(f"{stop}; saved at step {state.step}") from None
+        finally:
+            watch.rest()
+    if here.is_first:
+        weights, _ = trainer.snapshot()
+        final = replace(kept, step=last, weights=weights, training={})
+        try:
+            checkpoint.save(final, checkpoint.final_file(run.checkpoints))
+        except OSError as error:
+            raise UserError(f"{error}; free some space and run the same command again") from None
 
 
-def share_of(here: Topology, batch: int, micro_batch: int | None) -> Share:
-    """This rank's share. Raises UserError when the ranks do not divide the batch, naming the counts that do."""
-    if batch % here.world:
-        allowed = ", ".join(str(world) for world in range(1, batch + 1) if batch % world == 0)
-        raise UserError(
-            f"train.batch={batch} cannot be split evenly over {here.world} ranks; "
-            f"start one of {allowed} ranks, or change train.batch"
-        )
-    size = batch // here.world
-    start = here.rank * size
-    step = min(micro_batch or size, size)
-    edges = [*range(start, start + size, step), start + size]
-    return Share(batch, tuple(slice(low, high) for low, high in pairwise(edges)))
+@contextmanager
+def _collected_at_reports() -> Iterator[None]:
+    """No garbage collection in the middle of a step, where it would hold up one rank and with it all; see the loop."""
+    gc.collect()
+    gc.freeze()  # what is there already need not be looked at each time
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
-@dataclass(frozen=True)
-class Interval:
-    """What happened since the last report, over all ranks."""
-
-    step: int
-    loss: float
-    """Mean over the interval's pictures."""
-    learning_rate: float
-    images_per_s: float
-    data_wait: float
-    """Share of the time that rank 0 waited for pictures."""
+def _validation_line(config: Config, epoch: float, top1: float, drop: int | None) -> str:
+    line = f"{config.name}: epoch {epoch:.1f}  centre-crop top-1 error {top1:.1f} %"
+    if drop is not None:
+        schedule = config.train.schedule
+        line += f"; no better for {schedule.patience} validations: learning rate drop {drop} of {schedule.max_drops}"
+    return line
 
 
-class Trainer:
-    """A net with its momentum, advanced step by step."""
+def _non_finite(
+    step: int, plan: TrainingPlan, training: Split, config: Config, run: RunDirectory, here: Topology
+) -> str:
+    """What to say of a step whose gradient was not finite; its pictures are listed in the run directory."""
+    batch = config.train.batch
+    shown = plan.views(step * batch, batch).picture
+    pictures = [training.name_of(int(picture)) for picture in shown]
+    if here.is_first:
+        run.write_json("non_finite.json", {"step": step + 1, "pictures": pictures})
+    return (
+        f"loss or gradient of step {step + 1} is not finite and was not applied; its {batch} pictures are listed in "
+        f"{run.path / 'non_finite.json'} ({', '.join(pictures[:_NAMED_PICTURES])}, ...); the checkpoints before it are "
+        f"intact: lower train.learning_rate, or set train.precision=fp32, in a run of another name"
+    )
 
-    def __init__(self, net: VGG, config: Config, here: Topology, device: torch.device) -> None:
-        self.net = net
-        self.config = config
-        self.here = here
-        self.device = device
-        self.share = share_of(here, config.train.batch, config.train.micro_batch)
-        if device.type == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.train.precision == "tf32"
-        net.train()
-        self._parallel: nn.Module = DistributedDataParallel(net) if here.world > 1 else net
-        self._optimiser = torch.optim.SGD(
-            net.parameters(),
-            lr=config.train.learning_rate,
-            momentum=config.train.momentum,
-            weight_decay=config.train.weight_decay,
-        )
 
-    def momentum(self) -> dict[str, torch.Tensor]:
-        """Momentum buffers by the parameter's name; empty before the first step."""
-        state = self._optimiser.state
-        return {
-            name: state[parameter]["momentum_buffer"]
-            for name, parameter in self.net.named_parameters()
-            if "momentum_buffer" in state[parameter]
-        }
+def _after_saving(file: Path, folder: Path, keep: int, *, best: bool) -> None:
+    if best:
+        _link(file, checkpoint.best_file(folder))
+    checkpoint.prune(folder, keep)
 
-    def set_momentum(self, buffers: dict[str, torch.Tensor]) -> None:
-        """Takes up where :meth:`momentum` left off."""
-        for name, parameter in self.net.named_parameters():
-            if name in buffers:
-                # a copy in the parameter's own memory format, as the optimiser would have made it
-                buffer = torch.empty_like(parameter).copy_(buffers[name])
-                self._optimiser.state[parameter]["momentum_buffer"] = buffer
 
-    def views(self, plan: TrainingPlan, first_step: int) -> Iterator[Views]:
-        """This rank's micro-batches from `first_step` (iterations already done) to the end."""
-        for step in range(first_step, self.config.train.iterations):
-            for rows in self.share.rows:
-                yield plan.views(step * self.share.batch + rows.start, rows.stop - rows.start)
-
-    def run(
-        self,
-        loader: Loader,
-        split: Split,
-        plan: TrainingPlan,
-        first_step: int,
-        rate: Callable[[int], float],
-        log_every: int,
-    ) -> Iterator[tuple[int, Interval | None]]:
-        """Trains from `first_step` on; yields after each step the iterations done, and every `log_every` of them what
-        happened since. `rate(step)` is the learning rate of the iteration after `step`.
-        """
-        batches = loader.batches(split, self.views(plan, first_step))
-        loss_sum = torch.zeros((), device=self.device)
-        since, seconds, waited = 0, 0.0, 0.0
-        for step in range(first_step, self.config.train.iterations):
-            started = time.perf_counter()
-            for group in self._optimiser.param_groups:
-                group["lr"] = rate(step)
-            for number, rows in enumerate(self.share.rows):
-                asked = time.perf_counter()
-                batch = next(batches)
-                waited += time.perf_counter() - asked
-                loss_sum += self._accumulate(batch, step, rows, last=number == len(self.share.rows) - 1)
-            self._optimiser.step()
-            self._optimiser.zero_grad(set_to_none=True)
-            since += 1
-            report = None
-            if (step + 1) % log_every == 0 or step + 1 == self.config.train.iterations:
-                total = float(sum_over_ranks(loss_sum))  # waits for the device, so the clock is read after it
-                seconds += time.perf_counter() - started
-                pictures = since * self.share.batch
-                report = Interval(step + 1, total / pictures, rate(step), pictures / seconds, waited / seconds)
-                loss_sum.zero_()
-                since, seconds, waited = 0, 0.0, 0.0
-            else:
-                seconds += time.perf_counter() - started
-            yield step + 1, report  # what the caller does meanwhile (validation, checkpoints) is not training time
-
-    def _accumulate(self, batch: Batch, step: int, rows: slice, *, last: bool) -> torch.Tensor:
-        """Adds the gradient of one micro-batch; returns the sum of its losses."""
-        masks = self._dropout_masks(step, rows)
-        parallel = self._parallel
-        # gradients are exchanged once a step, with the last micro-batch
-        waiting = nullcontext() if last or not isinstance(parallel, DistributedDataParallel) else parallel.no_sync()
-        with waiting:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
-                scores = parallel(batch.images, masks)
-            loss = F.cross_entropy(scores.float(), batch.labels, reduction="sum")
-            # ranks are averaged by DDP, so this makes the mean over the global batch
-            (loss / self.share.size).backward()
-        return loss.detach()
-
-    def _dropout_masks(self, step: int, rows: slice) -> DropoutMasks | None:
-        rate = self.config.model.dropout
-        if not rate:
-            return None
-        masks = dropout_masks(self.config.run.seed, step, self.share.batch, rows, self.net.fc_widths, rate)
-        fc6, fc7 = (torch.from_numpy(mask).to(self.device, non_blocking=True) for mask in masks)
-        return fc6, fc7
+def _link(file: Path, name: Path) -> None:
+    """Gives a file a second name, in place of what had it."""
+    temporary = name.with_name(f".{name.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    os.link(file, temporary)
+    temporary.replace(name)

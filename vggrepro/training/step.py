@@ -1,0 +1,190 @@
+"""One iteration (Section 3.1): mini-batch SGD with momentum on the plan's batch.
+
+The course of a run is a function of (configuration, seed, data set): the views and the dropout units of a step come
+from the plan, for the global batch, and each rank computes its rows. The number of ranks and of micro-batches changes
+the order of floating-point sums and nothing else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from vggrepro.config import Config
+from vggrepro.data.loader import Batch
+from vggrepro.data.plan import TrainingPlan, dropout_masks
+from vggrepro.data.views import Views
+from vggrepro.distributed import Topology, sum_over_ranks
+from vggrepro.errors import UserError
+from vggrepro.models.vgg import VGG, DropoutMasks
+from vggrepro.training.exchange import Exchange
+
+
+@dataclass(frozen=True)
+class Share:
+    """The rows of each global batch that one rank computes, cut into micro-batches."""
+
+    batch: int
+    rows: tuple[slice, ...]
+    """Rows of the global batch, one slice a micro-batch; all but the last are equally long."""
+
+    @property
+    def size(self) -> int:
+        """Rows of this rank."""
+        return self.rows[-1].stop - self.rows[0].start
+
+
+def share_of(here: Topology, batch: int, micro_batch: int | None) -> Share:
+    """This rank's share. Raises UserError when the ranks do not divide the batch, naming the counts that do."""
+    if batch % here.world:
+        allowed = ", ".join(str(world) for world in range(1, batch + 1) if batch % world == 0)
+        raise UserError(
+            f"train.batch={batch} cannot be split evenly over {here.world} ranks; "
+            f"start one of {allowed} ranks, or change train.batch"
+        )
+    size = batch // here.world
+    start = here.rank * size
+    step = min(micro_batch or size, size)
+    edges = [*range(start, start + size, step), start + size]
+    return Share(batch, tuple(slice(low, high) for low, high in pairwise(edges)))
+
+
+class Trainer:
+    """A net with its momentum, advanced step by step."""
+
+    def __init__(self, net: VGG, config: Config, here: Topology, device: torch.device) -> None:
+        self.net = net
+        self.config = config
+        self.device = device
+        self.share = share_of(here, config.train.batch, config.train.micro_batch)
+        self.waited_s = 0.0
+        """Seconds that this rank has waited for pictures so far."""
+        if device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.train.precision == "tf32"
+        net.train()
+        groups = list(_groups(net, config))
+        self._exchange = Exchange(net, here, config.train.comm)
+        self._forward = self._exchange.forward
+        if config.train.compile:
+            self._forward = torch.compile(self._forward, dynamic=False)  # type: ignore[assignment]
+        self._rate_factors = [factor for factor, _ in groups]
+        self._optimiser = torch.optim.SGD(
+            [group for _, group in groups],
+            lr=config.train.learning_rate,
+            momentum=config.train.momentum,
+            weight_decay=config.train.weight_decay,
+            fused=True,
+        )
+        self._parameters = list(net.parameters())
+        self._host: dict[str, torch.Tensor] = {}
+        self._loss_sum = torch.zeros((), device=device)
+        self._bad_step = torch.full((), -1, device=device)
+
+    def momentum(self) -> dict[str, torch.Tensor]:
+        """Momentum buffers by the parameter's name; empty before the first step."""
+        state = self._optimiser.state
+        return {
+            name: state[parameter]["momentum_buffer"]
+            for name, parameter in self.net.named_parameters()
+            if "momentum_buffer" in state[parameter]
+        }
+
+    def set_momentum(self, buffers: dict[str, torch.Tensor]) -> None:
+        """Takes up where :meth:`momentum` left off."""
+        for name, parameter in self.net.named_parameters():
+            if name in buffers:
+                # a copy in the parameter's own memory format, as the optimiser would have made it
+                buffer = torch.empty_like(parameter).copy_(buffers[name])
+                self._optimiser.state[parameter]["momentum_buffer"] = buffer
+
+    def snapshot(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Weights and momentum in host memory, which the next snapshot uses again."""
+        weights, momentum = self.net.state_dict(), self.momentum()
+        for kind, tensors in (("weights", weights), ("momentum", momentum)):
+            for name, tensor in tensors.items():
+                key = f"{kind} {name}"
+                if key not in self._host:
+                    self._host[key] = torch.empty_like(tensor, device="cpu", pin_memory=self.device.type == "cuda")
+                self._host[key].copy_(tensor.detach(), non_blocking=True)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return (
+            {name: self._host[f"weights {name}"] for name in weights},
+            {name: self._host[f"momentum {name}"] for name in momentum},
+        )
+
+    def views(self, plan: TrainingPlan, first_step: int) -> Iterator[Views]:
+        """This rank's micro-batches from `first_step` (iterations already done) to the end."""
+        for step in range(first_step, self.config.train.iterations):
+            for rows in self.share.rows:
+                yield plan.views(step * self.share.batch + rows.start, rows.stop - rows.start)
+
+    def step(self, step: int, batches: Iterator[Batch], learning_rate: float) -> None:
+        """The iteration after `step` finished ones, on the next micro-batches of :meth:`views`.
+
+        Nothing here waits for the device. A gradient that is not finite is therefore not seen by the host: the device
+        itself leaves this step and all later ones out, until :meth:`bad_step` is asked.
+        """
+        for factor, group in zip(self._rate_factors, self._optimiser.param_groups, strict=True):
+            group["lr"] = learning_rate * factor
+        for number, rows in enumerate(self.share.rows):
+            asked = time.perf_counter()
+            batch = next(batches)
+            self.waited_s += time.perf_counter() - asked
+            self._accumulate(batch, step, rows, last=number == len(self.share.rows) - 1)
+        self._exchange.finish()
+        # The gradients are the global batch's by now, so all ranks find the same.
+        norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        bad = (self._bad_step < 0) & ~norm.isfinite()
+        self._bad_step = torch.where(bad, step, self._bad_step)
+        self._optimiser.found_inf = (self._bad_step >= 0).float()  # type: ignore[attr-defined]
+        self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)
+
+    def loss_sum(self) -> float:
+        """Sum of the losses of all ranks' pictures since :meth:`restart_loss`; every rank calls it."""
+        return float(sum_over_ranks(self._loss_sum.clone()))
+
+    def restart_loss(self, start: float = 0.0) -> None:
+        """Sums the losses anew, from `start` over all ranks: give it to the first and 0 to the others."""
+        self._loss_sum.fill_(start)
+
+    def bad_step(self) -> int | None:
+        """The first step (iterations finished before it) whose gradient was not finite; it was not applied."""
+        step = int(self._bad_step)
+        return step if step >= 0 else None
+
+    def _accumulate(self, batch: Batch, step: int, rows: slice, *, last: bool) -> None:
+        """Adds the gradient of one micro-batch."""
+        masks = self._dropout_masks(step, rows)
+        with self._exchange.micro_batch(last=last):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
+                scores = self._forward(batch.images, masks)
+            loss = F.cross_entropy(scores.float(), batch.labels, reduction="sum")
+            # ranks are averaged, so this makes the mean over the global batch
+            (loss / self.share.size).backward()
+        self._loss_sum += loss.detach()
+
+    def _dropout_masks(self, step: int, rows: slice) -> DropoutMasks | None:
+        rate = self.config.model.dropout
+        if not rate:
+            return None
+        masks = dropout_masks(self.config.run.seed, step, self.share.batch, rows, self.net.fc_widths, rate)
+        fc6, fc7 = (torch.from_numpy(mask).to(self.device, non_blocking=True) for mask in masks)
+        return fc6, fc7
+
+
+def _groups(net: VGG, config: Config) -> Iterator[tuple[float, dict[str, object]]]:
+    """(factor of the learning rate, group of parameters)."""
+    if config.train.biases == "paper":
+        yield 1.0, {"params": list(net.parameters())}
+        return
+    biases = [parameter for name, parameter in net.named_parameters() if name.endswith("bias")]
+    yield 1.0, {"params": [parameter for name, parameter in net.named_parameters() if not name.endswith("bias")]}
+    yield 2.0, {"params": biases, "weight_decay": 0.0}
