@@ -57,6 +57,22 @@ def settings(pictures: Path, tmp_path: Path) -> list[str]:
     return [*TINY, f"data.root={pictures}", f"run.root={tmp_path / 'runs'}"]
 
 
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Folder of fabricated runs."""
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def paper_of_2000(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs on 2,000 pictures of 10 classes count as the paper's data set: 50,000 x 1,000 are too many for a test."""
+    from vggrepro.paper import value
+    from vggrepro.reporting import runs
+
+    other = {"classes": 10, "val_pictures": 2000}
+    monkeypatch.setattr(runs, "value", lambda name: other.get(name) or value(name))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real pictures beside the checkout; tests that need it are skipped where there is none."""

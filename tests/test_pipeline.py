@@ -10,7 +10,8 @@ from vggrepro import checkpoint, pipeline
 from vggrepro.config import Graph, load_graph, load_stage
 from vggrepro.errors import UserError
 from vggrepro.paper import value
-from vggrepro.reporting.tables import measured_rows
+from vggrepro.reporting.runs import find_runs
+from vggrepro.reporting.tables import build_report
 from vggrepro.tracking import RunDirectory
 
 DEMO = REPOSITORY / "configs" / "demo.yaml"
@@ -40,11 +41,14 @@ def test_the_whole_story(settings: list[str], capsys: pytest.CaptureFixture[str]
         ["A", "37", "32, 37, 42"],
         ["D", "37", "32, 37, 42"],
     ]
-    for row in measured_rows(list(graph.stages.values())):
-        low, high = row["interval_top1"]
-        assert row["n"] == 12
-        assert 0 <= low <= row["measured_top1"] <= high <= 100
-        assert row["measured_top5"] == 0  # of three classes, five guesses find one
+    measured = [row for row in build_report(find_runs([graph.stages["A"].run.root])).rows if row.run]
+    assert len(measured) == 4
+    for row in measured:
+        low, high = row.interval_top1
+        assert row.n == 12
+        assert 0 <= low <= row.measured_top1 <= high <= 100
+        assert row.measured_top5 == 0  # of three classes, five guesses find one
+        assert row.verdict == "not comparable"
     assert "model.crop: 32 instead of 224" in printed.out
 
     A, D = (RunDirectory(config.directory) for config in graph.stages.values())

@@ -25,6 +25,9 @@ app = typer.Typer(
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="YAML file: a stage, or a graph of stages.")]
 SetOption = Annotated[list[str], typer.Option("--set", "-s", help="Override a setting, as section.key=value.")]
+RunsOption = Annotated[
+    list[Path], typer.Option("--runs", "-r", help="Folder of all runs, of an experiment, or of one run; repeatable.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 
@@ -177,6 +180,46 @@ def reproduce(config: ConfigOption, changes: SetOption = []) -> None:  # noqa: B
     from vggrepro.config import load_graph
 
     pipeline.reproduce(load_graph(config, changes))
+
+
+@app.command()
+def tables(
+    runs: RunsOption = [Path("runs")],  # noqa: B006
+    experiment: Annotated[list[str], typer.Option("--experiment", "-e", help="Only runs of this experiment.")] = [],  # noqa: B006
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write here: .md, .html, .tex, .csv or .json.")
+    ] = None,
+    update: Annotated[
+        Path | None, typer.Option(help="Renew the generated sections of this document, e.g. REPRODUCTION.md.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tables 1-7 of the paper, measured beside printed, and its claims tested, from what runs have stored."""
+    from vggrepro.reporting.render import Format, format_of, render
+    from vggrepro.reporting.runs import find_runs
+    from vggrepro.reporting.tables import build_report
+
+    form = format_of(out) if out else Format.json if as_json else Format.markdown
+    report = build_report(find_runs([place for place in runs if place.exists() or place != Path("runs")], experiment))
+    text = render(report, form, "Measured beside printed")
+    if out:
+        _write(out, text)
+    if update:
+        from vggrepro.reporting.document import update_document
+
+        update_document(update, report)
+    if as_json:
+        typer.echo(report.model_dump_json(indent=2))
+    elif not out and not update:
+        typer.echo(text, nl=False)
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror}; choose another place") from None
 
 
 def _whole_numbers(text: str) -> tuple[int, ...]:

@@ -15,7 +15,9 @@ from vggrepro.distributed import Topology, first_rank_first, from_first_rank, pi
 from vggrepro.errors import UserError
 from vggrepro.evaluation.measure import Scored, measure, missing_Q, scored
 from vggrepro.progress import progress, say
-from vggrepro.reporting.tables import measured_rows, to_markdown
+from vggrepro.reporting.render import Format, render
+from vggrepro.reporting.runs import StoredRun
+from vggrepro.reporting.tables import build_report
 from vggrepro.stages import is_finished, require_finished
 from vggrepro.tracking import MlflowMirror, RunDirectory, resolve_uri, ui_command
 from vggrepro.watch import Interrupted, Watch
@@ -159,12 +161,14 @@ def reproduce(graph: Graph) -> Path | None:
             evaluate_stage(config, at)
         if not at.here.is_first:
             return None
-    rows = measured_rows(stages)
-    text = to_markdown(graph.name, stages, rows)
+    report = build_report([StoredRun(config.directory, config) for config in stages])
+    title = f"{graph.name}: measured beside printed"
+    text = render(report, Format.markdown, title, counts=False)
     folder = RunDirectory(stages[0].run.root / graph.name)
     folder.write_text("tables.md", text)
+    folder.write_text("tables.html", render(report, Format.html, title, counts=False))
     print(text)
-    say(f"tables written to {folder.path / 'tables.md'}")
+    say(f"tables written to {folder.path / 'tables.md'} and tables.html")
     if stages[0].tracking.mlflow:
         say(f"runs side by side in MLflow: {ui_command(resolve_uri(stages[0].tracking.uri, stages[0].run.root))}")
     return folder.path / "tables.md"

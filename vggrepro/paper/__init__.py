@@ -82,6 +82,8 @@ class Facts:
 
     architectures: Mapping[str, tuple[tuple[str, ...], ...]]
     """Table 1: the blocks between max-pools, each layer written ``conv3-64`` or ``LRN``."""
+    weight_layers_printed: Mapping[str, int]
+    """The head of Table 1."""
     parameters_printed_millions: Mapping[str, int]
     """Table 2 as printed."""
     parameters: Mapping[str, int]
@@ -106,6 +108,7 @@ def facts() -> Facts:
         raw = yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     return Facts(
         architectures={net: _frozen(blocks) for net, blocks in raw["architectures"].items()},
+        weight_layers_printed=raw["weight_layers_printed"],
         parameters_printed_millions=raw["parameters_printed_millions"],
         parameters=raw["parameters"],
         parameters_batch_norm=raw["parameters_batch_norm"],

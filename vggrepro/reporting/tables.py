@@ -1,121 +1,433 @@
-"""Tables 3 and 4 in the paper's layout, measured beside printed, from stored posteriors. No torch."""
+"""The paper's Tables 1-7, measured beside printed, from run directories and stored posteriors. No torch.
+
+Runs of different pictures, classes or geometry never share a table: they form groups, each with tables of its own.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import Any
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
 
-from vggrepro.config import Config
-from vggrepro.evaluation.measure import Measured, measure
-from vggrepro.ledger import Departure
-from vggrepro.paper import Row, facts, value
-from vggrepro.tracking import RunDirectory
+from pydantic import BaseModel, ConfigDict
 
-_TITLES = {
-    3: "Table 3: one test scale (Section 4.1)",
-    4: "Table 4: several test scales (Section 4.2)",
+from vggrepro.evaluation.significance import AgainstPrinted
+from vggrepro.models.table1 import architecture
+from vggrepro.paper import Row as PrintedRow
+from vggrepro.paper import Scale, TestedNet, facts
+from vggrepro.reporting.answers import AnswerBook, Answers, Asked
+from vggrepro.reporting.claims import Claim, check_claims
+from vggrepro.reporting.runs import Recipe, Setting, StoredRun, recipes_of, setting_of
+
+Verdict = Literal["agrees", "differs", "not measured", "cannot be measured", "not comparable"]
+
+TITLES = {
+    1: "Table 1: weight layers of the nets",
+    2: "Table 2: parameters",
+    3: "Table 3: one test scale, dense (Section 4.1)",
+    4: "Table 4: several test scales, dense (Section 4.2)",
+    5: "Table 5: dense, multi-crop, and both (Section 4.3)",
+    6: "Table 6: fusion of nets (Section 4.4)",
+    7: "Table 7: the state of the art (Section 4.5)",
 }
+_PAPER = "ilsvrc-2012"  # the group of rows that no run has measured yet
 
 
-def measured_rows(stages: list[Config]) -> list[dict[str, Any]]:
-    """One row for each stage and table that its posteriors allow, in the paper's order.
+class Record(BaseModel):
+    """Base of what goes into the JSON report: frozen, nothing beside what is declared."""
 
-    Keys: table, net, S, Q, method, measured_top1, measured_top5, interval_top1, n, printed_top1, printed_top5, run.
-    Errors are in per cent. `printed_*` is the paper's row for the net and the kind of S, None where it prints none.
-    """
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Row(Record):
+    """One row of a table. Errors, intervals and differences in per cent or percentage points."""
+
+    group: str | None
+    """The group of runs it belongs to; None in Tables 1 and 2, which need no run."""
+    table: int
+    net: str
+    """A column of Table 1, several joined by ` + `, a net of one's own, or in Table 7 the system."""
+    S: str | None = None
+    Q: str | None = None
+    method: str | None = None
+    split: Literal["val", "test"] = "val"
+    """The labels of the test set were never published: what is printed of it cannot be measured."""
+    printed_top1: float | None = None
+    printed_top5: float | None = None
+    measured_top1: float | None = None
+    measured_top5: float | None = None
+    interval_top1: tuple[float, float] | None = None
+    """95 %, Wilson."""
+    interval_top5: tuple[float, float] | None = None
+    difference_top1: float | None = None
+    """Measured minus printed; None where they are not comparable."""
+    difference_top5: float | None = None
+    n: int | None = None
+    verdict: Verdict
+    run: str | None = None
+    """`experiment:stage`, several joined by ` + `."""
+    departures: int | None = None
+    """Settings in which the runs depart from the paper."""
+    note: str = ""
+    printed_count: int | None = None
+    """Table 1: weight layers. Table 2: millions of parameters."""
+    measured_count: int | None = None
+    """Table 1: weight layers. Table 2: parameters."""
+
+
+class Spread(Record):
+    """One protocol over several seeds."""
+
+    group: str
+    table: int
+    net: str
+    S: str
+    Q: str
+    method: str
+    seeds: int
+    mean_top1: float
+    spread_top1: float
+    """Sample standard deviation over the seeds, points."""
+    mean_top5: float
+    spread_top5: float
+    runs: list[str]
+
+
+class Departed(Record):
+    """One line of a fidelity ledger."""
+
+    setting: str
+    paper: Any
+    run: Any
+    why: str
+
+
+class RunNote(Record):
+    """The way back from a number to what made it."""
+
+    name: str
+    directory: str
+    net: str
+    S: str
+    seed: int
+    step: int
+    iterations: int
+    finished: bool
+    weights: str | None
+    """SHA-256 of the final net."""
+    git_commit: str | None
+    departures: list[Departed]
+    unused: list[str]
+    """Stored posteriors of another net or index, which no number here is made of."""
+
+
+class Group(Record):
+    """Runs of the same pictures, classes and geometry."""
+
+    id: str
+    title: str
+    papers: bool
+    """Whether the paper's figures apply: its validation set, classes and geometry."""
+    runs: list[RunNote]
+
+
+class Report(Record):
+    """All tables. The schema is in `tables.schema.json`."""
+
+    format: Literal["vggrepro tables 1"] = "vggrepro tables 1"
+    groups: list[Group]
+    rows: list[Row]
+    seeds: list[Spread]
+    claims: list[Claim]
+    left_out: list[str]
+    """Runs that have not begun, and so belong to no group."""
+
+
+def build_report(runs: Sequence[StoredRun]) -> Report:
+    """The tables, claims and ledgers of some runs; with none, the paper's tables, not measured. Raises UserError."""
+    book = AnswerBook()
+    grouped: dict[Setting, list[StoredRun]] = {}
+    for run in runs:
+        if run.dataset:
+            grouped.setdefault(setting_of(run), []).append(run)
+    groups, rows, seeds, claims = [], _counts(), [], []
+    for number, (setting, members) in enumerate(grouped.items(), 1):
+        group = Group(
+            id=f"{number}-{setting.fingerprint[:8]}",
+            title=setting.title,
+            papers=setting.is_the_papers,
+            runs=[_note(run) for run in members],
+        )
+        groups.append(group)
+        own = _rows(group.id, setting, members, book)
+        rows += own
+        seeds += _spreads(own, members)
+        claims += check_claims(group.id, recipes_of(members), book)
+    if not groups:
+        groups.append(Group(id=_PAPER, title="ILSVRC-2012: no run yet", papers=True, runs=[]))
+        rows += _rows(_PAPER, None, [], book)
+        claims += check_claims(_PAPER, {}, book)
+    return Report(
+        groups=groups,
+        rows=sorted(rows, key=lambda row: row.table),
+        seeds=seeds,
+        claims=claims,
+        left_out=[run.name for run in runs if not run.dataset],
+    )
+
+
+def _counts() -> list[Row]:
+    """Tables 1 and 2: what our nets have, beside what the paper prints of them."""
     rows = []
-    for table in _TITLES:
-        for config in stages:
-            run = RunDirectory(config.directory)
-            weights, data = run.read_json("final.json"), run.read_json("dataset.json")
-            if not (weights and data):
-                continue
-            Q = config.single_Q if table == 3 else config.multi_Q
-            if result := measure(config, weights["weights"], data["fingerprint"], run, Q):
-                rows.append(_row(table, config, result))
+    for net in facts().architectures:
+        ours = architecture(net)
+        for table, printed, measured, same in (
+            (1, facts().weight_layers_printed[net], ours.weight_layers, ours.weight_layers),
+            (2, facts().parameters_printed_millions[net], ours.parameters, round(ours.parameters / 1e6)),
+        ):
+            verdict: Verdict = "agrees" if same == printed else "differs"
+            rows.append(
+                Row(group=None, table=table, net=net, printed_count=printed, measured_count=measured, verdict=verdict)
+            )
     return rows
 
 
-def to_markdown(title: str, stages: list[Config], rows: list[dict[str, Any]]) -> str:
-    """The tables with the protocol of every number and the fidelity ledger of every run."""
-    lines = [f"# {title}: measured beside printed", ""]
-    for table, heading in _TITLES.items():
-        lines += [
-            f"## {heading}",
-            "",
-            "| ConvNet | S | Q | top-1 error % | 95 % interval | top-5 error % | n | paper top-1 | paper top-5 | run |",
-            "|---|---|---|---|---|---|---|---|---|---|",
+def _rows(group: str, setting: Setting | None, runs: list[StoredRun], book: AnswerBook) -> list[Row]:
+    """Tables 3-7: every row of the paper at least once, and what was measured beside them."""
+    recipes: dict[Recipe, list[StoredRun]] = {}
+    for run in runs:
+        recipes.setdefault((run.net, run.S), []).append(run)
+    rows: list[Row] = []
+    for table in (3, 4, 5, 6):
+        printed_rows = facts().table(table)
+        for printed in printed_rows:
+            own = _measured(group, setting, printed, recipes, book)
+            rows += [*own, *_test_row(own[0], printed.top5_test)]
+        if table == 6:
+            continue
+        methods = ("multicrop", "both") if table == 5 else ("dense",)
+        known = {(row.nets[0], row.S) for row in printed_rows}
+        for recipe, candidates in recipes.items():
+            if recipe not in known:
+                for run in candidates:
+                    for method in methods:
+                        row = _row(group, setting, table, None, method, [(run, run.Q_of(table))], book)
+                        if table != 5 or row.measured_top1 is not None:
+                            rows.append(row)
+    rows.sort(key=_paper_order)
+    return rows + _table7(group, rows)
+
+
+def _paper_order(row: Row) -> tuple[int, int, str]:
+    """Table by table in the order of the columns of Table 1; rows of one net stay as they are."""
+    columns = list(facts().architectures)
+    at = columns.index(row.net) if row.net in columns and row.table < 6 else len(columns)
+    return row.table, at, row.net if row.table < 6 else ""
+
+
+def _measured(
+    group: str,
+    setting: Setting | None,
+    printed: PrintedRow,
+    recipes: dict[Recipe, list[StoredRun]],
+    book: AnswerBook,
+) -> list[Row]:
+    """One row for each run of the printed row's recipe, or one that says what is missing."""
+    candidates = [recipes.get((member.net, member.S), []) for member in printed.members]
+    if not all(candidates):
+        missing = [
+            f"{member.net} at S = {_scale(member.S)}"
+            for member, found in zip(printed.members, candidates, strict=True)
+            if not found
         ]
-        for row in rows:
-            if row["table"] != table:
-                continue
-            low, high = row["interval_top1"]
-            cells = (
-                row["net"],
-                row["S"],
-                row["Q"],
-                f"**{row['measured_top1']:.1f}**",
-                f"{low:.1f} - {high:.1f}",
-                f"{row['measured_top5']:.1f}",
-                f"{row['n']:,}",
-                _printed(row["printed_top1"]),
-                _printed(row["printed_top5"]),
-                row["run"],
-            )
-            lines.append("| " + " | ".join(cells) + " |")
-        lines.append("")
-    lines += [
-        "Protocol: dense, uncropped, on the validation split; the posteriors of the Q values"
-        + (" and of the mirrored pictures" if stages[0].evaluation.flip else "")
-        + " are averaged. Intervals: Wilson.",
-        "The paper's figures are for ILSVRC-2012 at 224 px, of the same net trained at a fixed S or with scale jitter.",
-        "",
-        *_ledger_lines(stages),
-    ]
-    return "\n".join(lines).rstrip() + "\n"
+        return [_unmeasured(group, printed, f"no run of {', '.join(missing)}")]
+
+    def asked(run: StoredRun, member: TestedNet) -> Asked:
+        at_paper = setting is not None and setting.is_the_papers
+        return run, member.Q if at_paper else run.Q_of(printed.table)
+
+    if len(printed.members) == 1:
+        chosen = [[asked(run, printed.members[0])] for run in candidates[0]]
+    else:  # of several runs, each net's most faithful one
+        first = recipes_of(run for found in candidates for run in found)
+        chosen = [[asked(first[member.net, member.S][0], member) for member in printed.members]]
+    return [_row(group, setting, printed.table, printed, printed.method, one, book) for one in chosen]
 
 
-def _row(table: int, config: Config, result: Measured) -> dict[str, Any]:
-    printed = _printed_row(table, config)
-    return {
+def _row(
+    group: str,
+    setting: Setting | None,
+    table: int,
+    printed: PrintedRow | None,
+    method: str,
+    asked: list[Asked],
+    book: AnswerBook,
+) -> Row:
+    runs = [run for run, _ in asked]
+    answers = book.of(asked, method)
+    named: dict[str, Any] = {
+        "group": group,
         "table": table,
-        "net": config.model.net,
-        "S": config.data.S_text,
-        "Q": ", ".join(map(str, result.Q)),
-        "method": result.method,
-        "measured_top1": result.top1.percent,
-        "measured_top5": result.top5.percent,
-        "interval_top1": list(result.top1.interval),
-        "n": result.top1.n,
+        "net": " + ".join(run.net for run in runs),
+        "S": " + ".join(dict.fromkeys(run.config.data.S_text for run in runs)),
+        "Q": " + ".join(dict.fromkeys(", ".join(map(str, Q)) for _, Q in asked)),
+        "method": method,
+        "run": " + ".join(run.name for run in runs),
+        "departures": len({str(departure) for run in runs for departure in run.departures}),
         "printed_top1": printed.top1 if printed else None,
         "printed_top5": printed.top5 if printed else None,
-        "run": str(config.directory),
+    }
+    if answers is None:
+        lacking = [run.what_is_missing(Q, method) for run, Q in asked if book.of([(run, Q)], method) is None]
+        return Row(verdict="not measured", note="; ".join(lacking), **named)
+    named |= {
+        "measured_top1": answers.top1.percent,
+        "measured_top5": answers.top5.percent,
+        "interval_top1": answers.top1.interval,
+        "interval_top5": answers.top5.interval,
+        "n": answers.top1.n,
+    }
+    obstacle = _obstacle(setting, printed, runs)
+    if printed is None or obstacle:
+        return Row(verdict="not comparable", note=obstacle, **named)
+    return Row(**named, **_against(answers, printed))
+
+
+def _against(answers: Answers, printed: PrintedRow) -> dict[str, Any]:
+    """Differences, verdict and, where it differs, in which column."""
+    held = {
+        "top-1": AgainstPrinted(answers.top1, printed.top1),
+        "top-5": AgainstPrinted(answers.top5, printed.top5),
+    }
+    off = [f"{column} {one.verdict}" for column, one in held.items() if one.verdict in ("lower", "higher")]
+    return {
+        "difference_top1": held["top-1"].difference,
+        "difference_top5": held["top-5"].difference,
+        "verdict": "differs" if off else "agrees",
+        "note": ", ".join(off),
     }
 
 
-def _printed_row(table: int, config: Config) -> Row | None:
-    """The paper's row for the net: at the same S, or, at reduced geometry, at the S that this one stands for."""
-    S = config.data.S
-    if config.model.crop != value("crop"):
-        S = value("jitter") if isinstance(S, tuple) else value("scales")[0]
-    found = [row for row in facts().table(table) if row.nets == (config.model.net,) and row.S == S]
-    return found[0] if found else None
+def _obstacle(setting: Setting | None, printed: PrintedRow | None, runs: list[StoredRun]) -> str:
+    """Why the paper's figure is not about what was measured; empty where it is."""
+    assert setting is not None
+    if printed is None:
+        return "the paper has no such row"
+    if not setting.is_the_papers:
+        return "another data set or geometry than the paper's"
+    if any(not run.config.evaluation.flip for run in runs):
+        return "the mirrored pictures are left out (evaluation.flip)"
+    return ""
 
 
-def _printed(error: float | None) -> str:
-    return "-" if error is None else f"{error:.1f}"
+def _unmeasured(group: str, printed: PrintedRow, why: str) -> Row:
+    return Row(
+        group=group,
+        table=printed.table,
+        net=" + ".join(printed.nets),
+        S=" + ".join(dict.fromkeys(_scale(member.S) for member in printed.members)),
+        Q=" + ".join(dict.fromkeys(", ".join(map(str, member.Q)) for member in printed.members)),
+        method=printed.method,
+        printed_top1=printed.top1,
+        printed_top5=printed.top5,
+        verdict="not measured",
+        note=why,
+    )
 
 
-def _ledger_lines(stages: list[Config]) -> list[str]:
-    """The departures, those of all runs first and then each run's own."""
-    ledgers = {config.name: RunDirectory(config.directory).read_json("ledger.json") or [] for config in stages}
-    texts = {name: [str(Departure(**line)) for line in lines] for name, lines in ledgers.items()}
-    if not any(texts.values()):
-        return ["Departures from the paper: none."]
-    counts = Counter(text for lines in texts.values() for text in lines)
-    common = [text for text, n in counts.items() if n == len(stages)]
-    lines = ["## Departures from the paper (fidelity ledger)", "", "These runs cannot be held against its figures:", ""]
-    lines += [f"- {text}" for text in common]
-    for name, own in texts.items():
-        lines += [f"- {name}: {text}" for text in own if text not in common]
-    return lines
+def _test_row(row: Row, top5_test: float | None) -> list[Row]:
+    """The row of the test set that the paper prints beside a row of the validation set."""
+    if top5_test is None:
+        return []
+    named: dict[str, Any] = {key: getattr(row, key) for key in ("group", "table", "net", "S", "Q", "method")}
+    note = "the labels of the ILSVRC test set were never published, and its server is closed"
+    return [Row(**named, split="test", printed_top5=top5_test, verdict="cannot be measured", note=note)]
+
+
+def _table7(group: str, rows: list[Row]) -> list[Row]:
+    """Table 7: VGG's rows are rows of Tables 5 and 6; the others are of other papers."""
+    made_of = {
+        "VGG, 2 nets, multi-crop and dense": (6, 2, "both"),
+        "VGG, 1 net, multi-crop and dense": (5, 1, "both"),
+        "VGG, ILSVRC submission, 7 nets, dense": (6, 7, "dense"),
+    }
+    result = []
+    for system in facts().state_of_the_art:
+        other = Row(
+            group=group,
+            table=7,
+            net=system.method,
+            printed_top1=system.top1,
+            printed_top5=system.top5,
+            verdict="cannot be measured",
+            note="a figure of another paper",
+        )
+        if system.method in made_of:
+            table, nets, method = made_of[system.method]
+            result += [
+                row.model_copy(update={"table": 7, "net": f"{system.method}: {row.net}"})
+                for row in rows
+                if (row.table, row.method, row.split) == (table, method, "val")
+                and row.net.count(" + ") + 1 == nets
+                and row.printed_top1 is not None
+                and (nets > 1 or row.net == "E")
+            ]
+        elif system.top5 is not None:
+            result.append(other)
+        result += _test_row(other, system.top5_test)
+    return result
+
+
+def _spreads(rows: list[Row], runs: list[StoredRun]) -> list[Spread]:
+    """Mean and spread of the rows that differ in nothing but the seed."""
+    variant = {run.name: run.variant for same in recipes_of(runs).values() for run in same}
+    alike: dict[tuple[str | int | None, ...], list[Row]] = {}
+    for row in rows:
+        if row.measured_top1 is not None and row.run in variant:
+            alike.setdefault((row.table, row.Q, row.method, variant[row.run]), []).append(row)
+    spreads = []
+    for same in alike.values():
+        first = same[0]
+        if len(same) < 2:
+            continue
+        top1, top5 = ([getattr(row, key) for row in same] for key in ("measured_top1", "measured_top5"))
+        spreads.append(
+            Spread(
+                **{key: getattr(first, key) for key in ("group", "table", "net", "S", "Q", "method")},
+                seeds=len(same),
+                mean_top1=statistics.mean(top1),
+                spread_top1=statistics.stdev(top1),
+                mean_top5=statistics.mean(top5),
+                spread_top5=statistics.stdev(top5),
+                runs=[row.run for row in same if row.run],
+            )
+        )
+    return spreads
+
+
+def _note(run: StoredRun) -> RunNote:
+    environment = run.directory.read_json("environment.json") or {}
+    return RunNote(
+        name=run.name,
+        directory=str(run.path),
+        net=run.net,
+        S=run.config.data.S_text,
+        seed=run.config.run.seed,
+        step=run.config.train.iterations if run.finished else run.step,
+        iterations=run.config.train.iterations,
+        finished=run.finished,
+        weights=run.weights,
+        git_commit=environment.get("git_commit"),
+        departures=[Departed(setting=one.setting, paper=one.paper, run=one.run, why=one.why) for one in run.departures],
+        unused=run.strangers,
+    )
+
+
+def _scale(S: Scale) -> str:
+    return f"[{S[0]};{S[1]}]" if isinstance(S, tuple) else str(S)
+
+
+if __name__ == "__main__":  # renews the schema
+    (Path(__file__).parent / "tables.schema.json").write_text(json.dumps(Report.model_json_schema(), indent=1) + "\n")

@@ -1,0 +1,281 @@
+"""Fabricated posteriors with known errors give exactly the right tables, whatever else lies in the folder."""
+
+import csv
+import io
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+from reporting_runs import PICTURES, REPOSITORY, dense, labels, make_run, posteriors_with
+from scipy.stats import binomtest
+
+from vggrepro.errors import UserError
+from vggrepro.evaluation.posteriors import Posteriors, Protocol
+from vggrepro.paper import facts
+from vggrepro.reporting.render import Format, format_of, render
+from vggrepro.reporting.runs import find_runs, resolve
+from vggrepro.reporting.tables import Report, Row, build_report
+
+SCHEMA = REPOSITORY / "vggrepro" / "reporting" / "tables.schema.json"
+
+
+def rows_of(root: Path, table: int, **wanted: object) -> list[Row]:
+    found = build_report(find_runs([root])).rows
+    return [row for row in found if row.table == table and all(getattr(row, k) == v for k, v in wanted.items())]
+
+
+def test_without_runs_every_printed_figure_stands_there_and_nothing_is_measured() -> None:
+    report = build_report([])
+    for table in (3, 4, 5, 6):
+        shown = [
+            (row.printed_top1, row.printed_top5) for row in report.rows if row.table == table and row.split == "val"
+        ]
+        assert sorted(shown) == sorted((row.top1, row.top5) for row in facts().table(table))
+    assert {row.verdict for row in report.rows if row.table > 2} == {"not measured", "cannot be measured"}
+    assert {row.verdict for row in report.rows if row.table <= 2} == {"agrees"}
+    printed = {(row.net, row.printed_count) for row in report.rows if row.table == 2}
+    assert printed == set(facts().parameters_printed_millions.items())
+    test_set = [
+        (row.table, row.printed_top5, row.verdict) for row in report.rows if row.split == "test" and row.table < 7
+    ]
+    assert test_set == [(4, 7.3, "cannot be measured")] + [(6, top5, "cannot be measured") for top5 in (7.3, 7.0, 6.8)]
+    table7 = [row for row in report.rows if row.table == 7]
+    assert sum(row.verdict == "not measured" for row in table7) == 3  # VGG's own, on the validation set
+    assert sum(row.split == "test" for row in table7) == sum(bool(row.top5_test) for row in facts().state_of_the_art)
+
+
+@pytest.mark.usefixtures("paper_of_2000")
+def test_a_known_answer(root: Path) -> None:
+    make_run(root, "A", posteriors=dense(256, wrong1=592, wrong5=208))  # 29.6 and 10.4 %, as printed
+    make_run(root, "E", posteriors=dense(256, wrong1=700, wrong5=180))  # 35 % instead of 27.3, and 9.0
+    (A,), (E,) = rows_of(root, 3, net="A"), rows_of(root, 3, net="E", S="256")
+
+    assert (A.measured_top1, A.measured_top5, A.n, A.verdict) == (29.6, 10.4, PICTURES, "agrees")
+    assert A.difference_top1 == pytest.approx(0)
+    for row, wrong1, wrong5 in ((A, 592, 208), (E, 700, 180)):
+        for interval, wrong in ((row.interval_top1, wrong1), (row.interval_top5, wrong5)):
+            exact = binomtest(wrong, PICTURES).proportion_ci(method="wilson")
+            assert interval == pytest.approx((100 * exact.low, 100 * exact.high))
+    assert (E.verdict, E.note, E.run) == ("differs", "top-1 higher", "paper:E-256")
+    assert E.difference_top1 == pytest.approx(7.7)
+    assert rows_of(root, 3, net="B")[0].verdict == "not measured"
+
+
+@pytest.mark.usefixtures("paper_of_2000")
+def test_a_difference_within_both_sampling_errors_agrees(root: Path) -> None:
+    # 1.96 * sqrt(0.296 * 0.704 / 50000 + p (1 - p) / 2000) + 0.05 is about 2.1 points
+    make_run(root, "A", posteriors=dense(256, wrong1=592 + 40, wrong5=208))
+    make_run(root, "A-LRN", posteriors=dense(256, wrong1=594 + 46, wrong5=210))
+    (near,), (far,) = rows_of(root, 3, net="A"), rows_of(root, 3, net="A-LRN")
+    assert (near.difference_top1, near.verdict) == (pytest.approx(2.0), "agrees")
+    assert (far.difference_top1, far.verdict) == (pytest.approx(2.3), "differs")
+
+
+@pytest.mark.usefixtures("paper_of_2000")
+def test_several_q_are_averaged_before_the_error_is_taken(root: Path) -> None:
+    # At each Q other pictures are wrong, with less certainty than the two other Q are right.
+    sets = {("dense", Q): posteriors_with(300, 0, first=at) for Q, at in ((224, 0), (256, 300), (288, 600))}
+    make_run(root, "D", posteriors=sets)
+    assert rows_of(root, 3, net="D", S="256")[0].measured_top1 == 15.0
+    assert rows_of(root, 4, net="D", S="256")[0].measured_top1 == 0.0
+
+
+@pytest.mark.usefixtures("paper_of_2000")
+def test_table_5_and_6_and_7_follow_from_the_same_posteriors(root: Path) -> None:
+    scales = (256, 384, 512)
+    for net, first in (("D", 0), ("E", 250)):
+        posteriors = dense(*scales, wrong1=500, wrong5=100, first=first)
+        posteriors |= {("multicrop", Q): posteriors_with(460, 80, first) for Q in scales}
+        make_run(root, net, (256, 512), posteriors=posteriors)
+    table5 = {(row.net, row.method): row.measured_top1 for row in rows_of(root, 5)}
+    assert table5 == {
+        ("D", "dense"): 25.0, ("D", "multicrop"): 23.0, ("D", "both"): 23.0,
+        ("E", "dense"): 25.0, ("E", "multicrop"): 23.0, ("E", "both"): 23.0,
+    }  # fmt: skip
+    # wrong together: pictures 250 to 499; alone, the other net's certainty outweighs
+    fused = {row.method: row for row in rows_of(root, 6, net="D + E", split="val")}
+    assert fused["dense"].measured_top1 == 12.5
+    assert fused["dense"].run == "paper:D-256-512 + paper:E-256-512"
+    assert fused["multicrop"].measured_top1 == 100 * 210 / PICTURES
+    (seven,) = [row for row in rows_of(root, 6, split="val") if row.net.count("+") == 6]
+    assert seven.verdict == "not measured"
+    assert "D at S = 256" in seven.note
+    measured7 = {row.net.partition(":")[0]: row.measured_top1 for row in rows_of(root, 7, split="val") if row.run}
+    assert measured7 == {
+        "VGG, 2 nets, multi-crop and dense": fused["both"].measured_top1,
+        "VGG, 1 net, multi-crop and dense": 23.0,
+    }
+
+
+@pytest.mark.usefixtures("paper_of_2000")
+def test_half_done_runs_say_what_is_missing(root: Path) -> None:
+    make_run(root, "A", finished=False)
+    make_run(root, "B")
+    make_run(root, "D", posteriors=dense(224, 256, wrong1=540, wrong5=176))
+    run = make_run(root, "C")
+    (run.path / "final.json").unlink()
+    notes = {(row.table, row.net): (row.verdict, row.note) for row in build_report(find_runs([root])).rows if row.run}
+    assert notes[3, "A"] == ("not measured", "paper:A-256 is at step 100 of 370,000")
+    assert notes[3, "B"] == ("not measured", "paper:B-256 lacks dense at Q = 256")
+    assert notes[3, "C"] == ("not measured", "paper:C-256 is not evaluated yet")
+    assert notes[3, "D"] == ("agrees", "")
+    assert notes[4, "D"] == ("not measured", "paper:D-256 lacks dense at Q = 288")
+
+
+@pytest.mark.usefixtures("paper_of_2000")
+def test_looking_changes_nothing_on_disk(root: Path) -> None:
+    make_run(root, "A", finished=False)
+    before = sorted(root.rglob("*"))
+    build_report(find_runs([root]))
+    assert sorted(root.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("paper_of_2000")
+def test_runs_of_another_index_stand_apart(root: Path) -> None:
+    make_run(root, "A", posteriors=dense(256, wrong1=592, wrong5=208))
+    make_run(root, "D", posteriors=dense(256, wrong1=540, wrong5=176), fingerprint="e" * 64)
+    report = build_report(find_runs([root]))
+    assert len(report.groups) == 2
+    first, second = report.groups
+    assert [run.name for run in first.runs] == ["paper:A-256"]
+    assert [run.name for run in second.runs] == ["paper:D-256"]
+    for group, net in ((first, "A"), (second, "D")):
+        assert {row.net for row in report.rows if row.group == group.id and row.measured_top1 is not None} == {net}
+    claims = [claim for claim in report.claims if claim.claim.endswith("D is better than A")]
+    assert {claim.verdict for claim in claims} == {"not measured"}  # never a test across data sets
+    text = render(report, Format.markdown, "t")
+    assert first.title in text
+    assert second.title in text
+
+
+@pytest.mark.usefixtures("paper_of_2000")
+def test_posteriors_of_another_net_or_index_are_named_and_not_used(root: Path) -> None:
+    run = make_run(root, "A", posteriors=dense(256, wrong1=592, wrong5=208))
+    for weights, data in (("0" * 64, "f" * 64), (run.read_json("final.json")["weights"], "e" * 64)):
+        Posteriors(Protocol(weights, data, "dense", 256, True), posteriors_with(0, 0), labels()).save(run.posteriors)
+    report = build_report(find_runs([root]))
+    assert [row.measured_top1 for row in report.rows if row.run and row.table == 3] == [29.6]
+    assert len(report.groups[0].runs[0].unused) == 2
+    assert "used nowhere above" in render(report, Format.markdown, "t")
+
+
+@pytest.mark.parametrize("shape", [(PICTURES, 9), (PICTURES - 1, 10)])
+def test_posteriors_that_do_not_fit_the_run_are_refused(root: Path, shape: tuple[int, int]) -> None:
+    values = np.full(shape, 0.1, np.float32)
+    run = make_run(root, "A")
+    protocol = Protocol(run.read_json("final.json")["weights"], "f" * 64, "dense", 256, True)
+    Posteriors(protocol, values, labels()[: shape[0]]).save(run.posteriors)
+    with pytest.raises(UserError, match="remove it and evaluate again"):
+        build_report(find_runs([root]))
+
+
+def test_another_data_set_is_not_held_against_the_paper(root: Path) -> None:
+    make_run(root, "A", posteriors=dense(224, 256, 288, wrong1=592, wrong5=208))
+    make_run(root, "mine", layers=(("conv3-8",),) * 5, posteriors=dense(224, 256, 288, wrong1=100, wrong5=10))
+    (A,) = rows_of(root, 3, net="A")
+    assert (A.measured_top1, A.printed_top1, A.difference_top1, A.verdict) == (29.6, 29.6, None, "not comparable")
+    (mine,) = rows_of(root, 3, net="mine")
+    assert (mine.printed_top1, mine.verdict, mine.note) == (None, "not comparable", "the paper has no such row")
+    assert rows_of(root, 4, net="A")[0].note == "the paper has no such row"
+    text = render(build_report(find_runs([root])), Format.markdown, "t")
+    assert "not measured" not in text.partition("### The paper's claims")[0]  # its rows without runs take one line
+    assert "Rows of the paper without a run here: Table 3: A-LRN at 256, B at 256" in text
+
+
+@pytest.mark.usefixtures("paper_of_2000")
+def test_without_mirror_images_the_protocol_is_another(root: Path) -> None:
+    make_run(root, "A", posteriors=dense(256, wrong1=592, wrong5=208), flip=False)
+    assert rows_of(root, 3, net="A")[0].verdict == "not comparable"
+
+
+@pytest.mark.usefixtures("paper_of_2000")
+def test_several_seeds_have_mean_and_spread(root: Path) -> None:
+    for seed, wrong in enumerate((580, 592, 610)):
+        make_run(root, "A", name=f"A-{seed}", seed=seed, posteriors=dense(256, wrong1=wrong, wrong5=200))
+    make_run(root, "A", name="ablation", seed=0, flip=False)
+    report = build_report(find_runs([root]))
+    (spread,) = [one for one in report.seeds if one.table == 3]
+    assert (spread.seeds, spread.runs) == (3, ["paper:A-0", "paper:A-1", "paper:A-2"])
+    assert spread.mean_top1 == pytest.approx(statistics.mean((29.0, 29.6, 30.5)))
+    assert spread.spread_top1 == pytest.approx(statistics.stdev((29.0, 29.6, 30.5)))
+    assert "3 seeds" in render(report, Format.markdown, "t")
+
+
+@pytest.fixture
+def report(root: Path, paper_of_2000: None) -> Report:
+    line = {"setting": "train.precision", "paper": "fp32", "run": "bf16", "why": "50 % faster & <cheaper>"}
+    make_run(root, "A", posteriors=dense(256, wrong1=592, wrong5=208), departures=[line])
+    make_run(root, "D", posteriors=dense(224, 256, 288, wrong1=540, wrong5=176))
+    return build_report(find_runs([root]))
+
+
+def test_json_is_the_reports_and_its_schema_is_kept(report: Report) -> None:
+    assert Report.model_validate_json(render(report, Format.json, "t")) == report
+    assert json.loads(SCHEMA.read_text()) == Report.model_json_schema(), (
+        "the report's fields changed: renew the schema with `python -m vggrepro.reporting.tables`"
+    )
+    contract = {"table", "net", "S", "Q", "method", "printed_top1", "printed_top5", "measured_top1", "measured_top5"}
+    for row in json.loads(render(report, Format.json, "t"))["rows"]:
+        assert row.keys() >= contract | {"n", "verdict", "run"}
+
+
+def test_csv_has_every_row(report: Report) -> None:
+    read = list(csv.DictReader(io.StringIO(render(report, Format.csv, "t"))))
+    assert len(read) == len(report.rows)
+    (A,) = [row for row in read if (row["table"], row["net"]) == ("3", "A")]
+    assert (A["measured_top1"], A["verdict"]) == ("29.6", "agrees")
+
+
+def test_html_is_one_file_that_needs_no_network(report: Report) -> None:
+    text = render(report, Format.html, "Tables & more")
+    assert "<title>Tables &amp; more</title>" in text
+    assert "50 % faster &amp; &lt;cheaper&gt;" in text
+    assert not any(word in text for word in ("http:", "https:", "<script", 'src="/', "@import", "url("))
+    assert "prefers-color-scheme: dark" in text
+    assert "width=device-width" in text
+    assert '<td class="good">agrees</td>' in text
+
+
+def test_latex_is_escaped_and_balanced(report: Report) -> None:
+    text = render(report, Format.latex, "t")
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\bottomrule") > 5
+    body = [line for line in text.splitlines() if not line.startswith("%")]
+    assert "50 \\% faster" not in "\n".join(body)  # the ledger is a comment
+    assert r"\textbf{29.6}" in text
+    assert "{[}256;512{]}" in text
+    for line in body:
+        assert "_" not in line.replace(r"\_", "")
+        assert "&" not in line.replace(r"\&", "") or line.endswith(r" \\")
+
+
+def test_markdown_says_departures_and_the_way_back(report: Report) -> None:
+    text = render(report, Format.markdown, "t")
+    assert "- paper:A-256: train.precision: bf16 instead of fp32 (50 % faster & <cheaper>)" in text
+    rows = [[cell.strip() for cell in line.split("|")][1:-1] for line in text.splitlines() if line.startswith("| A |")]
+    assert [
+        "A", "256", "256", "29.6", "**29.6**", "+0.0", "27.6 to 31.6", "10.4", "10.4", "+0.0", "9.1 to 11.8", "2,000",
+        "agrees", "1", "paper:A-256",
+    ] in rows  # fmt: skip
+
+
+def test_runs_are_found_by_folder_and_name(root: Path, tmp_path: Path) -> None:
+    run = make_run(root, "A", name="A")
+    make_run(root, "A", name="A", experiment="other")
+    run.write_json("mlflow.json", {"run_id": "0123456789abcdef"})
+    for places in ([root], [root / "paper"], [root / "paper" / "A"], [root, root / "paper"]):
+        assert "paper:A" in [one.name for one in find_runs(places)]
+    assert [one.name for one in find_runs([root], ["other"])] == ["other:A"]
+    for name in ("paper:A", str(run.path), "0123456789abcdef", "01234567"):
+        assert [one.path for one in resolve([name], [root])] == [run.path]
+    with pytest.raises(UserError, match=r"run A is 2 runs \(other:A, paper:A\); say experiment:stage"):
+        resolve(["A"], [root])
+    with pytest.raises(UserError, match="run B is no run directory, stage, experiment:stage or MLflow run id"):
+        resolve(["B"], [root])
+    with pytest.raises(UserError, match="is not a folder"):
+        find_runs([tmp_path / "nowhere"])
+    with pytest.raises(UserError, match="--experiment vgg has no runs there; known: other, paper"):
+        find_runs([root], ["vgg"])
+    with pytest.raises(UserError, match="unknown ending"):
+        format_of(Path("tables.docx"))

@@ -1,0 +1,111 @@
+"""Generated sections of a hand-written document, between markers::
+
+    <!-- vggrepro:tables -->
+    ...
+    <!-- /vggrepro:tables -->
+
+The report they are made of is kept beside the document, so that a test can tell whether they are stale.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from vggrepro.config import load_graph
+from vggrepro.errors import UserError
+from vggrepro.ledger import ledger
+from vggrepro.paper import facts
+from vggrepro.reporting import blocks
+from vggrepro.reporting.blocks import DASH, Block, Bullets, Sheet, Text
+from vggrepro.reporting.render import blocks_of
+from vggrepro.reporting.tables import Report
+
+_SECTION = re.compile(r"<!-- vggrepro:(\S+) -->\n.*?<!-- /vggrepro:\1 -->", re.DOTALL)
+_RECIPES = Path("configs") / "reproduce.yaml"
+
+
+def update_document(document: Path, report: Report) -> None:
+    """Renews every generated section of a document and keeps the report beside it. Raises UserError."""
+    text = _read(document)
+    renewed = renew(text, report, document.parent)
+    kept_report(document).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    document.write_text(renewed, encoding="utf-8")
+
+
+def kept_report(document: Path) -> Path:
+    """The file that holds the report a document's sections are made of."""
+    return document.with_suffix(".json")
+
+
+def is_fresh(document: Path) -> bool:
+    """Whether the generated sections are what the kept report gives today. Raises UserError."""
+    kept = kept_report(document)
+    try:
+        report = Report.model_validate_json(_read(kept))
+    except ValidationError as error:
+        raise UserError(f"{kept} is no report of this version; run `vggrepro tables --update {document}`") from error
+    text = _read(document)
+    return renew(text, report, document.parent) == text
+
+
+def renew(text: str, report: Report, root: Path) -> str:
+    """The text with its sections made anew; `root` is the folder that has `configs/`. Raises UserError."""
+    makers: dict[str, Callable[[], list[Block]]] = {
+        "tables": lambda: blocks_of(report),
+        "recipes": lambda: _recipes(root),
+    }
+
+    def section(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in makers:
+            raise UserError(f"section vggrepro:{name} is not one that is generated; known: {', '.join(makers)}")
+        made = blocks.to_markdown(makers[name]())
+        notice = "<!-- made by `vggrepro tables --update`; edits are lost -->"
+        return f"<!-- vggrepro:{name} -->\n{notice}\n\n{made}\n<!-- /vggrepro:{name} -->"
+
+    renewed, n = _SECTION.subn(section, text)
+    if not n:
+        raise UserError("the document has no section to renew; put <!-- vggrepro:tables --> and its end marker into it")
+    return renewed
+
+
+def _recipes(root: Path) -> list[Block]:
+    """For each row of Tables 3 and 4 the recipe, its command, and where the recipe itself departs from the paper."""
+    graph = load_graph(root / _RECIPES)
+    rows, departures = [], []
+    for name, stage in graph.stages.items():
+        parent = graph.parents[name]
+        printed = [
+            f"{table}: {row.top1} / {row.top5}"
+            for table in (3, 4)
+            for row in facts().table(table)
+            if row.nets == (stage.model.net,) and row.S == stage.data.S
+        ]
+        rows.append((name, stage.data.S_text, parent or DASH, "; ".join(printed), f"configs/{_file(root, name)}"))
+        departures += [f"{name}: {one}" for one in ledger(stage, graph.stages[parent] if parent else None)]
+    header = ("stage", "S", "starts from", "table: printed top-1 / top-5", "recipe")
+    made: list[Block] = [Sheet(header, rows)]
+    made.append(
+        Text("Departures from the paper that the recipes themselves make:" if departures else
+             "No recipe departs from the paper; a run lists its own departures.")
+    )  # fmt: skip
+    return [*made, Bullets(departures)] if departures else made
+
+
+def _file(root: Path, stage: str) -> str:
+    """The recipe whose last stage this is."""
+    for file in sorted((root / "configs").glob("vgg_*.yaml")):
+        if list(load_graph(file).stages)[-1] == stage:
+            return file.name
+    raise UserError(f"stage {stage} of {_RECIPES} has no recipe configs/vgg_*.yaml; add one")
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}; name an existing file") from None

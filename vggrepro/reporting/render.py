@@ -1,0 +1,271 @@
+"""The tables' report for readers: Markdown, HTML, LaTeX, CSV, JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+from pathlib import Path
+
+from vggrepro.errors import UserError
+from vggrepro.ledger import Departure
+from vggrepro.reporting import blocks
+from vggrepro.reporting.blocks import DASH, Block, Bullets, Heading, Sheet, Text
+from vggrepro.reporting.claims import Claim
+from vggrepro.reporting.tables import TITLES, Group, Report, Row, Spread
+
+
+class Format(StrEnum):
+    """How a report is written."""
+
+    markdown = "markdown"
+    html = "html"
+    latex = "latex"
+    csv = "csv"
+    json = "json"
+
+
+SUFFIXES = {
+    ".md": Format.markdown,
+    ".html": Format.html,
+    ".tex": Format.latex,
+    ".csv": Format.csv,
+    ".json": Format.json,
+}
+
+
+def format_of(file: Path) -> Format:
+    """The format that a file's name asks for. Raises UserError."""
+    if file.suffix not in SUFFIXES:
+        raise UserError(f"--out {file}: unknown ending {file.suffix!r}; use one of {', '.join(SUFFIXES)}")
+    return SUFFIXES[file.suffix]
+
+
+def render(report: Report, form: Format, title: str, *, counts: bool = True) -> str:
+    """The report in one format; `counts` is whether Tables 1 and 2, which need no run, are shown."""
+    if form is Format.json:
+        return report.model_dump_json(indent=2) + "\n"
+    if form is Format.csv:
+        return _csv(report)
+    document = [Heading(1, title), *blocks_of(report, counts=counts)]
+    match form:
+        case Format.html:
+            return blocks.to_html(title, document)
+        case Format.latex:
+            return blocks.to_latex(document)
+        case _:
+            return blocks.to_markdown(document)
+
+
+def blocks_of(report: Report, *, counts: bool = True) -> list[Block]:
+    """Everything but the title."""
+    made: list[Block] = []
+    if counts:
+        for table in (1, 2):
+            made += [Heading(2, TITLES[table]), _count_sheet([row for row in report.rows if row.table == table])]
+    for group in report.groups:
+        own = [row for row in report.rows if row.group == group.id]
+        made.append(Heading(2, group.title))
+        if not group.papers:
+            made.append(
+                Text(
+                    "The paper's figures are of other pictures, or another geometry, and stand beside for orientation: "
+                    "for the same net at the S that this one stands for, in proportion to the crop."
+                )
+            )
+        made += _group_blocks(group, own, report)
+    if report.left_out:
+        made.append(Text(f"Not begun yet, and in no table: {', '.join(report.left_out)}."))
+    return made
+
+
+def _group_blocks(group: Group, rows: list[Row], report: Report) -> Iterator[Block]:
+    hidden: list[Row] = []
+    for table, title in TITLES.items():
+        of_table = [row for row in rows if row.table == table]
+        # where the paper's figures do not apply, its rows without a run say nothing
+        shown = [row for row in of_table if group.papers or row.run]
+        hidden += [row for row in of_table if row not in shown and row.split == "val" and table < 7]
+        if not shown:
+            continue
+        yield Heading(3, title)
+        yield _error_sheet(shown)
+        yield from (Text(_spread(one)) for one in report.seeds if (one.group, one.table) == (group.id, table))
+        if notes := dict.fromkeys(f"{row.run}: {row.note}" for row in shown if row.note and row.run and group.papers):
+            yield Bullets(list(notes))
+    if hidden:
+        listed = (f"Table {table}: {', '.join(_nets(hidden, table))}" for table in sorted({r.table for r in hidden}))
+        yield Text(f"Rows of the paper without a run here: {'; '.join(listed)}.")
+    yield Text(
+        "Errors in per cent on the validation split, every picture counted once; interval: 95 %, Wilson. Dense: "
+        "the uncropped picture, class scores averaged over positions, posteriors over mirror images and Q. An error "
+        "agrees where the sampling errors of both figures and the rounding of the printed one allow it."
+    )
+    claims = [claim for claim in report.claims if claim.group == group.id and (group.papers or claim.n)]
+    if claims:
+        yield Heading(3, "The paper's claims")
+        yield _claim_sheet(claims)
+        yield Text(
+            "Effect: top-1 error of the worse minus that of the better, as the paper has it, in points; interval: "
+            "95 %, paired, over pictures, or over seeds where there are several; p: McNemar's exact test, two-sided."
+        )
+    if group.runs:
+        yield Heading(3, "Runs")
+        yield _run_sheet(group)
+        yield from _ledger(group)
+
+
+def _nets(rows: Sequence[Row], table: int) -> list[str]:
+    return list(dict.fromkeys(f"{row.net} at {row.S}" for row in rows if row.table == table and row.S))
+
+
+def _count_sheet(rows: list[Row]) -> Sheet:
+    return Sheet(
+        header=("net", "printed", "ours", "verdict"),
+        rows=[
+            (row.net, f"{row.printed_count:,}" + (" million" if row.table == 2 else ""), f"{row.measured_count:,}",
+             row.verdict)
+            for row in rows
+        ],
+        numbers=frozenset({1, 2}),
+    )  # fmt: skip
+
+
+def _error_sheet(rows: list[Row]) -> Sheet:
+    several = len({row.method for row in rows}) > 1
+    header = [
+        "net",
+        "S",
+        "Q",
+        *(["method"] if several else []),
+        "top-1 printed",
+        "top-1 measured",
+        "difference",
+        "95 % interval",
+        "top-5 printed",
+        "top-5 measured",
+        "difference",
+        "95 % interval",
+        "n",
+        "verdict",
+        "departures",
+        "run",
+    ]
+    first = 4 if several else 3
+    cells = []
+    for row in rows:
+        cells.append(
+            (
+                row.net + (", test set" if row.split == "test" else ""),
+                row.S or DASH,
+                row.Q or DASH,
+                *([row.method or DASH] if several else []),
+                _error(row.printed_top1),
+                _error(row.measured_top1),
+                _signed(row.difference_top1),
+                _interval(row.interval_top1),
+                _error(row.printed_top5),
+                _error(row.measured_top5),
+                _signed(row.difference_top5),
+                _interval(row.interval_top5),
+                DASH if row.n is None else f"{row.n:,}",
+                row.verdict,
+                DASH if row.departures is None else str(row.departures),
+                row.run or DASH,
+            )
+        )
+    return Sheet(header, cells, strong=first + 1, numbers=frozenset(range(first, first + 9)))
+
+
+def _claim_sheet(claims: list[Claim]) -> Sheet:
+    return Sheet(
+        header=("section", "claim", "verdict", "effect", "95 % interval", "p", "n", "seeds"),
+        rows=[
+            (
+                claim.section,
+                claim.claim,
+                claim.verdict,
+                _signed(claim.effect, 2),
+                DASH if claim.interval is None else f"{claim.interval[0]:+.2f} to {claim.interval[1]:+.2f}",
+                _p(claim.p_value),
+                DASH if claim.n is None else f"{claim.n:,}",
+                str(claim.seeds) if claim.seeds else DASH,
+            )
+            for claim in claims
+        ],
+        numbers=frozenset({3, 4, 5, 6, 7}),
+    )
+
+
+def _run_sheet(group: Group) -> Sheet:
+    return Sheet(
+        header=("run", "seed", "step", "net's hash", "code", "departures", "directory"),
+        rows=[
+            (
+                run.name,
+                str(run.seed),
+                f"{run.step:,} of {run.iterations:,}" + ("" if run.finished else ", not finished"),
+                (run.weights or DASH)[:12],
+                (run.git_commit or DASH)[:10],
+                str(len(run.departures)),
+                run.directory,
+            )
+            for run in group.runs
+        ],
+    )
+
+
+def _ledger(group: Group) -> Iterator[Block]:
+    """The departures, those of all runs first and then each run's own; and posteriors that were left aside."""
+    texts = {run.name: [str(Departure(**one.model_dump())) for one in run.departures] for run in group.runs}
+    counts = Counter(text for lines in texts.values() for text in lines)
+    common = [text for text, n in counts.items() if n == len(texts)]
+    own = [f"{name}: {text}" for name, lines in texts.items() for text in lines if text not in common]
+    if counts:
+        yield Heading(3, "Departures from the paper (fidelity ledger)")
+        yield Bullets(common + own)
+    else:
+        yield Text("Departures from the paper: none.")
+    unused = [f"{run.name}: {file}" for run in group.runs for file in run.unused]
+    if unused:
+        yield Text("Stored posteriors of another net or another index, used nowhere above:")
+        yield Bullets(unused)
+
+
+def _csv(report: Report) -> str:
+    out = io.StringIO()
+    titles = {group.id: group.title for group in report.groups}
+    writer = csv.writer(out, lineterminator="\n")
+    fields = [field for field in Row.model_fields if field != "group"]
+    writer.writerow(["group", *fields])
+    for row in report.rows:
+        values = (getattr(row, field) for field in fields)
+        cells = (" to ".join(f"{end:.4f}" for end in one) if isinstance(one, tuple) else one for one in values)
+        writer.writerow([titles.get(row.group or "", ""), *cells])
+    return out.getvalue()
+
+
+def _spread(one: Spread) -> str:
+    return (
+        f"{one.net}, S = {one.S}, Q = {one.Q}, {one.method}, {one.seeds} seeds ({', '.join(one.runs)}): top-1 "
+        f"{one.mean_top1:.2f} (standard deviation {one.spread_top1:.2f}), top-5 {one.mean_top5:.2f} "
+        f"({one.spread_top5:.2f})"
+    )
+
+
+def _error(error: float | None) -> str:
+    return DASH if error is None else f"{error:.1f}"
+
+
+def _signed(points: float | None, digits: int = 1) -> str:
+    return DASH if points is None else f"{points:+.{digits}f}"
+
+
+def _interval(ends: tuple[float, float] | None) -> str:
+    return DASH if ends is None else f"{ends[0]:.1f} to {ends[1]:.1f}"
+
+
+def _p(p: float | None) -> str:
+    return DASH if p is None else "< 0.0001" if p < 1e-4 else f"{p:.4f}"
