@@ -32,7 +32,7 @@ def update_document(document: Path, report: Report) -> None:
     """Renews every generated section of a document and keeps the report beside it. Raises UserError."""
     text = _read(document)
     renewed = renew(text, report, document.parent)
-    kept_report(document).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    kept_report(document).write_text(report.model_dump_json(indent=1, exclude_defaults=True) + "\n", encoding="utf-8")
     document.write_text(renewed, encoding="utf-8")
 
 

@@ -1,0 +1,148 @@
+"""The paper's sentences on fabricated answers, and paired tests on the real answers of ten public nets."""
+
+import itertools
+import math
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+from reporting_runs import PICTURES, REPOSITORY, dense, make_run, posteriors_with
+from scipy.stats import binomtest, t
+
+from vggrepro.config import load_stage
+from vggrepro.models.table1 import architecture
+from vggrepro.reporting.answers import Answers, paired_top1
+from vggrepro.reporting.claims import SHALLOW, Claim, check_claims
+from vggrepro.reporting.runs import find_runs
+from vggrepro.reporting.tables import build_report
+
+
+def claims_of(root: Path) -> dict[str, Claim]:
+    return {claim.claim: claim for claim in build_report(find_runs([root])).claims}
+
+
+def claim_of(root: Path, words: str) -> Claim:
+    (found,) = [claim for text, claim in claims_of(root).items() if words in text]
+    return found
+
+
+def test_without_runs_no_claim_is_decided() -> None:
+    claims = check_claims("g", {}, None)  # type: ignore[arg-type]
+    assert len(claims) > 25
+    assert {claim.verdict for claim in claims} == {"not measured"}
+    assert {claim.section for claim in claims} == {"4.1", "4.2", "4.3", "4.4"}
+
+
+@pytest.mark.parametrize(
+    ("wrong_B", "verdict"), [(500, "supported"), (700, "not supported"), (588, "undecided at this n")]
+)
+def test_better_has_the_exact_test(root: Path, wrong_B: int, verdict: str) -> None:
+    make_run(root, "A", posteriors=dense(256, wrong1=592, wrong5=0))
+    make_run(root, "B", posteriors=dense(256, wrong1=wrong_B, wrong5=0))
+    claim = claim_of(root, "B is better than A")
+    differing = abs(592 - wrong_B)  # the wrong ones of the one are among those of the other
+    assert claim.verdict == verdict
+    assert claim.effect == pytest.approx(100 * (592 - wrong_B) / PICTURES)
+    assert claim.p_value == pytest.approx(binomtest(0, differing).pvalue)
+    half = 100 * 1.959964 * math.sqrt(differing - differing**2 / PICTURES) / PICTURES
+    assert claim.interval == pytest.approx((claim.effect - half, claim.effect + half), abs=1e-4)
+    assert (claim.n, claim.seeds, claim.spread) == (PICTURES, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("wrong_LRN", "verdict"), [(594, "supported"), (592 - 60, "not supported"), (592 - 10, "undecided at this n")]
+)
+def test_does_not_help_means_a_gain_below_the_margin(root: Path, wrong_LRN: int, verdict: str) -> None:
+    make_run(root, "A", posteriors=dense(256, wrong1=592, wrong5=0))
+    make_run(root, "A-LRN", posteriors=dense(256, wrong1=wrong_LRN, wrong5=0))
+    assert claim_of(root, "does not help").verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("wrong_E", "verdict"),
+    [(541, "supported"), (600, "not supported"), (450, "not supported"), (549, "undecided at this n")],
+)
+def test_about_as_good_means_within_the_margin(root: Path, wrong_E: int, verdict: str) -> None:
+    make_run(root, "D", posteriors=dense(256, wrong1=540, wrong5=0))
+    make_run(root, "E", posteriors=dense(256, wrong1=wrong_E, wrong5=0))
+    assert claim_of(root, "E is within").verdict == verdict
+
+
+def test_protocols_of_one_net_are_compared(root: Path) -> None:
+    scales = (256, 384, 512)
+    posteriors = {("dense", Q): posteriors_with(300, 0, first) for Q, first in zip(scales, (0, 300, 600), strict=True)}
+    posteriors |= {("multicrop", Q): posteriors_with(20, 0) for Q in scales}
+    make_run(root, "D", (256, 512), posteriors=posteriors)
+    make_run(root, "E", (256, 512), posteriors=posteriors)
+    assert claim_of(root, "D at S = [256;512], several Q are better").effect == 15.0
+    assert claim_of(root, "D: multicrop is better than dense").effect == -1.0
+    assert claim_of(root, "D: multicrop is better than dense").verdict == "not supported"
+    assert claim_of(root, "better than E, multicrop").verdict == "undecided at this n"  # the same answers
+    assert claim_of(root, "B is better than its 5x5 twin").verdict == "not measured"
+
+
+def test_the_twin_of_b_is_compared_by_centre_crops(root: Path) -> None:
+    twin, _ = load_stage(REPOSITORY / "configs" / "ablation_B-5x5.yaml")
+    assert twin.model.net == SHALLOW
+    make_run(root, "B", posteriors={("centre", 256): posteriors_with(600, 0)})
+    make_run(root, twin.model.net, layers=twin.model.layers, posteriors={("centre", 256): posteriors_with(740, 0)})
+    claim = claim_of(root, "B is better than its 5x5 twin")
+    assert (claim.verdict, claim.effect) == ("supported", 7.0)
+
+
+def test_the_twin_of_b_sees_as_far_as_b_with_half_its_layers() -> None:
+    twin, parent = load_stage(REPOSITORY / "configs" / "ablation_B-5x5.yaml")
+    ours = architecture(twin.model.net, layers=twin.model.layers)
+    convs = [layer for layer in ours.layers() if layer.kind == "conv"]
+    of_B = [layer for layer in architecture("B").layers() if layer.kind == "conv"]
+    assert [(layer.kernel, layer.shape) for layer in convs] == [(5, layer.shape) for layer in of_B[::2]]
+    assert parent is None  # nothing of A fits 5x5 kernels
+
+
+def test_several_seeds_decide_by_their_spread(root: Path) -> None:
+    errors = {0: (592, 560), 1: (600, 570), 2: (588, 559)}
+    for seed, (A, B) in errors.items():
+        make_run(root, "A", name=f"A-{seed}", seed=seed, posteriors=dense(256, wrong1=A, wrong5=0))
+        make_run(root, "B", name=f"B-{seed}", seed=seed, posteriors=dense(256, wrong1=B, wrong5=0))
+    claim = claim_of(root, "B is better than A")
+    effects = [100 * (A - B) / PICTURES for A, B in errors.values()]
+    half = t.ppf(0.975, 2) * statistics.stdev(effects) / math.sqrt(3)
+    assert (claim.seeds, claim.verdict) == (3, "supported")
+    assert claim.effect == pytest.approx(statistics.mean(effects))
+    assert claim.interval == pytest.approx((claim.effect - half, claim.effect + half))
+
+
+@pytest.fixture(scope="module")
+def public_nets(shared_data: Path) -> dict[str, Answers]:
+    """Ten public nets on the 50,000 validation pictures of ILSVRC-2012."""
+    with np.load(shared_data / "vgg_ilsvrc2012_val_top5.npz") as stored:
+        label = stored["label"][:, None]
+        names = [name for name in stored.files if name.startswith("vgg")]
+        return {name: Answers(stored[name][:, 0] == label[:, 0], (stored[name] == label).any(axis=1)) for name in names}
+
+
+def test_public_nets_have_their_published_errors(public_nets: dict[str, Answers]) -> None:
+    published = {"vgg16": (28.408, 9.618), "vgg19": (27.624, 9.124), "vgg11_bn": (29.630, 10.190)}
+    for name, (top1, top5) in published.items():
+        answers = public_nets[name]
+        assert (round(answers.top1.percent, 3), round(answers.top5.percent, 3)) == (top1, top5)
+
+
+def test_all_pairs_of_public_nets(public_nets: dict[str, Answers]) -> None:
+    assert len(public_nets) == 10
+    for first, second in itertools.combinations(public_nets.values(), 2):
+        test = paired_top1(first, second)
+        only_first = int(np.sum(first.right1 & ~second.right1))
+        only_second = int(np.sum(second.right1 & ~first.right1))
+        assert test.difference == pytest.approx(first.top1.percent - second.top1.percent)
+        assert test.p_value == pytest.approx(binomtest(only_first, only_first + only_second, 0.5).pvalue)
+        mirrored = paired_top1(second, first)
+        assert (mirrored.difference, mirrored.p_value) == (-test.difference, test.p_value)
+
+
+def test_depth_helps_in_the_public_nets(public_nets: dict[str, Answers]) -> None:
+    for better, worse in (("vgg13", "vgg11"), ("vgg16", "vgg13"), ("vgg19", "vgg16")):
+        test = paired_top1(public_nets[worse], public_nets[better])
+        assert test.interval[0] > 0
+        assert test.p_value < 1e-3

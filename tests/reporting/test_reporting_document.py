@@ -1,0 +1,70 @@
+"""Generated sections are made anew between their markers, and are never stale in the repository."""
+
+from pathlib import Path
+
+import pytest
+from reporting_runs import REPOSITORY, dense, make_run
+
+from vggrepro.errors import UserError
+from vggrepro.reporting.document import is_fresh, kept_report, update_document
+from vggrepro.reporting.runs import find_runs
+from vggrepro.reporting.tables import build_report
+
+
+def test_reproduction_is_fresh() -> None:
+    assert is_fresh(REPOSITORY / "REPRODUCTION.md"), (
+        "a generated section of REPRODUCTION.md is stale or was edited; renew it with "
+        "`vggrepro tables --runs runs/paper --update REPRODUCTION.md`"
+    )
+
+
+@pytest.fixture
+def document(root: Path, tmp_path: Path, paper_of_2000: None) -> Path:
+    make_run(root, "A", posteriors=dense(256, wrong1=592, wrong5=208))
+    file = tmp_path / "notes.md"
+    file.write_text("before\n<!-- vggrepro:tables -->\nold\n<!-- /vggrepro:tables -->\nafter\n")
+    update_document(file, build_report(find_runs([root])))
+    return file
+
+
+def test_only_the_section_is_renewed(document: Path) -> None:
+    text = document.read_text()
+    assert text.startswith("before\n<!-- vggrepro:tables -->\n")
+    assert text.endswith("<!-- /vggrepro:tables -->\nafter\n")
+    assert "old" not in text
+    assert "| A | 256 | 256 | 29.6 | **29.6** |" in text
+    assert is_fresh(document)
+
+
+def test_an_edit_by_hand_is_noticed(document: Path) -> None:
+    document.write_text(document.read_text().replace("**29.6**", "**28.6**"))
+    assert not is_fresh(document)
+
+
+def test_words_outside_the_section_are_free(document: Path) -> None:
+    document.write_text(document.read_text() + "\nand more\n")
+    assert is_fresh(document)
+
+
+def test_another_report_makes_it_stale(document: Path) -> None:
+    kept = kept_report(document)
+    kept.write_text(kept.read_text().replace("29.6", "29.5"))
+    assert not is_fresh(document)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no section", "has no section to renew"),
+        ("<!-- vggrepro:poems -->\n<!-- /vggrepro:poems -->", "vggrepro:poems is not one that is generated"),
+    ],
+)
+def test_mistakes_change_nothing(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "notes.md"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        update_document(file, build_report([]))
+    assert file.read_text() == text
+    assert not kept_report(file).exists()
+    with pytest.raises(UserError, match="cannot be read"):
+        update_document(tmp_path / "nowhere.md", build_report([]))
