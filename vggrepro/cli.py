@@ -38,6 +38,13 @@ class Resume(StrEnum):
     never = "never"
 
 
+class Verify(StrEnum):
+    """How closely the index looks at a picture."""
+
+    full = "full"
+    header = "header"
+
+
 class Method(StrEnum):
     """How the net is applied to a picture (Section 3.2)."""
 
@@ -69,23 +76,47 @@ def summary(
 
 @app.command()
 def index(
-    source: Annotated[Path, typer.Argument(help="ImageNet-style folder: train/<class>/*, val/<class>/*.")],
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Where the pictures are: ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar with the development kit "
+            "(or meta.bin, LOC_val_solution.csv, a list of labels), a folder that holds these, a folder with train/ "
+            "and val/, Kaggle's tree, WebDataset shards. Nothing is extracted."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The index file to write.")],
+    verify: Annotated[Verify, typer.Option(help="Decode every picture once, or read its header only.")] = Verify.full,
+    mean: Annotated[bool, typer.Option("--mean", help="Compute the mean colour of the training pictures.")] = False,
+    md5: Annotated[bool, typer.Option("--md5", help="Hold ILSVRC's archives against their published MD5.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Name every picture that is odd or rejected.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Scan pictures: counts, labels, sizes, odd and unreadable files."""
-    from vggrepro.data.index import scan_folder
+    """Find and check pictures where they lie: counts, labels, sizes, odd and unreadable files."""
+    from vggrepro.data.census import render
+    from vggrepro.data.index import scan
+    from vggrepro.data.sources import check_md5
     from vggrepro.progress import progress
 
-    with progress("reading picture headers", None) as update:
-        made = scan_folder(source, lambda done, total: update(done, f"of {total}"))
+    if mean and verify is Verify.header:
+        raise UserError("--mean needs the pixels, but --verify header decodes nothing; use --verify full")
+    if md5:
+        with progress("MD5", None) as update:
+            check_md5(sources, lambda done, total: update(done, f"of {total} MiB"))
+    with progress("looking at pictures", None) as update:
+        made = scan(
+            sources,
+            verify.value,
+            mean=mean,
+            journal=out.with_name(f".{out.name}.partial"),
+            found=lambda pictures: update(0, f"of {pictures} found so far"),
+            progress=lambda done, total: update(done, f"of {total}"),
+        )
     made.save(out)
-    found = made.summary()
     if as_json:
-        _print_json(found)
+        _print_json(made.summary())
     else:
-        for key, item in found.items():
-            typer.echo(f"{key:12} {item}")
+        for line in render(made, names=report):
+            typer.echo(line)
 
 
 @app.command()

@@ -7,12 +7,15 @@ anti-aliased bilinear filter on exactly the window, reading beyond it, which is 
 from __future__ import annotations
 
 import io
+import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vggrepro.data.views import Ints
 
@@ -34,16 +37,42 @@ class Region:
     """Where the part lies in the picture, px."""
 
 
-def decode(encoded: bytes) -> Image.Image:
-    """The picture as RGB, wherever its file comes from. Raises BadPictureError for a file with any damage."""
+def read(path: str, offset: int, length: int) -> bytes:
+    """At most `length` bytes of a file, by a positioned read. Raises BadPictureError."""
     try:
+        file = os.open(path, os.O_RDONLY)
+        try:
+            return os.pread(file, length, offset)
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise BadPictureError(f"unreadable ({error.strerror})") from None
+
+
+@contextmanager
+def opened(encoded: bytes) -> Iterator[Image.Image]:
+    """The picture in its own mode, not yet decoded; whatever goes wrong inside becomes a BadPictureError."""
+    if not encoded:
+        raise BadPictureError("empty file")
+    try:
+        # warnings are about metadata, which do not touch the pixels, and about large pictures
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(encoded)) as picture:
-            return _rgb(picture)
+            yield picture
+    except BadPictureError:
+        raise
+    except UnidentifiedImageError:
+        raise BadPictureError("not a picture") from None
+    except Image.DecompressionBombError:
+        raise BadPictureError("more than 179 megapixels") from None
+    except MemoryError:
+        raise BadPictureError("out of memory") from None
     except Exception as error:  # PIL raises whatever a broken file provokes
-        raise BadPictureError(f"{type(error).__name__}: {error}") from None
+        truncated = "truncated" in str(error).lower()
+        raise BadPictureError("truncated" if truncated else f"broken ({type(error).__name__})") from None
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
+def rgb(picture: Image.Image) -> Image.Image:
+    """A picture of any mode as RGB: grey repeated, palettes looked up, alpha dropped, CMYK converted by PIL."""
     if picture.mode.startswith("I"):  # 16-bit grey, which PIL would clip at 255 instead of scaling
         return Image.fromarray((np.asarray(picture) // 257).astype(np.uint8)).convert("RGB")
     return picture.convert("RGB")
@@ -51,7 +80,8 @@ def _rgb(picture: Image.Image) -> Image.Image:
 
 def whole_region(encoded: bytes, size: Ints) -> Region:
     """The whole picture, held to the size it is indexed with. Raises BadPictureError."""
-    image = decode(encoded)
+    with opened(encoded) as picture:
+        image = rgb(picture)
     if image.size != (size[1], size[0]):
         raise BadPictureError(f"it has {image.width}x{image.height} px, its index says {size[1]}x{size[0]}")
     return Region(image, 0, 0)

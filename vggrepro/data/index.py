@@ -1,17 +1,20 @@
 """The index: one row per picture, saying where its bytes are, what it is labelled, how large it is and what is odd.
 
 Training and evaluation read nothing else about a data set, so an unpacked folder and any archive whose members are
-stored uncompressed are the same thing to them: a container, an offset and a length.
+stored uncompressed are the same thing to them: a container, an offset and a length. Rows are ordered by split, by
+usability and then by class and name, so the same pictures make the same rows wherever they lie, and a split's usable
+pictures are one slice of a file that all processes of a machine share in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,16 +22,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vggrepro.data.decode import BadPictureError
+from vggrepro.data.decode import BadPictureError, read
+from vggrepro.data.sources import SPLITS, Member, find, signature
+from vggrepro.data.verify import Finding, How, Place, verify
 from vggrepro.data.views import Ints
 from vggrepro.errors import UserError
+from vggrepro.paper import value
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SPLITS = ("train", "val")
-_SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
-_FORMAT_VERSION = "1"
+Progress = Callable[[int, int], None]
+
+_FORMAT_VERSION = "2"
+_CHUNK = 64  # pictures that a verifying process is given at once
+_MOST_KEPT_OPEN = 256
 
 
 @dataclass(frozen=True)
@@ -37,10 +45,12 @@ class Split:
 
     name: str
     containers: Sequence[str]
-    """Files that hold pictures; a picture names its own by number."""
-    container: Ints
+    """Archives and folders that hold pictures; a picture names its own by number."""
+    container: NDArray[np.int32]
+    names: pa.ChunkedArray
+    """File names, without folders."""
     offset: Ints
-    """Byte where the picture starts in its container."""
+    """Byte where the picture starts in its archive; 0 in a file of its own."""
     length: Ints
     """Bytes."""
     label: Ints
@@ -50,90 +60,181 @@ class Split:
     """Whether nothing is odd about the picture: a JPEG whose pixels every decoder gives alike."""
     rejected: int
     """Pictures of this split that cannot be used, and are not in the arrays."""
+    _archives: _Archives
 
     def __len__(self) -> int:
         return len(self.label)
 
     def name_of(self, picture: int) -> str:
         """Where a picture is, for messages."""
-        return self.containers[self.container[picture]]
+        return os.path.join(self.containers[self.container[picture]], self.names[picture].as_py())
 
     def read(self, picture: int) -> bytes:
         """The encoded picture. Raises BadPictureError."""
-        length = int(self.length[picture])
-        try:
-            with open(self.containers[self.container[picture]], "rb") as container:
-                encoded = os.pread(container.fileno(), length, int(self.offset[picture]))
-        except OSError as error:
-            raise BadPictureError(str(error.strerror)) from None
+        container, length = self.containers[self.container[picture]], int(self.length[picture])
+        if self._archives.is_archive(container):
+            return self._archives.read(container, int(self.offset[picture]), length)
+        encoded = read(os.path.join(container, self.names[picture].as_py()), 0, length + 1)
         if len(encoded) != length:
-            raise BadPictureError(f"{len(encoded)} bytes are left of {length}")
+            raise BadPictureError(f"{len(encoded)} bytes long, {length} when it was indexed")
         return encoded
+
+
+class _Archives:
+    """Archives, kept open unless they are many: opening is what network file systems are slow at."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self._paths = frozenset(paths)
+        self._open: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def is_archive(self, container: str) -> bool:
+        return container in self._paths
+
+    def read(self, path: str, offset: int, length: int) -> bytes:
+        """Raises BadPictureError."""
+        if len(self._paths) > _MOST_KEPT_OPEN:
+            encoded = read(path, offset, length)
+        else:
+            try:
+                with self._lock:
+                    if path not in self._open:
+                        self._open[path] = os.open(path, os.O_RDONLY)
+                encoded = os.pread(self._open[path], length, offset)
+            except OSError as error:
+                raise BadPictureError(f"unreadable ({error.strerror})") from None
+        if len(encoded) < length:
+            raise BadPictureError("the archive ends early")
+        return encoded
+
+    def __del__(self) -> None:
+        for file in self._open.values():
+            os.close(file)
 
 
 @dataclass(frozen=True)
 class Index:
-    """A data set. `table` has the columns container, offset, length, split, label, width, height, format, status."""
+    """A data set.
+
+    `table` has the columns container, name, offset, length, split, label, size (height and width), format and status.
+    """
 
     table: pa.Table
     classes: tuple[str, ...]
     """Class names (WordNet ids for ImageNet) in label order, which is their sorted order."""
     source: str
     """What was scanned."""
+    verified: str
+    """`full` where every picture was decoded once, `header` where only its header was read."""
+    archives: tuple[str, ...]
+    """The containers that are archives; the others are folders."""
+    mean_rgb: tuple[float, float, float] | None = None
+    """Mean of the usable training pictures' mean colours, grey levels, where it was asked for."""
+    seen: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """(bytes, time of change in ns) of archives when they were scanned, (0, time of change) of folders."""
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of what the pictures are, wherever they lie: labels, lengths, sizes, splits, in order."""
         digest = hashlib.sha256("\n".join(self.classes).encode())
-        for column in ("label", "length", "width", "height"):
-            digest.update(self.table[column].to_numpy().astype("<i8").tobytes())
-        for column in ("split", "status"):
-            digest.update("\n".join(self.table[column].to_pylist()).encode())
+        for name in SPLITS:
+            split = self.split(name)
+            digest.update(f"{name} {len(split)} {split.rejected}\n".encode())
+            for column in (split.label, split.length, split.size):
+                digest.update(np.ascontiguousarray(column, "<i8").tobytes())
         return digest.hexdigest()
 
     def split(self, name: str) -> Split:
-        """The usable pictures of `train` or `val`."""
-        table = self.table
-        of_split = np.array([split == name for split in table["split"].to_pylist()], dtype=bool)
-        usable = of_split & np.array([status.startswith("ok") for status in table["status"].to_pylist()], dtype=bool)
-
-        def column(key: str) -> Ints:
-            return table[key].to_numpy()[usable].astype(np.int64)
-
-        containers = table["container"].combine_chunks()
+        """The usable pictures of `train` or `val`. Arrays are views of the table, not copies."""
+        of_split = _codes(self.table["split"]) == SPLITS.index(name)
+        usable = of_split & self._usable
+        start, n = int(of_split.argmax()), int(usable.sum())
+        assert usable[start : start + n].all(), "usable pictures of a split must be one slice"
+        rows = slice(start, start + n)
+        table = self.table.slice(start, n)
+        containers = self.table["container"].chunk(0).dictionary.to_pylist()
+        size = table["size"].chunk(0) if n else None
         return Split(
             name=name,
-            containers=containers.dictionary.to_pylist(),
-            container=containers.indices.to_numpy()[usable].astype(np.int64),
-            offset=column("offset"),
-            length=column("length"),
-            label=column("label"),
-            size=np.stack([column("height"), column("width")], axis=1),
-            ordinary=np.array([status == "ok" for status in table["status"].to_pylist()], dtype=bool)[usable],
-            rejected=int(of_split.sum() - usable.sum()),
+            containers=containers,
+            container=_codes(self.table["container"])[rows],
+            names=table["name"],
+            offset=self.table["offset"].chunk(0).to_numpy()[rows],
+            length=self.table["length"].chunk(0).to_numpy()[rows],
+            label=self.table["label"].chunk(0).to_numpy()[rows],
+            size=size.flatten().to_numpy().reshape(-1, 2) if size else np.empty((0, 2), np.int64),
+            ordinary=(_codes(self.table["status"]) == self._statuses.index("ok"))[rows]
+            if "ok" in self._statuses
+            else np.zeros(n, np.bool_),
+            rejected=int(of_split.sum() - n),
+            _archives=_Archives(self.archives),
         )
 
+    @property
+    def _statuses(self) -> list[str]:
+        return self.table["status"].chunk(0).dictionary.to_pylist()
+
+    @property
+    def _usable(self) -> NDArray[np.bool_]:
+        of_code = np.array([status.startswith("ok") for status in self._statuses])
+        return of_code[_codes(self.table["status"])]
+
     def summary(self) -> dict[str, Any]:
-        """Counts: pictures, usable, odd, rejected, by_reason, splits, classes, fingerprint."""
-        statuses = Counter(self.table["status"].to_pylist())
+        """Counts: pictures, usable, odd, rejected, by_reason, splits, classes, and how they were found."""
+        counts = np.bincount(_codes(self.table["status"]), minlength=len(self._statuses))
+        statuses = {status: int(n) for status, n in zip(self._statuses, counts, strict=True) if n}
         rejected = sum(n for status, n in statuses.items() if status.startswith("rejected"))
+        splits = np.bincount(_codes(self.table["split"]), minlength=len(SPLITS))
         return {
             "source": self.source,
+            "verified": self.verified,
             "pictures": self.table.num_rows,
             "usable": self.table.num_rows - rejected,
             "odd": sum(n for status, n in statuses.items() if status.startswith("ok-odd")),
             "rejected": rejected,
-            "by_reason": {status.partition(": ")[2]: n for status, n in statuses.items() if ": " in status},
-            "splits": {name: self.table["split"].to_pylist().count(name) for name in SPLITS},
+            "by_reason": {status.partition(": ")[2]: n for status, n in sorted(statuses.items()) if ": " in status},
+            "splits": {name: int(n) for name, n in zip(SPLITS, splits, strict=True)},
             "classes": len(self.classes),
+            "ilsvrc": self.against_ilsvrc(),
+            "mean_rgb": self.mean_rgb,
             "fingerprint": self.fingerprint,
         }
+
+    def against_ilsvrc(self) -> list[str] | None:
+        """Where a data set with the classes of ILSVRC-2012 departs from it; None for any other data set."""
+        if len(self.classes) != value("classes") or not all(re.fullmatch(r"n\d{8}", name) for name in self.classes):
+            return None
+        found = np.bincount(_codes(self.table["split"]), minlength=len(SPLITS))
+        expected = (value("train_pictures"), value("val_pictures"))
+        return [
+            f"{n} {name} pictures, ILSVRC-2012 has {wanted}"
+            for name, n, wanted in zip(SPLITS, found, expected, strict=True)
+            if n != wanted
+        ]
+
+    def census(self) -> Iterator[tuple[str, str]]:
+        """(status, place) of every picture that is not simply ok."""
+        containers = self.table["container"].chunk(0).dictionary.to_pylist()
+        container, status = _codes(self.table["container"]), _codes(self.table["status"])
+        for code in sorted(range(len(self._statuses)), key=lambda code: self._statuses[code]):
+            if self._statuses[code] != "ok":
+                for row in (status == code).nonzero()[0]:
+                    name = self.table["name"][int(row)].as_py()
+                    yield self._statuses[code], os.path.join(containers[container[row]], name)
 
     def save(self, path: Path) -> None:
         """Writes the index as one Arrow IPC file, atomically. Raises UserError."""
         import pyarrow as pa
 
-        metadata = {"version": _FORMAT_VERSION, "classes": "\n".join(self.classes), "source": self.source}
+        metadata = {
+            "version": _FORMAT_VERSION,
+            "classes": json.dumps(self.classes),
+            "source": self.source,
+            "verified": self.verified,
+            "archives": json.dumps(self.archives),
+            "mean_rgb": json.dumps(self.mean_rgb),
+            "seen": json.dumps(self.seen),
+        }
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +248,7 @@ class Index:
 
 
 def load(path: Path) -> Index:
-    """An index written by :meth:`Index.save`, mapped into memory. Raises UserError."""
+    """An index written by :meth:`Index.save`, mapped into memory and held against its files. Raises UserError."""
     import pyarrow as pa
 
     try:
@@ -155,47 +256,170 @@ def load(path: Path) -> Index:
     except FileNotFoundError:
         raise UserError(f"index {path} does not exist; make it with `vggrepro index SOURCE --out {path}`") from None
     except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"index {path} cannot be read ({error}); make it again with `vggrepro index`") from None
+        reason = str(error).splitlines()[0]
+        raise UserError(f"index {path} cannot be read ({reason}); make it again with `vggrepro index`") from None
     metadata = {key.decode(): item.decode() for key, item in (table.schema.metadata or {}).items()}
     if metadata.get("version") != _FORMAT_VERSION:
         raise UserError(f"index {path} is of another version; make it again with `vggrepro index`")
-    return Index(table, tuple(metadata["classes"].split("\n")), metadata["source"])
+    mean = json.loads(metadata["mean_rgb"])
+    seen = {file: (size, changed) for file, (size, changed) in json.loads(metadata["seen"]).items()}
+    for file, then in seen.items():
+        now = _seen(file)
+        if now is None:
+            raise UserError(f"{file} of index {path} is gone; restore it, or make the index again")
+        if now != then:
+            raise UserError(f"index {path} is older than {file}, which has changed since; make it again")
+    return Index(
+        table=table,
+        classes=tuple(json.loads(metadata["classes"])),
+        source=metadata["source"],
+        verified=metadata["verified"],
+        archives=tuple(json.loads(metadata["archives"])),
+        mean_rgb=tuple(mean) if mean else None,
+        seen=seen,
+    )
 
 
-def scan_folder(root: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> Index:
-    """Indexes an ImageNet-style folder (`train/<class>/*`, `val/<class>/*`) by reading each picture's header.
+def _seen(file: str) -> tuple[int, int] | None:
+    try:
+        stat = os.stat(file)
+    except OSError:
+        return None
+    return (0 if os.path.isdir(file) else stat.st_size), stat.st_mtime_ns
 
-    `progress(done, total)` is called in pictures. Raises UserError for a folder that is not one: a split or a class
-    missing, a class without pictures, a validation class that training does not have.
+
+def _codes(column: pa.ChunkedArray) -> NDArray[np.int32]:
+    """The dictionary codes of a column, without copying."""
+    return column.chunk(0).indices.to_numpy()
+
+
+def scan(
+    sources: Sequence[Path],
+    how: How = "full",
+    *,
+    mean: bool = False,
+    journal: Path | None = None,
+    found: Callable[[int], None] = lambda pictures: None,
+    progress: Progress = lambda done, total: None,
+) -> Index:
+    """Indexes sources of any layout (see :func:`vggrepro.data.sources.find`), looking at every picture.
+
+    `how="full"` decodes each once, `"header"` reads headers only; `mean` (with full) computes the mean colour of the
+    training pictures. What has been looked at is kept in `journal` until the end, so that a scan that was interrupted
+    goes on where it was. `found(pictures)` and `progress(done, total)` report. Raises UserError.
     """
+    members = find(sources, found)
+    seen = {container: _seen(container) for container in dict.fromkeys(member.container for member in members)}
+    findings = _findings(members, how, mean, journal, progress)
+    classes = tuple(sorted({member.class_name for member in members if member.split == "train"}))
+    if journal:
+        journal.unlink(missing_ok=True)
+    return Index(
+        table=_table(members, findings, classes),
+        classes=classes,
+        source=", ".join(map(str, sources)),
+        verified=how,
+        archives=tuple(dict.fromkeys(member.container for member in members if member.archive)),
+        mean_rgb=_mean_rgb(members, findings) if mean else None,
+        seen={container: then for container, then in seen.items() if then},
+    )
+
+
+def scan_folder(root: Path, progress: Progress = lambda done, total: None) -> Index:
+    """A scan of one source by header. Raises UserError."""
+    return scan([root], "header", progress=progress)
+
+
+def _findings(
+    members: Sequence[Member], how: How, mean: bool, journal: Path | None, progress: Progress
+) -> list[Finding]:
+    """What is seen of each member; taken from the journal as far as it goes."""
+    places = [
+        Place(m.container if m.archive else os.path.join(m.container, m.name), m.offset, m.length) for m in members
+    ]
+    listing = hashlib.sha256(
+        repr((how, mean, [(*p, m.mtime_ns) for p, m in zip(places, members, strict=True)])).encode()
+    )
+    findings: list[Finding] = []
+    if journal and journal.exists():
+        head, *lines = journal.read_text().splitlines(keepends=True) or [""]
+        if head.strip() == listing.hexdigest():
+            for line in lines:
+                if line.endswith("\n"):  # the last one may be torn
+                    findings += [Finding(*finding) for finding in json.loads(line)]
+    left = places[len(findings) :]
+    chunks = [left[start : start + _CHUNK] for start in range(0, len(left), _CHUNK)]
+    with _Journal(journal, listing.hexdigest(), findings) as keep:
+        for chunk in verify(chunks, how, mean=mean):
+            findings += chunk
+            keep(chunk)
+            progress(len(findings), len(members))
+    return findings
+
+
+class _Journal:
+    """Findings on disk, a line a chunk, written anew from those already known."""
+
+    def __init__(self, path: Path | None, listing: str, known: Sequence[Finding]) -> None:
+        self._file = None
+        if path:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = path.open("w")
+            except OSError as error:
+                raise UserError(
+                    f"{path.parent} cannot be written to ({error.strerror}); choose another --out"
+                ) from None
+            self._file.write(listing + "\n")
+            if known:
+                self(known)
+
+    def __call__(self, findings: Sequence[Finding]) -> None:
+        if self._file:
+            self._file.write(json.dumps(findings) + "\n")
+            self._file.flush()
+
+    def __enter__(self) -> _Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file:
+            self._file.close()
+
+
+def _table(members: Sequence[Member], findings: Sequence[Finding], classes: Sequence[str]) -> pa.Table:
     import pyarrow as pa
 
-    found = list(_listing(root))
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        headers = []
-        for done, header in enumerate(pool.map(lambda row: _header(row[2]), found, chunksize=64), 1):
-            headers.append(header)
-            if done % 256 == 0 or done == len(found):
-                progress(done, len(found))
-    classes = tuple(sorted({name for split, name, _ in found if split == "train"}))
+    usable = [finding.status.startswith("ok") for finding in findings]
+    order = sorted(range(len(members)), key=lambda row: (SPLITS.index(members[row].split), not usable[row]))
+    rows = [(members[row], findings[row]) for row in order]
     label = {name: number for number, name in enumerate(classes)}
-    table = pa.table(
+    splits = pa.array([SPLITS.index(m.split) for m, _ in rows], pa.int8())
+    sizes = np.array([(f.height, f.width) for _, f in rows], np.int64).reshape(-1)
+    return pa.table(
         {
-            "container": pa.array([str(path) for *_, path in found]).dictionary_encode(),
-            "offset": pa.array(np.zeros(len(found), np.int64)),
-            "length": pa.array([header.length for header in headers], pa.int64()),
-            "split": pa.array([split for split, *_ in found]).dictionary_encode(),
-            "label": pa.array([label[name] for _, name, _ in found], pa.int32()),
-            "width": pa.array([header.width for header in headers], pa.int32()),
-            "height": pa.array([header.height for header in headers], pa.int32()),
-            "format": pa.array([header.format for header in headers]).dictionary_encode(),
-            "status": pa.array([header.status for header in headers]).dictionary_encode(),
+            "container": pa.array([m.container for m, _ in rows]).dictionary_encode(),
+            "name": pa.array([m.name for m, _ in rows]),
+            "offset": pa.array([m.offset for m, _ in rows], pa.int64()),
+            "length": pa.array([m.length for m, _ in rows], pa.int64()),
+            "split": pa.DictionaryArray.from_arrays(splits, pa.array(SPLITS)),
+            "label": pa.array([label[m.class_name] for m, _ in rows], pa.int64()),
+            "size": pa.FixedSizeListArray.from_arrays(pa.array(sizes), 2),
+            "format": pa.array([f.format for _, f in rows]).dictionary_encode(),
+            "status": pa.array([f.status for _, f in rows]).dictionary_encode(),
         }
-    )
-    return Index(table, classes, str(root))
+    ).combine_chunks()
 
 
-def open_index(root: str | None, index: Path | None, cache: Path, progress: Callable[[int, int], None]) -> Index:
+def _mean_rgb(members: Sequence[Member], findings: Sequence[Finding]) -> tuple[float, float, float] | None:
+    means = [f.mean for m, f in zip(members, findings, strict=True) if m.split == "train" and f.mean]
+    if not means:
+        return None
+    red, green, blue = np.mean(means, axis=0).tolist()
+    return red, green, blue
+
+
+def open_index(root: str | None, index: Path | None, cache: Path, progress: Progress) -> Index:
     """The index a configuration means: `data.index`, or a scan of `data.root` kept in `cache` for the next time.
 
     A kept scan is used again while the listing (names, sizes, times of change) is what it was. Raises UserError.
@@ -207,61 +431,15 @@ def open_index(root: str | None, index: Path | None, cache: Path, progress: Call
             "data.root is not set: name an ImageNet-style folder, or data.index, or data.root=builtin:digits"
         )
     folder = Path(root)
-    listing = hashlib.sha256(str(folder.resolve()).encode())
-    for split, name, path in _listing(folder):
-        stat = path.stat()
-        listing.update(f"{split}/{name}/{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    kept = cache / f"{folder.resolve().name}-{listing.hexdigest()[:16]}.arrow"
+    if not folder.exists():
+        raise UserError(f"data.root={root} does not exist; give a folder with train/ and val/, or with the archives")
+    name = f"{folder.resolve().name}-{signature([folder])[:16]}"
+    kept = cache / f"{name}.arrow"
     if kept.exists():
-        return load(kept)
-    made = scan_folder(folder, progress)
+        try:
+            return load(kept)
+        except UserError:
+            pass  # of an earlier version, or torn: made again
+    made = scan([folder], "header", journal=cache / f"{name}.partial", progress=progress)
     made.save(kept)
     return made
-
-
-def _listing(root: Path) -> Iterable[tuple[str, str, Path]]:
-    """(split, class, file) in sorted order."""
-    if not root.is_dir():
-        raise UserError(f"data.root={root} is not a folder; give one that holds train/<class>/ and val/<class>/")
-    names: dict[str, list[str]] = {}
-    for split in SPLITS:
-        folder = root / split
-        if not folder.is_dir():
-            raise UserError(f"data.root={root} has no folder {split}; expected {root}/{split}/<class>/<picture>")
-        names[split] = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-        if not names[split]:
-            raise UserError(f"{folder} has no class folders; expected {folder}/<class>/<picture>")
-    if strange := sorted(set(names["val"]) - set(names["train"])):
-        raise UserError(
-            f"{root}/val/{strange[0]} is not a class of {root}/train; remove it or add its training pictures"
-        )
-    for split in SPLITS:
-        for name in names[split]:
-            folder = root / split / name
-            files = sorted(e.name for e in os.scandir(folder) if Path(e.name).suffix.lower() in _SUFFIXES)
-            if not files:
-                raise UserError(f"{folder} holds no pictures ({', '.join(sorted(_SUFFIXES))}); fill it or remove it")
-            yield from ((split, name, folder / file) for file in files)
-
-
-@dataclass(frozen=True)
-class _Header:
-    length: int
-    width: int
-    height: int
-    format: str
-    status: str
-
-
-def _header(path: Path) -> _Header:
-    from PIL import Image
-
-    length = 0
-    try:
-        length = path.stat().st_size
-        with Image.open(path) as picture:
-            odd = "" if (picture.format, picture.mode) == ("JPEG", "RGB") else f"{picture.format} {picture.mode}"
-            status = f"ok-odd: {odd}" if odd else "ok"
-            return _Header(length, picture.width, picture.height, picture.format or "", status)
-    except Exception as error:  # PIL raises whatever a broken file provokes
-        return _Header(length, 0, 0, "", f"rejected: {type(error).__name__}")

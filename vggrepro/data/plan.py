@@ -115,7 +115,7 @@ class TrainingPlan:
         u = _uniform(_words(self.seed, _VIEWS, 2 * first, 2 * count)).reshape(count, 8)
         low, high = self.data.S_range
         S = low + (u[:, 0] * (high - low + 1)).astype(np.int64)
-        size = self.sizes[picture].astype(np.int64)
+        size = self.sizes[picture]
         rescaled = rescaled_size(size, S)
         corner = (u[:, 1:3] * (rescaled - self.crop + 1)).astype(np.int64)
         radius = np.sqrt(-2 * np.log1p(-u[:, [4, 6]]))  # Box-Muller; 1 - u is never 0

@@ -93,7 +93,6 @@ def rescaled_size(size: Ints, short_side: Ints | int) -> Ints:
 
     The longer side is rounded to the nearest pixel, halves up (the paper is silent).
     """
-    size = size.astype(np.int64)  # the index stores fewer bits
     short = size.min(axis=1)
     target = np.broadcast_to(np.asarray(short_side, np.int64), short.shape)
     return (2 * size * target[:, None] + short[:, None]) // (2 * short[:, None])

@@ -1,0 +1,393 @@
+"""Where pictures are: archives as downloaded and folders of every common layout, told apart by looking.
+
+Nothing is extracted: an uncompressed tar is a list of offsets, and so is a tar of tars.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+import re
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from vggrepro.errors import UserError
+
+SPLITS = ("train", "val")
+SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+_VAL_NAMES = ("val", "valid", "validation")
+_GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+_LABEL_FILES = (
+    "LOC_val_solution.csv",
+    "meta.bin",
+    "ILSVRC2012_devkit_t12.tar.gz",
+    "ILSVRC2012_devkit_t12/data/" + _GROUND_TRUTH,
+    "data/" + _GROUND_TRUTH,
+    _GROUND_TRUTH,
+    "imagenet_2012_validation_synset_labels.txt",
+    "val_labels.txt",
+    "val_labels.csv",
+)
+_MD5 = {  # published beside the archives
+    "ILSVRC2012_img_train.tar": "1d675b47d978889d74fa0da5fadfb00e",
+    "ILSVRC2012_img_val.tar": "29b22e2961454d5413ddabcf34fc5622",
+}
+_LABELS_WANTED = (
+    "ILSVRC2012_devkit_t12.tar.gz, meta.bin, LOC_val_solution.csv or a text file with a class for each picture"
+)
+
+
+class Member(NamedTuple):
+    """A picture that was found."""
+
+    split: str
+    class_name: str
+    container: str
+    """The archive that holds it, or its folder."""
+    name: str
+    """File name without folders."""
+    offset: int
+    length: int
+    archive: bool
+    mtime_ns: int = 0
+    """When a file of its own changed last."""
+
+
+Count = Callable[[int], None]
+
+
+def signature(sources: Sequence[Path]) -> str:
+    """A hash (hex) that changes when an archive or a picture in a folder is added, removed or written to.
+
+    Archives are not opened. Raises as :func:`find`.
+    """
+    digest = hashlib.sha256()
+    for file in (file for source in sources for file in _expanded(source)):
+        digest.update(f"{file}\n".encode())
+        if file.is_dir():
+            for member in _in_folder(file, _Labels([], [file])):
+                digest.update("\0".join(map(str, member)).encode())
+        else:
+            stat = file.stat()
+            digest.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def find(sources: Sequence[Path], count: Count = lambda found: None) -> list[Member]:
+    """Every picture of the sources with its split and class, ordered by split, class and name.
+
+    A source is a folder (train/<class>/*, val/<class>/* or a flat val, Kaggle's tree, or one that holds archives), an
+    archive (ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, WebDataset shards, a folder in a tar) or a file with
+    labels of validation pictures. `count` is called with the number found so far. Raises UserError for what is none
+    of these, for half-copied archives, and for validation pictures without labels.
+    """
+    files = [file for source in sources for file in _expanded(source)]
+    labels = _Labels([file for file in files if _is_labels(file)], files)
+    found: list[Member] = []
+    for file in files:
+        if _is_labels(file):
+            continue
+        for member in _in_folder(file, labels) if file.is_dir() else _in_archive(file, labels):
+            found.append(member)
+            if len(found) % 1000 == 0:
+                count(len(found))
+    count(len(found))
+    _check(found, ", ".join(map(str, sources)))
+    found.sort(key=lambda member: (SPLITS.index(member.split), member.class_name, member.name, member.container))
+    return found
+
+
+def _check(found: Sequence[Member], source: str) -> None:
+    classes = {split: {member.class_name for member in found if member.split == split} for split in SPLITS}
+    for split in SPLITS:
+        if not classes[split]:
+            raise UserError(f"{source} has no {split} pictures; name the archive or folder that holds them as well")
+    if strange := sorted(classes["val"] - classes["train"]):
+        raise UserError(
+            f"val class {strange[0]} of {source} has no train pictures; remove it or add its training pictures"
+        )
+
+
+def _expanded(source: Path) -> list[Path]:
+    """The archives of a folder that holds archives, or the source itself."""
+    if not source.exists():
+        raise UserError(f"{source} does not exist; give a folder with train/ and val/, or the ILSVRC archives")
+    if not source.is_dir():
+        return [source.resolve()]
+    try:
+        names = sorted(os.listdir(source))
+    except OSError as error:
+        raise UserError(f"{source} cannot be read ({error.strerror}); change its permissions") from None
+    archives = [name for name in names if name.endswith(".tar")]
+    if archives and not {"train", "ILSVRC"} & set(names):
+        return [(source / name).resolve() for name in names if name in archives or _is_labels(source / name)]
+    return [source.resolve()]
+
+
+def _is_labels(file: Path) -> bool:
+    return file.name.endswith((".bin", ".csv", ".txt")) or ("devkit" in file.name and file.name.endswith("gz"))
+
+
+def check_md5(sources: Sequence[Path], progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+    """Holds ILSVRC's archives, told by their names, against their MD5; `progress(done, total)` in MiB.
+
+    Raises UserError for an archive that is not the published one, and where there is none.
+    """
+    archives = [file for source in sources for file in _expanded(source) if file.name in _MD5]
+    if not archives:
+        raise UserError(f"--md5: none of {', '.join(map(str, sources))} is {' or '.join(_MD5)}; leave --md5 out")
+    total, done = sum(file.stat().st_size for file in archives) >> 20, 0
+    for file in archives:
+        digest = hashlib.md5(usedforsecurity=False)
+        with file.open("rb") as stream:
+            while block := stream.read(16 << 20):
+                digest.update(block)
+                done += len(block)
+                progress(done >> 20, total)
+        if digest.hexdigest() != _MD5[file.name]:
+            raise UserError(f"{file} has MD5 {digest.hexdigest()}, not {_MD5[file.name]}; download it again")
+
+
+# Folders
+
+
+def _in_folder(root: Path, labels: _Labels) -> Iterator[Member]:
+    for tree in (root, root / "CLS-LOC", root / "Data/CLS-LOC", root / "ILSVRC/Data/CLS-LOC"):
+        if any((tree / split).is_dir() for split in SPLITS):
+            break
+    else:
+        raise UserError(
+            f"{root} holds neither train/ and val/ nor archives (*.tar); give an ImageNet-style folder, or the archives"
+        )
+    for split in SPLITS:
+        top = tree / split
+        if not top.is_dir():
+            raise UserError(f"{root} has no folder {split}; expected {top}/<class>/<picture>")
+        folders, files = _scan(top)
+        if files and not folders and split == "val":
+            yield from (_file(split, labels.of(name, top), top, name, *stat) for name, *stat in files)
+        elif not folders:
+            raise UserError(f"{top} has no class folders; expected {top}/<class>/<picture>")
+        for name in folders:
+            inside = top / name
+            deeper, pictures = _scan(inside)
+            if not pictures and "images" in deeper:  # Tiny ImageNet's own layout
+                inside = inside / "images"
+                _, pictures = _scan(inside)
+            if not pictures:
+                raise UserError(f"{inside} holds no pictures ({', '.join(sorted(SUFFIXES))}); fill it or remove it")
+            yield from (_file(split, name, inside, file, *stat) for file, *stat in pictures)
+
+
+def _file(split: str, class_name: str, folder: Path, name: str, size: int, mtime_ns: int) -> Member:
+    return Member(split, class_name, str(folder), name, 0, size, False, mtime_ns)
+
+
+def _scan(folder: Path) -> tuple[list[str], list[tuple[str, int, int]]]:
+    """(folders, (picture, bytes, time of change)) inside a folder."""
+    folders, files = [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    folders.append(entry.name)
+                elif PurePosixPath(entry.name).suffix.lower() in SUFFIXES:
+                    stat = entry.stat() if entry.is_file() else entry.stat(follow_symlinks=False)  # a broken link
+                    files.append((entry.name, stat.st_size, stat.st_mtime_ns))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror}); change its permissions") from None
+    return sorted(folders), sorted(files)
+
+
+# Archives
+
+
+def _in_archive(file: Path, labels: _Labels) -> Iterator[Member]:
+    """The pictures of one tar, whatever its layout; each layout shows in the names of its members."""
+    classes: dict[str, str] = {}  # WebDataset: the class file of a key
+    pictures: dict[str, Member] = {}
+    any_found = False
+    with _open(file) as stream:
+        for member in _members(file, stream):
+            path = PurePosixPath(member.name)
+            place = (str(file), path.name, member.offset_data, member.size, True)
+            if path.suffix == ".tar":
+                any_found = True
+                stream.seek(member.offset_data)
+                for inner in _members(file, stream, member.offset_data + member.size):
+                    inside = PurePosixPath(inner.name)
+                    if inside.suffix.lower() in SUFFIXES:
+                        yield Member("train", path.stem, str(file), inside.name, inner.offset_data, inner.size, True)
+            elif path.suffix in (".cls", ".wnid"):
+                classes[str(path.with_suffix(""))] = _contents(stream, member)
+            elif path.suffix.lower() in SUFFIXES:
+                any_found = True
+                if split := _split_of(path.parts[:-1]):
+                    folders = [part for part in path.parts[:-1] if part not in (".", "images")]
+                    flat = folders[-1] in (split, *_VAL_NAMES)
+                    yield Member(split, labels.of(path.name, file.parent) if flat else folders[-1], *place)
+                elif len(path.parts) == 1 and re.fullmatch(r"ILSVRC\d+_val_\d+", path.stem):
+                    yield Member("val", labels.of(path.name, file.parent), *place)
+                else:
+                    pictures[str(path.with_suffix(""))] = Member("", "", *place)
+    if not any_found:
+        raise UserError(f"{file} holds no pictures; give the archives of the pictures themselves")
+    split = _split_of([file.stem])
+    width = max(map(len, classes.values()), default=1)
+    for key, picture in pictures.items():
+        if key not in classes:
+            raise UserError(
+                f"{file} holds {picture.name}, but neither folders train/<class>/ or val/<class>/ nor "
+                f"{PurePosixPath(key).name}.cls say what it is; give ILSVRC's archives, WebDataset shards or folders"
+            )
+        if not split:
+            raise UserError(f"{file} is neither train nor val by its name; rename it, e.g. train-{file.name}")
+        number = classes[key]
+        yield picture._replace(split=split, class_name=number.zfill(width) if number.isdigit() else number)
+
+
+def _open(file: Path) -> io.BufferedReader:
+    try:
+        stream = file.open("rb")
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}); change its permissions") from None
+    start = stream.read(6)
+    stream.seek(0)
+    if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
+        stream.close()
+        raise UserError(f"{file} is compressed, so its pictures have no place in it; uncompress it once (e.g. gunzip)")
+    return stream
+
+
+def _members(file: Path, stream: io.BufferedReader, end: int | None = None) -> Iterator[tarfile.TarInfo]:
+    """Members of the tar that starts where the stream stands, held to the bytes that are there."""
+    limit = os.fstat(stream.fileno()).st_size if end is None else end
+    nested = end is not None
+    try:
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
+            while member := tar.next():
+                tar.members = []  # type: ignore[attr-defined]  # else it remembers a million of them
+                if member.offset_data + member.size > limit:
+                    raise UserError(
+                        f"{file} is cut off: {member.name} should end at byte {member.offset_data + member.size}, "
+                        f"the {'inner archive' if nested else 'file'} ends at {limit}; copy it again"
+                    )
+                if member.isfile():
+                    at = stream.tell()
+                    yield member
+                    stream.seek(at)  # the caller may have read
+    except tarfile.ReadError as error:
+        problem = "is cut off" if "end of data" in str(error) else "is not a tar archive"
+        raise UserError(f"{file} {problem} ({error}); download or copy it again") from None
+
+
+def _contents(stream: io.BufferedReader, member: tarfile.TarInfo) -> str:
+    stream.seek(member.offset_data)
+    return stream.read(member.size).decode(errors="replace").strip()
+
+
+def _split_of(names: Iterable[str]) -> str | None:
+    """Train or val, where the names of folders or the words of a file name say it."""
+    for name in names:
+        words = set(re.split(r"[^a-z]+", name.lower()))
+        if "train" in words:
+            return "train"
+        if words & set(_VAL_NAMES):
+            return "val"
+    return None
+
+
+# Labels of flat validation sets
+
+
+@dataclass
+class _Labels:
+    """Classes of validation pictures, looked up when the first one is asked for."""
+
+    given: Sequence[Path]
+    sources: Sequence[Path]
+
+    def __post_init__(self) -> None:
+        self._classes: dict[str, str] = {}
+        self._file: Path | None = None
+
+    def of(self, name: str, place: Path) -> str:
+        """The class of a picture that lies in or beside `place`. Raises UserError."""
+        if self._file is None:
+            self._file = self._search(place)
+            self._classes = _read_labels(self._file)
+        stem = PurePosixPath(name).stem
+        known = self._classes.get(stem)
+        if known is None and (number := re.search(r"(\d+)$", stem)):
+            known = self._classes.get(str(int(number[1])))
+        if known is None:
+            raise UserError(f"{self._file} has no label for {name} ({len(self._classes)} labels); give the right file")
+        return known
+
+    def _search(self, place: Path) -> Path:
+        beside = [place, *place.parents[:4], *(source if source.is_dir() else source.parent for source in self.sources)]
+        for file in (*self.given, *(folder / name for folder in beside for name in _LABEL_FILES)):
+            if file.is_file():
+                return file
+        raise UserError(
+            f"labels of the validation pictures in {place} are missing; put {_LABELS_WANTED} beside them or name it"
+        )
+
+
+def _read_labels(file: Path) -> dict[str, str]:
+    """Classes by the stem of a picture's file name, or by its number (from 1)."""
+    try:
+        if file.name.endswith("gz"):
+            return _devkit(file)
+        if file.suffix == ".bin":
+            import torch
+
+            _, wnids = torch.load(file, weights_only=True)
+            return {str(number): wnid for number, wnid in enumerate(wnids, 1)}
+        if file.name == _GROUND_TRUTH:
+            return _ground_truth(file.read_text(), (file.parent / "meta.mat").read_bytes())
+        return _text(file.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{file} needs {error.filename} beside it; copy both from the development kit") from None
+    except UserError:
+        raise
+    except Exception as error:  # pickle, tar and MATLAB files break in many ways
+        raise UserError(f"labels {file} cannot be read ({type(error).__name__}: {error}); give another file") from None
+
+
+def _devkit(file: Path) -> dict[str, str]:
+    truth, meta = None, None
+    with tarfile.open(file, "r:gz") as tar:
+        for member in tar:
+            if (stream := tar.extractfile(member)) and member.name.endswith(_GROUND_TRUTH):
+                truth = stream.read().decode()
+            elif stream and member.name.endswith("/meta.mat"):
+                meta = stream.read()
+    if truth is None or meta is None:
+        raise UserError(f"{file} holds no {_GROUND_TRUTH} and meta.mat; give ILSVRC2012_devkit_t12.tar.gz")
+    return _ground_truth(truth, meta)
+
+
+def _ground_truth(truth: str, meta: bytes) -> dict[str, str]:
+    """The development kit numbers classes in an order of its own; meta.mat says which number is which wnid."""
+    from scipy.io import loadmat
+
+    synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
+    wnid = {int(number): str(name) for number, name in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)}
+    return {str(line): wnid[int(number)] for line, number in enumerate(truth.split(), 1)}
+
+
+def _text(text: str) -> dict[str, str]:
+    """`picture class` on a line (Kaggle's CSV: `ImageId,PredictionString`), or the class alone, in order."""
+    labels = {}
+    rows = csv.reader(line.replace("\t", ",").replace(" ", ",") for line in text.splitlines() if line.strip())
+    for number, row in enumerate(rows, 1):
+        if row[0] != "ImageId":
+            name, class_name = (str(number), row[0]) if len(row) == 1 else (PurePosixPath(row[0]).stem, row[1])
+            labels[name] = class_name
+    return labels

@@ -1,0 +1,203 @@
+"""Looks at pictures one by one, in processes that may die of them.
+
+A file can crash, hang or bloat a decoder, and a scan of a million files must survive it. So each worker is a program of
+its own (`python -m vggrepro.data.verify full`) that is told a place on a line of standard input and answers with one on
+standard output; when it dies or falls silent, the picture it was at is to blame, and another takes over behind it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import resource
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from vggrepro.data.decode import BadPictureError, opened, read, rgb
+
+How = Literal["full", "header"]
+_SILENCE_S = 120.0
+_MEMORY_BYTES = 4 << 30  # what a worker may map; PIL itself refuses pictures beyond 179 megapixels
+_HEADER_BYTES = 1 << 16
+_MOST_ELONGATED = 100  # ILSVRC's own stay below 20; rescaled whole, a 4000x1 picture would have 256x1024000 px
+
+
+class Place(NamedTuple):
+    """Where a picture's bytes are."""
+
+    path: str
+    offset: int
+    length: int
+
+
+class Finding(NamedTuple):
+    """What was seen of a picture."""
+
+    width: int
+    height: int
+    format: str
+    status: str
+    """ok; ok-odd: what is odd; rejected: why."""
+    mean: tuple[float, float, float] | None = None
+    """Mean RGB, grey levels, where asked for."""
+
+
+def verify(
+    chunks: Iterable[Sequence[Place]], how: How, *, mean: bool = False, workers: int | None = None
+) -> Iterator[list[Finding]]:
+    """Findings for each chunk of places, in order; `full` decodes every picture, `header` none."""
+    number = workers or len(os.sched_getaffinity(0))
+    idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+    with ExitStack() as stack:
+        for _ in range(number):
+            worker = _Worker(how, mean)
+            stack.callback(worker.stop)
+            idle.put(worker)
+        pool = ThreadPoolExecutor(number)
+        stack.callback(pool.shutdown, cancel_futures=True)
+
+        def findings(chunk: Sequence[Place]) -> list[Finding]:
+            worker = idle.get()
+            try:
+                return worker.findings(chunk)
+            finally:
+                idle.put(worker)
+
+        yield from pool.map(findings, chunks)
+
+
+class _Worker:
+    """One process, started anew when it dies."""
+
+    def __init__(self, how: How, mean: bool) -> None:
+        self._command = [sys.executable, "-m", "vggrepro.data.verify", how, *(["mean"] if mean else [])]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._unread = b""
+
+    def findings(self, places: Sequence[Place]) -> list[Finding]:
+        found: list[Finding] = []
+        while len(found) < len(places):
+            process = self._process or self._start()
+            assert process.stdin is not None
+            try:
+                process.stdin.write(b"".join(json.dumps(place).encode() + b"\n" for place in places[len(found) :]))
+                process.stdin.flush()
+                while len(found) < len(places):
+                    found.append(Finding(*json.loads(self._line(process))))
+            except (BrokenPipeError, EOFError, TimeoutError) as error:
+                self.stop()
+                code = process.returncode
+                died = f"killed the decoder ({signal.Signals(-code).name})" if code < 0 else f"ended it ({code})"
+                why = f"no end in {_SILENCE_S:.0f} s" if isinstance(error, TimeoutError) else died
+                found.append(Finding(0, 0, "", f"rejected: {why}"))
+        return found
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._unread = b""
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        return self._process
+
+    def _line(self, process: subprocess.Popen[bytes]) -> bytes:
+        assert process.stdout is not None
+        deadline = time.monotonic() + _SILENCE_S
+        while b"\n" not in self._unread:
+            ready, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise TimeoutError
+            some = os.read(process.stdout.fileno(), 1 << 16)
+            if not some:
+                raise EOFError
+            self._unread += some
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line
+
+    def stop(self) -> None:
+        """Ends the process, if there is one."""
+        if self._process:
+            if self._process.stdin:
+                self._process.stdin.close()
+            try:
+                self._process.wait(0.2)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            if self._process.stdout:
+                self._process.stdout.close()
+        self._process = None
+
+
+def look(place: Place, how: How, mean: bool) -> Finding:
+    """What one picture is. Never raises, but a decoder may crash."""
+    try:
+        if how == "header" and place.length > _HEADER_BYTES:
+            try:
+                return _look(read(place.path, place.offset, _HEADER_BYTES), how, mean)
+            except BadPictureError:
+                pass  # the header may be longer
+        return _look(read(place.path, place.offset, place.length), how, mean)
+    except BadPictureError as error:
+        return Finding(0, 0, "", f"rejected: {error}")
+
+
+def _look(encoded: bytes, how: How, mean: bool) -> Finding:
+    with opened(encoded) as picture:
+        if max(picture.size) > _MOST_ELONGATED * min(picture.size):
+            raise BadPictureError(f"more than {_MOST_ELONGATED} times longer than wide")
+        odd = ", ".join(_oddities(picture))
+        average: tuple[float, float, float] | None = None
+        if how == "full":
+            picture.load()
+            if mean:
+                red, green, blue = np.asarray(rgb(picture)).mean(axis=(0, 1)).tolist()
+                average = (red, green, blue)
+        return Finding(*picture.size, picture.format or "", f"ok-odd: {odd}" if odd else "ok", average)
+
+
+def _oddities(picture: Image.Image) -> Iterator[str]:
+    """What keeps a picture from being an ordinary JPEG, whose pixels every decoder gives alike."""
+    if picture.format != "JPEG":
+        yield picture.format or "unknown format"
+    if picture.mode in ("1", "L", "LA") or picture.mode.startswith(("I", "F")):
+        yield "grey"
+    elif picture.mode == "P":
+        yield "palette"
+    elif picture.mode != "RGB":
+        yield picture.mode
+    if picture.format == "JPEG" and picture.mode == "RGB" and picture.info.get("adobe_transform") == 0:
+        yield "RGB components"
+    if picture.info.get("progressive"):
+        yield "progressive"
+    try:
+        orientation = picture.getexif().get(0x0112, 1)
+    except Exception:  # whatever malformed metadata provoke; pixels are fine
+        orientation = 1
+    if orientation not in (0, 1):
+        yield "EXIF rotation"
+
+
+def main() -> None:
+    """The worker process."""
+    how: How = "full" if sys.argv[1] == "full" else "header"
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for line in sys.stdin.buffer:
+        finding = look(Place(*json.loads(line)), how, "mean" in sys.argv[2:])
+        sys.stdout.write(json.dumps(finding) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
