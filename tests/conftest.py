@@ -30,7 +30,8 @@ TINY = (
 @pytest.fixture(autouse=True)
 def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Variables of a launcher around the tests must not reach them."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MLFLOW_TRACKING_URI"):
+    launchers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "VGGREPRO_ATTEMPT")
+    for name in (*launchers, "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
 
 

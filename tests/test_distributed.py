@@ -1,9 +1,22 @@
 """From a launcher's environment to this process's place among the ranks."""
 
+import socket
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from vggrepro.distributed import Topology, from_first_rank, gather_to_first, pick_device, sum_over_ranks, topology
+from vggrepro.distributed import (
+    Topology,
+    from_first_rank,
+    gather_to_first,
+    host_names,
+    meeting_point,
+    pick_device,
+    sum_over_ranks,
+    topology,
+)
 from vggrepro.errors import UserError
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
@@ -28,6 +41,87 @@ def test_half_an_environment_is_refused_naming_what_is_missing(missing: str) -> 
 def test_words_are_refused() -> None:
     with pytest.raises(UserError, match=r"WORLD_SIZE=many.*expected whole numbers"):
         topology(TORCHRUN | {"WORLD_SIZE": "many"})
+
+
+# As found in the sixth task of `srun -N 3 --ntasks-per-node ...` within a larger allocation.
+SLURM_STEP = {
+    "SLURM_JOB_ID": "1234",
+    "SLURM_STEP_ID": "1",
+    "SLURM_NTASKS": "16",
+    "SLURM_JOB_NODELIST": "gpu[01-08]",
+    "SLURM_STEP_NODELIST": "gpu[03-04,07]",
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_STEP_TASKS_PER_NODE": "3(x2),2",
+    "SLURM_PROCID": "6",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "2",
+}
+
+
+def test_slurms_step_and_not_its_allocation() -> None:
+    assert topology(SLURM_STEP) == Topology(rank=6, world=8, local_rank=0, local_world=2)
+    assert topology(SLURM_STEP | TORCHRUN) == topology(TORCHRUN), "torchrun inside a step has the last word"
+
+
+def test_a_batch_script_is_a_single_process() -> None:
+    batch = {name: text for name, text in SLURM_STEP.items() if "STEP" not in name}
+    assert topology(batch | {"SLURM_PROCID": "0"}) == Topology()
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"SLURM_STEP_TASKS_PER_NODE": "4"}, "does not add up to SLURM_STEP_NUM_TASKS=8"),
+        ({"SLURM_PROCID": "first"}, "expected whole numbers; start the ranks with srun"),
+    ],
+)
+def test_a_strange_step_is_refused(changed: dict[str, str], expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        topology(SLURM_STEP | changed)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("n1", ["n1"]),
+        ("n[08-10],login", ["n08", "n09", "n10", "login"]),
+        ("r[1-2]-n[1,3].site", ["r1-n1.site", "r1-n3.site", "r2-n1.site", "r2-n3.site"]),
+        ("", []),
+    ],
+)
+def test_lists_of_machines(text: str, expected: list[str]) -> None:
+    assert host_names(text) == expected
+
+
+def test_ranks_meet_on_the_steps_first_machine_at_a_port_of_their_own() -> None:
+    host, port = meeting_point(SLURM_STEP)
+    assert host == "gpu03"
+    others = [{"SLURM_JOB_ID": "1235"}, {"SLURM_STEP_ID": "2"}, {"SLURM_RESTART_COUNT": "1"}]
+    ports = {meeting_point(SLURM_STEP | other)[1] for other in others} | {port}
+    assert len(ports) == 4
+    assert all(15000 <= number < 30000 for number in ports)
+    assert meeting_point(SLURM_STEP | {"MASTER_ADDR": "head", "MASTER_PORT": "77"}) == ("head", 77)
+
+
+def test_ranks_that_do_not_come_are_named(quiet_threads: dict[str, str]) -> None:
+    code = (
+        "import os, torch; from vggrepro import distributed as d; d._JOIN_TIMEOUT_S = 4.0\n"
+        "with d.process_group(d.topology(os.environ), torch.device('cpu')): pass"
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    step = SLURM_STEP | {"SLURM_STEP_NUM_TASKS": "3", "SLURM_STEP_TASKS_PER_NODE": "1(x3)", "SLURM_LOCALID": "0"}
+    here = {"SLURM_PROCID": "0", "SLURM_NODEID": "0", "SLURMD_NODENAME": "gpu03"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=quiet_threads | step | meeting | here,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "rank 1, rank 2 of 3 did not come" in done.stderr
+    assert "no rank at all on gpu04, gpu07" in done.stderr
 
 
 @pytest.mark.parametrize(("count", "local_rank", "expected"), [(0, 0, "cpu"), (1, 3, "cuda:0"), (4, 3, "cuda:3")])

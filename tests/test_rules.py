@@ -16,8 +16,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     ("errors",),
     ("paper",),
-    ("config", "progress"),
-    ("ledger", "stages", "tracking", "distributed", "models"),
+    ("config", "progress", "lease"),
+    ("ledger", "stages", "tracking", "distributed", "watch", "models"),
     ("checkpoint", "data"),
     ("evaluation",),
     ("training",),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import socket
+import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +16,9 @@ from vggrepro.errors import UserError
 
 if TYPE_CHECKING:
     import torch
-    from torch.distributed import ProcessGroup
+    from torch.distributed import ProcessGroup, Store
 
+_JOIN_TIMEOUT_S = 300.0
 _TIMEOUT_S = 600.0
 _FIRST_RANK_TIMEOUT = timedelta(hours=12)  # rank 0 may be reading the headers of millions of pictures
 
@@ -34,24 +39,75 @@ class Topology:
 
 
 def topology(environment: Mapping[str, str]) -> Topology:
-    """The topology that a launcher has put into the environment: torchrun's variables, else a single process.
+    """The topology that a launcher has put into the environment.
 
-    Raises UserError when some of torchrun's variables are missing or are not numbers.
+    torchrun's variables, else those of the SLURM step that this process is a task of, else a single process. A step may
+    be smaller than its allocation, and a batch script is not a step.
+
+    Raises UserError when some of the variables are missing or are not numbers.
     """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    present = [name for name in names if name in environment]
-    if not present:
+    torchrun = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    if any(name in environment for name in torchrun):
+        return Topology(*_numbers(environment, torchrun, "start the ranks with torchrun"))
+    if "SLURM_STEP_NUM_TASKS" not in environment:
         return Topology()
+    names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NODEID")
+    rank, world, local_rank, node = _numbers(environment, names, "start the ranks with srun")
+    tasks_per_node = _tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    if sum(tasks_per_node) != world or node >= len(tasks_per_node):
+        raise UserError(
+            f"SLURM_STEP_TASKS_PER_NODE={environment.get('SLURM_STEP_TASKS_PER_NODE')} does not add up to "
+            f"SLURM_STEP_NUM_TASKS={world}; start the ranks with srun"
+        )
+    return Topology(rank, world, local_rank, tasks_per_node[node])
+
+
+def _numbers(environment: Mapping[str, str], names: tuple[str, ...], advice: str) -> list[int]:
+    present = [name for name in names if name in environment]
     if len(present) < len(names):
         missing = ", ".join(name for name in names if name not in environment)
-        raise UserError(
-            f"{present[0]} is set but {missing} is not; start the ranks with torchrun, or unset {present[0]}"
-        )
+        raise UserError(f"{present[0]} is set but {missing} is not; {advice}, or unset {present[0]}")
     try:
-        return Topology(*(int(environment[name]) for name in names))
+        return [int(environment[name]) for name in names]
     except ValueError:
         values = ", ".join(f"{name}={environment[name]}" for name in names)
-        raise UserError(f"{values}: expected whole numbers; start the ranks with torchrun") from None
+        raise UserError(f"{values}: expected whole numbers; {advice}") from None
+
+
+def _tasks_per_node(text: str) -> list[int]:
+    """SLURM's short form: "2(x3),1" is 2, 2, 2, 1."""
+    counts = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+    return [int(tasks) for tasks, times in counts for _ in range(int(times or 1))]
+
+
+def host_names(text: str) -> list[str]:
+    """SLURM's short form of a list of machines: "n[1-2,07],m" is n1, n2, n07, m."""
+    names = []
+    for item in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
+        head, bracket, rest = item.partition("[")
+        if not bracket:
+            names.append(head)
+            continue
+        inner, _, tail = rest.partition("]")
+        for part in inner.split(","):
+            low, _, high = part.partition("-")
+            middles = [f"{number:0{len(low)}d}" for number in range(int(low), int(high or low) + 1)]
+            names += [head + middle + end for middle in middles for end in (host_names(tail) or [""])]
+    return names
+
+
+def meeting_point(environment: Mapping[str, str]) -> tuple[str, int]:
+    """Machine and port where the ranks meet: MASTER_ADDR and MASTER_PORT, else from SLURM's step.
+
+    The port lies below the range that systems hand out by themselves, and differs between jobs, steps and restarts: two
+    jobs can share a machine, and ranks left over from an attempt before cannot join.
+    """
+    job, step, restarts = (
+        int(environment.get(name) or 0) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+    )
+    first = (host_names(environment.get("SLURM_STEP_NODELIST", "")) or ["127.0.0.1"])[0]
+    port = 15000 + (7 * job + 101 * step + 1009 * restarts) % 15000
+    return environment.get("MASTER_ADDR") or first, int(environment.get("MASTER_PORT") or port)
 
 
 def pick_device(wanted: Literal["auto", "cpu", "cuda"], local_rank: int) -> torch.device:
@@ -78,7 +134,10 @@ def pick_device(wanted: Literal["auto", "cpu", "cuda"], local_rank: int) -> torc
 def process_group(here: Topology, device: torch.device, timeout_s: float = _TIMEOUT_S) -> Iterator[None]:
     """The process group of all ranks (NCCL on CUDA, gloo on the CPU); nothing for a single process.
 
-    A rank that does not come, or leaves the others alone in a collective, is an error after `timeout_s` seconds.
+    A rank that leaves the others alone in a collective is an error after `timeout_s` seconds. Leaves the meeting point
+    in MASTER_ADDR and MASTER_PORT.
+
+    Raises ConnectionError, naming them, when ranks do not come within five minutes.
     """
     if here.world == 1:
         yield
@@ -88,11 +147,70 @@ def process_group(here: Topology, device: torch.device, timeout_s: float = _TIME
 
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s))
+    distributed.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=_meet(here),
+        rank=here.rank,
+        world_size=here.world,
+        timeout=timedelta(seconds=timeout_s),
+    )
     try:
+        distributed.all_reduce(torch.zeros(1, device=device))  # a broken network shows before any data is opened
         yield
     finally:
         distributed.destroy_process_group()
+
+
+def _meet(here: Topology) -> Store:
+    """The ranks' common store, once all of them are there. Raises ConnectionError."""
+    from torch import distributed
+
+    host, port = meeting_point(os.environ)
+    os.environ |= {"MASTER_ADDR": _address(host), "MASTER_PORT": str(port)}
+    own = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun itself
+    limit = timedelta(seconds=_JOIN_TIMEOUT_S)
+    try:
+        server = distributed.TCPStore(
+            os.environ["MASTER_ADDR"],
+            port,
+            here.world,
+            is_master=here.is_first and not served,
+            timeout=limit,
+            wait_for_workers=False,
+        )
+    except RuntimeError as error:
+        raise ConnectionError(f"rank {here.rank} on {own} cannot reach rank 0 at {host}:{port}: {error}") from None
+    store = distributed.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", server)
+    names = [f"rank {rank}" for rank in range(here.world)]
+    store.set(names[here.rank], own)
+    try:
+        store.wait(names, limit)
+    except RuntimeError:
+        absent = [name for name in names if not store.check([name])]
+        present = {store.get(name).decode() for name in names if name not in absent}
+        hosts = [name for name in host_names(os.environ.get("SLURM_STEP_NODELIST", "")) if name not in present]
+        silent = f"; no rank at all on {', '.join(hosts)}" if hosts else ""
+        raise ConnectionError(
+            f"{', '.join(absent)} of {here.world} did not come to {host}:{port} within {_JOIN_TIMEOUT_S:g} s{silent}"
+        ) from None
+    return store
+
+
+def _address(host: str) -> str:
+    """The name itself where it resolves, else the address that SLURM has for it."""
+    try:
+        socket.getaddrinfo(host, None)
+        return host
+    except OSError:
+        pass
+    try:
+        command = ["scontrol", "show", "node", host, "--oneliner"]
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return host
+    found = re.search(r"\bNodeAddr=(\S+)", shown)
+    return found[1] if found else host
 
 
 def host_group(timeout: timedelta | None = None) -> ProcessGroup:

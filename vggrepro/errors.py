@@ -31,10 +31,14 @@ def run_command(name: str, command: Callable[[], None]) -> None:
     try:
         command()
     except UserError as error:
-        if int(os.environ.get("RANK", "0")) == 0:  # every rank finds the same mistake
+        if _is_first():  # every rank finds the same mistake
             print(f"{name}: {error}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stop:
-        if int(os.environ.get("RANK", "0")) == 0:
+        if _is_first():
             print(f"{name}: stopped ({stop}); the same command goes on from there", file=sys.stderr)
         sys.exit(INTERRUPTED_STATUS)
+
+
+def _is_first() -> bool:
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0

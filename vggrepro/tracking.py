@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 from urllib.parse import urlsplit
 
+from vggrepro import lease
 from vggrepro.errors import UserError
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ class RunDirectory:
         """
         assert isinstance(record["step"], int), record
         assert record["kind"] in KINDS, record
+        lease.require(self.path)
         line = json.dumps(_strict({**record, "time": time.time()}), allow_nan=False).encode() + b"\n"
         self.path.mkdir(parents=True, exist_ok=True)
         with self.metrics.open("ab+") as file:

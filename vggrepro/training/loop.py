@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from vggrepro import checkpoint
+from vggrepro import checkpoint, lease
 from vggrepro.config import Config
 from vggrepro.data.index import Index, Split
 from vggrepro.data.loader import Loader
@@ -88,6 +88,7 @@ def train(
         check_finite()
         state = replace(state, loss_sum=trainer.loss_sum())
         if here.is_first:
+            lease.require(run.path)
             writer.wait()
             weights, momentum = trainer.snapshot()
             training_state = {"momentum": momentum, "state": asdict(state)}
@@ -156,6 +157,7 @@ def train(
         finally:
             watch.rest()
     if here.is_first:
+        lease.require(run.path)
         weights, _ = trainer.snapshot()
         final = replace(kept, step=last, weights=weights, training={})
         try:
