@@ -21,6 +21,7 @@ from vggrepro.errors import UserError
 SPLITS = ("train", "val")
 SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 _VAL_NAMES = ("val", "valid", "validation")
+_NUMBER = "\0"  # marks a class that is the number of a WebDataset shard's .cls
 _GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _LABEL_FILES = (
     "LOC_val_solution.csv",
@@ -97,6 +98,11 @@ def find(sources: Sequence[Path], count: Count = lambda found: None) -> list[Mem
             if len(found) % 1000 == 0:
                 count(len(found))
     count(len(found))
+    width = max((len(member.class_name) for member in found if member.class_name.startswith(_NUMBER)), default=0)
+    for row, member in enumerate(found):
+        if member.class_name.startswith(_NUMBER):  # numbers of one length sort as numbers do
+            name = member.class_name.removeprefix(_NUMBER).zfill(width - len(_NUMBER))
+            found[row] = member._replace(class_name=name)
     _check(found, ", ".join(map(str, sources)))
     found.sort(key=lambda member: (SPLITS.index(member.split), member.class_name, member.name, member.container))
     return found
@@ -231,15 +237,15 @@ def _in_archive(file: Path, labels: _Labels) -> Iterator[Member]:
                     folders = [part for part in path.parts[:-1] if part not in (".", "images")]
                     flat = folders[-1] in (split, *_VAL_NAMES)
                     yield Member(split, labels.of(path.name, file.parent) if flat else folders[-1], *place)
-                elif len(path.parts) == 1 and re.fullmatch(r"ILSVRC\d+_val_\d+", path.stem):
-                    yield Member("val", labels.of(path.name, file.parent), *place)
                 else:
                     pictures[str(path.with_suffix(""))] = Member("", "", *place)
     if not any_found:
         raise UserError(f"{file} holds no pictures; give the archives of the pictures themselves")
     split = _split_of([file.stem])
-    width = max(map(len, classes.values()), default=1)
     for key, picture in pictures.items():
+        if key not in classes and re.fullmatch(r"ILSVRC\d+_val_\d+", key):
+            yield picture._replace(split="val", class_name=labels.of(picture.name, file.parent))
+            continue
         if key not in classes:
             raise UserError(
                 f"{file} holds {picture.name}, but neither folders train/<class>/ or val/<class>/ nor "
@@ -248,7 +254,7 @@ def _in_archive(file: Path, labels: _Labels) -> Iterator[Member]:
         if not split:
             raise UserError(f"{file} is neither train nor val by its name; rename it, e.g. train-{file.name}")
         number = classes[key]
-        yield picture._replace(split=split, class_name=number.zfill(width) if number.isdigit() else number)
+        yield picture._replace(split=split, class_name=_NUMBER + number if number.isdigit() else number)
 
 
 def _open(file: Path) -> io.BufferedReader:
@@ -357,7 +363,8 @@ def _read_labels(file: Path) -> dict[str, str]:
     except UserError:
         raise
     except Exception as error:  # pickle, tar and MATLAB files break in many ways
-        raise UserError(f"labels {file} cannot be read ({type(error).__name__}: {error}); give another file") from None
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"labels {file} cannot be read ({reason[:100]}); give another file") from None
 
 
 def _devkit(file: Path) -> dict[str, str]:

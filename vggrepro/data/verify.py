@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -87,6 +87,7 @@ class _Worker:
 
     def findings(self, places: Sequence[Place]) -> list[Finding]:
         found: list[Finding] = []
+        tried = -1
         while len(found) < len(places):
             process = self._process or self._start()
             assert process.stdin is not None
@@ -97,6 +98,9 @@ class _Worker:
                     found.append(Finding(*json.loads(self._line(process))))
             except (BrokenPipeError, EOFError, TimeoutError) as error:
                 self.stop()
+                if tried < len(found) and not isinstance(error, TimeoutError):
+                    tried = len(found)  # once more: it may have been killed from outside, for want of memory
+                    continue
                 code = process.returncode
                 died = f"killed the decoder ({signal.Signals(-code).name})" if code < 0 else f"ended it ({code})"
                 why = f"no end in {_SILENCE_S:.0f} s" if isinstance(error, TimeoutError) else died
@@ -128,7 +132,8 @@ class _Worker:
         """Ends the process, if there is one."""
         if self._process:
             if self._process.stdin:
-                self._process.stdin.close()
+                with suppress(BrokenPipeError):
+                    self._process.stdin.close()
             try:
                 self._process.wait(0.2)
             except subprocess.TimeoutExpired:
@@ -156,13 +161,17 @@ def _look(encoded: bytes, how: How, mean: bool) -> Finding:
     with opened(encoded) as picture:
         if max(picture.size) > _MOST_ELONGATED * min(picture.size):
             raise BadPictureError(f"more than {_MOST_ELONGATED} times longer than wide")
-        odd = ", ".join(_oddities(picture))
+        oddities = list(_oddities(picture))
         average: tuple[float, float, float] | None = None
         if how == "full":
             picture.load()
             if mean:
                 red, green, blue = np.asarray(rgb(picture)).mean(axis=(0, 1)).tolist()
                 average = (red, green, blue)
+        # after decoding: PIL reads on for EXIF, and would then take a damaged PNG for a whole one
+        if _rotated(picture):
+            oddities.append("EXIF rotation")
+        odd = ", ".join(oddities)
         return Finding(*picture.size, picture.format or "", f"ok-odd: {odd}" if odd else "ok", average)
 
 
@@ -180,12 +189,13 @@ def _oddities(picture: Image.Image) -> Iterator[str]:
         yield "RGB components"
     if picture.info.get("progressive"):
         yield "progressive"
+
+
+def _rotated(picture: Image.Image) -> bool:
     try:
-        orientation = picture.getexif().get(0x0112, 1)
+        return picture.getexif().get(0x0112, 1) not in (0, 1)
     except Exception:  # whatever malformed metadata provoke; pixels are fine
-        orientation = 1
-    if orientation not in (0, 1):
-        yield "EXIF rotation"
+        return False
 
 
 def main() -> None:

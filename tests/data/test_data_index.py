@@ -1,0 +1,454 @@
+"""The index: what it finds in every layout, what it says of users' mistakes, and that it is kept and renewed."""
+
+import io
+import os
+import re
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.io import savemat
+
+from vggrepro.config import Data
+from vggrepro.data import index as index_module
+from vggrepro.data.decode import BadPictureError
+from vggrepro.data.index import Index, load, open_index, scan, scan_folder
+from vggrepro.data.loader import Loader
+from vggrepro.data.plan import TrainingPlan
+from vggrepro.data.sources import check_md5
+from vggrepro.errors import UserError
+
+WNIDS = {"church": "n03028079", "flower": "n11669921"}
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+@pytest.fixture(scope="module")
+def folders(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The photographs under ILSVRC's names, in folders: train/<wnid>/<wnid>_<n>.JPEG, val/<wnid>/ILSVRC2012_val_<n>."""
+    root = tmp_path_factory.mktemp("folders")
+    for source in sorted(photographs.rglob("*.JPEG")):
+        split, wnid, number = source.parts[-3], WNIDS[source.parts[-2]], int(source.stem)
+        name = f"{wnid}_{number}" if split == "train" else f"ILSVRC2012_val_{number + 1:08d}"
+        file = root / split / wnid / f"{name}.JPEG"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, file)
+    return root
+
+
+def val_pictures(folders: Path) -> list[Path]:
+    return sorted(folders.glob("val/*/*.JPEG"), key=lambda file: file.name)
+
+
+def ilsvrc_archives(folders: Path, to: Path) -> None:
+    """The nested layout of the original: a tar of one tar per class, a flat tar of validation pictures."""
+    with tarfile.open(to / "ILSVRC2012_img_train.tar", "w") as outer:
+        for folder in sorted((folders / "train").iterdir()):
+            inner = io.BytesIO()
+            with tarfile.open(fileobj=inner, mode="w") as tar:
+                for file in sorted(folder.iterdir()):
+                    add(tar, file.name, file.read_bytes())
+            add(outer, f"{folder.name}.tar", inner.getvalue())
+    with tarfile.open(to / "ILSVRC2012_img_val.tar", "w") as tar:
+        for file in val_pictures(folders):
+            add(tar, file.name, file.read_bytes())
+
+
+def ground_truth(folders: Path) -> tuple[bytes, bytes]:
+    """(validation labels by the devkit's own numbers, meta.mat): numbers run against the order of wnids."""
+    number = {wnid: n for n, wnid in enumerate(sorted(WNIDS.values(), reverse=True), 1)}
+    kind = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O")]
+    synsets = np.array([(n, wnid, "crane") for wnid, n in number.items()], dtype=kind)
+    meta = io.BytesIO()
+    savemat(meta, {"synsets": synsets})
+    labels = "".join(f"{number[file.parent.name]}\n" for file in val_pictures(folders))
+    return labels.encode(), meta.getvalue()
+
+
+def put_devkit(folders: Path, to: Path) -> None:
+    labels, meta = ground_truth(folders)
+    with tarfile.open(to / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as tar:
+        add(tar, "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", labels)
+        add(tar, "ILSVRC2012_devkit_t12/data/meta.mat", meta)
+
+
+def put_unpacked_devkit(folders: Path, to: Path) -> None:
+    data = to / "ILSVRC2012_devkit_t12" / "data"
+    data.mkdir(parents=True)
+    for name, content in zip(
+        ("ILSVRC2012_validation_ground_truth.txt", "meta.mat"), ground_truth(folders), strict=True
+    ):
+        (data / name).write_bytes(content)
+
+
+def put_meta_bin(folders: Path, to: Path) -> None:
+    classes, labels = dict.fromkeys(WNIDS.values(), ("name",)), [file.parent.name for file in val_pictures(folders)]
+    torch.save((classes, labels), to / "meta.bin")
+
+
+def put_kaggle_labels(folders: Path, to: Path) -> None:
+    rows = [f"{file.stem},{file.parent.name} 1 2 3 4 {file.parent.name} 5 6 7 8 \n" for file in val_pictures(folders)]
+    (to / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + "".join(reversed(rows)))
+
+
+def put_label_list(folders: Path, to: Path) -> None:
+    lines = [f"{file.parent.name}\n" for file in val_pictures(folders)]
+    (to / "imagenet_2012_validation_synset_labels.txt").write_text("".join(lines))
+
+
+def put_named_labels(folders: Path, to: Path) -> None:
+    (to / "val_labels.txt").write_text("".join(f"{f.name} {f.parent.name}\n" for f in val_pictures(folders)))
+
+
+LABELS = [put_devkit, put_unpacked_devkit, put_meta_bin, put_kaggle_labels, put_label_list, put_named_labels]
+
+
+def same_pictures(left: Index, right: Index) -> bool:
+    if left.classes != right.classes:
+        return False
+    return all(
+        np.array_equal(getattr(left.split(name), column), getattr(right.split(name), column))
+        and [left.split(name).read(n) for n in range(len(left.split(name)))]
+        == [right.split(name).read(n) for n in range(len(right.split(name)))]
+        for name in ("train", "val")
+        for column in ("label", "length", "size", "ordinary")
+    )
+
+
+@pytest.mark.parametrize("put_labels", LABELS)
+def test_original_archives_are_the_same_as_folders(
+    folders: Path, tmp_path: Path, put_labels: Callable[[Path, Path], None]
+) -> None:
+    ilsvrc_archives(folders, tmp_path)
+    put_labels(folders, tmp_path)
+    archives, unpacked = scan([tmp_path], "header"), scan_folder(folders)
+    assert archives.classes == tuple(sorted(WNIDS.values()))
+    assert archives.summary()["splits"] == {"train": 24, "val": 8}
+    assert same_pictures(archives, unpacked)
+    assert archives.fingerprint == unpacked.fingerprint
+
+
+@pytest.mark.parametrize("backend", ["dali", "torchvision"])
+def test_original_archives_give_the_batches_that_folders_give(folders: Path, tmp_path: Path, backend: str) -> None:
+    if backend == "dali":
+        pytest.importorskip("nvidia.dali")
+    ilsvrc_archives(folders, tmp_path)
+    put_devkit(folders, tmp_path)
+    of: list[list[torch.Tensor]] = []
+    for index in (scan([tmp_path], "header"), scan_folder(folders)):
+        split = index.split("train")
+        plan = TrainingPlan(split.size, Data(S=(64, 128)), 64, seed=0)
+        loader = Loader(backend, (123.68, 116.779, 103.939), 2, torch.device("cpu"))
+        batches = loader.batches(split, (plan.views(step * 8, 8) for step in range(6)))
+        of.append([part for batch in batches for part in (batch.images, batch.labels)])
+    assert len(of[0]) == 12
+    assert all(torch.equal(left, right) for left, right in zip(*of, strict=True))
+
+
+def test_archives_may_be_named_one_by_one_with_labels_elsewhere(folders: Path, tmp_path: Path) -> None:
+    archives, elsewhere = tmp_path / "archives", tmp_path / "elsewhere"
+    archives.mkdir(), elsewhere.mkdir()
+    ilsvrc_archives(folders, archives)
+    put_devkit(folders, elsewhere)
+    files = [*sorted(archives.iterdir()), elsewhere / "ILSVRC2012_devkit_t12.tar.gz"]
+    assert same_pictures(scan(files, "header"), scan_folder(folders))
+
+
+def flat_val(folders: Path, to: Path) -> None:
+    shutil.copytree(folders / "train", to / "train")
+    (to / "val").mkdir(parents=True)
+    for file in val_pictures(folders):
+        shutil.copy(file, to / "val")
+
+
+@pytest.mark.parametrize("given", ["", "ILSVRC", "ILSVRC/Data/CLS-LOC"])
+def test_kaggles_tree(folders: Path, tmp_path: Path, given: str) -> None:
+    flat_val(folders, tmp_path / "ILSVRC/Data/CLS-LOC")
+    put_kaggle_labels(folders, tmp_path)
+    assert same_pictures(scan_folder(tmp_path / given), scan_folder(folders))
+
+
+def test_a_flat_val_folder_with_labels(folders: Path, tmp_path: Path) -> None:
+    flat_val(folders, tmp_path)
+    put_named_labels(folders, tmp_path)
+    assert same_pictures(scan_folder(tmp_path), scan_folder(folders))
+
+
+@pytest.mark.parametrize("top", ["", "./", "imagenet/"])
+def test_a_folder_in_a_tar(folders: Path, tmp_path: Path, top: str) -> None:
+    with tarfile.open(tmp_path / "all.tar", "w") as tar:
+        for file in sorted(folders.rglob("*.JPEG")):
+            add(tar, top + str(file.relative_to(folders)), file.read_bytes())
+    assert same_pictures(scan([tmp_path / "all.tar"], "header"), scan_folder(folders))
+
+
+def test_webdataset_shards(folders: Path, tmp_path: Path) -> None:
+    """Class numbers are labels, in the order of the folders' names; shards of a split are put together."""
+    number = {wnid: str(n) for n, wnid in enumerate(sorted(WNIDS.values()))}
+    for split in ("train", "val"):
+        files = sorted((folders / split).rglob("*.JPEG"))
+        for shard in range(2):
+            with tarfile.open(tmp_path / f"imagenet-{split}-{shard:06d}.tar", "w") as tar:
+                for file in files[shard::2]:
+                    add(tar, f"{file.stem}.jpg", file.read_bytes())
+                    add(tar, f"{file.stem}.cls", number[file.parent.name].encode())
+    index = scan([tmp_path], "header")
+    assert index.classes == ("0", "1")
+    for name in ("train", "val"):
+        assert np.array_equal(index.split(name).label, scan_folder(folders).split(name).label)
+        assert np.array_equal(index.split(name).size, scan_folder(folders).split(name).size)
+
+
+# Users' mistakes: one line that names the thing
+
+
+def emptied(folders: Path, to: Path) -> Path:
+    (to / "train" / "n00000000").mkdir(parents=True)
+    shutil.copytree(folders, to, dirs_exist_ok=True)
+    return to
+
+
+def without_val(folders: Path, to: Path) -> Path:
+    shutil.copytree(folders / "train", to / "train")
+    return to
+
+
+def unknown_val_class(folders: Path, to: Path) -> Path:
+    shutil.copytree(folders, to)
+    (to / "val" / "n03028079").rename(to / "val" / "n99999999")
+    return to
+
+
+def no_class_folders(folders: Path, to: Path) -> Path:
+    (to / "train").mkdir(parents=True)
+    (to / "val").mkdir()
+    return to
+
+
+def archives_without_labels(folders: Path, to: Path) -> Path:
+    to.mkdir()
+    ilsvrc_archives(folders, to)
+    return to
+
+
+def archives_with_few_labels(folders: Path, to: Path) -> Path:
+    archives_without_labels(folders, to)
+    (to / "val_labels.txt").write_text("ILSVRC2012_val_00000001.JPEG n03028079\n")
+    return to
+
+
+def only_one_archive(folders: Path, to: Path) -> Path:
+    archives_without_labels(folders, to)
+    return to / "ILSVRC2012_img_train.tar"
+
+
+def half_copied(folders: Path, to: Path) -> Path:
+    archive = only_one_archive(folders, to)
+    os.truncate(archive, archive.stat().st_size // 3)
+    return to
+
+
+def compressed(folders: Path, to: Path) -> Path:
+    to.mkdir()
+    with tarfile.open(to / "train.tar", "w:gz") as tar:
+        tar.add(folders / "train", "train")
+    return to
+
+
+def not_a_tar(folders: Path, to: Path) -> Path:
+    to.mkdir()
+    (to / "train.tar").write_bytes(b"<html>404</html>" * 100)
+    return to
+
+
+def pictures_of_no_class(folders: Path, to: Path) -> Path:
+    to.mkdir()
+    with tarfile.open(to / "train.tar", "w") as tar:
+        for file in (folders / "train").rglob("*.JPEG"):
+            add(tar, file.name, file.read_bytes())
+    return to
+
+
+def broken_labels(folders: Path, to: Path) -> Path:
+    archives_without_labels(folders, to)
+    (to / "meta.bin").write_bytes(b"nothing that torch has saved")
+    return to
+
+
+@pytest.mark.parametrize(
+    ("mistake", "said"),
+    [
+        (lambda folders, to: to, "wrong does not exist"),
+        (no_class_folders, "train has no class folders"),
+        (emptied, "n00000000 holds no pictures"),
+        (without_val, "wrong has no folder val"),
+        (unknown_val_class, "n99999999 .* no train pictures"),
+        (archives_without_labels, "labels of the validation pictures .* are missing; put ILSVRC2012_devkit_t12.tar.gz"),
+        (archives_with_few_labels, r"val_labels.txt has no label for ILSVRC2012_val_00000002.JPEG \(1 labels\)"),
+        (only_one_archive, "ILSVRC2012_img_train.tar has no val pictures"),
+        (half_copied, "ILSVRC2012_img_train.tar is cut off"),
+        (compressed, "train.tar is compressed"),
+        (not_a_tar, "train.tar is not a tar archive"),
+        (pictures_of_no_class, "train.tar holds .*JPEG, but"),
+        (broken_labels, "meta.bin cannot be read"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    folders: Path, tmp_path: Path, mistake: Callable[[Path, Path], Path], said: str
+) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        scan([mistake(folders, tmp_path / "wrong")], "header")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_without_permission(folders: Path, tmp_path: Path) -> None:
+    shutil.copytree(folders, tmp_path / "wrong")
+    (tmp_path / "wrong" / "train").chmod(0)
+    with pytest.raises(UserError, match="cannot be read"):
+        scan_folder(tmp_path / "wrong")
+    (tmp_path / "wrong" / "train").chmod(0o755)
+
+
+def test_wrong_md5(folders: Path, tmp_path: Path) -> None:
+    ilsvrc_archives(folders, tmp_path)
+    with pytest.raises(UserError, match=r"MD5 .*, not 1d675b47d978889d74fa0da5fadfb00e"):
+        check_md5([tmp_path / "ILSVRC2012_img_train.tar"])
+    with pytest.raises(UserError, match=r"none of .* is ILSVRC2012_img_train.tar"):
+        check_md5([folders])
+
+
+# Kept and renewed
+
+
+def test_saved_and_loaded_it_is_the_same_and_mapped(folders: Path, tmp_path: Path) -> None:
+    made = scan([folders], "full", mean=True)
+    made.save(tmp_path / "x.idx")
+    loaded = load(tmp_path / "x.idx")
+    assert loaded.summary() == made.summary()
+    assert loaded.mean_rgb == made.mean_rgb
+    assert same_pictures(made, loaded)
+    for column in ("label", "offset", "length", "size", "container"):
+        assert not getattr(loaded.split("train"), column).flags.owndata  # shared by all processes of a machine
+
+
+def test_mean_rgb_is_the_mean_of_the_pictures_means(folders: Path) -> None:
+    from PIL import Image
+
+    means = [np.asarray(Image.open(file)).mean(axis=(0, 1)) for file in (folders / "train").rglob("*.JPEG")]
+    assert np.allclose(scan([folders], "full", mean=True).mean_rgb, np.mean(means, axis=0))
+
+
+def test_an_index_older_than_its_files_is_refused(folders: Path, tmp_path: Path) -> None:
+    ilsvrc_archives(folders, tmp_path)
+    put_devkit(folders, tmp_path)
+    path = tmp_path / "x.idx"
+    scan([tmp_path], "header").save(path)
+    load(path)
+    archive = tmp_path / "ILSVRC2012_img_val.tar"
+    os.utime(archive, (1, 1))
+    with pytest.raises(UserError, match=r"is older than .*ILSVRC2012_img_val.tar"):
+        load(path)
+    archive.unlink()
+    with pytest.raises(UserError, match=r"ILSVRC2012_img_val.tar of index .* is gone"):
+        load(path)
+
+
+def test_an_index_older_than_its_folders_is_refused(folders: Path, tmp_path: Path) -> None:
+    shutil.copytree(folders, tmp_path / "data")
+    scan_folder(tmp_path / "data").save(tmp_path / "x.idx")
+    next((tmp_path / "data/train").rglob("*.JPEG")).unlink()
+    with pytest.raises(UserError, match="is older than"):
+        load(tmp_path / "x.idx")
+
+
+@pytest.mark.parametrize("content", [b"", b"ARROW1\0\0 and then nothing", b"something else"])
+def test_a_torn_index_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.idx").write_bytes(content)
+    with pytest.raises(UserError, match=r"x.idx cannot be read .* make it again"):
+        load(tmp_path / "x.idx")
+
+
+def test_a_kept_scan_is_used_again_and_renewed_when_a_file_changes(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, cache = tmp_path / "data", tmp_path / "cache"
+    shutil.copytree(folders, root)
+    scans: list[object] = []
+    real = index_module.scan
+    monkeypatch.setattr(index_module, "scan", lambda *args, **options: scans.append(1) or real(*args, **options))
+
+    def opened() -> Index:
+        return open_index(str(root), None, cache, lambda done, total: None)
+
+    first = opened()
+    assert opened().fingerprint == first.fingerprint
+    assert len(scans) == 1
+    picture, other = sorted((root / "train").rglob("*.JPEG"))[:2]
+    shutil.copy(other, picture)  # in place: the folder does not change
+    assert opened().fingerprint != first.fingerprint
+    assert len(scans) == 2
+    picture.unlink()
+    assert opened().table.num_rows == first.table.num_rows - 1
+    assert len(scans) == 3
+
+
+def test_an_interrupted_scan_goes_on(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_module, "_CHUNK", 4)
+    journal = tmp_path / "journal"
+
+    class Interrupt(Exception):
+        pass
+
+    def interrupt(done: int, total: int) -> None:
+        if done >= 12:
+            raise Interrupt
+
+    with pytest.raises(Interrupt):
+        scan([folders], "header", journal=journal, progress=interrupt)
+    assert len(journal.read_text().splitlines()) == 1 + 3
+    with journal.open("a") as file:
+        file.write('[[1, 2, "torn')
+    looked_at: list[int] = []
+    real = index_module.verify
+
+    def counted(chunks, how, **options):  # type: ignore[no-untyped-def]
+        looked_at.extend(len(chunk) for chunk in chunks)
+        return real(chunks, how, **options)
+
+    monkeypatch.setattr(index_module, "verify", counted)
+    resumed = scan([folders], "header", journal=journal)
+    assert sum(looked_at) == 32 - 12
+    assert resumed.summary() == scan([folders], "header").summary()
+    assert not journal.exists()
+
+
+def test_a_picture_that_grew_or_shrank_is_bad(folders: Path, tmp_path: Path) -> None:
+    shutil.copytree(folders, tmp_path / "data")
+    split = scan_folder(tmp_path / "data").split("train")
+    for picture, change in enumerate((b"x", b"")):
+        file = Path(split.name_of(picture))
+        content = file.read_bytes()
+        file.write_bytes(content + change if change else content[:-1])
+        with pytest.raises(BadPictureError, match=r"bytes long, \d+ when it was indexed"):
+            split.read(picture)
+    Path(split.name_of(2)).unlink()
+    with pytest.raises(BadPictureError, match="No such file"):
+        split.read(2)
+
+
+def test_a_data_set_with_ilsvrcs_classes_is_held_against_ilsvrc(folders: Path) -> None:
+    index = scan_folder(folders)
+    assert index.against_ilsvrc() is None
+    claims = Index(index.table, tuple(f"n{n:08d}" for n in range(1000)), "", "full", ())
+    differences = claims.against_ilsvrc()
+    assert differences == ["24 train pictures, ILSVRC-2012 has 1281167", "8 val pictures, ILSVRC-2012 has 50000"]
+    assert all(re.fullmatch(r"\d+ \w+ pictures, .*", line) for line in differences)

@@ -1,0 +1,203 @@
+"""Verification: verdicts on files that trouble decoders, and workers that die without harming the scan."""
+
+import csv
+import os
+import resource
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import unpacked
+from PIL import Image
+
+from vggrepro.config import Data
+from vggrepro.data import verify as verify_module
+from vggrepro.data.decode import opened, rgb
+from vggrepro.data.index import Index, scan
+from vggrepro.data.loader import Loader
+from vggrepro.data.plan import TrainingPlan
+from vggrepro.data.verify import Finding, Place, verify
+from vggrepro.data.views import rescaled_size, whole
+
+
+def places(files: Sequence[Path]) -> list[Place]:
+    return [Place(str(file), 0, file.stat().st_size) for file in files]
+
+
+@pytest.fixture(scope="module")
+def hard_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return unpacked("hard-files.tar", tmp_path_factory.mktemp("hard_files"))
+
+
+@pytest.fixture(scope="module")
+def manifest(hard_files: Path) -> list[dict[str, str]]:
+    with (hard_files / "MANIFEST.tsv").open() as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+@pytest.fixture(scope="module")
+def findings(hard_files: Path, manifest: list[dict[str, str]]) -> dict[str, Finding]:
+    files = [hard_files / row["path"] for row in manifest]
+    (found,) = verify([places(files)], "full", workers=1)
+    return {row["path"]: finding for row, finding in zip(manifest, found, strict=True)}
+
+
+def test_verdicts_are_the_manifests(manifest: list[dict[str, str]], findings: dict[str, Finding]) -> None:
+    assert len(manifest) == len(findings) == 248
+    for row in manifest:
+        finding = findings[row["path"]]
+        elongated = finding.status == "rejected: more than 100 times longer than wide"
+        # the manifest's reader asked for EXIF first, after which PIL takes these two damaged files for whole ones
+        damaged = row["detail"] == "orientation=exif:OSError"
+        if row["pillow_result"] == "LOADS" and not elongated and not damaged:
+            assert finding.status.startswith("ok"), row["path"]
+            assert f"{finding.width}x{finding.height}" == row["size"], row["path"]
+            assert finding.format == row["format"], row["path"]
+        else:
+            assert finding.status.startswith("rejected: "), row["path"]
+        if elongated and row["size"]:
+            short, long = sorted(map(int, row["size"].split("x")))
+            assert long > 100 * short
+
+
+def test_oddities_are_told(findings: dict[str, Finding]) -> None:
+    expected = {
+        "cmyk/cmyk_adobe_inverted.JPEG": "ok-odd: CMYK",
+        "cmyk/ycck_photo.JPEG": "ok-odd: CMYK",
+        "exif_rotated/hopper_orientation_6.JPEG": "ok-odd: EXIF rotation",
+        "exif_rotated/portrait_1.JPEG": "ok",
+        "grayscale/imagenet_n03804744_nail.JPEG": "ok-odd: grey",
+        "png_named_jpeg/photo_png_named.JPEG": "ok-odd: PNG",
+        "png_named_jpeg/basn3p08_png.JPEG": "ok-odd: PNG, palette",
+        "progressive/progressive3.JPEG": "ok-odd: progressive",
+        "other_named_jpeg/photo_webp_named.JPEG": "ok-odd: WEBP",
+        "unusual_coding/rgb_components.JPEG": "ok-odd: RGB components",
+        "bad_metadata/exif_typeerror.JPEG": "ok",
+        "corrupt_scan/trailing_garbage.JPEG": "ok",
+        "huge_dims/jpg_gray_12000x9000.JPEG": "ok-odd: grey",
+        "huge_dims/png_1bit_20000x20000_named.JPEG": "rejected: more than 179 megapixels",
+        "huge_dims/lying_header_65535x65535.JPEG": "rejected: more than 179 megapixels",
+        "truncated/trunc_50.JPEG": "rejected: truncated",
+        "truncated/no_eoi.JPEG": "rejected: truncated",
+        "not_image/html_404_named.JPEG": "rejected: not a picture",
+        "zero_byte/empty.JPEG": "rejected: empty file",
+    }
+    assert {path: findings[f"val/{path}"].status for path in expected} == expected
+
+
+def test_memory_stays_below_2_gb(findings: dict[str, Finding]) -> None:
+    del findings  # they have been made by now
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 2e6  # KiB
+
+
+@pytest.fixture(scope="module")
+def hard_index(hard_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Index:
+    """The hard files as training pictures of classes named after their kinds, and again as validation pictures."""
+    root = tmp_path_factory.mktemp("hard_index")
+    for kind in sorted((hard_files / "val").iterdir()):
+        for split in ("train", "val"):
+            (root / split).mkdir(exist_ok=True)
+            (root / split / kind.name).symlink_to(kind)
+    return scan([root], "full")
+
+
+def test_the_index_counts_them(hard_index: Index) -> None:
+    found = hard_index.summary()
+    assert found["pictures"] == 2 * 248
+    assert found["usable"] + found["rejected"] == 2 * 248
+    assert found["rejected"] == 2 * (146 + 5 + 2)  # by the manifest; elongated; damaged (see above)
+    assert len(hard_index.split("train")) == len(hard_index.split("val")) == 248 - 153
+
+
+@pytest.mark.parametrize("backend", ["dali", "torchvision"])
+def test_every_usable_file_is_trained_on_and_tested(hard_index: Index, backend: str) -> None:
+    """Both backends show each hard file, none replaced, with the pixels of PIL's plain rescaling."""
+    if backend == "dali":
+        pytest.importorskip("nvidia.dali")
+    split = hard_index.split("train")
+    small = np.flatnonzero(split.size.prod(axis=1) < 2e6)
+    plan = TrainingPlan(split.size, Data(S=(32, 64)), 32, seed=0)
+    loader = Loader(backend, (0.0, 0.0, 0.0), 2, torch.device("cpu"))
+    seen = []
+    for batch in loader.batches(split, (plan.views(first, 10) for first in range(0, len(split), 10))):
+        seen += batch.views.picture[: len(split) - len(seen)].tolist()
+        assert batch.images.isfinite().all()
+    assert sorted(seen) == list(range(len(split)))
+    assert not loader.bad.reasons
+    rescaled = rescaled_size(split.size, 32)
+    short = [row for row in small if rescaled[row].max() < 400]
+    stream = [whole(np.array([row]), split.size[[row]], rescaled[[row]]) for row in short]
+    for row, batch in zip(short, loader.batches(split, stream), strict=True):
+        with opened(split.read(row)) as picture:
+            expected = rgb(picture).resize(tuple(rescaled[row][::-1]), Image.Resampling.BILINEAR)
+        error = np.abs(batch.images[0].permute(1, 2, 0).numpy() - np.asarray(expected, np.float32))
+        assert error.max() <= 1, split.name_of(row)
+
+
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    with opened((tmp_path / "ramp.png").read_bytes()) as picture:
+        assert picture.mode.startswith("I")
+        pixels = np.asarray(rgb(picture))
+    assert np.array_equal(pixels[..., 0].ravel(), np.arange(256))
+
+
+DEADLY = """
+import json, os, signal, sys, time
+for line in sys.stdin:
+    path = json.loads(line)[0]
+    if "crash" in path: os.kill(os.getpid(), signal.SIGSEGV)
+    if "exit" in path: sys.exit(3)
+    if "hang" in path: time.sleep(60)
+    print(json.dumps([10, 20, "JPEG", "ok", None]), flush=True)
+"""
+
+
+def test_a_decoder_that_dies_or_hangs_costs_one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that does to itself what a broken decoder does."""
+    monkeypatch.setattr(verify_module, "_SILENCE_S", 1.0)
+    made = verify_module._Worker.__init__
+
+    def deadly(worker: verify_module._Worker, how: verify_module.How, mean: bool) -> None:
+        made(worker, how, mean)
+        worker._command = [sys.executable, "-c", DEADLY]
+
+    monkeypatch.setattr(verify_module._Worker, "__init__", deadly)
+    names = ["a", "crash1", "b", "crash2", "crash3", "hang", "c", "exit", "d"]
+    chunks = [[Place(name, 0, 1) for name in names], [Place(name, 0, 1) for name in "ef"]]
+    found = [[finding.status for finding in chunk] for chunk in verify(chunks, "full", workers=2)]
+    crashed, ended = "rejected: killed the decoder (SIGSEGV)", "rejected: ended it (3)"
+    assert found[0] == ["ok", crashed, "ok", crashed, crashed, "rejected: no end in 1 s", "ok", ended, "ok"]
+    assert found[1] == ["ok", "ok"]
+
+
+def test_a_worker_killed_from_outside_is_replaced(photographs: Path) -> None:
+    """As by the kernel for want of memory."""
+    files = sorted(photographs.rglob("*.JPEG"))
+    worker = verify_module._Worker("full", False)
+    try:
+        worker.findings(places(files[:1]))
+        assert worker._process
+        os.kill(worker._process.pid, signal.SIGKILL)
+        found = worker.findings(places(files))
+        assert [finding.status for finding in found] == ["ok"] * len(files)
+    finally:
+        worker.stop()
+
+
+def test_unreadable_files_are_rejected(tmp_path: Path) -> None:
+    ((finding,),) = verify([[Place(str(tmp_path / "gone.JPEG"), 0, 10)]], "header", workers=1)
+    assert finding.status == "rejected: unreadable (No such file or directory)"
+
+
+def test_headers_beyond_the_first_read_are_found(tmp_path: Path, photographs: Path) -> None:
+    picture = next(photographs.rglob("*.JPEG")).read_bytes()
+    comment = b"\xff\xfe\xff\xff" + bytes(0xFFFD)
+    (tmp_path / "long.JPEG").write_bytes(picture[:2] + 3 * comment + picture[2:])
+    ((finding,),) = verify([places([tmp_path / "long.JPEG"])], "header", workers=1)
+    assert finding.status == "ok"
