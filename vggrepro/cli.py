@@ -23,6 +23,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+weights_app = typer.Typer(no_args_is_help=True, help="Weight files of other programs: import, export.")
+app.add_typer(weights_app, name="weights")
+
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="YAML file: a stage, or a graph of stages.")]
 SetOption = Annotated[list[str], typer.Option("--set", "-s", help="Override a setting, as section.key=value.")]
 RunsOption = Annotated[
@@ -52,6 +55,13 @@ class Method(StrEnum):
     dense = "dense"
     multicrop = "multicrop"
     both = "both"
+
+
+class Input(StrEnum):
+    """What a net's pixels were."""
+
+    paper = "paper"
+    torchvision = "torchvision"
 
 
 @app.command()
@@ -161,9 +171,10 @@ def evaluate(
     from vggrepro.evaluation.significance import paired
     from vggrepro.pipeline import evaluate_nets
 
-    scored = evaluate_nets(nets, method.value, _whole_numbers(scales) if scales else None, changes)
-    if scored is None:  # not the first rank
+    evaluated = evaluate_nets(nets, [method.value], _whole_numbers(scales) if scales else None, changes)
+    if evaluated is None:  # not the first rank
         return
+    scored = {str(one.path): one.scored(method.value) for one in evaluated}
     fused = fuse(list(scored.values()))
     report: dict[str, Any] = _report(fused)
     if len(scored) > 1:
@@ -202,6 +213,65 @@ def _line(report: dict[str, Any]) -> str:
         f"{report['method']} at Q = {', '.join(map(str, report['scales']))}, n = {report['n']}: top-1 error "
         f"{report['top1_error']:.2f} % (95 % interval {low:.2f} - {high:.2f}), top-5 {report['top5_error']:.2f} %"
     )
+
+
+@app.command(name="verify-paper")
+def verify_paper(
+    index: Annotated[Path, typer.Option("--index", "-i", help="Index of ILSVRC-2012 with its validation pictures.")],
+    weights_16: Annotated[Path | None, typer.Option(help="VGG_ILSVRC_16_layers.caffemodel (net D).")] = None,
+    weights_19: Annotated[Path | None, typer.Option(help="VGG_ILSVRC_19_layers.caffemodel (net E).")] = None,
+    runs: Annotated[Path, typer.Option(help="Where posteriors are kept.")] = Path("runs/verify-paper"),
+    changes: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """The authors' own nets against the rows of Tables 3-6 that they determine, before anything is trained."""
+    from vggrepro import pipeline
+    from vggrepro.evaluation.verify import to_markdown
+
+    files = {net: file for net, file in (("D", weights_16), ("E", weights_19)) if file}
+    if not files:
+        raise UserError("verify-paper needs --weights-16 or --weights-19: the authors' Caffe files")
+    found = pipeline.verify_paper(files, index, runs, changes)
+    if found is None:  # not the first rank
+        return
+    if as_json:
+        _print_json(found)
+    else:
+        typer.echo(to_markdown(found))
+
+
+@weights_app.command(name="import")
+def import_weights(
+    file: Annotated[Path, typer.Argument(help="A .caffemodel, a state dict of torch (.pth), or .safetensors.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The run directory to make.")],
+    net: Annotated[str | None, typer.Option(help="The column of Table 1 that it must be of.")] = None,
+    input_as: Annotated[
+        Input | None,
+        typer.Option("--input", help="What its input was: paper (grey levels minus mean) or torchvision's."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a run directory of another program's weights, for `vggrepro evaluate`."""
+    from vggrepro import pipeline
+
+    found = pipeline.import_weights(file, out, net=net, preprocessing=input_as.value if input_as else None)
+    if as_json:
+        _print_json(found)
+        return
+    for key, item in found.items():
+        typer.echo(f"{key:14} {item}")
+
+
+@weights_app.command(name="export")
+def export_weights(
+    net: Annotated[Path, typer.Argument(help="A run directory, or one of its checkpoints.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A .safetensors or .pth file to write.")],
+) -> None:
+    """Write a net for other programs: .safetensors carries its preprocessing, .pth has torchvision's keys."""
+    from vggrepro import pipeline
+
+    pipeline.export_weights(net, out)
+    typer.echo(f"wrote {out}")
 
 
 @app.command()
@@ -243,6 +313,40 @@ def tables(
         typer.echo(report.model_dump_json(indent=2))
     elif not out and not update:
         typer.echo(text, nl=False)
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(help="Run directories, stages, experiment:stage, or MLflow run ids; two or more.")
+    ],
+    places: RunsOption = [Path("runs")],  # noqa: B006
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write here, .html with curves and pictures, or .md.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What differs between runs: settings, curves, errors with paired tests, classes, the pictures they disagree on."""
+    from vggrepro.progress import say
+    from vggrepro.reporting.blocks import to_html, to_markdown
+    from vggrepro.reporting.compare import blocks_of, open_pictures
+    from vggrepro.reporting.compare import compare as compare_runs
+    from vggrepro.reporting.runs import resolve
+
+    if out and out.suffix not in (".html", ".md"):
+        raise UserError(f"--out {out}: unknown ending {out.suffix!r}; use .html or .md")
+    chosen = resolve(runs, places)
+    index, why_not = open_pictures(chosen)
+    made = compare_runs(chosen, index, [why_not] if why_not else [])
+    if as_json:
+        typer.echo(made.model_dump_json(indent=2))
+    if out:
+        blocks = blocks_of(made, chosen, index)
+        _write(out, to_html(" against ".join(made.runs), blocks) if out.suffix == ".html" else to_markdown(blocks))
+        say(f"written to {out}")
+    elif not as_json:
+        typer.echo(to_markdown(blocks_of(made, chosen, None)), nl=False)
+        say("with curves and pictures: --out compare.html")
 
 
 def _write(file: Path, text: str) -> None:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vggrepro.config import Config, Data, Graph, flatten, override
+from vggrepro.config import Config, Data, Graph, Model, flatten, override
 from vggrepro.distributed import Topology, first_rank_first, from_first_rank, pick_device, process_group, topology
-from vggrepro.errors import UserError
+from vggrepro.errors import Interrupted, UserError
 from vggrepro.evaluation.measure import Scored, measure, missing_Q, scored
+from vggrepro.paper import value
 from vggrepro.progress import progress, say
+from vggrepro.reporting.answers import AnswerBook
 from vggrepro.reporting.render import Format, render
 from vggrepro.reporting.runs import StoredRun
 from vggrepro.reporting.tables import build_report
 from vggrepro.stages import is_finished, require_finished
-from vggrepro.tracking import MlflowMirror, RunDirectory, resolve_uri, ui_command
-from vggrepro.watch import Interrupted, Watch
+from vggrepro.tracking import MlflowMirror, RunDirectory, environment, resolve_uri, ui_command
+from vggrepro.watch import Watch
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from vggrepro.checkpoint import Checkpoint
     from vggrepro.data.index import Index
     from vggrepro.data.loader import Loader
+    from vggrepro.models.weights import Imported, Preprocessing
 
 _MLFLOW_PATIENCE_S = 60.0
 
@@ -61,9 +66,7 @@ class Session:
 
 
 @contextmanager
-def session(
-    configs: list[Config], *, training: bool = True, stop_after_s: float | None = None
-) -> Iterator[Session]:
+def session(configs: list[Config], *, training: bool = True, stop_after_s: float | None = None) -> Iterator[Session]:
     """Checks what can be checked before anything is spent, then joins the ranks. Raises UserError.
 
     Without `training`, any number of ranks will do. After `stop_after_s` seconds of wall time the work is asked to
@@ -146,6 +149,7 @@ def evaluate_stage(config: Config, at: Session) -> None:
                 record |= {f"dense_{scale}_Q_top1_error": result.top1.percent}
                 record |= {f"dense_{scale}_Q_top5_error": result.top5.percent, "n": result.top1.n}
             run.append(record)
+            _draw(config, run, index, at)
 
 
 def reproduce(graph: Graph) -> Path | None:
@@ -172,6 +176,27 @@ def reproduce(graph: Graph) -> Path | None:
     if stages[0].tracking.mlflow:
         say(f"runs side by side in MLflow: {ui_command(resolve_uri(stages[0].tracking.uri, stages[0].run.root))}")
     return folder.path / "tables.md"
+
+
+def _draw(config: Config, run: RunDirectory, index: Index, at: Session) -> None:
+    """The figures of one finished run, in its folder `figures`."""
+    from vggrepro.data.plan import TrainingPlan
+    from vggrepro.reporting import figures
+    from vggrepro.training.stage import load_final
+
+    drawn = {"learning_curves": figures.learning_curves({config.name: run})}
+    split, shown = index.split("train"), 24
+    plan = TrainingPlan(split.size, config.data, config.model.crop, config.run.seed)
+    crops = next(iter(at.loader(config).batches(split, [plan.views(0, shown)])))
+    images = crops.images.permute(0, 2, 3, 1).float().cpu().numpy()
+    titles = [index.classes[label] for label in crops.labels.tolist()]
+    drawn["training_crops"] = figures.crops_sheet(images, config.data.mean, titles)
+    answers = AnswerBook().of([(StoredRun(run.path, config), config.multi_Q)], "dense")
+    assert answers is not None
+    drawn["confusion"] = figures.confusion(answers, index.classes)
+    drawn["conv1_1"] = figures.filters(load_final(config).weights["features.0.weight"].float().numpy())
+    for name, png in drawn.items():
+        run.write_bytes(f"figures/{name}.png", png)
 
 
 def weights_of(config: Config) -> str:
@@ -214,54 +239,166 @@ def _mirrored(config: Config, run: RunDirectory, here: Topology) -> Iterator[Non
         status = "KILLED"
         raise
     finally:
-        names = ("config.yaml", "dataset.json", "environment.json", "ledger.json")
+        names = ("config.yaml", "dataset.json", "environment.json", "ledger.json", "figures")
         mirror.log_artifacts(run.path / name for name in names if (run.path / name).exists())
         mirror.close(status, _MLFLOW_PATIENCE_S)  # type: ignore[arg-type]
 
 
-def evaluate_nets(
-    nets: list[Path], method: str, scales: tuple[int, ...] | None, overrides: list[str]
-) -> dict[str, Scored] | None:
-    """The posteriors of some nets, each a run directory or a checkpoint, by name; None on all ranks but the first.
+@dataclass(frozen=True)
+class EvaluatedNet:
+    """A net whose posteriors are in the store."""
 
-    Each is averaged over `scales`, or where that is None over its own configuration's Q. What is not stored yet is
+    path: Path
+    """Its run directory, or the checkpoint."""
+    config: Config
+    weights: str
+    """Hash of the net."""
+    data: str
+    """Fingerprint of the index."""
+    folder: Path
+    """Of the posteriors."""
+
+    def scored(self, method: str, Q: tuple[int, ...] | None = None) -> Scored:
+        """The posteriors averaged over Q, by default its own configuration's. Raises UserError."""
+        found = scored(self.config, self.weights, self.data, self.folder, Q or self.config.single_Q, method)
+        assert found is not None, (self, method, Q)
+        return found
+
+
+def evaluate_nets(
+    nets: list[Path], methods: Sequence[str], scales: tuple[int, ...] | None, overrides: Sequence[str] = ()
+) -> list[EvaluatedNet] | None:
+    """Evaluates nets, each a run directory or a checkpoint, by several methods; None on all ranks but the first.
+
+    Each is tested at every Q of `scales`, or where that is None at its own configuration's. What is not stored yet is
     computed with the preprocessing that the net's weights were made for, and kept in its run directory. Raises
-    UserError.
+    UserError and Interrupted.
     """
     from vggrepro import checkpoint
+
+    files = [checkpoint.final_file(net / "checkpoints") if net.is_dir() else net for net in nets]
+    folders = [RunDirectory(net if net.is_dir() else net.parent.parent) for net in nets]
+    kept = [checkpoint.load(file) for file in files]
+    return _evaluate(list(zip(nets, kept, folders, strict=True)), methods, scales, overrides)
+
+
+def _evaluate(
+    nets: list[tuple[Path, Checkpoint, RunDirectory]],
+    methods: Sequence[str],
+    scales: tuple[int, ...] | None,
+    overrides: Sequence[str],
+) -> list[EvaluatedNet] | None:
+    from vggrepro.checkpoint import weights_hash
     from vggrepro.evaluation.stage import as_the_net_expects, evaluate
     from vggrepro.training.stage import net_of
 
-    files = [checkpoint.final_file(net / "checkpoints") if net.is_dir() else net for net in nets]
-    kept = [checkpoint.load(file) for file in files]
-    configs = [override(one.stage, overrides, file) for one, file in zip(kept, files, strict=True)]
-    if scales:
-        change = [f"evaluation.single_Q={list(scales)}"]
-        configs = [override(config, change, file) for config, file in zip(configs, files, strict=True)]
-    result: dict[str, Scored] = {}
-    pictures = set()
+    changes = [*overrides, *([f"evaluation.single_Q={list(scales)}"] if scales else [])]
+    configs = [override(kept.stage, changes, path) for path, kept, _ in nets]
+    result: list[EvaluatedNet] = []
     with session(configs, training=False) as at:
-        for net, file, one, config in zip(nets, files, kept, configs, strict=True):
+        for (path, kept, run), config in zip(nets, configs, strict=True):
             index = at.index(config)
-            pictures.add(index.fingerprint)
-            if len(pictures) > 1:
-                raise UserError(f"{net} and {nets[0]} are of different pictures; give all of them the same data.index")
-            _require_classes(one, index, file)
-            directory = RunDirectory(net if net.is_dir() else file.parent.parent)
-            weights = checkpoint.weights_hash(one.weights)
-            loader = as_the_net_expects(at.loader(config), one.preprocessing)
-            make_net = partial(net_of, one, at.device)
-            Q = config.single_Q
-            evaluate(config, weights, make_net, index, loader, at.here, directory, at.watch, Q, (method,))
-            if at.here.is_first:
-                found = scored(config, weights, index.fingerprint, directory.posteriors, Q, method)
-                assert found is not None
-                result[str(net)] = found
+            _require_classes(kept, index, path)
+            weights, Q = weights_hash(kept.weights), config.single_Q
+            result.append(EvaluatedNet(path, config, weights, index.fingerprint, run.posteriors))
+            if path.is_dir() and at.here.is_first and run.read_json("final.json") is None:
+                run.write_json("final.json", {"weights": weights, "step": kept.step})
+            if result[-1].data != result[0].data:
+                raise UserError(f"{path} and {nets[0][0]} see different pictures; give them the same data.index")
+            loader = as_the_net_expects(at.loader(config), kept.preprocessing)
+            make_net = partial(net_of, kept, at.device)
+            evaluate(config, weights, make_net, index, loader, at.here, run, at.watch, Q, methods)
     return result if at.here.is_first else None
 
 
 def _require_classes(net: Checkpoint, index: Index, file: Path) -> None:
     """Raises UserError when the index has other classes, or another order of them, than the net was trained on."""
-    known = net.provenance["classes"]  # None for imported weights that do not say
-    if known is not None and list(index.classes) != known:
+    known, digest = net.provenance["classes"], net.provenance.get("classes_sha256")
+    own = hashlib.sha256("\n".join(index.classes).encode()).hexdigest()
+    if (known is not None and list(index.classes) != known) or (digest is not None and digest != own):
         raise UserError(f"{index.source} has other classes than {file} was trained on; set data.root to the same ones")
+
+
+def import_weights(
+    file: Path, run: Path, *, net: str | None = None, preprocessing: Preprocessing | None = None
+) -> dict[str, Any]:
+    """Makes a run directory of a weight file of another program, as if its net had just been trained.
+
+    Returns what was found: net, classes, crop, width, parameters, source, sha256, preprocessing, weights (the net's
+    hash), run. Raises UserError, also when the run directory holds a net already.
+    """
+    from vggrepro import checkpoint
+    from vggrepro.models.table1 import architecture
+    from vggrepro.models.weights import read
+
+    final = checkpoint.final_file(run / "checkpoints")
+    if final.exists():
+        raise UserError(f"--out {run} holds a net already ({final}); choose another directory, or remove it")
+    found = read(file, net=net, preprocessing=preprocessing)
+    kept = _checkpoint_of(found, run)
+    weights = checkpoint.weights_hash(found.weights)
+    directory = RunDirectory(run)
+    directory.write_text("config.yaml", kept.stage.to_yaml())
+    directory.write_json("final.json", {"weights": weights, "step": 0})
+    checkpoint.save(kept, final)
+    return {
+        **{key: found.model[key] for key in ("net", "classes", "crop", "width")},
+        "parameters": architecture(**found.model).parameters,
+        "source": found.source,
+        "sha256": found.sha256,
+        "preprocessing": found.preprocessing,
+        "weights": weights,
+        "run": str(run),
+    }
+
+
+def _checkpoint_of(found: Imported, run: Path) -> Checkpoint:
+    """Imported weights as the final checkpoint of a run."""
+    from vggrepro.checkpoint import Checkpoint
+    from vggrepro.models.weights import ILSVRC_CLASSES_SHA256
+
+    caffe = found.source.startswith("Caffe")
+    # the authors' nets were trained with scale jitter, so they are tested at 384 or at 256, 384 and 512
+    data = Data(mean=found.preprocessing["mean"], S=value("jitter") if caffe else value("scales")[0])
+    place = {"root": run.resolve().parent.parent, "experiment": run.resolve().parent.name, "name": run.resolve().name}
+    changes = [f"run.{key}={json.dumps(str(text))}" for key, text in place.items()]
+    config = override(Config(model=Model(**found.model), data=data), changes, run)
+    ilsvrc = found.classes is None and found.model["classes"] == value("classes")
+    provenance = {
+        "data": None,
+        "classes": found.classes,
+        "classes_sha256": ILSVRC_CLASSES_SHA256 if ilsvrc else None,
+        "versions": environment(),
+        "parent": None,
+        "imported": {"source": found.source, "sha256": found.sha256},
+    }
+    return Checkpoint(config.model_dump(mode="json"), 0, found.weights, found.preprocessing, provenance)
+
+
+def export_weights(net: Path, out: Path) -> None:
+    """Writes the net of a run directory or checkpoint as .safetensors or .pth. Raises UserError."""
+    from vggrepro import checkpoint
+    from vggrepro.models.weights import write
+
+    kept = checkpoint.load(checkpoint.final_file(net / "checkpoints") if net.is_dir() else net)
+    model = {key: setting for key, setting in kept.config["model"].items() if key != "init"}
+    write(out, kept.weights, model=model, preprocessing=kept.preprocessing, classes=kept.provenance["classes"])
+
+
+def verify_paper(
+    files: Mapping[str, Path], index: Path, runs: Path, overrides: Sequence[str] = ()
+) -> dict[str, Any] | None:
+    """The rows of Tables 3-6 that the authors' nets determine, measured; None on all ranks but the first.
+
+    `files` are the authors' weights by column of Table 1. Posteriors are kept under `runs`, so that an interrupted
+    verification goes on where it was. Raises UserError and Interrupted.
+    """
+    from vggrepro.evaluation.verify import METHODS, SCALES, verify
+    from vggrepro.models.weights import read
+
+    nets = []
+    for net, file in files.items():
+        run = RunDirectory(runs / net)
+        nets.append((file, _checkpoint_of(read(file, net=net), run.path), run))
+    found = _evaluate(nets, METHODS, SCALES, [f"data.index={index}", *overrides])
+    return verify({net: one.scored for net, one in zip(files, found, strict=True)}) if found else None

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from caffe_files import caffe_model, messages
 
 from vggrepro.errors import UserError
 from vggrepro.models.init import init_weights
@@ -19,68 +19,6 @@ from vggrepro.models.vgg import VGG
 from vggrepro.models.weights import PREPROCESSING, caffe_state, read, write
 
 GEOMETRY: dict[str, Any] = {"classes": 7, "crop": 64, "width": 0.0625}
-
-# caffe.proto, in so far as it concerns weights: message -> (field, number, type), a capital letter for "repeated".
-SCHEMA = {
-    "BlobShape": [("dim", 1, "INT64 packed")],
-    "BlobProto": [
-        ("num", 1, "int32"),
-        ("channels", 2, "int32"),
-        ("height", 3, "int32"),
-        ("width", 4, "int32"),
-        ("data", 5, "FLOAT packed"),
-        ("diff", 6, "FLOAT packed"),
-        ("shape", 7, "BlobShape"),
-        ("double_data", 8, "DOUBLE packed"),
-    ],
-    "V0LayerParameter": [("name", 1, "string"), ("blobs", 50, "REPEATED BlobProto")],
-    "V1LayerParameter": [
-        ("layer", 1, "V0LayerParameter"),
-        ("bottom", 2, "STRING"),
-        ("top", 3, "STRING"),
-        ("name", 4, "string"),
-        ("type", 5, "int32"),
-        ("blobs", 6, "REPEATED BlobProto"),
-        ("blobs_lr", 7, "FLOAT"),
-    ],
-    "LayerParameter": [
-        ("name", 1, "string"),
-        ("type", 2, "string"),
-        ("bottom", 3, "STRING"),
-        ("top", 4, "STRING"),
-        ("blobs", 7, "REPEATED BlobProto"),
-    ],
-    "NetParameter": [
-        ("name", 1, "string"),
-        ("layers", 2, "REPEATED V1LayerParameter"),
-        ("input", 3, "STRING"),
-        ("input_dim", 4, "INT32"),
-        ("layer", 100, "REPEATED LayerParameter"),
-    ],
-}
-
-
-@pytest.fixture(scope="module")
-def caffe() -> dict[str, Any]:
-    """The message classes of the schema, made by the protobuf library."""
-    field = descriptor_pb2.FieldDescriptorProto
-    proto = descriptor_pb2.FileDescriptorProto(name="caffe_weights.proto", package="caffe", syntax="proto2")
-    for message, fields in SCHEMA.items():
-        described = proto.message_type.add(name=message)
-        for name, number, text in fields:
-            kind, _, packed = text.partition(" ")
-            repeated = kind.isupper()
-            made = described.field.add(name=name, number=number)
-            made.label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
-            target = packed if kind == "REPEATED" else kind
-            if target in SCHEMA:
-                made.type, made.type_name = field.TYPE_MESSAGE, f".caffe.{target}"
-            else:
-                made.type = getattr(field, f"TYPE_{target.upper()}")
-                made.options.packed = packed == "packed"
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(proto)
-    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"caffe.{name}")) for name in SCHEMA}
 
 
 def built(net: str = "D", **options: Any) -> VGG:
@@ -93,35 +31,11 @@ def built(net: str = "D", **options: Any) -> VGG:
     return module
 
 
-def caffe_model(caffe: dict[str, Any], net: VGG, generation: str, *, numbers: str = "data") -> Any:
-    """What Caffe would have saved: BGR, legacy blob shapes in the older generation."""
-    model = caffe["NetParameter"](name="VGG_ILSVRC_16_layers", input=["data"], input_dim=[10, 3, 224, 224])
-    for name, module in net.named_layers().items():
-        kind = "Convolution" if name.startswith("conv") else "InnerProduct"
-        if generation == "V1LayerParameter":
-            layer = model.layers.add(name=name, type=4 if kind == "Convolution" else 14, top=[name], blobs_lr=[1, 2])
-            model.layers.add(name=f"relu_{name}", type=18, bottom=[name], top=[name])
-        else:
-            layer = model.layer.add(name=name, type=kind, top=[name])
-            model.layer.add(name=f"relu_{name}", type="ReLU", bottom=[name], top=[name])
-        for tensor in (module.weight, module.bias):
-            array = tensor.detach().numpy()
-            array = array[:, ::-1] if name == "conv1_1" and array.ndim == 4 else array
-            blob = layer.blobs.add()
-            if generation == "V1LayerParameter":
-                shape = (1,) * (4 - array.ndim) + array.shape
-                blob.num, blob.channels, blob.height, blob.width = shape
-            else:
-                blob.shape.dim.extend(array.shape)
-            getattr(blob, numbers).extend(array.ravel().tolist())
-    return model
-
-
 @pytest.mark.parametrize("generation", ["V1LayerParameter", "LayerParameter"])
 @pytest.mark.parametrize("net", ["C", "D", "E"])
-def test_caffe_models_of_both_generations(caffe: dict[str, Any], tmp_path: Path, net: str, generation: str) -> None:
+def test_caffe_models_of_both_generations(tmp_path: Path, net: str, generation: str) -> None:
     original, file = built(net), tmp_path / "net.caffemodel"
-    file.write_bytes(caffe_model(caffe, original, generation).SerializeToString())
+    file.write_bytes(caffe_model(original, generation).SerializeToString())
     found = read(file)
     assert found.model["net"] == net
     assert found.source == f"Caffe model ({generation})"
@@ -134,26 +48,26 @@ def test_caffe_models_of_both_generations(caffe: dict[str, Any], tmp_path: Path,
         assert torch.equal(again(images), original(images)), "RGB in, the same scores out"
 
 
-def test_caffe_numbers_of_double_precision(caffe: dict[str, Any], tmp_path: Path) -> None:
+def test_caffe_numbers_of_double_precision(tmp_path: Path) -> None:
     original, file = built("A"), tmp_path / "net.caffemodel"
-    file.write_bytes(caffe_model(caffe, original, "LayerParameter", numbers="double_data").SerializeToString())
+    file.write_bytes(caffe_model(original, "LayerParameter", numbers="double_data").SerializeToString())
     found = read(file)
     assert found.model["net"] == "A"
     for key, tensor in original.state_dict().items():
         assert torch.equal(found.weights[key], tensor)
 
 
-def test_caffe_gradients_are_passed_over(caffe: dict[str, Any], tmp_path: Path) -> None:
+def test_caffe_gradients_are_passed_over(tmp_path: Path) -> None:
     original, file = built("A"), tmp_path / "net.caffemodel"
-    model = caffe_model(caffe, original, "V1LayerParameter")
+    model = caffe_model(original, "V1LayerParameter")
     model.layers[0].blobs[1].diff.extend([1.0] * 4)
     file.write_bytes(model.SerializeToString())
     assert torch.equal(read(file).weights["features.0.bias"], original.state_dict()["features.0.bias"])
 
 
-def test_a_net_of_another_name_is_named(caffe: dict[str, Any], tmp_path: Path) -> None:
+def test_a_net_of_another_name_is_named(tmp_path: Path) -> None:
     file = tmp_path / "alexnet.caffemodel"
-    model = caffe["NetParameter"](name="CaffeNet")
+    model = messages()["NetParameter"](name="CaffeNet")
     for name in ("conv1", "fc6"):
         layer = model.layers.add(name=name)
         for _ in range(2):
@@ -162,17 +76,17 @@ def test_a_net_of_another_name_is_named(caffe: dict[str, Any], tmp_path: Path) -
     assert one_line(file).endswith("of no net of Table 1: its layers are conv1, fc6); give another file")
 
 
-def test_the_oldest_generation_is_named(caffe: dict[str, Any], tmp_path: Path) -> None:
+def test_the_oldest_generation_is_named(tmp_path: Path) -> None:
     file = tmp_path / "old.caffemodel"
-    model = caffe["NetParameter"]()
+    model = messages()["NetParameter"]()
     model.layers.add().layer.name = "conv1_1"
     file.write_bytes(model.SerializeToString())
     assert "Caffe's upgrade tool" in one_line(file)
 
 
-def test_a_blob_that_contradicts_its_shape(caffe: dict[str, Any], tmp_path: Path) -> None:
+def test_a_blob_that_contradicts_its_shape(tmp_path: Path) -> None:
     file = tmp_path / "net.caffemodel"
-    model = caffe_model(caffe, built("A"), "LayerParameter")
+    model = caffe_model(built("A"), "LayerParameter")
     model.layer[0].blobs[0].shape.dim[0] = 2**40
     file.write_bytes(model.SerializeToString())
     assert "a blob of shape [1099511627776, 3, 3, 3] holds 108 numbers" in one_line(file)
@@ -189,10 +103,10 @@ def one_line(file: Path, **options: Any) -> str:
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.999])
 @pytest.mark.parametrize("kind", ["caffemodel", "pth", "safetensors"])
-def test_truncated_files_are_one_line(caffe: dict[str, Any], tmp_path: Path, kind: str, share: float) -> None:
+def test_truncated_files_are_one_line(tmp_path: Path, kind: str, share: float) -> None:
     file, net = tmp_path / f"net.{kind}", built("A")
     if kind == "caffemodel":
-        file.write_bytes(caffe_model(caffe, net, "LayerParameter").SerializeToString())
+        file.write_bytes(caffe_model(net, "LayerParameter").SerializeToString())
     else:
         write(file, net.state_dict(), model={"net": "A"} | GEOMETRY, preprocessing=PREPROCESSING["paper"], classes=None)
     whole = file.read_bytes()
