@@ -76,6 +76,10 @@ class RunDirectory:
         """Write a small UTF-8 file so that a reader, or a crash, meets the old content or the new one, never a part."""
         self._replace(self.path / name, text.encode())
 
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Like :meth:`write_text`."""
+        self._replace(self.path / name, content)
+
     def write_json(self, name: str, obj: Any) -> None:
         """Like :meth:`write_text`, as strict JSON: the numbers that JSON lacks become "nan", "inf" and "-inf"."""
         self.write_text(name, json.dumps(_strict(obj), indent=2, allow_nan=False) + "\n")

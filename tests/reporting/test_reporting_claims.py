@@ -117,9 +117,13 @@ def test_several_seeds_decide_by_their_spread(root: Path) -> None:
 def public_nets(shared_data: Path) -> dict[str, Answers]:
     """Ten public nets on the 50,000 validation pictures of ILSVRC-2012."""
     with np.load(shared_data / "vgg_ilsvrc2012_val_top5.npz") as stored:
-        label = stored["label"][:, None]
-        names = [name for name in stored.files if name.startswith("vgg")]
-        return {name: Answers(stored[name][:, 0] == label[:, 0], (stored[name] == label).any(axis=1)) for name in names}
+        labels = stored["label"].astype(np.int64)
+        guesses = {name: stored[name].astype(np.int64) for name in stored.files if name.startswith("vgg")}
+    unknown = np.zeros(len(labels), np.float32)
+    return {
+        name: Answers(labels, five[:, 0], unknown, five[:, 0] == labels, (five == labels[:, None]).any(axis=1))
+        for name, five in guesses.items()
+    }
 
 
 def test_public_nets_have_their_published_errors(public_nets: dict[str, Answers]) -> None:

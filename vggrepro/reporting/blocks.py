@@ -43,10 +43,10 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG; Markdown and LaTeX leave it out."""
+    """A PNG with a title; Markdown and LaTeX leave it out."""
 
     png: bytes
-    alt: str
+    title: str
 
 
 Block = Heading | Text | Bullets | Sheet | Picture
@@ -132,7 +132,8 @@ def to_html(title: str, blocks: Iterable[Block]) -> str:
                 body.append(_html_sheet(block))
             case Picture():
                 data = base64.b64encode(block.png).decode()
-                body.append(f'<p><img alt="{html.escape(block.alt)}" src="data:image/png;base64,{data}"></p>')
+                body.append(f"<h3>{html.escape(block.title)}</h3>")
+                body.append(f'<p><img alt="{html.escape(block.title)}" src="data:image/png;base64,{data}"></p>')
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

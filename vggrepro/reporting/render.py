@@ -12,7 +12,7 @@ from pathlib import Path
 from vggrepro.errors import UserError
 from vggrepro.ledger import Departure
 from vggrepro.reporting import blocks
-from vggrepro.reporting.blocks import DASH, Block, Bullets, Heading, Sheet, Text
+from vggrepro.reporting.blocks import DASH, Block, Bullets, Heading, Picture, Sheet, Text
 from vggrepro.reporting.claims import Claim
 from vggrepro.reporting.tables import TITLES, Group, Report, Row, Spread
 
@@ -49,7 +49,7 @@ def render(report: Report, form: Format, title: str, *, counts: bool = True) -> 
         return report.model_dump_json(indent=2) + "\n"
     if form is Format.csv:
         return _csv(report)
-    document = [Heading(1, title), *blocks_of(report, counts=counts)]
+    document = [Heading(1, title), *blocks_of(report, counts=counts, pictures=form is Format.html)]
     match form:
         case Format.html:
             return blocks.to_html(title, document)
@@ -59,8 +59,8 @@ def render(report: Report, form: Format, title: str, *, counts: bool = True) -> 
             return blocks.to_markdown(document)
 
 
-def blocks_of(report: Report, *, counts: bool = True) -> list[Block]:
-    """Everything but the title."""
+def blocks_of(report: Report, *, counts: bool = True, pictures: bool = False) -> list[Block]:
+    """Everything but the title; with figures, or without."""
     made: list[Block] = []
     if counts:
         for table in (1, 2):
@@ -76,6 +76,8 @@ def blocks_of(report: Report, *, counts: bool = True) -> list[Block]:
                 )
             )
         made += _group_blocks(group, own, report)
+        if pictures and group.runs:
+            made += _pictures(report, group)
     if report.left_out:
         made.append(Text(f"Not begun yet, and in no table: {', '.join(report.left_out)}."))
     return made
@@ -115,6 +117,14 @@ def _group_blocks(group: Group, rows: list[Row], report: Report) -> Iterator[Blo
         yield Heading(3, "Runs")
         yield _run_sheet(group)
         yield from _ledger(group)
+
+
+def _pictures(report: Report, group: Group) -> Iterator[Block]:
+    from vggrepro.reporting import figures  # imports matplotlib when it draws
+
+    for draw, title in ((figures.error_by_depth, "Error by depth"), (figures.error_by_scale, "Error by S and Q")):
+        if png := draw(report, group.id):
+            yield Picture(png, title)
 
 
 def _nets(rows: Sequence[Row], table: int) -> list[str]:

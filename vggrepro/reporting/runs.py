@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vggrepro.config import Config, load_resolved
 from vggrepro.errors import UserError
 from vggrepro.evaluation.measure import Scored, methods_of, protocol, scored
@@ -40,8 +42,18 @@ class StoredRun:
 
     @cached_property
     def dataset(self) -> dict[str, Any]:
-        """What `dataset.json` says; empty before training began."""
-        return self.directory.read_json("dataset.json") or {}
+        """What `dataset.json` says; of a net that was imported, what its posteriors say; empty before either."""
+        return self.directory.read_json("dataset.json") or self._tested_on()
+
+    def _tested_on(self) -> dict[str, Any]:
+        """The data set of the newest stored posteriors of the final net."""
+        files = (self.path / "posteriors").glob(f"[!.]*-{(self.weights or '')[:12]}-*.npz")
+        for file in sorted(files, key=lambda one: one.stat().st_mtime, reverse=True):
+            with np.load(file, allow_pickle=False) as content:
+                fingerprint = json.loads(str(content["protocol"]))["data"]
+                val = len(content["labels"])
+            return {"source": "tested pictures", "fingerprint": fingerprint, "splits": {"val": val}}
+        return {}
 
     @cached_property
     def departures(self) -> list[Departure]:

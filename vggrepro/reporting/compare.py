@@ -1,0 +1,332 @@
+"""Runs held against each other: what differs in how they were made, and in what they answer. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from vggrepro.config import flatten
+from vggrepro.errors import UserError
+from vggrepro.reporting import figures
+from vggrepro.reporting.answers import AnswerBook, Answers, paired_top1
+from vggrepro.reporting.blocks import DASH, Block, Heading, Picture, Sheet, Text
+from vggrepro.reporting.runs import StoredRun
+from vggrepro.reporting.tables import Record
+
+if TYPE_CHECKING:
+    from vggrepro.data.index import Index
+
+_METHODS = ("dense", "multicrop", "both", "centre")
+_CLASSES_SHOWN = 10
+_PICTURES_SHOWN = 16
+_THUMBNAIL_PX = 160
+
+
+class Difference(Record):
+    """A setting in which the runs differ; values in the runs' order, None where a run has none."""
+
+    kind: Literal["configuration", "environment", "data", "ledger"]
+    key: str
+    values: list[Any]
+
+
+class Measured(Record):
+    """The errors of the runs under one protocol, in the runs' order; None where posteriors are missing."""
+
+    method: str
+    scales: Literal["one Q", "several Q"]
+    Q: list[str]
+    top1: list[float | None]
+    interval_top1: list[tuple[float, float] | None]
+    top5: list[float | None]
+    interval_top5: list[tuple[float, float] | None]
+    n: list[int | None]
+
+
+class PairedTest(Record):
+    """Two runs on the same pictures under one protocol."""
+
+    method: str
+    scales: Literal["one Q", "several Q"]
+    first: str
+    second: str
+    difference: float
+    """Top-1 error of the first minus that of the second, points."""
+    interval: tuple[float, float]
+    """95 %, paired."""
+    p_value: float
+    """McNemar's exact test, two-sided."""
+    only_first_right: int
+    only_second_right: int
+    n: int
+
+
+class ClassErrors(Record):
+    """Top-1 errors of the runs on one class, per cent."""
+
+    name: str
+    n: int
+    errors: list[float]
+
+
+class Disagreement(Record):
+    """A picture that the first run gets right and the second wrong, or the other way round."""
+
+    row: int
+    """Row of the validation split."""
+    file: str | None = None
+    true: str
+    guesses: list[str]
+
+
+class Comparison(Record):
+    """Everything that `vggrepro compare` says, but the pictures."""
+
+    format: Literal["vggrepro comparison 1"] = "vggrepro comparison 1"
+    runs: list[str]
+    directories: list[str]
+    finished: list[bool]
+    differences: list[Difference]
+    errors: list[Measured]
+    paired: list[PairedTest]
+    classes: list[ClassErrors] = Field(default_factory=list)
+    """Of the first two runs, the classes on which they differ most."""
+    disagreements: list[Disagreement] = Field(default_factory=list)
+    """Of the first two runs, those where their confidence in the true class differs most."""
+    notes: list[str]
+
+
+def compare(runs: Sequence[StoredRun], index: Index | None, notes: Sequence[str] = ()) -> Comparison:
+    """Compares two runs or more. `index` gives classes and pictures their names, where it is at hand.
+
+    Raises UserError: fewer than two runs, or one given twice.
+    """
+    names = [run.name for run in runs]
+    if len(runs) < 2 or len({run.path.resolve() for run in runs}) < len(runs):
+        raise UserError(f"compare needs two different runs or more, got {', '.join(names) or 'none'}; name another")
+    if len(set(names)) < len(names):
+        names = [str(run.path) for run in runs]
+    book = AnswerBook()
+    errors, paired, said = [], [], list(notes)
+    same_pictures = len({run.dataset.get("fingerprint") for run in runs}) == 1
+    if not same_pictures:
+        said.append("The runs are of different pictures: their errors are not comparable, and no paired test is made.")
+    shown: tuple[Answers, Answers] | None = None
+    for method, scales, answers in _protocols(runs, book):
+        Q = [", ".join(map(str, run.Q_of(3 if scales == "one Q" else 4))) for run in runs]
+        errors.append(
+            Measured(
+                method=method,
+                scales=scales,
+                Q=Q,
+                top1=[one.top1.percent if one else None for one in answers],
+                interval_top1=[one.top1.interval if one else None for one in answers],
+                top5=[one.top5.percent if one else None for one in answers],
+                interval_top5=[one.top5.interval if one else None for one in answers],
+                n=[one.top1.n if one else None for one in answers],
+            )
+        )
+        if not same_pictures:
+            continue
+        for (a, first), (b, second) in combinations(enumerate(answers), 2):
+            if first and second:
+                test = paired_top1(first, second)
+                paired.append(
+                    PairedTest(
+                        method=method,
+                        scales=scales,
+                        first=names[a],
+                        second=names[b],
+                        difference=test.difference,
+                        interval=test.interval,
+                        p_value=test.p_value,
+                        only_first_right=test.only_first_right,
+                        only_second_right=test.only_second_right,
+                        n=test.n,
+                    )
+                )
+        if answers[0] and answers[1]:
+            shown = answers[0], answers[1]  # the last protocol that both have: the one with most in it
+    if not errors:
+        said.append("No run has stored posteriors; `vggrepro evaluate RUN` makes them.")
+    unfinished = [f"{name} (step {run.step:,})" for name, run in zip(names, runs, strict=True) if not run.finished]
+    if unfinished:
+        said.append(f"Not finished: {', '.join(unfinished)}.")
+    return Comparison(
+        runs=names,
+        directories=[str(run.path) for run in runs],
+        finished=[run.finished for run in runs],
+        differences=list(_differences(runs)),
+        errors=errors,
+        paired=paired,
+        classes=_by_class(*shown, index) if shown else [],
+        disagreements=_disagreements(*shown, index) if shown else [],
+        notes=said,
+    )
+
+
+def open_pictures(runs: Sequence[StoredRun]) -> tuple[Index | None, str]:
+    """The index that all runs were made with, for the names of classes and pictures; or None, and why."""
+    fingerprints = {run.dataset.get("fingerprint") for run in runs}
+    if len(fingerprints) > 1:
+        return None, ""
+    from vggrepro.data.loader import open_data  # imports torch
+
+    run = runs[0]
+    # where the run lies now, which may not be where it was made
+    place = run.config.run.model_copy(update={"root": run.path.resolve().parent.parent})
+    try:
+        index = open_data(run.config.model_copy(update={"run": place}))
+    except UserError as error:
+        return None, f"Classes and pictures have no names here: {error}."
+    if index.fingerprint not in fingerprints:
+        return None, f"Classes and pictures have no names here: {index.source} is not what it was when the runs began."
+    return index, ""
+
+
+def _protocols(
+    runs: Sequence[StoredRun], book: AnswerBook
+) -> Iterator[tuple[str, Literal["one Q", "several Q"], list[Answers | None]]]:
+    """The protocols under which any of the runs was evaluated."""
+    scales: tuple[Literal["one Q", "several Q"], ...] = ("one Q", "several Q")
+    for table, which in zip((3, 4), scales, strict=True):
+        for method in _METHODS:
+            answers = [book.of([(run, run.Q_of(table))], method) for run in runs]
+            if any(answers):
+                yield method, which, answers
+
+
+def _differences(runs: Sequence[StoredRun]) -> Iterator[Difference]:
+    sources: dict[Literal["configuration", "environment", "data", "ledger"], list[dict[str, Any]]] = {
+        "configuration": [flatten(run.config.model_dump(mode="json")) for run in runs],
+        "environment": [flatten(run.directory.read_json("environment.json") or {}) for run in runs],
+        "data": [flatten(run.dataset) for run in runs],
+        "ledger": [{one.setting: one.run for one in run.departures} for run in runs],
+    }
+    for kind, trees in sources.items():
+        for key in dict.fromkeys(key for tree in trees for key in tree):
+            values = [tree.get(key) for tree in trees]
+            if any(one != values[0] for one in values):
+                yield Difference(kind=kind, key=key, values=values)
+
+
+def _class_name(label: int, index: Index | None) -> str:
+    return index.classes[label] if index else f"class {label}"
+
+
+def _by_class(first: Answers, second: Answers, index: Index | None) -> list[ClassErrors]:
+    found = []
+    for label in np.unique(first.labels):
+        own = first.labels == label
+        errors = [100 * float((~one.right1[own]).mean()) for one in (first, second)]
+        found.append(ClassErrors(name=_class_name(int(label), index), n=int(own.sum()), errors=errors))
+    return sorted(found, key=lambda one: -abs(one.errors[0] - one.errors[1]))[:_CLASSES_SHOWN]
+
+
+def _disagreements(first: Answers, second: Answers, index: Index | None) -> list[Disagreement]:
+    differing = np.flatnonzero(first.right1 != second.right1)
+    gap = np.abs(first.confidence - second.confidence)[differing]
+    chosen = differing[np.argsort(-gap, kind="stable")[:_PICTURES_SHOWN]]
+    split = index.split("val") if index else None
+    return [
+        Disagreement(
+            row=int(row),
+            file=split.name_of(int(row)) if split else None,
+            true=_class_name(int(first.labels[row]), index),
+            guesses=[_class_name(int(one.guess[row]), index) for one in (first, second)],
+        )
+        for row in chosen
+    ]
+
+
+def blocks_of(made: Comparison, runs: Sequence[StoredRun], index: Index | None) -> list[Block]:
+    """For readers; with pictures where the format has them."""
+    blocks: list[Block] = [Heading(1, " against ".join(made.runs))]
+    blocks += [Text(note) for note in made.notes]
+    if made.errors:
+        blocks += [Heading(2, "Errors"), _error_sheet(made)]
+        blocks.append(Text("Per cent on the validation split, with 95 % intervals (Wilson)."))
+    if made.paired:
+        blocks += [Heading(2, "Paired tests, top-1"), _paired_sheet(made)]
+        blocks.append(
+            Text("Difference: first minus second, points, with its 95 % interval; p: McNemar's exact test, two-sided.")
+        )
+    blocks.append(Heading(2, "What differs"))
+    for kind in ("configuration", "environment", "data", "ledger"):
+        own = [one for one in made.differences if one.kind == kind]
+        if own:
+            rows = [(one.key, *(_text(item) for item in one.values)) for one in own]
+            blocks += [Heading(3, kind.capitalize()), Sheet(("setting", *made.runs), rows)]
+    if not made.differences:
+        blocks.append(Text("Nothing: configuration, environment, data and departures are the same."))
+    curves = {name: run.directory for name, run in zip(made.runs, runs, strict=True)}
+    if any(run.directory.records("train") for run in runs):
+        blocks += [Picture(figures.learning_curves(curves), "Learning curves")]
+    if made.classes:
+        rows = [(one.name, str(one.n), *(f"{error:.1f}" for error in one.errors)) for one in made.classes]
+        sheet = Sheet(("class", "pictures", *made.runs[:2]), rows, numbers=frozenset({1, 2, 3}))
+        blocks += [Heading(2, "Classes on which they differ most, top-1 error"), sheet]
+    if made.disagreements:
+        blocks.append(Heading(2, "Pictures on which they disagree most"))
+        rows = [(str(one.row), one.true, *one.guesses, one.file or DASH) for one in made.disagreements]
+        if index:
+            blocks.append(Picture(_contact_sheet(made, index), "True class, and the first guesses of the two"))
+        blocks.append(Sheet(("row", "true class", *made.runs[:2], "file"), rows))
+    return blocks
+
+
+def _contact_sheet(made: Comparison, index: Index) -> bytes:
+    import io
+
+    from PIL import Image
+
+    split = index.split("val")
+    images, titles = [], []
+    for one in made.disagreements:
+        with Image.open(io.BytesIO(split.read(one.row))) as picture:
+            small = picture.convert("RGB")
+        small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+        images.append(np.asarray(small))
+        titles.append(f"{one.true}\n{one.guesses[0]} | {one.guesses[1]}")
+    return figures.sheet(images, titles)
+
+
+def _error_sheet(made: Comparison) -> Sheet:
+    def cell(error: float | None, interval: tuple[float, float] | None) -> str:
+        return DASH if error is None or interval is None else f"{error:.2f} ({interval[0]:.2f} to {interval[1]:.2f})"
+
+    rows = []
+    for one in made.errors:
+        Q = one.Q[0] if len(set(one.Q)) == 1 else " | ".join(one.Q)
+        n = " | ".join(dict.fromkeys(DASH if n is None else f"{n:,}" for n in one.n))
+        for k, errors, intervals in ((1, one.top1, one.interval_top1), (5, one.top5, one.interval_top5)):
+            cells = (cell(*pair) for pair in zip(errors, intervals, strict=True))
+            rows.append((one.method, Q, f"top-{k}", *cells, n))
+    columns = frozenset(range(3, 4 + len(made.runs)))
+    return Sheet(("method", "Q", "error", *made.runs, "n"), rows, numbers=columns)
+
+
+def _paired_sheet(made: Comparison) -> Sheet:
+    rows = [
+        (
+            one.method,
+            one.scales,
+            f"{one.first} - {one.second}",
+            f"{one.difference:+.2f}",
+            f"{one.interval[0]:+.2f} to {one.interval[1]:+.2f}",
+            "< 0.0001" if one.p_value < 1e-4 else f"{one.p_value:.4f}",
+            f"{one.only_first_right} / {one.only_second_right}",
+            f"{one.n:,}",
+        )
+        for one in made.paired
+    ]
+    header = ("method", "scales", "runs", "difference", "95 % interval", "p", "only one right", "n")
+    return Sheet(header, rows, numbers=frozenset({3, 4, 5, 6, 7}))
+
+
+def _text(item: Any) -> str:
+    return DASH if item is None else str(item)

@@ -1,0 +1,193 @@
+"""Figures as PNG bytes (matplotlib, without a display). No torch: tensors arrive here as arrays."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggrepro.paper import facts
+from vggrepro.reporting.answers import Answers
+from vggrepro.reporting.tables import Report, Row
+from vggrepro.tracking import RunDirectory
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, which all readers can tell apart.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442")
+_PER_ROW = 8
+
+
+def learning_curves(runs: Mapping[str, RunDirectory]) -> bytes:
+    """Training loss and validation error (centre crop) of some runs on common axes; a dotted line at each drop."""
+    figure, (loss, error) = _figure(1, 2, 10, 3.8)
+    for number, (name, run) in enumerate(runs.items()):
+        colour = _COLOURS[number % len(_COLOURS)]
+        train, validation = run.records("train"), run.records("validation")
+        _line(loss, train, "loss", label=name, color=colour)
+        _line(error, validation, "top1_error", label=f"{name}, top-1", color=colour, marker=".")
+        _line(error, validation, "top5_error", label=f"{name}, top-5", color=colour, linestyle="--", linewidth=1)
+        for before, after in pairwise(train):
+            if after["learning_rate"] < before["learning_rate"]:
+                for axes in (loss, error):
+                    axes.axvline(after["step"], color=colour, linestyle=":", linewidth=1)
+    loss.set(xlabel="iteration", ylabel="training loss")
+    error.set(xlabel="iteration", ylabel="centre-crop error, %", ylim=(0, 100))
+    for axes in (loss, error):
+        axes.legend(fontsize=8)
+    return _png(figure)
+
+
+def _line(axes: Axes, records: Sequence[Mapping[str, Any]], key: str, **style: Any) -> None:
+    axes.plot([one["step"] for one in records], [float(one[key]) for one in records], **style)
+
+
+def error_by_depth(report: Report, group: str) -> bytes | None:
+    """Top-1 error against weight layers, one colour a training scale; the paper's figures as open marks."""
+    layers = facts().weight_layers_printed
+    rows = [row for row in _rows(report, group, (3,)) if row.net in layers]
+    if not rows:
+        return None
+    figure, ((axes,),) = _figure(1, 1, 6, 4, squeeze=False)
+    for number, S in enumerate(dict.fromkeys(row.S for row in rows)):
+        of_scale = sorted((row for row in rows if row.S == S), key=lambda row: layers[row.net])
+        _marks(axes, [layers[row.net] for row in of_scale], of_scale, _COLOURS[number % len(_COLOURS)], f"S = {S}")
+    used = sorted({(layers[row.net], row.net) for row in rows})
+    ticks = {at: ", ".join(net for depth, net in used if depth == at) for at, _ in used}
+    axes.set_xticks(list(ticks), [f"{at}\n{nets}" for at, nets in ticks.items()])
+    axes.set(xlabel="weight layers", ylabel="top-1 error, %", title="Dense, one Q")
+    axes.legend(fontsize=8)
+    return _png(figure)
+
+
+def error_by_scale(report: Report, group: str) -> bytes | None:
+    """Top-1 error of each net and S at one Q and at several; the paper's figures as open marks."""
+    rows = _rows(report, group, (3, 4))
+    if not rows:
+        return None
+    places = list(dict.fromkeys((row.net, row.S) for row in rows))
+    figure, ((axes,),) = _figure(1, 1, max(5.0, 0.9 * len(places) + 2), 4, squeeze=False)
+    for number, table in enumerate((3, 4)):
+        own = [row for row in rows if row.table == table]
+        x = [places.index((row.net, row.S)) + 0.16 * (2 * number - 1) for row in own]
+        _marks(axes, x, own, _COLOURS[number], ("one Q", "several Q")[number])
+    axes.set_xticks(range(len(places)), [f"{net}\nS = {S}" for net, S in places], fontsize=8)
+    axes.set(ylabel="top-1 error, %", title="Dense")
+    axes.legend(fontsize=8)
+    return _png(figure)
+
+
+def _rows(report: Report, group: str, tables: Sequence[int]) -> list[Row]:
+    """Measured rows; and where the paper's figures apply, the printed ones too."""
+    papers = {one.id for one in report.groups if one.papers}
+    return [
+        row
+        for row in report.rows
+        if row.group == group
+        and row.table in tables
+        and row.split == "val"
+        and (row.measured_top1 is not None or group in papers)
+    ]
+
+
+def _marks(axes: Axes, x: Sequence[float], rows: Sequence[Row], colour: str, label: str) -> None:
+    """Measured errors with their intervals, and printed ones as open marks."""
+    open_marks = [(at, row.printed_top1) for at, row in zip(x, rows, strict=True) if row.printed_top1 is not None]
+    comparable = [row.verdict != "not comparable" for row in rows]
+    if open_marks and any(comparable):
+        axes.plot(*zip(*open_marks, strict=True), "o", mfc="none", mec=colour, label=f"{label}, the paper")
+    measured = [
+        (at, row) for at, row in zip(x, rows, strict=True) if row.interval_top1 and row.measured_top1 is not None
+    ]
+    if measured:
+        y = np.array([row.measured_top1 for _, row in measured])
+        ends = np.array([row.interval_top1 for _, row in measured]).T
+        reach = np.abs(ends - y)
+        axes.errorbar([at for at, _ in measured], y, yerr=reach, fmt="o", color=colour, capsize=3, label=label)
+
+
+def crops_sheet(images: NDArray[np.float32], mean: Sequence[float], titles: Sequence[str]) -> bytes:
+    """Training crops as the net sees them: images (n, height, width, 3) in RGB minus `mean`, grey levels."""
+    return sheet([image + np.asarray(mean, np.float32) for image in images], titles)
+
+
+def sheet(images: Sequence[NDArray[Any]], titles: Sequence[str]) -> bytes:
+    """Pictures (height, width, 3) in grey levels 0-255, of any sizes, side by side with a title each."""
+    rows = math.ceil(len(images) / _PER_ROW)
+    figure, grid = _figure(rows, _PER_ROW, 1.5 * _PER_ROW, 1.8 * rows, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, image, title in zip(grid.flat, images, titles, strict=False):
+        axes.imshow(np.clip(image, 0, 255).astype(np.uint8))
+        axes.set_title(title, fontsize=7)
+    return _png(figure)
+
+
+def confusion(answers: Answers, classes: Sequence[str], worst: int = 12) -> bytes:
+    """Share of first guesses, row by true class, for the classes with the largest top-1 error."""
+    chosen = worst_classes(answers, worst)
+    counts = np.zeros((len(chosen), len(chosen) + 1))
+    column = {label: number for number, label in enumerate(chosen)}
+    for row, label in enumerate(chosen):
+        guesses = answers.guess[answers.labels == label]
+        for guess in guesses:
+            counts[row, column.get(int(guess), len(chosen))] += 1 / len(guesses)
+    side = 1.5 + 0.45 * len(chosen)
+    figure, ((axes,),) = _figure(1, 1, side + 1, side, squeeze=False)
+    axes.imshow(100 * counts, cmap="Blues", vmin=0, vmax=100)
+    for (row, at), share in np.ndenumerate(counts):
+        if share >= 0.005:
+            axes.text(at, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7,
+                      color="white" if share > 0.5 else "black")  # fmt: skip
+    names = [classes[label] for label in chosen]
+    axes.set_xticks(range(len(chosen) + 1), [*names, "others"], rotation=90, fontsize=7)
+    axes.set_yticks(range(len(chosen)), names, fontsize=7)
+    axes.set(xlabel="first guess", ylabel="true class", title=f"The {len(chosen)} worst classes, % of each")
+    return _png(figure)
+
+
+def worst_classes(answers: Answers, count: int) -> list[int]:
+    """Class numbers by falling top-1 error."""
+    labels = np.unique(answers.labels)
+    errors = [float((~answers.right1[answers.labels == label]).mean()) for label in labels]
+    return [int(labels[at]) for at in np.argsort([-error for error in errors], kind="stable")[:count]]
+
+
+def filters(weights: NDArray[np.float32]) -> bytes:
+    """The filters of conv1_1, (n, 3, k, k) in RGB: each one's range stretched to all grey levels."""
+    low = weights.min(axis=(1, 2, 3), keepdims=True)
+    span = np.maximum(weights.max(axis=(1, 2, 3), keepdims=True) - low, 1e-12)
+    pixels = ((weights - low) / span).transpose(0, 2, 3, 1)
+    columns = min(16, len(pixels))
+    rows = math.ceil(len(pixels) / columns)
+    side = pixels.shape[1] + 1  # a pixel of white between two
+    board = np.ones((rows * side - 1, columns * side - 1, 3))
+    for number, pixel in enumerate(pixels):
+        top, left = number // columns * side, number % columns * side
+        board[top : top + side - 1, left : left + side - 1] = pixel
+    figure, ((axes,),) = _figure(1, 1, 0.5 * columns, 0.5 * rows, squeeze=False)
+    axes.axis("off")
+    axes.imshow(board, interpolation="nearest")
+    return _png(figure)
+
+
+def _figure(rows: int, columns: int, width: float, height: float, squeeze: bool = True) -> tuple[Figure, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=squeeze)
+
+
+def _png(figure: Figure) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=110, metadata={"Software": None})
+    return out.getvalue()
