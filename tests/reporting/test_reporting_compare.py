@@ -1,0 +1,154 @@
+"""Two runs held against each other: everything that differs is named, and nothing is compared that must not be."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from reporting_runs import CLASSES, PICTURES, REPOSITORY, dense, labels, make_run
+from scipy.stats import binomtest
+
+from vggrepro import cli, pipeline
+from vggrepro.config import load_graph
+from vggrepro.errors import UserError
+from vggrepro.reporting.blocks import to_html, to_markdown
+from vggrepro.reporting.compare import Comparison, blocks_of, compare
+from vggrepro.reporting.runs import find_runs
+
+
+def compared(root: Path) -> Comparison:
+    return compare(find_runs([root]), None)
+
+
+def test_a_known_answer(root: Path) -> None:
+    make_run(root, "A", posteriors=dense(256, wrong1=100, wrong5=50))
+    make_run(root, "B", posteriors=dense(256, wrong1=60, wrong5=10, first=90))
+    made = compared(root)
+    assert made.runs == ["paper:A-256", "paper:B-256"]
+    (errors,) = made.errors
+    assert (errors.method, errors.scales, errors.top1, errors.top5) == ("dense", "one Q", [5.0, 3.0], [2.5, 0.5])
+    (test,) = made.paired
+    # wrong are pictures 0-99 and 90-149
+    assert (test.only_first_right, test.only_second_right, test.n) == (50, 90, PICTURES)
+    assert test.difference == 2.0
+    assert test.p_value == pytest.approx(binomtest(50, 140).pvalue)
+    differing = {(one.kind, one.key): one.values for one in made.differences}
+    assert differing == {("configuration", "model.net"): ["A", "B"]}
+    assert all(labels()[one.row] == int(one.true.removeprefix("class ")) for one in made.disagreements)
+    far_off = {one.row for one in made.disagreements}
+    assert far_off <= {*range(50), *range(90, 150)}
+    assert sum(one.n for one in made.classes) == PICTURES
+    for one in made.classes:
+        own = labels() == int(one.name.removeprefix("class "))
+        wrong = [sum(own[:100]), sum(own[90:150])]
+        assert one.errors == pytest.approx([100 * count / sum(own) for count in wrong])
+
+
+def test_runs_of_other_pictures_are_not_tested_against_each_other(root: Path) -> None:
+    make_run(root, "A", posteriors=dense(256, wrong1=100, wrong5=50))
+    make_run(root, "B", posteriors=dense(256, wrong1=60, wrong5=10), fingerprint="e" * 64)
+    made = compared(root)
+    assert (made.paired, made.classes, made.disagreements) == ([], [], [])
+    assert [one.key for one in made.differences if one.kind == "data"] == ["fingerprint"]
+    assert any("not comparable" in note for note in made.notes)
+
+
+def test_what_is_unfinished_or_not_evaluated_is_said(root: Path) -> None:
+    make_run(root, "A", finished=False)
+    make_run(root, "B")
+    made = compared(root)
+    assert "Not finished: paper:A-256 (step 100)." in made.notes
+    assert any("No run has stored posteriors" in note for note in made.notes)
+
+
+def test_environment_data_and_ledger(root: Path) -> None:
+    line = {"setting": "train.batch", "paper": 256, "run": 32, "why": "small"}
+    for net, torch, lines in (("A", "2.11", []), ("B", "2.15", [line])):
+        run = make_run(root, net, departures=lines)
+        run.write_json("environment.json", {"torch": torch, "python": "3.12"})
+    differing = {(one.kind, one.key): one.values for one in compared(root).differences}
+    assert differing["environment", "torch"] == ["2.11", "2.15"]
+    assert differing["ledger", "train.batch"] == [None, 32]
+    assert ("environment", "python") not in differing
+
+
+def test_three_runs_have_three_tests(root: Path) -> None:
+    for net, wrong in (("A", 100), ("B", 90), ("C", 80)):
+        make_run(root, net, posteriors=dense(256, wrong1=wrong, wrong5=10))
+    made = compared(root)
+    assert [(one.first[6], one.second[6], one.difference) for one in made.paired] == [
+        ("A", "B", 0.5), ("A", "C", 1.0), ("B", "C", 0.5),
+    ]  # fmt: skip
+    assert made.errors[0].top1 == [5.0, 4.5, 4.0]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_fewer_than_two_runs(root: Path, count: int) -> None:
+    make_run(root, "A")
+    with pytest.raises(UserError, match="needs two different runs or more"):
+        compare(find_runs([root]) * count, None)
+    with pytest.raises(UserError, match="needs two different runs or more"):
+        compare(find_runs([root]) * 2, None)
+
+
+def test_markdown_and_html(root: Path) -> None:
+    for net in ("A", "B"):
+        run = make_run(root, net, posteriors=dense(256, wrong1=100, wrong5=50))
+        run.append({"kind": "validation", "step": 100, "top1_error": 50.0, "top5_error": 20.0})
+    runs = find_runs([root])
+    made = compare(runs, None)
+    page = to_html("t", blocks_of(made, runs, None))
+    assert page.count("data:image/png;base64,") == 1  # the curves; without an index there are no pictures to show
+    assert not any(word in page for word in ("http:", "https:", "<script", "url("))
+    text = to_markdown(blocks_of(made, runs, None))
+    assert "| dense | one Q | paper:A-256 - paper:B-256 | +0.00 | +0.00 to +0.00 | 1.0000 | 0 / 0 | 2,000 |" in text
+    assert Comparison.model_validate_json(made.model_dump_json()) == made
+    assert np.shape(made.errors[0].interval_top1) == (2, 2)
+    assert CLASSES == len(made.classes)
+
+
+@pytest.fixture
+def run_twice(settings: list[str], tmp_path: Path) -> Path:
+    """Two seconds of the demo: A, and D from A."""
+    small = ("train.schedule.kind=plateau", "train.schedule.drops_at=[]", "train.iterations=2")
+    pipeline.reproduce(load_graph(REPOSITORY / "configs" / "demo.yaml", [*settings, *small]))
+    return tmp_path / "runs"
+
+
+def test_the_commands(run_twice: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    def vggrepro(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["vggrepro", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        printed = capsys.readouterr()
+        return int(left.value.code or 0), printed.out, printed.err
+
+    capsys.readouterr()
+    page = tmp_path / "page.html"
+    status, out, err = vggrepro("compare", "A", "demo:D", "--runs", run_twice, "--out", page, "--json")
+    made = json.loads(out)
+    assert (status, made["runs"]) == (0, ["demo:A", "demo:D"]), err
+    assert {one["true"] for one in made["classes"] if "true" in one} | {one["name"] for one in made["classes"]} == {
+        "n01", "n02", "n03",
+    }  # fmt: skip
+    shown = page.read_text()
+    assert shown.count("data:image/png;base64,") == 1 + bool(made["disagreements"])
+
+    for folder in (run_twice / "demo" / "A", run_twice / "demo" / "D"):
+        figures = {file.name for file in (folder / "figures").iterdir()}
+        assert figures == {"learning_curves.png", "training_crops.png", "confusion.png", "conv1_1.png"}
+        for file in (folder / "figures").iterdir():
+            with Image.open(file) as picture:
+                assert picture.convert("L").getextrema()[0] < 128, f"{file.name} is blank"
+
+    status, out, _ = vggrepro("tables", "--runs", run_twice, "--json")
+    assert [row["n"] for row in json.loads(out)["rows"] if row["run"]] == [12, 12, 12, 12]
+    status, out, err = vggrepro("compare", "A", "nowhere", "--runs", run_twice)
+    assert (status, out) == (2, "")
+    assert "run nowhere is no run directory" in err
+    assert vggrepro("compare", "A", "D", "--runs", run_twice, "--out", "x.pdf")[0] == 2
+    assert vggrepro("tables", "--runs", tmp_path / "nowhere")[0] == 2

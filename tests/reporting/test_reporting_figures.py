@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from reporting_runs import dense, make_run
+
+from vggrepro.reporting import figures
+from vggrepro.reporting.answers import Answers
+from vggrepro.reporting.runs import find_runs
+from vggrepro.reporting.tables import build_report
+
+
+def pixels(png: bytes) -> NDArray[np.uint8]:
+    with Image.open(io.BytesIO(png)) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def has_colour(image: NDArray[np.uint8], colour: tuple[int, int, int]) -> int:
+    """Pixels within a few grey levels of a colour."""
+    return int((np.abs(image.astype(int) - colour).max(axis=2) < 8).sum())
+
+
+BLUE, ORANGE = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)
+
+
+def test_curves_have_a_colour_a_run_and_a_line_a_drop(root: Path) -> None:
+    runs = {}
+    for net, drops in (("A", False), ("B", True)):
+        run = runs[net] = make_run(root, net)
+        for step in (200, 300, 400):
+            rate = 0.001 if drops and step >= 300 else 0.01
+            run.append({"kind": "train", "step": step, "loss": 2.0 - step / 400, "learning_rate": rate})
+            run.append({"kind": "validation", "step": step, "top1_error": 50.0, "top5_error": 20.0})
+    both = pixels(figures.learning_curves(runs))
+    only_A = pixels(figures.learning_curves({"A": runs["A"]}))
+    assert has_colour(both, BLUE) > 100
+    assert has_colour(both, ORANGE) > 100
+    assert has_colour(only_A, ORANGE) == 0
+
+
+@pytest.mark.usefixtures("paper_of_2000")
+def test_error_by_depth_and_scale(root: Path) -> None:
+    for net, wrong in (("A", 592), ("D", 540)):
+        make_run(root, net, posteriors=dense(224, 256, 288, wrong1=wrong, wrong5=100))
+    report = build_report(find_runs([root]))
+    for draw in (figures.error_by_depth, figures.error_by_scale):
+        png = draw(report, report.groups[0].id)
+        assert png is not None
+        assert has_colour(pixels(png), BLUE) > 50
+        assert draw(report, "no such group") is None
+
+
+def answers(guess: list[int], label: list[int]) -> Answers:
+    own, first = np.array(label), np.array(guess)
+    return Answers(own, first, np.ones(len(own), np.float32), own == first, np.ones(len(own), bool))
+
+
+def test_the_worst_classes_come_first() -> None:
+    made = answers(guess=[0, 0, 0, 1, 1, 2], label=[0, 1, 1, 1, 2, 2])
+    assert figures.worst_classes(made, 3) == [1, 2, 0]
+    assert figures.worst_classes(made, 1) == [1]
+    assert pixels(figures.confusion(made, ["a", "b", "c"], worst=2)).std() > 0
+
+
+def test_crops_are_shown_with_the_mean_added_again() -> None:
+    red = np.zeros((2, 32, 32, 3), np.float32) - 100.0
+    red[..., 0] = 155.0
+    sheet = pixels(figures.crops_sheet(red, (100.0, 100.0, 100.0), ["a", "b"]))
+    assert has_colour(sheet, (255, 0, 0)) > 1000
+
+
+def test_filters_are_stretched_to_all_grey_levels() -> None:
+    weights = np.zeros((17, 3, 3, 3), np.float32)
+    weights[:, 1] = 1e-6  # faint, but the only colour there is
+    image = pixels(figures.filters(weights))
+    assert has_colour(image, (0, 255, 0)) > 1000
