@@ -165,12 +165,22 @@ def reproduce(graph: Graph) -> Path | None:
             evaluate_stage(config, at)
         if not at.here.is_first:
             return None
-    report = build_report([StoredRun(config.directory, config) for config in stages])
-    title = f"{graph.name}: measured beside printed"
-    text = render(report, Format.markdown, title, counts=False)
+    return write_tables(graph)
+
+
+def write_tables(graph: Graph) -> Path:
+    """Prints and writes the tables of what is evaluated by now; returns their file. Raises UserError."""
+    stages = list(graph.stages.values())
     folder = RunDirectory(stages[0].run.root / graph.name)
-    folder.write_text("tables.md", text)
-    folder.write_text("tables.html", render(report, Format.html, title, counts=False))
+    title = f"{graph.name}: measured beside printed"
+    seen, text = None, ""
+    # Stages that run as jobs of their own end when they will: the tables are written last by who has seen all of it.
+    while seen != (found := sorted(file for stage in stages for file in stage.directory.glob("posteriors/*"))):
+        seen = found
+        report = build_report([StoredRun(config.directory, config) for config in stages])
+        text = render(report, Format.markdown, title, counts=False)
+        folder.write_text("tables.md", text)
+        folder.write_text("tables.html", render(report, Format.html, title, counts=False))
     print(text)
     say(f"tables written to {folder.path / 'tables.md'} and tables.html")
     if stages[0].tracking.mlflow:

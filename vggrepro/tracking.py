@@ -462,16 +462,13 @@ def environment() -> dict[str, str | int | bool | None]:
 
     A package that is not installed is None; so are ``git_commit`` and ``git_dirty`` where the code is no checkout.
     """
-    commit = _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         **{name: _version(name) for name in ("torch", "torchvision", "numpy", "pillow")},
         "dali": _version("nvidia-dali-cuda130"),
-        "git_commit": commit,
-        "git_dirty": None if changes is None else bool(changes),
+        **_commit(),
         "command": shlex.join(sys.orig_argv),
     }
 
@@ -481,6 +478,15 @@ def _version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _commit() -> dict[str, str | bool | None]:
+    note = Path(__file__).resolve().parents[1] / "commit.json"  # beside the copy of the code that a job runs
+    if note.exists():
+        return json.loads(note.read_bytes())
+    commit = _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain")
+    return {"git_commit": commit, "git_dirty": None if changes is None else bool(changes)}
 
 
 def _git(*arguments: str) -> str | None:

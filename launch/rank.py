@@ -1,0 +1,86 @@
+"""What each rank of a job runs: one stage of a submitted graph, from the snapshot in its run directory.
+
+srun python -m launch.rank RUN_DIRECTORY
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from launch.attempt import ERRORS, USER_STATUS
+from launch.snapshot import GRAPH, STAGE
+from vggrepro import lease
+from vggrepro.errors import INTERRUPTED_STATUS, Interrupted, UserError
+
+
+class Stage:
+    """What submitit pickles: a path. The code comes from the snapshot, the state from the run directory."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+
+    def __call__(self) -> None:
+        """Runs the stage; ends the process itself unless all went well, so that the exit status is ours."""
+        status = run(Path(self.directory))
+        if status:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+
+def run(directory: Path) -> int:
+    """Trains and evaluates the stage of a run directory and writes the graph's tables; returns the exit status."""
+    # From here on a signal ends this rank with the status that brings the job back; training then catches it itself.
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, lambda *_: os._exit(INTERRUPTED_STATUS))
+    signal.signal(signal.SIGCONT, signal.SIG_DFL)
+    try:
+        from vggrepro.config import load_graph
+        from vggrepro.pipeline import evaluate_stage, session, train_stage, write_tables
+
+        graph = load_graph(directory / GRAPH)
+        name = (directory / STAGE).read_text().strip()
+        config, parent = graph.stages[name], graph.parents[name]
+        with session([config]) as at:
+            train_stage(config, graph.stages[parent] if parent else None, at)
+            evaluate_stage(config, at)
+            if at.here.is_first:
+                write_tables(graph)
+    except Interrupted as stop:
+        print(f"vggrepro: {stop}", file=sys.stderr)
+        return INTERRUPTED_STATUS
+    except lease.LeaseLost as lost:
+        print(f"vggrepro: {lost}", file=sys.stderr)
+        return lease.LOST_STATUS
+    except UserError as error:
+        print(f"vggrepro: {error}", file=sys.stderr)
+        _leave_word(directory, str(error), user=True)
+        return USER_STATUS
+    except BaseException as error:
+        traceback.print_exc()
+        _leave_word(directory, f"{type(error).__name__}: {error}", user=False)
+        return 1
+    return 0
+
+
+def _leave_word(directory: Path, text: str, *, user: bool) -> None:
+    """The reason of this rank's failure, for `settle` and `status`."""
+    rank = os.environ.get("SLURM_PROCID", "0")
+    host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    first_line = (text.strip().splitlines() or [""])[0][:300]
+    word = {"rank": int(rank), "host": host, "time": time.time(), "user": user, "text": first_line}
+    try:
+        (directory / ERRORS / f"{rank}.json").write_text(json.dumps(word))
+    except OSError as error:  # the disk may be what has failed
+        print(f"vggrepro: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(run(Path(sys.argv[1])))

@@ -1,0 +1,143 @@
+"""What a submission leaves in a stage's run directory: code, resolved configuration, and a script to submit by hand.
+
+    submission/graph.yaml       every stage of the graph, resolved
+               stage            the name of this one
+               code/            vggrepro and launch as they were, and the commit
+               submit.sbatch    the job without submitit: `sbatch submit.sbatch` goes on from the newest checkpoint
+               submitit/        submitit's pickles
+    logs/                       JOB.log of the job, JOB_RANK.log of each rank
+
+The folder `submission` is its user's alone: unpickling what somebody else put there would run it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from vggrepro.config import Config, Graph
+from vggrepro.errors import UserError
+from vggrepro.tracking import environment
+
+FOLDER = Path("submission")
+GRAPH = FOLDER / "graph.yaml"
+STAGE = FOLDER / "stage"
+SCRIPT = FOLDER / "submit.sbatch"
+PICKLES = FOLDER / "submitit"
+LOGS = Path("logs")
+
+Options = Mapping[str, str]
+"""Options of sbatch by their long names; an empty text for those without a value."""
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+def take(directory: Path, graph: Graph, name: str, options: Options) -> None:
+    """Writes the snapshot of a stage in place of the one before. Raises UserError when the folder is not ours."""
+    final = directory / FOLDER
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / LOGS).mkdir(exist_ok=True)
+    if final.exists() and (final.is_symlink() or final.stat().st_uid != os.geteuid()):
+        raise UserError(f"{final} belongs to another user, whose code a job must not run; use another run.experiment")
+    shutil.rmtree(final, ignore_errors=True)
+    final.mkdir(mode=0o700)
+    (directory / PICKLES).mkdir()
+    for package in ("vggrepro", "launch"):
+        unwanted = shutil.ignore_patterns("__pycache__", "*.pyc")
+        shutil.copytree(_ROOT / package, final / "code" / package, ignore=unwanted)
+    origin = environment()
+    commit = {key: origin[key] for key in ("git_commit", "git_dirty")}
+    (final / "code" / "commit.json").write_text(json.dumps(commit) + "\n")
+    (directory / GRAPH).write_text(graph_text(graph))
+    (directory / STAGE).write_text(name + "\n")
+    script = directory / SCRIPT
+    script.write_text(batch_script(directory, graph.stages[name], options))
+    script.chmod(0o700)
+
+
+def graph_text(graph: Graph) -> str:
+    """A graph as one file with every setting."""
+    stages = {}
+    for name, config in graph.stages.items():
+        tree = config.model_dump(mode="json")
+        stages[name] = tree | {"run": tree["run"] | {"name": name, "parent": graph.parents[name]}}
+    return yaml.safe_dump({"stages": stages}, sort_keys=False, allow_unicode=True)
+
+
+def batch_script(directory: Path, config: Config, options: Options) -> str:
+    """The job as a script for sbatch."""
+    srun = ["srun", "--unbuffered", *srun_arguments(directory, config)]
+    command = f"{shlex.join(srun)} {python(config)} -u -m launch.rank {shlex.quote(str(directory))}"
+    lines = ["#!/bin/bash", *map(_directive, options, options.values()), "", *setup(directory, config), "", command]
+    return "\n".join(lines) + "\n"
+
+
+def _directive(name: str, value: str) -> str:
+    return f"#SBATCH --{name}" + (f"={shlex.quote(value)}" if value else "")
+
+
+def setup(directory: Path, config: Config) -> list[str]:
+    """The lines of a job's script before its ranks are started."""
+    here = shlex.quote(sys.executable)
+    quoted = shlex.quote(str(directory))
+    code = shlex.quote(str(directory / FOLDER / "code"))
+    return [
+        f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}",
+        'export VGGREPRO_ATTEMPT="$SLURM_JOB_ID:${SLURM_RESTART_COUNT:-0}"',
+        f"export VGGREPRO_MAX_FAILURES={config.cluster.max_failures}",
+        f"settle() {{ {here} -m launch.attempt settle {quoted} $?; exit $?; }}",
+        "trap settle EXIT",
+        "# the shell outlives the signals that end its ranks: settle asks SLURM what they meant",
+        "trap : TERM USR2",
+        *config.cluster.setup,
+        f"{here} -m launch.attempt begin {quoted} || exit $?",
+    ]
+
+
+def srun_arguments(directory: Path, config: Config) -> list[str]:
+    """Options of srun: a rank that fails ends the others; each rank has its log."""
+    logs = str(directory / LOGS / "%j_%t.log")
+    arguments = ["--kill-on-bad-exit=1", "--open-mode=append", f"--output={logs}", f"--error={logs}"]
+    if config.cluster.cpus_per_task:  # since 22.05 srun does not take it over from sbatch
+        arguments.append(f"--cpus-per-task={config.cluster.cpus_per_task}")
+    image = config.cluster.container
+    if image and not _is_apptainer(image):
+        mounts = ",".join(f"{place}:{place}" for place in _places(config))
+        arguments += [f"--container-image={image}", f"--container-mounts={mounts}"]
+        arguments.append(f"--container-workdir={Path.cwd()}")
+    return arguments
+
+
+def python(config: Config) -> str:
+    """The interpreter of the ranks as a shell command: this one, or the container's."""
+    image = config.cluster.container
+    if not image:
+        return shlex.quote(sys.executable)
+    if not _is_apptainer(image):
+        return "python"
+    binds = [word for place in _places(config) for word in ("--bind", place)]
+    gpu = [] if config.run.device == "cpu" else ["--nv"]
+    return shlex.join(["apptainer", "exec", *gpu, *binds, image, "python"])
+
+
+def _is_apptainer(image: str) -> bool:
+    return image.endswith(".sif") or "://" in image or Path(image).is_dir()
+
+
+def _places(config: Config) -> list[str]:
+    """What a job needs to see inside a container."""
+    named = [Path.cwd(), config.run.root, config.data.index]
+    if config.data.root and not config.data.root.startswith("builtin:"):
+        named.append(Path(config.data.root))
+    places = sorted({str(path.absolute()) for path in named if path is not None and path.exists()})
+    for place in places:
+        if set(place) & set(":,"):
+            raise UserError(f"{place} cannot be mounted in a container: its name has a colon or a comma; rename it")
+    return places
