@@ -45,7 +45,7 @@ def regions(
                 pipe.schedule_run()
                 (outputs,) = pipe.share_outputs()
                 # copied into PIL's own layout, since DALI uses the buffer again
-                images = [Image.fromarray(np.asarray(outputs[row])) for row in range(len(outputs))]
+                images = list(pool.map(lambda region: Image.fromarray(np.asarray(region)), outputs))
                 pipe.release_outputs()
             except StopIteration:
                 yield from (batch.regions([]) for batch in decoding)

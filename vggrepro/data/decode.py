@@ -99,5 +99,5 @@ def resample(region: Region, box: Ints, window: NDArray[np.float64], flip: bool,
         image = image.crop((left, top, right, bottom))
     low_y, low_x, high_y, high_x = window - np.tile(box[:2], 2)
     within = (max(low_x, 0.0), max(low_y, 0.0), min(high_x, image.width), min(high_y, image.height))
-    pixels = np.asarray(image.resize((out.shape[1], out.shape[0]), Image.Resampling.BILINEAR, box=within))
-    out[:] = pixels[:, ::-1] if flip else pixels
+    shown = image.resize((out.shape[1], out.shape[0]), Image.Resampling.BILINEAR, box=within)
+    out[:] = np.asarray(shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else shown)

@@ -81,17 +81,22 @@ class Loader:
         A picture that has gone bad since it was indexed gives its place to the plan's spare; where there is none (in
         testing, where every picture counts), or with more than `data.max_bad` of them, UserError is raised.
         """
-        with closing(_in_background(self._rendered(split, stream))) as rendered:
-            for views, pixels, offset in rendered:
-                images = pixels.to(self.device, non_blocking=True).float()
-                images -= offset.to(self.device, non_blocking=True)
-                if self.std != (1.0, 1.0, 1.0):
-                    images /= torch.tensor(self.std, device=self.device)
-                labels = torch.from_numpy(split.label[views.picture])
-                yield Batch(images.permute(0, 3, 1, 2), labels.to(self.device), views)
+        with closing(_in_background(self._batches(split, stream))) as batches:
+            yield from batches
 
-    def _rendered(self, split: Split, stream: Iterable[Views]) -> Generator[tuple[Views, torch.Tensor, torch.Tensor]]:
-        """(views, (N, h, w, 3) grey levels, (N, 1, 1, 3) what is to be subtracted from them)."""
+    def _batches(self, split: Split, stream: Iterable[Views]) -> Generator[Batch]:
+        for views, pixels in self._rendered(split, stream):
+            offset = torch.from_numpy(np.array(self.mean, np.float32) - views.shift).to(self.device, non_blocking=True)
+            images = pixels.to(self.device, non_blocking=True).float()
+            # rows of w * 3 numbers at once: three at a time are no work for vector units
+            images.view(len(views), views.shape[0], -1).sub_(offset.repeat(1, views.shape[1])[:, None])
+            if self.std != (1.0, 1.0, 1.0):
+                images /= torch.tensor(self.std, device=self.device)
+            labels = torch.from_numpy(split.label[views.picture]).to(self.device, non_blocking=True)
+            yield Batch(images.permute(0, 3, 1, 2), labels, views)
+
+    def _rendered(self, split: Split, stream: Iterable[Views]) -> Iterator[tuple[Views, torch.Tensor]]:
+        """(views, (N, h, w, 3) grey levels) of each Views of the stream."""
         cut: deque[tuple[Views, int, NDArray[np.intp]]] = deque()
 
         def wanted() -> Iterator[tuple[Ints, Ints]]:
@@ -115,8 +120,7 @@ class Loader:
                 rows = shown[first : first + len(which)]
                 list(pool.map(resample, of_row, rows.decode_box(), rows.source_window(), rows.flip, places))
                 if first + len(which) == len(views):
-                    offset = np.array(self.mean, np.float32) - shown.shift
-                    yield shown, pixels, torch.from_numpy(offset)[:, None, None, :]
+                    yield shown, pixels
 
     def _regions(
         self, split: Split, wanted: Iterator[tuple[Ints, Ints]], pool: ThreadPoolExecutor
