@@ -1,31 +1,84 @@
-"""Submits a configuration's stage graph.
+"""Submits a configuration's stage graph to SLURM.
 
-    python launch/submit.py --config configs/vgg_D.yaml --nodes 4 --dry-run   # what would be submitted, in which order
-    python launch/submit.py --config configs/vgg_D.yaml --local               # the same graph on this machine
-
-Submission to SLURM itself comes with the requeue protocol; until then `slurm/train.sbatch` submits one stage.
+python launch/submit.py --config configs/vgg_D.yaml --nodes 4             # what is not finished, in order
+python launch/submit.py --config configs/vgg_D.yaml --nodes 4 --dry-run   # what would be submitted
+python launch/submit.py --config configs/vgg_D.yaml --local               # the same graph on this machine
+python launch/submit.py status --config configs/vgg_D.yaml                # and cancel, logs
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whatever else is installed
+
 import typer
 
-from vggrepro.config import Config, Graph, load_graph
+from launch import slurm, snapshot
+from launch.stages import Stage, newest_log, stages_of, status_of
+from vggrepro.config import Graph, load_graph, override
 from vggrepro.errors import UserError, run_command
-from vggrepro.stages import is_finished
+
+_ENDING_S = 60
+OWN_OPTIONS = {"job-name", "comment", "chdir", "output", "error", "signal", "requeue", "dependency", "array"}
+"""Options of sbatch that the way jobs are followed and come back depends on."""
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="YAML file: a stage, or a graph of stages.")]
+SetOption = Annotated[list[str], typer.Option("--set", "-s", help="Override a setting: section.key=value.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 
-def stage_graph(graph: Graph) -> list[dict[str, Any]]:
-    """The stages in order, parents first: name, depends_on, nodes, gpus_per_node, state (finished, waiting or ready).
+def sbatch_options(stage: Stage) -> dict[str, str | int]:
+    """What is asked of SLURM for one stage, by sbatch's long names: one task a GPU. Raises UserError."""
+    config, cluster = stage.config, stage.config.cluster
+    if own := OWN_OPTIONS & cluster.sbatch.keys():
+        raise UserError(f"cluster.sbatch.{sorted(own)[0]} is set by submit.py itself; remove it")
+    minutes = max(1, round(cluster.hours * 60))
+    if minutes * 60 <= cluster.warning_s:
+        raise UserError(
+            f"a time limit of {minutes} min leaves nothing beside cluster.warning_s={cluster.warning_s}; "
+            f"raise --time or lower cluster.warning_s"
+        )
+    directory = stage.directory
+    if "%" in str(directory) or "\\" in str(directory):
+        raise UserError(f"{directory}: SLURM expands % and \\ in names of logs; choose another run.root")
+    asked: dict[str, str | int | None] = {
+        "job-name": f"{config.run.experiment}.{stage.name}",
+        "comment": slurm.key_of(directory),
+        "chdir": str(Path.cwd()),
+        "output": str(directory / snapshot.LOGS / "%j.log"),
+        "open-mode": "append",
+        "requeue": "",
+        "signal": f"USR2@{cluster.warning_s}",
+        "nodes": cluster.nodes,
+        "ntasks-per-node": cluster.gpus_per_node,
+        "gpus-per-node": None if config.run.device == "cpu" else cluster.gpus_per_node,
+        "time": minutes,
+        "cpus-per-task": cluster.cpus_per_task,
+        "mem": cluster.mem,
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "exclude": cluster.exclude,
+    }
+    return {key: item for key, item in asked.items() if item is not None} | cluster.sbatch
 
-    Raises UserError: ranks that do not divide the batch, a run directory of another configuration.
-    """
-    finished = {name: is_finished(config) for name, config in graph.stages.items()}
-    stages = []
+
+def check(graph: Graph) -> None:
+    """What can be known before anything is submitted. Raises UserError."""
     for name, config in graph.stages.items():
         cluster, ranks = config.cluster, config.cluster.nodes * config.cluster.gpus_per_node
         if config.train.batch % ranks:
@@ -33,75 +86,323 @@ def stage_graph(graph: Graph) -> list[dict[str, Any]]:
                 f"{cluster.nodes} nodes of {cluster.gpus_per_node} GPUs make {ranks} ranks, which do not divide "
                 f"train.batch={config.train.batch}; ask for {_nearest_divisor(config.train.batch, ranks)} ranks"
             )
-        parent = graph.parents[name]
-        waiting = parent is not None and not finished[parent]
-        stages.append(
-            {
-                "name": name,
-                "depends_on": [parent] if waiting else [],
-                "nodes": cluster.nodes,
-                "gpus_per_node": cluster.gpus_per_node,
-                "state": "finished" if finished[name] else "waiting" if waiting else "ready",
-                "directory": str(config.directory),
-            }
-        )
-    return stages
+        data = config.data
+        if data.index and not data.index.exists():
+            raise UserError(f"data.index={data.index} of stage {name} does not exist; make it with `vggrepro index`")
+        if data.root and not data.root.startswith("builtin:") and not Path(data.root).exists():
+            raise UserError(f"data.root={data.root} of stage {name} does not exist; set it to the pictures' place")
+        if cluster.container and cluster.container.endswith((".sif", ".sqsh")) and not Path(cluster.container).exists():
+            raise UserError(f"container {cluster.container} does not exist; build it, or name an image to be pulled")
 
 
-def sbatch_parameters(config: Config) -> dict[str, Any]:
-    """What is asked of SLURM for one stage: one task a GPU."""
-    cluster = config.cluster
-    asked = {
-        "nodes": cluster.nodes,
-        "ntasks_per_node": cluster.gpus_per_node,
-        "gpus_per_node": cluster.gpus_per_node,
-        "time_min": round(cluster.hours * 60),
-        "partition": cluster.partition,
-        "account": cluster.account,
+def check_slurm(stages: list[Stage]) -> None:
+    """Whether SLURM would take the jobs; nothing is submitted. Raises UserError with its answer."""
+    asked = set()
+    for stage in stages:
+        named = {"job-name", "comment", "chdir", "output"}
+        options = {key: item for key, item in sbatch_options(stage).items() if key not in named}
+        arguments = tuple(f"--{key}={item}" if item != "" else f"--{key}" for key, item in options.items())
+        if arguments in asked:
+            continue
+        asked.add(arguments)
+        try:
+            slurm.ask("sbatch", "--test-only", *arguments, "--wrap=true")
+        except slurm.SlurmError as error:
+            known = f"; partitions: {', '.join(slurm.partitions())}" if "partition" in str(error) else ""
+            raise UserError(f"SLURM does not take stage {stage.name}: {error}{known}") from None
+
+
+def submit_stages(graph: Graph, stages: list[Stage]) -> list[Stage]:
+    """Submits what is left to do, each stage after the one it starts from; returns all stages with their jobs."""
+    done: dict[str, Stage] = {}
+    at_work: list[str] = []
+    for stage in stages:
+        if stage.to_submit:
+            after = []
+            if stage.parent:
+                parent = done[stage.parent].job
+                assert parent is not None, stage
+                after.append(f"afterok:{parent.id}")
+            most = stage.config.cluster.array_parallelism
+            if most and len(at_work) >= most and f"afterok:{at_work[-most]}" not in after:
+                after.append(f"afterany:{at_work[-most]}")
+            number = _submit(graph, stage, ",".join(after))
+            stage = replace(stage, state="queued", job=slurm.Job(number, "PENDING", ""))  # noqa: PLW2901
+        if stage.job:
+            at_work.append(stage.job.id)
+        done[stage.name] = stage
+    return list(done.values())
+
+
+def _submit(graph: Graph, stage: Stage, dependency: str) -> str:
+    """Submits one stage; returns the job's number. Raises UserError."""
+    import submitit
+
+    from launch.rank import Stage as Work
+
+    config, directory, options = stage.config, stage.directory, sbatch_options(stage)
+    texts = {key: str(item) for key, item in options.items()}
+    snapshot.take(directory, graph, stage.name, texts)
+    if dependency:  # one that can no longer be fulfilled ends the job: it must not wait for ever
+        texts |= {"dependency": dependency, "kill-on-invalid-dep": "yes"}
+    executor = submitit.SlurmExecutor(folder=directory / snapshot.PICKLES, python=snapshot.python(config))
+    executor.update_parameters(
+        nodes=config.cluster.nodes,
+        ntasks_per_node=config.cluster.gpus_per_node,
+        signal_delay_s=config.cluster.warning_s,
+        stderr_to_stdout=True,
+        wckey=None,  # submitit's default is refused where such keys are checked
+        setup=snapshot.setup(directory, config),
+        srun_args=snapshot.srun_arguments(directory, config),
+        additional_parameters={key.replace("-", "_"): item or True for key, item in texts.items()},
+    )
+    try:
+        return executor.submit(Work(str(directory))).job_id
+    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+        line = str(error).strip().splitlines()[-1]
+        raise UserError(f"SLURM does not take stage {stage.name}: {line}; submit again to go on from there") from None
+
+
+@contextmanager
+def _alone(graph: Graph) -> Iterator[None]:
+    """Keeps a second submit.py from submitting the same experiment at the same time. Raises UserError."""
+    first = next(iter(graph.stages.values()))
+    folder = first.run.root / first.run.experiment
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".submit.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another submit.py is submitting {folder} right now; wait for it to end") from None
+        yield
+
+
+def _stages_when_settled(graph: Graph) -> list[Stage]:
+    """The stages, once no job of theirs is just ending. Raises UserError."""
+    until = time.monotonic() + _ENDING_S
+    while True:
+        try:
+            stages = stages_of(graph, slurm.jobs())
+        except slurm.SlurmError as error:
+            raise UserError(f"SLURM does not say which jobs there are ({error}); try again later") from None
+        ending = [stage for stage in stages if stage.state == "ending"]
+        if not ending:
+            return stages
+        if time.monotonic() > until:
+            job = ending[0].job
+            assert job is not None
+            raise UserError(f"job {job.id} of stage {ending[0].name} is still ending; try again in a minute")
+        time.sleep(1)
+
+
+def _for_slurm(graph: Graph) -> Graph:
+    """The graph as jobs run it: where GPUs are asked for, a rank without one must not train on its CPU instead."""
+    if os.environ.get("VGGREPRO_FAKE_GPUS"):  # slurm/devcluster
+        return graph
+    stages = {
+        name: override(config, ["run.device=cuda"], config.directory) if config.run.device == "auto" else config
+        for name, config in graph.stages.items()
     }
-    return {key: item for key, item in asked.items() if item is not None}
+    return replace(graph, stages=stages)
+
+
+def _forget_launchers() -> None:
+    """Variables of a job or of torchrun around this process must not reach the jobs it submits."""
+    ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "VGGREPRO_ATTEMPT")
+    for name in list(os.environ):
+        if name in ranks or (name.startswith(("SLURM_", "SRUN_")) and name != "SLURM_CONF"):
+            del os.environ[name]
+
+
+def _hours(text: str) -> float:
+    """Hours of a time limit in any of the forms that sbatch takes."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
+    if not found:
+        raise UserError(f"--time {text}: expected minutes, HH:MM:SS or D-HH:MM:SS")
+    days, *rest = found.groups()
+    numbers = [int(part) for part in rest if part is not None]
+    if days is None and len(numbers) < 3:
+        numbers.insert(0, 0)
+    hours, minutes, seconds = (*numbers, 0, 0)[:3]
+    return 24 * int(days or 0) + hours + minutes / 60 + seconds / 3600
 
 
 def _nearest_divisor(batch: int, ranks: int) -> int:
     return min((n for n in range(1, batch + 1) if batch % n == 0), key=lambda n: abs(n - ranks))
 
 
+@app.callback(invoke_without_command=True)
 def submit(
-    config: Annotated[Path, typer.Option("--config", "-c", help="YAML file: a stage, or a graph of stages.")],
+    context: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="YAML file: a stage, or a graph of stages.")
+    ] = None,
     nodes: Annotated[int | None, typer.Option(help="Machines for each stage.")] = None,
     gpus_per_node: Annotated[int | None, typer.Option(help="GPUs, and so ranks, on each machine.")] = None,
+    time_limit: Annotated[
+        str | None, typer.Option("--time", help="Time limit of one job, as sbatch takes it: 1-12:00:00.")
+    ] = None,
     partition: Annotated[str | None, typer.Option(help="SLURM partition.")] = None,
     account: Annotated[str | None, typer.Option(help="SLURM account.")] = None,
-    hours: Annotated[float | None, typer.Option(help="Time limit of one job.")] = None,
-    changes: Annotated[list[str], typer.Option("--set", "-s", help="Override a setting: section.key=value.")] = [],  # noqa: B006
+    qos: Annotated[str | None, typer.Option(help="Quality of service.")] = None,
+    constraint: Annotated[str | None, typer.Option(help="Features the machines must have.")] = None,
+    exclude: Annotated[str | None, typer.Option(help="Machines not to use.")] = None,
+    cpus_per_task: Annotated[int | None, typer.Option(help="Cores of each rank.")] = None,
+    mem: Annotated[str | None, typer.Option(help="Memory of each machine: 64G; 0 is all of it.")] = None,
+    array_parallelism: Annotated[int | None, typer.Option(help="Most stages at the same time.")] = None,
+    setup: Annotated[list[str], typer.Option(help="A shell line that each job runs first; repeatable.")] = [],  # noqa: B006
+    container: Annotated[str | None, typer.Option(help="Image the ranks run in: Apptainer's or Pyxis'.")] = None,
+    sbatch: Annotated[list[str], typer.Option(help="Any other option of sbatch: NAME=VALUE or NAME; repeatable.")] = [],  # noqa: B006
+    site: Annotated[list[Path], typer.Option("--cluster", help="A site's defaults: configs/cluster/*.yaml.")] = [],  # noqa: B006
+    changes: SetOption = [],  # noqa: B006
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the graph and submit nothing.")] = False,
     local: Annotated[bool, typer.Option("--local", help="Run the graph on this machine, without SLURM.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: one JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Submit the stages of a configuration that are not finished, each after the one it starts from."""
-    cluster = {"nodes": nodes, "gpus_per_node": gpus_per_node, "partition": partition, "account": account}
-    options = [f"cluster.{key}={item}" for key, item in (cluster | {"hours": hours}).items() if item is not None]
-    graph = load_graph(config, [*options, *changes])
+    if context.invoked_subcommand:
+        return
+    if config is None:
+        raise UserError("--config is missing; name a file of configs/, or a verb: status, cancel, logs")
+    named: dict[str, Any] = {
+        "nodes": nodes,
+        "gpus_per_node": gpus_per_node,
+        "hours": _hours(time_limit) if time_limit else None,
+        "partition": partition,
+        "account": account,
+        "qos": qos,
+        "constraint": constraint,
+        "exclude": exclude,
+        "cpus_per_task": cpus_per_task,
+        "mem": mem,
+        "array_parallelism": array_parallelism,
+        "setup": setup or None,
+        "container": container,
+        "sbatch": {key.removeprefix("--"): item for key, _, item in (text.partition("=") for text in sbatch)} or None,
+    }
+    # JSON is YAML: texts stay texts, whatever they look like
+    options = [f"cluster.{key}={json.dumps(item)}" for key, item in named.items() if item is not None]
+    graph = load_graph(config, [*_site_defaults(site), *options, *changes])
     if local:
         from vggrepro.pipeline import reproduce
 
         reproduce(graph)
         return
-    stages = stage_graph(graph)
-    sbatch = sbatch_parameters(next(iter(graph.stages.values())))
-    if not dry_run:
-        raise UserError(
-            "submission to SLURM is not built yet; use --dry-run to see the graph, --local to run it here, "
-            "or `sbatch slurm/train.sbatch` for one stage"
-        )
+    check(graph)
+    reachable = slurm.is_reachable()
+    if dry_run:
+        stages = stages_of(graph, slurm.jobs() if reachable else {})
+        to_submit = [stage for stage in stages if stage.to_submit]
+        if reachable:
+            check_slurm(to_submit)
+        _print_graph(graph, stages, as_json)
+        return
+    if not reachable:
+        raise UserError("SLURM is not here (sbatch is missing, or its controller does not answer); try --local")
+    graph = _for_slurm(graph)
+    _forget_launchers()
+    with _alone(graph):
+        stages = _stages_when_settled(graph)
+        check_slurm([stage for stage in stages if stage.to_submit])
+        _print_graph(graph, submit_stages(graph, stages), as_json)
+
+
+def _site_defaults(files: list[Path]) -> list[str]:
+    import yaml
+
+    settings = []
+    for file in files:
+        try:
+            tree = yaml.safe_load(file.read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise UserError(f"--cluster {file} cannot be read: {str(error).splitlines()[0]}") from None
+        if not isinstance(tree, dict) or set(tree) != {"cluster"} or not isinstance(tree["cluster"], dict):
+            raise UserError(f"--cluster {file}: expected one section, cluster; put other settings into --config")
+        settings += [f"cluster.{key}={json.dumps(item)}" for key, item in tree["cluster"].items()]
+    return settings
+
+
+def _print_graph(graph: Graph, stages: list[Stage], as_json: bool) -> None:
+    tables = next(iter(graph.stages.values())).run.root / graph.name / "tables.md"
+    shown = next((stage for stage in stages if stage.state != "finished"), stages[0])
+    sbatch = {key: item for key, item in sbatch_options(shown).items() if key not in ("job-name", "comment", "output")}
     if as_json:
-        print(json.dumps({"stages": stages, "sbatch": sbatch}, indent=2))
+        print(
+            json.dumps(
+                {"stages": [stage.report() for stage in stages], "sbatch": sbatch, "tables": str(tables)}, indent=2
+            )
+        )
         return
     for stage in stages:
-        after = f"  after {', '.join(stage['depends_on'])}" if stage["depends_on"] else ""
-        print(f"{stage['name']:12} {stage['state']:9} {stage['nodes']} x {stage['gpus_per_node']} GPUs{after}")
-    print("sbatch: " + "  ".join(f"--{key.replace('_', '-')}={item}" for key, item in sbatch.items()))
+        cluster = stage.config.cluster
+        line = f"{stage.name:12} {stage.state:9} {cluster.nodes} x {cluster.gpus_per_node} GPUs"
+        line += f"  job {stage.job.id}" if stage.job else ""
+        print(line + (f"  after {stage.parent}" if stage.parent else ""))
+    print(f"each stage is evaluated in its own job, which then writes {tables}")
+    print("sbatch: " + "  ".join(f"--{key}={item}" if item != "" else f"--{key}" for key, item in sbatch.items()))
+
+
+def _known_stages(config: Path, changes: list[str]) -> list[Stage]:
+    """The stages with their jobs, as far as SLURM can be asked."""
+    graph = load_graph(config, changes)
+    try:
+        return stages_of(graph, slurm.jobs() if slurm.is_reachable() else {})
+    except slurm.SlurmError as error:
+        print(f"submit.py: SLURM does not answer ({error}); what follows is from the disk", file=sys.stderr)
+        return stages_of(graph, {})
+
+
+@app.command()
+def status(config: ConfigOption, changes: SetOption = [], as_json: JsonOption = False) -> None:  # noqa: B006
+    """Where each stage stands, and why one does not go on."""
+    stages = _known_stages(config, changes)
+    reports = status_of(stages)
+    if as_json:
+        print(json.dumps({"stages": reports}, indent=2))
+        return
+    for report in reports:
+        done = f"step {report['step']:,} of {report['iterations']:,}"
+        job = f"  job {report['job']}" if report["job"] else ""
+        again = f"  attempt {report['attempts']}" if report["attempts"] > 1 else ""
+        print(f"{report['name']:12} {report['state']:13} {done}{job}{again}")
+        if report["reason"]:
+            print(f"{'':12} {report['reason']}")
+
+
+@app.command()
+def cancel(config: ConfigOption, changes: SetOption = []) -> None:  # noqa: B006
+    """Cancel the jobs of a graph; a later submission goes on where they were."""
+    jobs = [stage.job for stage in _known_stages(config, changes) if stage.job]
+    if not jobs:
+        print("no job of this graph waits or runs")
+        return
+    try:
+        slurm.cancel(job.id for job in reversed(jobs))  # children first, or one might begin
+    except slurm.SlurmError as error:
+        raise UserError(f"SLURM does not cancel the jobs: {error}") from None
+    print(f"cancelled {', '.join(job.id for job in jobs)}")
+
+
+@app.command()
+def logs(
+    config: ConfigOption,
+    stage: Annotated[str | None, typer.Option(help="Name of the stage; default: the one that wrote last.")] = None,
+    lines: Annotated[int, typer.Option("--lines", "-n", help="How many of the last lines.")] = 40,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as the log grows.")] = False,
+    changes: SetOption = [],  # noqa: B006
+) -> None:
+    """The newest log of a stage."""
+    graph = load_graph(config, changes)
+    if stage is not None and stage not in graph.stages:
+        raise UserError(f"--stage {stage} is none of {', '.join(graph.stages)}")
+    named = [graph.stages[stage]] if stage else list(graph.stages.values())
+    found = [log for one in named if (log := newest_log(one.directory))]
+    if not found:
+        raise UserError(f"no log in {', '.join(str(one.directory) for one in named)} yet; see `submit.py status`")
+    file = max(found, key=lambda log: log.stat().st_mtime)
+    print(f"==> {file} <==", flush=True)
+    os.execvp("tail", ["tail", f"--lines={lines}", *(["--follow=name"] if follow else []), str(file)])
 
 
 if __name__ == "__main__":
-    run_command("submit.py", lambda: typer.run(submit))
+    run_command("submit.py", app)

@@ -152,6 +152,15 @@ def evaluate_stage(config: Config, at: Session) -> None:
             _draw(config, run, index, at)
 
 
+def is_evaluated(config: Config) -> bool:
+    """Whether a stage is finished and the posteriors that its tables need are stored. Raises as is_finished."""
+    run = RunDirectory(config.directory)
+    weights, data = run.read_json("final.json"), run.read_json("dataset.json")
+    if not (is_finished(config) and weights and data):
+        return False
+    return not missing_Q(config, weights["weights"], data["fingerprint"], run, {*config.single_Q, *config.multi_Q})
+
+
 def reproduce(graph: Graph) -> Path | None:
     """Trains what is missing, parents first, evaluates, prints and writes the tables; every rank calls it.
 

@@ -1,0 +1,125 @@
+"""Where each stage of a graph stands: on the disk, and in SLURM's queue."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from launch import slurm
+from launch.attempt import history, progress_of
+from launch.snapshot import LOGS, STAGE
+from vggrepro.config import Config, Graph
+from vggrepro.pipeline import is_evaluated
+from vggrepro.stages import is_finished
+
+State = Literal["finished", "trained", "running", "queued", "ending", "ready", "waiting"]
+"""finished: evaluated, too; trained: to be evaluated; ready and waiting: to be submitted, waiting for its parent."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a graph."""
+
+    name: str
+    config: Config
+    state: State
+    parent: str | None
+    """The stage it starts from, where that one is not trained yet."""
+    job: slurm.Job | None = None
+
+    @property
+    def directory(self) -> Path:
+        """The run directory."""
+        return self.config.directory.absolute()
+
+    @property
+    def to_submit(self) -> bool:
+        """Whether there is work left that no job does."""
+        return self.state in ("trained", "ready", "waiting")
+
+    def report(self) -> dict[str, Any]:
+        """What is printed of it before and after submission."""
+        cluster = self.config.cluster
+        return {
+            "name": self.name,
+            "depends_on": [self.parent] if self.parent else [],
+            "nodes": cluster.nodes,
+            "gpus_per_node": cluster.gpus_per_node,
+            "state": self.state,
+            "job": self.job.id if self.job else None,
+            "directory": str(self.config.directory),
+        }
+
+
+def stages_of(graph: Graph, jobs: Mapping[str, slurm.Job]) -> list[Stage]:
+    """The stages, parents first; `jobs` are those of SLURM's queue. Raises UserError for another stage's directory."""
+    trained = {name: is_finished(config) for name, config in graph.stages.items()}
+    stages = []
+    for name, config in graph.stages.items():
+        parent = graph.parents[name]
+        waits_for = parent if parent and not trained[parent] else None
+        job = jobs.get(slurm.key_of(config.directory))
+        state: State
+        if job:
+            state = {"RUNNING": "running", "COMPLETING": "ending"}.get(job.state, "queued")  # type: ignore[assignment]
+        elif is_evaluated(config):
+            state = "finished"
+        else:
+            state = "trained" if trained[name] else "waiting" if waits_for else "ready"
+        stages.append(Stage(name, config, state, waits_for, job))
+    return stages
+
+
+def status_of(stages: list[Stage]) -> list[dict[str, Any]]:
+    """What `status` says of each stage: state, reason, step, job, attempts, log."""
+    reports: dict[str, dict[str, Any]] = {}
+    for stage in stages:
+        parent = reports.get(stage.parent or "")
+        state, reason = _state_and_reason(stage, parent)
+        reports[stage.name] = {
+            "name": stage.name,
+            "state": state,
+            "reason": reason,
+            "job": stage.job.id if stage.job else None,
+            "step": _step(stage),
+            "iterations": stage.config.train.iterations,
+            "attempts": sum(line["event"] == "begins" for line in history(stage.directory)),
+            "log": str(log) if (log := newest_log(stage.directory)) else None,
+            "directory": str(stage.config.directory),
+        }
+    return list(reports.values())
+
+
+def _state_and_reason(stage: Stage, parent: Mapping[str, Any] | None) -> tuple[str, str]:
+    past = history(stage.directory)
+    last = past[-1] if past else None
+    if stage.state == "finished":
+        return "finished", ""
+    if stage.job:
+        back = last["reason"] if last and last["event"] == "ends" and last["outcome"] == "goes on" else ""
+        again = f"; comes back after: {back}" if back and stage.state == "queued" else ""
+        return stage.state, f"{stage.job.where.strip('()')}{again}"
+    if last and last["event"] == "ends" and last["outcome"] in ("failed", "cancelled"):
+        return last["outcome"], last["reason"] if last["outcome"] == "failed" else "submit again to go on"
+    if last and last["event"] == "ends" and last["outcome"] == "goes on":
+        return "gone", f"SLURM has it no longer, after: {last['reason']}; submit again to go on"
+    if last and last["event"] == "begins":
+        return "lost", "it ended without a word, as when its machine dies or it is killed at once; submit again"
+    if not (stage.directory / STAGE).exists():
+        return "not submitted", ""
+    if parent and parent["state"] not in ("running", "queued", "ending"):
+        return "cancelled", f"{parent['name']}, which it starts from, is {parent['state']}; submit again"
+    return "cancelled", "before it began; submit again"
+
+
+def _step(stage: Stage) -> int:
+    """Iterations done, as far as checkpoints tell."""
+    return stage.config.train.iterations if is_finished(stage.config) else progress_of(stage.directory)[0]
+
+
+def newest_log(directory: Path) -> Path | None:
+    """The log that was written last: a rank's, or the job's own."""
+    files = list((directory / LOGS).glob("*.log"))
+    return max(files, key=lambda file: file.stat().st_mtime, default=None)
