@@ -21,7 +21,7 @@ FLOORS = (
     ("checkpoint", "data"),
     ("evaluation",),
     ("training",),
-    ("reporting",),
+    ("reporting", "plan", "doctor"),
     ("pipeline",),
     ("bench",),
     ("cli",),

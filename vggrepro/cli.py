@@ -349,6 +349,44 @@ def compare(
         say("with curves and pictures: --out compare.html")
 
 
+@app.command()
+def plan(
+    config: ConfigOption,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Machines for each stage; default: cluster.nodes.")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="Default: cluster.gpus_per_node.")] = None,
+    gpu: Annotated[str, typer.Option(help="Kind of GPU: H100, H100 PCIe, H200, A100, V100.")] = "H100",
+    measured: Annotated[
+        list[str], typer.Option(help="NET=IMAGES_PER_S of one GPU in training, measured; repeatable.")
+    ] = [],  # noqa: B006
+    mfu: Annotated[float | None, typer.Option(help="Share of the GPU's peak that a step reaches; assumed.")] = None,
+    network: Annotated[float | None, typer.Option(help="Between nodes, GB/s each way and node; assumed.")] = None,
+    price: Annotated[float | None, typer.Option(help="Of one GPU-hour.")] = None,
+    changes: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """What a configuration will cost: GPU-hours, wall time, traffic, disk, money, with the assumptions."""
+    from vggrepro.config import load_graph
+    from vggrepro.plan import ASSUMED_MFU, NODE_GB_PER_S, Machine, measured_rates, render
+    from vggrepro.plan import plan as make_plan
+
+    graph = load_graph(config, changes)
+    cluster = next(iter(graph.stages.values())).cluster
+    machine = Machine(
+        nodes=nodes or cluster.nodes,
+        gpus_per_node=gpus_per_node or cluster.gpus_per_node,
+        gpu=gpu,
+        mfu=mfu or ASSUMED_MFU,
+        measured=measured_rates(measured),
+        node_gb_per_s=network or NODE_GB_PER_S,
+        price=price,
+    )
+    made = make_plan(graph, machine)
+    if as_json:
+        _print_json(made.to_json())
+    else:
+        typer.echo(render(made, machine))
+
+
 def _write(file: Path, text: str) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

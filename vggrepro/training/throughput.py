@@ -14,7 +14,7 @@ from vggrepro.models.table1 import Architecture
 Precision = Literal["fp32", "tf32", "bf16"]
 
 # Dense peaks in FLOP/s from the vendors' data sheets, by a part of the device's name; the first match counts.
-_PEAKS: dict[str, dict[Precision, float]] = {
+PEAKS: dict[str, dict[Precision, float]] = {
     "H100 PCIe": {"bf16": 756e12, "tf32": 378e12, "fp32": 51e12},
     "H100": {"bf16": 989.4e12, "tf32": 494.7e12, "fp32": 66.9e12},
     "H200": {"bf16": 989.4e12, "tf32": 494.7e12, "fp32": 66.9e12},
@@ -38,7 +38,7 @@ def peak_flops(device: torch.device, precision: Precision) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peaks.get(precision) for part, peaks in _PEAKS.items() if part in name), None)
+    return next((peaks.get(precision) for part, peaks in PEAKS.items() if part in name), None)
 
 
 class Meter:

@@ -1,0 +1,128 @@
+"""The plan's arithmetic by hand, and its rates against runs measured here."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+from vggrepro import cli, pipeline
+from vggrepro.config import Graph, load_graph
+from vggrepro.errors import UserError
+from vggrepro.plan import Machine, measured_rates, plan, render
+from vggrepro.tracking import RunDirectory
+
+CONFIGS = REPOSITORY / "configs"
+BF16 = ["train.precision=bf16"]
+
+
+def graph_of(name: str, *changes: str) -> Graph:
+    return load_graph(CONFIGS / name, changes)
+
+
+def test_d_on_one_gpu_is_arithmetic() -> None:
+    made = plan(graph_of("vgg_D.yaml", *BF16), Machine(1, 1, measured={"A": 8000.0, "D": 4600.0}))
+    A, D = made.stages
+    assert (A.name, D.name, D.depends_on) == ("A-256", "D-256", "A-256")
+    assert D.images == 370_000 * 256
+    assert D.training_flop == pytest.approx(D.images * 92.65e9, rel=1e-3)
+    assert D.training_hours == pytest.approx(D.images / 4600 / 3600)
+    assert A.training_hours == pytest.approx(A.images / 8000 / 3600)
+    assert (D.exchange_mb, D.sent_mb) == (0, 0)
+    assert D.starts_after_hours == A.wall_hours
+    assert made.wall_hours == pytest.approx(A.wall_hours + D.wall_hours) == pytest.approx(made.wall_hours_in_a_row)
+    assert made.total_gpu_hours == pytest.approx(made.wall_hours)
+    assert D.read_mb_per_s == pytest.approx(4600 * 0.115)
+
+
+def test_the_traffic_of_d() -> None:
+    machine = Machine(4, 8)
+    everything = plan(graph_of("vgg_D.yaml", *BF16), machine).stages[1]
+    assert everything.exchange_mb == pytest.approx(138_357_544 * 4 / 1e6)  # 553 MB
+    assert everything.sent_mb == pytest.approx(everything.exchange_mb * 2 * 3 / 4)
+    assert everything.exchange_ms == pytest.approx(everything.sent_mb / 50)
+    factors = plan(graph_of("vgg_D.yaml", *BF16, "train.comm=factor"), machine).stages[1]
+    conv, units = 14_714_688, (25_088 + 4096) + (4096 + 4096) + (4096 + 1000)
+    assert factors.exchange_mb == pytest.approx((4 * conv + 2 * 256 * units) / 1e6)
+    assert factors.step_ms < everything.step_ms
+
+
+def test_a_step_hides_the_exchange_behind_the_backward_pass() -> None:
+    fast = plan(graph_of("vgg_D.yaml", *BF16), Machine(4, 8, node_gb_per_s=1e6)).stages[1]
+    compute_ms = 1000 * 256 * 92.65e9 / (0.43 * 989.4e12 * 32)
+    assert fast.step_ms == pytest.approx(compute_ms, rel=1e-3)
+    slow = plan(graph_of("vgg_D.yaml", *BF16), Machine(4, 8, node_gb_per_s=1)).stages[1]
+    assert slow.step_ms == pytest.approx(slow.exchange_ms + compute_ms / 3, rel=1e-3)
+
+
+def test_the_whole_graph_has_a_critical_path() -> None:
+    made = plan(graph_of("reproduce.yaml", *BF16), Machine(4, 8, price=2.0))
+    hours = {stage.name: stage.wall_hours for stage in made.stages}
+    path = ("A-256", "E-256", "E-384", "E-jitter")
+    assert made.wall_hours == pytest.approx(sum(hours[name] for name in path))
+    assert made.wall_hours_in_a_row == pytest.approx(sum(hours.values()))
+    assert made.most_stages_at_once == 4  # B, C, D and E once A is there; A-LRN is over by then
+    assert made.total_gpu_hours == pytest.approx(32 * sum(hours.values()))
+    assert made.money == pytest.approx(2 * made.total_gpu_hours)
+    text = render(made, Machine(4, 8, price=2.0))
+    assert "training speed is assumed, not measured" in text
+    assert all(assumption in text for assumption in made.assumptions)
+
+
+def test_a_measured_rate_is_no_assumption_and_carries_over_by_flops() -> None:
+    made = plan(graph_of("vgg_D.yaml"), Machine(1, 1, measured={"D": 100.0}))
+    assert made.stages[0].images_per_s == pytest.approx(100 * 92.65 / 45.5, rel=2e-3)
+    assert "not measured" not in " ".join(made.assumptions)
+
+
+def test_dense_evaluation_of_d_is_minutes_on_an_h100() -> None:
+    made = plan(graph_of("vgg_D_jitter.yaml", *BF16, "train.validate_every=1000"), Machine(1, 1))
+    minutes = 60 * made.stages[-1].evaluation_hours
+    assert 1 < minutes < 3  # 50,000 pictures x 3 scales x 2 mirror images; design: "about two minutes"
+
+
+@pytest.mark.parametrize(
+    ("machine", "message"),
+    [
+        (Machine(3, 1), "3 nodes of 1 GPUs do not divide train.batch=256"),
+        (Machine(1, 1, gpu="T4"), "--gpu T4: its peak is not known here; use one of H100"),
+        (Machine(1, 1, gpu="V100"), "V100 has no bf16"),
+        (Machine(1, 1, measured={"D": 0.0}), "--measured D=0"),
+    ],
+)
+def test_mistakes(machine: Machine, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        plan(graph_of("vgg_D.yaml", *BF16), machine)
+    with pytest.raises(UserError, match="expected NET=IMAGES_PER_S"):
+        measured_rates(["D"])
+
+
+def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["vggrepro", "plan", "-c", str(CONFIGS / "vgg_D.yaml"), "--nodes", "4", "--json", "--measured", "D=4600"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    made = json.loads(capsys.readouterr().out)
+    assert not left.value.code
+    assert made.keys() >= {"stages", "total_gpu_hours", "wall_hours", "assumptions"}
+    assert made["stages"][1].keys() >= {"name", "gpu_hours", "wall_hours"}
+
+
+# Both nets on one core, a few dozen steps each: noise and overheads of small nets included.
+FACTOR = 3
+
+
+def test_a_rate_measured_on_a_predicts_d_within_a_factor(settings: list[str]) -> None:
+    small = ("train.schedule.kind=plateau", "train.schedule.drops_at=[]", "train.iterations=24", "train.log_every=8")
+    graph = load_graph(CONFIGS / "demo.yaml", [*settings, *small, "model.width=0.25", "train.batch=16"])
+    pipeline.reproduce(graph)
+    rate = {
+        name: max(one["images_per_s"] for one in RunDirectory(config.directory).records("train"))
+        for name, config in graph.stages.items()
+    }
+    made = plan(graph, Machine(1, 1, measured={"A": rate["A"]}))
+    assert made.stages[0].images_per_s == pytest.approx(rate["A"])
+    predicted = made.stages[1].images_per_s
+    assert rate["D"] / FACTOR < predicted < rate["D"] * FACTOR, (rate, predicted)

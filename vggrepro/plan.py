@@ -1,0 +1,370 @@
+"""What a configuration will cost before anything is spent: hours, traffic, disk, money, each with its assumptions.
+
+Counts of floating-point operations and bytes follow from Table 1. What turns them into hours is one rate: measured
+(`--measured NET=images/s`), or assumed from the device's peak. A figure of the second kind is an estimate and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from vggrepro.config import Config, Graph
+from vggrepro.errors import UserError
+from vggrepro.models.table1 import Architecture, architecture
+from vggrepro.paper import value
+
+# Assumptions, none of them measured by us; each is printed with what follows from it.
+ASSUMED_MFU = 0.43
+"""4,600 images/s of net D on an H100 in bfloat16: the roofline of an eager step, over the peak of 989 TFLOP/s."""
+BYTES_PER_PICTURE = 115_000
+"""Of ILSVRC-2012: the training archive's 148 GB over its pictures."""
+LONG_SIDE = 1.33
+"""Mean ratio of a photograph's sides, for the uncropped pictures of dense evaluation."""
+NODE_GB_PER_S = 50.0
+"""Of the network, each way and node: 400 Gbit/s."""
+LINK_GB_PER_S = 300.0
+"""Between the GPUs of one node."""
+FORWARD_SHARE = 1 / 3
+"""Of a step's arithmetic; the exchange of gradients overlaps with the rest."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the graph runs on."""
+
+    nodes: int
+    gpus_per_node: int
+    gpu: str = "H100"
+    """A key of `training.throughput.PEAKS`."""
+    mfu: float = ASSUMED_MFU
+    measured: Mapping[str, float] = field(default_factory=dict)
+    """Images/s in training on one GPU, by net; of the geometry and precision that is planned for."""
+    node_gb_per_s: float = NODE_GB_PER_S
+    price: float | None = None
+    """Money for one GPU-hour."""
+
+    @property
+    def gpus(self) -> int:
+        """Of all nodes."""
+        return self.nodes * self.gpus_per_node
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage; its evaluation by the methods of its tables included."""
+
+    name: str
+    depends_on: str | None
+    images: int
+    training_flop: float
+    evaluation_flop: float
+    """Validation during training, and the dense tests at its end."""
+    images_per_s: float
+    """Of all GPUs together."""
+    rate_from: str
+    gpu_hours: float
+    training_hours: float
+    evaluation_hours: float
+    wall_hours: float
+    starts_after_hours: float
+    """On the critical path, with nodes for all stages that can run at once."""
+    step_ms: float
+    exchange_ms: float
+    """Of a step, as if nothing hid it."""
+    exchange_mb: float
+    """Payload of a step's collectives."""
+    sent_mb: float
+    """What each node (with one node: each GPU) sends in a step, by rings."""
+    read_mb_per_s_node: float
+    read_mb_per_s: float
+    """What the file system must give all nodes together, where nothing is kept in memory."""
+    pictures_per_s_node: float
+    """To be decoded."""
+    disk_gb: float
+    """Checkpoints and posteriors."""
+    money: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole graph."""
+
+    stages: tuple[StagePlan, ...]
+    total_gpu_hours: float
+    wall_hours: float
+    """The critical path."""
+    wall_hours_in_a_row: float
+    """With the nodes of one stage only."""
+    most_stages_at_once: int
+    disk_gb: float
+    money: float | None
+    assumptions: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The contract of `vggrepro plan --json`."""
+        return asdict(self)
+
+
+def plan(graph: Graph, machine: Machine) -> Plan:
+    """What the graph costs on a machine. Raises UserError."""
+    _check(graph, machine)
+    stages: dict[str, StagePlan] = {}
+    for name, config in graph.stages.items():
+        parent = graph.parents[name]
+        start = stages[parent].starts_after_hours + stages[parent].wall_hours if parent else 0.0
+        stages[name] = _stage(config, parent, start, machine)
+    ends = [stage.starts_after_hours + stage.wall_hours for stage in stages.values()]
+    money = [stage.money for stage in stages.values() if stage.money is not None]
+    return Plan(
+        stages=tuple(stages.values()),
+        total_gpu_hours=sum(stage.gpu_hours for stage in stages.values()),
+        wall_hours=max(ends),
+        wall_hours_in_a_row=sum(stage.wall_hours for stage in stages.values()),
+        most_stages_at_once=max(
+            sum(
+                one.starts_after_hours <= at.starts_after_hours < end
+                for one, end in zip(stages.values(), ends, strict=True)
+            )
+            for at in stages.values()
+        ),
+        disk_gb=sum(stage.disk_gb for stage in stages.values()),
+        money=sum(money) if money else None,
+        assumptions=_assumptions(graph, machine),
+    )
+
+
+def _check(graph: Graph, machine: Machine) -> None:
+    from vggrepro.training.throughput import PEAKS
+
+    for config in graph.stages.values():
+        if config.train.batch % machine.gpus:
+            allowed = ", ".join(str(n) for n in range(1, config.train.batch + 1) if config.train.batch % n == 0)
+            raise UserError(
+                f"{machine.nodes} nodes of {machine.gpus_per_node} GPUs do not divide "
+                f"train.batch={config.train.batch}; plan for {allowed} GPUs"
+            )
+    if not machine.measured:
+        if machine.gpu not in PEAKS:
+            raise UserError(
+                f"--gpu {machine.gpu}: its peak is not known here; use one of {', '.join(PEAKS)}, or give a measured "
+                f"rate with --measured D=IMAGES_PER_S"
+            )
+        for config in graph.stages.values():
+            if config.train.precision not in PEAKS[machine.gpu]:
+                raise UserError(
+                    f"--gpu {machine.gpu} has no {config.train.precision} (train.precision of {config.name}); known: "
+                    f"{', '.join(PEAKS[machine.gpu])}"
+                )
+    for net, rate in machine.measured.items():
+        if rate <= 0:
+            raise UserError(f"--measured {net}={rate:g}: a rate in images/s is above 0")
+
+
+def _stage(config: Config, parent: str | None, start_hours: float, machine: Machine) -> StagePlan:
+    from vggrepro.training.throughput import flop_per_picture
+
+    net = _net(config)
+    flop = flop_per_picture(net)
+    speed, rate_from = _flop_per_s(config, machine)
+    compute_s = config.train.batch * flop / (speed * machine.gpus)
+    payload, sent, exchange_s = _exchange(config, net, machine)
+    step_s = max(compute_s, FORWARD_SHARE * compute_s + exchange_s)
+    images = config.train.iterations * config.train.batch
+    training_hours = config.train.iterations * step_s / 3600
+    evaluation_flop = _evaluation_flop(config, net)
+    evaluation_hours = evaluation_flop / (speed * machine.gpus) / 3600
+    wall_hours = training_hours + evaluation_hours
+    images_per_s = config.train.batch / step_s
+    gpu_hours = wall_hours * machine.gpus
+    return StagePlan(
+        name=config.name,
+        depends_on=parent,
+        images=images,
+        training_flop=float(images * flop),
+        evaluation_flop=evaluation_flop,
+        images_per_s=images_per_s,
+        rate_from=rate_from,
+        gpu_hours=gpu_hours,
+        training_hours=training_hours,
+        evaluation_hours=evaluation_hours,
+        wall_hours=wall_hours,
+        starts_after_hours=start_hours,
+        step_ms=1000 * step_s,
+        exchange_ms=1000 * exchange_s,
+        exchange_mb=payload / 1e6,
+        sent_mb=sent / 1e6,
+        read_mb_per_s_node=images_per_s / machine.nodes * BYTES_PER_PICTURE / 1e6,
+        read_mb_per_s=images_per_s * BYTES_PER_PICTURE / 1e6,
+        pictures_per_s_node=images_per_s / machine.nodes,
+        disk_gb=_disk_bytes(config, net) / 1e9,
+        money=None if machine.price is None else gpu_hours * machine.price,
+    )
+
+
+def _net(config: Config) -> Architecture:
+    return architecture(**config.model.model_dump(exclude={"init"}))
+
+
+def _flop_per_s(config: Config, machine: Machine) -> tuple[float, str]:
+    """Sustained FLOP/s of one GPU in training, and where the figure is from."""
+    from vggrepro.training.throughput import PEAKS, flop_per_picture
+
+    own = config.model.net
+    if own in machine.measured:
+        rate = machine.measured[own]
+        return rate * flop_per_picture(_net(config)), f"measured: {rate:g} images/s a GPU"
+    if machine.measured:
+        other, rate = next(iter(machine.measured.items()))
+        # the same geometry, another column of Table 1
+        model = config.model.model_copy(update={"net": other, "layers": None})
+        flop = flop_per_picture(_net(config.model_copy(update={"model": model})))
+        return rate * flop, f"from {other}'s measured {rate:g} images/s a GPU, by FLOPs"
+    peak = PEAKS[machine.gpu][config.train.precision]
+    return peak * machine.mfu, f"assumed: {machine.mfu:.0%} of {peak / 1e12:g} TFLOP/s ({config.train.precision})"
+
+
+def _exchange(config: Config, net: Architecture, machine: Machine) -> tuple[float, float, float]:
+    """(payload, sent by each node or GPU) in bytes and seconds of a step's collectives."""
+    if machine.gpus == 1:
+        return 0.0, 0.0, 0.0
+    import torch
+
+    from vggrepro.models.vgg import VGG
+    from vggrepro.training.exchange import payload_bytes
+
+    with torch.device("meta"):
+        module = VGG(net)
+    factor_bytes = 2 if config.train.precision == "bf16" else 4
+    payload = payload_bytes(module, config.train.batch, config.train.comm, factor_bytes)
+    reduced = payload
+    if config.train.comm == "factor":
+        reduced = payload_bytes(module, 0, "factor", factor_bytes)
+    ranks = machine.nodes if machine.nodes > 1 else machine.gpus_per_node
+    rate = (machine.node_gb_per_s if machine.nodes > 1 else LINK_GB_PER_S) * 1e9
+    sent = (2 * reduced + (payload - reduced)) * (ranks - 1) / ranks
+    return float(payload), sent, sent / rate
+
+
+def _evaluation_flop(config: Config, net: Architecture) -> float:
+    """Centre-crop validations during training, and dense tests at all Q with mirror images at the end."""
+    n = value("val_pictures")
+    forward = 2 * net.multiply_adds
+    epochs = config.train.iterations * config.train.batch / value("train_pictures")
+    validations = max(1, int(epochs / config.train.validate_every))
+    views = 2 if config.evaluation.flip else 1
+    dense = sum(_dense_flop(net, Q) for Q in {*config.single_Q, *config.multi_Q})
+    return float(n * (validations * forward + views * dense))
+
+
+def _dense_flop(net: Architecture, Q: int) -> float:
+    """Of one uncropped picture: convolutions by area, fully-connected layers by positions of the score map."""
+    layers = net.layers()
+    conv = 2 * sum(layer.multiply_adds for layer in layers if layer.kind == "conv")
+    fc = 2 * sum(layer.multiply_adds for layer in layers if layer.kind == "fc")
+    height, width = Q, round(Q * LONG_SIDE)
+    positions = (height // net.stride - net.fc6_kernel + 1) * (width // net.stride - net.fc6_kernel + 1)
+    return conv * height * width / net.crop**2 + fc * positions
+
+
+def _disk_bytes(config: Config, net: Architecture) -> float:
+    """Step checkpoints (weights and momentum), the best one, the final weights; and posteriors at all Q."""
+    step = 2 * 4 * net.parameters
+    sets = len({*config.single_Q, *config.multi_Q})
+    return (config.train.keep + 1) * step + 4 * net.parameters + sets * value("val_pictures") * net.classes * 4
+
+
+def _assumptions(graph: Graph, machine: Machine) -> tuple[str, ...]:
+    nets = {config.model.net for config in graph.stages.values()}
+    if machine.measured:
+        given = ", ".join(f"{net}: {rate:g} images/s" for net, rate in machine.measured.items())
+        rate = f"training speed as given ({given}, one GPU"
+        rate += "); other nets in proportion to their FLOPs" if nets - machine.measured.keys() else ")"
+    else:
+        rate = (
+            f"training speed is assumed, not measured: {machine.mfu:.0%} of the peak of {machine.gpu} in the stage's "
+            f"train.precision (a roofline's figure for net D on an H100 in bf16; it says little of other devices)"
+        )
+    images = sum(config.train.iterations * config.train.batch for config in graph.stages.values())
+    network = (
+        f"{machine.node_gb_per_s:g} GB/s each way and node" if machine.nodes > 1 else f"{LINK_GB_PER_S:g} GB/s a GPU"
+    )
+    return (
+        rate,
+        f"every stage trains its full train.iterations ({images:,} images together); no time lost in queues",
+        f"gradients are exchanged by rings at {network}, hidden behind the backward pass (two thirds of a step)",
+        f"validation of {value('val_pictures'):,} pictures, dense tests with mirror images at the training speed; "
+        f"uncropped pictures have sides 1:{LONG_SIDE}",
+        f"{BYTES_PER_PICTURE / 1000:g} kB a picture (ILSVRC-2012); the loader decodes as fast as the GPUs train, which "
+        f"`vggrepro bench loader` measures",
+        f"a GPU has {_per_gpu(graph, machine)} pictures of each batch; with few, kernels reach less of the peak, and "
+        f"the update of the weights, not counted here, weighs more",
+        "parameters, momentum and posteriors are 4 bytes each; multi-crop testing, 50 crops a Q, is not included",
+    )
+
+
+def _per_gpu(graph: Graph, machine: Machine) -> str:
+    shares = {config.train.batch // machine.gpus for config in graph.stages.values()}
+    return " or ".join(map(str, sorted(shares)))
+
+
+def render(made: Plan, machine: Machine) -> str:
+    """For the terminal."""
+    lines = [f"{machine.nodes} x {machine.gpus_per_node} GPUs ({'measured rate' if machine.measured else machine.gpu})"]
+    head = (
+        "stage",
+        "after",
+        "PFLOP",
+        "images/s",
+        "wall h",
+        "GPU h",
+        "exchange",
+        "sent",
+        "decode and read a node",
+        "disk",
+        "rate",
+    )
+    rows = [
+        (
+            one.name,
+            one.depends_on or "-",
+            f"{(one.training_flop + one.evaluation_flop) / 1e15:,.0f}",
+            f"{one.images_per_s:,.0f}",
+            f"{one.wall_hours:.2f}",
+            f"{one.gpu_hours:,.1f}",
+            f"{one.exchange_ms:.1f} of {one.step_ms:.1f} ms",
+            f"{one.sent_mb:,.0f} MB/step",
+            f"{one.pictures_per_s_node:,.0f} pictures, {one.read_mb_per_s_node:,.0f} MB/s",
+            f"{one.disk_gb:.1f} GB",
+            one.rate_from,
+        )
+        for one in made.stages
+    ]
+    widths = [max(len(row[n]) for row in [head, *rows]) for n in range(len(head))]
+    for row in (head, *rows):
+        lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    together = "stage" if made.most_stages_at_once == 1 else "stages"
+    lines += [
+        "",
+        f"together      {made.total_gpu_hours:,.0f} GPU-hours, {made.disk_gb:,.0f} GB of disk"
+        + (f", {made.money:,.0f} at {machine.price:g} a GPU-hour" if made.money is not None else ""),
+        f"wall time     {made.wall_hours:,.1f} h on the critical path with up to {made.most_stages_at_once} {together} "
+        f"at once, {made.wall_hours_in_a_row:,.1f} h one after another",
+        "",
+        "assumptions",
+        *(f"  - {text}" for text in made.assumptions),
+    ]
+    return "\n".join(lines)
+
+
+def measured_rates(texts: list[str]) -> dict[str, float]:
+    """`D=4600` and the like as {net: images/s}. Raises UserError."""
+    rates = {}
+    for text in texts:
+        net, _, rate = text.partition("=")
+        try:
+            rates[net] = float(rate)
+        except ValueError:
+            raise UserError(f"--measured {text}: expected NET=IMAGES_PER_S of one GPU, e.g. D=4600") from None
+    return rates
