@@ -89,7 +89,8 @@ def setup(directory: Path, config: Config) -> list[str]:
     quoted = shlex.quote(str(directory))
     code = shlex.quote(str(directory / FOLDER / "code"))
     return [
-        f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}",
+        "# the snapshot's code, and not that of the folder the job was submitted from",
+        f"export PYTHONSAFEPATH=1 PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}",
         'export VGGREPRO_ATTEMPT="$SLURM_JOB_ID:${SLURM_RESTART_COUNT:-0}"',
         f"export VGGREPRO_MAX_FAILURES={config.cluster.max_failures}",
         f"settle() {{ {here} -m launch.attempt settle {quoted} $?; exit $?; }}",

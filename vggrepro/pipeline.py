@@ -115,6 +115,8 @@ def train_stage(config: Config, parent: Config | None, at: Session, *, force: bo
         say(f"{config.name}: departs from the paper in {len(departures)} settings, see {run.path / 'ledger.json'}")
     with _mirrored(config, run, at.here):
         train(config, parent, index, at.loader(config), at.here, run, at.watch, force=force)
+        with at.watch.waiting():
+            from_first_rank(None)  # rank 0 has written final.pt, which every rank now reads
 
 
 def evaluate_stage(config: Config, at: Session) -> None:
