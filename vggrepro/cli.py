@@ -25,6 +25,8 @@ app = typer.Typer(
 
 weights_app = typer.Typer(no_args_is_help=True, help="Weight files of other programs: import, export.")
 app.add_typer(weights_app, name="weights")
+bench_app = typer.Typer(no_args_is_help=True, help="Ours beside the usual way, interleaved in one run.")
+app.add_typer(bench_app, name="bench")
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="YAML file: a stage, or a graph of stages.")]
 SetOption = Annotated[list[str], typer.Option("--set", "-s", help="Override a setting, as section.key=value.")]
@@ -387,12 +389,82 @@ def plan(
         typer.echo(render(made, machine))
 
 
+@app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="Also check what this one needs.")] = None,
+    changes: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """What on this machine or cluster will not work, and the remedy. Status 1 where something fails."""
+    from dataclasses import asdict
+
+    from vggrepro.config import load_graph
+    from vggrepro.doctor import examine, render
+
+    graph = load_graph(config, changes) if config else None
+    root = next(iter(graph.stages.values())).run.root if graph else Path("runs")
+    checks = examine(graph, root)
+    if as_json:
+        _print_json({"checks": [asdict(check) for check in checks]})
+    else:
+        typer.echo(render(checks))
+    if any(check.status == "fail" for check in checks):
+        raise typer.Exit(1)
+
+
 def _write(file: Path, text: str) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{file} cannot be written: {error.strerror}; choose another place") from None
+
+
+@bench_app.command(name="dense")
+def bench_dense(
+    net: Annotated[str, typer.Option(help="A column of Table 1.")] = "D",
+    scales: Annotated[str | None, typer.Option(help="Q values in px; default: three, as in Section 4.2.")] = None,
+    pictures: Annotated[int, typer.Option(min=1, help="Validation pictures of the data set to use.")] = 200,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that each way is timed, in turn.")] = 5,
+    changes: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Dense evaluation: pictures/s beside one picture at a time, and beside torchvision's centre crop.
+
+    Without --set the geometry is small enough for a CPU: the demo's, crop 64 and an eighth of the width, and its
+    built-in pictures.
+    """
+    from vggrepro.bench.dense import run
+    from vggrepro.config import Config, Data, Model, override
+
+    small = Config(
+        model=Model(net=net, classes=10, crop=64, width=0.125), data=Data(root="builtin:digits", S=(73, 146))
+    )
+    config = override(small, changes, Path("bench dense"))
+    _print_bench(run(config, _whole_numbers(scales) if scales else config.multi_Q, pictures, rounds), as_json)
+
+
+@bench_app.command(name="loader")
+def bench_loader(
+    source: Annotated[str, typer.Argument(help="Folder or archives with pictures, or builtin:digits.")],
+    S: Annotated[str, typer.Option("--S", help="Shorter sides in px, lowest and highest.")] = "256,512",
+    crop: Annotated[int, typer.Option(min=1, help="Side of the training crop, px.")] = 224,
+    pictures: Annotated[int, typer.Option(min=1, help="Training pictures to use.")] = 1000,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures in a batch.")] = 64,
+    batches: Annotated[int, typer.Option(min=1, help="Batches that are timed in a turn.")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each way.")] = 5,
+    changes: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Training pictures: images per second and core, beside torchvision's ImageFolder in a DataLoader."""
+    from vggrepro.bench.loader import run
+    from vggrepro.config import Config, Data, Model, override
+
+    low, high = (_whole_numbers(S) * 2)[:2]
+    scale = low if low == high else (low, high)
+    plain = Config(model=Model(net="D", crop=crop), data=Data(root=source, S=scale))
+    config = override(plain, changes, Path("bench loader"))
+    _print_bench(run(config, pictures, batch, batches, rounds), as_json)
 
 
 def _whole_numbers(text: str) -> tuple[int, ...]:
@@ -403,6 +475,16 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
     if not numbers or min(numbers) < 1:
         raise UserError(f"--scales {text}: expected Q values in px, separated by commas, e.g. 256,384,512")
     return numbers
+
+
+def _print_bench(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(found)
+        return
+    typer.echo(f"{found['name']}: ours {found['ours']:.4g}, usual {found['usual']:.4g} {found['unit']}, ", nl=False)
+    typer.echo(f"ratio {found['ratio']:.3g}" + (f", ceiling {found['ceiling']:.4g}" if found["ceiling"] else ""))
+    for key, item in found["details"].items():
+        typer.echo(f"  {key:40} {item}")
 
 
 def _print_json(report: dict[str, Any]) -> None:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from vggrepro.data.decode import BadPictureError, Region, whole_region
+from vggrepro.data.decode import BadPictureError, Region, groups, in_groups, whole_region
 from vggrepro.data.index import Split
 from vggrepro.data.views import Ints
 from vggrepro.progress import say
@@ -27,14 +28,19 @@ _AHEAD = 2  # batches being decoded ahead of the one asked for, and batches bein
 
 
 def regions(
-    split: Split, wanted: Iterable[tuple[Ints, Ints]], pool: ThreadPoolExecutor, threads: int
+    split: Split,
+    wanted: Iterable[tuple[Ints, Ints]],
+    *,
+    threads: int,
+    pool: ThreadPoolExecutor,
+    readers: ThreadPoolExecutor,
 ) -> Iterator[list[Region | BadPictureError]]:
-    """Decodes batches of (pictures, boxes), at most MOST pictures each, in `threads` threads; reads in `pool`.
+    """Decodes batches of (pictures, boxes), at most MOST pictures each, in `threads` threads; reads in `readers`.
 
     PIL decodes what is not an ordinary JPEG, so that grey, CMYK and PNG files become RGB in one way; and every picture
     of a batch at which DALI fails. That kills its pipeline, which is built anew for the batches after.
     """
-    batches = _reading(_Batch(split, pool, *batch) for batch in wanted)
+    batches = _reading(_Batch(split, pool, readers, *batch) for batch in wanted)
     while True:
         decoding: deque[_Batch] = deque()
         pipe = _build(_inputs(batches, decoding), threads)
@@ -45,7 +51,7 @@ def regions(
                 pipe.schedule_run()
                 (outputs,) = pipe.share_outputs()
                 # copied into PIL's own layout, since DALI uses the buffer again
-                images = list(pool.map(lambda region: Image.fromarray(np.asarray(region)), outputs))
+                images = in_groups(pool, partial(_image, outputs), len(outputs))
                 pipe.release_outputs()
             except StopIteration:
                 yield from (batch.regions([]) for batch in decoding)
@@ -61,38 +67,51 @@ def regions(
         batches = chain(tuple(decoding), batches)
 
 
+def _image(outputs: Any, row: int) -> Image.Image:
+    return Image.fromarray(np.asarray(outputs[row]))
+
+
 class _Batch:
     """Pictures on their way, their bytes being read since it was made."""
 
-    def __init__(self, split: Split, pool: ThreadPoolExecutor, pictures: Ints, boxes: Ints) -> None:
+    def __init__(
+        self, split: Split, pool: ThreadPoolExecutor, readers: ThreadPoolExecutor, pictures: Ints, boxes: Ints
+    ) -> None:
         assert len(pictures) <= MOST
         self.boxes = boxes
         self._split, self._pool, self._pictures = split, pool, pictures
-        self._encoded: list[Future[bytes]] = [pool.submit(split.read, int(picture)) for picture in pictures]
+        self._reading = [readers.submit(self._read, rows) for rows in groups(len(pictures))]
 
-    @property
+    def _read(self, rows: range) -> list[bytes | BadPictureError]:
+        return [self._split.read_or_reason(int(picture)) for picture in self._pictures[rows.start : rows.stop]]
+
+    @cached_property
+    def encoded(self) -> list[bytes | BadPictureError]:
+        """The bytes of every row, or why there are none."""
+        return [encoded for group in self._reading for encoded in group.result()]
+
+    @cached_property
     def for_dali(self) -> list[int]:
         """The rows that DALI is to decode: ordinary JPEGs whose bytes could be read."""
-        ordinary = self._split.ordinary[self._pictures].nonzero()[0]
-        return [int(row) for row in ordinary if self._encoded[row].exception() is None]
-
-    def encoded(self, row: int) -> bytes:
-        """Raises BadPictureError."""
-        return self._encoded[row].result()
+        ordinary = self._split.ordinary[self._pictures]
+        return [row for row, encoded in enumerate(self.encoded) if ordinary[row] and isinstance(encoded, bytes)]
 
     def regions(self, images: Sequence[Image.Image]) -> list[Region | BadPictureError]:
         """All rows, given what DALI decoded of its own (nothing where it failed)."""
-        by_dali = dict(zip(self.for_dali, images, strict=True)) if images else {}
+        found: list[Region | BadPictureError | None] = [None] * len(self._pictures)
+        if images:
+            for row, image in zip(self.for_dali, images, strict=True):
+                found[row] = Region(image, *map(int, self.boxes[row, :2]))
+        left = [row for row, region in enumerate(found) if region is None]
+        for row, region in zip(left, self._pool.map(self._by_pil, left), strict=True):
+            found[row] = region
+        return [region for region in found if region is not None]
 
-        def region(row: int) -> Region | BadPictureError:
-            if row in by_dali:
-                return Region(by_dali[row], *map(int, self.boxes[row, :2]))
-            try:
-                return whole_region(self.encoded(row), self._split.size[self._pictures[row]])
-            except BadPictureError as error:
-                return error
-
-        return list(self._pool.map(region, range(len(self._pictures))))
+    def _by_pil(self, row: int) -> Region | BadPictureError:
+        encoded = self.encoded[row]
+        if isinstance(encoded, BadPictureError):
+            return encoded
+        return whole_region(encoded, self._split.size[self._pictures[row]])
 
 
 def _reading(batches: Iterator[_Batch]) -> Iterator[_Batch]:
@@ -109,7 +128,7 @@ def _inputs(batches: Iterable[_Batch], decoding: deque[_Batch]) -> Iterator[tupl
         rows = batch.for_dali
         if rows:
             boxes = batch.boxes[rows].astype(np.int32)
-            encoded = [np.frombuffer(batch.encoded(row), np.uint8) for row in rows]
+            encoded = [np.frombuffer(batch.encoded[row], np.uint8) for row in rows]  # type: ignore[arg-type]
             yield encoded, np.ascontiguousarray(boxes[:, :2]), boxes[:, 2:] - boxes[:, :2]
 
 
@@ -133,6 +152,13 @@ def _build(inputs: Iterator[tuple[Any, ...]], threads: int) -> Any:
     pipe = regions()
     pipe.build()
     return pipe
+
+
+def version() -> str:
+    """DALI's version."""
+    from nvidia import dali
+
+    return dali.__version__
 
 
 def _reason(error: RuntimeError) -> str:

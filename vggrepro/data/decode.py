@@ -9,9 +9,11 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,8 @@ from PIL import Image, UnidentifiedImageError
 from vggrepro.data.views import Ints
 
 Pixels = NDArray[np.uint8]
+T = TypeVar("T")
+_GROUP = 4
 
 
 class BadPictureError(Exception):
@@ -78,12 +82,15 @@ def rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def whole_region(encoded: bytes, size: Ints) -> Region:
-    """The whole picture, held to the size it is indexed with. Raises BadPictureError."""
-    with opened(encoded) as picture:
-        image = rgb(picture)
+def whole_region(encoded: bytes, size: Ints) -> Region | BadPictureError:
+    """The whole picture, held to the size it is indexed with, or what is wrong with it."""
+    try:
+        with opened(encoded) as picture:
+            image = rgb(picture)
+    except BadPictureError as error:
+        return error
     if image.size != (size[1], size[0]):
-        raise BadPictureError(f"it has {image.width}x{image.height} px, its index says {size[1]}x{size[0]}")
+        return BadPictureError(f"it has {image.width}x{image.height} px, its index says {size[1]}x{size[0]}")
     return Region(image, 0, 0)
 
 
@@ -101,3 +108,13 @@ def resample(region: Region, box: Ints, window: NDArray[np.float64], flip: bool,
     within = (max(low_x, 0.0), max(low_y, 0.0), min(high_x, image.width), min(high_y, image.height))
     shown = image.resize((out.shape[1], out.shape[0]), Image.Resampling.BILINEAR, box=within)
     out[:] = np.asarray(shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else shown)
+
+
+def groups(n: int) -> list[range]:
+    """Rows 0 to n - 1 in groups: a task for a pool that is worth the handing over."""
+    return [range(start, min(start + _GROUP, n)) for start in range(0, n, _GROUP)]
+
+
+def in_groups(pool: ThreadPoolExecutor, function: Callable[[int], T], n: int) -> list[T]:
+    """[function(0), ..., function(n - 1)], computed by a pool."""
+    return [one for group in pool.map(lambda rows: [function(row) for row in rows], groups(n)) for one in group]

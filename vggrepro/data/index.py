@@ -79,6 +79,13 @@ class Split:
             raise BadPictureError(f"{len(encoded)} bytes long, {length} when it was indexed")
         return encoded
 
+    def read_or_reason(self, picture: int) -> bytes | BadPictureError:
+        """The encoded picture, or why it cannot be had."""
+        try:
+            return self.read(picture)
+        except BadPictureError as error:
+            return error
+
 
 class _Archives:
     """Archives, kept open unless they are many: opening is what network file systems are slow at."""

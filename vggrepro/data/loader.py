@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import TypeVar
 
@@ -18,13 +19,14 @@ from numpy.typing import NDArray
 
 from vggrepro.config import Config, Data
 from vggrepro.data import sample_set
-from vggrepro.data.decode import BadPictureError, Region, resample, whole_region
+from vggrepro.data.decode import BadPictureError, Pixels, Region, in_groups, resample, whole_region
 from vggrepro.data.index import Index, Split, open_index
 from vggrepro.data.views import Ints, Views
 from vggrepro.errors import UserError
 from vggrepro.progress import say
 
 _PIECE = 64  # most pictures decoded at once; bounds the memory of dense evaluation's large pictures
+_READERS = 16
 _AHEAD = 2  # finished batches kept ready ahead of the one asked for
 
 
@@ -106,36 +108,42 @@ class Loader:
                     cut.append((views, first, which))
                     yield pictures, boxes
 
-        with ThreadPoolExecutor(self.workers) as pool:
-            for regions in self._regions(split, wanted(), pool):
+        # waiting for disks and networks takes more threads than decoding
+        with ThreadPoolExecutor(self.workers) as pool, ThreadPoolExecutor(_READERS) as readers:
+            for regions in self._regions(split, wanted(), pool, readers):
                 views, first, which = cut.popleft()
                 if first == 0:
                     shown = views
                     pixels = torch.empty((len(views), *views.shape, 3), dtype=torch.uint8, pin_memory=self._pinned)
                 places = pixels.numpy()[first : first + len(which)]
-                of_row = [regions[number] for number in which]
-                for row, region in enumerate(of_row):
+                of_row: list[Region] = []
+                for row, number in enumerate(which):
+                    region = regions[number]
                     if isinstance(region, BadPictureError):
-                        shown, of_row[row] = self._replaced(split, shown, first + row, region)
+                        shown, region = self._replaced(split, shown, first + row, region)
+                    of_row.append(region)
                 rows = shown[first : first + len(which)]
-                list(pool.map(resample, of_row, rows.decode_box(), rows.source_window(), rows.flip, places))
+                work = zip(of_row, rows.decode_box(), rows.source_window(), rows.flip, places, strict=True)
+                in_groups(pool, partial(_resample, list(work)), len(which))
                 if first + len(which) == len(views):
                     yield shown, pixels
 
     def _regions(
-        self, split: Split, wanted: Iterator[tuple[Ints, Ints]], pool: ThreadPoolExecutor
+        self,
+        split: Split,
+        wanted: Iterator[tuple[Ints, Ints]],
+        pool: ThreadPoolExecutor,
+        readers: ThreadPoolExecutor,
     ) -> Iterator[list[Region | BadPictureError]]:
         if self.backend == "dali":
             from vggrepro.data import dali
 
-            return dali.regions(split, wanted, pool, self.workers)
+            return dali.regions(split, wanted, threads=self.workers, pool=pool, readers=readers)
         from vggrepro.data import torchvision
 
-        return torchvision.regions(split, wanted, pool)
+        return torchvision.regions(split, wanted, pool=pool, readers=readers)
 
-    def _replaced(
-        self, split: Split, views: Views, row: int, reason: BadPictureError
-    ) -> tuple[Views, Region | BadPictureError]:
+    def _replaced(self, split: Split, views: Views, row: int, reason: BadPictureError) -> tuple[Views, Region]:
         """The views with a good picture in a row, and that picture."""
         if views.spare is None:
             raise UserError(
@@ -148,19 +156,22 @@ class Loader:
             picture = int(other.picture[0])
             if picture in views.picture and attempt < len(split):
                 continue  # a batch shows no picture twice unless there are too few
-            try:
-                region = whole_region(split.read(picture), split.size[picture])
-            except BadPictureError as error:
-                self.bad.note(split, picture, error)
-                if attempt > 2 * len(split):
-                    raise UserError(f"no picture of {split.name} is left that can be read; restore the data") from None
-            else:
+            encoded = split.read_or_reason(picture)
+            region = whole_region(encoded, split.size[picture]) if isinstance(encoded, bytes) else encoded
+            if isinstance(region, Region):
                 return views.with_row(row, other), region
+            self.bad.note(split, picture, region)
+            if attempt > 2 * len(split):
+                raise UserError(f"no picture of {split.name} is left that can be read; restore the data")
         raise AssertionError
 
     @property
     def _pinned(self) -> bool:
         return self.device.type == "cuda"
+
+
+def _resample(work: Sequence[tuple[Region, Ints, NDArray[np.float64], bool, Pixels]], row: int) -> None:
+    resample(*work[row])
 
 
 _Item = TypeVar("_Item")

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 from itertools import islice
 
 from vggrepro.data.decode import BadPictureError, Region, whole_region
@@ -19,20 +18,23 @@ _AHEAD = 2  # batches being decoded ahead of the one asked for
 
 
 def regions(
-    split: Split, wanted: Iterable[tuple[Ints, Ints]], pool: ThreadPoolExecutor
+    split: Split, wanted: Iterable[tuple[Ints, Ints]], *, pool: ThreadPoolExecutor, readers: ThreadPoolExecutor
 ) -> Iterator[list[Region | BadPictureError]]:
-    """Decodes batches of (pictures, boxes); boxes are not heeded: PIL decodes all of a picture or nothing."""
+    """Decodes batches of (pictures, boxes) in `pool`, and reads in `readers`.
 
-    def decoded(picture: int) -> Region | BadPictureError:
-        try:
-            return whole_region(split.read(picture), split.size[picture])
-        except BadPictureError as error:
-            return error
+    Boxes are not heeded: PIL decodes all of a picture or nothing.
+    """
 
-    ahead: deque[list[Future[Region | BadPictureError]]] = deque()
-    batches = ([pool.submit(decoded, int(picture)) for picture in pictures] for pictures, _ in wanted)
-    with closing(batches):
-        ahead.extend(islice(batches, _AHEAD))
-        while ahead:
-            ahead.extend(islice(batches, 1))
-            yield [future.result() for future in ahead.popleft()]
+    def decoded(picture: int, reading: Future[bytes | BadPictureError]) -> Region | BadPictureError:
+        encoded = reading.result()
+        return encoded if isinstance(encoded, BadPictureError) else whole_region(encoded, split.size[picture])
+
+    def begun(pictures: Ints) -> list[Future[Region | BadPictureError]]:
+        reading = [(int(picture), readers.submit(split.read_or_reason, int(picture))) for picture in pictures]
+        return [pool.submit(decoded, *picture) for picture in reading]
+
+    batches = (begun(pictures) for pictures, _ in wanted)
+    ahead = deque(islice(batches, _AHEAD))
+    while ahead:
+        ahead.extend(islice(batches, 1))
+        yield [future.result() for future in ahead.popleft()]

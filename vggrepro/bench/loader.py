@@ -1,0 +1,192 @@
+"""Training pictures beside the usual way: torchvision's ImageFolder in a DataLoader, with the same augmentation."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from torchvision import datasets
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F
+
+from vggrepro.config import ColourShift, Config
+from vggrepro.data import dali, sample_set
+from vggrepro.data.index import Split, open_index, scan_folder
+from vggrepro.data.loader import make_loader
+from vggrepro.data.plan import TrainingPlan, colour_components
+
+_UNTIMED = 6  # batches at the start of a turn, which may lie ready since the last one
+
+
+def run(config: Config, pictures: int, batch: int, batches: int, rounds: int) -> dict[str, Any]:
+    """Loads training batches in turn by our backends and by the usual way, `rounds` times `batches` of them.
+
+    All read the same `pictures` files, copied out of the data set into a temporary folder, so their bytes come from the
+    page cache; each has as many decoding threads or processes as this one has cores. ours: DALI where it is installed;
+    ceiling: DALI decoding the same regions and nothing else. Rates are images per second of processor time, which other
+    users of the machine disturb least; images per second of wall time stand in the details. Raises UserError.
+    """
+    workers = config.data.workers or len(os.sched_getaffinity(0))
+    config = config.model_copy(update={"data": config.data.model_copy(update={"workers": workers})})
+    with tempfile.TemporaryDirectory(prefix="vggrepro-bench-") as folder:
+        digits = config.data.root == sample_set.ROOT
+        source = str(sample_set.ensure(Path(folder))) if digits else config.data.root
+        whole = open_index(source, config.data.index, Path(folder), _quiet)
+        root = Path(folder) / "pictures"
+        _copied(whole.split("train"), whole.classes, pictures, root)
+        split = scan_folder(root).split("train")
+        plan = TrainingPlan(split.size, config.data, config.model.crop, config.run.seed)
+        present = make_loader(config.data, torch.device("cpu"), 1).backend
+        ways: dict[str, Generator[int]] = {
+            backend: _ours(config, backend, split, plan, batch)
+            for backend in ("dali", "torchvision")
+            if backend in (present, "torchvision")
+        }
+        ways["usual"] = _usual(config, root / "train", batch, workers)
+        if present == "dali":
+            ways["decode_only"] = _decode_only(split, plan, batch, workers)
+        wall, cpu = _timed(ways, batches, rounds)
+        for way in ways.values():
+            way.close()
+    ours = statistics.median(cpu[present])
+    return {
+        "name": "loader",
+        "ours": ours,
+        "usual": statistics.median(cpu["usual"]),
+        "ratio": statistics.median([a / b for a, b in zip(cpu[present], cpu["usual"], strict=True)]),
+        "unit": "images/s/core",
+        "ceiling": statistics.median(cpu["decode_only"]) if "decode_only" in cpu else None,
+        "details": {
+            **{f"{name} images/s/core": _spread(rates) for name, rates in cpu.items()},
+            **{f"{name} images/s": _spread(rates) for name, rates in wall.items()},
+            "ratio_by_wall_time": statistics.median([a / b for a, b in zip(wall[present], wall["usual"], strict=True)]),
+            "pictures": len(split),
+            "median_size": np.median(split.size, axis=0).tolist(),
+            "mean_bytes": float(split.length.mean()),
+            "S": list(config.data.S_range),
+            "crop": config.model.crop,
+            "colour_shift": config.data.colour_shift.mode,
+            "batch": batch,
+            "batches": batches,
+            "rounds": rounds,
+            "workers": workers,
+            "cores": len(os.sched_getaffinity(0)),
+            "load_average": os.getloadavg()[0],
+            "processor": _processor(),
+            "versions": {"python": platform.python_version()}
+            | {name: version(name) for name in ("torch", "torchvision", "pillow")}
+            | ({"dali": dali.version()} if present == "dali" else {}),
+        },
+    }
+
+
+def _quiet(done: int, total: int) -> None:
+    pass
+
+
+def _spread(rates: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(rates), "low": min(rates), "high": max(rates)}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+def _copied(split: Split, classes: tuple[str, ...], pictures: int, root: Path) -> None:
+    """The first `pictures` training pictures of a shuffled order as ImageFolder wants them; one of them tests, too."""
+    order = np.random.default_rng(0).permutation(len(split))[:pictures]
+    for picture in order:
+        for part in ("train", "val") if picture == order[0] else ("train",):
+            name = Path(split.name_of(int(picture))).name
+            file = root / part / classes[split.label[picture]] / f"{picture}-{name}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(split.read(int(picture)))
+
+
+def _ours(config: Config, backend: str, split: Split, plan: TrainingPlan, batch: int) -> Generator[int]:
+    data = config.data.model_copy(update={"backend": backend})
+    loader = make_loader(data, torch.device("cpu"), 1)
+    for loaded in loader.batches(split, (plan.views(step * batch, batch) for step in count())):
+        yield len(loaded.labels)
+
+
+def _decode_only(split: Split, plan: TrainingPlan, batch: int, workers: int) -> Generator[int]:
+    wanted = (plan.views(step * batch, batch).decode_boxes()[:2] for step in count())
+    with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(workers) as readers:
+        for regions in dali.regions(split, wanted, threads=workers, pool=pool, readers=readers):
+            yield len(regions)
+
+
+class UsualTransform:
+    """The augmentation of Section 3.1 as one writes it with torchvision: of one picture, in a worker process."""
+
+    def __init__(self, config: Config) -> None:
+        self.S, self.crop, self.flip = config.data.S_range, config.model.crop, config.data.flip
+        self.mean = torch.tensor(config.data.mean)
+        self.components = torch.from_numpy(colour_components(config.data.colour_shift)).float()
+        self.shifted = config.data.colour_shift != ColourShift(mode="off")
+
+    def __call__(self, image: Any) -> torch.Tensor:
+        """A PIL image as (3, crop, crop) float32."""
+        S = int(torch.randint(self.S[0], self.S[1] + 1, ()))
+        image = F.resize(image, [S], InterpolationMode.BILINEAR)
+        top = int(torch.randint(0, image.height - self.crop + 1, ()))
+        left = int(torch.randint(0, image.width - self.crop + 1, ()))
+        image = F.crop(image, top, left, self.crop, self.crop)
+        if self.flip and torch.rand(()) < 0.5:
+            image = F.hflip(image)
+        offset = -self.mean
+        if self.shifted:
+            offset = offset + torch.randn(3) @ self.components
+        return F.pil_to_tensor(image).float() + offset[:, None, None]
+
+
+def _usual(config: Config, folder: Path, batch: int, workers: int) -> Generator[int]:
+    data = datasets.ImageFolder(str(folder), UsualTransform(config))
+    loader = DataLoader(data, batch, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True)
+    for _ in count():
+        for images, _labels in loader:
+            yield len(images)
+
+
+def _timed(
+    ways: dict[str, Generator[int]], batches: int, rounds: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Images per second of wall time and of processor time, by way and round."""
+    wall: dict[str, list[float]] = {name: [] for name in ways}
+    cpu: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            for _ in islice(way, _UNTIMED):
+                pass
+            clock, busy = time.perf_counter(), _busy()
+            images = sum(islice(way, batches))
+            wall[name].append(images / (time.perf_counter() - clock))
+            cpu[name].append(images / (_busy() - busy))
+    return wall, cpu
+
+
+def _busy() -> float:
+    """Processor seconds of this process and the worker processes that it has running."""
+    total = time.process_time()
+    for child in multiprocessing.active_children():
+        fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime, stime
+    return total
