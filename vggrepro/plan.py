@@ -198,7 +198,7 @@ def _stage(config: Config, parent: str | None, start_hours: float, machine: Mach
         read_mb_per_s_node=images_per_s / machine.nodes * BYTES_PER_PICTURE / 1e6,
         read_mb_per_s=images_per_s * BYTES_PER_PICTURE / 1e6,
         pictures_per_s_node=images_per_s / machine.nodes,
-        disk_gb=_disk_bytes(config, net) / 1e9,
+        disk_gb=disk_gb(config),
         money=None if machine.price is None else gpu_hours * machine.price,
     )
 
@@ -268,11 +268,13 @@ def _dense_flop(net: Architecture, Q: int) -> float:
     return conv * height * width / net.crop**2 + fc * positions
 
 
-def _disk_bytes(config: Config, net: Architecture) -> float:
-    """Step checkpoints (weights and momentum), the best one, the final weights; and posteriors at all Q."""
+def disk_gb(config: Config) -> float:
+    """What a stage keeps on disk, GB: step checkpoints (weights, momentum), the best, the final one, posteriors."""
+    net = _net(config)
     step = 2 * 4 * net.parameters
     sets = len({*config.single_Q, *config.multi_Q})
-    return (config.train.keep + 1) * step + 4 * net.parameters + sets * value("val_pictures") * net.classes * 4
+    posteriors = sets * value("val_pictures") * net.classes * 4
+    return ((config.train.keep + 1) * step + 4 * net.parameters + posteriors) / 1e9
 
 
 def _assumptions(graph: Graph, machine: Machine) -> tuple[str, ...]:

@@ -1,0 +1,154 @@
+"""Each thing that can be wrong is found, with a remedy, and nothing is left behind."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+from vggrepro import cli, doctor
+from vggrepro.config import Graph, load_graph
+from vggrepro.doctor import Check, examine, render
+
+DEMO = REPOSITORY / "configs" / "demo.yaml"
+
+
+@pytest.fixture(autouse=True)
+def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SLURM of this machine must not decide how the tests end."""
+    monkeypatch.setenv("PATH", "/usr/bin/nothing")
+
+
+def checks_of(root: Path, *changes: str, config: Path | None = DEMO) -> dict[str, Check]:
+    graph: Graph | None = load_graph(config, [*changes, f"run.root={root}"]) if config else None
+    return {check.name: check for check in examine(graph, root)}
+
+
+def test_a_sound_machine(tmp_path: Path) -> None:
+    found = checks_of(tmp_path / "runs")
+    assert {found[name].status for name in ("Python", "torch", "torchvision", "runs folder", "disk", "ports")} == {"ok"}
+    assert found["pictures"].found == "builtin:digits, made on the spot"
+    assert not (tmp_path / "runs").exists(), "nothing may be left behind"
+    assert all(check.remedy for check in found.values() if check.status != "ok")
+    assert {check.name for check in examine(None, tmp_path)} >= {"Python", "disk", "SLURM"}
+
+
+def test_old_and_missing_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"torch": "2.9.1+cu128", "torchvision": None, "mlflow": None}
+    monkeypatch.setattr(doctor, "_installed", lambda package: versions.get(package))
+    found = checks_of(tmp_path)
+    assert (found["torch"].status, found["torch"].remedy) == ("fail", "install torch 2.11 or newer")
+    assert found["torchvision"].status == found["MLflow"].status == "fail"
+    assert found["DALI"].status == "warn"
+    assert checks_of(tmp_path, "tracking.mlflow=false")["MLflow"].status == "ok"
+
+
+def test_slurm_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, script in (("sbatch", "exit 0"), ("sinfo", "echo gpu; echo cpu")):
+        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    assert checks_of(tmp_path, config=None)["SLURM"] == Check("SLURM", "ok", "partitions cpu, gpu")
+    (programs / "sinfo").write_text("#!/bin/sh\nexit 1\n")
+    assert checks_of(tmp_path, config=None)["SLURM"].status == "fail"
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    check = checks_of(tmp_path / "file" / "runs", config=None)["runs folder"]
+    assert (check.status, "choose another run.root" in check.remedy) == ("fail", True)
+
+
+def test_a_slow_disk_and_a_full_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_SLOW_MIB_PER_S", 10**9)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 1e6})())
+    found = checks_of(tmp_path, config=REPOSITORY / "configs" / "vgg_D.yaml")
+    assert found["runs folder"].status == "warn"
+    assert found["disk"].status == "fail"
+    assert "8.8 needed" in found["disk"].found  # two stages of 0.55 GB x (3 x 2 + 1) and 3 x 0.2 GB, A's less
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "words"),
+    [
+        ("data.root=nowhere", "fail", "nowhere does not exist"),
+        ("data.root=null", "fail", "data.root is not set"),
+        ("data.index=nowhere.idx", "fail", "nowhere.idx"),
+    ],
+)
+def test_pictures_that_are_not_there(tmp_path: Path, change: str, status: str, words: str) -> None:
+    found = checks_of(tmp_path, change)
+    check = found.get("pictures") or found["index"]
+    assert check.status == status
+    assert words in check.found
+
+
+def test_an_index_of_another_data_set(tmp_path: Path, pictures: Path, monkeypatch, capsys) -> None:
+    assert run(monkeypatch, "index", pictures, "--out", tmp_path / "x.idx") == 0
+    capsys.readouterr()
+    found = checks_of(tmp_path, f"data.index={tmp_path / 'x.idx'}")["index"]
+    assert (found.status, found.remedy) == ("fail", "set model.classes=3, or name another data.index")
+    assert checks_of(tmp_path, f"data.index={tmp_path / 'x.idx'}", "model.classes=3")["index"].status == "ok"
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    class Health(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/health" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Health) as serving:
+        thread = threading.Thread(target=serving.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{serving.server_port}"
+        serving.shutdown()
+        thread.join()
+
+
+def test_mlflow_servers(tmp_path: Path, server: str) -> None:
+    assert checks_of(tmp_path, f"tracking.uri={server}")["MLflow"].status == "ok"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        dead = f"http://user:secret@127.0.0.1:{taken.getsockname()[1]}"
+    check = checks_of(tmp_path, f"tracking.uri={dead}")["MLflow"]
+    assert check.status == "warn"
+    assert "secret" not in check.found + check.remedy
+    assert checks_of(tmp_path, "tracking.uri=./mlruns")["MLflow"].status == "fail"
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["vggrepro", *map(str, arguments)])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    return int(left.value.code or 0)
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, "doctor", "--json") == 0
+    checks = json.loads(capsys.readouterr().out)["checks"]
+    assert {check["status"] for check in checks} <= {"ok", "warn"}
+    assert run(monkeypatch, "doctor", "--config", DEMO, "--set", "data.root=nowhere") == 1
+    text = capsys.readouterr().out
+    assert "fail  pictures" in text
+    assert "-> correct data.root" in text
+
+
+def test_remedies_stand_under_their_lines() -> None:
+    assert render([Check("a", "ok", "1"), Check("bb", "fail", "2", "do it")]).splitlines() == [
+        "ok    a   1",
+        "fail  bb  2",
+        "          -> do it",
+    ]

@@ -1,0 +1,285 @@
+"""What on this machine or cluster will not work, found before a job is started, and the remedy."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from vggrepro.config import Config, Graph
+from vggrepro.errors import UserError
+from vggrepro.tracking import resolve_uri
+
+Status = Literal["ok", "warn", "fail"]
+
+_OLDEST = {"torch": (2, 11), "torchvision": (0, 26)}
+_PROBE_MIB = 64
+_SLOW_MIB_PER_S = 50
+_SPARE_GB = 20.0
+_SHM_GIB = 1.0
+_PATIENCE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line: what was looked at, how it stands, what was found, and what to do about it."""
+
+    name: str
+    status: Status
+    found: str
+    remedy: str = ""
+
+
+def examine(graph: Graph | None, root: Path) -> list[Check]:
+    """All checks; of the machine, and of a configuration where one is given. `root` is the folder of runs."""
+    examinations: list[Callable[[], Iterator[Check]]] = [
+        _packages,
+        _gpu,
+        _slurm,
+        _host,
+        lambda: _files(root),
+        lambda: _disk(graph, root),
+        lambda: _mlflow(graph, root),
+    ]
+    if graph:
+        first = next(iter(graph.stages.values()))
+        examinations.append(lambda: _data(first))
+    checks: list[Check] = []
+    for one in examinations:
+        checks += one()
+    return checks
+
+
+def _packages() -> Iterator[Check]:
+    yield Check("Python", "ok", platform.python_version())
+    for name, oldest in _OLDEST.items():
+        found = _installed(name)
+        if found is None:
+            yield Check(name, "fail", "not installed", "run `make demo` or `make test`, which install everything")
+        elif _numbers(found) < oldest:
+            needed = ".".join(map(str, oldest))
+            yield Check(name, "fail", found, f"install {name} {needed} or newer")
+        else:
+            yield Check(name, "ok", found)
+    dali = next((found for kind in ("130", "120") if (found := _installed(f"nvidia-dali-cuda{kind}"))), None)
+    if dali:
+        yield Check("DALI", "ok", dali)
+    else:
+        remedy = "pictures are decoded by PIL, slower; install nvidia-dali-cuda130 on Linux x86-64"
+        yield Check("DALI", "warn", "not installed", remedy)
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    parts = version.partition("+")[0].split(".")[:2]
+    return tuple(int("".join(filter(str.isdigit, part)) or 0) for part in parts)
+
+
+def _gpu() -> Iterator[Check]:
+    driver = _answer(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
+    try:
+        import torch
+    except Exception as error:
+        yield Check("CUDA", "fail", f"torch cannot be imported: {error}", "install torch anew: remove .venv, run make")
+        return
+    if not torch.cuda.is_available():
+        if driver:
+            remedy = f"torch is built for CUDA {torch.version.cuda}; install a newer driver, or a torch for this one"
+            yield Check("CUDA", "fail", f"driver {driver.splitlines()[0]}, but torch sees no GPU", remedy)
+        else:
+            yield Check("CUDA", "warn", "no NVIDIA driver", "only the CPU is used: enough for `make demo`")
+        return
+    yield Check("driver", "ok", driver.splitlines()[0] if driver else "loaded")
+    count = torch.cuda.device_count()
+    names = sorted({torch.cuda.get_device_name(number) for number in range(count)})
+    yield Check("CUDA", "ok", f"{torch.version.cuda}, {count} x {', '.join(names)}")
+    if len(names) > 1:
+        yield Check("GPUs", "warn", "of several kinds", "the slowest sets the pace; CUDA_VISIBLE_DEVICES chooses")
+    if torch.distributed.is_nccl_available():
+        yield Check("NCCL", "ok", ".".join(map(str, torch.cuda.nccl.version())))
+    else:
+        yield Check("NCCL", "fail", "not in this torch", "install torch from its CUDA wheels")
+    free = shutil.disk_usage("/dev/shm").free / 2**30 if Path("/dev/shm").is_dir() else 0.0
+    if free < _SHM_GIB:
+        remedy = "NCCL needs it between the GPUs of a machine; in a container raise it (--shm-size 8g)"
+        yield Check("/dev/shm", "warn", f"{free:.2f} GiB free", remedy)
+
+
+def _slurm() -> Iterator[Check]:
+    if not shutil.which("sbatch"):
+        remedy = "on a cluster, load its module or log in to its head node; `vggrepro reproduce` needs none"
+        yield Check("SLURM", "warn", "no sbatch on the path", remedy)
+        return
+    partitions = _answer(["sinfo", "--noheader", "--format=%R"])
+    if partitions is None:
+        yield Check("SLURM", "fail", "sinfo does not answer", "is slurmctld up? ask `scontrol ping`")
+    else:
+        yield Check("SLURM", "ok", f"partitions {', '.join(sorted(set(partitions.split()))) or 'none'}")
+
+
+def _answer(command: list[str]) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _host() -> Iterator[Check]:
+    """Ranks meet at a port of the first machine, under its own name."""
+    name = socket.gethostname()
+    try:
+        address = socket.getaddrinfo(name, None, family=socket.AF_INET)[0][4][0]
+    except OSError:
+        yield Check("host name", "warn", f"{name} does not resolve", "several machines need it: add it to DNS or hosts")
+        address = "127.0.0.1"
+    try:
+        with socket.create_server((str(address), 0)) as server:
+            port = server.getsockname()[1]
+            with socket.create_connection((str(address), port), timeout=_PATIENCE_S):
+                pass
+        found = f"{name} reaches itself at {address}, port {port}"
+        if str(address).startswith("127.") and shutil.which("sbatch"):
+            remedy = "that address means another machine elsewhere: jobs of several nodes need a name that resolves"
+            yield Check("ports", "warn", found, remedy)
+        else:
+            yield Check("ports", "ok", found)
+    except OSError as error:
+        remedy = "open ports 15000-60999 between the machines, and check what their names resolve to"
+        yield Check("ports", "fail", f"{name} at {address}: {error}", remedy)
+
+
+def _files(root: Path) -> Iterator[Check]:
+    """Checkpoints need atomic renames and hard links; their speed decides how long a save takes."""
+    folder = root / f".doctor-{os.getpid()}"
+    existed = root.exists()
+    try:
+        folder.mkdir(parents=True)
+        block = os.urandom(2**20)
+        started = time.perf_counter()
+        with (folder / "written").open("wb") as file:
+            for _ in range(_PROBE_MIB):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        rate = _PROBE_MIB / (time.perf_counter() - started)
+        os.replace(folder / "written", folder / "renamed")
+        os.link(folder / "renamed", folder / "linked")
+    except OSError as error:
+        remedy = "choose another run.root: it must be writable, with renames and hard links"
+        yield Check("runs folder", "fail", f"{root}: {error.strerror}", remedy)
+        return
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not existed and root.is_dir() and not any(root.iterdir()):
+            root.rmdir()
+    if rate < _SLOW_MIB_PER_S:
+        remedy = f"a checkpoint of net D is 1.1 GB and would take {1056 / rate:.0f} s; choose a faster run.root"
+        yield Check("runs folder", "warn", f"{root} writes {rate:.0f} MiB/s", remedy)
+    else:
+        yield Check("runs folder", "ok", f"{root} writes {rate:.0f} MiB/s")
+
+
+def _disk(graph: Graph | None, root: Path) -> Iterator[Check]:
+    from vggrepro.plan import disk_gb
+
+    place = root.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free / 1e9
+    needed = sum(disk_gb(config) for config in graph.stages.values()) if graph else _SPARE_GB
+    text = f"{free:,.0f} GB free, {needed:,.1f} needed" + ("" if graph else " or more")
+    if free >= needed:
+        yield Check("disk", "ok", text)
+    else:
+        yield Check(
+            "disk", "fail" if graph else "warn", text, f"free some space on {place}, or choose another run.root"
+        )
+
+
+def _mlflow(graph: Graph | None, root: Path) -> Iterator[Check]:
+    if graph and not any(config.tracking.mlflow for config in graph.stages.values()):
+        yield Check("MLflow", "ok", "off (tracking.mlflow); metrics.jsonl is always written")
+        return
+    version = _installed("mlflow")
+    if version is None:
+        yield Check("MLflow", "fail", "not installed", "install mlflow, or set tracking.mlflow=false")
+        return
+    configured = next(iter(graph.stages.values())).tracking.uri if graph else None
+    try:
+        uri = resolve_uri(configured, root)
+    except UserError as error:
+        yield Check("MLflow", "fail", "tracking.uri", str(error))
+        return
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https"):
+        yield Check("MLflow", "ok", f"{version}, {parts.scheme} database")
+        return
+    host = f"{parts.scheme}://{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+    try:
+        with urllib.request.urlopen(f"{host}{parts.path.rstrip('/')}/health", timeout=_PATIENCE_S):
+            yield Check("MLflow", "ok", f"{version}, {host} answers")
+    except urllib.error.HTTPError as error:  # it is there, and wants a password or has no such page
+        yield Check("MLflow", "ok", f"{version}, {host} answers with {error.code}")
+    except OSError as error:
+        remedy = "runs go on and catch up when it is back; start the server, or correct tracking.uri"
+        yield Check("MLflow", "warn", f"{host}: {getattr(error, 'reason', error)}", remedy)
+
+
+def _data(config: Config) -> Iterator[Check]:
+    """Without a scan, which may take hours: an index is held against what it was made of, a folder is looked at."""
+    root, index = config.data.root, config.data.index
+    if index is not None:
+        from vggrepro.data.index import load
+
+        try:
+            made = load(index)
+        except UserError as error:
+            yield Check("index", "fail", str(index), str(error))
+            return
+        summary = made.summary()
+        found = f"{index}: {summary['usable']:,} of {summary['pictures']:,} pictures, {summary['classes']} classes"
+        if summary["classes"] != config.model.classes:
+            yield Check("index", "fail", found, f"set model.classes={summary['classes']}, or name another data.index")
+        elif summary["rejected"]:
+            yield Check(
+                "index", "warn", f"{found}, {summary['rejected']} unusable", "`vggrepro index --report` names them"
+            )
+        else:
+            yield Check("index", "ok", found)
+    elif root is None:
+        yield Check("pictures", "fail", "data.root is not set", "set data.root, or data.index")
+    elif root.startswith("builtin:"):
+        yield Check("pictures", "ok", f"{root}, made on the spot")
+    elif Path(root).exists():
+        yield Check("pictures", "ok", f"{root}; scanned when a stage first needs it, or now with `vggrepro index`")
+    else:
+        yield Check("pictures", "fail", f"{root} does not exist", "correct data.root")
+
+
+def render(checks: list[Check]) -> str:
+    """For the terminal."""
+    width = max(len(check.name) for check in checks)
+    lines = []
+    for check in checks:
+        lines.append(f"{check.status:4}  {check.name:{width}}  {check.found}")
+        if check.remedy:
+            lines.append(f"{'':4}  {'':{width}}  -> {check.remedy}")
+    return "\n".join(lines)
