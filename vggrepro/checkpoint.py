@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -71,7 +72,8 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError when the disk is full
         temporary.unlink(missing_ok=True)
-        raise OSError(f"checkpoint {path} could not be written: {error}") from error
+        free = shutil.disk_usage(path.parent).free / 2**20  # torch's writer does not say that the disk was full
+        raise OSError(f"checkpoint {path} could not be written, {free:.0f} MiB are free there: {error}") from error
 
 
 class Writer:

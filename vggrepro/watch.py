@@ -14,12 +14,12 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vggrepro.errors import Interrupted
 from vggrepro.distributed import Topology, from_first_rank, host_group, sum_over_ranks
+from vggrepro.errors import Interrupted
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ ABANDONED_STATUS = 76
 """Exit status of a rank that gave up because another one fell silent: the newest checkpoint serves."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # SIGUSR1 belongs to NCCL; USR2 is what SLURM is asked to send
-_NAMED_WITHIN_S = 15.0
+_GONE_AFTER_S = 5.0
 
 
 Item = TypeVar("Item")
@@ -75,11 +75,9 @@ class Watch:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, RuntimeError) and self.here.world > 1:  # as gloo and NCCL report a lost connection
-            until = time.monotonic() + _NAMED_WITHIN_S
+            until = time.monotonic() + 3 * _GONE_AFTER_S
             while self._lost is None and time.monotonic() < until:
                 time.sleep(0.1)
-            if self._lost:
-                _say(f"vggrepro: {self._lost}")
         self._closed.set()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
@@ -89,6 +87,9 @@ class Watch:
         self._thread.join(timeout=5)
         self._ear.close()
         self._bell.close()
+        if isinstance(error, RuntimeError) and self._lost:
+            _say(f"vggrepro: rank {self.here.rank}: {self._lost}; ends here, the newest checkpoint serves")
+            raise SystemExit(ABANDONED_STATUS) from error
 
     def beat(self, doing: str) -> bool:
         """Reports progress and what is done next; returns whether this rank has been asked to stop.
@@ -96,7 +97,9 @@ class Watch:
         From now on a rank that does not beat is a silent one, until :meth:`rest`.
         """
         self._beats += 1
-        self._doing = doing
+        starts, self._doing = not self._doing, doing
+        if starts and self.here.world > 1:
+            self._bell.send(b"\0")  # the others are told now
         return self.reason is not None
 
     def rest(self) -> None:
@@ -114,15 +117,16 @@ class Watch:
             self._waits = False
             self._beats += 1
 
-    def attend(self, items: Iterable[Item], doing: str) -> Iterator[Item]:
+    def attend(self, items: Generator[Item], doing: str) -> Iterator[Item]:
         """The items, as long as nobody asks to stop; every rank calls it, each with items of its own.
 
         Raises Interrupted on every rank, once all have come to the end of theirs or to the request, if there was one.
         """
-        for item in items:
-            if self.beat(doing):
-                break
-            yield item
+        with closing(items):
+            for item in items:
+                if self.beat(doing):
+                    break
+                yield item
         self.leave_together()
 
     def vote(self) -> bool:
@@ -220,14 +224,14 @@ class Watch:
             _, _, doing, reason, host = entry
             if reason and self.reason is None:
                 self.reason = f"rank {rank}: {reason}"
-            if now - self._ticks[rank][1] > _NAMED_WITHIN_S / 3:
-                self._lost = f"rank {rank} on {host} is gone (last seen: {doing})"
+            if now - self._ticks[rank][1] > _GONE_AFTER_S:
+                self._lost = f"rank {rank} on {host} is gone ({_last(doing)})"
         quiet = [rank for rank in range(self.here.world) if now - self._entries[rank][1] > self._silence_s]
         for rank in quiet:
             _, waits, doing, _, host = self._entries[rank][0]
             stopped = now - self._ticks[rank][1] > self._silence_s  # not even its thread runs any more
-            if doing and (stopped or not waits):
-                self._abandon(f"rank {rank} on {host} has been silent for {self._silence_s:g} s (last seen: {doing})")
+            if self._doing and (stopped or (doing and not waits)):
+                self._abandon(f"rank {rank} on {host} has been silent for {self._silence_s:g} s ({_last(doing)})")
         if self._doing and len(quiet) == self.here.world:
             self._abandon(f"all ranks have waited for each other for {self._silence_s:g} s ({self._doing})")
 
@@ -235,6 +239,10 @@ class Watch:
         if not self._closed.is_set():
             _say(f"vggrepro: rank {self.here.rank}: {why}; ends here, the newest checkpoint serves")
             os._exit(ABANDONED_STATUS)  # the main thread is blocked for good
+
+
+def _last(doing: str) -> str:
+    return f"last seen: {doing}" if doing else "not seen at work"
 
 
 def _say(line: str) -> None:

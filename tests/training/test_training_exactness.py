@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training_runs import assert_same_state, course, losses, train_command, train_here
+from training_runs import assert_same_course, final, losses, run_of, run_to_the_end, train_command, train_here
 
 from vggrepro import checkpoint
-from vggrepro.config import load_stage
 from vggrepro.errors import UserError
 from vggrepro.tracking import RunDirectory
 
@@ -17,14 +16,6 @@ StageFile = Callable[..., Path]
 # Other ranks and micro-batches change the order of float32 sums and nothing else: over 50 steps the relative
 # difference of the losses stays below this (2e-6 was seen).
 ROUNDING = 1e-4
-
-
-def run_of(file: Path) -> RunDirectory:
-    return RunDirectory(load_stage(file)[0].directory)
-
-
-def final(run: RunDirectory) -> checkpoint.Checkpoint:
-    return checkpoint.load(checkpoint.final_file(run.checkpoints))
 
 
 def test_two_ranks_have_the_loss_curve_of_one(stage_file: StageFile) -> None:
@@ -38,6 +29,13 @@ def test_two_ranks_have_the_loss_curve_of_one(stage_file: StageFile) -> None:
     ]
     for name, tensor in final(alone).weights.items():
         torch.testing.assert_close(final(run_of(file)).weights[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_four_ranks_have_the_loss_curve_of_one(stage_file: StageFile) -> None:
+    alone = train_here(stage_file("alone", train={"iterations": 50}))
+    file = stage_file("four", train={"iterations": 50})
+    run_to_the_end(file, world=4)
+    np.testing.assert_allclose(losses(run_of(file)), losses(alone), rtol=ROUNDING)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3])
@@ -70,10 +68,7 @@ def test_a_resumed_run_is_bitwise_the_undisturbed_one(stage_file: StageFile, ste
     back_to(step, resumed)
     assert max(record["step"] for record in resumed.records()) == 12
     train_here(file)
-    assert course(resumed) == course(undisturbed)
-    assert_same_state(final(resumed), final(undisturbed))
-    last = "step-00000012.pt"
-    assert_same_state(checkpoint.load(resumed.checkpoints / last), checkpoint.load(undisturbed.checkpoints / last))
+    assert_same_course(resumed, undisturbed)
 
 
 def test_the_learning_rate_drop_survives_the_resume(stage_file: StageFile) -> None:
@@ -84,7 +79,7 @@ def test_the_learning_rate_drop_survives_the_resume(stage_file: StageFile) -> No
     back_to(16, resumed)
     train_here(file)
     assert [r["learning_rate"] for r in resumed.records("train")][-1] < 1e-10
-    assert course(resumed) == course(undisturbed)
+    assert_same_course(resumed, undisturbed)
 
 
 def test_a_torn_checkpoint_is_passed_over_with_a_warning(
@@ -98,8 +93,7 @@ def test_a_torn_checkpoint_is_passed_over_with_a_warning(
     newest.write_bytes(newest.read_bytes()[:-1000])
     train_here(file)
     assert "step-00000010.pt is torn" in caplog.text
-    assert course(torn) == course(undisturbed)
-    assert_same_state(final(torn), final(undisturbed))
+    assert_same_course(torn, undisturbed)
 
 
 def test_a_directory_of_another_configuration_is_refused_naming_what_differs(stage_file: StageFile) -> None:

@@ -1,10 +1,17 @@
-"""Running stages, in this process or by the real command, and comparing what they leave."""
+"""Running stages, here, in forked processes with faults, or by the real command; and comparing what they leave."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -12,40 +19,142 @@ import torch
 
 from vggrepro import checkpoint, pipeline
 from vggrepro.config import load_stage
+from vggrepro.errors import run_command
 from vggrepro.tracking import RunDirectory
+from vggrepro.watch import Watch
 
 CLASSES = ("ant", "bee", "cat")
 BATCH = 8
+_forks = multiprocessing.get_context("forkserver")  # a process with everything imported, in a moment
+_forks.set_forkserver_preload(["vggrepro.training.loop", "vggrepro.data.torchvision", "torch._dynamo", "pyarrow"])
 
 
-def train_here(file: Path, *changes: str) -> RunDirectory:
+def train_here(file: Path, *changes: str, force: bool = False, stop_after_s: float | None = None) -> RunDirectory:
     """Trains a stage in this process, as `vggrepro train` does."""
     torch.set_num_threads(1)
     stage, parent = load_stage(file, changes)
-    with pipeline.session([stage]) as at:
-        pipeline.train_stage(stage, parent, at)
+    with pipeline.session([stage], stop_after_s=stop_after_s) as at:
+        pipeline.train_stage(stage, parent, at, force=force)
     return RunDirectory(stage.directory)
 
 
-def command(file: Path, *changes: str, ranks: int = 1) -> list[str]:
-    """The command line of `vggrepro train`, under torchrun where there are several ranks."""
-    python = [sys.executable, "-m"]
-    if ranks > 1:
-        python += ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
-    arguments = [part for change in changes for part in ("--set", change)]
-    return [*python, "vggrepro", "train", "--config", str(file), *arguments]
+@dataclass(frozen=True)
+class Fault:
+    """A signal that a rank sends itself when it is about to do something for the nth time."""
+
+    doing: str
+    """As `Watch.beat` is told: "step 8" (seven are done), "validation"."""
+    signal: signal.Signals
+    count: int = 1
+    rank: int = 0
 
 
-def environment(**more: str) -> dict[str, str]:
-    """One thread, and no launcher's variables of the test's own surroundings."""
-    inherited = {name: text for name, text in os.environ.items() if not name.startswith(("SLURM", "RANK", "WORLD"))}
-    return inherited | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | more
+class Ranks:
+    """A run on some ranks, each a process; they end with `join`."""
+
+    def __init__(self, file: Path, *changes: str, world: int = 1, fault: Fault | None = None) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self._texts = [file.with_name(f"{file.stem}-{time.monotonic_ns()}-rank{rank}.txt") for rank in range(world)]
+        self.processes: list[BaseProcess] = []
+        for rank, text in enumerate(self._texts):
+            arguments = (file, changes, rank, world, port, fault, text)
+            self.processes.append(_forks.Process(target=_rank_main, args=arguments, daemon=True))
+            self.processes[-1].start()
+
+    def join(self, timeout_s: float = 60) -> list[int | None]:
+        """The exit statuses, minus the number of the signal for a killed process; None for one that still runs."""
+        until = time.monotonic() + timeout_s
+        for process in self.processes:
+            process.join(max(0.0, until - time.monotonic()))
+        return [process.exitcode for process in self.processes]
+
+    def kill(self) -> None:
+        """Ends what still runs."""
+        for process in self.processes:
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+    def text(self, rank: int = 0) -> str:
+        """What a rank has said."""
+        return self._texts[rank].read_text(encoding="utf-8") if self._texts[rank].exists() else ""
+
+    def wait_for(self, words: str, rank: int = 0, timeout_s: float = 60) -> None:
+        """Until a rank has said something."""
+        until = time.monotonic() + timeout_s
+        while words not in self.text(rank):
+            assert time.monotonic() < until, f"no {words!r} in: {self.text(rank)}"
+            time.sleep(0.02)
+
+
+def _rank_main(
+    file: Path, changes: Sequence[str], rank: int, world: int, port: int, fault: Fault | None, text: Path
+) -> None:
+    torch.set_num_threads(1)
+    said = os.open(text, os.O_WRONLY | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(said, stream)
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)  # the fork server's own object may be closed
+    sys.stdout = sys.stderr
+    if world > 1:
+        places = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
+        os.environ.update({name: str(number) for name, number in places.items()})
+        os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"})
+    if fault and fault.rank == rank:
+        _arm(fault)
+    run_command("vggrepro", lambda: train_here(file, *changes))
+
+
+def _arm(fault: Fault) -> None:
+    beat, seen = Watch.beat, 0
+
+    def faulty(self: Watch, doing: str) -> bool:
+        nonlocal seen
+        seen += doing == fault.doing
+        if doing == fault.doing and seen == fault.count:
+            os.kill(os.getpid(), fault.signal)
+            if fault.signal != signal.SIGSTOP:
+                time.sleep(0.2)  # until the thread has heard it, so that the test is the same each time
+        return beat(self, doing)
+
+    Watch.beat = faulty  # type: ignore[method-assign]
+
+
+def run_to_the_end(file: Path, *changes: str, world: int = 1) -> None:
+    """Takes up a run, and sees it finish."""
+    ranks = Ranks(file, *changes, world=world)
+    assert ranks.join(120) == [0] * world, ranks.text()
 
 
 def train_command(file: Path, *changes: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
-    """Runs the real command to its end."""
-    line = command(file, *changes, ranks=ranks)
-    return subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    """Runs the real command to its end, under torchrun where there are several ranks."""
+    line = [sys.executable, "-m"]
+    if ranks > 1:
+        line += ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
+    line += ["vggrepro", "train", "--config", str(file)]
+    line += [part for change in changes for part in ("--set", change)]
+    inherited = {name: text for name, text in os.environ.items() if not name.startswith(("SLURM", "RANK", "WORLD"))}
+    surroundings = inherited | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(line, env=surroundings, capture_output=True, text=True, timeout=300, check=False)
+
+
+def run_of(file: Path) -> RunDirectory:
+    """The run directory of a stage file."""
+    return RunDirectory(load_stage(file)[0].directory)
+
+
+def final(run: RunDirectory) -> checkpoint.Checkpoint:
+    """The net a run has ended with."""
+    return checkpoint.load(checkpoint.final_file(run.checkpoints))
+
+
+def last(run: RunDirectory) -> checkpoint.Checkpoint:
+    """The newest checkpoint, with momentum and schedule."""
+    kept = checkpoint.newest(run.checkpoints)
+    assert kept is not None
+    return kept
 
 
 def losses(run: RunDirectory) -> list[float]:
@@ -54,13 +163,19 @@ def losses(run: RunDirectory) -> list[float]:
 
 
 def course(run: RunDirectory) -> list[dict[str, Any]]:
-    """The metrics without what depends on the clock."""
+    """The metrics without what depends on the clock and on the machine's memory."""
     clock = {"time", "images_per_s", "images_per_s_without_wait", "data_wait", "mfu", "memory_gib", "seconds_left"}
     return [{key: item for key, item in record.items() if key not in clock} for record in run.records()]
 
 
-def assert_same_state(ours: checkpoint.Checkpoint, theirs: checkpoint.Checkpoint) -> None:
-    """Weights, momentum and schedule, bit for bit."""
+def assert_same_course(ours: RunDirectory, theirs: RunDirectory) -> None:
+    """Metrics, weights, momentum and schedule, bit for bit."""
+    assert course(ours) == course(theirs)
+    _assert_same_state(final(ours), final(theirs))
+    _assert_same_state(last(ours), last(theirs))
+
+
+def _assert_same_state(ours: checkpoint.Checkpoint, theirs: checkpoint.Checkpoint) -> None:
     assert ours.step == theirs.step
     assert list(ours.weights) == list(theirs.weights)
     for name, tensor in ours.weights.items():

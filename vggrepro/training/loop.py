@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -97,14 +97,19 @@ def train(
             writer.submit(content, file, lambda: _after_saving(file, run.checkpoints, settings.keep, best=best))
 
     if here.is_first:
-        run.rewind(state.step)
+        run.rewind(state.step or -1)
     if state.step == 0:
-        scales = health.activation_scales(net, next(loader.batches(training, trainer.views(plan, 0))).images)
+        with closing(loader.batches(training, trainer.views(plan, 0))) as batches:
+            scales = health.activation_scales(net, next(batches).images)
         log({"kind": "event", "event": "activation scales"} | scales)
         if parent is None and not force:
             health.check_start(net, scales)
-    batches = loader.batches(training, trainer.views(plan, state.step))
-    with progress(f"{config.name}: training", last, shown=here.is_first) as update, writer, _collected_at_reports():
+    with (
+        progress(f"{config.name}: training", last, shown=here.is_first) as update,
+        closing(loader.batches(training, trainer.views(plan, state.step))) as batches,
+        writer,
+        _collected_at_reports(),
+    ):
         try:
             while True:
                 if ends_a_period(state.step) and state.validated < state.step:

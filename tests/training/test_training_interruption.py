@@ -1,0 +1,201 @@
+"""Stopped or killed at any instant, a run goes on as if nothing had happened."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from training_runs import (
+    Fault,
+    Ranks,
+    assert_same_course,
+    course,
+    final,
+    last,
+    losses,
+    run_of,
+    run_to_the_end,
+    train_here,
+)
+
+from vggrepro import checkpoint
+from vggrepro.errors import INTERRUPTED_STATUS, Interrupted
+from vggrepro.watch import ABANDONED_STATUS
+
+StageFile = Callable[..., Path]
+TWENTY = {"iterations": 20, "log_every": 3}  # a log line straddles most interruptions
+
+
+def interrupted(file: Path, fault: Fault, world: int = 1) -> Ranks:
+    """A run with a fault, ended by it."""
+    ranks = Ranks(file, world=world, fault=fault)
+    killed = fault.signal == signal.SIGKILL
+    assert ranks.join() == [-signal.SIGKILL if killed else INTERRUPTED_STATUS] * world, ranks.text()
+    return ranks
+
+
+def test_seven_kill_six_term_seven_is_twenty_steps(stage_file: StageFile) -> None:
+    undisturbed = train_here(stage_file("undisturbed", train=TWENTY))
+    file = stage_file("disturbed", train=TWENTY | {"checkpoint_every": 1})
+    interrupted(file, Fault("step 8", signal.SIGKILL))
+    assert last(run_of(file)).step in (6, 7)  # the seventh may not have been written yet
+    stopped = interrupted(file, Fault("step 13", signal.SIGTERM))
+    assert "stopped (SIGTERM; saved at step 13); the same command goes on" in stopped.text()
+    assert last(run_of(file)).step == 13
+    run_to_the_end(file)
+    assert_same_course(run_of(file), undisturbed)
+
+
+# 39 pictures in batches of 8: epochs end in steps 5, 10, 15, 20; two batches of validation pictures
+@pytest.mark.parametrize(
+    "faults",
+    [
+        pytest.param([Fault("step 5", signal.SIGTERM)], id="in-an-epochs-last-step"),
+        pytest.param([Fault("step 7", signal.SIGTERM), Fault("step 9", signal.SIGUSR2)], id="twice-in-one-epoch"),
+        pytest.param([Fault("validation", signal.SIGTERM, 3)], id="term-in-the-second-validation"),
+        pytest.param([Fault("validation", signal.SIGUSR2, 4)], id="usr2-in-the-second-validation"),
+        pytest.param([Fault("validation", signal.SIGKILL, 4)], id="kill-in-the-second-validation"),
+        pytest.param([Fault("step 1", signal.SIGKILL), Fault("step 1", signal.SIGTERM)], id="at-once"),
+        pytest.param([Fault("step 20", signal.SIGTERM)], id="in-the-last-step"),
+    ],
+)
+def test_interruptions_leave_no_trace(stage_file: StageFile, faults: list[Fault]) -> None:
+    undisturbed = train_here(stage_file("undisturbed", train=TWENTY))
+    file = stage_file("disturbed", train=TWENTY)
+    for fault in faults:
+        interrupted(file, fault)
+    run_to_the_end(file)
+    assert_same_course(run_of(file), undisturbed)
+
+
+def test_validation_is_left_within_a_batch_and_done_again(stage_file: StageFile) -> None:
+    file = stage_file("A", train={"checkpoint_every": 100}, evaluation={"batch": 1})
+    interrupted(file, Fault("validation", signal.SIGTERM, 2))
+    run = run_of(file)
+    assert last(run).step == 5
+    assert run.records("validation") == []
+    run_to_the_end(file)
+    assert [record["step"] for record in run.records("validation")] == [5, 10, 12]
+
+
+def test_wall_time_nearly_spent_is_a_stop_like_any_other(stage_file: StageFile) -> None:
+    file = stage_file("A", train={"iterations": 100_000, "stall_after": 0})
+    started = time.monotonic()
+    with pytest.raises(Interrupted, match=r"wall time nearly spent; saved at step \d+"):
+        train_here(file, stop_after_s=2.0)
+    assert time.monotonic() - started < 10
+    assert last(run_of(file)).step > 0
+
+
+def test_two_ranks_leave_together_when_one_is_asked(stage_file: StageFile) -> None:
+    file = stage_file("A", train=TWENTY)
+    undisturbed = train_here(stage_file("undisturbed", train=TWENTY))
+    interrupted(file, Fault("step 8", signal.SIGTERM, rank=1), world=2)
+    assert last(run_of(file)).step in (8, 9)  # the vote is known one step late
+    interrupted(file, Fault("validation", signal.SIGTERM, rank=0), world=2)
+    run_to_the_end(file, world=2)
+    np.testing.assert_allclose(losses(run_of(file)), losses(undisturbed), rtol=1e-4)
+    assert [r["step"] for r in run_of(file).records()] == [r["step"] for r in undisturbed.records()]
+
+
+def test_four_ranks_then_two_then_one(stage_file: StageFile) -> None:
+    train = {"iterations": 50}
+    undisturbed = train_here(stage_file("undisturbed", train=train))
+    file = stage_file("fewer", train=train)
+    interrupted(file, Fault("step 18", signal.SIGTERM), world=4)
+    interrupted(file, Fault("step 34", signal.SIGTERM), world=2)
+    run_to_the_end(file)
+    np.testing.assert_allclose(losses(run_of(file)), losses(undisturbed), rtol=1e-4)
+
+
+def test_a_silent_rank_is_named_and_the_others_end_and_hear_signals_meanwhile(stage_file: StageFile) -> None:
+    file = stage_file("A", train={"iterations": 100_000, "rank_timeout_s": 6.0, "stall_after": 0})
+    ranks = Ranks(file, world=2, fault=Fault("step 8", signal.SIGSTOP, rank=1))
+    try:
+        run = run_of(file)
+        while [record["step"] for record in run.records("train")][-1:] < [6]:
+            time.sleep(0.1)
+        time.sleep(1)
+        ranks.processes[0].terminate()  # its main thread is blocked in an all-reduce by now
+        ranks.wait_for("asked to stop (SIGTERM)", timeout_s=3)
+        ranks.processes[0].join(15)
+        assert ranks.processes[0].exitcode == ABANDONED_STATUS
+        assert re.search(r"rank 1 on \S+ has been silent for 6 s \(last seen: [^)]+\)", ranks.text())
+    finally:
+        ranks.kill()
+
+
+def test_a_rank_that_dies_is_named(stage_file: StageFile) -> None:
+    file = stage_file("A", train={"iterations": 100_000, "rank_timeout_s": 20.0, "stall_after": 0})
+    ranks = Ranks(file, world=2, fault=Fault("step 8", signal.SIGKILL, rank=1))
+    try:
+        assert ranks.join(40)[1] == -signal.SIGKILL
+        assert ranks.processes[0].exitcode == ABANDONED_STATUS
+        assert re.search(r"rank 1 on \S+ is gone \(last seen: [^)]+\)", ranks.text()), ranks.text()
+        assert "Traceback" not in ranks.text()
+    finally:
+        ranks.kill()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 16 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place)]
+    mounted = subprocess.run(mount, capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("may not mount a tmpfs here")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint(
+    stage_file: StageFile, small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    undisturbed = train_here(stage_file("undisturbed"))
+    file = stage_file("full", run={"root": str(small_disk)})
+    interrupted(file, Fault("step 5", signal.SIGTERM))
+    run = run_of(file)
+    kept = last(run).step
+    filler = small_disk / "filler"
+    free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+    filler.write_bytes(bytes(free - 60_000))  # room for metrics, not for a checkpoint
+    with pytest.raises(Exception, match="free some space and run the same command again"):
+        train_here(file)
+    assert "the one before it is kept" in caplog.text
+    assert last(run).step == kept
+    assert [path for path in run.checkpoints.iterdir() if path.name.startswith(".")] == []
+    filler.unlink()
+    train_here(file)
+    assert_same_course(run, undisturbed)
+
+
+@pytest.mark.slow
+def test_killed_at_thirty_random_instants(stage_file: StageFile) -> None:
+    train = {"iterations": 400, "log_every": 7, "checkpoint_every": 1, "keep": 2, "stall_after": 0}
+    undisturbed = train_here(stage_file("undisturbed", train=train))
+    file = stage_file("disturbed", train=train)
+    draw = random.Random(0)
+    kills, in_writing = 0, 0
+    while kills < 30:
+        ranks = Ranks(file)
+        time.sleep(draw.uniform(0.5, 2.5))
+        if not ranks.processes[0].is_alive():
+            break
+        ranks.kill()
+        kills += 1
+        run = run_of(file)
+        in_writing += any(path.name.startswith(".step") for path in run.checkpoints.iterdir())
+        assert checkpoint.newest(run.checkpoints) is not None or kills < 3
+    print(f"{kills} kills, {in_writing} of them inside the writing of a checkpoint")
+    run_to_the_end(file)
+    assert in_writing > 0
+    assert course(run_of(file)) == course(undisturbed)
+    assert checkpoint.weights_hash(final(run_of(file)).weights) == checkpoint.weights_hash(final(undisturbed).weights)
