@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from launch_cluster import REPOSITORY
 
 from vggrepro.config import load_graph
 

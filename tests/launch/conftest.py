@@ -1,0 +1,56 @@
+"""The development cluster, once for all tests that need SLURM."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from launch_cluster import REPOSITORY, Experiment
+
+DEVCLUSTER = REPOSITORY / "slurm" / "devcluster"
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A SLURM of 2 nodes with 2 fake GPUs each, to which sbatch and submit.py speak meanwhile; its folder."""
+    missing = not shutil.which("slurmctld") or os.geteuid() != 0
+    if missing and os.environ.get("CI") != "true":
+        pytest.skip("needs root and: apt-get install slurm-wlm munge")
+    folder = tmp_path_factory.mktemp("cluster")
+    place = ["--directory", str(folder)]
+    up = [str(DEVCLUSTER), "up", "--nodes", "2", "--gpus-per-node", "2", *place]
+    done = subprocess.run(up, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    changed = {"SLURM_CONF": str(folder / "etc" / "slurm.conf"), "VGGREPRO_FAKE_GPUS": "1", "OMP_NUM_THREADS": "1"}
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    try:
+        yield folder
+    finally:
+        subprocess.run([str(DEVCLUSTER), "down", *place], check=True)
+        for name, text in before.items():
+            if text is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = text
+
+
+@pytest.fixture(scope="session")
+def undisturbed(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """The graph A -> D as torchrun trains it on this machine, with as many ranks as the jobs have."""
+    experiment = Experiment.make(tmp_path_factory.mktemp("undisturbed"), pictures)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, "-m", "vggrepro", "reproduce", "--config", str(experiment.config)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return experiment

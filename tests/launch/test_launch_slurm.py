@@ -1,0 +1,135 @@
+"""Graphs on a real SLURM: what happens to a job must not show in the net it leaves behind."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launch_cluster import ITERATIONS, Experiment, ended, kill, ranks_of, same_run, slurm, wait_for
+
+from launch.snapshot import PICKLES
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(2400)]
+
+
+@pytest.fixture(scope="module")
+def graph(
+    cluster: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Experiment, dict[str, dict[str, Any]]]:
+    """The whole graph from one call, submitted twice, in a place whose name needs quoting; it is not waited for."""
+    place = tmp_path_factory.mktemp("graph") / 'it\'s a "place" $HOME'
+    experiment = Experiment.make(place, pictures, run={"why": {"model": 'it\'s "small"'}})
+    stages = experiment.submit()
+    assert stages["D"]["depends_on"] == ["A"]
+    again = experiment.submit()
+    assert {name: stage["job"] for name, stage in again.items()} == {name: stages[name]["job"] for name in stages}
+    return experiment, stages
+
+
+def disturb(experiment: Experiment) -> Experiment:
+    """Requeued by hand, then a rank killed, then cancelled and submitted again: each in the middle of training."""
+    job = experiment.submit()["A"]["job"]
+    experiment.reach(12)
+    slurm("scontrol", "requeue", job)
+    experiment.begin_attempt(2)
+    experiment.reach(40)
+    kill(ranks_of(job)[1], signal.SIGKILL)
+    experiment.begin_attempt(3)
+    experiment.reach(70)
+    assert experiment.call("cancel").returncode == 0
+    wait_for(lambda: ended(experiment.history()) == "cancelled", "the cancellation", experiment.explain)
+    status = experiment.status()["A"]
+    assert (status["state"], status["job"]) == ("cancelled", None), "a cancelled job stays cancelled"
+    experiment.submit()
+    experiment.finish()
+    return experiment
+
+
+def time_out(experiment: Experiment) -> Experiment:
+    """Comes near its time limit in the middle of training."""
+    job = experiment.submit("--time", 2, "--set", "cluster.warning_s=60")["A"]["job"]
+    experiment.reach(12)
+    for process in ranks_of(job).values():
+        kill(process, signal.SIGSTOP)  # as if the step took for ever; SLURM's warning wakes it
+    experiment.finish()
+    return experiment
+
+
+@pytest.fixture(scope="module")
+def disturbed(
+    cluster: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[Experiment]]]:
+    """Two experiments at once on the same two nodes, beside the graph."""
+    folder = tmp_path_factory.mktemp("disturbed")
+    first = Experiment.make(folder / "a", pictures, ["A"], run={"experiment": "hard-life"}, tracking={"mlflow": True})
+    second = Experiment.make(folder / "b", pictures, ["A"], run={"experiment": "time-limit"})
+    with ThreadPoolExecutor(2) as pool:
+        yield {"disturbed": pool.submit(disturb, first), "timed out": pool.submit(time_out, second)}
+
+
+def test_a_graph_on_two_nodes_equals_torchrun(
+    disturbed: object, graph: tuple[Experiment, dict[str, dict[str, Any]]], undisturbed: Experiment
+) -> None:
+    experiment, stages = graph
+    experiment.finish("D")
+    for stage in stages:
+        same_run(experiment, undisturbed, stage)
+        assert experiment.attempts(stage) == 1
+    mine, theirs = (one.config.parent / "runs" / "graph" / "tables.md" for one in (experiment, undisturbed))
+    rows = [
+        [line for line in file.read_text().splitlines() if line.startswith("| D | 37 |")] for file in (mine, theirs)
+    ]
+    assert rows[0] == rows[1] != []
+
+
+def test_a_finished_graph_is_not_submitted_again(graph: tuple[Experiment, dict[str, dict[str, Any]]]) -> None:
+    experiment, _ = graph
+    assert {stage["state"] for stage in experiment.submit().values()} == {"finished"}
+    assert {stage["state"] for stage in experiment.status().values()} == {"finished"}
+    assert slurm("squeue", "--noheader", "--name=graph.A,graph.D") == ""
+
+
+def test_pickles_are_the_users_alone(graph: tuple[Experiment, dict[str, dict[str, Any]]]) -> None:
+    experiment, stages = graph
+    folder = experiment.directory("A") / PICKLES
+    assert (folder / f"{stages['A']['job']}_submitted.pkl").exists()
+    assert folder.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_time_limit(disturbed: dict[str, Future[Experiment]], undisturbed: Experiment) -> None:
+    experiment = disturbed["timed out"].result()
+    same_run(experiment, undisturbed)
+    ends = experiment.ends()
+    assert any(line["outcome"] == "goes on" and "asked to stop" in line["reason"] for line in ends)
+    assert ends[-1]["outcome"] == "finished"
+
+
+def test_requeued_then_a_rank_killed_then_cancelled(
+    disturbed: dict[str, Future[Experiment]], undisturbed: Experiment
+) -> None:
+    experiment = disturbed["disturbed"].result()
+    same_run(experiment, undisturbed)
+    ends = experiment.ends()
+    assert [line["outcome"] for line in ends] == ["goes on", "goes on", "cancelled", "finished"]
+    assert "requeued" in ends[0]["reason"]
+    assert "SIGKILL" in ends[1]["reason"]
+    begun = [line["progress"][0] for line in experiment.history() if line["event"] == "begins"]
+    assert begun == sorted(begun)
+    assert begun[1] >= 10
+
+
+def test_through_all_that_it_is_one_mlflow_run(disturbed: dict[str, Future[Experiment]]) -> None:
+    from mlflow import MlflowClient
+
+    experiment = disturbed["disturbed"].result()
+    client = MlflowClient(f"sqlite:///{experiment.config.parent / 'runs' / 'mlruns.db'}")
+    found = client.get_experiment_by_name("hard-life")
+    assert found is not None
+    (run,) = client.search_runs([found.experiment_id])
+    assert run.info.status == "FINISHED"
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
+    assert sorted(steps) == list(range(1, ITERATIONS + 1))
