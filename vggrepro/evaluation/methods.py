@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -28,16 +28,22 @@ class Settings:
     flip: bool
     """Average over the picture, or each crop, and its mirror image."""
     batch: int
-    """Most pictures of crop x crop px in one forward pass."""
+    """Most pictures of crop x crop px in one forward pass, mirror images included."""
+
+    @property
+    def views(self) -> int:
+        """Of each picture or crop."""
+        return 2 if self.flip else 1
+
+    def pixels(self, net: VGG) -> int:
+        """Most pixels in one forward pass."""
+        return self.batch * net.architecture.crop**2
 
 
 def dense(net: VGG, images_NCHW: Tensor, settings: Settings, *, ceil: bool = False) -> Tensor:
     """Softmax of the spatially averaged class scores."""
-    at_once = settings.batch * net.architecture.crop**2
-    return _mean(
-        class_scores(net, view, ceil=ceil, pixels_at_once=at_once).float().softmax(dim=1)
-        for view in _with_mirror(images_NCHW, settings.flip)
-    )
+    scores = class_scores(net, _mirrored(images_NCHW, settings), ceil=ceil, pixels_at_once=settings.pixels(net))
+    return _mean_of_mirrored(scores.float().softmax(dim=1), len(images_NCHW))
 
 
 def dense_ceil(net: VGG, images_NCHW: Tensor, settings: Settings) -> Tensor:
@@ -47,11 +53,8 @@ def dense_ceil(net: VGG, images_NCHW: Tensor, settings: Settings) -> Tensor:
 
 def dense_softmax_first(net: VGG, images_NCHW: Tensor, settings: Settings) -> Tensor:
     """The other reading of Section 3.2: the spatial average of the posteriors at every place."""
-    at_once = settings.batch * net.architecture.crop**2
-    return _mean(
-        score_map(net, view, pixels_at_once=at_once).float().softmax(dim=1).mean(dim=(2, 3))
-        for view in _with_mirror(images_NCHW, settings.flip)
-    )
+    scores = score_map(net, _mirrored(images_NCHW, settings), pixels_at_once=settings.pixels(net))
+    return _mean_of_mirrored(scores.float().softmax(dim=1).mean(dim=(2, 3)), len(images_NCHW))
 
 
 def centre_crop(net: VGG, images_NCHW: Tensor, settings: Settings) -> Tensor:
@@ -65,18 +68,16 @@ def multicrop(net: VGG, images_NCHW: Tensor, settings: Settings) -> Tensor:
     """The mean posterior of a regular 5 x 5 grid of crops, the borders included, and of their mirror images."""
     crop, n = net.architecture.crop, len(images_NCHW)
     rows, columns = (grid(side, crop) for side in images_NCHW.shape[-2:])
-    crops = [
-        view
-        for top in rows
-        for left in columns
-        for view in _with_mirror(images_NCHW[:, :, top : top + crop, left : left + crop], settings.flip)
-    ]
-    at_once = max(1, settings.batch // n)
+    corners = [(top, left) for top in rows for left in columns]
+    at_once = max(1, settings.batch // (n * settings.views))
     total = torch.zeros((), device=images_NCHW.device)
-    for start in range(0, len(crops), at_once):
-        chunk = torch.cat(crops[start : start + at_once])
-        total = total + net(chunk).float().softmax(dim=1).unflatten(0, (-1, n)).sum(dim=0)
-    return total / len(crops)
+    for start in range(0, len(corners), at_once):
+        crops = [
+            images_NCHW[:, :, top : top + crop, left : left + crop] for top, left in corners[start : start + at_once]
+        ]
+        posteriors = net(_mirrored(torch.cat(crops), settings)).float().softmax(dim=1)
+        total = total + posteriors.unflatten(0, (-1, n)).sum(dim=0)
+    return total / (len(corners) * settings.views)
 
 
 METHODS: Mapping[str, Callable[[VGG, Tensor, Settings], Tensor]] = MappingProxyType(
@@ -97,14 +98,13 @@ def grid(side: int, crop: int) -> list[int]:
     return [(2 * step * (side - crop) + last) // (2 * last) for step in range(last + 1)]
 
 
-def _with_mirror(images_NCHW: Tensor, flip: bool) -> Iterator[Tensor]:
-    yield images_NCHW
-    if flip:
-        yield images_NCHW.flip(3)
+def _mirrored(images_NCHW: Tensor, settings: Settings) -> Tensor:
+    """The images, and after them where it is asked for their mirror images."""
+    return torch.cat([images_NCHW, images_NCHW.flip(3)]) if settings.flip else images_NCHW
 
 
-def _mean(posteriors: Iterable[Tensor]) -> Tensor:
-    return torch.stack(list(posteriors)).mean(dim=0)
+def _mean_of_mirrored(posteriors: Tensor, n: int) -> Tensor:
+    return posteriors.unflatten(0, (-1, n)).mean(dim=0)
 
 
 def whole_views(split: Split, Q: int, batch: int, crop: int) -> list[Views]:

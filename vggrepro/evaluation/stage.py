@@ -76,7 +76,7 @@ def score(
     """Adds this rank's share of the pictures that are not done to the parts of each method."""
     settings = Settings(flip=config.evaluation.flip, batch=config.evaluation.batch)
     done = from_first_rank({method: part.done(len(split)) for method, part in parts.items()} if here.is_first else None)
-    batches = whole_views(split, Q, config.evaluation.batch, net.architecture.crop)
+    batches = whole_views(split, Q, settings.batch // settings.views, net.architecture.crop)
     left = [views for views in batches if not all(rows[views.picture].all() for rows in done.values())]
     pictures = 0
     try:
