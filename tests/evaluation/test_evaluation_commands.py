@@ -28,10 +28,10 @@ SETTINGS = (
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve pictures of three classes."""
+    """Six pictures of three classes."""
     root = tmp_path_factory.mktemp("photographs")
     random = np.random.default_rng(0)
-    for number in range(15):
+    for number in range(9):
         split = "train" if number < 3 else "val"
         file = root / split / f"n{number % 3}" / f"{number}.JPEG"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def test_import_evaluate_export(
     both = run(
         capsys, monkeypatch, "evaluate", tmp_path / "authors" / "D", "--method", "both", "--scales", "40,36", *here
     )
-    assert {key: both[key] for key in ("method", "scales", "n")} == {"method": "both", "scales": [40, 36], "n": 12}
+    assert {key: both[key] for key in ("method", "scales", "n")} == {"method": "both", "scales": [40, 36], "n": 6}
     low, high = both["interval_top1"]
     assert low < both["top1_error"] < high
     stored = {
@@ -139,7 +139,7 @@ def test_verify_paper(
     weights = ["--weights-16", files["D"], "--weights-19", files["E"]]
     here = ["--index", index, "--runs", tmp_path / "verify", *settings(f"run.root={tmp_path}")]
     found = run(capsys, monkeypatch, "verify-paper", *weights, *here)
-    assert found["n"] == 12
+    assert found["n"] == 6
     assert [(row["table"], row["net"], row["method"]) for row in found["rows"]][-1] == (6, "D + E", "both")
     assert len(found["rows"]) == 13
     assert {one["reading"] for one in found["readings"]} == {"dense", "dense-ceil", "dense-softmax-first"}

@@ -20,8 +20,8 @@ def score_map(net: VGG, images_NCHW: Tensor, *, ceil: bool = False, pixels_at_on
         images_NCHW: (N, 3, H, W) with H and W at least ``crop``.
         ceil: pooling rounds up, as Caffe's does: a last single row or column is pooled too. Otherwise it rounds down.
         pixels_at_once: most N * H * W for which the convolutions run in one piece. Above it they run in overlapping
-            strips of the images' longer side, which give the same maps up to rounding in bounded memory. A strip holds at
-            least one place with its receptive field, whatever the bound.
+            strips of the images' longer side, which give the same maps up to rounding in bounded memory. A strip
+            holds at least one place with its receptive field, whatever the bound.
 
     Returns:
         (N, classes, H // stride - fc6_kernel + 1, W // stride - fc6_kernel + 1), or larger by one where ``ceil`` pools
