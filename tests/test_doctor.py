@@ -42,7 +42,7 @@ def test_a_sound_machine(tmp_path: Path) -> None:
 
 def test_old_and_missing_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"torch": "2.9.1+cu128", "torchvision": None, "mlflow": None}
-    monkeypatch.setattr(doctor, "_installed", lambda package: versions.get(package))
+    monkeypatch.setattr(doctor, "_installed", versions.get)
     found = checks_of(tmp_path)
     assert (found["torch"].status, found["torch"].remedy) == ("fail", "install torch 2.11 or newer")
     assert found["torchvision"].status == found["MLflow"].status == "fail"

@@ -99,6 +99,12 @@ def test_append_and_read_back(run: RunDirectory) -> None:
     assert event["what"] == "naïve"
 
 
+def test_events_are_no_metrics() -> None:
+    train = tracking._metrics(b'{"step": 1, "kind": "train", "loss": 6.9, "time": 1.0}', {})
+    assert [(metric.key, metric.value) for metric in train] == [("train/loss", 6.9)]
+    assert not list(tracking._metrics(b'{"step": 1, "kind": "event", "drop": 1, "time": 1.0}', {}))
+
+
 def test_records_of_a_new_directory(run: RunDirectory) -> None:
     assert run.records() == []
     run.rewind(0)

@@ -123,10 +123,21 @@ class RunDirectory:
         parsed = map(_parse, self._lines())
         return [record for record in parsed if record is not None and kind in (None, record["kind"])]
 
-    def rewind(self, step: int) -> None:
-        """Drop the records after ``step`` and any torn line: a run resumed at ``step`` writes those steps again."""
+    def rewind(self, step: int, *, validated: bool = True) -> None:
+        """Drop the records after ``step`` and any torn line: a run resumed at ``step`` writes those steps again.
+
+        Args:
+            step: iterations done.
+            validated: False where the run will still validate at ``step``: then only what was trained by then is kept.
+        """
+
+        def stays(record: dict[str, Any] | None) -> bool:
+            if record is None or record["step"] > step:
+                return False
+            return record["step"] < step or validated or record["kind"] == "train"
+
         lines = self._lines()
-        kept = [line for line in lines if (record := _parse(line)) is not None and record["step"] <= step]
+        kept = [line for line in lines if stays(_parse(line))]
         if kept != lines:
             self._replace(self.metrics, b"".join(line.rstrip(b"\n") + b"\n" for line in kept))
 
@@ -185,10 +196,10 @@ class _Progress:
 class MlflowMirror:
     """Copies a run's ``metrics.jsonl`` and chosen files to one MLflow run, from a daemon thread.
 
-    Numbers become metrics ``<kind>/<key>`` with the record's step and time; strings (so also "nan") do not. No error
-    of MLflow's reaches the caller: each cause is logged once as one warning, and the copy is tried again after pauses
-    of at most ``LONGEST_PAUSE_S`` seconds. Files queued by :meth:`log_artifacts` but not copied when the process ends
-    must be queued again by the next one; metrics are caught up by themselves.
+    Numbers become metrics ``<kind>/<key>`` with the record's step and time; strings (so also "nan") and events do not.
+    No error of MLflow's reaches the caller: each cause is logged once as one warning, and the copy is tried again after
+    pauses of at most ``LONGEST_PAUSE_S`` seconds. Files queued by :meth:`log_artifacts` but not copied when the process
+    ends must be queued again by the next one; metrics are caught up by themselves.
 
     Args:
         run: the directory to mirror; its ``mlflow.json`` holds the state of the copy.
@@ -403,6 +414,8 @@ def _metrics(line: bytes, had: Mapping[str, int]) -> Iterator[Metric]:
     from mlflow.entities import Metric
 
     record = _parse(line) or {}
+    if record.get("kind") == "event":  # a chart for each number of each event would bury the curves
+        return
     for name, value in record.items():
         if name in ("step", "time") or isinstance(value, bool) or not isinstance(value, int | float):
             continue

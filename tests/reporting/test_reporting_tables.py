@@ -260,6 +260,16 @@ def test_markdown_says_departures_and_the_way_back(report: Report) -> None:
     ] in rows  # fmt: skip
 
 
+def test_a_run_of_another_version_is_left_out_and_named(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(root, "A")
+    run = make_run(root, "B")
+    run.write_text("config.yaml", "model: {net: B, width_of_yore: 3}\n")
+    assert [one.name for one in find_runs([root])] == ["paper:A-256"]
+    assert "left out: " in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"unknown key model.width_of_yore"):
+        find_runs([run.path])
+
+
 def test_runs_are_found_by_folder_and_name(root: Path, tmp_path: Path) -> None:
     run = make_run(root, "A", name="A")
     make_run(root, "A", name="A", experiment="other")

@@ -90,13 +90,15 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9aa4af; --page: #0d1117; --line: #30363d;
   --band: #161b22; --good: #4cc26a; --bad: #ff7b72; --open: #e3b341; } img { background: #fff; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 78rem; color: var(--ink); background: var(--page);
+body { margin: 0 auto; padding: 1rem; max-width: 92rem; color: var(--ink); background: var(--page);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; overflow-wrap: break-word; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; } h3 { font-size: 1rem; margin-top: 1.6rem; }
 .wide { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; margin: .6rem 0 1rem; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .6rem; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .92em; }
+th, td { padding: .35rem .5rem; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { background: var(--band); font-weight: 600; white-space: normal; vertical-align: bottom; }
+td:first-child, th:first-child { position: sticky; left: 0; background: var(--page); }
+th:first-child { background: var(--band); }
 td.long { white-space: normal; min-width: 14rem; }
 tr:last-child td { border-bottom: 0; }
 .number { text-align: right; } .strong { font-weight: 700; }

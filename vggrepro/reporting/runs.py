@@ -16,6 +16,7 @@ from vggrepro.errors import UserError
 from vggrepro.evaluation.measure import Scored, methods_of, protocol, scored
 from vggrepro.ledger import Departure
 from vggrepro.paper import Scale, facts, value
+from vggrepro.progress import say
 from vggrepro.stages import FINAL
 from vggrepro.tracking import RunDirectory
 
@@ -211,8 +212,14 @@ def find_runs(places: Iterable[Path], experiments: Sequence[str] = ()) -> list[S
             raise UserError(f"--runs {place} is not a folder; name a run, an experiment or the folder of all runs")
         for depth in ("", "*/", "*/*/"):
             for file in sorted(place.glob(f"{depth}config.yaml")):
-                if file.parent.resolve() not in found:
+                if file.parent.resolve() in found:
+                    continue
+                try:
                     found[file.parent.resolve()] = StoredRun(file.parent, load_resolved(file))
+                except UserError as error:  # of another version, say: the others can still be reported
+                    if not depth:
+                        raise
+                    say(f"left out: {error}")
     runs = list(found.values())
     for experiment in experiments:
         if not any(run.config.run.experiment == experiment for run in runs):
