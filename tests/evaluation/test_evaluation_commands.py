@@ -21,7 +21,7 @@ SETTINGS = (
     "run.device=cpu",
     "data.backend=torchvision",
     "data.workers=1",
-    "evaluation.batch=256",
+    "evaluation.batch=2048",
     "tracking.mlflow=false",
 )
 
