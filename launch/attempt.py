@@ -215,10 +215,14 @@ def main(verb: str, directory: str, *more: str) -> int:
     """Runs a verb for the job of the environment."""
     attempt = os.environ[lease.VARIABLE]
     max_failures = int(os.environ["VGGREPRO_MAX_FAILURES"])
-    if verb == "begin":
-        return begin(Path(directory), attempt, max_failures)
-    assert verb == "settle", verb
-    return settle(Path(directory), attempt, int(*more), max_failures)
+    try:
+        if verb == "begin":
+            return begin(Path(directory), attempt, max_failures)
+        assert verb == "settle", verb
+        return settle(Path(directory), attempt, int(*more), max_failures)
+    except OSError as error:  # a full disk, say: nothing that another attempt would do better
+        print(f"vggrepro: {error}", flush=True)
+        return USER_STATUS
 
 
 if __name__ == "__main__":

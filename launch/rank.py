@@ -63,6 +63,8 @@ def run(directory: Path) -> int:
         print(f"vggrepro: {error}", file=sys.stderr)
         _leave_word(directory, str(error), user=True)
         return USER_STATUS
+    except SystemExit as leaving:  # a rank that misses another one has said which
+        return leaving.code if isinstance(leaving.code, int) else 1
     except BaseException as error:
         traceback.print_exc()
         _leave_word(directory, f"{type(error).__name__}: {error}", user=False)

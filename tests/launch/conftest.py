@@ -17,13 +17,13 @@ DEVCLUSTER = REPOSITORY / "slurm" / "devcluster"
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A SLURM of 2 nodes with 2 fake GPUs each, to which sbatch and submit.py speak meanwhile; its folder."""
+    """A SLURM of 2 nodes with 4 fake GPUs each, to which sbatch and submit.py speak meanwhile; its folder."""
     missing = not shutil.which("slurmctld") or os.geteuid() != 0
     if missing and os.environ.get("CI") != "true":
         pytest.skip("needs root and: apt-get install slurm-wlm munge")
     folder = tmp_path_factory.mktemp("cluster")
     place = ["--directory", str(folder)]
-    up = [str(DEVCLUSTER), "up", "--nodes", "2", "--gpus-per-node", "2", *place]
+    up = [str(DEVCLUSTER), "up", "--nodes", "2", "--gpus-per-node", "4", *place]
     done = subprocess.run(up, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     changed = {"SLURM_CONF": str(folder / "etc" / "slurm.conf"), "VGGREPRO_FAKE_GPUS": "1", "OMP_NUM_THREADS": "1"}

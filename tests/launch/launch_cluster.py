@@ -18,12 +18,12 @@ import yaml
 
 from launch.attempt import history
 from vggrepro.checkpoint import final_file, load
-from vggrepro.config import load_graph
+from vggrepro.config import Config, load_graph
 from vggrepro.tracking import RunDirectory
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE_S = 900
-ITERATIONS = 150
+ITERATIONS = 200
 
 
 def settings(pictures: Path, root: Path) -> dict[str, Any]:
@@ -92,9 +92,13 @@ class Experiment:
         assert done.returncode == 0, done.stderr
         return {stage["name"]: stage for stage in json.loads(done.stdout)["stages"]}
 
+    def config_of(self, stage: str) -> Config:
+        """The configuration of a stage."""
+        return load_graph(self.config).stages[stage]
+
     def directory(self, stage: str = "A") -> Path:
         """The run directory of a stage."""
-        return load_graph(self.config).stages[stage].directory
+        return self.config_of(stage).directory
 
     def steps(self, stage: str = "A") -> list[int]:
         """Steps of the training records, in the order of writing."""
@@ -127,6 +131,25 @@ class Experiment:
     def reach(self, step: int, stage: str = "A") -> None:
         """Waits until a step is logged."""
         wait_for(lambda: max(self.steps(stage), default=0) >= step, f"step {step} of {stage}", self.explain)
+
+    def hold_at(self, step: int, job: str, stage: str = "A") -> dict[int, int]:
+        """Stops the ranks of the present attempt after a step, as if it took for ever; their process numbers by rank.
+
+        SLURM wakes them when it has something to say: it sends SIGCONT before any other signal.
+        """
+        world = self.config_of(stage).cluster.nodes * self.config_of(stage).cluster.gpus_per_node
+        self.reach(step, stage)
+        wait_for(lambda: len(ranks_of(job)) == world, f"the ranks of job {job}", self.explain)
+        ranks = ranks_of(job)
+        for process in ranks.values():
+            kill(process, signal.SIGSTOP)
+        assert max(self.steps(stage)) < ITERATIONS, "it was held too late"
+        return ranks
+
+    def limit(self, job: str) -> None:
+        """Brings the time limit of a running job so near that SLURM soon warns it: it looks every half minute."""
+        begun = next(line["time"] for line in reversed(self.history()) if line["event"] == "begins")
+        slurm("scontrol", "update", f"JobId={job}", f"TimeLimit={int((time.time() - begun) / 60) + 2}")
 
     def finish(self, stage: str = "A") -> None:
         """Waits until a stage is trained and evaluated, and its job has ended."""

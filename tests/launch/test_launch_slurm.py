@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launch_cluster import ITERATIONS, Experiment, ended, kill, ranks_of, same_run, slurm, wait_for
+from launch_cluster import ITERATIONS, Experiment, ended, kill, same_run, slurm, wait_for
 
 from launch.snapshot import PICKLES
 
@@ -33,13 +33,12 @@ def graph(
 def disturb(experiment: Experiment) -> Experiment:
     """Requeued by hand, then a rank killed, then cancelled and submitted again: each in the middle of training."""
     job = experiment.submit()["A"]["job"]
-    experiment.reach(12)
+    experiment.hold_at(12, job)
     slurm("scontrol", "requeue", job)
     experiment.begin_attempt(2)
-    experiment.reach(40)
-    kill(ranks_of(job)[1], signal.SIGKILL)
+    kill(experiment.hold_at(40, job)[1], signal.SIGKILL)
     experiment.begin_attempt(3)
-    experiment.reach(70)
+    experiment.hold_at(70, job)
     assert experiment.call("cancel").returncode == 0
     wait_for(lambda: ended(experiment.history()) == "cancelled", "the cancellation", experiment.explain)
     status = experiment.status()["A"]
@@ -51,10 +50,11 @@ def disturb(experiment: Experiment) -> Experiment:
 
 def time_out(experiment: Experiment) -> Experiment:
     """Comes near its time limit in the middle of training."""
-    job = experiment.submit("--time", 2, "--set", "cluster.warning_s=60")["A"]["job"]
-    experiment.reach(12)
-    for process in ranks_of(job).values():
-        kill(process, signal.SIGSTOP)  # as if the step took for ever; SLURM's warning wakes it
+    job = experiment.submit("--set", "cluster.warning_s=60")["A"]["job"]
+    experiment.hold_at(12, job)
+    experiment.limit(job)
+    experiment.begin_attempt(2)
+    slurm("scontrol", "update", f"JobId={job}", "TimeLimit=30")
     experiment.finish()
     return experiment
 

@@ -1,0 +1,130 @@
+"""What a submission leaves in the run directory, and how it survives strange names."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launch_cluster import settings
+
+from launch import snapshot
+from launch.rank import Stage
+from vggrepro.config import Graph, load_graph, override
+from vggrepro.errors import UserError
+
+STRANGE = 'it\'s a "place" $HOME `id` \\n'
+
+
+@pytest.fixture
+def graph(tmp_path: Path, pictures: Path) -> Graph:
+    import yaml
+
+    (tmp_path / "graph.yaml").write_text(yaml.safe_dump(settings(pictures, tmp_path / "runs")))
+    return load_graph(tmp_path / "graph.yaml")
+
+
+def with_cluster(graph: Graph, *changes: str) -> Graph:
+    stages = {name: override(config, changes, Path("test")) for name, config in graph.stages.items()}
+    return Graph(graph.name, stages, graph.parents)
+
+
+def test_the_graph_comes_back_as_it_was(graph: Graph, tmp_path: Path) -> None:
+    snapshot.take(tmp_path / "run", graph, "D", {})
+    again = load_graph(tmp_path / "run" / snapshot.GRAPH)
+    assert (tmp_path / "run" / snapshot.STAGE).read_text() == "D\n"
+    assert again.parents == graph.parents
+    for name, config in graph.stages.items():
+        assert again.stages[name].model_dump(exclude={"run"}) == config.model_dump(exclude={"run"})
+        assert again.stages[name].directory == config.directory
+
+
+def test_stage_files_are_put_into_one_graph(tmp_path: Path) -> None:
+    recipes = Path(snapshot.__file__).parents[1] / "configs"
+    graph = load_graph(recipes / "reproduce.yaml")
+    snapshot.take(tmp_path, graph, "D-384", {})
+    again = load_graph(tmp_path / snapshot.GRAPH)
+    assert again.parents == graph.parents
+    assert {name: stage.hash() for name, stage in again.stages.items()} == {
+        name: stage.hash() for name, stage in graph.stages.items()
+    }
+
+
+def test_only_the_user_can_write_there(graph: Graph, tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        snapshot.take(tmp_path / "run", graph, "A", {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "run" / snapshot.FOLDER).stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_that_leads_elsewhere_is_refused(graph: Graph, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / snapshot.FOLDER).symlink_to(tmp_path)
+    with pytest.raises(UserError, match="belongs to another user"):
+        snapshot.take(tmp_path / "run", graph, "A", {})
+
+
+def test_what_is_pickled_is_a_path() -> None:
+    stage = pickle.loads(pickle.dumps(Stage("some/where")))
+    assert vars(stage) == {"directory": "some/where"}
+
+
+@pytest.mark.parametrize("status", [0, 75])
+def test_the_script_runs_in_a_strange_place(graph: Graph, tmp_path: Path, status: int) -> None:
+    """Run by bash with a srun that notes its arguments; settle is told the ranks' status."""
+    directory = tmp_path / STRANGE / "run"
+    changed = with_cluster(graph, "cluster.setup=['export NOTE=\"a b\"']")
+    snapshot.take(directory, changed, "A", {"chdir": str(tmp_path / STRANGE), "exclusive": ""})
+    fakes = tmp_path / "bin"
+    fakes.mkdir()
+    for name, line in {
+        "srun": f'printf "%s\\n" "$NOTE" "$@" > "{tmp_path}/arguments"; exit {status}',
+        "scontrol": 'echo "$@" >> "$FAKES/asked"; echo JobState=RUNNING Restarts=0; exit 0',
+        "squeue": "true",
+    }.items():
+        (fakes / name).write_text(f"#!/bin/bash\n{line}\n")
+        (fakes / name).chmod(0o755)
+    (fakes / "python").symlink_to(sys.executable)
+    environment = os.environ | {"PATH": f"{fakes}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "FAKES": str(fakes)}
+    script = (directory / snapshot.SCRIPT).read_text()
+    assert "#SBATCH --exclusive\n" in script
+    # the real one would be ended by SLURM
+    code = directory / snapshot.FOLDER / "code" / "launch" / "attempt.py"
+    code.write_text(code.read_text().replace("_SETTLED_WITHIN_S = 120", "_SETTLED_WITHIN_S = 0"))
+    done = subprocess.run(
+        ["bash", str(directory / snapshot.SCRIPT)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == status, done.stderr
+    arguments = (tmp_path / "arguments").read_text().splitlines()
+    assert arguments[0] == "a b"
+    assert str(directory) in arguments
+    assert f"--output={directory / snapshot.LOGS / '%j_%t.log'}" in arguments
+    from launch.attempt import history
+
+    first, last = history(directory)
+    assert (first["event"], first["attempt"]) == ("begins", "7:0")
+    assert last["outcome"] == ("goes on" if status else "finished")
+    asked = (fakes / "asked").read_text() if status else ""
+    assert ("requeue 7" in asked) == bool(status)
+
+
+def test_apptainer_sees_what_a_job_needs(graph: Graph, pictures: Path, tmp_path: Path) -> None:
+    config = with_cluster(graph, "cluster.container=image.sif", "run.device=cuda").stages["A"]
+    command = snapshot.python(config)
+    assert command.startswith("apptainer exec --nv --bind ")
+    assert f"--bind {pictures}" in command
+    assert command.endswith(" image.sif python")
+    assert not any("container" in word for word in snapshot.srun_arguments(tmp_path, config))
+
+
+def test_pyxis_gets_its_image_through_srun(graph: Graph, pictures: Path, tmp_path: Path) -> None:
+    config = with_cluster(graph, "cluster.container=nvcr.io#nvidia/pytorch:26.01-py3").stages["A"]
+    arguments = snapshot.srun_arguments(tmp_path, config)
+    assert "--container-image=nvcr.io#nvidia/pytorch:26.01-py3" in arguments
+    assert f"{pictures}:{pictures}" in next(word for word in arguments if word.startswith("--container-mounts="))
+    assert snapshot.python(config) == "python"
