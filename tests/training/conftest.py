@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from training_runs import BATCH, CLASSES
+
+pytest.register_assert_rewrite("training_runs")
+
+from training_runs import BATCH, CLASSES  # noqa: E402
 
 TRAIN_PICTURES, VAL_PICTURES = 39, 12  # 39 pictures and a batch of 8: steps straddle epochs
 

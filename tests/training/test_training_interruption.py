@@ -63,6 +63,7 @@ def test_seven_kill_six_term_seven_is_twenty_steps(stage_file: StageFile) -> Non
         pytest.param([Fault("validation", signal.SIGKILL, 4)], id="kill-in-the-second-validation"),
         pytest.param([Fault("step 1", signal.SIGKILL), Fault("step 1", signal.SIGTERM)], id="at-once"),
         pytest.param([Fault("step 20", signal.SIGTERM)], id="in-the-last-step"),
+        pytest.param([Fault("step 5", signal.SIGTERM), Fault("step 6", signal.SIGKILL)], id="kill-after-a-validation"),
     ],
 )
 def test_interruptions_leave_no_trace(stage_file: StageFile, faults: list[Fault]) -> None:

@@ -24,7 +24,7 @@ from vggrepro.progress import progress, say
 from vggrepro.tracking import RunDirectory
 from vggrepro.training import health
 from vggrepro.training.schedule import after_validation, learning_rate
-from vggrepro.training.stage import start
+from vggrepro.training.stage import State, start
 from vggrepro.training.step import Trainer
 from vggrepro.training.throughput import Meter, describe, flop_per_picture, peak_flops
 from vggrepro.watch import Watch
@@ -72,6 +72,9 @@ def train(
         period = settings.validate_every
         return step > 0 and (step == last or int(epochs(step) / period) > int(epochs(step - 1) / period))
 
+    def validation_is_due(state: State) -> bool:
+        return ends_a_period(state.step) and state.validated < state.step
+
     def log(record: dict[str, Any]) -> None:
         if here.is_first:
             run.append({"step": state.step, "epoch": epochs(state.step)} | record)
@@ -97,7 +100,7 @@ def train(
             writer.submit(content, file, lambda: _after_saving(file, run.checkpoints, settings.keep, best=best))
 
     if here.is_first:
-        run.rewind(state.step or -1)
+        run.rewind(state.step, validated=state.step > 0 and not validation_is_due(state))
     if state.step == 0:
         with closing(loader.batches(training, trainer.views(plan, 0))) as batches:
             scales = health.activation_scales(net, next(batches).images)
@@ -112,7 +115,7 @@ def train(
     ):
         try:
             while True:
-                if ends_a_period(state.step) and state.validated < state.step:
+                if validation_is_due(state):
                     Q, at_once = config.single_Q[0], config.evaluation.batch
                     errors = centre_error(net, loader, validation, Q, batch=at_once, here=here, watch=watch)
                     top1 = errors[1].percent
