@@ -241,13 +241,17 @@ def test_html_is_one_file_that_needs_no_network(report: Report) -> None:
 def test_latex_is_escaped_and_balanced(report: Report) -> None:
     text = render(report, Format.latex, "t")
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\bottomrule") > 5
-    body = [line for line in text.splitlines() if not line.startswith("%")]
-    assert "50 \\% faster" not in "\n".join(body)  # the ledger is a comment
+    assert r"\caption{Table 3: one test scale, dense (Section 4.1). paper, on pictures (ffffffff)" in text
+    assert (
+        r"\item paper:A-256: train.precision: bf16 instead of fp32 (50 \% faster \& \textless{}cheaper\textgreater{})"
+        in text
+    )
     assert r"\textbf{29.6}" in text
     assert "{[}256;512{]}" in text
-    for line in body:
+    for line in text.splitlines()[1:]:
         assert "_" not in line.replace(r"\_", "")
         assert "&" not in line.replace(r"\&", "") or line.endswith(r" \\")
+        assert line.count("{") - line.count(r"\{") == line.count("}") - line.count(r"\}") or line.endswith(("{%", "}}"))
 
 
 def test_markdown_says_departures_and_the_way_back(report: Report) -> None:

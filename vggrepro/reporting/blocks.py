@@ -162,22 +162,31 @@ def _html_sheet(sheet: Sheet) -> str:
 
 
 def to_latex(blocks: Iterable[Block]) -> str:
-    r"""Tables for `\input`, one `table` environment each, in need of the package booktabs and nothing else."""
-    lines = [r"% \usepackage{booktabs}"]
-    caption = ""
+    r"""For `\input`: a `table` for each sheet, its caption the two headings above it, and the notes as text.
+
+    The document needs the packages booktabs and graphicx; a table wider than the line is scaled down to it.
+    """
+    lines = [r"% \usepackage{booktabs,graphicx}"]
+    section = caption = ""
     for block in blocks:
         match block:
-            case Heading():
-                caption = block.text
-                lines.append(f"% {'#' * block.level} {block.text}")
-            case Text() | Bullets():
-                lines += [f"% {text}" for text in ([block.text] if isinstance(block, Text) else block.items)]
+            case Heading(level, text) if level < 3:
+                section, caption = text, ""
+                lines += [rf"\subsection*{{{_tex(text)}}}", ""]
+            case Heading(_, text):
+                caption = text
+            case Text(text):
+                lines += [_tex(text), ""]
+            case Bullets(items):
+                lines += [r"\begin{itemize}", *(rf"\item {_tex(item)}" for item in items), r"\end{itemize}", ""]
             case Sheet():
+                title = ". ".join(filter(None, (caption, section)))
                 columns = "".join("r" if n in block.numbers else "l" for n in range(len(block.header)))
-                lines += [r"\begin{table}[ht]", r"\centering\footnotesize", rf"\caption{{{_tex(caption)}}}"]
+                lines += [r"\begin{table}[ht]", r"\centering", rf"\caption{{{_tex(title)}}}"]
+                lines += [r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"]
                 lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _tex_row(block.header), r"\midrule"]
                 lines += [_tex_row(row, block.strong) for row in block.rows]
-                lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
+                lines += [r"\bottomrule", r"\end{tabular}}", r"\end{table}", ""]
     return "\n".join(lines) + "\n"
 
 
