@@ -329,6 +329,8 @@ def _evaluate(
             loader = as_the_net_expects(at.loader(config), kept.preprocessing)
             make_net = partial(net_of, kept, at.device)
             evaluate(config, weights, make_net, index, loader, at.here, run, at.watch, Q, methods)
+            if at.here.is_first and run.read_json("dataset.json") is None:  # imported: trained on nothing known
+                run.write_json("dataset.json", index.summary())
     return result if at.here.is_first else None
 
 

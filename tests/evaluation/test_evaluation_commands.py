@@ -106,6 +106,9 @@ def test_import_evaluate_export(
     assert stored == {"denseQ36", "denseQ40", "multicropQ36", "multicropQ40"}
 
     run_directory = tmp_path / "authors" / "D"
+    rows = run(capsys, monkeypatch, "tables", "--runs", run_directory)["rows"]
+    assert not [row for row in rows if row["measured_top1"] is not None], "36 and 40 px are not the paper's Q"
+    assert json.loads((run_directory / "dataset.json").read_text())["splits"]["val"] == 6
     for suffix in ("safetensors", "pth"):
         out = tmp_path / f"D.{suffix}"
         monkeypatch.setattr(sys, "argv", ["vggrepro", "weights", "export", str(run_directory), "--out", str(out)])

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,26 @@ def test_mean_and_std_of_the_weights_are_used(odd_index: Index, loader: Loader) 
     pixels = plain.images + torch.tensor(CONFIG.data.mean)[:, None, None]
     expected = (pixels - torch.tensor([10.0, 20, 30])[:, None, None]) / torch.tensor([2.0, 4, 8])[:, None, None]
     torch.testing.assert_close(other.images, expected)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("tf32", 1e-2), ("bf16", 5e-2)])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_precisions(
+    odd_index: Index, loader: Loader, tmp_path: Path, device: str, precision: Any, tolerance: float
+) -> None:
+    """Each is stored apart, and near the plain one."""
+    changed = CONFIG.model_copy(update={"evaluation": Evaluation(batch=4, precision=precision)})
+    found = {}
+    for config, where in ((CONFIG, "cpu"), (changed, device)):
+        here = make_loader(config.data, torch.device(where), 1)
+        run = RunDirectory(tmp_path / where / config.evaluation.precision)
+        make_net = partial(tiny_net().to, where)
+        evaluate(config, WEIGHTS, make_net, odd_index, here, Topology(), run, Watch(), (40,))
+        kept = posteriors.load(protocol(config, WEIGHTS, odd_index.fingerprint, 40), run.posteriors)
+        assert kept is not None
+        found[where, config.evaluation.precision] = kept.values
+    plain, other = found["cpu", "fp32"], found[device, precision]
+    assert np.abs(plain - other).max() < tolerance
 
 
 if __name__ == "__main__":
