@@ -174,6 +174,7 @@ def _timed(
     cpu: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
+            _wait_for_quiet()
             for _ in islice(way, _UNTIMED):
                 pass
             clock, busy = time.perf_counter(), _busy()
@@ -181,6 +182,16 @@ def _timed(
             wall[name].append(images / (time.perf_counter() - clock))
             cpu[name].append(images / (_busy() - busy))
     return wall, cpu
+
+
+def _wait_for_quiet() -> None:
+    """Until the way whose turn it was has prepared what it prepares ahead."""
+    before = _busy()
+    while True:
+        time.sleep(0.2)
+        if (now := _busy()) - before < 0.01:
+            return
+        before = now
 
 
 def _busy() -> float:

@@ -160,16 +160,15 @@ class Index:
         rows = slice(start, start + n)
         table = self.table.slice(start, n)
         containers = self.table["container"].chunk(0).dictionary.to_pylist()
-        size = table["size"].chunk(0) if n else None
         return Split(
             name=name,
             containers=containers,
             container=_codes(self.table["container"])[rows],
             names=table["name"],
-            offset=self.table["offset"].chunk(0).to_numpy()[rows],
-            length=self.table["length"].chunk(0).to_numpy()[rows],
-            label=self.table["label"].chunk(0).to_numpy()[rows],
-            size=size.flatten().to_numpy().reshape(-1, 2) if size else np.empty((0, 2), np.int64),
+            offset=_numbers(self.table["offset"].chunk(0))[rows],
+            length=_numbers(self.table["length"].chunk(0))[rows],
+            label=_numbers(self.table["label"].chunk(0))[rows],
+            size=_numbers(self.table["size"].chunk(0).values).reshape(-1, 2)[rows],
             ordinary=(_codes(self.table["status"]) == self._statuses.index("ok"))[rows]
             if "ok" in self._statuses
             else np.zeros(n, np.bool_),
@@ -295,9 +294,15 @@ def _seen(file: str) -> tuple[int, int] | None:
     return (0 if os.path.isdir(file) else stat.st_size), stat.st_mtime_ns
 
 
-def _codes(column: pa.ChunkedArray) -> NDArray[np.int32]:
+def _codes(column: pa.ChunkedArray) -> NDArray[Any]:
     """The dictionary codes of a column, without copying."""
-    return column.chunk(0).indices.to_numpy()
+    return _numbers(column.chunk(0).indices)
+
+
+def _numbers(array: pa.Array) -> NDArray[Any]:
+    """The numbers of an array, without copying. (Arrow's own `to_numpy` imports pandas: seconds.)"""
+    values = np.frombuffer(array.buffers()[1], str(array.type))
+    return values[array.offset : array.offset + len(array)]
 
 
 def scan(
@@ -412,10 +417,18 @@ def _table(members: Sequence[Member], findings: Sequence[Finding], classes: Sequ
             "split": pa.DictionaryArray.from_arrays(splits, pa.array(SPLITS)),
             "label": pa.array([label[m.class_name] for m, _ in rows], pa.int64()),
             "size": pa.FixedSizeListArray.from_arrays(pa.array(sizes), 2),
-            "format": pa.array([f.format for _, f in rows]).dictionary_encode(),
-            "status": pa.array([f.status for _, f in rows]).dictionary_encode(),
+            "format": _few(pa.array([f.format for _, f in rows])),
+            "status": _few(pa.array([f.status for _, f in rows])),
         }
     ).combine_chunks()
+
+
+def _few(column: pa.Array) -> pa.DictionaryArray:
+    """A column of few different words, in two bytes each."""
+    import pyarrow as pa
+
+    encoded = column.dictionary_encode()
+    return pa.DictionaryArray.from_arrays(encoded.indices.cast(pa.int16()), encoded.dictionary)
 
 
 def _mean_rgb(members: Sequence[Member], findings: Sequence[Finding]) -> tuple[float, float, float] | None:

@@ -1,0 +1,44 @@
+"""The loader's benchmark: that it compares like with like, and says what a benchmark says."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vggrepro.bench.loader import UsualTransform, run
+from vggrepro.config import ColourShift, Config, Data, Model
+
+
+def config(root: Path | None = None, **data: object) -> Config:
+    S = {"S": (64, 96), "workers": 1} | data
+    return Config(model=Model(net="A", crop=32), data=Data(root=str(root) if root else None, **S))
+
+
+@pytest.mark.slow
+def test_it_reports_the_keys_of_a_benchmark(photographs: Path) -> None:
+    found = run(config(photographs), pictures=20, batch=4, batches=3, rounds=2)
+    assert {"name", "ours", "usual", "ratio", "unit", "ceiling", "details"} <= found.keys()
+    assert found["ours"] > 0
+    assert found["usual"] > 0
+    assert found["details"]["pictures"] == 20
+    if importlib.util.find_spec("nvidia.dali"):
+        assert found["ceiling"] > 0
+
+
+def test_the_usual_way_is_the_same_augmentation() -> None:
+    """Its crops are those of the rescaled picture, its colours are shifted as ours are."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8))
+    off = UsualTransform(config(S=64, flip=False, colour_shift=ColourShift(mode="off")))
+    rescaled = np.asarray(image.resize((85, 64), Image.Resampling.BILINEAR)).astype(np.float32)
+    found = (off(image) + off.mean[:, None, None]).permute(1, 2, 0).numpy()
+    windows = np.lib.stride_tricks.sliding_window_view(rescaled, (32, 32), axis=(0, 1)).transpose(0, 1, 3, 4, 2)
+    assert np.abs(windows - found).max(axis=(2, 3, 4)).min() < 1e-3
+    shifted = UsualTransform(config(S=64, flip=False))
+    torch.manual_seed(0)
+    grey = Image.new("RGB", (85, 64), (100, 100, 100))
+    shifts = torch.stack([shifted(grey)[:, 0, 0] - 100 + shifted.mean for _ in range(4000)])
+    expected = shifted.components.T @ shifted.components
+    assert torch.allclose(torch.cov(shifts.T), expected, rtol=0.15)
