@@ -50,19 +50,20 @@ def _line(axes: Axes, records: Sequence[Mapping[str, Any]], key: str, **style: A
 
 
 def error_by_depth(report: Report, group: str) -> bytes | None:
-    """Top-1 error against weight layers, one colour a training scale; the paper's figures as open marks."""
+    """Top-1 error by net, in the order of depth, one colour a training scale; the paper's figures as open marks."""
     layers = facts().weight_layers_printed
     rows = [row for row in _rows(report, group, (3,)) if row.net in layers]
     if not rows:
         return None
     figure, ((axes,),) = _figure(1, 1, 6, 4, squeeze=False)
-    for number, S in enumerate(dict.fromkeys(row.S for row in rows)):
-        of_scale = sorted((row for row in rows if row.S == S), key=lambda row: layers[row.net])
-        _marks(axes, [layers[row.net] for row in of_scale], of_scale, _COLOURS[number % len(_COLOURS)], f"S = {S}")
-    used = sorted({(layers[row.net], row.net) for row in rows})
-    ticks = {at: ", ".join(net for depth, net in used if depth == at) for at, _ in used}
-    axes.set_xticks(list(ticks), [f"{at}\n{nets}" for at, nets in ticks.items()])
-    axes.set(xlabel="weight layers", ylabel="top-1 error, %", title="Dense, one Q")
+    nets = [net for net in layers if any(row.net == net for row in rows)]
+    scales = list(dict.fromkeys(row.S for row in rows))
+    for number, S in enumerate(scales):
+        own = [row for row in rows if row.S == S]
+        x = [nets.index(row.net) + 0.16 * (number - (len(scales) - 1) / 2) for row in own]
+        _marks(axes, x, own, _COLOURS[number % len(_COLOURS)], f"S = {S}")
+    axes.set_xticks(range(len(nets)), [f"{net}\n{layers[net]}" for net in nets])
+    axes.set(xlabel="net, weight layers", ylabel="top-1 error, %", title="Dense, one Q")
     axes.legend(fontsize=8)
     return _png(figure)
 

@@ -72,7 +72,7 @@ def blocks_of(report: Report, *, counts: bool = True, pictures: bool = False) ->
             made.append(
                 Text(
                     "The paper's figures are of other pictures, or another geometry, and stand beside for orientation: "
-                    "for the same net at the S that this one stands for, in proportion to the crop."
+                    "for the same net at the S that this one stands for, in proportion to the crop; claims name that S."
                 )
             )
         made += _group_blocks(group, own, report)
