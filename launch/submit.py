@@ -28,6 +28,7 @@ from launch import slurm, snapshot
 from launch.stages import Stage, newest_log, stages_of, status_of
 from vggrepro.config import Graph, load_graph, override
 from vggrepro.errors import UserError, run_command
+from vggrepro.stages import is_finished
 
 _ENDING_S = 60
 OWN_OPTIONS = {"job-name", "comment", "chdir", "output", "error", "signal", "requeue", "dependency", "array"}
@@ -80,6 +81,7 @@ def sbatch_options(stage: Stage) -> dict[str, str | int]:
 def check(graph: Graph) -> None:
     """What can be known before anything is submitted. Raises UserError."""
     for name, config in graph.stages.items():
+        is_finished(config)
         cluster, ranks = config.cluster, config.cluster.nodes * config.cluster.gpus_per_node
         if config.train.batch % ranks:
             raise UserError(

@@ -1,25 +1,58 @@
 import json
+import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from launch_cluster import REPOSITORY
+from typer.testing import CliRunner
 
+from launch import slurm
+from launch.submit import _hours, app
 from vggrepro.config import load_graph
+from vggrepro.errors import UserError
 
 
-def submit(*arguments: object, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, REPOSITORY / "launch" / "submit.py", *arguments]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, cwd=cwd)
+@dataclass(frozen=True)
+class Done:
+    """What a command has left."""
+
+    stdout: str
+    mistake: str
+    """Text of the UserError it ended with."""
+
+
+def submit(*arguments: object) -> Done:
+    """submit.py in this process."""
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    if result.exception is not None and not isinstance(result.exception, UserError):
+        raise result.exception
+    return Done(result.stdout, str(result.exception or ""))
+
+
+def call(*arguments: object, cwd: Path, **changed: str) -> subprocess.CompletedProcess[str]:
+    """submit.py as a process of its own, on a machine without SLURM unless PATH says otherwise."""
+    command = [sys.executable, str(REPOSITORY / "launch" / "submit.py"), *map(str, arguments)]
+    environment = os.environ | {"PATH": str(Path(sys.executable).parent)} | changed
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environment)
+
+
+@pytest.fixture(autouse=True)
+def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The folder that submit.py is called from."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(slurm, "is_reachable", lambda: False)
+    return tmp_path
 
 
 CONFIGS = REPOSITORY / "configs"
 
 
 def test_dry_run_prints_the_graph_of_descent(tmp_path: Path) -> None:
-    done = submit("-c", CONFIGS / "vgg_D.yaml", "--nodes", 4, "--dry-run", "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = submit("-c", CONFIGS / "vgg_D.yaml", "--nodes", 4, "--dry-run", "--json")
+    assert not done.mistake
     report = json.loads(done.stdout)
     assert [(s["name"], s["depends_on"], s["state"]) for s in report["stages"]] == [
         ("A-256", [], "ready"),
@@ -31,10 +64,10 @@ def test_dry_run_prints_the_graph_of_descent(tmp_path: Path) -> None:
 
 
 def test_dry_run_for_people(tmp_path: Path) -> None:
-    done = submit("-c", CONFIGS / "reproduce.yaml", "--nodes", 2, "--partition", "gpu", "--dry-run", cwd=tmp_path)
-    assert done.returncode == 0
+    done = submit("-c", CONFIGS / "reproduce.yaml", "--nodes", 2, "--partition", "gpu", "--dry-run")
+    assert not done.mistake
     lines = done.stdout.splitlines()
-    assert len(lines) == 13
+    assert len(lines) == 14
     assert "after D-384" in next(line for line in lines if line.startswith("D-jitter"))
     assert "--partition=gpu" in lines[-1]
 
@@ -46,9 +79,64 @@ def test_finished_stages_are_known(tmp_path: Path) -> None:
     (config.directory / "checkpoints" / "final.pt").touch()
     done = submit("-c", CONFIGS / "vgg_D.yaml", "--set", f"run.root={tmp_path}", "--dry-run", "--json")
     assert [(s["state"], s["depends_on"]) for s in json.loads(done.stdout)["stages"]] == [
-        ("finished", []),
+        ("trained", []),  # to be evaluated
         ("ready", []),
     ]
+
+
+def test_every_option_reaches_sbatch(tmp_path: Path) -> None:
+    site = tmp_path / "site.yaml"
+    site.write_text("cluster: {partition: slow, account: site, sbatch: {exclusive: ''}, hours: 5}")
+    done = submit(
+        "--config", CONFIGS / "vgg_A.yaml", "--dry-run", "--json", "--cluster", site, "--partition", "fast",
+        "--time", "1-12:30:00", "--qos", "high", "--constraint", "a100|h100", "--exclude", "n[1-2]",
+        "--cpus-per-task", 12, "--mem", "0", "--sbatch", "reservation=week 1", "--sbatch", "--contiguous",
+            )  # fmt: skip
+    assert not done.mistake
+    asked = json.loads(done.stdout)["sbatch"]
+    expected = {
+        "partition": "fast",
+        "account": "site",
+        "time": 36 * 60 + 30,
+        "qos": "high",
+        "constraint": "a100|h100",
+        "exclude": "n[1-2]",
+        "cpus-per-task": 12,
+        "mem": "0",
+        "reservation": "week 1",
+        "contiguous": "",
+        "nodes": 1,
+        "ntasks-per-node": 8,
+        "gpus-per-node": 8,
+        "signal": "USR2@180",
+        "requeue": "",
+        "chdir": str(tmp_path),
+    }
+    assert {key: asked.get(key) for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "hours"),
+    [("90", 1.5), ("90:30", 1.5 + 30 / 3600), ("12:00:00", 12), ("2-0", 48), ("1-12:30", 36.5), ("1-00:00:36", 24.01)],
+)
+def test_time_limits_as_sbatch_takes_them(text: str, hours: float) -> None:
+    assert _hours(text) == pytest.approx(hours)
+
+
+def test_no_gpus_are_asked_for_on_the_cpu(tmp_path: Path) -> None:
+    done = submit(
+        "-c",
+        CONFIGS / "vgg_A.yaml",
+        "--dry-run",
+        "--json",
+        "--set",
+        "run.device=cpu",
+        "--gpus-per-node",
+        2,
+    )
+    asked = json.loads(done.stdout)["sbatch"]
+    assert "gpus-per-node" not in asked
+    assert asked["ntasks-per-node"] == 2
 
 
 @pytest.mark.parametrize(
@@ -57,17 +145,113 @@ def test_finished_stages_are_known(tmp_path: Path) -> None:
         (["--nodes", "3"], "3 nodes of 8 GPUs make 24 ranks, which do not divide train.batch=256; ask for"),
         (["--set", "train.bach=3"], "unknown key train.bach; did you mean batch?"),
         (["--nodes", "0"], "cluster.nodes=0 is not allowed"),
+        (["--time", "soon"], "--time soon: expected minutes, HH:MM:SS or D-HH:MM:SS"),
+        (["--time", "2"], "a time limit of 2 min leaves nothing beside cluster.warning_s=180"),
+        (["--sbatch", "comment=x"], "cluster.sbatch.comment is set by submit.py itself"),
+        (["--set", "data.index=none.parquet"], "data.index=none.parquet of stage A-256 does not exist"),
+        (["--set", "data.root=nowhere"], "data.root=nowhere of stage A-256 does not exist"),
+        (["--container", "none.sif"], "container none.sif does not exist"),
+        (["--cluster", "none.yaml"], "--cluster none.yaml cannot be read"),
+        (["--set", "run.root=100%"], "SLURM expands % and"),
     ],
 )
-def test_mistakes_are_one_line_and_status_2(arguments: list[str], expected: str, tmp_path: Path) -> None:
-    done = submit("-c", CONFIGS / "vgg_D.yaml", *arguments, "--dry-run", cwd=tmp_path)
+def test_mistakes_are_one_line(arguments: list[str], expected: str, tmp_path: Path) -> None:
+    done = submit("-c", CONFIGS / "vgg_D.yaml", *arguments, "--dry-run")
+    assert expected in done.mistake
+    assert len(done.mistake.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistake_is_one_line_and_status_2(tmp_path: Path) -> None:
+    done = call("-c", CONFIGS / "vgg_D.yaml", "--nodes", "3", cwd=tmp_path)
     assert done.returncode == 2
-    assert expected in done.stderr
+    assert done.stderr.startswith("submit.py: 3 nodes of 8 GPUs make 24 ranks")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_dry_run_needs_neither_slurm_nor_anything_heavy(tmp_path: Path) -> None:
+    command = [sys.executable, "-X", "importtime", str(REPOSITORY / "launch" / "submit.py")]
+    done = subprocess.run(
+        [*command, "-c", str(CONFIGS / "vgg_D.yaml"), "--dry-run"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env=os.environ | {"PATH": ""},
+    )
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "A-256" in done.stdout
+    assert not {"torch", "mlflow", "submitit", "matplotlib", "scipy"} & imported
+
+
+def test_another_configurations_directory_is_refused(tmp_path: Path) -> None:
+    (config,) = load_graph(CONFIGS / "vgg_A.yaml", [f"run.root={tmp_path}", "train.momentum=0.8"]).stages.values()
+    config.directory.mkdir(parents=True)
+    (config.directory / "config.yaml").write_text(config.to_yaml())
+    done = submit("-c", CONFIGS / "vgg_D.yaml", "--set", f"run.root={tmp_path}")
+    assert "belongs to another configuration (train.momentum was 0.8, is 0.9)" in done.mistake
+
+
+def test_without_slurm_and_without_local(tmp_path: Path) -> None:
+    done = submit("-c", CONFIGS / "vgg_A.yaml")
+    assert done.mistake.startswith("SLURM is not here")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_configuration_is_asked_for() -> None:
+    done = submit("--nodes", 2)
+    assert "--config is missing" in done.mistake
+
+
+def test_status_and_logs_from_the_disk(tmp_path: Path) -> None:
+    where = ["--config", CONFIGS / "vgg_D.yaml", "--set", f"run.root={tmp_path}"]
+    done = submit("status", *where, "--json")
+    assert [stage["state"] for stage in json.loads(done.stdout)["stages"]] == ["not submitted", "not submitted"]
+    (a, d) = load_graph(CONFIGS / "vgg_D.yaml", [f"run.root={tmp_path}"]).stages.values()
+    for config in (a, d):
+        (config.directory / "submission").mkdir(parents=True)
+        (config.directory / "submission" / "stage").write_text(config.name)
+    reason = "failed 3 times in a row without progress: rank 7 on n3: OSError: gone"
+    attempts = [
+        {"event": "begins", "attempt": "12:0", "progress": [2000, 0, 0]},
+        {"event": "ends", "attempt": "12:0", "progress": [2000, 0, 0], "outcome": "failed", "reason": reason},
+    ]
+    (a.directory / "attempts.jsonl").write_text("\n".join(json.dumps(line) for line in attempts))
+    (a.directory / "logs").mkdir()
+    (a.directory / "logs" / "12_0.log").write_text("one\ntwo\n")
+    stages = json.loads(submit("status", *where, "--json").stdout)["stages"]
+    assert (stages[0]["state"], stages[0]["reason"]) == ("failed", reason)
+    assert (stages[1]["state"], stages[1]["reason"]) == (
+        "cancelled",
+        "A-256, which it starts from, is failed; submit again",
+    )
+    assert "one\ntwo\n" in call("logs", *where, "-n", 2, cwd=tmp_path, PATH=os.environ["PATH"]).stdout
+    assert "no log in" in submit("logs", *where, "--stage", "D-256").mistake
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--partition", "gpu"], "nvalid partition name specified; partitions: cancelling, high, main"),
+        (["--nodes", "4"], "SLURM does not take stage A-256"),
+        (["--gpus-per-node", "8"], "SLURM does not take stage A-256"),
+        (["--sbatch", "nonsense=1"], "SLURM does not take stage A-256"),
+    ],
+)
+def test_slurm_is_asked_before_anything_is_submitted(
+    cluster: Path, arguments: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = ["--nodes", "2", "--gpus-per-node", "2"]
+    monkeypatch.setattr(slurm, "is_reachable", lambda: True)
+    done = submit("-c", CONFIGS / "vgg_D.yaml", *size, *arguments)
+    assert expected in done.mistake
+    assert len(done.mistake.splitlines()) == 1
+    assert not (tmp_path / "runs" / "paper" / "A-256").exists()
 
 
 def test_local_runs_the_graph_here(settings: list[str], tmp_path: Path) -> None:
     changes = [word for setting in settings for word in ("--set", setting)]
-    done = submit("-c", CONFIGS / "vgg_D.yaml", "--local", *changes, cwd=tmp_path)
+    done = call("-c", CONFIGS / "vgg_D.yaml", "--local", *changes, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "| D | 37 | 37 |" in done.stdout
