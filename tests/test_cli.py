@@ -138,7 +138,7 @@ def test_a_world_that_does_not_divide_the_batch(vggrepro, settings: list[str], m
     [
         (["summary", "F"], "F"),
         (["evaluate", "nowhere.pt"], "checkpoint nowhere.pt does not exist"),
-        (["evaluate", "x", "--scales", "a,b"], "--scales a,b: expected Q values"),
+        (["evaluate", "x", "--scales", "a,b"], "--scales a,b: expected whole numbers"),
         (["reproduce", "-c", "nowhere.yaml"], "nowhere.yaml does not exist"),
         (
             ["train", "-c", str(CONFIGS / "demo.yaml")],

@@ -138,8 +138,17 @@ def train(
     resume: Annotated[Resume, typer.Option(help="auto: go on from the newest checkpoint; never: refuse one.")] = (
         Resume.auto
     ),
+    stop_after: Annotated[
+        float | None, typer.Option(min=0, help="Minutes after which to save and leave with status 75.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Train although activations vanish or explode at initialisation.")
+    ] = False,
 ) -> None:
-    """Train one stage, alone or under torchrun."""
+    """Train one stage, alone or under torchrun.
+
+    On SIGTERM and SIGUSR2, too, it saves and leaves with status 75; the same command goes on from there.
+    """
     from vggrepro.config import load_stage
     from vggrepro.pipeline import session, train_stage
 
@@ -149,8 +158,8 @@ def train(
             f"--resume never, but {stage.directory} has checkpoints; use --resume auto, another run.name, "
             f"or remove the directory"
         )
-    with session([stage]) as at:
-        train_stage(stage, parent, at)
+    with session([stage], stop_after_s=None if stop_after is None else 60 * stop_after) as at:
+        train_stage(stage, parent, at, force=force)
 
 
 @app.command()
@@ -467,13 +476,59 @@ def bench_loader(
     _print_bench(run(config, pictures, batch, batches, rounds), as_json)
 
 
-def _whole_numbers(text: str) -> tuple[int, ...]:
+@bench_app.command(name="step")
+def bench_step(
+    nets: Annotated[str, typer.Option(help="Columns of Table 1, separated by commas.")] = "A,D,E",
+    batches: Annotated[str | None, typer.Option(help="Batch sizes; default: 32,64,128,256, on a CPU 8,32.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that are timed in a turn.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each way.")] = 7,
+    changes: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """The training step: images/s beside torchvision's reference recipe, and beside a bare step.
+
+    Without --set it is the paper's geometry in bf16 and compiled on a GPU, and a small one in fp32 on a CPU.
+    """
+    import torch
+
+    from vggrepro.bench.step import run, small
+    from vggrepro.config import Config, Model, Train, override
+
+    gpu = torch.cuda.is_available()
+    plain = Config(model=Model(net="A"), train=Train(precision="bf16", compile=True)) if gpu else small()
+    config = override(plain, changes, Path("bench step"))
+    sizes = _whole_numbers(batches, "--batches") if batches else (32, 64, 128, 256) if gpu else (8, 32)
+    _print_bench(run(config, tuple(nets.split(",")), sizes, steps, rounds), as_json)
+
+
+@bench_app.command(name="comm")
+def bench_comm(
+    net: Annotated[str, typer.Option(help="A column of Table 1.")] = "D",
+    steps: Annotated[int, typer.Option(min=1, help="Steps that are timed in a turn.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each exchange.")] = 5,
+    changes: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Exchange of gradients: bytes and steps/s of factor exchange beside DDP; start it with torchrun."""
+    import torch
+
+    from vggrepro.bench.comm import run
+    from vggrepro.bench.step import small
+    from vggrepro.config import Config, Model, override
+
+    plain = Config(model=Model(net=net)) if torch.cuda.is_available() else small(net)
+    found = run(override(plain, changes, Path("bench comm")), steps, rounds)
+    if found is not None:  # the first rank
+        _print_bench(found, as_json)
+
+
+def _whole_numbers(text: str, option: str = "--scales") -> tuple[int, ...]:
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
         numbers = ()
     if not numbers or min(numbers) < 1:
-        raise UserError(f"--scales {text}: expected Q values in px, separated by commas, e.g. 256,384,512")
+        raise UserError(f"{option} {text}: expected whole numbers separated by commas, e.g. 256,384,512")
     return numbers
 
 

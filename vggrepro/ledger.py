@@ -78,7 +78,9 @@ def _compared(config: Config, parent: Config | None, pictures: dict[str, int] | 
     yield "train.weight_decay", value("weight_decay"), train.weight_decay
     yield "train.schedule.kind", "plateau", train.schedule.kind
     yield "train.schedule.factor", value("learning_rate_factor"), train.schedule.factor
+    yield "train.biases", "paper", train.biases
     yield "train.precision", "fp32", train.precision
+    yield "train.comm", "exact", "bf16" if train.comm == "bf16" else "exact"
     # The paper gives the whole schedule for fixed S = 256, the first rate for S = 384, and nothing for the jitter.
     if S == fine:
         yield "train.learning_rate", value("learning_rate_384"), train.learning_rate

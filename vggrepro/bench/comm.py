@@ -1,0 +1,102 @@
+"""The three exchanges of gradients beside one another: bytes and time of a step on the ranks that run this."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from importlib.metadata import version
+from typing import Any, get_args
+
+import torch
+from torch import distributed
+from torch.nn import functional as F
+
+from vggrepro.config import Config
+from vggrepro.distributed import pick_device, process_group, topology
+from vggrepro.errors import UserError
+from vggrepro.models.init import init_weights
+from vggrepro.models.vgg import VGG
+from vggrepro.training.exchange import Comm, Exchange
+from vggrepro.training.stage import architecture_of
+from vggrepro.training.step import share_of
+
+
+def run(config: Config, steps: int, rounds: int) -> dict[str, Any] | None:
+    """Gradients of the global batch by each exchange in turn, `rounds` times `steps`; None on all ranks but the first.
+
+    ours: factor exchange, in steps per second; usual: DDP's all-reduce. The details have the bytes handed to
+    collectives in a step (counted), and what a ring of these ranks sends for them from each rank. Raises UserError on a
+    single rank.
+    """
+    here = topology(os.environ)
+    if here.world == 1:
+        raise UserError(
+            "bench comm needs several ranks; start it with torchrun --nproc-per-node N -m vggrepro bench comm"
+        )
+    device = pick_device(config.run.device, here.local_rank)
+    share = share_of(here, config.train.batch, None).size
+    with process_group(here, device):
+        ways: dict[Comm, tuple[VGG, Exchange]] = {}
+        for comm in get_args(Comm):
+            net = VGG(architecture_of(config))
+            init_weights(net, "glorot_uniform", config.run.seed)
+            net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            ways[comm] = net, Exchange(net, here, comm)
+        crop = config.model.crop
+        images = (torch.randn(share, 3, crop, crop) * 60).to(device).contiguous(memory_format=torch.channels_last)
+        labels = torch.zeros(share, dtype=torch.int64, device=device)
+        rates: dict[str, list[float]] = {comm: [] for comm in ways}
+        payload: dict[str, int] = {}
+        for number in range(rounds + 1):
+            for comm, (net, exchange) in ways.items():
+                distributed.barrier()
+                before, started = exchange.payload_bytes, time.perf_counter()
+                for _ in range(steps):
+                    with (
+                        exchange.micro_batch(last=True),
+                        torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"),
+                    ):
+                        loss = F.cross_entropy(exchange.forward(images).float(), labels)
+                    loss.backward()
+                    exchange.finish()
+                    net.zero_grad(set_to_none=True)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                distributed.barrier()
+                payload[comm] = (exchange.payload_bytes - before) // steps
+                if number:  # the first round warms up
+                    rates[comm].append(steps / (time.perf_counter() - started))
+    if not here.is_first:
+        return None
+    every = sum(parameter.numel() for parameter in ways["ddp"][0].parameters())
+    fc = sum(p.numel() for p in ways["ddp"][0].classifier.parameters())
+    gathered = payload["factor"] - 4 * (every - fc)
+    ring = (here.world - 1) / here.world
+    sent = {
+        "ddp": 2 * ring * payload["ddp"],
+        "bf16": 2 * ring * payload["bf16"],
+        "factor": 2 * ring * 4 * (every - fc) + ring * gathered,
+    }
+    return {
+        "name": "comm",
+        "ours": statistics.median(rates["factor"]),
+        "usual": statistics.median(rates["ddp"]),
+        "ratio": statistics.median([a / b for a, b in zip(rates["factor"], rates["ddp"], strict=True)]),
+        "unit": "steps/s",
+        "ceiling": None,
+        "details": {
+            **{f"{comm} steps/s": statistics.median(several) for comm, several in rates.items()},
+            **{f"{comm} MB in collectives": size / 1e6 for comm, size in payload.items()},
+            **{f"{comm} MB sent by each rank of a ring": size / 1e6 for comm, size in sent.items()},
+            "net": f"{config.model.net}, crop {crop}, width {config.model.width:g}, {config.model.classes} classes",
+            "batch": config.train.batch,
+            "ranks": here.world,
+            "backend": "nccl" if device.type == "cuda" else "gloo",
+            "precision": config.train.precision,
+            "steps": steps,
+            "rounds": rounds,
+            "load": os.getloadavg()[0],
+            "torch": version("torch"),
+        },
+    }

@@ -1,0 +1,192 @@
+"""The training step beside torchvision's reference recipe, on synthetic pictures, interleaved in one run."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from vggrepro.config import Config, Model, Train
+from vggrepro.data.loader import Batch
+from vggrepro.data.plan import TrainingPlan
+from vggrepro.distributed import Topology
+from vggrepro.models.init import init_weights
+from vggrepro.models.vgg import VGG
+from vggrepro.training.stage import architecture_of
+from vggrepro.training.step import Trainer
+from vggrepro.training.throughput import flop_per_picture, peak_flops
+
+_SIZE = 256  # px of the synthetic pictures before the crop; no matter here
+
+Step = Callable[[], None]
+
+
+def small(net: str = "A") -> Config:
+    """A geometry that a CPU trains in a moment."""
+    return Config(model=Model(net=net, classes=100, crop=64, width=0.25), train=Train(batch=32))
+
+
+def run(config: Config, nets: tuple[str, ...], batches: tuple[int, ...], steps: int, rounds: int) -> dict[str, Any]:
+    """Steps of each net at each batch size, `rounds` times `steps` of each way in turn; rates are images per second.
+
+    ours: the step of training, under `config`. usual: torchvision's reference recipe as users run it: NCHW, automatic
+    mixed precision on CUDA, metrics read at every step. The same in channels_last stands in the details, and as ceiling
+    the bare step: our layout and precision without anything of ours around it. The head figures are of the last net
+    and batch size.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() and config.run.device != "cpu" else "cpu")
+    details: dict[str, Any] = {}
+    head: dict[str, float] = {}
+    for net, batch in itertools.product(nets, batches):
+        model = config.model.model_copy(update={"net": net})
+        one = config.model_copy(update={"model": model, "train": config.train.model_copy(update={"batch": batch})})
+        try:
+            found = _compare(one, device, steps, rounds)
+        except torch.OutOfMemoryError:
+            details[f"{net} batch {batch}"] = "out of memory"
+            continue
+        head = {"ours": found["ours"], "usual": found["usual"], "ratio": found["ratio"], "ceiling": found["bare"]}
+        details[f"{net} batch {batch}"] = found
+    details |= {
+        "geometry": f"crop {config.model.crop}, width {config.model.width:g}, {config.model.classes} classes",
+        "precision": config.train.precision,
+        "compile": config.train.compile,
+        "steps": steps,
+        "rounds": rounds,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
+        "torch": version("torch"),
+    }
+    return {"name": "step", "unit": "images/s", **head, "details": details}
+
+
+def _compare(config: Config, device: torch.device, steps: int, rounds: int) -> dict[str, Any]:
+    ways: dict[str, Step] = {
+        "ours": _ours(config, device),
+        "usual": _usual(config, device, torch.contiguous_format),
+        "usual_channels_last": _usual(config, device, torch.channels_last),
+        "bare": _bare(config, device),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    memory: dict[str, float] = {}
+    for name, step in ways.items():  # compilation, autotuning, first allocations
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        for _ in range(2):
+            step()
+        if device.type == "cuda":
+            memory[name] = torch.cuda.max_memory_allocated(device) / 2**30
+    for number in range(rounds):
+        order = list(ways.items())
+        for name, step in order if number % 2 else reversed(order):  # nobody always comes after the same one
+            _wait(device)
+            started = time.perf_counter()
+            for _ in range(steps):
+                step()
+            _wait(device)
+            rates[name].append(config.train.batch * steps / (time.perf_counter() - started))
+    found: dict[str, Any] = {name: statistics.median(several) for name, several in rates.items()}
+    for other in ("usual", "usual_channels_last", "bare"):
+        by_round = [a / b for a, b in zip(rates["ours"], rates[other], strict=True)]
+        found["ratio" if other == "usual" else f"ratio_to_{other}"] = statistics.median(by_round)
+    flop, peak = flop_per_picture(architecture_of(config)), peak_flops(device, config.train.precision)
+    found["gflop_per_image"] = flop / 1e9
+    if peak:
+        found |= {"mfu": found["ours"] * flop / peak, "peak_tflops": peak / 1e12}
+    if memory:
+        found["memory_gib_all_ways_resident"] = memory
+    return found
+
+
+def _ours(config: Config, device: torch.device) -> Step:
+    trainer = Trainer(_net(config, device, torch.channels_last), config, Topology(), device)
+    plan = TrainingPlan(_sizes(), config.data, config.model.crop, config.run.seed)
+    images, labels = _pictures(config, device, torch.channels_last)
+
+    def batches() -> Iterator[Batch]:
+        for number in itertools.count():
+            yield Batch(images, labels, plan.views(number * len(labels), len(labels)))
+
+    endless, number = batches(), itertools.count()
+    return lambda: trainer.step(next(number), endless, config.train.learning_rate)
+
+
+def _usual(config: Config, device: torch.device, layout: torch.memory_format) -> Step:
+    """One batch of `references/classification/train.py`: autocast and GradScaler on CUDA, accuracy and loss read."""
+    net = _net(config, device, layout)
+    images, labels = _pictures(config, device, layout)
+    train = config.train
+    optimiser = torch.optim.SGD(
+        net.parameters(), lr=train.learning_rate, momentum=train.momentum, weight_decay=train.weight_decay
+    )
+    mixed = device.type == "cuda"
+    scaler = torch.amp.GradScaler(device.type, enabled=mixed)
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.float16, enabled=mixed):
+            scores = net(images)
+            loss = F.cross_entropy(scores, labels)
+        optimiser.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimiser)
+        scaler.update()
+        loss.item()
+        (scores.topk(min(5, scores.shape[1]))[1] == labels[:, None]).sum().item()
+
+    return step
+
+
+def _bare(config: Config, device: torch.device) -> Step:
+    """Forward, backward, SGD: nothing else."""
+    net = _net(config, device, torch.channels_last)
+    images, labels = _pictures(config, device, torch.channels_last)
+    train = config.train
+    optimiser = torch.optim.SGD(
+        net.parameters(), lr=train.learning_rate, momentum=train.momentum, weight_decay=train.weight_decay, fused=True
+    )
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bf16"):
+            loss = F.cross_entropy(net(images).float(), labels)
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _net(config: Config, device: torch.device, layout: torch.memory_format) -> VGG:
+    net = VGG(architecture_of(config))
+    init_weights(net, "glorot_uniform", config.run.seed)
+    return net.to(device, memory_format=layout).train()  # type: ignore[call-overload]
+
+
+def _pictures(config: Config, device: torch.device, layout: torch.memory_format) -> tuple[torch.Tensor, torch.Tensor]:
+    random = torch.Generator().manual_seed(0)
+    images = torch.randn(config.train.batch, 3, config.model.crop, config.model.crop, generator=random) * 60
+    labels = torch.randint(config.model.classes, (config.train.batch,), generator=random)
+    return images.to(device).contiguous(memory_format=layout), labels.to(device)
+
+
+def _sizes() -> Any:
+    import numpy as np
+
+    return np.full((1000, 2), 2 * _SIZE, np.int64)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _processor() -> str:
+    return f"{platform.machine()} CPU, {len(os.sched_getaffinity(0))} cores"
