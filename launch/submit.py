@@ -328,12 +328,10 @@ def _print_graph(graph: Graph, stages: list[Stage], as_json: bool) -> None:
     tables = next(iter(graph.stages.values())).run.root / graph.name / "tables.md"
     shown = next((stage for stage in stages if stage.state != "finished"), stages[0])
     sbatch = {key: item for key, item in sbatch_options(shown).items() if key not in ("job-name", "comment", "output")}
+    cost = _cost(graph, stages)
     if as_json:
-        print(
-            json.dumps(
-                {"stages": [stage.report() for stage in stages], "sbatch": sbatch, "tables": str(tables)}, indent=2
-            )
-        )
+        reports = [stage.report() for stage in stages]
+        print(json.dumps({"stages": reports, "sbatch": sbatch, "cost": cost, "tables": str(tables)}, indent=2))
         return
     for stage in stages:
         cluster = stage.config.cluster
@@ -341,7 +339,26 @@ def _print_graph(graph: Graph, stages: list[Stage], as_json: bool) -> None:
         line += f"  job {stage.job.id}" if stage.job else ""
         print(line + (f"  after {stage.parent}" if stage.parent else ""))
     print(f"each stage is evaluated in its own job, which then writes {tables}")
+    if cost:
+        print(
+            f"about {cost['gpu_hours']:,.0f} GPU-hours for what is not trained, if these were {cost['gpu']} "
+            f"({cost['rate']}); `vggrepro plan` says more"
+        )
     print("sbatch: " + "  ".join(f"--{key}={item}" if item != "" else f"--{key}" for key, item in sbatch.items()))
+
+
+def _cost(graph: Graph, stages: list[Stage]) -> dict[str, Any] | None:
+    """GPU-hours of the stages that are not trained, by `vggrepro plan` with its assumptions; None without any."""
+    from vggrepro.plan import Machine, plan
+
+    left = {stage.name for stage in stages if stage.state not in ("finished", "trained")}
+    cluster = stages[0].config.cluster
+    machine = Machine(cluster.nodes, cluster.gpus_per_node)
+    if not left or any(stage.config.run.device == "cpu" for stage in stages):
+        return None
+    planned = [one for one in plan(graph, machine).stages if one.name in left]
+    hours = sum(one.gpu_hours for one in planned)
+    return {"gpu_hours": hours, "gpu": machine.gpu, "rate": planned[0].rate_from}
 
 
 def _known_stages(config: Path, changes: list[str]) -> list[Stage]:

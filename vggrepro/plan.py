@@ -229,18 +229,13 @@ def _exchange(config: Config, net: Architecture, machine: Machine) -> tuple[floa
     """(payload, sent by each node or GPU) in bytes and seconds of a step's collectives."""
     if machine.gpus == 1:
         return 0.0, 0.0, 0.0
-    import torch
+    from vggrepro.training.throughput import payload_bytes
 
-    from vggrepro.models.vgg import VGG
-    from vggrepro.training.exchange import payload_bytes
-
-    with torch.device("meta"):
-        module = VGG(net)
     factor_bytes = 2 if config.train.precision == "bf16" else 4
-    payload = payload_bytes(module, config.train.batch, config.train.comm, factor_bytes)
+    payload = payload_bytes(net, config.train.batch, config.train.comm, factor_bytes)
     reduced = payload
     if config.train.comm == "factor":
-        reduced = payload_bytes(module, 0, "factor", factor_bytes)
+        reduced = payload_bytes(net, 0, "factor", factor_bytes)
     ranks = machine.nodes if machine.nodes > 1 else machine.gpus_per_node
     rate = (machine.node_gb_per_s if machine.nodes > 1 else LINK_GB_PER_S) * 1e9
     sent = (2 * reduced + (payload - reduced)) * (ranks - 1) / ranks

@@ -67,7 +67,7 @@ def test_dry_run_for_people(tmp_path: Path) -> None:
     done = submit("-c", CONFIGS / "reproduce.yaml", "--nodes", 2, "--partition", "gpu", "--dry-run")
     assert not done.mistake
     lines = done.stdout.splitlines()
-    assert len(lines) == 14
+    assert len(lines) == 15
     assert "after D-384" in next(line for line in lines if line.startswith("D-jitter"))
     assert "--partition=gpu" in lines[-1]
 

@@ -7,7 +7,6 @@ the factors and each forms the whole product: the same sum, up to rounding.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
 
 import torch
 from torch import Tensor, distributed, nn
@@ -16,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vggrepro.distributed import Topology
 from vggrepro.models.vgg import VGG
+from vggrepro.training.throughput import Comm
 
-Comm = Literal["ddp", "bf16", "factor"]
 _BUCKET_MIB = 25  # torch's default; the conv gradients of D fill two
 
 
@@ -96,20 +95,3 @@ class Exchange:
             gathered.append(whole)
             works.append(work)
         self._gathers.append((layer, gathered[0], gathered[1], works))
-
-
-def payload_bytes(net: VGG, batch: int, comm: Comm, bytes_per_factor: int = 4) -> int:
-    """Bytes of a step's collectives: the gradients' size, and in `factor` mode the gathered factors' size.
-
-    `batch` is the global batch; `bytes_per_factor` is 2 with bf16 autocast, where inputs and output gradients of the
-    layers are bfloat16 anyway. What crosses the wire depends on the algorithm: a ring of n ranks sends 2 (n - 1) / n of
-    an all-reduce's payload from each rank, and (n - 1) / n of an all-gather's.
-    """
-    fc = [layer for layer in net.classifier if isinstance(layer, nn.Linear)]
-    every = sum(parameter.numel() for parameter in net.parameters())
-    if comm == "ddp":
-        return 4 * every
-    if comm == "bf16":
-        return 2 * every
-    dense = sum(parameter.numel() for layer in fc for parameter in layer.parameters())
-    return 4 * (every - dense) + bytes_per_factor * batch * sum(layer.in_features + layer.out_features for layer in fc)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from vggrepro.models.table1 import Architecture
 
+if TYPE_CHECKING:
+    import torch
+
 Precision = Literal["fp32", "tf32", "bf16"]
+Comm = Literal["ddp", "bf16", "factor"]
 
 # Dense peaks in FLOP/s from the vendors' data sheets, by a part of the device's name; the first match counts.
 PEAKS: dict[str, dict[Precision, float]] = {
@@ -33,10 +35,30 @@ def flop_per_picture(net: Architecture) -> int:
     return 2 * (3 * sum(layers) - layers[0])
 
 
+def payload_bytes(net: Architecture, batch: int, comm: Comm, bytes_per_factor: int = 4) -> int:
+    """Bytes of a step's collectives: the gradients' size, and in `factor` mode the gathered factors' size.
+
+    `batch` is the global batch; `bytes_per_factor` is 2 with bf16 autocast, where inputs and output gradients of the
+    layers are bfloat16 anyway. What crosses the wire depends on the algorithm: a ring of n ranks sends 2 (n - 1) / n of
+    an all-reduce's payload from each rank, and (n - 1) / n of an all-gather's.
+    """
+    every = sum(layer.parameters for layer in net.layers())
+    if comm == "ddp":
+        return 4 * every
+    if comm == "bf16":
+        return 2 * every
+    fc = [layer for layer in net.layers() if layer.kind == "fc"]
+    dense = sum(layer.parameters for layer in fc)
+    factors = sum(layer.multiply_adds // layer.shape[0] + layer.shape[0] for layer in fc)
+    return 4 * (every - dense) + bytes_per_factor * batch * factors
+
+
 def peak_flops(device: torch.device, precision: Precision) -> float | None:
     """The device's peak in FLOP/s as its vendor states it, or None where this is not known (as for CPUs)."""
     if device.type != "cuda":
         return None
+    import torch
+
     name = torch.cuda.get_device_name(device)
     return next((peaks.get(precision) for part, peaks in PEAKS.items() if part in name), None)
 
@@ -87,6 +109,8 @@ def describe(speed: dict[str, float]) -> str:
 
 def memory_gib() -> float:
     """Largest memory so far in GiB: of the device where there is one, else of this process."""
+    import torch
+
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
