@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test check lock clean help
+.PHONY: demo test test-gpu check lock clean help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -23,6 +23,10 @@ demo: $(STAMP)  ## the whole story in small: A, D from A, dense evaluation, the 
 
 test: $(STAMP)  ## all tests but the slow ones and those that need a GPU
 	$(BIN)/python -m pytest
+
+test-gpu: $(STAMP)  ## what needs a CUDA device: tests, then benchmarks into benchmarks/results
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python benchmarks/gpu.py
 
 check: $(STAMP)  ## ruff, mypy, codespell
 	$(BIN)/ruff check .

@@ -15,8 +15,6 @@ from training_runs import (
     Fault,
     Ranks,
     assert_same_course,
-    course,
-    final,
     last,
     losses,
     run_of,
@@ -180,23 +178,30 @@ def test_a_full_disk_keeps_the_previous_checkpoint(
 
 @pytest.mark.slow
 def test_killed_at_thirty_random_instants(stage_file: StageFile) -> None:
-    train = {"iterations": 400, "log_every": 7, "checkpoint_every": 1, "keep": 2, "stall_after": 0}
+    train = {
+        "iterations": 1500,
+        "log_every": 7,
+        "checkpoint_every": 1,
+        "keep": 2,
+        "validate_every": 10,
+        "stall_after": 0,
+    }
     undisturbed = train_here(stage_file("undisturbed", train=train))
     file = stage_file("disturbed", train=train)
     draw = random.Random(0)
-    kills, in_writing = 0, 0
-    while kills < 30:
+    in_writing, steps = 0, []
+    for _ in range(30):
         ranks = Ranks(file)
-        time.sleep(draw.uniform(0.5, 2.5))
-        if not ranks.processes[0].is_alive():
-            break
+        ranks.wait_for("departs from the paper")
+        time.sleep(draw.uniform(0, 0.6))
+        assert ranks.processes[0].is_alive(), f"the run ended before the last kill: {ranks.text()}"
         ranks.kill()
-        kills += 1
-        run = run_of(file)
-        in_writing += any(path.name.startswith(".step") for path in run.checkpoints.iterdir())
-        assert checkpoint.newest(run.checkpoints) is not None or kills < 3
-    print(f"{kills} kills, {in_writing} of them inside the writing of a checkpoint")
+        folder = run_of(file).checkpoints
+        in_writing += any(path.name.startswith(".step") for path in folder.iterdir())
+        kept = checkpoint.newest(folder)
+        steps.append(kept.step if kept else 0)
     run_to_the_end(file)
+    print(f"killed with checkpoints of steps {steps}, {in_writing} times inside the writing of one")
+    assert steps == sorted(steps)
     assert in_writing > 0
-    assert course(run_of(file)) == course(undisturbed)
-    assert checkpoint.weights_hash(final(run_of(file)).weights) == checkpoint.weights_hash(final(undisturbed).weights)
+    assert_same_course(run_of(file), undisturbed)

@@ -176,8 +176,13 @@ class Trainer:
         if not rate:
             return None
         masks = dropout_masks(self.config.run.seed, step, self.share.batch, rows, self.net.fc_widths, rate)
-        fc6, fc7 = (torch.from_numpy(mask).to(self.device, non_blocking=True) for mask in masks)
+        fc6, fc7 = (self._on_device(torch.from_numpy(mask)) for mask in masks)
         return fc6, fc7
+
+    def _on_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()  # from pageable memory the copy would wait for the device
+        return tensor.to(self.device, non_blocking=True)
 
 
 def _groups(net: VGG, config: Config) -> Iterator[tuple[float, dict[str, object]]]:

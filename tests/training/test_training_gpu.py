@@ -1,0 +1,71 @@
+"""Training on a CUDA device; `make test-gpu` runs these."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from training_runs import last, losses, train_here
+
+from vggrepro.config import load_stage
+from vggrepro.data.loader import Batch
+from vggrepro.distributed import Topology
+from vggrepro.models.init import init_weights
+from vggrepro.models.vgg import VGG
+from vggrepro.training.stage import architecture_of
+from vggrepro.training.step import Trainer
+
+pytestmark = pytest.mark.gpu
+StageFile = Callable[..., Path]
+
+
+@pytest.mark.parametrize(
+    ("settings", "tolerance"),
+    [
+        ({"precision": "fp32"}, 1e-3),
+        ({"precision": "tf32"}, 2e-2),
+        ({"precision": "bf16"}, 0.2),
+        ({"precision": "fp32", "compile": True}, 1e-3),
+        ({"precision": "fp32", "micro_batch": 3}, 1e-3),
+    ],
+)
+def test_the_device_has_the_loss_curve_of_the_cpu(
+    stage_file: StageFile, settings: dict[str, object], tolerance: float
+) -> None:
+    expected = losses(train_here(stage_file("cpu")))
+    found = losses(train_here(stage_file("cuda", train=settings, run={"name": "cuda", "device": "cuda"})))
+    assert found == pytest.approx(expected, rel=tolerance)
+
+
+def test_a_run_begun_on_the_device_goes_on_on_the_cpu(stage_file: StageFile) -> None:
+    on_cpu = losses(train_here(stage_file("cpu")))
+    file = stage_file("moved", run={"name": "moved", "device": "cuda"})
+    run = train_here(file)
+    for kept in run.checkpoints.glob("*.pt"):
+        if kept.name not in ("step-00000004.pt", "best.pt"):
+            kept.unlink()
+    train_here(file, "run.device=cpu")
+    assert losses(run) == pytest.approx(on_cpu, rel=1e-3)
+    assert last(run).step == 12
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_step_does_not_wait_for_the_device(stage_file: StageFile, compiled: bool) -> None:
+    device = torch.device("cuda", 0)
+    config, _ = load_stage(stage_file("A", train={"compile": compiled, "micro_batch": 4}), ())
+    net = VGG(architecture_of(config))
+    init_weights(net, "kaiming", 0)
+    net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trainer = Trainer(net, config, Topology(), device)
+    images = torch.randn(4, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
+    batch = Batch(images, torch.zeros(4, dtype=torch.int64, device=device), None)  # type: ignore[arg-type]
+    for step in range(3):
+        trainer.step(step, iter([batch, batch]), 0.01)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in range(3, 6):
+            trainer.step(step, iter([batch, batch]), 0.01)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert trainer.bad_step() is None
