@@ -262,7 +262,8 @@ def _mirrored(config: Config, run: RunDirectory, here: Topology) -> Iterator[Non
     finally:
         names = ("config.yaml", "dataset.json", "environment.json", "ledger.json", "figures")
         mirror.log_artifacts(run.path / name for name in names if (run.path / name).exists())
-        mirror.close(status, _MLFLOW_PATIENCE_S)  # type: ignore[arg-type]
+        # asked to stop, there may be half a minute left for all that follows; the next start copies what is missing
+        mirror.close(status, 5.0 if status == "KILLED" else _MLFLOW_PATIENCE_S)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ import pytest
 from launch_cluster import REPOSITORY
 from typer.testing import CliRunner
 
+import launch.submit
 from launch import slurm
-from launch.submit import _hours, app
-from vggrepro.config import load_graph
+from launch.stages import Stage, stages_of
+from launch.submit import _hours, app, submit_stages
+from vggrepro.config import Graph, load_graph
 from vggrepro.errors import UserError
 
 
@@ -182,6 +184,49 @@ def test_a_dry_run_needs_neither_slurm_nor_anything_heavy(tmp_path: Path) -> Non
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
     assert "A-256" in done.stdout
     assert not {"torch", "mlflow", "submitit", "matplotlib", "scipy"} & imported
+
+
+def dependencies(monkeypatch: pytest.MonkeyPatch, *changes: str, jobs: dict[str, str] | None = None) -> dict[str, str]:
+    """What each stage of reproduce.yaml is submitted with; jobs are numbered from 101, `jobs` are there already."""
+    asked: dict[str, str] = {}
+
+    def fake(graph: Graph, stage: Stage, dependency: str) -> str:
+        asked[stage.name] = dependency
+        return str(100 + len(asked))
+
+    monkeypatch.setattr(launch.submit, "_submit", fake)
+    graph = load_graph(CONFIGS / "reproduce.yaml", changes)
+    queue = {
+        slurm.key_of(graph.stages[name].directory): slurm.Job(number, "RUNNING", "n1")
+        for name, number in (jobs or {}).items()
+    }
+    submit_stages(graph, stages_of(graph, queue))
+    return asked
+
+
+def test_stages_follow_those_they_start_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = dependencies(monkeypatch)
+    assert len(asked) == 12
+    assert (asked["A-256"], asked["A-LRN-256"], asked["B-256"]) == ("", "", "afterok:101")
+    number = {name: str(101 + n) for n, name in enumerate(asked)}
+    assert asked["D-384"] == f"afterok:{number['D-256']}"
+    assert asked["D-jitter"] == f"afterok:{number['D-384']}"
+
+
+def test_stages_that_have_a_job_keep_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = dependencies(monkeypatch, jobs={"A-256": "7", "D-256": "8"})
+    assert "A-256" not in asked
+    assert "D-256" not in asked
+    assert (asked["B-256"], asked["D-384"]) == ("afterok:7", "afterok:8")
+
+
+def test_no_more_stages_at_once_than_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = dependencies(monkeypatch, "cluster.array_parallelism=2")
+    names = list(asked)
+    for n, name in enumerate(names):
+        before = str(101 + n - 2)
+        assert n < 2 or f":{before}" in asked[name], "each waits for the one two places before it"
+    assert asked["C-256"] == "afterok:101,afterany:102"
 
 
 def test_another_configurations_directory_is_refused(tmp_path: Path) -> None:
