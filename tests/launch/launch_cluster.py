@@ -153,7 +153,9 @@ class Experiment:
 
     def finish(self, stage: str = "A") -> None:
         """Waits until a stage is trained and evaluated, and its job has ended."""
-        wait_for(lambda: ended(self.history(stage)) == "finished", f"the end of {stage}", self.explain)
+        over = ("finished", "failed")
+        wait_for(lambda: ended(self.history(stage)) in over, f"the end of {stage}", self.explain)
+        assert ended(self.history(stage)) == "finished", self.explain()
 
     def explain(self) -> str:
         """What a failed wait shows."""
