@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def call(*arguments: object, path: str | None = None) -> subprocess.CompletedPro
 def bare(tmp_path: Path) -> str:
     """A PATH with Python alone."""
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "python3").symlink_to("/usr/bin/python3")
+    (tmp_path / "bin" / "python3").symlink_to(Path(sys.executable).resolve())
     return str(tmp_path / "bin")
 
 
