@@ -179,7 +179,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(
 @pytest.mark.slow
 def test_killed_at_thirty_random_instants(stage_file: StageFile) -> None:
     train = {
-        "iterations": 1500,
+        "iterations": 3000,
         "log_every": 7,
         "checkpoint_every": 1,
         "keep": 2,
@@ -190,14 +190,16 @@ def test_killed_at_thirty_random_instants(stage_file: StageFile) -> None:
     file = stage_file("disturbed", train=train)
     draw = random.Random(0)
     in_writing, steps = 0, []
-    for _ in range(30):
+    folder = run_of(file).checkpoints
+    for number in range(30):
         ranks = Ranks(file)
         ranks.wait_for("departs from the paper")
-        time.sleep(draw.uniform(0, 0.6))
+        time.sleep(draw.uniform(0, 2))
+        while number % 2 and not list(folder.glob(".step-*")) and ranks.processes[0].is_alive():
+            pass  # every other kill as soon as a checkpoint is being written
         assert ranks.processes[0].is_alive(), f"the run ended before the last kill: {ranks.text()}"
         ranks.kill()
-        folder = run_of(file).checkpoints
-        in_writing += any(path.name.startswith(".step") for path in folder.iterdir())
+        in_writing += bool(list(folder.glob(".step-*")))
         kept = checkpoint.newest(folder)
         steps.append(kept.step if kept else 0)
     run_to_the_end(file)
