@@ -14,8 +14,8 @@ from vggrepro.tracking import RunDirectory
 
 StageFile = Callable[..., Path]
 # Other ranks and micro-batches change the order of float32 sums and nothing else: over 50 steps the relative
-# difference of the losses stays below this (2e-6 was seen).
-ROUNDING = 1e-4
+# difference of the losses stays below this (8e-7 was seen).
+ROUNDING = 1e-5
 
 
 def test_two_ranks_have_the_loss_curve_of_one(stage_file: StageFile) -> None:
