@@ -197,7 +197,8 @@ def ranks_of(job: str) -> dict[int, int]:
             continue
         environment = dict(word.decode(errors="replace").partition("=")[::2] for word in words)
         is_rank = b"submitit.core._submit" in command or b"launch.rank" in command
-        if is_rank and environment.get("SLURM_JOB_ID") == job and "SLURM_STEP_NUM_TASKS" in environment:
+        ours = environment.get("SLURM_CONF") == os.environ["SLURM_CONF"] and environment.get("SLURM_JOB_ID") == job
+        if is_rank and ours and "SLURM_STEP_NUM_TASKS" in environment:
             found[int(environment["SLURM_PROCID"])] = int(process.name)
     return found
 

@@ -99,7 +99,7 @@ def test_a_machine_dies(experiment: Experiment, undisturbed: Experiment, cluster
     subprocess.run(["slurmd", "-N", "n1"], check=True)
     experiment.finish()
     same_run(experiment, undisturbed)
-    assert experiment.attempts() == 2
+    assert experiment.attempts() >= 2, "SLURM may end the second one, too, with what it had still to tell the machine"
 
 
 def test_two_failures_in_a_row(experiment: Experiment, undisturbed: Experiment) -> None:
