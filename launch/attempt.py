@@ -30,7 +30,7 @@ HISTORY = "attempts.jsonl"
 ERRORS = Path("submission", "errors")
 """Folder in a run directory where each rank leaves the reason of its failure."""
 USER_STATUS = 2
-_ASKED_TO_STOP = {INTERRUPTED_STATUS, 128 + signal.SIGUSR2, 128 + signal.SIGTERM}
+_ASKED_TO_STOP = {INTERRUPTED_STATUS, 128 + signal.SIGUSR2}
 _SETTLED_WITHIN_S = 120
 
 Outcome = Literal["finished", "goes on", "cancelled", "failed", "replaced"]
@@ -82,6 +82,8 @@ def judge(
 
 def describe(status: int) -> str:
     """An exit status in words."""
+    if status == 128 + signal.SIGTERM:  # srun reports the highest status, and ends the others by this signal
+        return "a rank ended early, see the log"
     if status > 128 and (number := status - 128) in set(signal.Signals):
         hint = "; out of memory?" if number == signal.SIGKILL else ""
         return f"a rank was ended by {signal.Signals(number).name}{hint}"

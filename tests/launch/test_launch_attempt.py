@@ -56,6 +56,7 @@ KILLED = 128 + signal.SIGKILL
         (KILLED, "time limit", "goes on", True, False),
         (KILLED, "running", "goes on", True, True),
         (KILLED, "over", "cancelled", False, False),
+        (128 + signal.SIGTERM, "running", "goes on", True, True),  # a rank failed before the others listened
         (1, "unknown", "goes on", True, True),
         (2, "running", "failed", False, False),
         (lease.LOST_STATUS, "running", "replaced", False, False),
