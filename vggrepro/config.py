@@ -139,7 +139,7 @@ class Train(Section):
     weight_decay: float = Field(default=value("weight_decay"), ge=0)
     schedule: Schedule = Schedule()
     biases: Literal["paper", "caffe"] = "paper"
-    """`caffe`: biases learn at twice the rate and without weight decay, as in Caffe's files; the paper names no rule."""
+    """`caffe`: biases learn at twice the rate and without weight decay, as in Caffe's files (the paper: none)."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     comm: Literal["ddp", "bf16", "factor"] = "ddp"
     """How ranks exchange gradients: all of them in float32, in bfloat16, or for the FC layers their factors."""
