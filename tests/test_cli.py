@@ -3,7 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from tiny import REPOSITORY
 
 from vggrepro import cli
 from vggrepro.paper import facts

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from tiny import REPOSITORY
 
 from vggrepro.config import Config, differences, load_graph, load_resolved, load_stage
 from vggrepro.errors import UserError

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, TINY
+from tiny import REPOSITORY, TINY
 
 from vggrepro import cli, pipeline
 from vggrepro.config import load_graph

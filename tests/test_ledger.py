@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from tiny import REPOSITORY
 
 from vggrepro.config import Config, load_graph
 from vggrepro.ledger import Departure, ledger

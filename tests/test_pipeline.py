@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from tiny import REPOSITORY
 
 from vggrepro import checkpoint, pipeline
 from vggrepro.config import Graph, load_graph, load_stage

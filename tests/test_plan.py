@@ -6,7 +6,7 @@ import json
 import sys
 
 import pytest
-from conftest import REPOSITORY
+from tiny import REPOSITORY
 
 from vggrepro import cli, pipeline
 from vggrepro.config import Graph, load_graph

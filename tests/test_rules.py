@@ -7,7 +7,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from tiny import REPOSITORY
 
 PACKAGE = REPOSITORY / "vggrepro"
 MODULES = sorted(PACKAGE.rglob("*.py"))

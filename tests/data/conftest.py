@@ -1,24 +1,12 @@
 """Photographs to test on: made from scikit-learn's two pictures, and the shared ones where they are."""
 
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from data_archives import unpacked
 from PIL import Image
 from sklearn.datasets import load_sample_images
-
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
-
-
-def unpacked(name: str, folder: Path) -> Path:
-    """A shared archive, unpacked; skips the test where it is absent."""
-    archive = SHARED / name
-    if not archive.exists():
-        pytest.skip(f"{name} is not there")
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
-    return folder
 
 
 @pytest.fixture(scope="session")

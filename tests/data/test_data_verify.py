@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import unpacked
+from data_archives import unpacked
 from PIL import Image
 
 from vggrepro.config import Data
