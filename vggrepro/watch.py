@@ -108,7 +108,7 @@ class Watch:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around what waits for the other ranks: while it takes, this one is not the silent one."""
+        """Around what may wait for the other ranks: while it takes, this one is not the silent one."""
         self._beats += 1
         self._waits = True
         try:
@@ -116,6 +116,16 @@ class Watch:
         finally:
             self._waits = False
             self._beats += 1
+
+    def apart(self, items: Iterator[Item]) -> Iterator[Item]:
+        """The items, within :meth:`waiting`: what makes them waits for no other rank."""
+        while True:
+            self._waits = False
+            item = next(items, None)
+            self._waits = True
+            if item is None:
+                return
+            yield item
 
     def attend(self, items: Generator[Item], doing: str) -> Iterator[Item]:
         """The items, as long as nobody asks to stop; every rank calls it, each with items of its own.
@@ -226,13 +236,16 @@ class Watch:
                 self.reason = f"rank {rank}: {reason}"
             if now - self._ticks[rank][1] > _GONE_AFTER_S:
                 self._lost = f"rank {rank} on {host} is gone ({_last(doing)})"
+        if not self._doing:
+            return
         quiet = [rank for rank in range(self.here.world) if now - self._entries[rank][1] > self._silence_s]
         for rank in quiet:
             _, waits, doing, _, host = self._entries[rank][0]
             stopped = now - self._ticks[rank][1] > self._silence_s  # not even its thread runs any more
-            if self._doing and (stopped or (doing and not waits)):
+            own = rank == self.here.rank and now - self._entries[rank][1] < self._silence_s + _GONE_AFTER_S
+            if not own and (stopped or (doing and not waits)):  # the others name this one first
                 self._abandon(f"rank {rank} on {host} has been silent for {self._silence_s:g} s ({_last(doing)})")
-        if self._doing and len(quiet) == self.here.world:
+        if len(quiet) == self.here.world and all(self._entries[rank][0][1] for rank in quiet):
             self._abandon(f"all ranks have waited for each other for {self._silence_s:g} s ({self._doing})")
 
     def _abandon(self, why: str) -> None:

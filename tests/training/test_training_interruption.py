@@ -113,9 +113,12 @@ def test_four_ranks_then_two_then_one(stage_file: StageFile) -> None:
     np.testing.assert_allclose(losses(run_of(file)), losses(undisturbed), rtol=1e-5)
 
 
-def test_a_silent_rank_is_named_and_the_others_end_and_hear_signals_meanwhile(stage_file: StageFile) -> None:
+@pytest.mark.parametrize("fault", [Fault("step 8", signal.SIGSTOP, rank=1), Fault("step 8", None, rank=1)])
+def test_a_silent_rank_is_named_and_the_others_end_and_hear_signals_meanwhile(
+    stage_file: StageFile, fault: Fault
+) -> None:
     file = stage_file("A", train={"iterations": 100_000, "rank_timeout_s": 6.0, "stall_after": 0})
-    ranks = Ranks(file, world=2, fault=Fault("step 8", signal.SIGSTOP, rank=1))
+    ranks = Ranks(file, world=2, fault=fault)
     try:
         run = run_of(file)
         while [record["step"] for record in run.records("train")][-1:] < [6]:

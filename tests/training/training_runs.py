@@ -40,11 +40,11 @@ def train_here(file: Path, *changes: str, force: bool = False, stop_after_s: flo
 
 @dataclass(frozen=True)
 class Fault:
-    """A signal that a rank sends itself when it is about to do something for the nth time."""
+    """A signal that a rank sends itself when it is about to do something for the nth time; None: it hangs there."""
 
     doing: str
     """As `Watch.beat` is told: "step 8" (seven are done), "validation"."""
-    signal: signal.Signals
+    signal: signal.Signals | None
     count: int = 1
     rank: int = 0
 
@@ -114,6 +114,8 @@ def _arm(fault: Fault) -> None:
         nonlocal seen
         seen += doing == fault.doing
         if doing == fault.doing and seen == fault.count:
+            if fault.signal is None:
+                time.sleep(3600)
             os.kill(os.getpid(), fault.signal)
             if fault.signal != signal.SIGSTOP:
                 time.sleep(0.2)  # until the thread has heard it, so that the test is the same each time

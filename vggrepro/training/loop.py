@@ -113,6 +113,7 @@ def train(
         writer,
         _collected_at_reports(),
     ):
+        pictures = watch.apart(batches)
         try:
             while True:
                 if validation_is_due(state):
@@ -137,7 +138,8 @@ def train(
                 rate = learning_rate(settings.learning_rate, settings.schedule, state.schedule, state.step)
                 watch.beat(f"step {state.step + 1}")
                 meter.start()
-                trainer.step(state.step, batches, rate)
+                with watch.waiting():  # in the all-reduces
+                    trainer.step(state.step, pictures, rate)
                 state = replace(state, step=state.step + 1, unreported=state.unreported + 1)
                 reports = state.step % settings.log_every == 0 or state.step == last
                 if reports:
