@@ -95,7 +95,7 @@ def without_class(pictures: Path, root: Path) -> Path:
     ("changes", "expected"),
     [
         (["train.bach=8"], "unknown key train.bach; did you mean batch?"),
-        (["data.root=nowhere"], "data.root=nowhere is not a folder; give one that holds train/<class>/"),
+        (["data.root=nowhere"], "data.root=nowhere does not exist; give a folder with train/ and val/"),
         (["data.root={hollow}"], "n02 holds no pictures"),
         (["data.root=null"], "data.root is not set"),
         (["data.root=builtin:dogs"], "data.root=builtin:dogs is not built in; known: builtin:digits"),
