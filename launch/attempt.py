@@ -29,6 +29,8 @@ from vggrepro.errors import INTERRUPTED_STATUS
 HISTORY = "attempts.jsonl"
 ERRORS = Path("submission", "errors")
 """Folder in a run directory where each rank leaves the reason of its failure."""
+DONE = Path("submission", "done")
+"""Written by rank 0 when all is done: an exit status of 0 is also what srun returns when it is ended itself."""
 USER_STATUS = 2
 _ASKED_TO_STOP = {INTERRUPTED_STATUS, 128 + signal.SIGUSR2}
 _SETTLED_WITHIN_S = 120
@@ -152,6 +154,7 @@ def begin(directory: Path, attempt: str, max_failures: int) -> int:
     progress = progress_of(directory)
     failures = failures_at(history(directory), job, progress)
     lease.take(directory, attempt)
+    (directory / DONE).unlink(missing_ok=True)
     shutil.rmtree(directory / ERRORS, ignore_errors=True)
     (directory / ERRORS).mkdir(parents=True)
     record(directory, "begins", attempt, host=socket.gethostname())
@@ -174,6 +177,8 @@ def settle(directory: Path, attempt: str, status: int, max_failures: int) -> int
     begun = [line for line in history(directory) if line["event"] == "begins" and line["attempt"] == attempt]
     if any(line["event"] == "ends" and line["attempt"] == attempt for line in history(directory)):
         return status  # `begin` has refused it
+    if status == 0 and not (directory / DONE).exists():
+        status = 1
     progress = progress_of(directory)
     verdict = judge(
         status,

@@ -14,7 +14,7 @@ import time
 import traceback
 from pathlib import Path
 
-from launch.attempt import ERRORS, USER_STATUS
+from launch.attempt import DONE, ERRORS, USER_STATUS
 from launch.snapshot import GRAPH, STAGE
 from vggrepro import lease
 from vggrepro.errors import INTERRUPTED_STATUS, Interrupted, UserError
@@ -53,6 +53,7 @@ def run(directory: Path) -> int:
             evaluate_stage(config, at)
             if at.here.is_first:
                 write_tables(graph)
+                (directory / DONE).touch()
     except Interrupted as stop:
         print(f"vggrepro: {stop}", file=sys.stderr)
         return INTERRUPTED_STATUS

@@ -175,6 +175,16 @@ def test_machines_lost_again_and_again_end_it_too(tmp_path: Path, fake: FakeSlur
     assert "its machines were lost" in attempt.history(tmp_path)[-1]["reason"]
 
 
+def test_a_step_that_was_ended_is_not_a_finished_one(tmp_path: Path, fake: FakeSlurm) -> None:
+    attempt.begin(tmp_path, "7:0", 3)
+    assert attempt.settle(tmp_path, "7:0", 0, 3) != 0
+    assert fake.requeued == ["7"]
+    attempt.begin(tmp_path, "7:1", 3)
+    (tmp_path / attempt.DONE).touch()
+    assert attempt.settle(tmp_path, "7:1", 0, 3) == 0
+    assert attempt.history(tmp_path)[-1]["outcome"] == "finished"
+
+
 def test_a_second_job_leaves_a_run_to_the_first(tmp_path: Path, fake: FakeSlurm) -> None:
     assert attempt.begin(tmp_path, "7:0", 3) == 0
     fake.alive = {"7"}

@@ -12,6 +12,7 @@ import pytest
 from launch_cluster import settings
 
 from launch import snapshot
+from launch.attempt import DONE, history
 from launch.rank import Stage
 from vggrepro.config import Graph, load_graph, override
 from vggrepro.errors import UserError
@@ -83,7 +84,7 @@ def test_the_script_runs_in_a_strange_place(graph: Graph, tmp_path: Path, status
     fakes = tmp_path / "bin"
     fakes.mkdir()
     for name, line in {
-        "srun": f'printf "%s\\n" "$NOTE" "$@" > "{tmp_path}/arguments"; exit {status}',
+        "srun": f'printf "%s\\n" "$NOTE" "$@" > "{tmp_path}/arguments"; touch "$DONE"; exit {status}',
         "scontrol": 'echo "$@" >> "$FAKES/asked"; echo JobState=RUNNING Restarts=0; exit 0',
         "squeue": "true",
     }.items():
@@ -91,6 +92,7 @@ def test_the_script_runs_in_a_strange_place(graph: Graph, tmp_path: Path, status
         (fakes / name).chmod(0o755)
     (fakes / "python").symlink_to(sys.executable)
     environment = os.environ | {"PATH": f"{fakes}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "FAKES": str(fakes)}
+    environment["DONE"] = str(directory / DONE)
     script = (directory / snapshot.SCRIPT).read_text()
     assert "#SBATCH --exclusive\n" in script
     # the real one would be ended by SLURM
@@ -104,8 +106,6 @@ def test_the_script_runs_in_a_strange_place(graph: Graph, tmp_path: Path, status
     assert arguments[0] == "a b"
     assert str(directory) in arguments
     assert f"--output={directory / snapshot.LOGS / '%j_%t.log'}" in arguments
-    from launch.attempt import history
-
     first, last = history(directory)
     assert (first["event"], first["attempt"]) == ("begins", "7:0")
     assert last["outcome"] == ("goes on" if status else "finished")
