@@ -29,11 +29,11 @@ from vggrepro.data.views import Views
 from vggrepro.evaluation.measure import Scored
 from vggrepro.evaluation.significance import paired
 from vggrepro.models.init import init_weights
+from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
 from vggrepro.models.weights import PREPROCESSING, caffe_state
 from vggrepro.pipeline import evaluate_nets
 from vggrepro.tracking import RunDirectory, environment
-from vggrepro.training.stage import architecture_of
 
 VIEWS = 4  # of each training picture
 PASSES = 20  # over all of them

@@ -72,7 +72,7 @@ def session(configs: list[Config], *, training: bool = True, stop_after_s: float
     Without `training`, any number of ranks will do. After `stop_after_s` seconds of wall time the work is asked to
     stop, as by a signal; where it can be left, Interrupted is then raised.
     """
-    from vggrepro.training.stage import architecture_of
+    from vggrepro.models.table1 import architecture_of
     from vggrepro.training.step import share_of
 
     here = topology(os.environ)

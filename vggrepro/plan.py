@@ -12,7 +12,7 @@ from typing import Any
 
 from vggrepro.config import Config, Graph
 from vggrepro.errors import UserError
-from vggrepro.models.table1 import Architecture, architecture
+from vggrepro.models.table1 import Architecture, architecture_of
 from vggrepro.paper import value
 
 # Assumptions, none of them measured by us; each is printed with what follows from it.
@@ -165,7 +165,7 @@ def _check(graph: Graph, machine: Machine) -> None:
 def _stage(config: Config, parent: str | None, start_hours: float, machine: Machine) -> StagePlan:
     from vggrepro.training.throughput import flop_per_picture
 
-    net = _net(config)
+    net = architecture_of(config)
     flop = flop_per_picture(net)
     speed, rate_from = _flop_per_s(config, machine)
     compute_s = config.train.batch * flop / (speed * machine.gpus)
@@ -203,10 +203,6 @@ def _stage(config: Config, parent: str | None, start_hours: float, machine: Mach
     )
 
 
-def _net(config: Config) -> Architecture:
-    return architecture(**config.model.model_dump(exclude={"init"}))
-
-
 def _flop_per_s(config: Config, machine: Machine) -> tuple[float, str]:
     """Sustained FLOP/s of one GPU in training, and where the figure is from."""
     from vggrepro.training.throughput import PEAKS, flop_per_picture
@@ -214,12 +210,12 @@ def _flop_per_s(config: Config, machine: Machine) -> tuple[float, str]:
     own = config.model.net
     if own in machine.measured:
         rate = machine.measured[own]
-        return rate * flop_per_picture(_net(config)), f"measured: {rate:g} images/s a GPU"
+        return rate * flop_per_picture(architecture_of(config)), f"measured: {rate:g} images/s a GPU"
     if machine.measured:
         other, rate = next(iter(machine.measured.items()))
         # the same geometry, another column of Table 1
         model = config.model.model_copy(update={"net": other, "layers": None})
-        flop = flop_per_picture(_net(config.model_copy(update={"model": model})))
+        flop = flop_per_picture(architecture_of(config.model_copy(update={"model": model})))
         return rate * flop, f"from {other}'s measured {rate:g} images/s a GPU, by FLOPs"
     peak = PEAKS[machine.gpu][config.train.precision]
     return peak * machine.mfu, f"assumed: {machine.mfu:.0%} of {peak / 1e12:g} TFLOP/s ({config.train.precision})"
@@ -265,7 +261,7 @@ def _dense_flop(net: Architecture, Q: int) -> float:
 
 def disk_gb(config: Config) -> float:
     """What a stage keeps on disk, GB: step checkpoints (weights, momentum), the best, the final one, posteriors."""
-    net = _net(config)
+    net = architecture_of(config)
     step = 2 * 4 * net.parameters
     sets = len({*config.single_Q, *config.multi_Q})
     posteriors = sets * value("val_pictures") * net.classes * 4

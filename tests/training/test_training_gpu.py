@@ -11,8 +11,8 @@ from vggrepro.config import load_stage
 from vggrepro.data.loader import Batch
 from vggrepro.distributed import Topology
 from vggrepro.models.init import init_weights
+from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
-from vggrepro.training.stage import architecture_of
 from vggrepro.training.step import Trainer
 
 pytestmark = pytest.mark.gpu

@@ -117,7 +117,7 @@ def test_after_a_gradient_that_is_not_finite_the_weights_stay_as_they_were(stage
     from vggrepro.config import load_stage
     from vggrepro.data.loader import Batch
     from vggrepro.distributed import Topology
-    from vggrepro.training.stage import architecture_of
+    from vggrepro.models.table1 import architecture_of
 
     config, _ = load_stage(stage_file("A"), ())
     net = VGG(architecture_of(config))

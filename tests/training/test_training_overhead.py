@@ -17,8 +17,8 @@ from vggrepro.data.index import Split
 from vggrepro.data.loader import Batch, Loader
 from vggrepro.data.views import Views
 from vggrepro.models.init import init_weights
+from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
-from vggrepro.training.stage import architecture_of
 
 BATCH, STEPS, TURN = 32, 400, 10
 

@@ -16,9 +16,9 @@ from vggrepro.config import Config
 from vggrepro.distributed import pick_device, process_group, topology
 from vggrepro.errors import UserError
 from vggrepro.models.init import init_weights
+from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
 from vggrepro.training.exchange import Comm, Exchange
-from vggrepro.training.stage import architecture_of
 from vggrepro.training.step import share_of
 
 

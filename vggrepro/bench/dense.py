@@ -23,9 +23,9 @@ from vggrepro.distributed import pick_device
 from vggrepro.evaluation.methods import METHODS, Settings, whole_views
 from vggrepro.models.dense import class_scores
 from vggrepro.models.init import init_weights
+from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
 from vggrepro.paper import value
-from vggrepro.training.stage import architecture_of
 from vggrepro.training.throughput import peak_flops
 
 Timed = Callable[[], NDArray[np.float32]]

@@ -19,8 +19,8 @@ from vggrepro.data.loader import Batch
 from vggrepro.data.plan import TrainingPlan
 from vggrepro.distributed import Topology
 from vggrepro.models.init import init_weights
+from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
-from vggrepro.training.stage import architecture_of
 from vggrepro.training.step import Trainer
 from vggrepro.training.throughput import flop_per_picture, peak_flops
 

@@ -1,14 +1,19 @@
 """Table 1 as a table: what a net is made of, its output shapes, parameters and multiply-adds. No torch."""
 
+from __future__ import annotations
+
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from vggrepro.errors import UserError
 from vggrepro.paper import facts, value
+
+if TYPE_CHECKING:
+    from vggrepro.config import Config
 
 IMAGE_CHANNELS = 3
 
@@ -189,6 +194,11 @@ def architecture(
     if not blocks:
         raise UserError("layers []: a net needs at least one block, e.g. [[conv3-64]]")
     return Architecture(net, blocks, batch_norm, classes, crop, width, dropout)
+
+
+def architecture_of(config: Config) -> Architecture:
+    """The net a configuration describes. Raises UserError."""
+    return architecture(**config.model.model_dump(exclude={"init"}))
 
 
 def _block(texts: Sequence[str], width: float) -> tuple[Conv | LRN, ...]:

@@ -15,7 +15,7 @@ from vggrepro.distributed import Topology, from_every_rank
 from vggrepro.errors import UserError
 from vggrepro.ledger import Departure, ledger
 from vggrepro.models.init import init_weights
-from vggrepro.models.table1 import Architecture, architecture
+from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
 from vggrepro.models.warm_start import warm_start
 from vggrepro.progress import say
@@ -39,20 +39,6 @@ class State:
     """Sum of the losses of all pictures since the last report."""
     unreported: int = 0
     """Steps since the last report."""
-
-
-def architecture_of(config: Config) -> Architecture:
-    """The net a configuration describes. Raises UserError."""
-    model = config.model
-    return architecture(
-        model.net,
-        layers=model.layers,
-        batch_norm=model.batch_norm,
-        classes=model.classes,
-        crop=model.crop,
-        width=model.width,
-        dropout=model.dropout,
-    )
 
 
 def check_data(config: Config, index: Index) -> None:
