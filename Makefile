@@ -35,7 +35,7 @@ check: $(STAMP)  ## ruff, mypy, codespell
 	$(BIN)/codespell
 
 lock: $(STAMP)  ## pin the newest versions that pyproject.toml allows, with hashes
-	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --extra dev pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --extra dev --extra onnx pyproject.toml -o requirements.lock
 
 clean:  ## remove what runs and tools leave behind, but not the environment
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache
