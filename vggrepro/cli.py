@@ -169,7 +169,11 @@ def evaluate(
         Method, typer.Option(help="How a net is applied (Section 3.2); both is the mean of dense and multicrop.")
     ] = Method.dense,
     scales: Annotated[
-        str | None, typer.Option(help="Q values in px, e.g. 256,384,512; default: each run's own.")
+        str | None,
+        typer.Option(
+            help="Q values in px, e.g. 256,384,512; default: each run's own, one of Table 3, or for multicrop and "
+            "both several of Table 5."
+        ),
     ] = None,
     changes: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,

@@ -5,24 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vggrepro.config import Config, Data, Graph, Model, flatten, override
+from vggrepro.config import Config, Data, Evaluation, Graph, Model, flatten, override
 from vggrepro.distributed import Topology, first_rank_first, from_first_rank, pick_device, process_group, topology
 from vggrepro.errors import Interrupted, UserError
-from vggrepro.evaluation.measure import Scored, measure, missing_Q, scored
+from vggrepro.evaluation.measure import Scored, measure, methods_of, missing_Q, scored
+from vggrepro.ledger import Departure, ledger
 from vggrepro.paper import value
 from vggrepro.progress import progress, say
 from vggrepro.reporting.answers import AnswerBook
 from vggrepro.reporting.render import Format, render
 from vggrepro.reporting.runs import StoredRun
 from vggrepro.reporting.tables import build_report
-from vggrepro.stages import is_finished, require_finished
+from vggrepro.stages import is_finished, relocated, require_finished
 from vggrepro.tracking import MlflowMirror, RunDirectory, environment, resolve_uri, ui_command
 from vggrepro.watch import Watch
 
@@ -144,14 +145,32 @@ def evaluate_stage(config: Config, at: Session) -> None:
             wanted,
         )
         if at.here.is_first:
-            record: dict[str, Any] = {"kind": "evaluation", "step": config.train.iterations}
-            for scale, Q in (("single", config.single_Q), ("multi", config.multi_Q)):
-                result = measure(config, weights, index.fingerprint, run, Q)
-                assert result is not None
-                record |= {f"dense_{scale}_Q_top1_error": result.top1.percent}
-                record |= {f"dense_{scale}_Q_top5_error": result.top5.percent, "n": result.top1.n}
-            run.append(record)
+            asked = [("dense", Q) for Q in (config.single_Q, config.multi_Q)]
+            if record := _errors(config, weights, index.fingerprint, run, asked):
+                run.append(record)
             _draw(config, run, index, at)
+
+
+def _errors(
+    config: Config, weights: str, data: str, run: RunDirectory, asked: Iterable[tuple[str, tuple[int, ...]]]
+) -> dict[str, Any] | None:
+    """The errors by (method, Q) as a record of `metrics.jsonl`; None where it has them all.
+
+    Named by the protocol: `dense_single_Q_top1_error` at the run's own Q of Table 3, `both_multi_Q_top1_error` at those
+    of Tables 4 and 5, `centre_Q_256_384_top1_error` at others.
+    """
+    names = {config.multi_Q: "multi_Q", config.single_Q: "single_Q"}
+    record: dict[str, Any] = {"kind": "evaluation", "step": config.train.iterations}
+    for method, Q in asked:
+        found = measure(config, weights, data, run, Q, method)
+        assert found is not None, (method, Q)
+        name = f"{method}_{names.get(Q) or 'Q_' + '_'.join(map(str, Q))}"
+        record |= {f"{name}_top1_error": found.top1.percent, f"{name}_top5_error": found.top5.percent}
+        record["n"] = found.top1.n
+    known: dict[str, Any] = {}
+    for one in run.records("evaluation"):
+        known |= one
+    return None if record.items() <= known.items() else record
 
 
 def is_evaluated(config: Config) -> bool:
@@ -279,10 +298,12 @@ class EvaluatedNet:
     """Fingerprint of the index."""
     folder: Path
     """Of the posteriors."""
+    Q: tuple[int, ...]
+    """At which it was tested, px."""
 
     def scored(self, method: str, Q: tuple[int, ...] | None = None) -> Scored:
-        """The posteriors averaged over Q, by default its own configuration's. Raises UserError."""
-        found = scored(self.config, self.weights, self.data, self.folder, Q or self.config.single_Q, method)
+        """The posteriors averaged over Q, by default all at which it was tested. Raises UserError."""
+        found = scored(self.config, self.weights, self.data, self.folder, Q or self.Q, method)
         assert found is not None, (self, method, Q)
         return found
 
@@ -292,9 +313,10 @@ def evaluate_nets(
 ) -> list[EvaluatedNet] | None:
     """Evaluates nets, each a run directory or a checkpoint, by several methods; None on all ranks but the first.
 
-    Each is tested at every Q of `scales`, or where that is None at its own configuration's. What is not stored yet is
-    computed with the preprocessing that the net's weights were made for, and kept in its run directory. Raises
-    UserError and Interrupted.
+    Each is tested at every Q of `scales`, or where that is None at its own configuration's: that of Table 3, and for
+    multi-crop testing those of Table 5. What is not stored yet is computed with the preprocessing that the net's
+    weights were made for, and kept in its run directory; the errors of a run's final net are logged with its other
+    metrics. Raises UserError and Interrupted.
     """
     from vggrepro import checkpoint
 
@@ -315,14 +337,17 @@ def _evaluate(
     from vggrepro.training.stage import net_of
 
     changes = [*overrides, *([f"evaluation.single_Q={list(scales)}"] if scales else [])]
-    configs = [override(kept.stage, changes, path) for path, kept, _ in nets]
+    stages = [relocated(kept.stage, run.path) if path.is_dir() else kept.stage for path, kept, run in nets]
+    configs = [override(stage, changes, path) for stage, (path, _, _) in zip(stages, nets, strict=True)]
     result: list[EvaluatedNet] = []
     with session(configs, training=False) as at:
         for (path, kept, run), config in zip(nets, configs, strict=True):
             index = at.index(config)
             _require_classes(kept, index, path)
-            weights, Q = weights_hash(kept.weights), config.single_Q
-            result.append(EvaluatedNet(path, config, weights, index.fingerprint, run.posteriors))
+            weights = weights_hash(kept.weights)
+            several = any("multicrop" in methods_of(method) for method in methods)
+            Q = scales or (config.multi_Q if several else config.single_Q)
+            result.append(EvaluatedNet(path, config, weights, index.fingerprint, run.posteriors, Q))
             if path.is_dir() and at.here.is_first and run.read_json("final.json") is None:
                 run.write_json("final.json", {"weights": weights, "step": kept.step})
             if result[-1].data != result[0].data:
@@ -330,9 +355,26 @@ def _evaluate(
             loader = as_the_net_expects(at.loader(config), kept.preprocessing)
             make_net = partial(net_of, kept, at.device)
             evaluate(config, weights, make_net, index, loader, at.here, run, at.watch, Q, methods)
-            if at.here.is_first and run.read_json("dataset.json") is None:  # imported: trained on nothing known
+            if not at.here.is_first:
+                continue
+            if run.read_json("dataset.json") is None:  # imported: trained on nothing known
                 run.write_json("dataset.json", index.summary())
+            _log_errors(result[-1], methods, run, kept.stage.evaluation, at.here)
     return result if at.here.is_first else None
+
+
+def _log_errors(net: EvaluatedNet, methods: Sequence[str], run: RunDirectory, own: Evaluation, here: Topology) -> None:
+    """Adds the errors of a run's final net to its metrics, unless its pictures or its protocol are not its own."""
+    final, data = run.read_json("final.json"), run.read_json("dataset.json")
+    if not final or not data or (final["weights"], data["fingerprint"]) != (net.weights, net.data):
+        return
+    if (net.config.evaluation.flip, net.config.evaluation.precision) != (own.flip, own.precision):
+        return
+    asked = [(one, net.Q) for method in methods for one in dict.fromkeys((*methods_of(method), method))]
+    trained = net.config.model_copy(update={"evaluation": own})
+    if record := _errors(trained, net.weights, net.data, run, asked):
+        with _mirrored(relocated(trained, run.path), run, here):
+            run.append(record)
 
 
 def _require_classes(net: Checkpoint, index: Index, file: Path) -> None:
@@ -364,6 +406,10 @@ def import_weights(
     directory = RunDirectory(run)
     directory.write_text("config.yaml", kept.stage.to_yaml())
     directory.write_json("final.json", {"weights": weights, "step": 0})
+    why = "imported: how it was trained is not known here"
+    departures = [Departure("weights", "trained by this recipe", found.source, why)]
+    departures += [one for one in ledger(kept.stage, None) if one.setting.startswith(("model.", "evaluation."))]
+    directory.write_json("ledger.json", [asdict(departure) for departure in departures])
     checkpoint.save(kept, final)
     return {
         **{key: found.model[key] for key in ("net", "classes", "crop", "width")},

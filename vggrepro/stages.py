@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from vggrepro.config import Config, differences, load_resolved
 from vggrepro.errors import UserError
 
@@ -34,3 +36,9 @@ def require_finished(config: Config) -> None:
             f"stage {config.name} is not finished (no final.pt in {config.directory}/checkpoints); "
             f"train it first, or let `vggrepro reproduce` do so"
         )
+
+
+def relocated(config: Config, directory: Path) -> Config:
+    """The configuration of a run directory with `run.root` where it lies now, which may not be where it was made."""
+    place = config.run.model_copy(update={"root": directory.resolve().parent.parent})
+    return config.model_copy(update={"run": place})

@@ -16,6 +16,7 @@ from vggrepro.reporting.answers import AnswerBook, Answers, paired_top1
 from vggrepro.reporting.blocks import DASH, Block, Heading, Picture, Sheet, Text
 from vggrepro.reporting.runs import StoredRun
 from vggrepro.reporting.tables import Record
+from vggrepro.stages import relocated
 
 if TYPE_CHECKING:
     from vggrepro.data.index import Index
@@ -177,10 +178,8 @@ def open_pictures(runs: Sequence[StoredRun]) -> tuple[Index | None, str]:
     from vggrepro.data.loader import open_data  # imports torch
 
     run = runs[0]
-    # where the run lies now, which may not be where it was made
-    place = run.config.run.model_copy(update={"root": run.path.resolve().parent.parent})
     try:
-        index = open_data(run.config.model_copy(update={"run": place}))
+        index = open_data(relocated(run.config, run.path))
     except UserError as error:
         return None, f"Classes and pictures have no names here: {error}."
     if index.fingerprint not in fingerprints:
