@@ -15,6 +15,7 @@ RESULTS = Path(__file__).parent / "results"
 COMMANDS = {
     "step-eager": ["step", "--set", "train.compile=false"],
     "step-compiled": ["step"],
+    "loader": ["loader", "--S", "256,512"],
     "dense": ["dense", "--set", "model.crop=224", "--set", "model.width=1.0", "--set", "data.S=[256, 512]"],
 }
 

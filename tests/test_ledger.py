@@ -4,9 +4,9 @@ import pytest
 from tiny import REPOSITORY
 
 from vggrepro.config import Config, load_graph
-from vggrepro.ledger import Departure, ledger
+from vggrepro.ledger import Departure, Pictures, ledger
 
-PAPER = {"train": 1_281_167, "val": 50_000}
+PAPER = {"train": Pictures(1_281_167, 0), "val": Pictures(50_000, 0)}
 
 
 @pytest.mark.parametrize("name", list(load_graph(REPOSITORY / "configs" / "reproduce.yaml").stages))
@@ -60,8 +60,11 @@ def test_descent_is_part_of_it() -> None:
 
 
 def test_the_data_set_is_part_of_it() -> None:
-    found = ledger(Config(model={"net": "A"}), None, {"train": 100, "val": 50_000})
-    assert found == [Departure("data.pictures.train", 1_281_167, 100, "another data set")]
+    found = ledger(Config(model={"net": "A"}), None, {"train": Pictures(100, 3), "val": Pictures(50_000, 0)})
+    assert found == [
+        Departure("data.pictures.train", 1_281_167, 100, "another data set"),
+        Departure("data.rejected.train", 0, 3, "they cannot be read"),
+    ]
 
 
 def test_reasons_come_from_the_nearest_section() -> None:
@@ -78,6 +81,7 @@ def test_the_reduced_configurations_give_a_reason_for_each(file: str) -> None:
     graph = load_graph(REPOSITORY / "configs" / Path(file))
     for name, config in graph.stages.items():
         parent = graph.parents[name]
-        found = ledger(config, graph.stages[parent] if parent else None, {"train": 1, "val": 1})
+        pictures = {"train": Pictures(1, 1), "val": Pictures(1, 1)}
+        found = ledger(config, graph.stages[parent] if parent else None, pictures)
         assert found
         assert [str(d) for d in found if "no reason given" in d.why] == []

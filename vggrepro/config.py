@@ -80,11 +80,15 @@ class Data(Section):
     colour_shift: ColourShift = ColourShift()
     mean: tuple[float, float, float] = tuple(value("mean_rgb"))
     """Subtracted from each pixel: RGB, grey levels 0-255."""
-    backend: Literal["auto", "dali", "torchvision"] = "auto"
+    backend: Literal["auto", "dali", "dali_gpu", "torchvision"] = "auto"
+    """Who decodes: DALI on the CPU or with a GPU's help, or PIL as torchvision does; auto: DALI where installed."""
     workers: Positive | None = None
     """Decoding threads of each rank; default: the machine's cores shared among its ranks."""
     max_bad: int = Field(default=20, ge=0)
     """Most training pictures of a rank that may turn out unreadable after indexing; others take their places."""
+    max_rejected_val: int = Field(default=0, ge=0)
+    """Most validation pictures that indexing may have rejected; errors are then of the others, and the ledger says so.
+    """
 
     @field_validator("S")
     @classmethod

@@ -20,6 +20,7 @@ _REASONS = {
     "model.classes": "another data set",
     "data.S": "reduced geometry",
     "data.pictures": "another data set",
+    "data.rejected": "they cannot be read",
     "evaluation": "reduced geometry",
 }
 
@@ -37,7 +38,15 @@ class Departure:
         return f"{self.setting}: {_text(self.run)} instead of {_text(self.paper)} ({self.why})"
 
 
-def ledger(config: Config, parent: Config | None, pictures: dict[str, int] | None = None) -> list[Departure]:
+@dataclass(frozen=True)
+class Pictures:
+    """How many pictures a split has, and how many of them cannot be used."""
+
+    all: int
+    rejected: int
+
+
+def ledger(config: Config, parent: Config | None, pictures: dict[str, Pictures] | None = None) -> list[Departure]:
     """The departures of a stage; `parent` is the stage it starts from, `pictures` the counts by split once known."""
     return [
         Departure(setting, paper, run, _why(setting, config))
@@ -46,7 +55,9 @@ def ledger(config: Config, parent: Config | None, pictures: dict[str, int] | Non
     ]
 
 
-def _compared(config: Config, parent: Config | None, pictures: dict[str, int] | None) -> Iterator[tuple[str, Any, Any]]:
+def _compared(
+    config: Config, parent: Config | None, pictures: dict[str, Pictures] | None
+) -> Iterator[tuple[str, Any, Any]]:
     """(setting, the paper's value, the run's value)."""
     model, data, train = config.model, config.data, config.train
     table = facts().architectures
@@ -71,7 +82,8 @@ def _compared(config: Config, parent: Config | None, pictures: dict[str, int] | 
         yield "data.colour_shift.sigma", value("colour_shift_sigma"), data.colour_shift.sigma
     yield "data.mean", tuple(value("mean_rgb")), data.mean
     for split, n in (pictures or {}).items():
-        yield f"data.pictures.{split}", value(f"{split}_pictures"), n
+        yield f"data.pictures.{split}", value(f"{split}_pictures"), n.all
+        yield f"data.rejected.{split}", 0, n.rejected
 
     yield "train.batch", value("batch_size"), train.batch
     yield "train.momentum", value("momentum"), train.momentum

@@ -1,8 +1,9 @@
-"""Both backends against PIL's plain "rescale the whole picture, then crop", and against one another."""
+"""The backends against PIL's plain "rescale the whole picture, then crop", and against one another."""
 
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -17,13 +18,19 @@ from vggrepro.data.plan import TrainingPlan
 from vggrepro.data.views import Views, centre, rescaled_size, whole
 
 needs_dali = pytest.mark.skipif(importlib.util.find_spec("nvidia.dali") is None, reason="DALI is not installed")
-BACKENDS = [pytest.param("dali", marks=needs_dali), "torchvision"]
+# dali_gpu on a CPU: all of it but the decoder, which is libjpeg-turbo's then
+BACKENDS = [pytest.param("dali", marks=needs_dali), pytest.param("dali_gpu", marks=needs_dali), "torchvision"]
+Backend = Literal["dali", "dali_gpu", "torchvision"]
 NO_MEAN = (0.0, 0.0, 0.0)
 MEAN = (123.68, 116.779, 103.939)
 
 
 def loaded(
-    split: Split, stream: Sequence[Views], backend: str, mean: tuple[float, float, float] = NO_MEAN, workers: int = 2
+    split: Split,
+    stream: Sequence[Views],
+    backend: Backend,
+    mean: tuple[float, float, float] = NO_MEAN,
+    workers: int = 2,
 ) -> list[Batch]:
     return list(Loader(backend, mean, workers, torch.device("cpu")).batches(split, stream))
 
@@ -41,7 +48,7 @@ def rescaled_then_cropped(split: Split, views: Views) -> NDArray[np.float32]:
 
 def pixels(batch: Batch) -> NDArray[np.float32]:
     """(N, h, w, 3)"""
-    return batch.images.permute(0, 2, 3, 1).numpy()
+    return batch.images.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def assert_close(found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
@@ -59,7 +66,7 @@ def training_views(split: Split, count: int, batch: int, S: tuple[int, int], cro
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("S", "crop"), [((64, 128), 64), ((224, 512), 224), ((400, 800), 64)])
-def test_training_crops_are_plain_crops(photographs: Path, backend: str, S: tuple[int, int], crop: int) -> None:
+def test_training_crops_are_plain_crops(photographs: Path, backend: Backend, S: tuple[int, int], crop: int) -> None:
     split = scan_folder(photographs).split("train")
     stream = training_views(split, 48, 16, S, crop)
     for views, batch in zip(stream, loaded(split, stream, backend), strict=True):
@@ -69,7 +76,7 @@ def test_training_crops_are_plain_crops(photographs: Path, backend: str, S: tupl
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_borders_are_as_good_as_the_middle(photographs: Path, backend: str) -> None:
+def test_borders_are_as_good_as_the_middle(photographs: Path, backend: Backend) -> None:
     """Crops at all four corners of strongly reduced pictures, where a missing margin shows most."""
     split = scan_folder(photographs).split("train")
     picture = np.repeat(np.arange(4), 5)
@@ -84,7 +91,7 @@ def test_borders_are_as_good_as_the_middle(photographs: Path, backend: str) -> N
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_dense_views_are_the_whole_rescaled_pictures(photographs: Path, backend: str) -> None:
+def test_dense_views_are_the_whole_rescaled_pictures(photographs: Path, backend: Backend) -> None:
     split = scan_folder(photographs).split("val")
     rescaled = rescaled_size(split.size, 96)
     shapes = sorted({(int(h), int(w)) for h, w in rescaled})
@@ -101,7 +108,7 @@ def test_dense_views_are_the_whole_rescaled_pictures(photographs: Path, backend:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_flips_mirror_left_and_right(photographs: Path, backend: str) -> None:
+def test_flips_mirror_left_and_right(photographs: Path, backend: Backend) -> None:
     split = scan_folder(photographs).split("val")
     straight = centre(np.arange(4), split.size[:4], 80, 64)
     views = Views(*(getattr(straight, f) for f in ("picture", "size", "rescaled", "corner", "shape")),
@@ -113,7 +120,7 @@ def test_flips_mirror_left_and_right(photographs: Path, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_mean_is_subtracted_and_colours_are_shifted_without_clipping(photographs: Path, backend: str) -> None:
+def test_mean_is_subtracted_and_colours_are_shifted_without_clipping(photographs: Path, backend: Backend) -> None:
     split = scan_folder(photographs).split("val")
     bare = centre(np.arange(8), split.size, 80, 64)
     shift = np.random.default_rng(0).normal(0, 30, (8, 3)).astype(np.float32)
@@ -125,19 +132,51 @@ def test_mean_is_subtracted_and_colours_are_shifted_without_clipping(photographs
 
 
 @needs_dali
-def test_backends_agree(photographs: Path) -> None:
+@pytest.mark.parametrize("backend", ["dali", "dali_gpu"])
+def test_backends_agree(photographs: Path, backend: Backend) -> None:
     split = scan_folder(photographs).split("train")
     stream = training_views(split, 48, 16, (64, 160), 64, colour_shift=ColourShift())
     for left, right in zip(
-        loaded(split, stream, "dali", MEAN), loaded(split, stream, "torchvision", MEAN), strict=True
+        loaded(split, stream, backend, MEAN), loaded(split, stream, "torchvision", MEAN), strict=True
     ):
         assert torch.equal(left.labels, right.labels)
         assert np.array_equal(left.labels.numpy(), split.label[left.views.picture])
-        assert torch.equal(left.images, right.images)
+        if backend == "dali":
+            assert torch.equal(left.images, right.images)
+        else:
+            assert_close(pixels(left), pixels(right))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_any_batch_split_and_any_number_of_threads_give_the_same_pictures(photographs: Path, backend: str) -> None:
+def test_half_precision_and_more_channels(photographs: Path, backend: Backend) -> None:
+    split = scan_folder(photographs).split("train")
+    stream = training_views(split, 8, 8, (64, 128), 64)
+    (plain,) = loaded(split, stream, backend, MEAN)
+    loader = Loader(backend, MEAN, 2, torch.device("cpu"), dtype=torch.bfloat16, channels=8)
+    (padded,) = loader.batches(split, stream)
+    assert padded.images.shape == (8, 8, 64, 64)
+    assert padded.images.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(padded.images[:, :3], plain.images.bfloat16())
+    assert not padded.images[:, 3:].any()
+
+
+@needs_dali
+@pytest.mark.gpu
+@pytest.mark.parametrize(("S", "crop"), [((64, 128), 64), ((224, 512), 224)])
+def test_decoded_on_a_gpu_crops_are_plain_crops(photographs: Path, S: tuple[int, int], crop: int) -> None:
+    """The GPU's decoder rounds in its own way, and interpolates chroma in its own way at edges of colour."""
+    split = scan_folder(photographs).split("train")
+    stream = training_views(split, 48, 16, S, crop)
+    batches = list(Loader("dali_gpu", NO_MEAN, 2, torch.device("cuda", 0)).batches(split, stream))
+    for views, batch in zip(stream, batches, strict=True):
+        assert batch.images.is_cuda
+        error = np.abs(pixels(batch) - rescaled_then_cropped(split, views))
+        assert error.mean() < 1
+        assert (error > 8).mean() < 1e-2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_any_batch_split_and_any_number_of_threads_give_the_same_pictures(photographs: Path, backend: Backend) -> None:
     split = scan_folder(photographs).split("train")
     in_one = loaded(split, training_views(split, 40, 40, (64, 128), 64), backend, workers=1)
     in_parts = loaded(split, training_views(split, 40, 16, (64, 128), 64), backend, workers=3)
@@ -145,7 +184,7 @@ def test_any_batch_split_and_any_number_of_threads_give_the_same_pictures(photog
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_stream_may_be_left_early_or_be_empty(photographs: Path, backend: str) -> None:
+def test_a_stream_may_be_left_early_or_be_empty(photographs: Path, backend: Backend) -> None:
     split = scan_folder(photographs).split("train")
     stream = training_views(split, 480, 16, (64, 128), 64)
     batches = Loader(backend, MEAN, 2, torch.device("cpu")).batches(split, stream)
@@ -157,7 +196,7 @@ def test_a_stream_may_be_left_early_or_be_empty(photographs: Path, backend: str)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_crops_of_real_photographs_are_plain_crops(clothing: Path, backend: str) -> None:
+def test_crops_of_real_photographs_are_plain_crops(clothing: Path, backend: Backend) -> None:
     split = scan_folder(clothing).split("train")
     stream = training_views(split, 96, 32, (256, 512), 224)
     for views, batch in zip(stream, loaded(split, stream, backend), strict=True):

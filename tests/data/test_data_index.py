@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.io import savemat
+from tiny import TINY
 
-from vggrepro.config import Data
+from vggrepro.checkpoint import newest
+from vggrepro.config import Config, Data, override
 from vggrepro.data import index as index_module
 from vggrepro.data.decode import BadPictureError
 from vggrepro.data.index import Index, load, open_index, scan, scan_folder
@@ -21,6 +23,8 @@ from vggrepro.data.loader import Loader
 from vggrepro.data.plan import TrainingPlan
 from vggrepro.data.sources import check_md5
 from vggrepro.errors import UserError
+from vggrepro.pipeline import session, train_stage
+from vggrepro.tracking import RunDirectory
 
 WNIDS = {"church": "n03028079", "flower": "n11669921"}
 
@@ -151,6 +155,32 @@ def test_original_archives_give_the_batches_that_folders_give(folders: Path, tmp
         of.append([part for batch in batches for part in (batch.images, batch.labels)])
     assert len(of[0]) == 12
     assert all(torch.equal(left, right) for left, right in zip(*of, strict=True))
+
+
+def test_training_on_original_archives_is_training_on_folders(folders: Path, tmp_path: Path) -> None:
+    """To the bit: weights and momentum, losses and validation errors."""
+    ilsvrc_archives(folders, tmp_path)
+    put_devkit(folders, tmp_path)
+    runs = []
+    for name, source in (("archives", tmp_path), ("folders", folders)):
+        file = tmp_path / f"{name}.idx"
+        scan([source], "full").save(file)
+        texts = [*TINY, "model.classes=2", "data.S=[37, 60]", f"data.index={file}", f"run.root={tmp_path / 'runs'}"]
+        stage = override(Config(model={"net": "A"}), [*texts, f"run.name={name}"], file)
+        with session([stage]) as at:
+            train_stage(stage, None, at)
+        runs.append(RunDirectory(stage.directory))
+    states = []
+    for run in runs:
+        kept = newest(run.checkpoints)
+        assert kept is not None
+        states.append(kept.weights | {f"momentum {name}": tensor for name, tensor in kept.training["momentum"].items()})
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    for kind, what in (("train", "loss"), ("validation", "top1_error")):
+        courses = [[record[what] for record in run.records(kind)] for run in runs]
+        assert courses[0]
+        assert courses[0] == courses[1]
 
 
 def test_archives_may_be_named_one_by_one_with_labels_elsewhere(folders: Path, tmp_path: Path) -> None:

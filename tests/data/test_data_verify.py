@@ -13,8 +13,9 @@ import pytest
 import torch
 from data_archives import unpacked
 from PIL import Image
+from tiny import TINY
 
-from vggrepro.config import Data
+from vggrepro.config import Config, Data, override
 from vggrepro.data import verify as verify_module
 from vggrepro.data.decode import opened, rgb
 from vggrepro.data.index import Index, scan
@@ -22,6 +23,9 @@ from vggrepro.data.loader import Loader
 from vggrepro.data.plan import TrainingPlan
 from vggrepro.data.verify import Finding, Place, verify
 from vggrepro.data.views import rescaled_size, whole
+from vggrepro.errors import UserError
+from vggrepro.pipeline import evaluate_stage, session, train_stage
+from vggrepro.tracking import RunDirectory
 
 
 def places(files: Sequence[Path]) -> list[Place]:
@@ -136,6 +140,28 @@ def test_every_usable_file_is_trained_on_and_tested(hard_index: Index, backend: 
             expected = rgb(picture).resize(tuple(rescaled[row][::-1]), Image.Resampling.BILINEAR)
         error = np.abs(batch.images[0].permute(1, 2, 0).numpy() - np.asarray(expected, np.float32))
         assert error.max() <= 1, split.name_of(row)
+
+
+def test_a_net_trains_and_is_tested_on_them(hard_index: Index, tmp_path: Path) -> None:
+    """The whole program on what it has called usable, once told that the others may be missing."""
+    file, rejected = tmp_path / "hard.idx", hard_index.split("val").rejected
+    hard_index.save(file)
+    texts = [*TINY, f"model.classes={len(hard_index.classes)}", "train.iterations=24", f"run.root={tmp_path / 'runs'}"]
+    stage = override(Config(model={"net": "A"}), [*texts, f"data.index={file}"], file)
+    with session([stage]) as at, pytest.raises(UserError, match=f"set data.max_rejected_val={rejected} to test"):
+        at.index(stage)
+    stage = override(stage, [f"data.max_rejected_val={rejected}"], file)
+    with session([stage]) as at:
+        train_stage(stage, None, at)
+        evaluate_stage(stage, at)
+    run = RunDirectory(stage.directory)
+    trained = list(run.records("train"))
+    assert trained[-1]["step"] * 8 > len(hard_index.split("train")), "every picture was shown"
+    assert {record["bad_pictures"] for record in trained} == {0}
+    (tested,) = run.records("evaluation")
+    assert tested["n"] == len(hard_index.split("val")) == 248 - rejected
+    departures = {line["setting"]: line["run"] for line in run.read_json("ledger.json")}
+    assert departures["data.rejected.train"] == departures["data.rejected.val"] == rejected
 
 
 def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ def run(config: Config, pictures: int, batch: int, batches: int, rounds: int) ->
 
     All read the same `pictures` files, copied out of the data set into a temporary folder, so their bytes come from the
     page cache; each has as many decoding threads or processes as this one has cores. ours: DALI where it is installed;
-    ceiling: DALI decoding the same regions and nothing else. Rates are images per second of processor time, which other
+    dali_gpu: the same with a GPU's help, where there is one; ceiling: DALI decoding the same regions and nothing else.
+    Rates are images per second of processor time, which other
     users of the machine disturb least; images per second of wall time stand in the details. Raises UserError.
     """
     workers = config.data.workers or len(os.sched_getaffinity(0))
@@ -50,11 +51,10 @@ def run(config: Config, pictures: int, batch: int, batches: int, rounds: int) ->
         split = scan_folder(root).split("train")
         plan = TrainingPlan(split.size, config.data, config.model.crop, config.run.seed)
         present = make_loader(config.data, torch.device("cpu"), 1).backend
-        ways: dict[str, Generator[int]] = {
-            backend: _ours(config, backend, split, plan, batch)
-            for backend in ("dali", "torchvision")
-            if backend in (present, "torchvision")
-        }
+        backends = [present, *({"torchvision"} - {present})]
+        if present == "dali" and torch.cuda.is_available():
+            backends.append("dali_gpu")
+        ways = {backend: _ours(config, backend, split, plan, batch) for backend in backends}
         ways["usual"] = _usual(config, root / "train", batch, workers)
         if present == "dali":
             ways["decode_only"] = _decode_only(split, plan, batch, workers)
@@ -122,8 +122,11 @@ def _copied(split: Split, classes: tuple[str, ...], pictures: int, root: Path) -
 
 def _ours(config: Config, backend: str, split: Split, plan: TrainingPlan, batch: int) -> Generator[int]:
     data = config.data.model_copy(update={"backend": backend})
-    loader = make_loader(data, torch.device("cpu"), 1)
+    on_gpu = backend == "dali_gpu"
+    loader = make_loader(data, torch.device("cuda", 0) if on_gpu else torch.device("cpu"), 1)
     for loaded in loader.batches(split, (plan.views(step * batch, batch) for step in count())):
+        if on_gpu:
+            torch.cuda.synchronize()
         yield len(loaded.labels)
 
 

@@ -1,8 +1,9 @@
-"""The DALI backend: of each picture, only the region that its views read is decoded.
+"""The DALI backends: of each picture, only the region that its views read is decoded, on the CPU or on a GPU.
 
-Only this module imports DALI. Its decoder gives PIL's pixels for ordinary JPEGs (libjpeg-turbo in both). Resampling is
-left to PIL: DALI's resize repeats the picture's edge where the anti-aliasing filter reaches beyond it, PIL's leaves
-those taps out, and the borders of strongly reduced pictures differ by more than 10 grey levels. Both cost the same.
+Only this module imports DALI. On the CPU its decoder gives PIL's pixels for ordinary JPEGs (libjpeg-turbo in both).
+Resampling is left to others, `decode.resample` and `resample.py`: DALI's resize repeats the picture's edge where the
+anti-aliasing filter reaches beyond it, PIL's leaves those taps out, and the borders of strongly reduced pictures differ
+by more than 10 grey levels. On the CPU both cost the same.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from itertools import chain, islice
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from vggrepro.data.decode import BadPictureError, Region, groups, in_groups, whole_region
@@ -34,24 +36,28 @@ def regions(
     threads: int,
     pool: ThreadPoolExecutor,
     readers: ThreadPoolExecutor,
+    device: torch.device | None = None,
 ) -> Iterator[list[Region | BadPictureError]]:
     """Decodes batches of (pictures, boxes), at most MOST pictures each, in `threads` threads; reads in `readers`.
 
-    PIL decodes what is not an ordinary JPEG, so that grey, CMYK and PNG files become RGB in one way; and every picture
+    Without a device pixels are PIL's images, with one they are tensors there, which a GPU has helped to decode. PIL
+    decodes what is not an ordinary JPEG, so that grey, CMYK and PNG files become RGB in one way; and every picture
     of a batch at which DALI fails. That kills its pipeline, which is built anew for the batches after.
     """
     batches = _reading(_Batch(split, pool, readers, *batch) for batch in wanted)
     while True:
         decoding: deque[_Batch] = deque()
-        pipe = _build(_inputs(batches, decoding), threads)
+        pipe = _build(_inputs(batches, decoding), threads, device)
         dead = False
         while not dead:
-            images: list[Image.Image] = []
+            images: Sequence[Image.Image | torch.Tensor] = []
             try:
                 pipe.schedule_run()
                 (outputs,) = pipe.share_outputs()
-                # copied into PIL's own layout, since DALI uses the buffer again
-                images = in_groups(pool, partial(_image, outputs), len(outputs))
+                if device is None:  # copied into PIL's own layout
+                    images = in_groups(pool, partial(_image, outputs), len(outputs))
+                else:  # DALI leaves a buffer alone for as long as a tensor is in it
+                    images = [torch.from_dlpack(outputs[row]) for row in range(len(outputs))]
                 pipe.release_outputs()
             except StopIteration:
                 yield from (batch.regions([]) for batch in decoding)
@@ -96,7 +102,7 @@ class _Batch:
         ordinary = self._split.ordinary[self._pictures]
         return [row for row, encoded in enumerate(self.encoded) if ordinary[row] and isinstance(encoded, bytes)]
 
-    def regions(self, images: Sequence[Image.Image]) -> list[Region | BadPictureError]:
+    def regions(self, images: Sequence[Image.Image | torch.Tensor]) -> list[Region | BadPictureError]:
         """All rows, given what DALI decoded of its own (nothing where it failed)."""
         found: list[Region | BadPictureError | None] = [None] * len(self._pictures)
         if images:
@@ -132,10 +138,17 @@ def _inputs(batches: Iterable[_Batch], decoding: deque[_Batch]) -> Iterator[tupl
             yield encoded, np.ascontiguousarray(boxes[:, :2]), boxes[:, 2:] - boxes[:, :2]
 
 
-def _build(inputs: Iterator[tuple[Any, ...]], threads: int) -> Any:
+def _build(inputs: Iterator[tuple[Any, ...]], threads: int, device: torch.device | None) -> Any:
     from nvidia.dali import fn, pipeline_def, types
 
-    @pipeline_def(batch_size=MOST, num_threads=threads, device_id=None, prefetch_queue_depth=_AHEAD)
+    gpu = (device.index or 0) if device is not None and device.type == "cuda" else None
+
+    @pipeline_def(
+        batch_size=MOST,
+        num_threads=threads,
+        device_id=gpu,
+        prefetch_queue_depth=_AHEAD,
+    )
     def regions() -> Any:
         encoded, anchor, extent = fn.external_source(
             inputs, num_outputs=3, ndim=1, dtype=[types.UINT8, types.INT32, types.INT32]
@@ -144,6 +157,7 @@ def _build(inputs: Iterator[tuple[Any, ...]], threads: int) -> Any:
             encoded,
             anchor,
             extent,
+            device="cpu" if gpu is None else "mixed",
             axis_names="HW",
             output_type=types.RGB,
             adjust_orientation=False,  # neither PIL nor the paper's time rotates by EXIF
@@ -162,8 +176,6 @@ def version() -> str:
 
 
 def _reason(error: RuntimeError) -> str:
-    """DALI's message is a page; the line that says what is wrong follows the one that names the operator."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next(
-        (line for line in lines if not line.startswith(("Critical error", "Error in", "Error when"))), "unknown"
-    )
+    """DALI's message is a page; what is wrong stands below the line "encountered:"."""
+    _, _, below = str(error).partition("encountered:")
+    return next((line.strip() for line in below.splitlines() if line.strip()), "unknown")

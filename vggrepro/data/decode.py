@@ -1,7 +1,8 @@
 """From bytes to pixels, and from pixels to the window a view shows. What all backends share.
 
 One definition of a picture's pixels: what PIL decodes, converted to RGB, never rotated by EXIF. One resampling: PIL's
-anti-aliased bilinear filter on exactly the window, reading beyond it, which is rescaling all and then cropping.
+anti-aliased bilinear filter on exactly the window, reading beyond it, which is rescaling all and then cropping. (The
+GPU's decoder differs by a few grey levels; `resample.py` is the same filter there.)
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from vggrepro.data.views import Ints
+
+if TYPE_CHECKING:
+    import torch
 
 Pixels = NDArray[np.uint8]
 T = TypeVar("T")
@@ -34,8 +38,8 @@ class BadPictureError(Exception):
 class Region:
     """A decoded part of a picture."""
 
-    image: Image.Image
-    """RGB."""
+    image: Image.Image | torch.Tensor
+    """RGB; a tensor (h, w, 3) uint8 where it was decoded on a GPU."""
     top: int
     left: int
     """Where the part lies in the picture, px."""
@@ -102,6 +106,7 @@ def resample(region: Region, box: Ints, window: NDArray[np.float64], flip: bool,
     """
     top, left, bottom, right = (int(edge) for edge in box - np.array([region.top, region.left] * 2))
     image = region.image
+    assert isinstance(image, Image.Image), "pixels on a GPU are resampled there"
     if (left, top, right, bottom) != (0, 0, image.width, image.height):
         image = image.crop((left, top, right, bottom))
     low_y, low_x, high_y, high_x = window - np.tile(box[:2], 2)

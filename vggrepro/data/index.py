@@ -186,7 +186,7 @@ class Index:
         return of_code[_codes(self.table["status"])]
 
     def summary(self) -> dict[str, Any]:
-        """Counts: pictures, usable, odd, rejected, by_reason, splits, classes, and how they were found."""
+        """Counts: pictures, usable, odd, rejected, by_reason, splits, rejected_splits, classes; how they were found."""
         counts = np.bincount(_codes(self.table["status"]), minlength=len(self._statuses))
         statuses = {status: int(n) for status, n in zip(self._statuses, counts, strict=True) if n}
         rejected = sum(n for status, n in statuses.items() if status.startswith("rejected"))
@@ -200,6 +200,7 @@ class Index:
             "rejected": rejected,
             "by_reason": {status.partition(": ")[2]: n for status, n in sorted(statuses.items()) if ": " in status},
             "splits": {name: int(n) for name, n in zip(SPLITS, splits, strict=True)},
+            "rejected_splits": {name: self.split(name).rejected for name in SPLITS},
             "classes": len(self.classes),
             "ilsvrc": self.against_ilsvrc(),
             "mean_rgb": self.mean_rgb,

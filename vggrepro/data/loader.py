@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from vggrepro.config import Config, Data
 from vggrepro.data import sample_set
 from vggrepro.data.decode import BadPictureError, Pixels, Region, in_groups, resample, whole_region
 from vggrepro.data.index import Index, Split, open_index
+from vggrepro.data.resample import resample_on_device
 from vggrepro.data.views import Ints, Views
 from vggrepro.errors import UserError
 from vggrepro.progress import say
@@ -35,7 +36,7 @@ class Batch:
     """Pictures as the net sees them."""
 
     images: torch.Tensor
-    """(N, 3, h, w) float32, channels last in memory, RGB 0-255 minus mean, divided by std."""
+    """(N, 3, h, w) float32, channels last in memory, RGB 0-255 minus mean, divided by std; see `Loader`."""
     labels: torch.Tensor
     """(N,) int64."""
     views: Views
@@ -68,13 +69,18 @@ class BadPictures:
 class Loader:
     """Renders views of one data set; the same for training and testing, so that both see one decoder and one filter."""
 
-    backend: str
+    backend: Literal["dali", "dali_gpu", "torchvision"]
+    """`dali_gpu` decodes and resamples on `device`."""
     mean: tuple[float, float, float]
     workers: int
     """Decoding threads."""
     device: torch.device
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """What the images are divided by, for weights that were trained so."""
+    dtype: torch.dtype = torch.float32
+    """Of the images; a half-precision one is what autocast would make of them."""
+    channels: int = 3
+    """Of the images; those after R, G, B are zero. Kernels for half precision want a multiple of 4 or 8."""
     bad: BadPictures = field(default_factory=lambda: BadPictures(0), compare=False)
 
     def batches(self, split: Split, stream: Iterable[Views]) -> Generator[Batch]:
@@ -97,6 +103,9 @@ class Loader:
             images.view(len(views), views.shape[0], -1).sub_(offset.repeat(1, views.shape[1])[:, None])
             if self.std != (1.0, 1.0, 1.0):
                 images /= torch.tensor(self.std, device=self.device)
+            if self.channels > 3:
+                images = torch.nn.functional.pad(images, (0, self.channels - 3))
+            images = images.to(self.dtype)
             labels = torch.from_numpy(split.label[views.picture]).to(self.device, non_blocking=True)
             yield Batch(images.permute(0, 3, 1, 2), labels, views)
 
@@ -117,10 +126,8 @@ class Loader:
                 views, first, which = cut.popleft()
                 if first == 0:
                     shown = views
-                    pixels = _huge((len(views), *views.shape, 3), np.uint8)
-                    if self.device.type == "cuda":
-                        pixels = torch.empty_like(pixels, pin_memory=True)
-                places = pixels.numpy()[first : first + len(which)]
+                    pixels = self._empty((len(views), *views.shape, 3))
+                places = pixels[first : first + len(which)]
                 of_row: list[Region] = []
                 for row, number in enumerate(which):
                     region = regions[number]
@@ -128,10 +135,21 @@ class Loader:
                         shown, region = self._replaced(split, shown, first + row, region)
                     of_row.append(region)
                 rows = shown[first : first + len(which)]
-                work = zip(of_row, rows.decode_box(), rows.source_window(), rows.flip, places, strict=True)
-                in_groups(pool, partial(_resample, list(work)), len(which))
+                if self.backend == "dali_gpu":
+                    resample_on_device(of_row, rows.decode_box(), rows.source_window(), rows.flip, places)
+                else:
+                    work = zip(of_row, rows.decode_box(), rows.source_window(), rows.flip, places.numpy(), strict=True)
+                    in_groups(pool, partial(_resample, list(work)), len(which))
                 if first + len(which) == len(views):
                     yield shown, pixels
+
+    def _empty(self, shape: Sequence[int]) -> torch.Tensor:
+        """Room for grey levels, where they are resampled."""
+        if self.backend == "dali_gpu":
+            return torch.empty(shape, dtype=torch.uint8, device=self.device)
+        if self.device.type == "cuda":
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        return _huge(shape, np.uint8)
 
     def _regions(
         self,
@@ -140,10 +158,11 @@ class Loader:
         pool: ThreadPoolExecutor,
         readers: ThreadPoolExecutor,
     ) -> Iterator[list[Region | BadPictureError]]:
-        if self.backend == "dali":
+        if self.backend != "torchvision":
             from vggrepro.data import dali
 
-            return dali.regions(split, wanted, threads=self.workers, pool=pool, readers=readers)
+            device = self.device if self.backend == "dali_gpu" else None
+            return dali.regions(split, wanted, threads=self.workers, pool=pool, readers=readers, device=device)
         from vggrepro.data import torchvision
 
         return torchvision.regions(split, wanted, pool=pool, readers=readers)
@@ -200,12 +219,15 @@ def _in_background(items: Generator[_Item]) -> Generator[_Item]:
 def make_loader(data: Data, device: torch.device, local_ranks: int) -> Loader:
     """The loader a configuration asks for. Raises UserError when DALI is asked for and missing."""
     present = importlib.util.find_spec("nvidia.dali") is not None
-    if data.backend == "dali" and not present:
+    if data.backend in ("dali", "dali_gpu") and not present:
         raise UserError(
-            "data.backend=dali, but nvidia-dali is not installed; install it or set data.backend=torchvision"
+            f"data.backend={data.backend}, but nvidia-dali is not installed; install it or set data.backend=torchvision"
         )
+    if data.backend == "dali_gpu" and device.type != "cuda":
+        raise UserError("data.backend=dali_gpu needs a CUDA device, and this rank has none; set data.backend=dali")
     workers = data.workers or max(1, len(os.sched_getaffinity(0)) // local_ranks)
-    backend = ("dali" if present else "torchvision") if data.backend == "auto" else data.backend
+    found: Literal["dali", "torchvision"] = "dali" if present else "torchvision"
+    backend = found if data.backend == "auto" else data.backend
     return Loader(backend, data.mean, workers, device, bad=BadPictures(data.max_bad))
 
 
@@ -225,9 +247,10 @@ def open_data(config: Config, progress: Callable[[int, int], None] = lambda done
     for name in ("train", "val"):
         if not len(index.split(name)):
             raise UserError(f"{index.source} has no usable picture in {name}; see `vggrepro index`")
-    if rejected := index.split("val").rejected:
+    if (rejected := index.split("val").rejected) > config.data.max_rejected_val:
         raise UserError(
             f"{rejected} validation pictures of {index.source} cannot be read, and an error rate counts all of them; "
-            f"`vggrepro index` names them: replace or remove them"
+            f"`vggrepro index --report` names them: replace them, or set data.max_rejected_val={rejected} to test on "
+            f"the others"
         )
     return index

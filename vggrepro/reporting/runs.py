@@ -87,7 +87,8 @@ class StoredRun:
             return None
         # the folder is not made by looking into it
         found = scored(self.config, self.weights, self.dataset["fingerprint"], self.path / "posteriors", Q, method)
-        expected = (self.dataset["splits"]["val"], self.config.model.classes)
+        usable = self.dataset["splits"]["val"] - self.dataset.get("rejected_splits", {}).get("val", 0)
+        expected = (usable, self.config.model.classes)
         if found and found.values.shape != expected:
             raise UserError(
                 f"{method} posteriors in {self.path / 'posteriors'} are of {found.values.shape} pictures and "

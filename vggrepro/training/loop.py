@@ -17,7 +17,7 @@ from vggrepro.config import Config
 from vggrepro.data.index import Index, Split
 from vggrepro.data.loader import Loader
 from vggrepro.data.plan import TrainingPlan
-from vggrepro.distributed import Topology
+from vggrepro.distributed import Topology, sum_over_ranks
 from vggrepro.errors import Interrupted, UserError
 from vggrepro.evaluation.methods import centre_error
 from vggrepro.progress import progress, say
@@ -61,6 +61,8 @@ def train(
     trainer = Trainer(net, config, here, loader.device)
     trainer.set_momentum(kept.training["momentum"] if kept.training else {})
     trainer.restart_loss(state.loss_sum if here.is_first else 0.0)
+    # what autocast would make of the pictures, in half the memory
+    in_half = replace(loader, dtype=torch.bfloat16) if settings.precision == "bf16" else loader
     meter = Meter()
     flop, peak = flop_per_picture(net.architecture), peak_flops(loader.device, settings.precision)
     writer = checkpoint.Writer()
@@ -109,7 +111,7 @@ def train(
             health.check_start(net, scales)
     with (
         progress(f"{config.name}: training", last, shown=here.is_first) as update,
-        closing(loader.batches(training, trainer.views(plan, state.step))) as batches,
+        closing(in_half.batches(training, trainer.views(plan, state.step))) as batches,
         writer,
         _collected_at_reports(),
     ):
@@ -149,7 +151,9 @@ def train(
                     check_finite()
                     speed = meter.read(trainer.waited_s, flop, peak, here.world)
                     left = (last - state.step) * settings.batch / speed["images_per_s"]
-                    log({"kind": "train", "loss": loss, "learning_rate": rate, "seconds_left": left} | speed)
+                    bad = int(sum_over_ranks(torch.tensor(len(loader.bad.reasons), device=loader.device)))
+                    record = {"loss": loss, "learning_rate": rate, "seconds_left": left, "bad_pictures": bad}
+                    log({"kind": "train"} | record | speed)
                     update(state.step, f"loss {loss:.4f}  rate {rate:g}  {describe(speed)}")
                     health.check_learning(loss, config.model.classes, state.step, settings.stall_after)
                     trainer.restart_loss()

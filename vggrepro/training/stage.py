@@ -13,7 +13,7 @@ from vggrepro.config import Config
 from vggrepro.data.index import Index
 from vggrepro.distributed import Topology, from_every_rank
 from vggrepro.errors import UserError
-from vggrepro.ledger import Departure, ledger
+from vggrepro.ledger import Departure, Pictures, ledger
 from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
@@ -107,7 +107,8 @@ def _inherit(net: VGG, parent: Config, index: Index, here: Topology) -> dict[str
 def begin(config: Config, parent: Config | None, index: Index, run: RunDirectory) -> list[Departure]:
     """Writes what makes the run directory self-contained; returns the fidelity ledger. Rank 0 only."""
     summary = index.summary()
-    departures = ledger(config, parent, {name: summary["splits"][name] for name in ("train", "val")})
+    pictures = {name: Pictures(n, summary["rejected_splits"][name]) for name, n in summary["splits"].items()}
+    departures = ledger(config, parent, pictures)
     run.write_text("config.yaml", config.to_yaml())
     run.write_json("dataset.json", summary)
     run.write_json("environment.json", environment())
