@@ -24,9 +24,9 @@ demo: $(STAMP)  ## the whole story in small: A, D from A, dense evaluation, the 
 test: $(STAMP)  ## all tests but the slow ones and those that need a GPU
 	$(BIN)/python -m pytest
 
-test-gpu: $(STAMP)  ## what needs a CUDA device: tests, then benchmarks into benchmarks/results
+test-gpu: $(STAMP)  ## what needs a CUDA device: tests, then benchmarks into benchmarks/results; PICTURES=photographs
 	$(BIN)/python -m pytest -m gpu
-	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python benchmarks/gpu.py $(PICTURES)
 
 check: $(STAMP)  ## ruff, mypy, codespell
 	$(BIN)/ruff check .
