@@ -2,7 +2,7 @@
 
 python benchmarks/gpu.py [PICTURES]
 
-PICTURES is a folder or an archive of photographs for the loader; without it, the small digits that are made on the spot.
+PICTURES is a folder or an archive of photographs for the loader; without it, small digits that are made on the spot.
 """
 
 from __future__ import annotations
