@@ -133,7 +133,43 @@ def test_runs_stand_side_by_side_in_mlflow(settings: list[str], capsys: pytest.C
         assert run.data.params["train.batch"] == "8"
         assert run.data.metrics.keys() >= {"train/loss", "validation/top1_error", "evaluation/dense_multi_Q_top1_error"}
         assert {artifact.path for artifact in client.list_artifacts(run.info.run_id)} >= {"config.yaml", "ledger.json"}
+        assert run.data.params["evaluation.multi_Q"] == "[32, 37, 42]"  # those that were used
+        assert "train/epoch" not in run.data.metrics
+        assert run.data.tags["mlflow.note.content"].startswith("Departures from the paper:\n\n- model.classes: 3")
+        assert run.data.tags["mlflow.source.name"]
+        (given,) = run.inputs.dataset_inputs
+        assert (given.dataset.name, len(given.dataset.digest)) == ("pictures0", 12)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"  # which pages its UI opens with
     assert len(client.get_metric_history(runs["A"].info.run_id, "train/loss")) == 2
+
+
+def test_what_is_evaluated_later_is_in_the_metrics_and_in_mlflow(settings: list[str], tmp_path: Path) -> None:
+    graph = graph_of(settings, "tracking.mlflow=true", "train.iterations=2")
+    pipeline.reproduce(graph)
+    moved = tmp_path / "moved"
+    graph.stages["A"].run.root.rename(moved)
+    path = moved / "demo" / "D"
+    before = len(RunDirectory(path).records())
+    for again in range(2):
+        (found,) = pipeline.evaluate_nets([path], ["both"], None) or []
+        assert found.Q == (32, 37, 42)  # Table 5's
+        added = RunDirectory(path).records("evaluation")[1:]
+        assert len(RunDirectory(path).records()) == before + 1, f"call {again + 1}"
+    errors = {f"{method}_multi_Q_top{k}_error" for method in ("dense", "multicrop", "both") for k in (1, 5)}
+    assert added[0].keys() == errors | {"kind", "step", "n", "time"}
+    assert added[0]["both_multi_Q_top1_error"] == found.scored("both").measured.top1.percent
+    pipeline.evaluate_nets([path], ["centre"], (33, 40))
+    pipeline.evaluate_nets([path], ["centre"], (37,), ["evaluation.flip=true"])  # a protocol that is not the run's
+    last = RunDirectory(path).records()[-1]
+    assert last.keys() == {"centre_Q_33_40_top1_error", "centre_Q_33_40_top5_error", "kind", "step", "n", "time"}
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{moved / 'mlruns.db'}")
+    run = client.get_run(RunDirectory(path).read_json("mlflow.json")["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics.keys() >= {f"evaluation/{key}" for key in errors} | {"evaluation/centre_Q_33_40_top1_error"}
+    assert len(client.search_runs(["1"])) == 2, "the run that was there goes on"
 
 
 def test_the_run_directory_says_where_the_run_departs(settings: list[str]) -> None:

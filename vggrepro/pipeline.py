@@ -260,15 +260,17 @@ def _mirrored(config: Config, run: RunDirectory, here: Topology) -> Iterator[Non
         yield
         return
     root = config.run.root
-    departures = run.read_json("ledger.json") or []
+    params = flatten(config.model_dump(mode="json"))
+    params |= {"evaluation.single_Q": list(config.single_Q), "evaluation.multi_Q": list(config.multi_Q)}
     mirror = MlflowMirror(
         run,
         uri=resolve_uri(config.tracking.uri, root),
         experiment=config.run.experiment,
         run_name=config.name,
-        params={key: str(setting) for key, setting in flatten(config.model_dump(mode="json")).items()},
-        tags={"stage": config.name, "net": config.model.net, "departures": str(len(departures))},
+        params={key: str(setting) for key, setting in params.items()},
+        tags={"stage": config.name, "net": config.model.net} | _provenance(run),
         artifact_root=root / "mlartifacts",
+        dataset=run.read_json("dataset.json"),
     )
     mirror.start()
     status = "FAILED"
@@ -283,6 +285,23 @@ def _mirrored(config: Config, run: RunDirectory, here: Topology) -> Iterator[Non
         mirror.log_artifacts(run.path / name for name in names if (run.path / name).exists())
         # asked to stop, there may be half a minute left for all that follows; the next start copies what is missing
         mirror.close(status, 5.0 if status == "KILLED" else _MLFLOW_PATIENCE_S)  # type: ignore[arg-type]
+
+
+def _provenance(run: RunDirectory) -> dict[str, str]:
+    """What MLflow shows of a run's making: the command, the code's commit, and the departures from the paper."""
+    departures = [Departure(**line) for line in run.read_json("ledger.json") or []]
+    made = run.read_json("environment.json") or {}
+    tags = {
+        "departures": str(len(departures)),
+        "mlflow.note.content": "\n".join(
+            ["Departures from the paper:" if departures else "No departure from the paper.", ""]
+            + [f"- {departure}" for departure in departures]
+        ),
+        "mlflow.source.name": made.get("command"),
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": made.get("git_commit"),
+    }
+    return {key: text for key, text in tags.items() if text}
 
 
 @dataclass(frozen=True)
@@ -427,9 +446,9 @@ def _checkpoint_of(found: Imported, run: Path) -> Checkpoint:
     from vggrepro.checkpoint import Checkpoint
     from vggrepro.models.weights import ILSVRC_CLASSES_SHA256
 
-    caffe = found.source.startswith("Caffe")
+    authors = found.source.startswith(("Caffe", "MatConvNet"))
     # the authors' nets were trained with scale jitter, so they are tested at 384 or at 256, 384 and 512
-    data = Data(mean=found.preprocessing["mean"], S=value("jitter") if caffe else value("scales")[0])
+    data = Data(mean=found.preprocessing["mean"], S=value("jitter") if authors else value("scales")[0])
     place = {"root": run.resolve().parent.parent, "experiment": run.resolve().parent.name, "name": run.resolve().name}
     changes = [f"run.{key}={json.dumps(str(text))}" for key, text in place.items()]
     config = override(Config(model=Model(**found.model), data=data), changes, run)
@@ -445,14 +464,18 @@ def _checkpoint_of(found: Imported, run: Path) -> Checkpoint:
     return Checkpoint(config.model_dump(mode="json"), 0, found.weights, found.preprocessing, provenance)
 
 
-def export_weights(net: Path, out: Path) -> None:
-    """Writes the net of a run directory or checkpoint as .safetensors or .pth. Raises UserError."""
+def export_weights(net: Path, out: Path, *, dense: bool = False) -> None:
+    """Writes the net of a run directory or checkpoint as .safetensors, .pth or .onnx; `dense`: ONNX for whole pictures.
+
+    Raises UserError.
+    """
     from vggrepro import checkpoint
     from vggrepro.models.weights import write
 
     kept = checkpoint.load(checkpoint.final_file(net / "checkpoints") if net.is_dir() else net)
     model = {key: setting for key, setting in kept.config["model"].items() if key != "init"}
-    write(out, kept.weights, model=model, preprocessing=kept.preprocessing, classes=kept.provenance["classes"])
+    classes = kept.provenance["classes"]
+    write(out, kept.weights, model=model, preprocessing=kept.preprocessing, classes=classes, dense=dense)
 
 
 def verify_paper(

@@ -33,7 +33,7 @@ from vggrepro.errors import UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
+    from mlflow.entities import DatasetInput, Metric
 
 KINDS = ("train", "validation", "evaluation", "event")
 
@@ -42,6 +42,8 @@ LONGEST_PAUSE_S = 60.0
 LINES_PER_BATCH = 256
 METRICS_PER_CALL = 1000  # MLflow's limit
 KEY_TAG = "vggrepro.run_key"
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # else its pages are about language models
+_NO_CURVES = ("step", "time", "epoch", "seconds_left")  # straight lines all of them
 
 logger = logging.getLogger(__name__)
 
@@ -209,6 +211,7 @@ class MlflowMirror:
         params: MLflow parameters; a continued run keeps the values that it has. Longer ones than MLflow takes end in
             an ellipsis.
         tags: MLflow tags; a continued run gets the new values.
+        dataset: `dataset.json`: its source and fingerprint become the run's MLflow dataset; None: it gets none.
         artifact_root: folder for the artifacts of a new experiment in a SQLite database (a server has its own).
     """
 
@@ -222,6 +225,7 @@ class MlflowMirror:
         params: Mapping[str, str],
         tags: Mapping[str, str],
         artifact_root: Path,
+        dataset: Mapping[str, Any] | None = None,
     ) -> None:
         self.run = run
         self.uri = uri
@@ -230,6 +234,7 @@ class MlflowMirror:
         self.params = params
         self.tags = tags
         self.artifact_root = artifact_root
+        self.dataset = dataset
 
         self._thread = threading.Thread(target=self._loop, name="mlflow-mirror", daemon=True)
         self._turn = threading.Condition()  # guards the next five
@@ -355,6 +360,8 @@ class MlflowMirror:
             ],
             tags=[RunTag(key, _shortened(value, MAX_TAG_VAL_LENGTH)) for key, value in self.tags.items()],
         )
+        if self.dataset and not run.inputs.dataset_inputs:
+            client.log_inputs(run_id, [_dataset_input(self.dataset)])
         self._progress = progress
         return client
 
@@ -364,7 +371,7 @@ class MlflowMirror:
         folder = (self.artifact_root.absolute() / self.experiment).as_uri() if self.uri.startswith("sqlite:") else None
         if (experiment := client.get_experiment_by_name(self.experiment)) is None:
             try:
-                return client.create_experiment(self.experiment, artifact_location=folder)
+                return client.create_experiment(self.experiment, artifact_location=folder, tags=_EXPERIMENT_TAGS)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -417,11 +424,22 @@ def _metrics(line: bytes, had: Mapping[str, int]) -> Iterator[Metric]:
     if record.get("kind") == "event":  # a chart for each number of each event would bury the curves
         return
     for name, value in record.items():
-        if name in ("step", "time") or isinstance(value, bool) or not isinstance(value, int | float):
+        if name in _NO_CURVES or isinstance(value, bool) or not isinstance(value, int | float):
             continue
         key = f"{record['kind']}/{name}"
         if record["step"] > had.get(key, -1):
             yield Metric(key, value, timestamp=int(record["time"] * 1000), step=record["step"])
+
+
+def _dataset_input(dataset: Mapping[str, Any]) -> DatasetInput:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    source = str(dataset["source"])
+    digest = dataset["fingerprint"][:12]  # of at most 36 characters
+    return DatasetInput(
+        Dataset(Path(source).name, digest, "local", json.dumps({"uri": source}), profile=json.dumps(dataset["splits"])),
+        [InputTag("mlflow.data.context", "training")],
+    )
 
 
 def _shortened(value: str, limit: int) -> str:
