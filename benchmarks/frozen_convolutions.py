@@ -28,10 +28,11 @@ from vggrepro.data.plan import TrainingPlan
 from vggrepro.data.views import Views
 from vggrepro.evaluation.measure import Scored
 from vggrepro.evaluation.significance import paired
+from vggrepro.models.caffe import state_of
 from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
-from vggrepro.models.weights import PREPROCESSING, caffe_state
+from vggrepro.models.weights import PREPROCESSING
 from vggrepro.pipeline import evaluate_nets
 from vggrepro.tracking import RunDirectory, environment
 
@@ -61,7 +62,7 @@ def main() -> None:
         with np.load(arguments.convolutions, allow_pickle=False) as content:
             names = {key.partition(".")[0] for key in content}
             layers = {name: (content[f"{name}.weight"], content[f"{name}.bias"]) for name in names}
-        net.load_state_dict(caffe_state(layers, net.architecture), strict=False)
+        net.load_state_dict(state_of(layers, net.architecture), strict=False)
         split = index.split("train")
         plan = TrainingPlan(split.size, config.data, config.model.crop, config.run.seed)
         loader = make_loader(config.data, torch.device("cpu"), 1)

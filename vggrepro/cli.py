@@ -257,7 +257,7 @@ def verify_paper(
 
 @weights_app.command(name="import")
 def import_weights(
-    file: Annotated[Path, typer.Argument(help="A .caffemodel, a state dict of torch (.pth), or .safetensors.")],
+    file: Annotated[Path, typer.Argument(help="A .caffemodel, MatConvNet's .mat, a .pth of torch, or .safetensors.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The run directory to make.")],
     net: Annotated[str | None, typer.Option(help="The column of Table 1 that it must be of.")] = None,
     input_as: Annotated[
@@ -280,12 +280,15 @@ def import_weights(
 @weights_app.command(name="export")
 def export_weights(
     net: Annotated[Path, typer.Argument(help="A run directory, or one of its checkpoints.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="A .safetensors or .pth file to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A .safetensors, .pth or .onnx file to write.")],
+    dense: Annotated[
+        bool, typer.Option("--dense", help="ONNX: the net for whole pictures of any size (Section 3.2).")
+    ] = False,
 ) -> None:
-    """Write a net for other programs: .safetensors carries its preprocessing, .pth has torchvision's keys."""
+    """Write a net for other programs: .safetensors and .onnx carry its preprocessing, .pth has torchvision's keys."""
     from vggrepro import pipeline
 
-    pipeline.export_weights(net, out)
+    pipeline.export_weights(net, out, dense=dense)
     typer.echo(f"wrote {out}")
 
 
@@ -317,7 +320,7 @@ def tables(
 
     form = format_of(out) if out else Format.json if as_json else Format.markdown
     report = build_report(find_runs([place for place in runs if place.exists() or place != Path("runs")], experiment))
-    text = render(report, form, "Measured beside printed")
+    text = render(report, form, "Very Deep Convolutional Networks (arXiv 1409.1556): measured beside printed")
     if out:
         _write(out, text)
     if update:

@@ -121,6 +121,26 @@ def test_import_evaluate_export(
         assert copied["weights"] == found["weights"], "the same net, whatever file it lies in"
 
 
+def test_export_of_onnx(
+    files: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    out, file = tmp_path / "authors" / "D", tmp_path / "D.onnx"
+    run(capfd, monkeypatch, "weights", "import", files["D"], "--out", out)
+    monkeypatch.setattr(sys, "argv", ["vggrepro", "weights", "export", str(out), "--dense", "--out", str(file)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    assert capfd.readouterr() == (f"wrote {file}\n", ""), "the exporter is quiet"
+    session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    said = session.get_modelmeta().custom_metadata_map
+    assert json.loads(said["preprocessing"])["mean"] == [123.68, 116.779, 103.939]
+    assert json.loads(said["model"])["net"] == "D"
+    (scores, *_) = session.run(None, {"images": np.zeros((2, 3, 40, 99), np.float32)})
+    assert scores.shape == (2, 3)
+
+
 def test_several_nets_are_fused_and_compared(
     index: Path, files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
@@ -168,8 +188,10 @@ def test_mistakes_are_one_line(
     torn.write_bytes(files["D"].read_bytes()[:5000])
     assert "ends too early" in refused(capsys, monkeypatch, "weights", "import", torn, "--out", tmp_path / "x" / "T")
     assert not (tmp_path / "x").exists()
-    suffix = refused(capsys, monkeypatch, "weights", "export", out, "--out", tmp_path / "D.onnx")
-    assert "written as .safetensors or .pth" in suffix
+    suffix = refused(capsys, monkeypatch, "weights", "export", out, "--out", tmp_path / "D.h5")
+    assert "written as .safetensors, .pth or .onnx" in suffix
+    form = refused(capsys, monkeypatch, "weights", "export", out, "--dense", "--out", tmp_path / "D.pth")
+    assert "only .onnx has a dense form" in form
     assert "needs --weights-16 or --weights-19" in refused(capsys, monkeypatch, "verify-paper", "--index", index)
     swapped = refused(capsys, monkeypatch, "verify-paper", "--index", index, "--weights-19", files["D"])
     assert "are not of net E" in swapped

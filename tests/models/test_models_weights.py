@@ -1,6 +1,7 @@
 """Weight files: Caffe models written through the published schema, torchvision's, safetensors, and hostile ones."""
 
 import io
+import json
 import os
 import pickle
 from pathlib import Path
@@ -13,10 +14,11 @@ import torchvision
 from caffe_files import caffe_model, messages
 
 from vggrepro.errors import UserError
+from vggrepro.models.caffe import state_of
 from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture
 from vggrepro.models.vgg import VGG
-from vggrepro.models.weights import PREPROCESSING, caffe_state, read, write
+from vggrepro.models.weights import PREPROCESSING, read, write
 
 GEOMETRY: dict[str, Any] = {"classes": 7, "crop": 64, "width": 0.0625}
 
@@ -73,7 +75,7 @@ def test_a_net_of_another_name_is_named(tmp_path: Path) -> None:
         for _ in range(2):
             layer.blobs.add(num=1, channels=1, height=1, width=2, data=[1, 2])
     file.write_bytes(model.SerializeToString())
-    assert one_line(file).endswith("of no net of Table 1: its layers are conv1, fc6); give another file")
+    assert one_line(file).endswith("its layers are of no net of Table 1: conv1, fc6); give another file")
 
 
 def test_the_oldest_generation_is_named(tmp_path: Path) -> None:
@@ -141,8 +143,9 @@ def test_a_pickle_is_not_executed(tmp_path: Path, form: str) -> None:
     ("content", "said"),
     [
         (b"", "it is empty"),
-        (b"\x89HDF\r\n\x1a\n rest", "HDF5 and MATLAB files are not read here"),
-        (b"MATLAB 5.0 MAT-file", "HDF5 and MATLAB files are not read here"),
+        (b"\x89HDF\r\n\x1a\n rest", "not read here; convert it to .safetensors or .pth"),
+        (b"MATLAB 7.3 MAT-file, Platform: GLNXA64", "not read here; convert it to .safetensors or .pth"),
+        (b"MATLAB 5.0 MAT-file", "cannot be read"),
         (b"<html>404</html>" * 10, "cannot be read"),
         (bytes(range(256)) * 9, "cannot be read"),
         (b"\x12\x00", "no layer with weights"),
@@ -221,6 +224,35 @@ def test_safetensors_carry_everything(tmp_path: Path) -> None:
         assert torch.equal(found.weights[key], tensor)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        [1],
+        {"model": {"net": "A"}},
+        {"model": {"net": "A", "own": 1}, "preprocessing": PREPROCESSING["paper"], "classes": None},
+        {"model": {"net": "A"}, "preprocessing": PREPROCESSING["paper"] | {"channels": "BGR"}, "classes": None},
+        {"model": {"net": "A"}, "preprocessing": PREPROCESSING["paper"] | {"mean": [1.0]}, "classes": None},
+        {"model": {"net": "A", "classes": 7}, "preprocessing": PREPROCESSING["paper"], "classes": ["one"]},
+        {"model": {"net": "A", "crop": -5}, "preprocessing": PREPROCESSING["paper"], "classes": None},
+    ],
+)
+def test_safetensors_that_say_odd_things_of_themselves(tmp_path: Path, said: Any) -> None:
+    from safetensors.torch import save_file
+
+    file = tmp_path / "net.safetensors"
+    save_file(built("A").state_dict(), file, metadata={"vggrepro": json.dumps(said)})
+    one_line(file)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth", "onnx"])
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, suffix: str) -> None:
+    net, file = built("A"), tmp_path / "none" / f"net.{suffix}"
+    model = {"net": "A"} | GEOMETRY
+    with pytest.raises(UserError, match=r"cannot be written \(.*\); choose another place") as refused:
+        write(file, net.state_dict(), model=model, preprocessing=PREPROCESSING["paper"], classes=None)
+    assert "\n" not in str(refused.value)
+
+
 def test_safetensors_of_others(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
@@ -240,8 +272,10 @@ def test_pth_is_torchvisions(tmp_path: Path) -> None:
 
 
 def test_another_suffix_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"net.onnx: nets are written as .safetensors or .pth"):
-        write(tmp_path / "net.onnx", {}, model={}, preprocessing={}, classes=None)
+    with pytest.raises(UserError, match=r"net.h5: nets are written as .safetensors, .pth or .onnx"):
+        write(tmp_path / "net.h5", {}, model={}, preprocessing={}, classes=None)
+    with pytest.raises(UserError, match=r"net.pth: only .onnx has a dense form"):
+        write(tmp_path / "net.pth", {}, model={}, preprocessing={}, classes=None, dense=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -254,7 +288,7 @@ def test_the_authors_real_convolutions(shared_data: Path) -> None:
         names = sorted({key.split(".")[0] for key in content})
         layers = {name: (content[f"{name}.weight"], content[f"{name}.bias"]) for name in names}
     net = VGG(architecture("D", classes=10, crop=32))
-    state = caffe_state(layers, net.architecture)
+    state = state_of(layers, net.architecture)
     assert len(state) == 26
     assert not net.load_state_dict(state, strict=False).unexpected_keys
     bgr = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 60

@@ -1,4 +1,4 @@
-"""Weight files of other programs: the authors' Caffe nets, torchvision's state dicts, safetensors.
+"""Weight files of other programs: the authors' Caffe nets, MatConvNet's, torchvision's, safetensors, ONNX.
 
 Whatever a file implies of order, range, mean and standard deviation of the pixels is brought into one form: RGB, grey
 levels 0-255, with the mean to subtract and the standard deviation to divide by beside the weights. Nothing in a file is
@@ -10,22 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import mmap
 import os
-import pickle
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vggrepro.errors import UserError
+from vggrepro.models import caffe, matconvnet
+from vggrepro.models.onnx import to_onnx
 from vggrepro.models.table1 import Architecture, architecture
 from vggrepro.models.vgg import VGG
 from vggrepro.paper import facts, value
@@ -79,15 +77,15 @@ class Imported:
 
 
 def read(file: Path, *, net: str | None = None, preprocessing: Preprocessing | None = None) -> Imported:
-    """Reads a Caffe model, a torchvision state dict or a safetensors file, recognised by its content.
+    """Reads a Caffe model, MatConvNet's, a torchvision state dict or a safetensors file, recognised by its content.
 
     Width, crop and classes follow from the shapes, and so does the column of Table 1 unless `net` names it.
 
     Args:
         file: the weights.
         net: the column of Table 1 that the file must be of.
-        preprocessing: what the net's input was, in place of what the format implies: `paper` for Caffe models,
-            `torchvision` for the others, unless they were written here and say so themselves.
+        preprocessing: what the net's input was, where the file does not say it (MatConvNet's and those written here
+            do), in place of what the format implies: `paper` for Caffe models, `torchvision` for the others.
 
     Raises:
         UserError: the file is missing, torn, hostile, of no format that is read here or of another net, or it holds
@@ -95,7 +93,7 @@ def read(file: Path, *, net: str | None = None, preprocessing: Preprocessing | N
     """
     try:
         with file.open("rb") as opened:
-            head = opened.read(9)
+            head = opened.read(10)
             opened.seek(0)
             sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:
@@ -106,15 +104,20 @@ def read(file: Path, *, net: str | None = None, preprocessing: Preprocessing | N
             tensors = _read_torch(file)
             known = _TORCHVISION.get(sha256[:8])
             source = f"torchvision's {known} ({sha256[:8]})" if known else "state dict of torch"
-        elif head[8:] == b"{":
+        elif head[8:9] == b"{":
             tensors, described = _read_safetensors(file)
             source = "safetensors" + (" of this program" if described else "")
-        elif head.startswith((b"\x89HDF", b"MATLAB")):
-            raise ValueError("HDF5 and MATLAB files are not read here; give the Caffe or the torchvision file")
+        elif head.startswith((b"\x89HDF", b"MATLAB 7.3")):
+            raise ValueError("HDF5, as of Keras and MATLAB 7.3, is not read here; convert it to .safetensors or .pth")
+        elif head.startswith(b"MATLAB"):
+            layers, mean = matconvnet.read_layers(file)
+            tensors, source = _state_of_named(layers), "MatConvNet's net"
+            described = {"preprocessing": PREPROCESSING["paper"] | ({"mean": mean} if mean else {})}
         else:
-            tensors, source = _read_caffe(file)
+            layers, generation = caffe.read_layers(file)
+            tensors, source = _state_of_named(layers), f"Caffe model ({generation})"
             preprocessing = preprocessing or "paper"
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
+    except Exception as error:  # damaged bytes provoke whatever they happen to say
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise UserError(f"weights {file} cannot be read ({reason}); give another file") from None
 
@@ -144,55 +147,46 @@ def write(
     model: Mapping[str, Any],
     preprocessing: Mapping[str, Any],
     classes: list[str] | None,
+    dense: bool = False,
 ) -> None:
-    """Writes a net as `.safetensors`, which carries all that :func:`read` needs, or as `.pth`, all or nothing.
+    """Writes a net as `.safetensors`, which carries all that :func:`read` needs, `.pth` or `.onnx`, all or nothing.
 
-    A `.pth` is a plain state dict, with torchvision's keys for A, B, D and E; it cannot say what its input is.
+    A `.pth` is a plain state dict, with torchvision's keys for A, B, D and E; it cannot say what its input is. An
+    `.onnx` says it in its metadata and is not read here; `dense` makes it the net for whole pictures of any size
+    (Section 3.2) in place of the net for one crop.
 
     Raises:
-        UserError: another suffix, or a file that cannot be written.
+        UserError: another suffix, `dense` with another suffix than `.onnx`, a file that cannot be written, or ONNX's
+            packages are missing.
     """
-    if file.suffix not in (".safetensors", ".pth"):
-        raise UserError(f"--out {file}: nets are written as .safetensors or .pth; choose one of these suffixes")
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    if file.suffix not in (".safetensors", ".pth", ".onnx"):
+        raise UserError(f"--out {file}: nets are written as .safetensors, .pth or .onnx; choose one of these suffixes")
+    if dense and file.suffix != ".onnx":
+        raise UserError(f"--dense --out {file}: only .onnx has a dense form; give that suffix, or leave --dense out")
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    described = {"model": dict(model), "preprocessing": dict(preprocessing), "classes": classes}
+    program = None
+    if file.suffix == ".onnx":
+        net = VGG(architecture(**model)).eval()
+        net.load_state_dict(dict(weights))
+        program = to_onnx(net, described, dense=dense)
+    temporary = file.with_name(f".{os.getpid()}.{file.name}")
     try:
-        if file.suffix == ".pth":
+        if program:
+            program.save(temporary)
+        elif file.suffix == ".pth":
             torch.save(dict(weights), temporary)
         else:
-            from safetensors.torch import save_file
-
-            described = {"model": dict(model), "preprocessing": dict(preprocessing), "classes": classes}
             plain = {key: tensor.contiguous() for key, tensor in weights.items()}
             save_file(plain, temporary, metadata={"format": "pt", _METADATA: json.dumps(described)})
         temporary.replace(file)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"weights {file} cannot be written ({error}); choose another place") from None
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"weights {file} cannot be written ({reason}); choose another place") from None
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def caffe_state(layers: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], built: Architecture) -> dict[str, Tensor]:
-    """The state dict of a net, or of those of its layers that are given, from Caffe's layers by name.
-
-    Args:
-        layers: (weight, bias) of conv1_1, ..., fc8. A convolution's weight is (out, in, k, k), conv1_1's input BGR; a
-            fully-connected layer's is (out, in), with fc6's inputs in the order channel, row, column, as in torch.
-            Leading axes of length 1, which old files have, are dropped.
-        built: the net.
-    """
-    state = {}
-    for layer in built.layers():
-        if layer.name not in layers:
-            continue
-        weight, bias = layers[layer.name]
-        axes = 4 if layer.kind == "conv" else 2
-        while weight.ndim > axes and weight.shape[0] == 1:
-            weight = weight[0]
-        if layer.name == "conv1_1":
-            weight = weight[:, ::-1]
-        state[f"{layer.key}.weight"] = torch.from_numpy(np.array(weight, np.float32))
-        state[f"{layer.key}.bias"] = torch.from_numpy(np.array(bias, np.float32).reshape(-1))
-    return state
 
 
 def _read_torch(file: Path) -> dict[str, Tensor]:
@@ -215,7 +209,16 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a mapping)
     except SafetensorError as error:
         raise ValueError(str(error)) from None
-    return tensors, json.loads(metadata.get(_METADATA, "{}"))
+    described: dict[str, Any] = json.loads(metadata.get(_METADATA, "{}"))
+    if described:  # anybody may have written it
+        architecture(**described["model"])
+        preprocessing, classes = described["preprocessing"], described["classes"]
+        colours = [float(part) for key in ("mean", "std") for part in preprocessing[key]]
+        if preprocessing["channels"] != "RGB" or preprocessing["range"] != [0, 255] or len(colours) != 6:
+            raise ValueError(f"it describes its input as {preprocessing}")
+        if classes is not None and not (isinstance(classes, list) and len(classes) == described["model"]["classes"]):
+            raise ValueError("it does not name as many classes as it has")
+    return tensors, described
 
 
 def _recognise(file: Path, tensors: Mapping[str, Tensor], net: str | None) -> dict[str, Any]:
@@ -251,6 +254,19 @@ def _recognise(file: Path, tensors: Mapping[str, Tensor], net: str | None) -> di
     raise UserError(f"weights {file} {kind}: {nearest[2]}; give another file")
 
 
+def _state_of_named(layers: caffe.Layers) -> dict[str, Tensor]:
+    """State dict of the column of Table 1 that has layers of these names. Raises ValueError when none has."""
+    for net in facts().architectures:
+        built = architecture(net)
+        if {layer.name for layer in built.layers() if layer.parameters} == layers.keys():
+            state = caffe.state_of(layers, built)
+            # C and D have the same names; their kernels differ.
+            kernels = [layer.kernel for layer in built.layers() if layer.kind == "conv"]
+            if kernels == [tensor.shape[-1] for tensor in state.values() if tensor.ndim == 4]:
+                return state
+    raise ValueError(f"its layers are of no net of Table 1: {', '.join(layers)}")
+
+
 def _shapes(built: Architecture) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         return {key: tuple(tensor.shape) for key, tensor in VGG(built).state_dict().items()}
@@ -271,119 +287,3 @@ def _misfit(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...
 
 def _of_type(tensor: Tensor, key: str) -> Tensor:
     return tensor.to(torch.int64 if key.endswith("num_batches_tracked") else torch.float32).clone()
-
-
-# Caffe's files are protocol buffers. Of caffe.proto, these field numbers matter here:
-_NET_LAYERS_V1, _NET_LAYERS = 2, 100  # NetParameter.layers (V1LayerParameter) and .layer (LayerParameter)
-_V1 = {"name": 4, "blobs": 6, "V0": 1}
-_V2 = {"name": 1, "blobs": 7}
-_BLOB_OLD_SHAPE = (1, 2, 3, 4)  # num, channels, height, width
-_BLOB_DATA, _BLOB_SHAPE, _BLOB_DOUBLE = 5, 7, 8
-_SHAPE_DIM = 1
-_MOST_DIMENSIONS = 8
-
-
-def _read_caffe(file: Path) -> tuple[dict[str, Tensor], str]:
-    """State dict of the net in a Caffe model, by whichever column of Table 1 has layers of its names."""
-    with file.open("rb") as opened:
-        if os.fstat(opened.fileno()).st_size == 0:
-            raise ValueError("it is empty")
-        content = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
-    layers: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
-    generations = set()
-    for number, layer in _fields(content):
-        if number not in (_NET_LAYERS_V1, _NET_LAYERS):
-            continue
-        generation, fields = ("V1LayerParameter", _V1) if number == _NET_LAYERS_V1 else ("LayerParameter", _V2)
-        name, blobs = "", []
-        for inner, item in _fields(_message(layer)):
-            if inner == fields.get("V0"):
-                raise ValueError("it is of Caffe's oldest form; bring it up to date with Caffe's upgrade tool")
-            if inner == fields["name"]:
-                name = bytes(_message(item)).decode()
-            elif inner == fields["blobs"]:
-                blobs.append(_blob(_message(item)))
-        if blobs:
-            if len(blobs) != 2 or name in layers:
-                raise ValueError(f"layer {name!r} has {len(blobs)} blobs, or stands twice")
-            layers[name] = blobs[0], blobs[1]
-            generations.add(generation)
-    if not layers:
-        raise ValueError("no layer with weights in it: not a Caffe model, nor any other format that is read here")
-    names = set(layers)
-    for net in facts().architectures:
-        built = architecture(net)
-        if {layer.name for layer in built.layers() if layer.parameters} == names:
-            state = caffe_state(layers, built)
-            # C and D have the same names; their kernels differ.
-            kernels = [layer.kernel for layer in built.layers() if layer.kind == "conv"]
-            if kernels == [tensor.shape[-1] for tensor in state.values() if tensor.ndim == 4]:
-                return state, f"Caffe model ({', '.join(sorted(generations))})"
-    raise ValueError(f"a Caffe model, but of no net of Table 1: its layers are {', '.join(layers)}")
-
-
-def _blob(message: memoryview) -> NDArray[Any]:
-    shape: list[int] | None = None
-    old = dict.fromkeys(_BLOB_OLD_SHAPE, 0)
-    chunks: dict[int, list[memoryview]] = {_BLOB_DATA: [], _BLOB_DOUBLE: []}
-    for number, item in _fields(message):
-        if number in chunks:
-            chunks[number].append(_message(item))
-        elif number in old and isinstance(item, int):
-            old[number] = item
-        elif number == _BLOB_SHAPE:
-            shape = [dim for inner, part in _fields(_message(item)) if inner == _SHAPE_DIM for dim in _integers(part)]
-    shape = list(old.values()) if shape is None else shape
-    kind, parts = ("<f8", chunks[_BLOB_DOUBLE]) if chunks[_BLOB_DOUBLE] else ("<f4", chunks[_BLOB_DATA])
-    data = np.frombuffer(b"".join(parts), kind)
-    if len(shape) > _MOST_DIMENSIONS or math.prod(shape) != len(data):
-        raise ValueError(f"a blob of shape {shape[:_MOST_DIMENSIONS]} holds {len(data)} numbers")
-    return data.reshape(shape)
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """(number, value) of each field: whole numbers as such, everything else as its bytes."""
-    at = 0
-    while at < len(message):
-        key, at = _varint(message, at)
-        number, wire = key >> 3, key & 7
-        if wire == 0:
-            whole, at = _varint(message, at)
-            yield number, whole
-            continue
-        if wire == 2:
-            length, at = _varint(message, at)
-        elif wire in (1, 5):
-            length = 8 if wire == 1 else 4
-        else:
-            raise ValueError("not a Caffe model, nor any other format that is read here")
-        if at + length > len(message):
-            raise ValueError("it ends too early, or is of no format that is read here")
-        yield number, message[at : at + length]
-        at += length
-
-
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    whole = 0
-    for place, byte in enumerate(message[at : at + 10]):
-        whole |= (byte & 0x7F) << 7 * place
-        if byte < 0x80:
-            return whole, at + place + 1
-    raise ValueError("it ends too early, or is of no format that is read here")
-
-
-def _integers(part: int | memoryview) -> Iterable[int]:
-    """Of a repeated field, packed or not."""
-    if isinstance(part, int):
-        yield part
-        return
-    at = 0
-    while at < len(part):
-        whole, at = _varint(part, at)
-        yield whole
-
-
-def _message(item: int | memoryview) -> memoryview:
-    if isinstance(item, int):
-        raise ValueError("not a Caffe model, nor any other format that is read here")
-    return item

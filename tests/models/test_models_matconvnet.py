@@ -1,0 +1,166 @@
+"""MatConvNet's nets, in files that are written here as its import-caffe.py writes them (SimpleNN, MATLAB 5.0)."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.io import savemat
+
+from vggrepro.errors import UserError
+from vggrepro.models.init import init_weights
+from vggrepro.models.table1 import architecture
+from vggrepro.models.vgg import VGG
+from vggrepro.models.weights import PREPROCESSING, read
+
+GEOMETRY: dict[str, Any] = {"classes": 7, "crop": 64, "width": 0.0625}
+MEAN = (120.5, 115.25, 101.0)
+
+
+def built(net: str, **options: Any) -> VGG:
+    module = VGG(architecture(net, **(GEOMETRY | options))).eval()
+    init_weights(module, "kaiming", seed=1)
+    with torch.no_grad():
+        for layer in module.named_layers().values():
+            layer.bias.uniform_(-0.1, 0.1)  # type: ignore[operator, union-attr]
+    return module
+
+
+def layers_of(net: VGG) -> list[dict[str, Any]]:
+    """Caffe's blobs, turned as import-caffe.py turns them: reversed axes, rows before columns, and RGB."""
+    layers: list[dict[str, Any]] = []
+    side = net.architecture.fc6_kernel
+    for name, module in net.named_layers().items():
+        weight, bias = (tensor.detach().numpy() for tensor in (module.weight, module.bias))
+        blob = weight[:, ::-1] if name == "conv1_1" else weight  # what Caffe has is BGR
+        if weight.ndim == 2:  # the importer counts in Fortran's order: columns, rows, channels
+            spatial = side if name == "fc6" else 1
+            array = blob.T.reshape(spatial, spatial, -1, len(blob), order="F")
+        else:
+            array = blob.T
+        array = array.transpose(1, 0, 2, 3)
+        if name == "conv1_1":
+            array = array[:, :, ::-1]
+        weights = np.empty([1, 2], dtype=object)
+        weights[0, 0], weights[0, 1] = array, bias.reshape(1, -1)
+        pad = np.full((1, 4), float(name.startswith("conv")))
+        layers.append({"name": name, "type": "conv", "weights": weights, "pad": pad, "stride": np.ones((1, 2))})
+        layers.append({"name": f"relu_{name}", "type": "relu"})
+    layers[-1] = {"name": "prob", "type": "softmax"}
+    return layers
+
+
+def save(
+    file: Path, layers: list[dict[str, Any]], generation: str = "tidied", average: Any = MEAN, compressed: bool = True
+) -> None:
+    """With its preprocessing as today's files have it, or as those before MatConvNet's beta 17."""
+    average = np.array(average).reshape(1, 1, 3) if np.ndim(average) == 1 and len(average) == 3 else np.array(average)
+    normalization = {"imageSize": np.array([[224.0, 224, 3]]), "averageImage": average, "interpolation": "bilinear"}
+    said: dict[str, Any] = {"normalization": normalization, "classes": {"name": np.array(["n01440764"], object)}}
+    cells = np.empty((1, len(layers)), dtype=object)
+    cells[0, :] = layers
+    savemat(file, {"layers": cells} | ({"meta": said} if generation == "tidied" else said), do_compression=compressed)
+
+
+def one_line(file: Path, **options: Any) -> str:
+    with pytest.raises(UserError) as refused:
+        read(file, **options)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("net", ["A", "C", "D", "E"])
+@pytest.mark.parametrize("generation", ["tidied", "old"])
+def test_the_same_scores_for_the_same_rgb(tmp_path: Path, net: str, generation: str) -> None:
+    original, file = built(net), tmp_path / "imagenet-vgg-verydeep.mat"
+    large = np.broadcast_to(np.array(MEAN), (224, 224, 3))  # the old ones hold an image of one colour
+    save(file, layers_of(original), generation, MEAN if generation == "tidied" else large)
+    found = read(file)
+    assert found.model == {"net": net, "batch_norm": False} | GEOMETRY
+    assert found.source == "MatConvNet's net"
+    assert found.preprocessing == PREPROCESSING["paper"] | {"mean": list(MEAN)}
+    again = VGG(architecture(**found.model)).eval()
+    again.load_state_dict(found.weights)
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 60
+    with torch.inference_mode():
+        assert torch.equal(again(images), original(images))
+
+
+def test_every_axis_tells_in_these_tests() -> None:
+    """Rows for columns, BGR for RGB or fc6 in another order would be another net."""
+    net = built("D")
+    conv, fc6 = (net.named_layers()[name].weight.detach() for name in ("conv1_1", "fc6"))  # type: ignore[operator, union-attr]
+    assert not torch.equal(conv, conv.transpose(2, 3))
+    assert not torch.equal(conv, conv.flip(1))
+    assert not torch.equal(fc6, fc6.unflatten(1, (-1, 2, 2)).transpose(2, 3).flatten(1))
+
+
+def test_a_net_of_one_class(tmp_path: Path) -> None:
+    """MATLAB drops trailing axes of length 1."""
+    original, file = built("A", classes=1), tmp_path / "one.mat"
+    layers = layers_of(original)
+    kernel = next(one for one in layers if one["name"] == "fc8")["weights"]
+    kernel[0, 0] = kernel[0, 0][..., 0]
+    save(file, layers)
+    assert torch.equal(read(file).weights["classifier.6.weight"], original.state_dict()["classifier.6.weight"])
+
+
+@pytest.mark.parametrize("average", [[0.0, 0.0], np.empty((0, 0))])
+def test_without_a_mean_it_is_the_papers(tmp_path: Path, average: Any) -> None:
+    file = tmp_path / "net.mat"
+    save(file, layers_of(built("A")), average=average)
+    assert read(file).preprocessing == PREPROCESSING["paper"]
+
+
+def test_a_mean_image_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "net.mat"
+    save(file, layers_of(built("A")), average=np.random.default_rng(0).random((4, 4, 3)))
+    assert "averageImage differs from place to place" in one_line(file)
+
+
+def test_mistakes_are_one_line(tmp_path: Path) -> None:
+    file, net = tmp_path / "net.mat", built("D")
+    save(file, layers_of(net))
+    assert "are not of net E" in one_line(file, net="E")
+    save(file, layers_of(net)[2:])
+    assert "its layers are of no net of Table 1: conv1_2" in one_line(file)
+    twice = layers_of(net)
+    twice[2] = dict(twice[0])
+    save(file, twice)
+    assert "layer 'conv1_1' stands twice" in one_line(file)
+    flat = layers_of(net)
+    flat[0]["weights"][0, 0] = np.zeros((1, 5))
+    save(file, flat)
+    one_line(file)
+    savemat(file, {"params": np.zeros(3)})
+    assert "the SimpleNN form is read here" in one_line(file)
+    savemat(file, {"layers": "text"})
+    one_line(file)
+
+
+@pytest.mark.parametrize("share", [0.0001, 0.01, 0.5, 0.999])
+def test_truncated_files_are_one_line(tmp_path: Path, share: float) -> None:
+    file = tmp_path / "net.mat"
+    save(file, layers_of(built("A")))
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(len(whole) * share)])
+    one_line(file)
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_damaged_files_are_one_line(tmp_path: Path, compressed: bool) -> None:
+    """Any damage to compressed variables is found. Uncompressed ones have no checksum: a weight may have changed."""
+    file, random = tmp_path / "net.mat", np.random.default_rng(0)
+    save(file, layers_of(built("A")), compressed=compressed)
+    whole = file.read_bytes()
+    for where in [*range(128, 160), *random.integers(128, len(whole), 50), *random.integers(128, 4000, 100)]:
+        damaged = bytearray(whole)
+        damaged[where] ^= 1 << random.integers(8)
+        file.write_bytes(bytes(damaged))
+        if compressed:
+            one_line(file)
+        else:
+            with suppress(UserError):
+                read(file)

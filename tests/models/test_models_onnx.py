@@ -1,0 +1,97 @@
+"""ONNX files, run by ONNX Runtime: the plain and the dense form give what our own nets give."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vggrepro.errors import UserError
+from vggrepro.models import onnx
+from vggrepro.models.dense import class_scores, score_map
+from vggrepro.models.init import init_weights
+from vggrepro.models.table1 import architecture
+from vggrepro.models.vgg import VGG
+from vggrepro.models.weights import PREPROCESSING, write
+
+GEOMETRY: dict[str, Any] = {"classes": 7, "crop": 64, "width": 0.0625}
+
+
+def exported(file: Path, model: dict[str, Any], *, dense: bool) -> tuple[VGG, Any]:
+    """A net, and ONNX Runtime's session of its file."""
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    net = VGG(architecture(**model)).eval()
+    init_weights(net, "kaiming", seed=1)
+    names = list("abcdefg")
+    write(file, net.state_dict(), model=model, preprocessing=PREPROCESSING["paper"], classes=names, dense=dense)
+    assert [one.name for one in file.parent.iterdir()] == [file.name], "one file, with the weights in it"
+    return net, runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+
+
+def pixels(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)) * 60
+
+
+NETS = [
+    {"net": "D"},
+    {"net": "A-LRN"},
+    {"net": "C"},
+    {"net": "A", "batch_norm": True},
+    {"net": "own", "layers": [["conv3-64", "LRN"], ["conv5-99"]], "crop": 32},
+]
+
+
+@pytest.mark.parametrize("model", NETS, ids=lambda model: model["net"])
+def test_the_dense_form_takes_pictures_of_any_size(tmp_path: Path, model: dict[str, Any]) -> None:
+    net, session = exported(tmp_path / "net.onnx", GEOMETRY | model, dense=True)
+    crop = net.architecture.crop
+    for shape in [(1, 3, crop, crop), (3, 3, crop, 200), (2, 3, 97, 131), (1, 3, 333, crop + 1)]:
+        images = pixels(*shape)
+        scores, scores_at_places = (torch.from_numpy(one) for one in session.run(None, {"images": images.numpy()}))
+        with torch.inference_mode():
+            expected = class_scores(net, images)
+            torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(scores_at_places, score_map(net, images), rtol=1e-4, atol=1e-5)
+        assert expected.std() > 0.01
+
+
+@pytest.mark.parametrize("model", NETS[:2], ids=lambda model: model["net"])
+def test_the_plain_form_gives_the_same_scores(tmp_path: Path, model: dict[str, Any]) -> None:
+    net, session = exported(tmp_path / "net.onnx", GEOMETRY | model, dense=False)
+    for n in (1, 5):
+        images = pixels(n, 3, net.architecture.crop, net.architecture.crop)
+        (scores,) = (torch.from_numpy(one) for one in session.run(None, {"images": images.numpy()}))
+        with torch.inference_mode():
+            expected = net(images)
+        torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
+        assert expected.std() > 0.01
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_the_file_says_what_it_is(tmp_path: Path, dense: bool) -> None:
+    _, session = exported(tmp_path / "net.onnx", {"net": "A"} | GEOMETRY, dense=dense)
+    said = session.get_modelmeta().custom_metadata_map
+    assert said["form"] == ("dense" if dense else "crop")
+    assert json.loads(said["model"]) == {"net": "A"} | GEOMETRY
+    assert json.loads(said["preprocessing"]) == PREPROCESSING["paper"]
+    assert json.loads(said["classes"]) == list("abcdefg")
+    size = ["height", "width"] if dense else [64, 64]
+    assert [(one.name, one.shape) for one in session.get_inputs()] == [("images", ["batch", 3, *size])]
+    assert [one.name for one in session.get_outputs()] == ["scores", "score_map"][: 1 + dense]
+
+
+def test_without_the_packages_it_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx, "find_spec", lambda name: None)
+    net = VGG(architecture("A", **GEOMETRY))
+    model, preprocessing = {"net": "A"} | GEOMETRY, PREPROCESSING["paper"]
+    with pytest.raises(UserError, match=r"^ONNX export needs onnx and onnxscript; install with: pip install [a-z ]+$"):
+        write(tmp_path / "net.onnx", net.state_dict(), model=model, preprocessing=preprocessing, classes=None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_net_that_is_too_large_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx, "_MOST_BYTES", 1000)
+    with pytest.raises(UserError, match=r"too many for one ONNX file; export it as .safetensors"):
+        onnx.to_onnx(VGG(architecture("A", **GEOMETRY)).eval(), {}, dense=False)
