@@ -29,7 +29,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vggrepro.errors import UserError
-from vggrepro.paper import value
+from vggrepro.paper import scale_text, value
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -105,7 +105,7 @@ class Data(Section):
     @property
     def S_text(self) -> str:
         """S as the paper's tables print it."""
-        return f"[{self.S[0]};{self.S[1]}]" if isinstance(self.S, tuple) else str(self.S)
+        return scale_text(self.S)
 
 
 class Schedule(Section):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from reporting_runs import PICTURES, REPOSITORY, dense, make_run, posteriors_with
-from scipy.stats import binomtest, t
+from scipy.stats import binomtest, t, ttest_1samp
 
 from vggrepro.config import load_stage
 from vggrepro.models.table1 import architecture
@@ -48,6 +48,8 @@ def test_better_has_the_exact_test(root: Path, wrong_B: int, verdict: str) -> No
     half = 100 * 1.959964 * math.sqrt(differing - differing**2 / PICTURES) / PICTURES
     assert claim.interval == pytest.approx((claim.effect - half, claim.effect + half), abs=1e-4)
     assert (claim.n, claim.seeds, claim.spread) == (PICTURES, 1, None)
+    assert (claim.better, claim.worse) == ("paper:B-256: dense, Q = 256", "paper:A-256: dense, Q = 256")
+    assert claim.departures == 0
 
 
 @pytest.mark.parametrize(
@@ -76,9 +78,9 @@ def test_protocols_of_one_net_are_compared(root: Path) -> None:
     make_run(root, "D", (256, 512), posteriors=posteriors)
     make_run(root, "E", (256, 512), posteriors=posteriors)
     assert claim_of(root, "D at S = [256;512], several Q are better").effect == 15.0
-    assert claim_of(root, "D: multicrop is better than dense").effect == -1.0
-    assert claim_of(root, "D: multicrop is better than dense").verdict == "not supported"
-    assert claim_of(root, "better than E, multicrop").verdict == "undecided at this n"  # the same answers
+    assert claim_of(root, "D: multi-crop is better than dense").effect == -1.0
+    assert claim_of(root, "D: multi-crop is better than dense").verdict == "not supported"
+    assert claim_of(root, "better than E, multi-crop").verdict == "undecided at this n"  # the same answers
     assert claim_of(root, "B is better than its 5x5 twin").verdict == "not measured"
 
 
@@ -104,10 +106,17 @@ def test_several_seeds_decide_by_their_spread(root: Path) -> None:
     errors = {0: (592, 560), 1: (600, 570), 2: (588, 559)}
     for seed, (A, B) in errors.items():
         make_run(root, "A", name=f"A-{seed}", seed=seed, posteriors=dense(256, wrong1=A, wrong5=0))
-        make_run(root, "B", name=f"B-{seed}", seed=seed, posteriors=dense(256, wrong1=B, wrong5=0))
+        line = {"setting": "train.precision", "paper": "fp32", "run": "bf16", "why": "faster"}
+        B_posteriors = dense(256, wrong1=B, wrong5=0)
+        make_run(root, "B", name=f"B-{seed}", seed=seed, posteriors=B_posteriors, departures=[line])
+    make_run(root, "B", name="B-9", seed=9, posteriors=dense(256, wrong1=0, wrong5=0))  # no A has this seed
     claim = claim_of(root, "B is better than A")
     effects = [100 * (A - B) / PICTURES for A, B in errors.values()]
     half = t.ppf(0.975, 2) * statistics.stdev(effects) / math.sqrt(3)
+    assert claim.spread == pytest.approx(statistics.stdev(effects))
+    assert claim.p_value == pytest.approx(ttest_1samp(effects, 0).pvalue)
+    assert claim.better == "paper:B-0, paper:B-1, paper:B-2: dense, Q = 256"
+    assert claim.departures == 1
     assert (claim.seeds, claim.verdict) == (3, "supported")
     assert claim.effect == pytest.approx(statistics.mean(effects))
     assert claim.interval == pytest.approx((claim.effect - half, claim.effect + half))
@@ -150,3 +159,12 @@ def test_depth_helps_in_the_public_nets(public_nets: dict[str, Answers]) -> None
         test = paired_top1(public_nets[worse], public_nets[better])
         assert test.interval[0] > 0
         assert test.p_value < 1e-3
+
+
+def test_seeds_that_all_say_the_same_are_no_division_by_zero(root: Path) -> None:
+    for seed in range(2):
+        for net, wrong in (("A", 592), ("B", 560)):
+            make_run(root, net, name=f"{net}-{seed}", seed=seed, posteriors=dense(256, wrong1=wrong, wrong5=0))
+    claim = claim_of(root, "B is better than A")
+    assert (claim.verdict, claim.spread, claim.p_value) == ("supported", 0.0, 0.0)
+    assert claim.interval == (claim.effect, claim.effect)

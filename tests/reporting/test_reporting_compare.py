@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from reporting_runs import CLASSES, PICTURES, REPOSITORY, dense, labels, make_run
+from reporting_runs import CLASSES, PICTURES, REPOSITORY, dense, labels, make_run, posteriors_with
 from scipy.stats import binomtest
 
 from vggrepro import cli, pipeline
@@ -36,6 +36,10 @@ def test_a_known_answer(root: Path) -> None:
     assert (test.only_first_right, test.only_second_right, test.n) == (50, 90, PICTURES)
     assert test.difference == 2.0
     assert test.p_value == pytest.approx(binomtest(50, 140).pvalue)
+    assert made.shown == "dense, Q = 256"
+    assert [(one.directory, one.finished) for one in made.made_by] == [
+        (str(root / "paper" / name), True) for name in ("A-256", "B-256")
+    ]
     differing = {(one.kind, one.key): one.values for one in made.differences}
     assert differing == {("configuration", "model.net"): ["A", "B"]}
     assert all(labels()[one.row] == int(one.true.removeprefix("class ")) for one in made.disagreements)
@@ -55,6 +59,23 @@ def test_runs_of_other_pictures_are_not_tested_against_each_other(root: Path) ->
     assert (made.paired, made.classes, made.disagreements) == ([], [], [])
     assert [one.key for one in made.differences if one.kind == "data"] == ["fingerprint"]
     assert any("not comparable" in note for note in made.notes)
+
+
+def test_classes_and_pictures_are_of_the_protocol_with_most_in_it(root: Path) -> None:
+    scales, multicrop = (224, 256, 288), {("multicrop", Q): posteriors_with(7, 0) for Q in (224, 256, 288)}
+    make_run(root, "A", posteriors=dense(*scales, wrong1=100, wrong5=50) | multicrop)
+    make_run(root, "B", posteriors=dense(*scales, wrong1=60, wrong5=10) | {("centre", 256): posteriors_with(9, 0)})
+    made = compared(root)
+    assert made.shown == "dense, Q = 224, 256, 288"
+    assert {(one.method, one.scales) for one in made.paired} == {("dense", "one Q"), ("dense", "several Q")}
+    centre = next(one for one in made.errors if one.method == "centre")
+    assert (centre.top1[0], centre.n) == (None, [None, PICTURES])
+
+
+def test_tests_of_another_kind_are_said(root: Path) -> None:
+    for net, flip in (("A", True), ("B", False)):
+        make_run(root, net, posteriors=dense(256, wrong1=100, wrong5=50), flip=flip)
+    assert any("tested differently: evaluation.flip" in note for note in compared(root).notes)
 
 
 def test_what_is_unfinished_or_not_evaluated_is_said(root: Path) -> None:

@@ -1,11 +1,14 @@
 """Generated sections are made anew between their markers, and are never stale in the repository."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from reporting_runs import REPOSITORY, dense, make_run
 
 from vggrepro.errors import UserError
+from vggrepro.paper import facts
+from vggrepro.reporting import tables
 from vggrepro.reporting.document import is_fresh, kept_report, update_document
 from vggrepro.reporting.runs import find_runs
 from vggrepro.reporting.tables import build_report
@@ -32,7 +35,7 @@ def test_only_the_section_is_renewed(document: Path) -> None:
     assert text.startswith("before\n<!-- vggrepro:tables -->\n")
     assert text.endswith("<!-- /vggrepro:tables -->\nafter\n")
     assert "old" not in text
-    assert "| A | 256 | 256 | 29.6 | **29.6** |" in text
+    assert "| A | 256 | 256 | dense | 29.6 | **29.6** |" in text
     assert is_fresh(document)
 
 
@@ -49,6 +52,15 @@ def test_words_outside_the_section_are_free(document: Path) -> None:
 def test_another_report_makes_it_stale(document: Path) -> None:
     kept = kept_report(document)
     kept.write_text(kept.read_text().replace("29.6", "29.5"))
+    assert not is_fresh(document)
+
+
+def test_other_figures_of_the_paper_make_it_stale(document: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kept report has the figures that `facts.yaml` had when it was made."""
+    assert is_fresh(document)
+    rows = tuple(replace(row, top1=28.6) if row.nets == ("B",) else row for row in facts().table(3))
+    corrected = replace(facts(), tables={**facts().tables, 3: rows})
+    monkeypatch.setattr(tables, "facts", lambda: corrected)
     assert not is_fresh(document)
 
 

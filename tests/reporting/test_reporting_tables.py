@@ -181,13 +181,34 @@ def test_another_data_set_is_not_held_against_the_paper(root: Path) -> None:
     assert rows_of(root, 4, net="A")[0].note == "the paper has no such row"
     text = render(build_report(find_runs([root])), Format.markdown, "t")
     assert "not measured" not in text.partition("### The paper's claims")[0]  # its rows without runs take one line
-    assert "Rows of the paper without a run here: Table 3: A-LRN at 256, B at 256" in text
+    assert "Rows of the paper without a run here: 11 of Table 3, 10 of Table 4, 6 of Table 5, 4 of Table 6." in text
+    assert "| A | 256 | 256 | dense | (29.6) | **29.6** | - |" in text  # not to be mistaken for a yardstick
 
 
 @pytest.mark.usefixtures("paper_of_2000")
 def test_without_mirror_images_the_protocol_is_another(root: Path) -> None:
     make_run(root, "A", posteriors=dense(256, wrong1=592, wrong5=208), flip=False)
     assert rows_of(root, 3, net="A")[0].verdict == "not comparable"
+    text = render(build_report(find_runs([root])), Format.markdown, "t")
+    assert "| A | 256 | 256 | dense, no mirror images | 29.6 | **29.6** |" in text
+
+
+def test_the_same_pictures_at_two_places_are_one_data_set(root: Path) -> None:
+    for net in ("A", "D"):
+        run = make_run(root, net, posteriors=dense(256, wrong1=592, wrong5=208))
+        run.write_json("dataset.json", run.read_json("dataset.json") | {"source": f"local disk of {net}"})
+    (group,) = build_report(find_runs([root])).groups
+    assert len(group.runs) == 2
+
+
+def test_the_way_back_to_a_run(root: Path) -> None:
+    run = make_run(root, "A", posteriors=dense(256, wrong1=592, wrong5=208))
+    run.write_json("environment.json", {"git_commit": "0123456789abcdef", "git_dirty": True})
+    run.write_json("mlflow.json", {"run_id": "fedcba9876543210"})
+    text = render(build_report(find_runs([root])), Format.markdown, "t")
+    weights = run.read_json("final.json")["weights"][:12]
+    line = f"| paper:A-256 | 0 | 370,000 of 370,000 | {weights} | 0123456789 and changes | 0 | fedcba98 | {run.path} |"
+    assert line in text
 
 
 @pytest.mark.usefixtures("paper_of_2000")
@@ -259,8 +280,8 @@ def test_markdown_says_departures_and_the_way_back(report: Report) -> None:
     assert "- paper:A-256: train.precision: bf16 instead of fp32 (50 % faster & <cheaper>)" in text
     rows = [[cell.strip() for cell in line.split("|")][1:-1] for line in text.splitlines() if line.startswith("| A |")]
     assert [
-        "A", "256", "256", "29.6", "**29.6**", "+0.0", "27.6 to 31.6", "10.4", "10.4", "+0.0", "9.1 to 11.8", "2,000",
-        "agrees", "1", "paper:A-256",
+        "A", "256", "256", "dense", "29.6", "**29.6**", "+0.0", "27.6 to 31.6", "10.4", "10.4", "+0.0", "9.1 to 11.8",
+        "2,000", "agrees", "1", "paper:A-256",
     ] in rows  # fmt: skip
 
 

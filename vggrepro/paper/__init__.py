@@ -16,6 +16,11 @@ Scale = int | tuple[int, int]
 """A training scale S in pixels of the shorter side: one value, or the range [S_min; S_max] of scale jittering."""
 
 
+def scale_text(S: Scale) -> str:
+    """S as the paper's tables print it."""
+    return f"[{S[0]};{S[1]}]" if isinstance(S, tuple) else str(S)
+
+
 @dataclass(frozen=True)
 class Hyperparameter:
     """A value of the paper and where it stands: a section number, with what else it rests on."""

@@ -93,7 +93,8 @@ _STYLE = """
 body { margin: 0 auto; padding: 1rem; max-width: 92rem; color: var(--ink); background: var(--page);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; overflow-wrap: break-word; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; } h3 { font-size: 1rem; margin-top: 1.6rem; }
-.wide { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; margin: .6rem 0 1rem; }
+.wide { width: fit-content; max-width: 100%; overflow-x: auto; margin: .6rem 0 1rem;
+  border: 1px solid var(--line); border-radius: 6px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .92em; }
 th, td { padding: .35rem .5rem; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { background: var(--band); font-weight: 600; white-space: normal; vertical-align: bottom; }

@@ -15,14 +15,15 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from vggrepro.evaluation.significance import Paired
-from vggrepro.paper import Scale, value
-from vggrepro.reporting.answers import AnswerBook, Answers, Asked, paired_top1
+from vggrepro.paper import Scale, scale_text, value
+from vggrepro.reporting.answers import AnswerBook, Asked, paired_top1
 from vggrepro.reporting.runs import Recipe, StoredRun
 
 Outcome = Literal["supported", "not supported", "undecided at this n", "not measured"]
 
 MARGIN = 0.5
 """Points of top-1 error below which we call a gain none, or two nets about as good; the paper names no figure."""
+_SAID = {"dense": "dense", "multicrop": "multi-crop", "both": "both"}
 SHALLOW = "B-5x5"
 """The net of Section 4.1 that has one 5x5 convolution for each pair of B's; `configs/ablation_B-5x5.yaml`."""
 
@@ -41,7 +42,7 @@ class Claim(BaseModel):
     interval: tuple[float, float] | None = None
     """95 %: over the pictures, or with several pairs of seeds over these (Student's t)."""
     p_value: float | None = None
-    """McNemar's exact test, two-sided; with several pairs of seeds of the first."""
+    """McNemar's exact test, two-sided; with several pairs of seeds Student's t over these."""
     n: int | None = None
     """Pictures."""
     seeds: int = 0
@@ -49,7 +50,10 @@ class Claim(BaseModel):
     spread: float | None = None
     """Sample standard deviation of the effect over the pairs, points."""
     better: str
+    """What the claim says is better: the runs with their protocol, or what is asked for where there are none."""
     worse: str
+    departures: int | None = None
+    """Settings in which the runs depart from the paper."""
     note: str = ""
 
 
@@ -63,9 +67,20 @@ class _Side:
 
     def __str__(self) -> str:
         scales = {S for _, S in self.recipes}
-        S = ", ".join(f"[{S[0]};{S[1]}]" if isinstance(S, tuple) else str(S) for S in scales)
+        S = ", ".join(map(scale_text, scales))
         nets = " + ".join(net for net, _ in self.recipes)
-        return f"{nets} (S = {S}), {self.method}, {'one Q' if self.table == 3 else 'several Q'}"
+        return f"{nets} at S = {S}: {self.method}, {'one Q' if self.table == 3 else 'several Q'}"
+
+    def asked(self, recipes: Mapping[Recipe, Sequence[StoredRun]], seed: int) -> list[Asked]:
+        """Its runs of one seed, and the Q they are tested at."""
+        runs = (run for recipe in self.recipes for run in recipes[recipe] if run.config.run.seed == seed)
+        return [(run, run.Q_of(self.table)) for run in runs]
+
+    def told(self, pairs: Sequence[Sequence[Asked]]) -> str:
+        """The runs of all seeds, with the protocol."""
+        runs = ", ".join(" + ".join(run.name for run, _ in asked) for asked in pairs)
+        Q = " + ".join(dict.fromkeys(", ".join(map(str, Q)) for _, Q in pairs[0]))
+        return f"{runs}: {self.method}, Q = {Q}"
 
 
 @dataclass(frozen=True)
@@ -111,22 +126,19 @@ def _statements() -> Iterator[_Statement]:
     )
     for net in ("C", "D", "E"):
         for S in (fixed, fine):
-            text = f"Scale jitter in training helps: {net} at S = [{jitter[0]};{jitter[1]}] is better than at S = {S}"
+            text = f"Scale jitter in training helps: {net} at S = {scale_text(jitter)} is better than at S = {S}"
             yield _Statement("4.1", text, one(net, jitter), one(net, S))
-    for net, S in (("B", fixed), *((net, S) for net in ("A", "C", "D", "E") for S in (fixed, fine, jitter))):
-        if net == "A" and S != fixed:
-            continue
-        S_text = f"[{S[0]};{S[1]}]" if isinstance(S, tuple) else S
-        text = f"Scale jitter in testing helps: {net} at S = {S_text}, several Q are better than one"
+    for net, S in (("A", fixed), ("B", fixed), *((net, S) for net in ("C", "D", "E") for S in (fixed, fine, jitter))):
+        text = f"Scale jitter in testing helps: {net} at S = {scale_text(S)}, several Q are better than one"
         yield _Statement("4.2", text, one(net, S, 4), one(net, S, 3))
     for net in ("D", "E"):
         for better, worse in (("multicrop", "dense"), ("both", "dense"), ("both", "multicrop")):
-            text = f"{net}: {better} is better than {worse}"
+            text = f"{net}: {_SAID[better]} is better than {_SAID[worse]}"
             yield _Statement("4.3", text, one(net, jitter, 4, better), one(net, jitter, 4, worse))
     for method in ("dense", "multicrop", "both"):
         for net in ("D", "E"):
             together = _Side((("D", jitter), ("E", jitter)), 4, method)
-            text = f"Fusion helps: D and E together are better than {net}, {method}"
+            text = f"Fusion helps: D and E together are better than {net}, {_SAID[method]}"
             yield _Statement("4.4", text, together, one(net, jitter, 4, method))
 
 
@@ -144,51 +156,51 @@ def _check(group: str, statement: _Statement, recipes: Mapping[Recipe, Sequence[
         "better": str(statement.better),
         "worse": str(statement.worse),
     }
-    lacking = sorted({f"{net} at S = {S}" for side in sides for net, S in side.recipes if not recipes.get((net, S))})
+    lacking = sorted(
+        {f"{net} at S = {scale_text(S)}" for side in sides for net, S in side.recipes if not recipes.get((net, S))}
+    )
     if lacking:
         return Claim(verdict="not measured", note=f"no run of {', '.join(lacking)}", **named)
-    pairs = [pair for pair in _by_seed(statement, recipes, book) if pair]
-    if not pairs:
+    used = [recipes[recipe] for side in sides for recipe in side.recipes]
+    seeds = set.intersection(*({run.config.run.seed for run in runs} for runs in used))
+    asked = [[side.asked(recipes, seed) for side in sides] for seed in sorted(seeds)]
+    found = [[book.of(one, side.method) for one, side in zip(both, sides, strict=True)] for both in asked]
+    measured = [(both, better, worse) for both, (better, worse) in zip(asked, found, strict=True) if better and worse]
+    if not measured:
         return Claim(verdict="not measured", note="no seed has stored posteriors of both sides", **named)
-    tests = [paired_top1(worse, better) for better, worse in pairs]
+    tests = [paired_top1(worse, better) for _, better, worse in measured]
     effects = [test.difference for test in tests]
     effect = statistics.mean(effects)
     spread = statistics.stdev(effects) if len(effects) > 1 else None
-    interval = tests[0].interval if spread is None else _over_seeds(effect, spread, len(effects))
+    if spread is None:
+        interval, p_value = tests[0].interval, tests[0].p_value
+    else:
+        interval, p_value = _over_seeds(effect, spread, len(effects))
+    for n, side in enumerate(("better", "worse")):
+        named[side] = sides[n].told([both[n] for both, *_ in measured])
     return Claim(
         verdict=_outcome(statement.kind, tests, interval),
         effect=effect,
         interval=interval,
-        p_value=tests[0].p_value,
+        p_value=p_value,
         n=tests[0].n,
         seeds=len(tests),
         spread=spread,
+        departures=len(
+            {str(one) for both, *_ in measured for side in both for run, _ in side for one in run.departures}
+        ),
         **named,
     )
 
 
-def _by_seed(
-    statement: _Statement, recipes: Mapping[Recipe, Sequence[StoredRun]], book: AnswerBook
-) -> Iterator[tuple[Answers, Answers] | None]:
-    """(better, worse) for each seed that all recipes of the claim were trained with."""
-    used = {recipe for side in (statement.better, statement.worse) for recipe in side.recipes}
-    by_seed = {recipe: {run.config.run.seed: run for run in recipes[recipe]} for recipe in used}
-    for seed in sorted(set.intersection(*(set(runs) for runs in by_seed.values()))):
-
-        def answers(side: _Side, seed: int = seed) -> Answers | None:
-            runs = [by_seed[recipe][seed] for recipe in side.recipes]
-            asked: list[Asked] = [(run, run.Q_of(side.table)) for run in runs]
-            return book.of(asked, side.method)
-
-        better, worse = answers(statement.better), answers(statement.worse)
-        yield (better, worse) if better and worse else None
-
-
-def _over_seeds(mean: float, spread: float, n: int) -> tuple[float, float]:
+def _over_seeds(mean: float, spread: float, n: int) -> tuple[tuple[float, float], float]:
+    """95 % interval of a mean over seeds, and how likely one so far from 0 is by chance (Student's t, two-sided)."""
     from scipy.stats import t
 
-    half = float(t.ppf(0.975, n - 1)) * spread / math.sqrt(n)
-    return mean - half, mean + half
+    error = spread / math.sqrt(n)
+    half = float(t.ppf(0.975, n - 1)) * error
+    p_value = 2 * float(t.sf(abs(mean) / error, n - 1)) if error else float(not mean)
+    return (mean - half, mean + half), p_value
 
 
 def _outcome(kind: str, tests: Sequence[Paired], interval: tuple[float, float]) -> Outcome:

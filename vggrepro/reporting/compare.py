@@ -14,14 +14,15 @@ from vggrepro.errors import UserError
 from vggrepro.reporting import figures
 from vggrepro.reporting.answers import AnswerBook, Answers, paired_top1
 from vggrepro.reporting.blocks import DASH, Block, Heading, Picture, Sheet, Text
+from vggrepro.reporting.render import p_text, run_sheet
 from vggrepro.reporting.runs import StoredRun
-from vggrepro.reporting.tables import Record
+from vggrepro.reporting.tables import Record, RunNote, note_of
 from vggrepro.stages import relocated
 
 if TYPE_CHECKING:
     from vggrepro.data.index import Index
 
-_METHODS = ("dense", "multicrop", "both", "centre")
+_METHODS = ("centre", "dense", "multicrop", "both")  # the last has most in it
 _CLASSES_SHOWN = 10
 _PICTURES_SHOWN = 16
 _THUMBNAIL_PX = 160
@@ -89,11 +90,13 @@ class Comparison(Record):
 
     format: Literal["vggrepro comparison 1"] = "vggrepro comparison 1"
     runs: list[str]
-    directories: list[str]
-    finished: list[bool]
+    made_by: list[RunNote]
+    """The way back to each run."""
     differences: list[Difference]
     errors: list[Measured]
     paired: list[PairedTest]
+    shown: str | None = None
+    """The protocol of classes and pictures below: of those that the first two runs share, the one with most in it."""
     classes: list[ClassErrors] = Field(default_factory=list)
     """Of the first two runs, the classes on which they differ most."""
     disagreements: list[Disagreement] = Field(default_factory=list)
@@ -116,7 +119,7 @@ def compare(runs: Sequence[StoredRun], index: Index | None, notes: Sequence[str]
     same_pictures = len({run.dataset.get("fingerprint") for run in runs}) == 1
     if not same_pictures:
         said.append("The runs are of different pictures: their errors are not comparable, and no paired test is made.")
-    shown: tuple[Answers, Answers] | None = None
+    shown: tuple[str, Answers, Answers] | None = None
     for method, scales, answers in _protocols(runs, book):
         Q = [", ".join(map(str, run.Q_of(3 if scales == "one Q" else 4))) for run in runs]
         errors.append(
@@ -151,7 +154,9 @@ def compare(runs: Sequence[StoredRun], index: Index | None, notes: Sequence[str]
                     )
                 )
         if answers[0] and answers[1]:
-            shown = answers[0], answers[1]  # the last protocol that both have: the one with most in it
+            shown = f"{method}, Q = {' | '.join(dict.fromkeys(Q[:2]))}", answers[0], answers[1]
+    if len({(run.config.evaluation.flip, run.config.evaluation.precision) for run in runs}) > 1:
+        said.append("The runs are tested differently: evaluation.flip or evaluation.precision, see below.")
     if not errors:
         said.append("No run has stored posteriors; `vggrepro evaluate RUN` makes them.")
     unfinished = [f"{name} (step {run.step:,})" for name, run in zip(names, runs, strict=True) if not run.finished]
@@ -159,13 +164,13 @@ def compare(runs: Sequence[StoredRun], index: Index | None, notes: Sequence[str]
         said.append(f"Not finished: {', '.join(unfinished)}.")
     return Comparison(
         runs=names,
-        directories=[str(run.path) for run in runs],
-        finished=[run.finished for run in runs],
+        made_by=[note_of(run) for run in runs],
         differences=list(_differences(runs)),
         errors=errors,
         paired=paired,
-        classes=_by_class(*shown, index) if shown else [],
-        disagreements=_disagreements(*shown, index) if shown else [],
+        shown=shown[0] if shown else None,
+        classes=_by_class(*shown[1:], index) if shown else [],
+        disagreements=_disagreements(*shown[1:], index) if shown else [],
         notes=said,
     )
 
@@ -254,7 +259,7 @@ def blocks_of(made: Comparison, runs: Sequence[StoredRun], index: Index | None) 
         blocks.append(
             Text("Difference: first minus second, points, with its 95 % interval; p: McNemar's exact test, two-sided.")
         )
-    blocks.append(Heading(2, "What differs"))
+    blocks += [Heading(2, "Runs"), run_sheet(made.made_by), Heading(2, "What differs")]
     for kind in ("configuration", "environment", "data", "ledger"):
         own = [one for one in made.differences if one.kind == kind]
         if own:
@@ -268,12 +273,15 @@ def blocks_of(made: Comparison, runs: Sequence[StoredRun], index: Index | None) 
     if made.classes:
         rows = [(one.name, str(one.n), *(f"{error:.1f}" for error in one.errors)) for one in made.classes]
         sheet = Sheet(("class", "pictures", *made.runs[:2]), rows, numbers=frozenset({1, 2, 3}))
-        blocks += [Heading(2, "Classes on which they differ most, top-1 error"), sheet]
+        blocks += [Heading(2, "Classes on which they differ most"), sheet]
+        blocks.append(Text(f"Top-1 error in per cent ({made.shown}). Of many classes some differ by chance."))
     if made.disagreements:
         blocks.append(Heading(2, "Pictures on which they disagree most"))
+        blocks.append(Text(f"One of the two is right; their posteriors of the true class differ most ({made.shown})."))
         rows = [(str(one.row), one.true, *one.guesses, one.file or DASH) for one in made.disagreements]
         if index:
-            blocks.append(Picture(_contact_sheet(made, index), "True class, and the first guesses of the two"))
+            title = f"True class; below it the first guesses of {made.runs[0]} | {made.runs[1]}"
+            blocks.append(Picture(_contact_sheet(made, index), title))
         blocks.append(Sheet(("row", "true class", *made.runs[:2], "file"), rows))
     return blocks
 
@@ -317,7 +325,7 @@ def _paired_sheet(made: Comparison) -> Sheet:
             f"{one.first} - {one.second}",
             f"{one.difference:+.2f}",
             f"{one.interval[0]:+.2f} to {one.interval[1]:+.2f}",
-            "< 0.0001" if one.p_value < 1e-4 else f"{one.p_value:.4f}",
+            p_text(one.p_value),
             f"{one.only_first_right} / {one.only_second_right}",
             f"{one.n:,}",
         )

@@ -22,7 +22,7 @@ from vggrepro.paper import facts
 from vggrepro.reporting import blocks
 from vggrepro.reporting.blocks import DASH, Block, Bullets, Sheet, Text
 from vggrepro.reporting.render import blocks_of
-from vggrepro.reporting.tables import Report
+from vggrepro.reporting.tables import Report, build_report
 
 _SECTION = re.compile(r"<!-- vggrepro:(\S+) -->\n.*?<!-- /vggrepro:\1 -->", re.DOTALL)
 _RECIPES = Path("configs") / "reproduce.yaml"
@@ -42,14 +42,23 @@ def kept_report(document: Path) -> Path:
 
 
 def is_fresh(document: Path) -> bool:
-    """Whether the generated sections are what the kept report gives today. Raises UserError."""
+    """Whether the generated sections are what the kept report gives today, and it has the paper's figures as of today.
+
+    Raises UserError.
+    """
     kept = kept_report(document)
     try:
         report = Report.model_validate_json(_read(kept))
     except ValidationError as error:
         raise UserError(f"{kept} is no report of this version; run `vggrepro tables --update {document}`") from error
     text = _read(document)
-    return renew(text, report, document.parent) == text
+    return _of_the_paper(build_report([])) <= _of_the_paper(report) and renew(text, report, document.parent) == text
+
+
+def _of_the_paper(report: Report) -> set[tuple[object, ...]]:
+    """What a report says of the paper itself: its figures and its claims."""
+    printed = {(row.table, row.net, row.printed_top1, row.printed_top5, row.printed_count) for row in report.rows}
+    return printed | {(claim.section, claim.claim) for claim in report.claims}
 
 
 def renew(text: str, report: Report, root: Path) -> str:

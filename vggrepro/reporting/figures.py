@@ -63,7 +63,7 @@ def error_by_depth(report: Report, group: str) -> bytes | None:
         x = [nets.index(row.net) + 0.16 * (number - (len(scales) - 1) / 2) for row in own]
         _marks(axes, x, own, _COLOURS[number % len(_COLOURS)], f"S = {S}")
     axes.set_xticks(range(len(nets)), [f"{net}\n{layers[net]}" for net in nets])
-    axes.set(xlabel="net, weight layers", ylabel="top-1 error, %", title="Dense, one Q")
+    axes.set(xlabel="net, weight layers", ylabel="top-1 error, %", title="Dense, one Q; bars: 95 % intervals")
     axes.legend(fontsize=8)
     return _png(figure)
 
@@ -80,7 +80,7 @@ def error_by_scale(report: Report, group: str) -> bytes | None:
         x = [places.index((row.net, row.S)) + 0.16 * (2 * number - 1) for row in own]
         _marks(axes, x, own, _COLOURS[number], ("one Q", "several Q")[number])
     axes.set_xticks(range(len(places)), [f"{net}\nS = {S}" for net, S in places], fontsize=8)
-    axes.set(ylabel="top-1 error, %", title="Dense")
+    axes.set(ylabel="top-1 error, %", title="Dense; bars: 95 % intervals")
     axes.legend(fontsize=8)
     return _png(figure)
 

@@ -14,7 +14,7 @@ from vggrepro.ledger import Departure
 from vggrepro.reporting import blocks
 from vggrepro.reporting.blocks import DASH, Block, Bullets, Heading, Picture, Sheet, Text
 from vggrepro.reporting.claims import Claim
-from vggrepro.reporting.tables import TITLES, Group, Report, Row, Spread
+from vggrepro.reporting.tables import TITLES, Group, Report, Row, RunNote, Spread
 
 
 class Format(StrEnum):
@@ -71,8 +71,9 @@ def blocks_of(report: Report, *, counts: bool = True, pictures: bool = False) ->
         if not group.papers:
             made.append(
                 Text(
-                    "The paper's figures are of other pictures, or another geometry, and stand beside for orientation: "
-                    "for the same net at the S that this one stands for, in proportion to the crop; claims name that S."
+                    "The paper's figures, in parentheses, are of ILSVRC-2012 in the paper's geometry: no yardstick for "
+                    "the errors beside them. Each is of the same net at the S of the same proportion to the crop; the "
+                    "claims below are worded with that S."
                 )
             )
         made += _group_blocks(group, own, report)
@@ -93,17 +94,24 @@ def _group_blocks(group: Group, rows: list[Row], report: Report) -> Iterator[Blo
         if not shown:
             continue
         yield Heading(3, title)
-        yield _error_sheet(shown)
+        yield _error_sheet(shown, group)
         yield from (Text(_spread(one)) for one in report.seeds if (one.group, one.table) == (group.id, table))
         if notes := dict.fromkeys(f"{row.run}: {row.note}" for row in shown if row.note and row.run and group.papers):
             yield Bullets(list(notes))
     if hidden:
-        listed = (f"Table {table}: {', '.join(_nets(hidden, table))}" for table in sorted({r.table for r in hidden}))
-        yield Text(f"Rows of the paper without a run here: {'; '.join(listed)}.")
+        counts = Counter(row.table for row in hidden)
+        listed = ", ".join(f"{n} of Table {table}" for table, n in sorted(counts.items()))
+        yield Text(f"Rows of the paper without a run here: {listed}.")
     yield Text(
-        "Errors in per cent on the validation split, every picture counted once; interval: 95 %, Wilson. Dense: "
-        "the uncropped picture, class scores averaged over positions, posteriors over mirror images and Q. An error "
-        "agrees where the sampling errors of both figures and the rounding of the printed one allow it."
+        "Errors in per cent on the validation split, every picture counted once; interval: 95 %, Wilson. Dense: the "
+        "uncropped picture, class scores averaged over positions. Multicrop: a grid of 5 x 5 crops. Both: the mean of "
+        "the two. Posteriors are averaged over Q, and over the picture and its mirror image unless the method says "
+        "otherwise."
+        + (
+            " An error agrees where the sampling errors of both figures and the rounding of the printed one allow it."
+            if group.papers
+            else ""
+        )
     )
     claims = [claim for claim in report.claims if claim.group == group.id and (group.papers or claim.n)]
     if claims:
@@ -111,11 +119,12 @@ def _group_blocks(group: Group, rows: list[Row], report: Report) -> Iterator[Blo
         yield _claim_sheet(claims)
         yield Text(
             "Effect: top-1 error of the worse minus that of the better, as the paper has it, in points; interval: "
-            "95 %, paired, over pictures, or over seeds where there are several; p: McNemar's exact test, two-sided."
+            "95 %, paired, over pictures; p: McNemar's exact test, two-sided. Several seeds: the mean effect with its "
+            "standard deviation, interval and p over seeds (Student's t)."
         )
     if group.runs:
         yield Heading(3, "Runs")
-        yield _run_sheet(group)
+        yield run_sheet(group.runs)
         yield from _ledger(group)
 
 
@@ -125,10 +134,6 @@ def _pictures(report: Report, group: Group) -> Iterator[Block]:
     for draw, title in ((figures.error_by_depth, "Error by depth"), (figures.error_by_scale, "Error by S and Q")):
         if png := draw(report, group.id):
             yield Picture(png, title)
-
-
-def _nets(rows: Sequence[Row], table: int) -> list[str]:
-    return list(dict.fromkeys(f"{row.net} at {row.S}" for row in rows if row.table == table and row.S))
 
 
 def _count_sheet(rows: list[Row]) -> Sheet:
@@ -143,13 +148,12 @@ def _count_sheet(rows: list[Row]) -> Sheet:
     )  # fmt: skip
 
 
-def _error_sheet(rows: list[Row]) -> Sheet:
-    several = len({row.method for row in rows}) > 1
-    header = [
+def _error_sheet(rows: list[Row], group: Group) -> Sheet:
+    header = (
         "net",
         "S",
         "Q",
-        *(["method"] if several else []),
+        "method",
         "top-1 printed",
         "top-1 measured",
         "difference",
@@ -162,69 +166,95 @@ def _error_sheet(rows: list[Row]) -> Sheet:
         "verdict",
         "departures",
         "run",
-    ]
-    first = 4 if several else 3
-    cells = []
-    for row in rows:
-        cells.append(
-            (
-                row.net + (", test set" if row.split == "test" else ""),
-                row.S or DASH,
-                row.Q or DASH,
-                *([row.method or DASH] if several else []),
-                _error(row.printed_top1),
-                _error(row.measured_top1),
-                _signed(row.difference_top1),
-                _interval(row.interval_top1),
-                _error(row.printed_top5),
-                _error(row.measured_top5),
-                _signed(row.difference_top5),
-                _interval(row.interval_top5),
-                DASH if row.n is None else f"{row.n:,}",
-                row.verdict,
-                DASH if row.departures is None else str(row.departures),
-                row.run or DASH,
-            )
+    )
+
+    def printed(error: float | None) -> str:
+        return _error(error) if error is None or group.papers else f"({_error(error)})"
+
+    cells = [
+        (
+            row.net + (", test set" if row.split == "test" else ""),
+            row.S or DASH,
+            row.Q or DASH,
+            _method(row),
+            printed(row.printed_top1),
+            _error(row.measured_top1),
+            _signed(row.difference_top1),
+            _interval(row.interval_top1),
+            printed(row.printed_top5),
+            _error(row.measured_top5),
+            _signed(row.difference_top5),
+            _interval(row.interval_top5),
+            _count(row.n),
+            row.verdict,
+            _count(row.departures),
+            row.run or DASH,
         )
-    return Sheet(header, cells, strong=first + 1, numbers=frozenset(range(first, first + 9)))
+        for row in rows
+    ]
+    return Sheet(header, cells, strong=5, numbers=frozenset({*range(4, 13), 14}))
+
+
+def _method(row: Row) -> str:
+    """With what makes the test another one than the paper's."""
+    words = [row.method or DASH]
+    if row.flip is False and row.method != "centre":
+        words.append("no mirror images")
+    if row.precision not in (None, "fp32"):
+        words.append(row.precision)
+    return ", ".join(words)
 
 
 def _claim_sheet(claims: list[Claim]) -> Sheet:
-    return Sheet(
-        header=("section", "claim", "verdict", "effect", "95 % interval", "p", "n", "seeds"),
-        rows=[
-            (
-                claim.section,
-                claim.claim,
-                claim.verdict,
-                _signed(claim.effect, 2),
-                DASH if claim.interval is None else f"{claim.interval[0]:+.2f} to {claim.interval[1]:+.2f}",
-                _p(claim.p_value),
-                DASH if claim.n is None else f"{claim.n:,}",
-                str(claim.seeds) if claim.seeds else DASH,
-            )
-            for claim in claims
-        ],
-        numbers=frozenset({3, 4, 5, 6, 7}),
+    header = (
+        "section",
+        "claim",
+        "verdict",
+        "effect",
+        "95 % interval",
+        "p",
+        "n",
+        "seeds",
+        "said to be better",
+        "than",
+        "departures",
     )
+    rows = [
+        (
+            claim.section,
+            claim.claim,
+            claim.verdict,
+            _signed(claim.effect, 2) + ("" if claim.spread is None else f" (sd {claim.spread:.2f})"),
+            DASH if claim.interval is None else f"{claim.interval[0]:+.2f} to {claim.interval[1]:+.2f}",
+            p_text(claim.p_value),
+            _count(claim.n),
+            _count(claim.seeds or None),
+            claim.better,
+            claim.worse,
+            _count(claim.departures),
+        )
+        for claim in claims
+    ]
+    return Sheet(header, rows, numbers=frozenset({3, 4, 5, 6, 7, 10}))
 
 
-def _run_sheet(group: Group) -> Sheet:
-    return Sheet(
-        header=("run", "seed", "step", "net's hash", "code", "departures", "directory"),
-        rows=[
-            (
-                run.name,
-                str(run.seed),
-                f"{run.step:,} of {run.iterations:,}" + ("" if run.finished else ", not finished"),
-                (run.weights or DASH)[:12],
-                (run.git_commit or DASH)[:10],
-                str(len(run.departures)),
-                run.directory,
-            )
-            for run in group.runs
-        ],
-    )
+def run_sheet(runs: Sequence[RunNote]) -> Sheet:
+    """The way back from a number to what made it."""
+    rows = [
+        (
+            run.name,
+            str(run.seed),
+            f"{run.step:,} of {run.iterations:,}" + ("" if run.finished else ", not finished"),
+            (run.weights or DASH)[:12],
+            (run.git_commit or DASH)[:10] + (" and changes" if run.git_dirty else ""),
+            str(len(run.departures)),
+            (run.mlflow_run or DASH)[:8],
+            run.directory,
+        )
+        for run in runs
+    ]
+    header = ("run", "seed", "step", "net's hash", "code", "departures", "MLflow run", "directory")
+    return Sheet(header, rows, numbers=frozenset({1, 5}))
 
 
 def _ledger(group: Group) -> Iterator[Block]:
@@ -277,5 +307,10 @@ def _interval(ends: tuple[float, float] | None) -> str:
     return DASH if ends is None else f"{ends[0]:.1f} to {ends[1]:.1f}"
 
 
-def _p(p: float | None) -> str:
+def _count(n: int | None) -> str:
+    return DASH if n is None else f"{n:,}"
+
+
+def p_text(p: float | None) -> str:
+    """A p-value for a table."""
     return DASH if p is None else "< 0.0001" if p < 1e-4 else f"{p:.4f}"

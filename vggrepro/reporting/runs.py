@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,11 @@ class StoredRun:
         found = sorted((self.path / "posteriors").glob("*.npz"))
         return [file.name for file in found if not file.name.startswith(".") and own not in file.name]
 
+    @property
+    def mlflow_run(self) -> str | None:
+        """Id of its MLflow run; None where it is not mirrored."""
+        return (self.directory.read_json("mlflow.json") or {}).get("run_id") or None
+
     @cached_property
     def variant(self) -> str:
         """Equal for runs that differ in nothing but the seed."""
@@ -149,7 +154,8 @@ class Setting:
 
     experiment: str
     fingerprint: str
-    source: str
+    source: str = field(compare=False)
+    """Where they lay for the first of the runs."""
     classes: int
     val_pictures: int
     crop: int
@@ -245,7 +251,7 @@ def resolve(names: Sequence[str], places: Sequence[Path]) -> list[StoredRun]:
         if known is None:
             known = find_runs([place for place in places if place.is_dir()])
         fits = [run for run in known if name in (run.name, run.config.name)] or [
-            run for run in known if len(name) >= 8 and _mlflow_id(run).startswith(name)
+            run for run in known if len(name) >= 8 and (run.mlflow_run or "").startswith(name)
         ]
         if len(fits) != 1:
             listed = ", ".join(run.name for run in fits or known) or "none"
@@ -258,10 +264,6 @@ def resolve(names: Sequence[str], places: Sequence[Path]) -> list[StoredRun]:
             raise UserError(f"run {name} {problem}")
         chosen += fits
     return chosen
-
-
-def _mlflow_id(run: StoredRun) -> str:
-    return (run.directory.read_json("mlflow.json") or {}).get("run_id", "")
 
 
 def _order(run: StoredRun) -> tuple[Any, ...]:

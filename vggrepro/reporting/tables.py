@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from vggrepro.evaluation.significance import AgainstPrinted
 from vggrepro.models.table1 import architecture
 from vggrepro.paper import Row as PrintedRow
-from vggrepro.paper import Scale, TestedNet, facts
+from vggrepro.paper import TestedNet, facts, scale_text
 from vggrepro.reporting.answers import AnswerBook, Answers, Asked
 from vggrepro.reporting.claims import Claim, check_claims
 from vggrepro.reporting.runs import Recipe, Setting, StoredRun, recipes_of, setting_of
@@ -52,6 +52,10 @@ class Row(Record):
     S: str | None = None
     Q: str | None = None
     method: str | None = None
+    flip: bool | None = None
+    """Whether mirror images are tested too; None where there is no run. A centre crop is never mirrored."""
+    precision: str | None = None
+    """Of the arithmetic of the test."""
     split: Literal["val", "test"] = "val"
     """The labels of the test set were never published: what is printed of it cannot be measured."""
     printed_top1: float | None = None
@@ -118,6 +122,10 @@ class RunNote(Record):
     weights: str | None
     """SHA-256 of the final net."""
     git_commit: str | None
+    git_dirty: bool | None
+    """Whether the code had changes that the commit lacks."""
+    mlflow_run: str | None
+    """Id of its MLflow run."""
     departures: list[Departed]
     unused: list[str]
     """Stored posteriors of another net or index, which no number here is made of."""
@@ -158,7 +166,7 @@ def build_report(runs: Sequence[StoredRun]) -> Report:
             id=f"{number}-{setting.fingerprint[:8]}",
             title=setting.title,
             papers=setting.is_the_papers,
-            runs=[_note(run) for run in members],
+            runs=[note_of(run) for run in members],
         )
         groups.append(group)
         own = _rows(group.id, setting, members, book)
@@ -240,7 +248,7 @@ def _measured(
     candidates = [recipes.get((member.net, member.S), []) for member in printed.members]
     if not all(candidates):
         missing = [
-            f"{member.net} at S = {_scale(member.S)}"
+            f"{member.net} at S = {scale_text(member.S)}"
             for member, found in zip(printed.members, candidates, strict=True)
             if not found
         ]
@@ -276,6 +284,8 @@ def _row(
         "S": " + ".join(dict.fromkeys(run.config.data.S_text for run in runs)),
         "Q": " + ".join(dict.fromkeys(", ".join(map(str, Q)) for _, Q in asked)),
         "method": method,
+        "flip": all(run.config.evaluation.flip for run in runs) and method != "centre",
+        "precision": " + ".join(dict.fromkeys(run.config.evaluation.precision for run in runs)),
         "run": " + ".join(run.name for run in runs),
         "departures": len({str(departure) for run in runs for departure in run.departures}),
         "printed_top1": printed.top1 if printed else None,
@@ -329,7 +339,7 @@ def _unmeasured(group: str, printed: PrintedRow, why: str) -> Row:
         group=group,
         table=printed.table,
         net=" + ".join(printed.nets),
-        S=" + ".join(dict.fromkeys(_scale(member.S) for member in printed.members)),
+        S=" + ".join(dict.fromkeys(scale_text(member.S) for member in printed.members)),
         Q=" + ".join(dict.fromkeys(", ".join(map(str, member.Q)) for member in printed.members)),
         method=printed.method,
         printed_top1=printed.top1,
@@ -409,7 +419,8 @@ def _spreads(rows: list[Row], runs: list[StoredRun]) -> list[Spread]:
     return spreads
 
 
-def _note(run: StoredRun) -> RunNote:
+def note_of(run: StoredRun) -> RunNote:
+    """What a report says of a run itself."""
     environment = run.directory.read_json("environment.json") or {}
     return RunNote(
         name=run.name,
@@ -422,13 +433,11 @@ def _note(run: StoredRun) -> RunNote:
         finished=run.finished,
         weights=run.weights,
         git_commit=environment.get("git_commit"),
+        git_dirty=environment.get("git_dirty"),
+        mlflow_run=run.mlflow_run,
         departures=[Departed(setting=one.setting, paper=one.paper, run=one.run, why=one.why) for one in run.departures],
         unused=run.strangers,
     )
-
-
-def _scale(S: Scale) -> str:
-    return f"[{S[0]};{S[1]}]" if isinstance(S, tuple) else str(S)
 
 
 if __name__ == "__main__":  # renews the schema
