@@ -489,9 +489,12 @@ def verify_paper(
     from vggrepro.evaluation.verify import METHODS, SCALES, verify
     from vggrepro.models.weights import read
 
-    nets = []
+    nets, sources = [], {}
     for net, file in files.items():
-        run = RunDirectory(runs / net)
-        nets.append((file, _checkpoint_of(read(file, net=net), run.path), run))
+        run, imported = RunDirectory(runs / net), read(file, net=net)
+        nets.append((file, _checkpoint_of(imported, run.path), run))
+        sources[net] = imported.source
     found = _evaluate(nets, METHODS, SCALES, [f"data.index={index}", *overrides])
-    return verify({net: one.scored for net, one in zip(files, found, strict=True)}) if found else None
+    if found is None:
+        return None
+    return {"weights": sources} | verify({net: one.scored for net, one in zip(files, found, strict=True)})

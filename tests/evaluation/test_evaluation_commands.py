@@ -163,6 +163,7 @@ def test_verify_paper(
     here = ["--index", index, "--runs", tmp_path / "verify", *settings(f"run.root={tmp_path}")]
     found = run(capsys, monkeypatch, "verify-paper", *weights, *here)
     assert found["n"] == 6
+    assert found["weights"] == dict.fromkeys("DE", "Caffe model (V1LayerParameter)")
     assert [(row["table"], row["net"], row["method"]) for row in found["rows"]][-1] == (6, "D + E", "both")
     assert len(found["rows"]) == 13
     assert {one["reading"] for one in found["readings"]} == {"dense", "dense-ceil", "dense-softmax-first"}

@@ -88,7 +88,8 @@ def test_the_nearest_reading_is_decided() -> None:
 
 
 def test_a_reader_sees_it_all() -> None:
-    text = to_markdown(verify(NETS))
+    text = to_markdown({"weights": {"D": "Caffe model"}} | verify(NETS))
+    assert "\nD: Caffe model\n" in text
     assert "| 3 | D | 384 | dense | 25.6 | 25.62 | +0.02 | equal | 8.1 | 8.11 | +0.01 | equal |" in text
     assert text.count("\n| ") == 13 + 1 + 3 + 1 + 2 + 1
     assert all(reading in text for reading in READINGS)

@@ -1,5 +1,6 @@
 """MatConvNet's nets, in files that are written here as its import-caffe.py writes them (SimpleNN, MATLAB 5.0)."""
 
+import hashlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from scipy.io import savemat
 
 from vggrepro.errors import UserError
+from vggrepro.models import weights
 from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture
 from vggrepro.models.vgg import VGG
@@ -86,6 +88,14 @@ def test_the_same_scores_for_the_same_rgb(tmp_path: Path, net: str, generation: 
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 60
     with torch.inference_mode():
         assert torch.equal(again(images), original(images))
+
+
+def test_known_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "net.mat"
+    save(file, layers_of(built("A")))
+    digest = hashlib.md5(file.read_bytes()).hexdigest()
+    monkeypatch.setitem(weights._KNOWN_MD5, digest, "imagenet-vgg-verydeep-11.mat")
+    assert read(file).source == "MatConvNet's net, imagenet-vgg-verydeep-11.mat"
 
 
 def test_every_axis_tells_in_these_tests() -> None:

@@ -1,5 +1,6 @@
 """Weight files: Caffe models written through the published schema, torchvision's, safetensors, and hostile ones."""
 
+import hashlib
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import torchvision
 from caffe_files import caffe_model, messages
 
 from vggrepro.errors import UserError
+from vggrepro.models import weights
 from vggrepro.models.caffe import state_of
 from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture
@@ -179,6 +181,17 @@ def test_state_dicts_of_torch(tmp_path: Path, net: str, name: str, batch_norm: b
     VGG(architecture(**found.model)).load_state_dict(found.weights, strict=True)
     for key, tensor in state.items():
         assert torch.equal(found.weights[key], tensor)
+
+
+@pytest.mark.parametrize("digits", [8, 64])
+def test_known_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits: int) -> None:
+    file = tmp_path / "net.pth"
+    torch.save(built("A").state_dict(), file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert read(file).source == "state dict of torch"
+    monkeypatch.setitem(weights._KNOWN, digest[:digits], "somebody's vgg11")
+    found = read(file)
+    assert (found.source, found.sha256) == ("state dict of torch, somebody's vgg11", digest)
 
 
 def test_preprocessing_can_be_said(tmp_path: Path) -> None:

@@ -80,9 +80,11 @@ def _centre(net: str, scores: Scores) -> dict[str, Any]:
 
 
 def to_markdown(found: Mapping[str, Any]) -> str:
-    """The tables for a reader."""
+    """The tables for a reader; `found` is of `verify`, with what each net's weights are under `weights`."""
     lines = [
         f"# The authors' nets, n = {found['n']:,}",
+        "",
+        *(f"{net}: {source}" for net, source in found["weights"].items()),
         "",
         "| table | net | Q | method | top-1 printed | measured | difference | |"
         " top-5 printed | measured | difference | |",

@@ -45,15 +45,21 @@ PREPROCESSING: Mapping[Preprocessing, dict[str, Any]] = MappingProxyType(
 ILSVRC_CLASSES_SHA256 = "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"
 """Of the 1000 sorted WordNet ids, joined by newlines: the order of classes in the authors' nets and torchvision's."""
 
-_TORCHVISION = {  # the first digits of a file's SHA-256, which its name repeats
-    "bbd30ac9": "vgg11",
-    "c768596a": "vgg13",
-    "397923af": "vgg16",
-    "dcbb9e9d": "vgg19",
-    "6002323d": "vgg11_bn",
-    "abd245e5": "vgg13_bn",
-    "6c64b313": "vgg16_bn",
-    "c79401a0": "vgg19_bn",
+_KNOWN = {  # by SHA-256, of torchvision's files by its first digits, which their names repeat
+    "a6196bc498e45ea4cb2637114ae8db9410cf1556fd60a55ae93272371beba197": "the authors' VGG_ILSVRC_16_layers.caffemodel",
+    "31b4c627c40c6ee151325f079b7ac557fddbd1f79af932888796127a4f4f6954": "the authors' VGG_ILSVRC_19_layers.caffemodel",
+    "bbd30ac9": "torchvision's vgg11",
+    "c768596a": "torchvision's vgg13",
+    "397923af": "torchvision's vgg16",
+    "dcbb9e9d": "torchvision's vgg19",
+    "6002323d": "torchvision's vgg11_bn",
+    "abd245e5": "torchvision's vgg13_bn",
+    "6c64b313": "torchvision's vgg16_bn",
+    "c79401a0": "torchvision's vgg19_bn",
+}
+_KNOWN_MD5 = {
+    "f72d927587ca4c97fbd165ec9cb9997f": "imagenet-vgg-verydeep-16.mat",
+    "106118b7cf60435e6d8e04f6a6dc3657": "imagenet-vgg-verydeep-19.mat",
 }
 _METADATA = "vggrepro"
 
@@ -69,7 +75,7 @@ class Imported:
     preprocessing: dict[str, Any]
     """As in PREPROCESSING."""
     source: str
-    """What the file was recognised as."""
+    """The format, and the file itself where its checksum is known."""
     sha256: str
     """Of the file, hex."""
     classes: list[str] | None
@@ -96,14 +102,16 @@ def read(file: Path, *, net: str | None = None, preprocessing: Preprocessing | N
             head = opened.read(10)
             opened.seek(0)
             sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+            known = _KNOWN.get(sha256) or _KNOWN.get(sha256[:8])
+            if head.startswith(b"MATLAB"):  # MatConvNet publishes MD5
+                opened.seek(0)
+                known = _KNOWN_MD5.get(hashlib.file_digest(opened, "md5").hexdigest())
     except OSError as error:
         raise UserError(f"weights {file} cannot be read ({error.strerror}); give another file") from None
     described: dict[str, Any] = {}
     try:
         if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
-            tensors = _read_torch(file)
-            known = _TORCHVISION.get(sha256[:8])
-            source = f"torchvision's {known} ({sha256[:8]})" if known else "state dict of torch"
+            tensors, source = _read_torch(file), "state dict of torch"
         elif head[8:9] == b"{":
             tensors, described = _read_safetensors(file)
             source = "safetensors" + (" of this program" if described else "")
@@ -134,7 +142,7 @@ def read(file: Path, *, net: str | None = None, preprocessing: Preprocessing | N
         model=model,
         weights={key: _of_type(tensors[key] if key in tensors else torch.zeros(()), key) for key in expected},
         preprocessing=dict(described.get("preprocessing") or PREPROCESSING[preprocessing or "torchvision"]),
-        source=source,
+        source=source + (f", {known}" if known else ""),
         sha256=sha256,
         classes=described.get("classes"),
     )
