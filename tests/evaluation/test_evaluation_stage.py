@@ -1,8 +1,7 @@
 """Evaluation of a whole split: any number of ranks, interrupted and resumed, from the store."""
 
 import os
-import subprocess
-import sys
+import socket
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from evaluation_nets import CLASSES, tiny_net
+from torch import multiprocessing
 
 from vggrepro.config import Config, Data, Evaluation, Model
 from vggrepro.data.index import Index
@@ -32,6 +32,8 @@ CONFIG = Config(
     evaluation=Evaluation(batch=4),
 )
 METHODS = ("centre", "dense", "multicrop")
+# a process with everything imported, in a moment
+multiprocessing.set_forkserver_preload(["vggrepro.evaluation.stage", "vggrepro.data.torchvision", "torch._dynamo"])
 
 
 def run_evaluation(
@@ -65,26 +67,25 @@ def assert_same(index: Index, one: RunDirectory, other: RunDirectory) -> None:
             np.testing.assert_array_equal(found.labels, index.split("val").label)
 
 
-def rank(folder: str) -> None:
-    """What each rank of the test below runs."""
-    from vggrepro.data.index import load
-
+def rank(number: int, world: int, port: int, index: Index, folder: Path) -> None:
+    """What each rank of the test below does."""
     torch.set_num_threads(1)
+    places = {"RANK": number, "WORLD_SIZE": world, "LOCAL_RANK": number, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
+    os.environ.update({name: str(place) for name, place in places.items()} | {"MASTER_ADDR": "127.0.0.1"})
     here = topology(os.environ)
     loader = make_loader(CONFIG.data, torch.device("cpu"), 1)
     with process_group(here, torch.device("cpu")):
-        run_evaluation(load(Path(folder) / "index.arrow"), RunDirectory(Path(folder)), loader, here)
+        run_evaluation(index, RunDirectory(folder), loader, here)
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_any_number_of_ranks_gives_identical_posteriors(
     odd_index: Index, whole: RunDirectory, tmp_path: Path, world: int
 ) -> None:
-    odd_index.save(tmp_path / "index.arrow")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
-    program = [sys.executable, *launcher, __file__, str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(program, check=True, timeout=300, capture_output=True, env=environment)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.start_processes(rank, (world, port, odd_index, tmp_path), nprocs=world, start_method="forkserver")
     assert_same(odd_index, whole, RunDirectory(tmp_path))
 
 
@@ -238,7 +239,3 @@ def test_precisions(
         found[where, config.evaluation.precision] = kept.values
     plain, other = found["cpu", "fp32"], found[device, precision]
     assert np.abs(plain - other).max() < tolerance
-
-
-if __name__ == "__main__":
-    rank(sys.argv[1])
