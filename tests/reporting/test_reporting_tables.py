@@ -182,7 +182,9 @@ def test_another_data_set_is_not_held_against_the_paper(root: Path) -> None:
     text = render(build_report(find_runs([root])), Format.markdown, "t")
     assert "not measured" not in text.partition("### The paper's claims")[0]  # its rows without runs take one line
     assert "Rows of the paper without a run here: 11 of Table 3, 10 of Table 4, 6 of Table 5, 4 of Table 6." in text
-    assert "| A | 256 | 256 | dense | (29.6) | **29.6** | - |" in text  # not to be mistaken for a yardstick
+    assert (
+        "| A | 256 | 256 | dense | (29.6) | **29.6** | 27.6 to 31.6 | (10.4) |" in text
+    )  # not to be mistaken for a yardstick
 
 
 @pytest.mark.usefixtures("paper_of_2000")
@@ -262,12 +264,14 @@ def test_html_is_one_file_that_needs_no_network(report: Report) -> None:
 def test_latex_is_escaped_and_balanced(report: Report) -> None:
     text = render(report, Format.latex, "t")
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\bottomrule") > 5
-    assert r"\caption{Table 3: one test scale, dense (Section 4.1). paper, on pictures (ffffffff)" in text
+    assert r"\caption{The paper's Table 3: one test scale, dense (Section 4.1). paper, on pictures (ffffffff)" in text
     assert (
         r"\item paper:A-256: train.precision: bf16 instead of fp32 (50 \% faster \& \textless{}cheaper\textgreater{})"
         in text
     )
     assert r"\textbf{29.6}" in text
+    assert r"\shortstack[r]{top-1\\printed}" in text
+    assert r"\paragraph{Departures from the paper (fidelity ledger)}" in text
     assert "{[}256;512{]}" in text
     for line in text.splitlines()[1:]:
         assert "_" not in line.replace(r"\_", "")

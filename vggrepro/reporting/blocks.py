@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -179,16 +180,29 @@ def to_latex(blocks: Iterable[Block]) -> str:
             case Text(text):
                 lines += [_tex(text), ""]
             case Bullets(items):
+                lines += [rf"\paragraph{{{_tex(caption)}}}"] if caption else []
                 lines += [r"\begin{itemize}", *(rf"\item {_tex(item)}" for item in items), r"\end{itemize}", ""]
             case Sheet():
-                title = ". ".join(filter(None, (caption, section)))
+                # LaTeX has numbers of its own for tables
+                titles = (re.sub(r"^Table", "The paper's Table", text) for text in (caption, section) if text)
+                title = ". ".join(titles)
                 columns = "".join("r" if n in block.numbers else "l" for n in range(len(block.header)))
                 lines += [r"\begin{table}[ht]", r"\centering", rf"\caption{{{_tex(title)}}}"]
                 lines += [r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"]
-                lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _tex_row(block.header), r"\midrule"]
+                lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _tex_head(block), r"\midrule"]
                 lines += [_tex_row(row, block.strong) for row in block.rows]
                 lines += [r"\bottomrule", r"\end{tabular}}", r"\end{table}", ""]
     return "\n".join(lines) + "\n"
+
+
+def _tex_head(sheet: Sheet) -> str:
+    """Each word on a line of its own, so that columns are no wider than their numbers."""
+
+    def stacked(n: int, title: str) -> str:
+        lines = _tex(title).replace("95 ", "95~").replace(" ", r"\\")
+        return rf"\shortstack[{'r' if n in sheet.numbers else 'l'}]{{{lines}}}"
+
+    return " & ".join(stacked(n, title) for n, title in enumerate(sheet.header)) + r" \\"
 
 
 def _tex_row(cells: Sequence[str], strong: int | None = None) -> str:

@@ -149,50 +149,36 @@ def _count_sheet(rows: list[Row]) -> Sheet:
 
 
 def _error_sheet(rows: list[Row], group: Group) -> Sheet:
-    header = (
-        "net",
-        "S",
-        "Q",
-        "method",
-        "top-1 printed",
-        "top-1 measured",
-        "difference",
-        "95 % interval",
-        "top-5 printed",
-        "top-5 measured",
-        "difference",
-        "95 % interval",
-        "n",
-        "verdict",
-        "departures",
-        "run",
-    )
-
     def printed(error: float | None) -> str:
         return _error(error) if error is None or group.papers else f"({_error(error)})"
 
-    cells = [
-        (
-            row.net + (", test set" if row.split == "test" else ""),
-            row.S or DASH,
-            row.Q or DASH,
-            _method(row),
-            printed(row.printed_top1),
-            _error(row.measured_top1),
-            _signed(row.difference_top1),
-            _interval(row.interval_top1),
-            printed(row.printed_top5),
-            _error(row.measured_top5),
-            _signed(row.difference_top5),
-            _interval(row.interval_top5),
-            _count(row.n),
-            row.verdict,
-            _count(row.departures),
-            row.run or DASH,
-        )
-        for row in rows
-    ]
-    return Sheet(header, cells, strong=5, numbers=frozenset({*range(4, 13), 14}))
+    columns: dict[str, tuple[list[str], bool]] = {
+        "net": ([row.net + (", test set" if row.split == "test" else "") for row in rows], False),
+        "S": ([row.S or DASH for row in rows], False),
+        "Q": ([row.Q or DASH for row in rows], False),
+        "method": ([_method(row) for row in rows], False),
+        "top-1 printed": ([printed(row.printed_top1) for row in rows], True),
+        "top-1 measured": ([_error(row.measured_top1) for row in rows], True),
+        "top-1 difference": ([_signed(row.difference_top1) for row in rows], True),
+        "top-1 95 % interval": ([_interval(row.interval_top1) for row in rows], True),
+        "top-5 printed": ([printed(row.printed_top5) for row in rows], True),
+        "top-5 measured": ([_error(row.measured_top5) for row in rows], True),
+        "top-5 difference": ([_signed(row.difference_top5) for row in rows], True),
+        "top-5 95 % interval": ([_interval(row.interval_top5) for row in rows], True),
+        "n": ([_count(row.n) for row in rows], True),
+        "verdict": ([row.verdict for row in rows], False),
+        "departures": ([_count(row.departures) for row in rows], True),
+        "run": ([row.run or DASH for row in rows], False),
+    }
+    if not group.papers:  # no difference is taken there
+        columns = {title: column for title, column in columns.items() if not title.endswith("difference")}
+    titles = list(columns)
+    return Sheet(
+        header=titles,
+        rows=list(zip(*(cells for cells, _ in columns.values()), strict=True)),
+        strong=titles.index("top-1 measured"),
+        numbers=frozenset(n for n, title in enumerate(titles) if columns[title][1]),
+    )
 
 
 def _method(row: Row) -> str:
