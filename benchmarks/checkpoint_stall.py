@@ -1,0 +1,82 @@
+"""How long training stands still for a checkpoint: a copy, then a write in a thread; beside torch.save in the loop.
+
+    python benchmarks/checkpoint_stall.py --folder FOLDER
+
+Net D in the paper's geometry with its momentum: 1.1 GB. What is timed is what the loop waits for: ours the copy, since
+the write goes on behind it (and is over before the next turn begins), the usual way the whole file. FOLDER takes two
+files of that size; both ways flush them to the disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from vggrepro import checkpoint
+from vggrepro.config import Config, Model
+from vggrepro.distributed import topology
+from vggrepro.models.table1 import architecture_of
+from vggrepro.models.vgg import VGG
+from vggrepro.tracking import environment
+from vggrepro.training.stage import State
+from vggrepro.training.step import Trainer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    config = Config(model=Model(net="D"))
+    net = VGG(architecture_of(config)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trainer = Trainer(net, config, topology({}), device)
+    trainer.set_momentum({name: torch.rand(weight.shape) for name, weight in net.named_parameters()})
+    usual_file = arguments.folder / "usual.pt"
+    ours, usual, written = [], [], []
+    with checkpoint.Writer() as writer:
+        for _ in range(arguments.rounds):
+            started = time.perf_counter()
+            weights, momentum = trainer.snapshot()
+            state = {"momentum": momentum, "state": asdict(State())}
+            writer.submit(checkpoint.Checkpoint({}, 0, weights, {}, {}, state), arguments.folder / "ours.pt", _nothing)
+            ours.append(time.perf_counter() - started)
+            assert writer.wait(), "not written"
+            written.append(time.perf_counter() - started)
+
+            started = time.perf_counter()
+            with usual_file.open("wb") as file:
+                torch.save({"model": net.state_dict(), "momentum": trainer.momentum()}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            usual.append(time.perf_counter() - started)
+    details = {
+        "first_s": ours[0],
+        "ours_s": ours[1:],
+        "usual_s": usual[1:],
+        "written_s": written[1:],
+        "bytes": usual_file.stat().st_size,
+        "load_average": os.getloadavg()[0],
+        "device": str(device),
+        "versions": environment(),
+    }
+    medians = {"ours": statistics.median(ours[1:]), "usual": statistics.median(usual[1:])}
+    ratio = statistics.median([b / a for a, b in zip(ours[1:], usual[1:], strict=True)])
+    print(
+        json.dumps({"name": "checkpoint-stall", **medians, "ratio": ratio, "unit": "s", "details": details}, indent=1)
+    )
+
+
+def _nothing() -> None:
+    pass
+
+
+if __name__ == "__main__":
+    main()
