@@ -124,9 +124,11 @@ def report(config: Config) -> None:
         low, high = top1.interval
         print(f"| {name} | {top1.percent:.2f} | {low:.1f} - {high:.1f} | {top5.percent:.2f} | {top1.n} |")
     (centre, dense, dense3, crops, crops3, both, both3) = results
-    pairs = [(dense, centre), (dense3, dense), (crops, dense), (crops3, dense3), (both, dense), (both3, dense3)]
+    pairs = [(other, centre) for other in (dense, dense3, crops, crops3, both, both3)]
+    pairs += [(dense3, dense), (crops3, crops), (both3, both)]
+    pairs += [(crops, dense), (crops3, dense3), (both, dense), (both3, dense3), (both, crops), (both3, crops3)]
     tests = []
-    for first, second in [*pairs, (both3, crops3), (both3, centre)]:
+    for first, second in pairs:
         test = paired(results[first].values, results[second].values, results[first].labels, 1)
         tests.append(
             {"first": first, "second": second, "difference": test.difference, "interval": test.interval}
@@ -134,8 +136,8 @@ def report(config: Config) -> None:
         )
         low, high = test.interval
         print(
-            f"| {first} minus {second} | {test.difference:+.2f} | {low:+.2f} to {high:+.2f} "
-            f"| {test.only_first_right} : {test.only_second_right} | {test.p_value:.3f} |"
+            f"| {first} | {second} | {test.difference:+.1f} | {low:+.1f} to {high:+.1f} "
+            f"| {test.only_first_right} : {test.only_second_right} | {test.p_value:.2g} |"
         )
     print(json.dumps({"rows": rows, "paired": tests, "versions": environment()}, indent=1))
 
