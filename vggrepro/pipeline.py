@@ -21,7 +21,7 @@ from vggrepro.paper import value
 from vggrepro.progress import progress, say
 from vggrepro.reporting.answers import AnswerBook
 from vggrepro.reporting.render import Format, render
-from vggrepro.reporting.runs import StoredRun
+from vggrepro.reporting.runs import StoredRun, find_runs
 from vggrepro.reporting.tables import build_report
 from vggrepro.stages import is_finished, relocated, require_finished
 from vggrepro.tracking import MlflowMirror, RunDirectory, environment, resolve_uri, ui_command
@@ -219,7 +219,7 @@ def write_tables(graph: Graph) -> Path:
 
 
 def _draw(config: Config, run: RunDirectory, index: Index, at: Session) -> None:
-    """The figures of one finished run, in its folder `figures`."""
+    """The figures of one finished run, and those of its experiment by then, in its folder `figures`."""
     from vggrepro.data.plan import TrainingPlan
     from vggrepro.reporting import figures
     from vggrepro.training.stage import load_final
@@ -235,6 +235,15 @@ def _draw(config: Config, run: RunDirectory, index: Index, at: Session) -> None:
     assert answers is not None
     drawn["confusion"] = figures.confusion(answers, index.classes)
     drawn["conv1_1"] = figures.filters(load_final(config).weights["features.0.weight"].float().numpy())
+    try:
+        report = build_report(find_runs([run.path.parent]))
+    except UserError as error:  # of another run: this one is none the worse for it
+        say(f"{config.name}: no figures of its experiment: {error}")
+    else:
+        (group,) = (one.id for one in report.groups if any(note.directory == str(run.path) for note in one.runs))
+        for name, draw in (("error_by_depth", figures.error_by_depth), ("error_by_scale", figures.error_by_scale)):
+            if png := draw(report, group):
+                drawn[name] = png
     for name, png in drawn.items():
         run.write_bytes(f"figures/{name}.png", png)
 
