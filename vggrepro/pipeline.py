@@ -233,7 +233,8 @@ def _draw(config: Config, run: RunDirectory, index: Index, at: Session) -> None:
     drawn["training_crops"] = figures.crops_sheet(images, config.data.mean, titles)
     answers = AnswerBook().of([(StoredRun(run.path, config), config.multi_Q)], "dense")
     assert answers is not None
-    drawn["confusion"] = figures.confusion(answers, index.classes)
+    protocol = f"dense, Q = {', '.join(map(str, config.multi_Q))}; n = {answers.top1.n:,}"
+    drawn["confusion"] = figures.confusion(answers, index.classes, protocol)
     drawn["conv1_1"] = figures.filters(load_final(config).weights["features.0.weight"].float().numpy())
     try:
         report = build_report(find_runs([run.path.parent]))

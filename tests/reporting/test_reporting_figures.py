@@ -64,7 +64,7 @@ def test_the_worst_classes_come_first() -> None:
     made = answers(guess=[0, 0, 0, 1, 1, 2], label=[0, 1, 1, 1, 2, 2])
     assert figures.worst_classes(made, 3) == [1, 2, 0]
     assert figures.worst_classes(made, 1) == [1]
-    assert pixels(figures.confusion(made, ["a", "b", "c"], worst=2)).std() > 0
+    assert pixels(figures.confusion(made, ["a", "b", "c"], "dense", worst=2)).std() > 0
 
 
 def test_crops_are_shown_with_the_mean_added_again() -> None:

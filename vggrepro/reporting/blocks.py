@@ -155,7 +155,7 @@ def _html_sheet(sheet: Sheet) -> str:
             names += [_MOODS[text]] if text in _MOODS else []
             names += ["long"] if len(text) > _LONG else []
         attribute = f' class="{" ".join(names)}"' if names else ""
-        return f"<{tag}{attribute}>{html.escape(text)}</{tag}>"
+        return f"<{tag}{attribute}>{html.escape(text).replace(' %', '&nbsp;%')}</{tag}>"
 
     head = "".join(cell("th", n, text) for n, text in enumerate(sheet.header))
     rows = ["<tr>" + "".join(cell("td", n, text) for n, text in enumerate(row)) + "</tr>" for row in sheet.rows]

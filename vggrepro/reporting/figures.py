@@ -131,7 +131,7 @@ def sheet(images: Sequence[NDArray[Any]], titles: Sequence[str]) -> bytes:
     return _png(figure)
 
 
-def confusion(answers: Answers, classes: Sequence[str], worst: int = 12) -> bytes:
+def confusion(answers: Answers, classes: Sequence[str], protocol: str, worst: int = 12) -> bytes:
     """Share of first guesses, row by true class, for the classes with the largest top-1 error."""
     chosen = worst_classes(answers, worst)
     counts = np.zeros((len(chosen), len(chosen) + 1))
@@ -150,7 +150,8 @@ def confusion(answers: Answers, classes: Sequence[str], worst: int = 12) -> byte
     names = [classes[label] for label in chosen]
     axes.set_xticks(range(len(chosen) + 1), [*names, "others"], rotation=90, fontsize=7)
     axes.set_yticks(range(len(chosen)), names, fontsize=7)
-    axes.set(xlabel="first guess", ylabel="true class", title=f"The {len(chosen)} worst classes, % of each")
+    title = f"The {len(chosen)} worst classes, % of each\n({protocol})"
+    axes.set(xlabel="first guess", ylabel="true class", title=title)
     return _png(figure)
 
 
