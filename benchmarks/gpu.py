@@ -2,7 +2,8 @@
 
 python benchmarks/gpu.py [PICTURES]
 
-PICTURES is a folder or an archive of photographs for the loader; without it, small digits that are made on the spot.
+PICTURES is a folder or an archive of photographs for the loader and for dense evaluation; without it, small digits that
+are made on the spot, enlarged where the net needs it.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ RESULTS = Path(__file__).parent / "results"
 COMMANDS = {
     "step-eager": ["step", "--set", "train.compile=false"],
     "step-compiled": ["step"],
-    "dense": ["dense", "--set", "model.crop=224", "--set", "model.width=1.0", "--set", "data.S=[256, 512]"],
 }
+DENSE = ["dense", "--set", "model.crop=224", "--set", "model.width=1.0", "--set", "data.S=[256, 512]"]
 
 
 def main() -> None:
@@ -26,7 +27,8 @@ def main() -> None:
     photographs = [*sys.argv[1:2], "--S", "256,512", "--crop", "224"]
     pictures = photographs if sys.argv[1:] else ["builtin:digits", "--S", "73,146", "--crop", "64"]
     failed = []
-    for name, arguments in (COMMANDS | {"loader-gpu": ["loader", *pictures]}).items():
+    commands = COMMANDS | {"dense-gpu": [*DENSE, *_dense_pictures(sys.argv[1:2])], "loader-gpu": ["loader", *pictures]}
+    for name, arguments in commands.items():
         command = [sys.executable, "-m", "vggrepro", "bench", *arguments, "--json"]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode:
@@ -35,9 +37,20 @@ def main() -> None:
         found = json.loads(done.stdout)
         stem = RESULTS / f"{datetime.date.today().isoformat()}-{name}"
         stem.with_suffix(".json").write_text(done.stdout, encoding="utf-8")
-        stem.with_suffix(".md").write_text(to_markdown(found, ["vggrepro", *command[3:-1]]), encoding="utf-8")
+        said = [part.replace(sys.argv[1], "PICTURES") if sys.argv[1:] else part for part in command[3:-1]]
+        stem.with_suffix(".md").write_text(to_markdown(found, ["vggrepro", *said]), encoding="utf-8")
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
+
+
+def _dense_pictures(given: list[str]) -> list[str]:
+    """Settings that make `bench dense` use these photographs, with as many classes as they have."""
+    if not given:
+        return []
+    from vggrepro.data.index import open_index
+
+    classes = open_index(given[0], None, Path("runs") / "index", lambda done, total: None).classes
+    return ["--set", f"model.classes={len(classes)}", "--set", f"data.root={given[0]}"]
 
 
 def to_markdown(found: dict, command: list[str]) -> str:

@@ -1,20 +1,41 @@
 """The dense benchmark: all ways see the same pictures, and say the same where they should."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from vggrepro.bench.dense import run
-from vggrepro.config import Config, Data, Model, Run
+from vggrepro.config import Config, Data, Evaluation, Model, Run
+
+
+def small(pictures: Path, folder: Path, **evaluation: Any) -> Config:
+    return Config(
+        model=Model(net="A", classes=3, crop=32, width=0.0625),
+        data=Data(root=str(pictures), S=40, backend="torchvision", workers=1),
+        evaluation=Evaluation(**evaluation),
+        run=Run(root=folder / "runs", device="cpu"),
+    )
+
+
+def test_every_way_computes_in_the_precision_asked_for(pictures: Path, tmp_path: Path) -> None:
+    seen = set()
+
+    def note(module: torch.nn.Module, images: Any, output: Any) -> None:
+        if isinstance(module, torch.nn.Conv2d):
+            seen.add(output.dtype)
+
+    handle = torch.nn.modules.module.register_module_forward_hook(note)
+    try:
+        run(small(pictures, tmp_path, precision="bf16"), (32,), 2, 1)
+    finally:
+        handle.remove()
+    assert seen == {torch.bfloat16}
 
 
 def test_keys_and_agreement(pictures: Path, tmp_path: Path) -> None:
-    config = Config(
-        model=Model(net="A", classes=3, crop=32, width=0.0625),
-        data=Data(root=str(pictures), S=40, backend="torchvision", workers=1),
-        run=Run(root=tmp_path / "runs", device="cpu"),
-    )
-    found = run(config, (32, 40), 7, 2)
+    found = run(small(pictures, tmp_path), (32, 40), 7, 2)
     assert found["name"] == "dense"
     assert found["unit"] == "pictures/s"
     assert found["ceiling"] is None, "no peak is known of a CPU"

@@ -21,6 +21,7 @@ from vggrepro.data.loader import Loader, make_loader, open_data
 from vggrepro.data.views import rescaled_size
 from vggrepro.distributed import pick_device
 from vggrepro.evaluation.methods import METHODS, Settings, whole_views
+from vggrepro.evaluation.stage import arithmetic
 from vggrepro.models.dense import class_scores
 from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture_of
@@ -50,15 +51,16 @@ def run(config: Config, Q: tuple[int, ...], pictures: int, rounds: int) -> dict[
         "usual": lambda: _one_by_one(plain, split, Q, config, device),
         "centre_crop": lambda: _centre_crop(plain, split, min(Q), config, device),
     }
-    results = {name: way() for name, way in ways.items()}  # and nothing is cold afterwards
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     cpu_seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            started, cpu_started = time.perf_counter(), time.process_time()
-            way()
-            seconds[name].append(time.perf_counter() - started)
-            cpu_seconds[name].append(time.process_time() - cpu_started)
+    with arithmetic(device, config.evaluation), torch.inference_mode():
+        results = {name: way() for name, way in ways.items()}  # and nothing is cold afterwards
+        for _ in range(rounds):
+            for name, way in ways.items():
+                started, cpu_started = time.perf_counter(), time.process_time()
+                way()
+                seconds[name].append(time.perf_counter() - started)
+                cpu_seconds[name].append(time.process_time() - cpu_started)
     rates = {name: [len(split) / one for one in taken] for name, taken in seconds.items()}
     ratios = [ours / usual for ours, usual in zip(rates["ours"], rates["usual"], strict=True)]
     flop = _flop(net, split, Q, flips=1 + config.evaluation.flip)
@@ -99,11 +101,10 @@ def run(config: Config, Q: tuple[int, ...], pictures: int, rounds: int) -> dict[
 def _ours(net: VGG, loader: Loader, split: Split, Q: tuple[int, ...], config: Config) -> NDArray[np.float32]:
     settings = Settings(flip=config.evaluation.flip, batch=config.evaluation.batch)
     total = np.zeros((len(split), net.architecture.classes), np.float32)
-    with torch.inference_mode():
-        for side in Q:
-            views = whole_views(split, side, settings.batch // settings.views, net.architecture.crop)
-            for batch in loader.batches(split, views):
-                total[batch.views.picture] += METHODS["dense"](net, batch.images, settings).cpu().numpy()
+    for side in Q:
+        views = whole_views(split, side, settings.batch // settings.views, net.architecture.crop)
+        for batch in loader.batches(split, views):
+            total[batch.views.picture] += METHODS["dense"](net, batch.images, settings).cpu().numpy()
     return (total / len(Q)).astype(np.float32)
 
 
@@ -112,18 +113,17 @@ def _one_by_one(
 ) -> NDArray[np.float32]:
     mean = torch.tensor(config.data.mean).view(3, 1, 1)
     rows = []
-    with torch.inference_mode():
-        for picture in range(len(split)):
-            posteriors = []
-            for side in Q:
-                with Image.open(io.BytesIO(split.read(picture))) as opened:
-                    image = opened.convert("RGB")
-                height, width = rescaled_size(split.size[picture : picture + 1], side)[0]
-                pixels = np.array(image.resize((width, height), Image.Resampling.BILINEAR))
-                images = (torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float() - mean)[None].to(device)
-                views = [images, images.flip(3)] if config.evaluation.flip else [images]
-                posteriors += [class_scores(net, view).float().softmax(dim=1) for view in views]
-            rows.append(torch.stack(posteriors).mean(dim=0).cpu().numpy())
+    for picture in range(len(split)):
+        posteriors = []
+        for side in Q:
+            with Image.open(io.BytesIO(split.read(picture))) as opened:
+                image = opened.convert("RGB")
+            height, width = rescaled_size(split.size[picture : picture + 1], side)[0]
+            pixels = np.array(image.resize((width, height), Image.Resampling.BILINEAR))
+            images = (torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float() - mean)[None].to(device)
+            views = [images, images.flip(3)] if config.evaluation.flip else [images]
+            posteriors += [class_scores(net, view).float().softmax(dim=1) for view in views]
+        rows.append(torch.stack(posteriors).mean(dim=0).cpu().numpy())
     return np.concatenate(rows)
 
 
@@ -133,13 +133,12 @@ def _centre_crop(net: VGG, split: Split, Q: int, config: Config, device: torch.d
     transform = v2.Compose([v2.Resize(Q), v2.CenterCrop(config.model.crop), v2.PILToTensor()])
     mean = torch.tensor(config.data.mean, device=device).view(3, 1, 1)
     rows = []
-    with torch.inference_mode():
-        for start in range(0, len(split), config.evaluation.batch):
-            crops = []
-            for picture in range(start, min(start + config.evaluation.batch, len(split))):
-                with Image.open(io.BytesIO(split.read(picture))) as opened:
-                    crops.append(transform(opened.convert("RGB")))
-            rows.append(net(torch.stack(crops).to(device).float() - mean).float().softmax(dim=1).cpu().numpy())
+    for start in range(0, len(split), config.evaluation.batch):
+        crops = []
+        for picture in range(start, min(start + config.evaluation.batch, len(split))):
+            with Image.open(io.BytesIO(split.read(picture))) as opened:
+                crops.append(transform(opened.convert("RGB")))
+        rows.append(net(torch.stack(crops).to(device).float() - mean).float().softmax(dim=1).cpu().numpy())
     return np.concatenate(rows)
 
 

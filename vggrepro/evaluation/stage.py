@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from vggrepro.config import Config
+from vggrepro.config import Config, Evaluation
 from vggrepro.data.index import Index, Split
 from vggrepro.data.loader import Loader
 from vggrepro.distributed import Topology, from_first_rank, gather_to_first
@@ -84,7 +83,9 @@ def score(
             rows = batch.views.picture
             for method, part in parts.items():
                 if not done[method][rows].all():
-                    part.add(rows, _posteriors(net, batch.images, method, settings, config).cpu().numpy())
+                    with arithmetic(batch.images.device, config.evaluation):
+                        posteriors = METHODS[method](net, batch.images, settings)
+                    part.add(rows, posteriors.cpu().numpy())
             pictures += len(rows)
             update(pictures, "")
     finally:  # an interrupt loses nothing that was computed
@@ -92,12 +93,12 @@ def score(
             part.flush()
 
 
-def _posteriors(net: VGG, images: Tensor, method: str, settings: Settings, config: Config) -> Tensor:
-    if images.device.type == "cuda":
-        tf32 = config.evaluation.precision == "tf32"
+def arithmetic(device: torch.device, evaluation: Evaluation) -> torch.autocast:
+    """A block in which nets compute in `evaluation.precision`. Whether CUDA's fp32 may be TF32 stays as set here."""
+    if device.type == "cuda":
+        tf32 = evaluation.precision == "tf32"
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=config.evaluation.precision == "bf16"):
-        return METHODS[method](net, images, settings)
+    return torch.autocast(device.type, torch.bfloat16, enabled=evaluation.precision == "bf16")
 
 
 def as_the_net_expects(loader: Loader, preprocessing: dict[str, object]) -> Loader:
