@@ -118,6 +118,16 @@ def test_truncated_files_are_one_line(tmp_path: Path, kind: str, share: float) -
     one_line(file)
 
 
+def test_a_changed_weight_is_one_line(tmp_path: Path) -> None:
+    """torch.load alone would take it."""
+    file = tmp_path / "net.pth"
+    torch.save(built("A").state_dict(), file)
+    damaged = bytearray(file.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    file.write_bytes(bytes(damaged))
+    assert "checksum of" in one_line(file)
+
+
 class Hostile:
     def __init__(self, witness: Path) -> None:
         self.witness = witness
@@ -208,6 +218,8 @@ def test_the_wrong_net_is_one_line(tmp_path: Path) -> None:
     assert "of no net of Table 1; nearest is D" in one_line(file)
     torch.save(state | {"extra": torch.zeros(1)}, file)
     assert "it has no extra" in one_line(file)
+    torch.save(state | {"two\nlines": torch.zeros(1)}, file)
+    assert r"called 'two\nlines'" in one_line(file)
     torch.save({key: tensor for key, tensor in state.items() if key != "features.2.bias"}, file)
     assert "features.2.bias is missing" in one_line(file)
     torch.save(torchvision.models.squeezenet1_0().state_dict(), file)

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +126,8 @@ def read(file: Path, *, net: str | None = None, preprocessing: Preprocessing | N
             layers, generation = caffe.read_layers(file)
             tensors, source = _state_of_named(layers), f"Caffe model ({generation})"
             preprocessing = preprocessing or "paper"
+        if odd := [key for key in tensors if not key.isprintable()]:
+            raise ValueError(f"a tensor is called {odd[0]!r}")
     except Exception as error:  # damaged bytes provoke whatever they happen to say
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise UserError(f"weights {file} cannot be read ({reason}); give another file") from None
@@ -198,6 +201,10 @@ def write(
 
 
 def _read_torch(file: Path) -> dict[str, Tensor]:
+    if zipfile.is_zipfile(file):  # of the newer form; torch.load does not look at the checksums
+        with zipfile.ZipFile(file) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"checksum of {damaged}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about unusual pickles; an error says it in one line
         content = torch.load(file, map_location="cpu", weights_only=True)
