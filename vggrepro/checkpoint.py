@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import pickle
 import re
 import shutil
 import zipfile
@@ -120,6 +121,11 @@ def load(path: Path) -> Checkpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} does not exist") from None
+    except pickle.UnpicklingError:  # whose text recommends to execute what is in the file
+        raise UserError(
+            f"checkpoint {path} is torn or not a checkpoint (it holds more than tensors and plain values, and that is not "
+            f"executed); use another one"
+        ) from None
     except Exception as error:  # damaged bytes provoke whatever they happen to say
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise UserError(f"checkpoint {path} is torn or not a checkpoint ({reason}); use another one") from None

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import pickle
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -207,7 +208,10 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
                 raise ValueError(f"checksum of {damaged}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about unusual pickles; an error says it in one line
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:  # whose text recommends to execute what is in the file
+            raise ValueError("it is torn, or holds more than tensors, and that is not executed") from None
     if isinstance(content, dict) and "format" in content:
         raise ValueError("it is a checkpoint; `vggrepro evaluate` takes it as it is")
     if not isinstance(content, dict) or not content or not all(isinstance(item, Tensor) for item in content.values()):
