@@ -123,8 +123,8 @@ def load(path: Path) -> Checkpoint:
         raise UserError(f"checkpoint {path} does not exist") from None
     except pickle.UnpicklingError:  # whose text recommends to execute what is in the file
         raise UserError(
-            f"checkpoint {path} is torn or not a checkpoint (it holds more than tensors and plain values, and that is not "
-            f"executed); use another one"
+            f"checkpoint {path} is torn or not a checkpoint (it holds more than tensors and plain values, and that is "
+            f"not executed); use another one"
         ) from None
     except Exception as error:  # damaged bytes provoke whatever they happen to say
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
