@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from tiny import REPOSITORY
 
 from vggrepro import cli, pipeline
+from vggrepro.bench import step as bench_step
 from vggrepro.config import Graph, load_graph
+from vggrepro.data import sample_set
+from vggrepro.data.index import scan_folder
 from vggrepro.errors import UserError
+from vggrepro.models.table1 import architecture
 from vggrepro.plan import Machine, measured_rates, plan, render
 from vggrepro.tracking import RunDirectory
 
@@ -110,19 +117,59 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert made["stages"][1].keys() >= {"name", "gpu_hours", "wall_hours"}
 
 
-# Both nets on one core, a few dozen steps each: noise and overheads of small nets included.
-FACTOR = 3
+def test_the_counts_are_those_of_the_stages_own_pictures(pictures: Path, tmp_path: Path) -> None:
+    index = scan_folder(pictures)
+    index.save(tmp_path / "mine.idx")
+    one_gpu = Machine(1, 1, measured={"A": 100.0})
+    assumed, mine, digits = (
+        plan(graph_of("vgg_A.yaml", change, "model.classes=10"), one_gpu)
+        for change in ("data.root=somewhere", f"data.index={tmp_path / 'mine.idx'}", "data.root=builtin:digits")
+    )
+    sizes = [file.stat().st_size for file in (pictures / "train").rglob("*.JPEG")]
+    assert mine.stages[0].read_mb_per_s == pytest.approx(100 * sum(sizes) / len(sizes) / 1e6)
+    assert "mine.idx, 24 + 12 pictures of " in mine.assumptions[3]
+    assert "ILSVRC-2012, 1,281,167 + 50,000 pictures of 115 kB; no data.index is given" in assumed.assumptions[3]
+    assert "builtin:digits, 2,000 + 500 pictures of 5.4 kB" in digits.assumptions[3]
+    # the same number of validated pictures an epoch, and epochs as much shorter as there are fewer pictures
+    validated = 500 * (370_000 * 256 // 2000)
+    dense = digits.stages[0].evaluation_flop - 2 * architecture("A", classes=10).multiply_adds * validated
+    assert 0 < dense < 0.001 * digits.stages[0].evaluation_flop
+    assert sample_set.VAL_PICTURES * 10 * 4 * 3 / 1e9 < digits.disk_gb < assumed.disk_gb
 
 
-def test_a_rate_measured_on_a_predicts_d_within_a_factor(settings: list[str]) -> None:
-    small = ("train.schedule.kind=plateau", "train.schedule.drops_at=[]", "train.iterations=24", "train.log_every=8")
-    graph = load_graph(CONFIGS / "demo.yaml", [*settings, *small, "model.width=0.25", "train.batch=16"])
+# What a rate measured on A says of D and E by FLOPs, over their own measured rate: 0.74 to 0.98 in three tries on one
+# core of a shared machine (2026-11-22). A plan made from A is a little cautious: deeper nets come nearer to the peak.
+FACTOR = 1.6
+
+
+def test_a_rate_measured_on_a_predicts_d_and_e_within_a_factor() -> None:
+    """In processor time, which other users of the machine disturb least."""
+    found = bench_step.run(bench_step.small(), ("A", "D", "E"), (32,), steps=1, rounds=3)["details"]
+    rates = {net: found[f"{net} batch 32"]["ours"] for net in ("A", "D", "E")}
+    config = bench_step.small()
+    for net in ("D", "E"):
+        model = config.model.model_copy(update={"net": net})
+        graph = Graph("demo", {net: config.model_copy(update={"model": model})}, {net: None})
+        predicted = plan(graph, Machine(1, 1, measured={"A": rates["A"]})).stages[0].images_per_s
+        assert rates[net] / FACTOR < predicted < rates[net] * FACTOR, (net, rates, predicted)
+
+
+WALL_FACTOR = 2.0
+"""The plan of a demo against its clock: validation, dense tests, checkpoints, figures and other users included."""
+
+
+@pytest.mark.slow
+def test_the_demos_wall_time_within_a_factor(tmp_path: Path) -> None:
+    changes = ("train.iterations=400", "train.schedule.drops_at=[300]", f"run.root={tmp_path}", "tracking.mlflow=false")
+    graph = graph_of("demo.yaml", *changes)
+    started = time.perf_counter()
     pipeline.reproduce(graph)
-    rate = {
-        name: max(one["images_per_s"] for one in RunDirectory(config.directory).records("train"))
-        for name, config in graph.stages.items()
+    seconds = time.perf_counter() - started
+    rates = {
+        net: statistics.median(one["images_per_s"] for one in RunDirectory(config.directory).records("train"))
+        for net, config in graph.stages.items()
     }
-    made = plan(graph, Machine(1, 1, measured={"A": rate["A"]}))
-    assert made.stages[0].images_per_s == pytest.approx(rate["A"])
-    predicted = made.stages[1].images_per_s
-    assert rate["D"] / FACTOR < predicted < rate["D"] * FACTOR, (rate, predicted)
+    for measured in (rates, {"A": rates["A"]}):
+        predicted = 3600 * plan(graph, Machine(1, 1, measured=measured)).wall_hours
+        print(f"{measured}: {predicted:.0f} s predicted, {seconds:.0f} s measured")
+        assert seconds / WALL_FACTOR < predicted < seconds * WALL_FACTOR, (rates, predicted, seconds)

@@ -18,8 +18,10 @@ from vggrepro.paper import value
 # Assumptions, none of them measured by us; each is printed with what follows from it.
 ASSUMED_MFU = 0.43
 """4,600 images/s of net D on an H100 in bfloat16: the roofline of an eager step, over the peak of 989 TFLOP/s."""
-BYTES_PER_PICTURE = 115_000
-"""Of ILSVRC-2012: the training archive's 148 GB over its pictures."""
+ILSVRC_BYTES = 115_000
+"""A picture of ILSVRC-2012: the training archive's 148 GB over its pictures."""
+SAMPLE_BYTES = 5_400
+"""A picture of the built-in sample set."""
 LONG_SIDE = 1.33
 """Mean ratio of a photograph's sides, for the uncropped pictures of dense evaluation."""
 NODE_GB_PER_S = 50.0
@@ -49,6 +51,20 @@ class Machine:
     def gpus(self) -> int:
         """Of all nodes."""
         return self.nodes * self.gpus_per_node
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a stage is trained and tested on."""
+
+    name: str
+    train: int
+    val: int
+    bytes: float
+    """Mean size of a training picture."""
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.train:,} + {self.val:,} pictures of {self.bytes / 1000:.3g} kB"
 
 
 @dataclass(frozen=True)
@@ -173,7 +189,8 @@ def _stage(config: Config, parent: str | None, start_hours: float, machine: Mach
     step_s = max(compute_s, FORWARD_SHARE * compute_s + exchange_s)
     images = config.train.iterations * config.train.batch
     training_hours = config.train.iterations * step_s / 3600
-    evaluation_flop = _evaluation_flop(config, net)
+    pictures = pictures_of(config)
+    evaluation_flop = _evaluation_flop(config, net, pictures)
     evaluation_hours = evaluation_flop / (speed * machine.gpus) / 3600
     wall_hours = training_hours + evaluation_hours
     images_per_s = config.train.batch / step_s
@@ -195,12 +212,25 @@ def _stage(config: Config, parent: str | None, start_hours: float, machine: Mach
         exchange_ms=1000 * exchange_s,
         exchange_mb=payload / 1e6,
         sent_mb=sent / 1e6,
-        read_mb_per_s_node=images_per_s / machine.nodes * BYTES_PER_PICTURE / 1e6,
-        read_mb_per_s=images_per_s * BYTES_PER_PICTURE / 1e6,
+        read_mb_per_s_node=images_per_s / machine.nodes * pictures.bytes / 1e6,
+        read_mb_per_s=images_per_s * pictures.bytes / 1e6,
         pictures_per_s_node=images_per_s / machine.nodes,
         disk_gb=disk_gb(config),
         money=None if machine.price is None else gpu_hours * machine.price,
     )
+
+
+def pictures_of(config: Config) -> Pictures:
+    """The counts of the stage's index, or of the sample set; else those of ILSVRC-2012. Raises UserError."""
+    from vggrepro.data import index, sample_set
+
+    if config.data.index is not None:
+        splits = [index.load(config.data.index).split(name) for name in ("train", "val")]
+        size = float(splits[0].length.mean()) if len(splits[0]) else 0.0
+        return Pictures(config.data.index.name, len(splits[0]), len(splits[1]), size)
+    if config.data.root == sample_set.ROOT:
+        return Pictures(sample_set.ROOT, sample_set.TRAIN_PICTURES, sample_set.VAL_PICTURES, SAMPLE_BYTES)
+    return Pictures("ILSVRC-2012", value("train_pictures"), value("val_pictures"), ILSVRC_BYTES)
 
 
 def _flop_per_s(config: Config, machine: Machine) -> tuple[float, str]:
@@ -238,15 +268,14 @@ def _exchange(config: Config, net: Architecture, machine: Machine) -> tuple[floa
     return float(payload), sent, sent / rate
 
 
-def _evaluation_flop(config: Config, net: Architecture) -> float:
-    """Centre-crop validations during training, and dense tests at all Q with mirror images at the end."""
-    n = value("val_pictures")
+def _evaluation_flop(config: Config, net: Architecture, pictures: Pictures) -> float:
+    """Centre-crop validations during training, and dense tests at all Q, with mirror images, at the end."""
     forward = 2 * net.multiply_adds
-    epochs = config.train.iterations * config.train.batch / value("train_pictures")
+    epochs = config.train.iterations * config.train.batch / pictures.train
     validations = max(1, int(epochs / config.train.validate_every))
     views = 2 if config.evaluation.flip else 1
     dense = sum(_dense_flop(net, Q) for Q in {*config.single_Q, *config.multi_Q})
-    return float(n * (validations * forward + views * dense))
+    return float(pictures.val * (validations * forward + views * dense))
 
 
 def _dense_flop(net: Architecture, Q: int) -> float:
@@ -260,11 +289,14 @@ def _dense_flop(net: Architecture, Q: int) -> float:
 
 
 def disk_gb(config: Config) -> float:
-    """What a stage keeps on disk, GB: step checkpoints (weights, momentum), the best, the final one, posteriors."""
+    """What a stage keeps on disk, GB: step checkpoints (weights, momentum), the best, the final one, posteriors.
+
+    Raises UserError.
+    """
     net = architecture_of(config)
     step = 2 * 4 * net.parameters
     sets = len({*config.single_Q, *config.multi_Q})
-    posteriors = sets * value("val_pictures") * net.classes * 4
+    posteriors = sets * pictures_of(config).val * net.classes * 4
     return ((config.train.keep + 1) * step + 4 * net.parameters + posteriors) / 1e9
 
 
@@ -279,6 +311,7 @@ def _assumptions(graph: Graph, machine: Machine) -> tuple[str, ...]:
             f"training speed is assumed, not measured: {machine.mfu:.0%} of the peak of {machine.gpu} in the stage's "
             f"train.precision (a roofline's figure for net D on an H100 in bf16; it says little of other devices)"
         )
+    data = dict.fromkeys(str(pictures_of(config)) for config in graph.stages.values())
     images = sum(config.train.iterations * config.train.batch for config in graph.stages.values())
     network = (
         f"{machine.node_gb_per_s:g} GB/s each way and node" if machine.nodes > 1 else f"{LINK_GB_PER_S:g} GB/s a GPU"
@@ -287,10 +320,11 @@ def _assumptions(graph: Graph, machine: Machine) -> tuple[str, ...]:
         rate,
         f"every stage trains its full train.iterations ({images:,} images together); no time lost in queues",
         f"gradients are exchanged by rings at {network}, hidden behind the backward pass (two thirds of a step)",
-        f"validation of {value('val_pictures'):,} pictures, dense tests with mirror images at the training speed; "
-        f"uncropped pictures have sides 1:{LONG_SIDE}",
-        f"{BYTES_PER_PICTURE / 1000:g} kB a picture (ILSVRC-2012); the loader decodes as fast as the GPUs train, which "
-        f"`vggrepro bench loader` measures",
+        f"{' and '.join(data)}; "
+        + ("no data.index is given; " if any(one.startswith("ILSVRC") for one in data) else "")
+        + f"uncropped pictures have sides 1:{LONG_SIDE}",
+        "validation and dense tests run at the training speed, by FLOPs; starting, saving and drawing take no time",
+        "the loader decodes as fast as the GPUs train, which `vggrepro bench loader` measures",
         f"a GPU has {_per_gpu(graph, machine)} pictures of each batch; with few, kernels reach less of the peak, and "
         f"the update of the weights, not counted here, weighs more",
         "parameters, momentum and posteriors are 4 bytes each; multi-crop testing, 50 crops a Q, is not included",
@@ -315,6 +349,7 @@ def render(made: Plan, machine: Machine) -> str:
         "exchange",
         "sent",
         "decode and read a node",
+        "file system",
         "disk",
         "rate",
     )
@@ -322,14 +357,15 @@ def render(made: Plan, machine: Machine) -> str:
         (
             one.name,
             one.depends_on or "-",
-            f"{(one.training_flop + one.evaluation_flop) / 1e15:,.0f}",
+            _number((one.training_flop + one.evaluation_flop) / 1e15),
             f"{one.images_per_s:,.0f}",
-            f"{one.wall_hours:.2f}",
-            f"{one.gpu_hours:,.1f}",
+            _number(one.wall_hours),
+            _number(one.gpu_hours),
             f"{one.exchange_ms:.1f} of {one.step_ms:.1f} ms",
             f"{one.sent_mb:,.0f} MB/step",
-            f"{one.pictures_per_s_node:,.0f} pictures, {one.read_mb_per_s_node:,.0f} MB/s",
-            f"{one.disk_gb:.1f} GB",
+            f"{one.pictures_per_s_node:,.0f} pictures, {_number(one.read_mb_per_s_node)} MB/s",
+            f"{_number(one.read_mb_per_s)} MB/s",
+            f"{_number(one.disk_gb)} GB",
             one.rate_from,
         )
         for one in made.stages
@@ -340,15 +376,20 @@ def render(made: Plan, machine: Machine) -> str:
     together = "stage" if made.most_stages_at_once == 1 else "stages"
     lines += [
         "",
-        f"together      {made.total_gpu_hours:,.0f} GPU-hours, {made.disk_gb:,.0f} GB of disk"
-        + (f", {made.money:,.0f} at {machine.price:g} a GPU-hour" if made.money is not None else ""),
-        f"wall time     {made.wall_hours:,.1f} h on the critical path with up to {made.most_stages_at_once} {together} "
-        f"at once, {made.wall_hours_in_a_row:,.1f} h one after another",
+        f"together      {_number(made.total_gpu_hours)} GPU-hours, {_number(made.disk_gb)} GB of disk"
+        + (f", {_number(made.money)} at {machine.price:g} a GPU-hour" if made.money is not None else ""),
+        f"wall time     {_number(made.wall_hours)} h on the critical path with up to {made.most_stages_at_once} "
+        f"{together} at once, {_number(made.wall_hours_in_a_row)} h one after another",
         "",
         "assumptions",
         *(f"  - {text}" for text in made.assumptions),
     ]
     return "\n".join(lines)
+
+
+def _number(amount: float) -> str:
+    """To three digits at least."""
+    return f"{amount:,.0f}" if amount >= 100 else f"{amount:.3g}"
 
 
 def measured_rates(texts: list[str]) -> dict[str, float]:
