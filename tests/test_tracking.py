@@ -105,6 +105,13 @@ def test_events_are_no_metrics() -> None:
     assert not list(tracking._metrics(b'{"step": 1, "kind": "event", "drop": 1, "time": 1.0}', {}))
 
 
+def test_an_evaluation_has_no_step_in_mlflow() -> None:
+    """Of metrics without steps its chart view draws bars side by side."""
+    line = b'{"step": 370, "kind": "evaluation", "dense_multi_Q_top1_error": 24.8, "n": 500, "time": 1.0}'
+    made = [(metric.key, metric.value, metric.step) for metric in tracking._metrics(line, {})]
+    assert made == [("evaluation/dense_multi_Q_top1_error", 24.8, 0), ("evaluation/n", 500, 0)]
+
+
 def test_records_of_a_new_directory(run: RunDirectory) -> None:
     assert run.records() == []
     run.rewind(0)
@@ -218,7 +225,7 @@ def test_a_later_mirror_continues_the_same_run(run: RunDirectory, uri: str) -> N
     mirrored(run, uri, params={"lr": "0.01"}, tags={"job": "1"})
     run_id = run.read_json("mlflow.json")["run_id"]
     train(run, 4, 6)
-    run.append({"step": 2, "kind": "evaluation", "top1_error": 31.0})  # of an older checkpoint: no repetition
+    run.append({"step": 2, "kind": "evaluation", "top1_error": 31.0})  # of an older checkpoint
     mirror = mirror_of(run, uri, params={"lr": "0.02", "new": "1"}, tags={"job": "2"})
     mirror.start()
     assert mirror.sync_now(LONG_S)
@@ -227,7 +234,7 @@ def test_a_later_mirror_continues_the_same_run(run: RunDirectory, uri: str) -> N
     found = MlflowClient(uri).get_run(run_id)
     assert run.read_json("mlflow.json")["run_id"] == run_id
     assert history(run, uri) == losses(1, 6)
-    assert sorted(history(run, uri, "evaluation/top1_error")) == [(2, 31.0), (3, 30.0)]
+    assert sorted(history(run, uri, "evaluation/top1_error")) == [(0, 30.0), (0, 31.0)]
     assert found.info.status == "KILLED"
     assert found.data.params == {"lr": "0.01", "new": "1"}
     assert found.data.tags["job"] == "2"

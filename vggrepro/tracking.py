@@ -42,7 +42,6 @@ LONGEST_PAUSE_S = 60.0
 LINES_PER_BATCH = 256
 METRICS_PER_CALL = 1000  # MLflow's limit
 KEY_TAG = "vggrepro.run_key"
-_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # else its pages are about language models
 _NO_CURVES = ("step", "time", "epoch", "seconds_left")  # straight lines all of them
 
 logger = logging.getLogger(__name__)
@@ -371,7 +370,7 @@ class MlflowMirror:
         folder = (self.artifact_root.absolute() / self.experiment).as_uri() if self.uri.startswith("sqlite:") else None
         if (experiment := client.get_experiment_by_name(self.experiment)) is None:
             try:
-                return client.create_experiment(self.experiment, artifact_location=folder, tags=_EXPERIMENT_TAGS)
+                return client.create_experiment(self.experiment, artifact_location=folder)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -428,7 +427,9 @@ def _metrics(line: bytes, had: Mapping[str, int]) -> Iterator[Metric]:
             continue
         key = f"{record['kind']}/{name}"
         if record["step"] > had.get(key, -1):
-            yield Metric(key, value, timestamp=int(record["time"] * 1000), step=record["step"])
+            # without a step MLflow draws bars side by side, and not a curve of one point
+            step = 0 if record["kind"] == "evaluation" else record["step"]
+            yield Metric(key, value, timestamp=int(record["time"] * 1000), step=step)
 
 
 def _dataset_input(dataset: Mapping[str, Any]) -> DatasetInput:
