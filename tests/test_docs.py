@@ -1,4 +1,8 @@
-"""Every command of the documentation runs, on a small scale."""
+"""The documentation's commands: every one names verbs and options that exist, and every whole one of vggrepro is run.
+
+`launch/submit.py`, sbatch, srun and slurm/devcluster are run by tests/launch, torchrun by tests/training, and the verbs
+of ELSEWHERE, which need weight files or time, by the tests that stand beside them.
+"""
 
 from __future__ import annotations
 
@@ -6,41 +10,126 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from tiny import REPOSITORY, TINY
 
+from launch import submit
 from vggrepro import cli, pipeline
 from vggrepro.config import load_graph
+from vggrepro.models.table1 import architecture
 
 DOCS = REPOSITORY / "docs"
-PAGES = ("tables", "compare", "nets_and_data", "recipes", "troubleshooting")
+PAGES = {page.stem: page for page in (REPOSITORY / "README.md", REPOSITORY / "REPRODUCTION.md", *DOCS.glob("*.md"))}
 SMALL = ("train.schedule.kind=plateau", "train.schedule.drops_at=[]", "train.iterations=2")
+ELSEWHERE = {
+    "weights": "tests/evaluation/test_evaluation_commands.py",
+    "verify-paper": "tests/evaluation/test_evaluation_commands.py",
+    "bench": "tests/bench, tests/data/test_data_bench_loader.py, tests/training/test_training_bench.py",
+}
+# What stands for the reader's own: pictures, runs, scales that fit them.
+OWN = {
+    r"/path/to/(pictures|folder|imagenet)|/data/imagenet|(?<=data\.root=)\.\.\.": "PICTURES",
+    r"\b(RUN|runs/vgg/D-384|runs/paper/D-jitter|runs/paper/B-5x5)\b": "runs/demo/D",
+    r"\bruns/vgg/E-384\b": "runs/demo/A",
+    r"\bruns/paper\b": "runs/demo",
+    r"\b256,384,512\b": "37,40",
+}
+PROGRAM = r"(?:vggrepro|torchrun [-\w. ]*-m vggrepro|python launch/submit\.py)\b"
 
 
-def commands(page: str) -> list[str]:
-    blocks = re.findall(r"```console\n(.*?)```", (DOCS / f"{page}.md").read_text(), re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines()]
-    assert all(line.startswith("$ vggrepro ") for line in lines), lines
-    return [line.removeprefix("$ vggrepro ") for line in lines]
+def blocks(page: str) -> list[str]:
+    """The commands in the page's code, each on one line, without comments; not the README's list of verbs."""
+    text = re.sub(r"\n## Commands\n.*?\n## ", "\n## ", PAGES[page].read_text().replace("\\\n", " "), flags=re.DOTALL)
+    fences = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+    code = [block for language, block in fences.findall(text) if language in ("", "console")]
+    code += re.findall(r"^ {4}.*", fences.sub("", text), re.MULTILINE)
+    lines = [line.strip().removeprefix("$ ") for block in code for line in block.splitlines()]
+    return [" ".join(line.split(" #")[0].split()) for line in lines if re.match(PROGRAM, line)]
+
+
+def mentions(page: str) -> list[str]:
+    """Commands in running text, often only begun."""
+    return re.findall(rf"`({PROGRAM}[^`]*)`", " ".join(PAGES[page].read_text().split()))
+
+
+def verbs_of(program: Any, words: list[str]) -> tuple[Any, list[str]]:
+    """The command that the words name, and the words after it."""
+    while hasattr(program, "commands") and words and words[0] in program.commands:
+        program, words = program.commands[words[0]], words[1:]
+    return program, words
+
+
+def spoken_to(command: str) -> tuple[Any, list[str]]:
+    """The program's command that a line speaks to, and its arguments."""
+    after = re.sub(rf"^{PROGRAM}\s*", "", command)
+    app = submit.app if command.startswith("python") else cli.app
+    return verbs_of(typer.main.get_command(app), shlex.split(after.replace("'", "")))
+
+
+LINES = [(page, line) for page in sorted(PAGES) for line in dict.fromkeys([*blocks(page), *mentions(page)])]
+RUN = [
+    line for line in dict.fromkeys(line for page in sorted(PAGES) for line in blocks(page)) if "submit.py" not in line
+]
+
+
+@pytest.mark.parametrize(("page", "line"), LINES, ids=lambda text: text[:50])
+def test_verbs_and_options_exist(page: str, line: str) -> None:
+    command, words = spoken_to(line)
+    known = {name for option in command.params for name in [*option.opts, *option.secondary_opts]}
+    options = {word.strip("[]").split("=")[0] for word in words if word.strip("[]").startswith("-")}
+    assert options <= known, f"{page}.md: {line}"
+    if hasattr(command, "commands"):
+        named = {word for word in "".join(words[:1]).split("|") if word.isalpha()}  # as in `bench loader|step`
+        assert named <= set(command.commands), f"{page}.md: {line}"
+
+
+def test_the_readme_lists_all_verbs() -> None:
+    section = PAGES["README"].read_text().split("## Commands")[1].split("\n##")[0]
+    listed = re.findall(r"^ {4}vggrepro ([a-z-]+)", section, re.MULTILINE)
+    assert sorted(listed) == sorted(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
+
+
+def test_the_commands_are_found() -> None:
+    """A command that is written in a way that is not understood here would go untested."""
+    for page, file in PAGES.items():
+        for line in file.read_text().splitlines():
+            if re.match(rf"(\$ | {{4}}){PROGRAM}", line) and "## Commands" not in line:
+                start = " ".join(line.removeprefix("$ ").rstrip("\\ ").split(" #")[0].split())[:40]
+                in_list = page == "README" and re.match(r" {4}vggrepro [a-z-]+( [^-]|  | --(config|index) FILE)", line)
+                assert in_list or any(one.startswith(start) for one in blocks(page)), f"{page}.md: {line}"
+    assert len(RUN) > 35
 
 
 @pytest.fixture(scope="module")
 def desk(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the recipes and the demo's runs, small, as a reader would have them after `make demo`."""
     folder = tmp_path_factory.mktemp("desk")
-    (folder / "configs").symlink_to(REPOSITORY / "configs")
+    for name in ("configs", "REPRODUCTION.md", "REPRODUCTION.json"):
+        source = REPOSITORY / name
+        (folder / name).symlink_to(source) if source.is_dir() else (folder / name).write_bytes(source.read_bytes())
     settings = [*TINY, *SMALL, f"data.root={pictures}", f"run.root={folder / 'runs'}"]
     pipeline.reproduce(load_graph(REPOSITORY / "configs" / "demo.yaml", settings))
     return folder
 
 
-@pytest.mark.parametrize("command", [pytest.param(text, id=text[:60]) for page in PAGES for text in commands(page)])
-def test_the_command_runs(command: str, desk: Path, pictures: Path, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize("line", [pytest.param(line, id=line[:60]) for line in RUN])
+def test_the_command_runs(line: str, desk: Path, pictures: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(desk)
-    words = shlex.split(command.replace("/path/to/pictures", str(pictures)))
+    for pattern, own in OWN.items():
+        line = re.sub(pattern, own.replace("PICTURES", str(pictures)), line)
+    words = shlex.split(re.sub(rf"^{PROGRAM}\s*", "", line))
+    if words[0] in ELSEWHERE:
+        pytest.skip(f"run by {ELSEWHERE[words[0]]}")
     if words[0] in ("reproduce", "train"):
-        words += [word for setting in (*TINY, *SMALL) for word in ("--set", setting)]
+        own = [*TINY, *SMALL]
+        if "run.experiment" not in line:  # else later lines of the page look at these runs
+            own.append("run.root=trained")
+        if "data." not in line:
+            own.append(f"data.root={pictures}")
+        words += [word for setting in own for word in ("--set", setting)]
     if words[0] == "doctor":  # a SLURM of this machine must not decide how the test ends
         monkeypatch.setenv("PATH", str(desk))
     monkeypatch.setattr(sys, "argv", ["vggrepro", *words])
@@ -49,15 +138,17 @@ def test_the_command_runs(command: str, desk: Path, pictures: Path, monkeypatch,
     assert not left.value.code, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
-def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-        assert (page.parent / target).exists(), target
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(#[^)]*)?\)", PAGES[page].read_text()):
+        other = PAGES[page].parent / target if target else PAGES[page]
+        assert other.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)", other.read_text(), re.MULTILINE)
+            assert anchor[1:] in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, anchor
 
 
 def test_recipes_in_the_documentation_are_valid(desk: Path) -> None:
-    from vggrepro.models.table1 import architecture
-
     text = (DOCS / "recipes.md").read_text() + (DOCS / "nets_and_data.md").read_text()
     recipe, net = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     file = desk / "recipe.yaml"
@@ -66,3 +157,7 @@ def test_recipes_in_the_documentation_are_valid(desk: Path) -> None:
     file.write_text(net)
     (stage,) = load_graph(file).stages.values()
     assert architecture(stage.model.net, layers=stage.model.layers).weight_layers == 4 + 3
+
+
+def test_the_picture_in_the_readme_is_small() -> None:
+    assert (DOCS / "img" / "demo_tables.png").stat().st_size < 200_000
