@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import shutil
 import socket
 import sys
 import threading
@@ -15,6 +16,7 @@ from tiny import REPOSITORY
 
 from vggrepro import cli, doctor
 from vggrepro.config import Graph, load_graph
+from vggrepro.data.index import scan_folder
 from vggrepro.doctor import Check, examine, render
 
 DEMO = REPOSITORY / "configs" / "demo.yaml"
@@ -98,6 +100,22 @@ def test_an_index_of_another_data_set(tmp_path: Path, pictures: Path, monkeypatc
     found = checks_of(tmp_path, f"data.index={tmp_path / 'x.idx'}")["index"]
     assert (found.status, found.remedy) == ("fail", "set model.classes=3, or name another data.index")
     assert checks_of(tmp_path, f"data.index={tmp_path / 'x.idx'}", "model.classes=3")["index"].status == "ok"
+
+
+def test_reading_pictures(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = shutil.copytree(pictures, tmp_path / "copy")
+    index = scan_folder(copy)
+    index.save(tmp_path / "x.idx")
+    settings = (f"data.index={tmp_path / 'x.idx'}", "model.classes=3")
+    assert checks_of(tmp_path, *settings)["reading"].status == "ok"
+    monkeypatch.setattr(doctor, "_SLOW_PICTURES_PER_S", 10**9)
+    slow = checks_of(tmp_path, *settings)["reading"]
+    assert (slow.status, "faster file system" in slow.remedy) == ("warn", True)
+    monkeypatch.setattr(doctor, "_PROBE_PICTURES", 24)  # all of them
+    for file in copy.glob("train/n01/n01_3.JPEG"):
+        file.write_bytes(file.read_bytes()[:100])
+    bad = checks_of(tmp_path, *settings)["reading"]
+    assert (bad.status, "n01_3.JPEG" in bad.found) == ("fail", True)
 
 
 @pytest.fixture

@@ -14,18 +14,24 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from vggrepro.config import Config, Graph
 from vggrepro.errors import UserError
 from vggrepro.tracking import resolve_uri
 
+if TYPE_CHECKING:
+    from vggrepro.data.index import Index
+
 Status = Literal["ok", "warn", "fail"]
 
 _OLDEST = {"torch": (2, 11), "torchvision": (0, 26)}
 _PROBE_MIB = 64
 _SLOW_MIB_PER_S = 50
+_PROBE_PICTURES = 256
+_PROBE_S = 3.0
+_SLOW_PICTURES_PER_S = 100
 _SPARE_GB = 20.0
 _SHM_GIB = 1.0
 _PATIENCE_S = 10.0
@@ -208,7 +214,7 @@ def _disk(graph: Graph | None, root: Path) -> Iterator[Check]:
         needed = sum(disk_gb(config) for config in graph.stages.values()) if graph else _SPARE_GB
     except UserError:  # of the index, which has a line of its own
         graph, needed = None, _SPARE_GB
-    text = f"{free:,.0f} GB free, {needed:,.1f} needed" + ("" if graph else " or more")
+    text = f"{free:,.0f} GB free, {needed:,.1f} {'' if graph else 'or more '}needed"
     if free >= needed:
         yield Check("disk", "ok", text)
     else:
@@ -267,6 +273,7 @@ def _data(config: Config) -> Iterator[Check]:
             )
         else:
             yield Check("index", "ok", found)
+        yield from _reading(made)
     elif root is None:
         yield Check("pictures", "fail", "data.root is not set", "set data.root, or data.index")
     elif root.startswith("builtin:"):
@@ -275,6 +282,34 @@ def _data(config: Config) -> Iterator[Check]:
         yield Check("pictures", "ok", f"{root}; scanned when a stage first needs it, or now with `vggrepro index`")
     else:
         yield Check("pictures", "fail", f"{root} does not exist", "correct data.root")
+
+
+def _reading(index: Index) -> Iterator[Check]:
+    """Pictures at random places, as training asks for them; what the page cache has is read from there."""
+    import numpy as np
+
+    from vggrepro.data.decode import BadPictureError
+
+    split = index.split("train")
+    rows = np.random.default_rng(0).permutation(len(split))[:_PROBE_PICTURES]
+    read = size = 0
+    started = time.perf_counter()
+    try:
+        for row in rows.tolist():
+            size += len(split.read(row))
+            read += 1
+            if time.perf_counter() - started > _PROBE_S:
+                break
+    except BadPictureError as error:
+        yield Check("reading", "fail", f"{split.name_of(row)}: {error}", "restore the pictures, or index them again")
+        return
+    seconds = max(time.perf_counter() - started, 1e-9)
+    found = f"{read / seconds:,.0f} pictures/s, {size / 2**20 / seconds:,.0f} MiB/s at random, in one thread"
+    if read / seconds < _SLOW_PICTURES_PER_S:
+        remedy = "a GPU trains D with thousands a second: put the pictures on a faster file system"
+        yield Check("reading", "warn", found, remedy)
+    else:
+        yield Check("reading", "ok", found)
 
 
 def render(checks: list[Check]) -> str:
