@@ -76,6 +76,8 @@ def test_tests_of_another_kind_are_said(root: Path) -> None:
     for net, flip in (("A", True), ("B", False)):
         make_run(root, net, posteriors=dense(256, wrong1=100, wrong5=50), flip=flip)
     assert any("tested differently: evaluation.flip" in note for note in compared(root).notes)
+    make_run(root, "A", posteriors=dense(256, wrong1=100, wrong5=50), flip=False)
+    assert compared(root).notes == ["Tested without mirror images."]
 
 
 def test_what_is_unfinished_or_not_evaluated_is_said(root: Path) -> None:

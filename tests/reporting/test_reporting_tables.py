@@ -122,6 +122,18 @@ def test_half_done_runs_say_what_is_missing(root: Path) -> None:
     assert notes[3, "C"] == ("not measured", "paper:C-256 is not evaluated yet")
     assert notes[3, "D"] == ("agrees", "")
     assert notes[4, "D"] == ("not measured", "paper:D-256 lacks dense at Q = 288")
+    text = render(build_report(find_runs([root])), Format.markdown, "t")
+    assert "- paper:A-256: paper:A-256 is at step 100 of 370,000\n" not in text
+    assert "- paper:A-256 is at step 100 of 370,000\n" in text
+    assert "- test set: cannot be measured: the labels of the ILSVRC test set were never published" in text
+
+
+def test_half_done_runs_of_another_data_set_say_so_too(root: Path) -> None:
+    make_run(root, "A", finished=False)
+    make_run(root, "D", posteriors=dense(256, wrong1=540, wrong5=176))
+    text = render(build_report(find_runs([root])), Format.markdown, "t")
+    assert "- paper:A-256 is at step 100 of 370,000\n" in text
+    assert "- paper:D-256 lacks dense at Q = 224, dense at Q = 288\n" in text
 
 
 @pytest.mark.usefixtures("paper_of_2000")

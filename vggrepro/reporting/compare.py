@@ -157,6 +157,8 @@ def compare(runs: Sequence[StoredRun], index: Index | None, notes: Sequence[str]
             shown = f"{method}, Q = {' | '.join(dict.fromkeys(Q[:2]))}", answers[0], answers[1]
     if len({(run.config.evaluation.flip, run.config.evaluation.precision) for run in runs}) > 1:
         said.append("The runs are tested differently: evaluation.flip or evaluation.precision, see below.")
+    elif not any(run.config.evaluation.flip for run in runs):
+        said.append("Tested without mirror images.")
     if not errors:
         said.append("No run has stored posteriors; `vggrepro evaluate RUN` makes them.")
     unfinished = [f"{name} (step {run.step:,})" for name, run in zip(names, runs, strict=True) if not run.finished]

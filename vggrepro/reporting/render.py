@@ -96,8 +96,8 @@ def _group_blocks(group: Group, rows: list[Row], report: Report) -> Iterator[Blo
         yield Heading(3, title)
         yield _error_sheet(shown, group)
         yield from (Text(_spread(one)) for one in report.seeds if (one.group, one.table) == (group.id, table))
-        if notes := dict.fromkeys(f"{row.run}: {row.note}" for row in shown if row.note and row.run and group.papers):
-            yield Bullets(list(notes))
+        if notes := list(dict.fromkeys(_notes(shown, group))):
+            yield Bullets(notes)
     if hidden:
         counts = Counter(row.table for row in hidden)
         listed = ", ".join(f"{n} of Table {table}" for table, n in sorted(counts.items()))
@@ -126,6 +126,15 @@ def _group_blocks(group: Group, rows: list[Row], report: Report) -> Iterator[Blo
         yield Heading(3, "Runs")
         yield run_sheet(group.runs)
         yield from _ledger(group)
+
+
+def _notes(rows: list[Row], group: Group) -> Iterator[str]:
+    """Why a row differs, has nothing measured, or cannot have."""
+    for row in rows:
+        if row.verdict == "cannot be measured":
+            yield f"{'test set' if row.split == 'test' else 'other systems'}: cannot be measured: {row.note}"
+        elif row.run and row.note and (group.papers or row.verdict == "not measured"):
+            yield row.note if row.verdict == "not measured" else f"{row.run}: {row.note}"
 
 
 def _pictures(report: Report, group: Group) -> Iterator[Block]:
