@@ -283,6 +283,8 @@ def test_latex_is_escaped_and_balanced(report: Report) -> None:
     )
     assert r"\textbf{29.6}" in text
     assert r"\shortstack[r]{top-1\\printed}" in text
+    assert r"\begin{tabular}{llllrrrrrrrrrlrl}" in text  # Table 3
+    assert r"p{65mm}" in text.partition("fusion of nets")[2]  # seven nets may wrap
     assert r"\paragraph{Departures from the paper (fidelity ledger)}" in text
     assert "{[}256;512{]}" in text
     for line in text.splitlines()[1:]:

@@ -96,8 +96,8 @@ body { margin: 0 auto; padding: 1rem; max-width: 92rem; color: var(--ink); backg
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; } h3 { font-size: 1rem; margin-top: 1.6rem; }
 .wide { width: fit-content; max-width: 100%; overflow-x: auto; margin: .6rem 0 1rem;
   border: 1px solid var(--line); border-radius: 6px; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .92em; }
-th, td { padding: .35rem .5rem; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .86em; }
+th, td { padding: .3rem .42rem; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { background: var(--band); font-weight: 600; white-space: normal; vertical-align: bottom; }
 td:first-child, th:first-child { position: sticky; left: 0; background: var(--page); }
 th:first-child { background: var(--band); }
@@ -166,9 +166,9 @@ def _html_sheet(sheet: Sheet) -> str:
 def to_latex(blocks: Iterable[Block]) -> str:
     r"""For `\input`: a `table` for each sheet, its caption the two headings above it, and the notes as text.
 
-    The document needs the packages booktabs and graphicx; a table wider than the line is scaled down to it.
+    The document needs the packages array, booktabs and graphicx; a table wider than the line is scaled down to it.
     """
-    lines = [r"% \usepackage{booktabs,graphicx}"]
+    lines = [r"% \usepackage{array,booktabs,graphicx}"]
     section = caption = ""
     for block in blocks:
         match block:
@@ -186,13 +186,21 @@ def to_latex(blocks: Iterable[Block]) -> str:
                 # LaTeX has numbers of its own for tables
                 titles = (re.sub(r"^Table", "The paper's Table", text) for text in (caption, section) if text)
                 title = ". ".join(titles)
-                columns = "".join("r" if n in block.numbers else "l" for n in range(len(block.header)))
+                caption = ""
+                columns = "".join(_tex_column(block, n) for n in range(len(block.header)))
                 lines += [r"\begin{table}[ht]", r"\centering", rf"\caption{{{_tex(title)}}}"]
                 lines += [r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"]
                 lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _tex_head(block), r"\midrule"]
                 lines += [_tex_row(row, block.strong) for row in block.rows]
                 lines += [r"\bottomrule", r"\end{tabular}}", r"\end{table}", ""]
     return "\n".join(lines) + "\n"
+
+
+def _tex_column(sheet: Sheet, n: int) -> str:
+    if n in sheet.numbers:
+        return "r"
+    # one that may wrap, else the whole table shrinks to nothing
+    return r">{\raggedright\arraybackslash}p{65mm}" if any(len(row[n]) > _LONG for row in sheet.rows) else "l"
 
 
 def _tex_head(sheet: Sheet) -> str:

@@ -103,7 +103,8 @@ def _marks(axes: Axes, x: Sequence[float], rows: Sequence[Row], colour: str, lab
     open_marks = [(at, row.printed_top1) for at, row in zip(x, rows, strict=True) if row.printed_top1 is not None]
     comparable = [row.verdict != "not comparable" for row in rows]
     if open_marks and any(comparable):
-        axes.plot(*zip(*open_marks, strict=True), "o", mfc="none", mec=colour, label=f"{label}, the paper")
+        shown = axes.plot(*zip(*open_marks, strict=True), "o", mfc="none", mec=colour, label=f"{label}, the paper")
+        shown[0].set(markersize=9, zorder=3)  # around a measured one of the same value
     measured = [
         (at, row) for at, row in zip(x, rows, strict=True) if row.interval_top1 and row.measured_top1 is not None
     ]
