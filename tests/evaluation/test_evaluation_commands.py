@@ -106,7 +106,14 @@ def test_import_evaluate_export(
     assert stored == {"denseQ36", "denseQ40", "multicropQ36", "multicropQ40"}
 
     run_directory = tmp_path / "authors" / "D"
-    rows = run(capsys, monkeypatch, "tables", "--runs", run_directory)["rows"]
+    report = run(capsys, monkeypatch, "tables", "--runs", run_directory)
+    (imported,) = report["groups"][0]["runs"]
+    (first, *others) = imported["departures"]
+    assert (first["setting"], first["why"]) == ("weights", "imported: how it was trained is not known here")
+    assert {"model.crop", "model.width", "model.classes"} <= {one["setting"] for one in others}
+    (line,) = (run_directory / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["both_Q_40_36_top1_error"] == both["top1_error"]
+    rows = report["rows"]
     assert not [row for row in rows if row["measured_top1"] is not None], "36 and 40 px are not the paper's Q"
     assert json.loads((run_directory / "dataset.json").read_text())["splits"]["val"] == 6
     for suffix in ("safetensors", "pth"):
