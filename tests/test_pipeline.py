@@ -1,6 +1,7 @@
 """The whole story on 36 pictures: the demo's graph with everything small."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,17 @@ def test_other_pictures_never_mix_with_a_run(settings: list[str], pictures: Path
         copy.write_bytes(file.read_bytes())
     with pytest.raises(UserError, match="was begun with other pictures"):
         pipeline.reproduce(graph_of(settings, f"data.root={fewer}"))
+
+
+def test_the_same_pictures_under_other_classes_never_mix_with_a_run(
+    settings: list[str], pictures: Path, tmp_path: Path
+) -> None:
+    pipeline.reproduce(graph_of(settings))
+    other = shutil.copytree(pictures, tmp_path / "other")
+    for split in ("train", "val"):
+        (other / split / "n01").rename(other / split / "n04")
+    with pytest.raises(UserError, match="was begun with other pictures"):
+        pipeline.reproduce(graph_of(settings, f"data.root={other}"))
 
 
 def test_a_stage_whose_parent_is_not_finished_is_refused(settings: list[str]) -> None:
