@@ -106,6 +106,7 @@ tr:last-child td { border-bottom: 0; }
 .number { text-align: right; } .strong { font-weight: 700; }
 .good { color: var(--good); } .bad { color: var(--bad); } .open { color: var(--open); } .none { color: var(--soft); }
 img { max-width: 100%; height: auto; border-radius: 6px; }
+@media (max-width: 40rem) { td:not(.number) { white-space: normal; } td.long { min-width: 9rem; } }
 """.strip()
 
 _MOODS = {
