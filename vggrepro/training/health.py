@@ -53,7 +53,8 @@ def check_start(net: VGG, scales: dict[str, float]) -> None:
     trail = ", ".join(f"{name} {scale:.1e}" for name, scale in scales.items() if name in (*list(scales)[::4], last))
     raise UserError(
         f"activations of {net.architecture.name} {what} at initialisation (root mean square of {trail}; class scores "
-        f"must lie between {VANISHED:g} and {EXPLODED:g}), so it cannot learn: {_ADVICE}, or run `vggrepro train --force`"
+        f"must lie between {VANISHED:g} and {EXPLODED:g}), so it cannot learn: {_ADVICE}, or run "
+        f"`vggrepro train --force`"
     )
 
 
