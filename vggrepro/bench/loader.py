@@ -19,10 +19,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from torchvision import datasets
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as F
+from torchvision.transforms import v2
 
-from vggrepro.config import ColourShift, Config
+from vggrepro.config import Config
 from vggrepro.data import dali, sample_set
 from vggrepro.data.index import Split, open_index, scan_folder
 from vggrepro.data.loader import make_loader
@@ -137,32 +136,33 @@ def _decode_only(split: Split, plan: TrainingPlan, batch: int, workers: int) -> 
             yield len(regions)
 
 
-class UsualTransform:
-    """The augmentation of Section 3.1 as one writes it with torchvision: of one picture, in a worker process."""
+class ColourShift(v2.Transform):
+    """AlexNet's colour shift, which torchvision has not: of a float image in [0, 1]."""
 
-    def __init__(self, config: Config) -> None:
-        self.S, self.crop, self.flip = config.data.S_range, config.model.crop, config.data.flip
-        self.mean = torch.tensor(config.data.mean)
-        self.components = torch.from_numpy(colour_components(config.data.colour_shift)).float()
-        self.shifted = config.data.colour_shift != ColourShift(mode="off")
+    def __init__(self, components: torch.Tensor) -> None:
+        super().__init__()
+        self.components = components / 255
 
-    def __call__(self, image: Any) -> torch.Tensor:
-        """A PIL image as (3, crop, crop) float32."""
-        S = int(torch.randint(self.S[0], self.S[1] + 1, ()))
-        image = F.resize(image, [S], InterpolationMode.BILINEAR)
-        top = int(torch.randint(0, image.height - self.crop + 1, ()))
-        left = int(torch.randint(0, image.width - self.crop + 1, ()))
-        image = F.crop(image, top, left, self.crop, self.crop)
-        if self.flip and torch.rand(()) < 0.5:
-            image = F.hflip(image)
-        offset = -self.mean
-        if self.shifted:
-            offset = offset + torch.randn(3) @ self.components
-        return F.pil_to_tensor(image).float() + offset[:, None, None]
+    def transform(self, inpt: torch.Tensor, params: dict[str, Any]) -> torch.Tensor:
+        """(3, h, w)"""
+        return inpt + (torch.randn(3) @ self.components)[:, None, None]
+
+
+def usual_transform(config: Config) -> v2.Transform:
+    """The augmentation of Section 3.1 as torchvision's documentation composes it: of one PIL image, in a worker."""
+    low, high = config.data.S_range
+    steps: list[v2.Transform] = [v2.RandomResize(low, high + 1), v2.RandomCrop(config.model.crop)]
+    if config.data.flip:
+        steps.append(v2.RandomHorizontalFlip())
+    steps += [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
+    if config.data.colour_shift.mode != "off":
+        steps.append(ColourShift(torch.from_numpy(colour_components(config.data.colour_shift)).float()))
+    steps.append(v2.Normalize([level / 255 for level in config.data.mean], [1 / 255] * 3))
+    return v2.Compose(steps)
 
 
 def _usual(config: Config, folder: Path, batch: int, workers: int) -> Generator[int]:
-    data = datasets.ImageFolder(str(folder), UsualTransform(config))
+    data = datasets.ImageFolder(str(folder), usual_transform(config))
     loader = DataLoader(data, batch, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True)
     for _ in count():
         for images, _labels in loader:
