@@ -42,7 +42,7 @@ LONGEST_PAUSE_S = 60.0
 LINES_PER_BATCH = 256
 METRICS_PER_CALL = 1000  # MLflow's limit
 KEY_TAG = "vggrepro.run_key"
-_NO_CURVES = ("step", "time", "epoch", "seconds_left")  # straight lines all of them
+_NO_CURVES = ("step", "time", "epoch", "seconds_left", "Q")  # straight lines all of them
 
 logger = logging.getLogger(__name__)
 
