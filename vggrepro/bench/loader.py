@@ -143,9 +143,9 @@ class ColourShift(v2.Transform):
         super().__init__()
         self.components = components / 255
 
-    def transform(self, inpt: torch.Tensor, params: dict[str, Any]) -> torch.Tensor:
+    def transform(self, image: torch.Tensor, params: dict[str, Any]) -> torch.Tensor:
         """(3, h, w)"""
-        return inpt + (torch.randn(3) @ self.components)[:, None, None]
+        return image + (torch.randn(3) @ self.components)[:, None, None]
 
 
 def usual_transform(config: Config) -> v2.Transform:
