@@ -440,7 +440,7 @@ def _write(file: Path, text: str) -> None:
 def bench_dense(
     net: Annotated[str, typer.Option(help="A column of Table 1.")] = "D",
     scales: Annotated[str | None, typer.Option(help="Q values in px; default: three, as in Section 4.2.")] = None,
-    pictures: Annotated[int, typer.Option(min=1, help="Validation pictures of the data set to use.")] = 200,
+    pictures: Annotated[int, typer.Option(min=1, help="Validation pictures of the data set to use.")] = 500,
     rounds: Annotated[int, typer.Option(min=1, help="Times that each way is timed, in turn.")] = 5,
     changes: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
