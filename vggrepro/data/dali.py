@@ -134,7 +134,8 @@ def _inputs(batches: Iterable[_Batch], decoding: deque[_Batch]) -> Iterator[tupl
         rows = batch.for_dali
         if rows:
             boxes = batch.boxes[rows].astype(np.int32)
-            encoded = [np.frombuffer(batch.encoded[row], np.uint8) for row in rows]  # type: ignore[arg-type]
+            # all of them are bytes, which only the type checker does not know
+            encoded = [np.frombuffer(one, np.uint8) for row in rows if isinstance(one := batch.encoded[row], bytes)]
             yield encoded, np.ascontiguousarray(boxes[:, :2]), boxes[:, 2:] - boxes[:, :2]
 
 
