@@ -14,6 +14,7 @@ from tiny import REPOSITORY
 from vggrepro import cli, pipeline
 from vggrepro.bench import step as bench_step
 from vggrepro.config import Graph, load_graph
+from vggrepro.data import index as index_module
 from vggrepro.data import sample_set
 from vggrepro.data.index import scan_folder
 from vggrepro.errors import UserError
@@ -135,6 +136,19 @@ def test_the_counts_are_those_of_the_stages_own_pictures(pictures: Path, tmp_pat
     dense = digits.stages[0].evaluation_flop - 2 * architecture("A", classes=10).multiply_adds * validated
     assert 0 < dense < 0.001 * digits.stages[0].evaluation_flop
     assert sample_set.VAL_PICTURES * 10 * 4 * 3 / 1e9 < digits.disk_gb < assumed.disk_gb
+
+
+def test_an_index_is_opened_once_for_all_stages(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of ImageNet takes most of a second, and a dry run of twelve stages has three."""
+    scan_folder(pictures).save(tmp_path / "mine.idx")
+    opened = []
+    load = index_module.load
+    monkeypatch.setattr(index_module, "load", lambda path: opened.append(path) or load(path))
+    graph = graph_of("reproduce.yaml", f"data.index={tmp_path / 'mine.idx'}")
+    assert len(plan(graph, Machine(1, 1)).stages) == 12
+    assert opened == [tmp_path / "mine.idx"]
 
 
 # What a rate measured on A says of D and E by FLOPs, over their own measured rate: 0.74 to 0.98 in three tries on one

@@ -204,14 +204,15 @@ def _files(root: Path) -> Iterator[Check]:
 
 
 def _disk(graph: Graph | None, root: Path) -> Iterator[Check]:
-    from vggrepro.plan import disk_gb
+    from vggrepro.plan import disk_gb, pictures_of
 
     place = root.absolute()
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free / 1e9
     try:
-        needed = sum(disk_gb(config) for config in graph.stages.values()) if graph else _SPARE_GB
+        pictures = pictures_of(graph) if graph else {}
+        needed = sum(disk_gb(config, pictures[name]) for name, config in graph.stages.items()) if graph else _SPARE_GB
     except UserError:  # of the index, which has a line of its own
         graph, needed = None, _SPARE_GB
     text = f"{free:,.0f} GB free, {needed:,.1f} {'' if graph else 'or more '}needed"

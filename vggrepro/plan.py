@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from vggrepro.config import Config, Graph
@@ -126,11 +127,12 @@ class Plan:
 def plan(graph: Graph, machine: Machine) -> Plan:
     """What the graph costs on a machine. Raises UserError."""
     _check(graph, machine)
+    pictures = pictures_of(graph)
     stages: dict[str, StagePlan] = {}
     for name, config in graph.stages.items():
         parent = graph.parents[name]
         start = stages[parent].starts_after_hours + stages[parent].wall_hours if parent else 0.0
-        stages[name] = _stage(config, parent, start, machine)
+        stages[name] = _stage(config, parent, start, machine, pictures[name])
     ends = [stage.starts_after_hours + stage.wall_hours for stage in stages.values()]
     money = [stage.money for stage in stages.values() if stage.money is not None]
     return Plan(
@@ -147,7 +149,7 @@ def plan(graph: Graph, machine: Machine) -> Plan:
         ),
         disk_gb=sum(stage.disk_gb for stage in stages.values()),
         money=sum(money) if money else None,
-        assumptions=_assumptions(graph, machine),
+        assumptions=_assumptions(graph, machine, pictures),
     )
 
 
@@ -178,7 +180,7 @@ def _check(graph: Graph, machine: Machine) -> None:
             raise UserError(f"--measured {net}={rate:g}: a rate in images/s is above 0")
 
 
-def _stage(config: Config, parent: str | None, start_hours: float, machine: Machine) -> StagePlan:
+def _stage(config: Config, parent: str | None, start_hours: float, machine: Machine, pictures: Pictures) -> StagePlan:
     from vggrepro.training.throughput import flop_per_picture
 
     net = architecture_of(config)
@@ -189,7 +191,6 @@ def _stage(config: Config, parent: str | None, start_hours: float, machine: Mach
     step_s = max(compute_s, FORWARD_SHARE * compute_s + exchange_s)
     images = config.train.iterations * config.train.batch
     training_hours = config.train.iterations * step_s / 3600
-    pictures = pictures_of(config)
     evaluation_flop = _evaluation_flop(config, net, pictures)
     evaluation_hours = evaluation_flop / (speed * machine.gpus) / 3600
     wall_hours = training_hours + evaluation_hours
@@ -215,19 +216,32 @@ def _stage(config: Config, parent: str | None, start_hours: float, machine: Mach
         read_mb_per_s_node=images_per_s / machine.nodes * pictures.bytes / 1e6,
         read_mb_per_s=images_per_s * pictures.bytes / 1e6,
         pictures_per_s_node=images_per_s / machine.nodes,
-        disk_gb=disk_gb(config),
+        disk_gb=disk_gb(config, pictures),
         money=None if machine.price is None else gpu_hours * machine.price,
     )
 
 
-def pictures_of(config: Config) -> Pictures:
+def pictures_of(graph: Graph) -> dict[str, Pictures]:
+    """What each stage is trained and tested on; an index that stages share is opened once. Raises UserError."""
+    opened: dict[Path | str | None, Pictures] = {}
+    found = {}
+    for name, config in graph.stages.items():
+        source = config.data.index or config.data.root
+        if source not in opened:
+            opened[source] = _pictures(config)
+        found[name] = opened[source]
+    return found
+
+
+def _pictures(config: Config) -> Pictures:
     """The counts of the stage's index, or of the sample set; else those of ILSVRC-2012. Raises UserError."""
     from vggrepro.data import index, sample_set
 
     if config.data.index is not None:
-        splits = [index.load(config.data.index).split(name) for name in ("train", "val")]
-        size = float(splits[0].length.mean()) if len(splits[0]) else 0.0
-        return Pictures(config.data.index.name, len(splits[0]), len(splits[1]), size)
+        loaded = index.load(config.data.index)
+        train, val = loaded.split("train"), loaded.split("val")
+        size = float(train.length.mean()) if len(train) else 0.0
+        return Pictures(config.data.index.name, len(train), len(val), size)
     if config.data.root == sample_set.ROOT:
         return Pictures(sample_set.ROOT, sample_set.TRAIN_PICTURES, sample_set.VAL_PICTURES, SAMPLE_BYTES)
     return Pictures("ILSVRC-2012", value("train_pictures"), value("val_pictures"), ILSVRC_BYTES)
@@ -288,7 +302,7 @@ def _dense_flop(net: Architecture, Q: int) -> float:
     return conv * height * width / net.crop**2 + fc * positions
 
 
-def disk_gb(config: Config) -> float:
+def disk_gb(config: Config, pictures: Pictures) -> float:
     """What a stage keeps on disk, GB: step checkpoints (weights, momentum), the best, the final one, posteriors.
 
     Raises UserError.
@@ -296,11 +310,11 @@ def disk_gb(config: Config) -> float:
     net = architecture_of(config)
     step = 2 * 4 * net.parameters
     sets = len({*config.single_Q, *config.multi_Q})
-    posteriors = sets * pictures_of(config).val * net.classes * 4
+    posteriors = sets * pictures.val * net.classes * 4
     return ((config.train.keep + 1) * step + 4 * net.parameters + posteriors) / 1e9
 
 
-def _assumptions(graph: Graph, machine: Machine) -> tuple[str, ...]:
+def _assumptions(graph: Graph, machine: Machine, pictures: Mapping[str, Pictures]) -> tuple[str, ...]:
     nets = {config.model.net for config in graph.stages.values()}
     if machine.measured:
         given = ", ".join(f"{net}: {rate:g} images/s" for net, rate in machine.measured.items())
@@ -311,7 +325,7 @@ def _assumptions(graph: Graph, machine: Machine) -> tuple[str, ...]:
             f"training speed is assumed, not measured: {machine.mfu:.0%} of the peak of {machine.gpu} in the stage's "
             f"train.precision (a roofline's figure for net D on an H100 in bf16; it says little of other devices)"
         )
-    data = dict.fromkeys(str(pictures_of(config)) for config in graph.stages.values())
+    data = dict.fromkeys(map(str, pictures.values()))
     images = sum(config.train.iterations * config.train.batch for config in graph.stages.values())
     network = (
         f"{machine.node_gb_per_s:g} GB/s each way and node" if machine.nodes > 1 else f"{LINK_GB_PER_S:g} GB/s a GPU"
