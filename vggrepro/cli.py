@@ -476,7 +476,7 @@ def bench_loader(
     from vggrepro.bench.loader import run
     from vggrepro.config import Config, Data, Model, override
 
-    low, high = (_whole_numbers(S) * 2)[:2]
+    low, high = (_whole_numbers(S, "--S") * 2)[:2]
     scale = low if low == high else (low, high)
     plain = Config(model=Model(net="D", crop=crop), data=Data(root=source, S=scale))
     config = override(plain, changes, Path("bench loader"))

@@ -36,8 +36,8 @@ def run(config: Config, pictures: int, batch: int, batches: int, rounds: int) ->
     All read the same `pictures` files, copied out of the data set into a temporary folder, so their bytes come from the
     page cache; each has as many decoding threads or processes as this one has cores. ours: DALI where it is installed;
     dali_gpu: the same with a GPU's help, where there is one; ceiling: DALI decoding the same regions and nothing else.
-    Rates are images per second of processor time, which other
-    users of the machine disturb least; images per second of wall time stand in the details. Raises UserError.
+    Rates are images per second of processor time, which other users of the machine disturb least; images per second of
+    wall time stand in the details. Raises UserError.
     """
     workers = config.data.workers or len(os.sched_getaffinity(0))
     config = config.model_copy(update={"data": config.data.model_copy(update={"workers": workers})})
@@ -50,9 +50,8 @@ def run(config: Config, pictures: int, batch: int, batches: int, rounds: int) ->
         split = scan_folder(root).split("train")
         plan = TrainingPlan(split.size, config.data, config.model.crop, config.run.seed)
         present = make_loader(config.data, torch.device("cpu"), 1).backend
-        backends = [present, *({"torchvision"} - {present})]
-        if present == "dali" and torch.cuda.is_available():
-            backends.append("dali_gpu")
+        on_gpu = present == "dali" and torch.cuda.is_available()
+        backends = dict.fromkeys((present, "torchvision", *(["dali_gpu"] if on_gpu else [])))
         ways = {backend: _ours(config, backend, split, plan, batch) for backend in backends}
         ways["usual"] = _usual(config, root / "train", batch, workers)
         if present == "dali":
