@@ -38,6 +38,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="YAML file: a stage, or a graph of stages.")]
 SetOption = Annotated[list[str], typer.Option("--set", "-s", help="Override a setting: section.key=value.")]
+SeedsOption = Annotated[
+    str | None, typer.Option("--seeds", help="The whole graph once for each of these seeds, e.g. 0,1,2.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 
@@ -257,6 +260,7 @@ def submit(
     sbatch: Annotated[list[str], typer.Option(help="Any other option of sbatch: NAME=VALUE or NAME; repeatable.")] = [],  # noqa: B006
     site: Annotated[list[Path], typer.Option("--cluster", help="A site's defaults: configs/cluster/*.yaml.")] = [],  # noqa: B006
     changes: SetOption = [],  # noqa: B006
+    seeds: SeedsOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the graph and submit nothing.")] = False,
     local: Annotated[bool, typer.Option("--local", help="Run the graph on this machine, without SLURM.")] = False,
     as_json: JsonOption = False,
@@ -284,7 +288,7 @@ def submit(
     }
     # JSON is YAML: texts stay texts, whatever they look like
     options = [f"cluster.{key}={json.dumps(item)}" for key, item in named.items() if item is not None]
-    graph = load_graph(config, [*_site_defaults(site), *options, *changes])
+    graph = load_graph(config, [*_site_defaults(site), *options, *changes], seeds)
     if local:
         from vggrepro.pipeline import reproduce
 
@@ -361,9 +365,9 @@ def _cost(graph: Graph, stages: list[Stage]) -> dict[str, Any] | None:
     return {"gpu_hours": hours, "gpu": machine.gpu, "rate": planned[0].rate_from}
 
 
-def _known_stages(config: Path, changes: list[str]) -> list[Stage]:
+def _known_stages(config: Path, changes: list[str], seeds: str | None) -> list[Stage]:
     """The stages with their jobs, as far as SLURM can be asked."""
-    graph = load_graph(config, changes)
+    graph = load_graph(config, changes, seeds)
     try:
         return stages_of(graph, slurm.jobs() if slurm.is_reachable() else {})
     except slurm.SlurmError as error:
@@ -372,9 +376,14 @@ def _known_stages(config: Path, changes: list[str]) -> list[Stage]:
 
 
 @app.command()
-def status(config: ConfigOption, changes: SetOption = [], as_json: JsonOption = False) -> None:  # noqa: B006
+def status(
+    config: ConfigOption,
+    changes: SetOption = [],  # noqa: B006
+    seeds: SeedsOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Where each stage stands, and why one does not go on."""
-    stages = _known_stages(config, changes)
+    stages = _known_stages(config, changes, seeds)
     reports = status_of(stages)
     if as_json:
         print(json.dumps({"stages": reports}, indent=2))
@@ -389,9 +398,9 @@ def status(config: ConfigOption, changes: SetOption = [], as_json: JsonOption = 
 
 
 @app.command()
-def cancel(config: ConfigOption, changes: SetOption = []) -> None:  # noqa: B006
+def cancel(config: ConfigOption, changes: SetOption = [], seeds: SeedsOption = None) -> None:  # noqa: B006
     """Cancel the jobs of a graph; a later submission goes on where they were."""
-    jobs = [stage.job for stage in _known_stages(config, changes) if stage.job]
+    jobs = [stage.job for stage in _known_stages(config, changes, seeds) if stage.job]
     if not jobs:
         print("no job of this graph waits or runs")
         return
@@ -409,9 +418,10 @@ def logs(
     lines: Annotated[int, typer.Option("--lines", "-n", help="How many of the last lines.")] = 40,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as the log grows.")] = False,
     changes: SetOption = [],  # noqa: B006
+    seeds: SeedsOption = None,
 ) -> None:
     """The newest log of a stage."""
-    graph = load_graph(config, changes)
+    graph = load_graph(config, changes, seeds)
     if stage is not None and stage not in graph.stages:
         raise UserError(f"--stage {stage} is none of {', '.join(graph.stages)}")
     named = [graph.stages[stage]] if stage else list(graph.stages.values())

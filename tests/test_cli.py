@@ -140,6 +140,7 @@ def test_a_world_that_does_not_divide_the_batch(vggrepro, settings: list[str], m
         (["evaluate", "nowhere.pt"], "checkpoint nowhere.pt does not exist"),
         (["evaluate", "x", "--scales", "a,b"], "--scales a,b: expected whole numbers"),
         (["reproduce", "-c", "nowhere.yaml"], "nowhere.yaml does not exist"),
+        (["reproduce", "-c", str(CONFIGS / "demo.yaml"), "--seeds", "1,x"], "--seeds 1,x: expected whole numbers"),
         (
             ["train", "-c", str(CONFIGS / "demo.yaml")],
             "holds a graph of stages (A, D); run it with `vggrepro reproduce`",

@@ -1,10 +1,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import REPOSITORY
 
 from vggrepro.config import Config, differences, load_graph, load_resolved, load_stage
 from vggrepro.errors import UserError
+from vggrepro.models.dense import score_map
+from vggrepro.models.table1 import architecture_of
+from vggrepro.models.vgg import VGG
 from vggrepro.paper import facts, value
 
 
@@ -142,6 +146,83 @@ def test_two_stages_of_one_name_are_refused(write) -> None:
 def test_a_graph_is_not_a_stage(write) -> None:
     with pytest.raises(UserError, match="holds a graph of stages"):
         load_stage(write("stages: {A: {model: {net: A}}}"))
+
+
+def test_seeds_are_whole_graphs_one_after_another() -> None:
+    file = REPOSITORY / "configs" / "vgg_D.yaml"
+    graph = load_graph(file, seeds="0,3")
+    assert graph.parents == {"A-256": None, "D-256": "A-256", "A-256-seed3": None, "D-256-seed3": "A-256-seed3"}
+    assert list(graph.stages) == list(graph.parents)
+    assert [stage.run.seed for stage in graph.stages.values()] == [0, 0, 3, 3]
+    assert [stage.name for stage in graph.stages.values()] == list(graph.stages)
+    assert {stage.run.experiment for stage in graph.stages.values()} == {graph.name}
+    plain = load_graph(file)
+    assert {name: graph.stages[name].hash() for name in plain.stages} == {
+        name: stage.hash() for name, stage in plain.stages.items()
+    }, "what was trained without --seeds is the part of its own seed"
+    assert list(load_graph(file, ["run.seed=3"], seeds="0,3").stages)[:2] == ["A-256-seed0", "D-256-seed0"]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "expected"),
+    [
+        ("", "--seeds : expected whole numbers separated by commas"),
+        ("1,,2", "--seeds 1,,2: expected whole numbers"),
+        ("-1", "--seeds -1: expected whole numbers"),
+        ("1;2", "--seeds 1;2: expected whole numbers"),
+        ("0,1,0", "--seeds 0,1,0: a seed stands twice"),
+        (f"{2**63}", f"{2**63} is too large"),
+    ],
+)
+def test_seeds_that_cannot_be_are_refused(seeds: str, expected: str) -> None:
+    with pytest.raises(UserError) as mistake:
+        load_graph(REPOSITORY / "configs" / "vgg_A.yaml", seeds=seeds)
+    assert expected in str(mistake.value)
+    assert "\n" not in str(mistake.value)
+
+
+def test_a_seeds_name_may_be_taken(write) -> None:
+    file = write("stages: {A: {model: {net: A}}, A-seed1: {model: {net: A}, run: {seed: 1}}}")
+    with pytest.raises(UserError, match=r"A-seed1 is a stage already; give that one another run\.name"):
+        load_graph(file, seeds="0,1")
+
+
+@pytest.mark.parametrize(
+    ("model", "Q", "places"),
+    [
+        ({"net": "D"}, 224, 1),
+        ({"net": "D"}, 256, 4),
+        ({"net": "D"}, 384, 36),
+        ({"net": "A", "crop": 64}, 73, 1),
+        ({"net": "A", "crop": 128}, 160, 4),
+        ({"net": "A", "crop": 128}, 192, 9),
+        ({"net": "own", "crop": 64, "layers": [["conv3-8"], ["conv3-8"]]}, 67, 1),
+        ({"net": "own", "crop": 64, "layers": [["conv3-8"], ["conv3-8"]]}, 68, 4),
+    ],
+)
+def test_places_of_the_dense_map(model: dict, Q: int, places: int) -> None:
+    config = Config(model=model, data={"S": 512})
+    assert config.dense_places(Q) == places
+    if model["net"] != "own":
+        net = VGG(architecture_of(config.model_copy(update={"model": config.model.model_copy(update={"width": 0.02})})))
+        assert score_map(net.eval(), torch.zeros(1, 3, Q, Q))[0, 0].numel() == places
+
+
+@pytest.mark.parametrize(
+    ("crop", "S", "papers"),
+    [
+        (224, 256, 256),
+        (224, 320, 320),
+        (128, 160, 256),
+        (128, 224, 384),
+        (128, (160, 288), (256, 512)),
+        (224, (300, 400), (300, 400)),
+    ],
+)
+def test_the_papers_scale_that_a_stage_stands_for(crop: int, S: object, papers: object) -> None:
+    low = S[0] if isinstance(S, tuple) else S
+    config = Config(model={"net": "D", "crop": crop}, data={"S": S}, evaluation={"multi_Q": [max(low, crop)]})
+    assert config.papers_S == papers
 
 
 def test_the_resolved_configuration_reads_back(write) -> None:

@@ -76,7 +76,42 @@ def test_reasons_come_from_the_nearest_section() -> None:
     }
 
 
-@pytest.mark.parametrize("file", ["demo.yaml", "reduced/tiny_imagenet.yaml"])
+def test_a_reduced_stage_is_held_to_the_papers_stage_of_its_proportions() -> None:
+    def stage(S: object, **train: object) -> Config:
+        model = {"net": "D", "crop": 128}
+        return Config(model=model, data={"S": S}, train=train, evaluation={"multi_Q": [160]})
+
+    fixed, fine, jitter = stage(160), stage(224, learning_rate=1e-3), stage([160, 288], learning_rate=1e-3)
+    for one, parent in ((fine, fixed), (jitter, fine)):
+        assert not {"run.parent", "train.learning_rate"} & {d.setting for d in ledger(one, parent)}
+    assert [d.paper for d in ledger(fine, jitter) if d.setting == "run.parent"] == ["D at S=256"]
+    assert [d.paper for d in ledger(jitter, None) if d.setting == "run.parent"] == ["D at S=384"]
+    assert [(d.paper, d.run) for d in ledger(fine, fixed) if d.setting == "data.S"] == [(384, 224)]
+    assert [d.paper for d in ledger(stage(224), fixed) if d.setting == "train.learning_rate"] == [1e-3]
+
+
+@pytest.mark.parametrize(("Q", "places"), [(128, [1]), (159, [1]), (160, [])])
+def test_a_dense_test_of_one_place_is_a_departure(Q: int, places: list[int]) -> None:
+    config = Config(model={"net": "A", "crop": 128}, data={"S": Q}, evaluation={"multi_Q": [160]})
+    found = [d for d in ledger(config, None) if d.setting == "evaluation.dense_places"]
+    assert [(d.paper, d.run) for d in found] == [(4, one) for one in places]
+    assert all("shows nothing of Section 3.2" in d.why for d in found)
+
+
+REDUCED = ["demo.yaml", *(f"reduced/{file.name}" for file in (REPOSITORY / "configs" / "reduced").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("file", REDUCED)
+def test_the_reduced_configurations_show_dense_testing(file: str) -> None:
+    """At one Q the map of a square image has at least 2 x 2 places, and S and Q keep the paper's proportions."""
+    for config in load_graph(REPOSITORY / "configs" / Path(file)).stages.values():
+        assert config.dense_places(config.single_Q[0]) >= 4
+        paper = Config(model={"net": config.model.net}, data={"S": config.papers_S})
+        if config.papers_S == 256:
+            assert [config.dense_places(Q) for Q in config.multi_Q] == [paper.dense_places(Q) for Q in paper.multi_Q]
+
+
+@pytest.mark.parametrize("file", REDUCED)
 def test_the_reduced_configurations_give_a_reason_for_each(file: str) -> None:
     graph = load_graph(REPOSITORY / "configs" / Path(file))
     for name, config in graph.stages.items():

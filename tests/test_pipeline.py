@@ -1,7 +1,9 @@
 """The whole story on 36 pictures: the demo's graph with everything small."""
 
 import json
+import re
 import shutil
+import statistics
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from tiny import REPOSITORY
 
 from vggrepro import checkpoint, pipeline
 from vggrepro.config import Graph, load_graph, load_stage
-from vggrepro.errors import UserError
+from vggrepro.errors import Interrupted, UserError
 from vggrepro.paper import value
 from vggrepro.reporting.runs import find_runs
 from vggrepro.reporting.tables import build_report
@@ -51,6 +53,8 @@ def test_the_whole_story(settings: list[str], capsys: pytest.CaptureFixture[str]
         assert row.measured_top5 == 0  # of three classes, five guesses find one
         assert row.verdict == "not comparable"
     assert "model.crop: 32 instead of 224" in printed.out
+    gained = re.findall(r"demo:(\w): dense, Q = 37 [+-]\d+\.\d \(", printed.out)
+    assert gained == ["A", "D"], "what the dense test gained over the centre crop"
 
     A, D = (RunDirectory(config.directory) for config in graph.stages.values())
     for run in (A, D):
@@ -58,6 +62,7 @@ def test_the_whole_story(settings: list[str], capsys: pytest.CaptureFixture[str]
         assert [record["step"] for record in run.records("validation")] == [3, 6]  # 24 pictures, batch 8
         (evaluation,) = run.records("evaluation")
         assert {"dense_single_Q_top1_error", "dense_multi_Q_top1_error"} <= evaluation.keys()
+        assert evaluation["centre_single_Q_top1_error"] == run.records("validation")[-1]["top1_error"]
         assert {path.name for path in run.path.iterdir()} >= {
             *("config.yaml", "dataset.json", "environment.json", "ledger.json", "metrics.jsonl"),
             *("checkpoints", "posteriors"),
@@ -188,3 +193,43 @@ def test_the_run_directory_says_where_the_run_departs(settings: list[str]) -> No
     pipeline.reproduce(graph)
     departures = json.loads((graph.stages["D"].directory / "ledger.json").read_text())
     assert {"model.width", "data.pictures.train"} <= {line["setting"] for line in departures}
+
+
+def test_the_graph_over_seeds_has_means_and_spreads(settings: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """On the built-in digits; the runs of the first seed are those that were there without --seeds."""
+    changes = [*settings, *SMALL, "data.root=builtin:digits", "model.classes=10"]
+    pipeline.reproduce(load_graph(DEMO, changes))
+    alone = capsys.readouterr().out
+    graph = load_graph(DEMO, changes, "0,1,2")
+    kept = {name: contents(graph.stages[name].directory / "checkpoints") for name in ("A", "D")}
+    pipeline.reproduce(graph)
+    text = capsys.readouterr().out
+    assert {name: contents(graph.stages[name].directory / "checkpoints") for name in kept} == kept
+
+    report = build_report(find_runs([graph.stages["A"].run.root]))
+    assert len(report.groups) == 1
+    assert len({run.weights for run in report.groups[0].runs}) == 6, "each seed is another net"
+    for name in ("D", "D-seed1", "D-seed2"):
+        config, parent = graph.stages[name], graph.stages[graph.parents[name] or ""]
+        inherited = checkpoint.load(config.directory / "checkpoints" / "final.pt").provenance["parent"]
+        assert (config.run.seed, inherited["name"]) == (parent.run.seed, parent.name)
+    measured = [row.measured_top1 for row in report.rows if (row.table, row.net) == (3, "D") and row.run]
+    mean, sd = statistics.mean(measured), statistics.stdev(measured)
+    assert f"| D | 37 | 37 | dense | 3 | **{mean:.2f}** | {sd:.2f} |" in text
+    assert "Mean and standard deviation over seeds" not in alone
+    (claim,) = [one for one in report.claims if "D is better than A" in one.claim]
+    assert claim.seeds == 3
+    assert claim.spread is not None
+
+
+def test_a_graph_that_was_stopped_goes_on(settings: list[str]) -> None:
+    graph = graph_of(settings)
+    with pytest.raises(Interrupted, match="wall time nearly spent"):
+        pipeline.reproduce(graph, stop_after_s=0.0)
+    assert not (graph.stages["A"].directory / "checkpoints" / "final.pt").exists()
+    pipeline.reproduce(graph)
+    other = graph_of(settings, "run.experiment=other")
+    pipeline.reproduce(other)
+    for name in graph.stages:
+        one, two = (RunDirectory(each.stages[name].directory).read_json("final.json") for each in (graph, other))
+        assert one == two

@@ -11,6 +11,7 @@ TINY = (
     "model.width=0.0625",
     "model.init=glorot_uniform",
     "data.S=37",
+    "evaluation.multi_Q=[]",
     "train.batch=8",
     "train.iterations=6",
     "train.log_every=1",

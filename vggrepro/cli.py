@@ -33,6 +33,12 @@ SetOption = Annotated[list[str], typer.Option("--set", "-s", help="Override a se
 RunsOption = Annotated[
     list[Path], typer.Option("--runs", "-r", help="Folder of all runs, of an experiment, or of one run; repeatable.")
 ]
+SeedsOption = Annotated[
+    str | None, typer.Option("--seeds", help="The whole graph once for each of these seeds, e.g. 0,1,2.")
+]
+StopAfterOption = Annotated[
+    float | None, typer.Option(min=0, help="Minutes after which to save and leave with status 75.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 
@@ -138,9 +144,7 @@ def train(
     resume: Annotated[Resume, typer.Option(help="auto: go on from the newest checkpoint; never: refuse one.")] = (
         Resume.auto
     ),
-    stop_after: Annotated[
-        float | None, typer.Option(min=0, help="Minutes after which to save and leave with status 75.")
-    ] = None,
+    stop_after: StopAfterOption = None,
     force: Annotated[
         bool, typer.Option("--force", help="Train although activations vanish or explode at initialisation.")
     ] = False,
@@ -158,7 +162,7 @@ def train(
             f"--resume never, but {stage.directory} has checkpoints; use --resume auto, another run.name, "
             f"or remove the directory"
         )
-    with session([stage], stop_after_s=None if stop_after is None else 60 * stop_after) as at:
+    with session([stage], stop_after_s=_seconds(stop_after)) as at:
         train_stage(stage, parent, at, force=force)
 
 
@@ -293,12 +297,21 @@ def export_weights(
 
 
 @app.command()
-def reproduce(config: ConfigOption, changes: SetOption = []) -> None:  # noqa: B006
-    """The whole stage graph on this machine: train what is missing, evaluate, print the tables."""
+def reproduce(
+    config: ConfigOption,
+    changes: SetOption = [],  # noqa: B006
+    seeds: SeedsOption = None,
+    stop_after: StopAfterOption = None,
+) -> None:
+    """The whole stage graph on this machine: train what is missing, evaluate, print the tables.
+
+    With --seeds once for each seed, whole graphs one after another in one experiment; the tables then give mean and
+    spread. On SIGTERM and SIGUSR2, too, it saves and leaves with status 75; the same command goes on from there.
+    """
     from vggrepro import pipeline
     from vggrepro.config import load_graph
 
-    pipeline.reproduce(load_graph(config, changes))
+    pipeline.reproduce(load_graph(config, changes, seeds), stop_after_s=_seconds(stop_after))
 
 
 @app.command()
@@ -380,6 +393,7 @@ def plan(
     network: Annotated[float | None, typer.Option(help="Between nodes, GB/s each way and node; assumed.")] = None,
     price: Annotated[float | None, typer.Option(help="Of one GPU-hour.")] = None,
     changes: SetOption = [],  # noqa: B006
+    seeds: SeedsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """What a configuration will cost: GPU-hours, wall time, traffic, disk, money, with the assumptions."""
@@ -387,7 +401,7 @@ def plan(
     from vggrepro.plan import ASSUMED_MFU, NODE_GB_PER_S, Machine, measured_rates, render
     from vggrepro.plan import plan as make_plan
 
-    graph = load_graph(config, changes)
+    graph = load_graph(config, changes, seeds)
     cluster = next(iter(graph.stages.values())).cluster
     machine = Machine(
         nodes=nodes or cluster.nodes,
@@ -527,6 +541,10 @@ def bench_comm(
     found = run(override(plain, changes, Path("bench comm")), steps, rounds)
     if found is not None:  # the first rank
         _print_bench(found, as_json)
+
+
+def _seconds(minutes: float | None) -> float | None:
+    return None if minutes is None else 60 * minutes
 
 
 def _whole_numbers(text: str, option: str = "--scales") -> tuple[int, ...]:

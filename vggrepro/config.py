@@ -18,6 +18,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -29,7 +30,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vggrepro.errors import UserError
-from vggrepro.paper import scale_text, value
+from vggrepro.paper import Scale, facts, scale_text, value
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -289,6 +290,22 @@ class Config(Section):
         default = (low - step, low, low + step) if low == high else (low, (low + high) // 2, high)
         return self.evaluation.multi_Q or default
 
+    @property
+    def papers_S(self) -> Scale:
+        """The paper's S that this stage stands for: its own at the paper's crop, else the nearest in proportion."""
+        if self.model.crop == value("crop"):
+            return self.data.S
+        if isinstance(self.data.S, tuple):
+            return value("jitter")
+        proportion = self.data.S / self.model.crop
+        return min(value("scales"), key=lambda one: abs(one / value("crop") - proportion))
+
+    def dense_places(self, Q: int) -> int:
+        """Places of the class score map of a square image rescaled to Q, px (Section 3.2)."""
+        blocks = self.model.layers or facts().architectures.get(self.model.net, ())
+        side = (Q >> len(blocks)) - (self.model.crop >> len(blocks)) + 1
+        return side**2
+
     def trajectory(self) -> dict[str, Any]:
         """The settings that decide the course of training; equal for runs that may continue one another.
 
@@ -319,6 +336,33 @@ class Graph:
     parents: Mapping[str, str | None]
 
 
+def _over_seeds(graph: Graph, text: str) -> Graph:
+    """The graph once for each seed of a list such as 0,1,2: whole graphs, one after another, in one experiment.
+
+    A stage keeps its name under its own seed, so that what was trained before is part of it; under another seed n it is
+    named NAME-seedn and starts from the parent of that seed. Raises UserError.
+    """
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise UserError(f"--seeds {text}: expected whole numbers separated by commas, e.g. 0,1,2")
+    seeds = [int(number) for number in text.split(",")]
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds {text}: a seed stands twice; name each once")
+    if max(seeds) >= 2**63:
+        raise UserError(f"--seeds {text}: {max(seeds)} is too large; use numbers below 2^63")
+    stages: dict[str, Config] = {}
+    parents: dict[str, str | None] = {}
+    for seed in seeds:
+        named = {name: name if seed == stage.run.seed else f"{name}-seed{seed}" for name, stage in graph.stages.items()}
+        for name, stage in graph.stages.items():
+            if named[name] in stages:
+                raise UserError(f"--seeds {text}: {named[name]} is a stage already; give that one another run.name")
+            parent = graph.parents[name]
+            run = {"name": named[name], "seed": seed} | ({"parent": named[parent]} if parent else {})
+            stages[named[name]] = stage.model_copy(update={"run": stage.run.model_copy(update=run)})
+            parents[named[name]] = named[parent] if parent else None
+    return Graph(graph.name, stages, parents)
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as {"section.key": value}."""
     flat: dict[str, Any] = {}
@@ -333,8 +377,11 @@ def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[tuple
     return [(key, a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
 
 
-def load_graph(path: Path, overrides: Iterable[str] = ()) -> Graph:
+def load_graph(path: Path, overrides: Iterable[str] = (), seeds: str | None = None) -> Graph:
     """Reads a graph file, or a stage file together with the stages it descends from.
+
+    `seeds`, a list such as "0,1,2", asks for the whole graph once for each seed, one after another: a stage keeps its
+    name under its own seed, and is named NAME-seed1 under another.
 
     Raises UserError for a missing file, an unknown key, a value that is not allowed, a parent that does not exist.
     """
@@ -380,7 +427,8 @@ def load_graph(path: Path, overrides: Iterable[str] = ()) -> Graph:
         raise UserError(f"{path}: stages must be a list of stage files or a mapping of stages")
     if not stages:
         raise UserError(f"{path}: stages is empty; name at least one")
-    return Graph(name=next(iter(stages.values())).run.experiment, stages=stages, parents=parents)
+    graph = Graph(name=next(iter(stages.values())).run.experiment, stages=stages, parents=parents)
+    return graph if seeds is None else _over_seeds(graph, seeds)
 
 
 def load_stage(path: Path, overrides: Iterable[str] = ()) -> tuple[Config, Config | None]:

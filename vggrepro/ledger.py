@@ -22,6 +22,8 @@ _REASONS = {
     "data.pictures": "another data set",
     "data.rejected": "they cannot be read",
     "evaluation": "reduced geometry",
+    "evaluation.dense_places": "of a square image: Q is less than 32 px above the crop, so the dense test sees one "
+    "place, and shows nothing of Section 3.2",
 }
 
 
@@ -61,8 +63,10 @@ def _compared(
     """(setting, the paper's value, the run's value)."""
     model, data, train = config.model, config.data, config.train
     table = facts().architectures
-    S = data.S
     fixed, fine, jitter = value("scales")[0], value("scales")[1], value("jitter")
+    scales = [fixed] if model.net in ("A", "A-LRN", "B") else [fixed, fine, jitter]
+    # at reduced geometry S has another number, and the rest of the recipe is still held to the paper's stage
+    S = config.papers_S
 
     yield "model.net", " ".join(table), model.net if model.net not in table else " ".join(table)
     if model.layers is not None:
@@ -74,8 +78,7 @@ def _compared(
     yield "model.init", "paper", model.init
     yield "model.dropout", value("dropout"), model.dropout
 
-    scales = [fixed] if model.net in ("A", "A-LRN", "B") else [fixed, fine, jitter]
-    yield "data.S", scales[0] if S not in scales else S, S
+    yield "data.S", scales[0] if S not in scales else S, data.S
     yield "data.flip", value("flip"), data.flip
     yield "data.colour_shift.mode", "sqrt", data.colour_shift.mode
     if data.colour_shift.mode != "off":
@@ -102,16 +105,16 @@ def _compared(
         if train.schedule.kind == "plateau":
             yield "train.schedule.max_drops", value("learning_rate_decreases"), train.schedule.max_drops
 
-    if S == fine:
-        expected = f"{model.net} at S={fixed}"
-    elif S == jitter:
-        expected = f"{model.net} at S={fine}"
-    else:  # at reduced geometry the fixed scale has another number; the descent from A is the same
-        expected = "none" if model.net in ("A", "A-LRN") else f"A at S={data.S_text}"
+    expected = "none" if model.net in ("A", "A-LRN") else f"A at S={data.S_text}"
+    if S in (fine, jitter):
+        before = fixed if S == fine else fine
+        expected = f"{model.net} at S={parent.data.S_text if parent and parent.papers_S == before else before}"
     yield "run.parent", expected, f"{parent.model.net} at S={parent.data.S_text}" if parent else "none"
 
     paper = Config(model=Model(net="A"), data=Data(S=S if S in scales else scales[0]))
     yield "evaluation.single_Q", paper.single_Q, config.single_Q
+    if config.dense_places(config.single_Q[0]) == 1:
+        yield "evaluation.dense_places", paper.dense_places(paper.single_Q[0]), 1
     if model.net not in ("A", "A-LRN"):  # which Table 4 leaves out
         yield "evaluation.multi_Q", paper.multi_Q, config.multi_Q
     yield "evaluation.flip", True, config.evaluation.flip

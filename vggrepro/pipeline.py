@@ -129,8 +129,7 @@ def evaluate_stage(config: Config, at: Session) -> None:
     weights = weights_of(config)
     index = at.index(config)
     check_data(config, index)
-    wanted = {*config.single_Q, *config.multi_Q}
-    if not from_first_rank(missing_Q(config, weights, index.fingerprint, run, wanted)):
+    if not from_first_rank(_lacks_posteriors(config, weights, index.fingerprint, run)):
         return
     with _mirrored(config, run, at.here):
         evaluate(
@@ -142,13 +141,23 @@ def evaluate_stage(config: Config, at: Session) -> None:
             at.here,
             run,
             at.watch,
-            wanted,
+            _tests(config),
         )
         if at.here.is_first:
-            asked = [("dense", Q) for Q in (config.single_Q, config.multi_Q)]
+            asked = [("dense", config.single_Q), ("dense", config.multi_Q), ("centre", config.single_Q)]
             if record := _errors(config, weights, index.fingerprint, run, asked):
                 run.append(record)
             _draw(config, run, index, at)
+
+
+def _tests(config: Config) -> dict[str, set[int]]:
+    """The Q at which each method tests a finished stage: what Tables 3 and 4 need, and a centre crop beside them."""
+    return {"dense": {*config.single_Q, *config.multi_Q}, "centre": {*config.single_Q}}
+
+
+def _lacks_posteriors(config: Config, weights: str, data: str, run: RunDirectory) -> bool:
+    """Whether posteriors that the tests of a stage make are not stored."""
+    return any(missing_Q(config, weights, data, run, Q, method) for method, Q in _tests(config).items())
 
 
 def _errors(
@@ -179,16 +188,17 @@ def is_evaluated(config: Config) -> bool:
     weights, data = run.read_json("final.json"), run.read_json("dataset.json")
     if not (is_finished(config) and weights and data):
         return False
-    return not missing_Q(config, weights["weights"], data["fingerprint"], run, {*config.single_Q, *config.multi_Q})
+    return not _lacks_posteriors(config, weights["weights"], data["fingerprint"], run)
 
 
-def reproduce(graph: Graph) -> Path | None:
+def reproduce(graph: Graph, *, stop_after_s: float | None = None) -> Path | None:
     """Trains what is missing, parents first, evaluates, prints and writes the tables; every rank calls it.
 
-    Returns the tables' file on rank 0. Raises UserError.
+    Returns the tables' file on rank 0. Raises UserError, and Interrupted where it was asked to stop or `stop_after_s`
+    seconds have passed; the same call then goes on.
     """
     stages = list(graph.stages.values())
-    with session(stages) as at:
+    with session(stages, stop_after_s=stop_after_s) as at:
         for name, config in graph.stages.items():
             parent = graph.parents[name]
             train_stage(config, graph.stages[parent] if parent else None, at)
@@ -383,7 +393,7 @@ def _evaluate(
                 raise UserError(f"{path} and {nets[0][0]} see different pictures; give them the same data.index")
             loader = as_the_net_expects(at.loader(config), kept.preprocessing)
             make_net = partial(net_of, kept, at.device)
-            evaluate(config, weights, make_net, index, loader, at.here, run, at.watch, Q, methods)
+            evaluate(config, weights, make_net, index, loader, at.here, run, at.watch, dict.fromkeys(methods, Q))
             if not at.here.is_first:
                 continue
             if run.read_json("dataset.json") is None:  # imported: trained on nothing known

@@ -283,13 +283,14 @@ def _exchange(config: Config, net: Architecture, machine: Machine) -> tuple[floa
 
 
 def _evaluation_flop(config: Config, net: Architecture, pictures: Pictures) -> float:
-    """Centre-crop validations during training, and dense tests at all Q, with mirror images, at the end."""
+    """Centre-crop validations during training and at its end, and dense tests at all Q, with mirror images."""
     forward = 2 * net.multiply_adds
     epochs = config.train.iterations * config.train.batch / pictures.train
     validations = max(1, int(epochs / config.train.validate_every))
     views = 2 if config.evaluation.flip else 1
     dense = sum(_dense_flop(net, Q) for Q in {*config.single_Q, *config.multi_Q})
-    return float(pictures.val * (validations * forward + views * dense))
+    centre = forward * len(config.single_Q)
+    return float(pictures.val * (validations * forward + centre + views * dense))
 
 
 def _dense_flop(net: Architecture, Q: int) -> float:

@@ -39,8 +39,8 @@ multiprocessing.set_forkserver_preload(["vggrepro.evaluation.stage", "vggrepro.d
 def run_evaluation(
     index: Index, run: RunDirectory, loader: Loader, here: Topology | None = None, **options: Any
 ) -> None:
-    wanted, methods = options.get("wanted", (40, 36)), options.get("methods", METHODS)
-    evaluate(CONFIG, WEIGHTS, tiny_net, index, loader, here or Topology(), run, Watch(), wanted, methods)
+    wanted = dict.fromkeys(options.get("methods", METHODS), options.get("wanted", (40, 36)))
+    evaluate(CONFIG, WEIGHTS, tiny_net, index, loader, here or Topology(), run, Watch(), wanted)
 
 
 def stored(index: Index, run: RunDirectory, Q: int, method: str) -> Posteriors:
@@ -133,8 +133,9 @@ def test_a_signal_is_heeded_and_loses_nothing(
         return original(self, doing)
 
     monkeypatch.setattr(Watch, "beat", beat)
+    wanted = dict.fromkeys(METHODS, (36, 40))
     with pytest.raises(Interrupted, match="SIGTERM"):
-        evaluate(CONFIG, WEIGHTS, tiny_net, odd_index, loader, Topology(), run, watch, (36, 40), METHODS)
+        evaluate(CONFIG, WEIGHTS, tiny_net, odd_index, loader, Topology(), run, watch, wanted)
     monkeypatch.undo()
     done = Parts(protocol(CONFIG, WEIGHTS, odd_index.fingerprint, 36, "dense"), run.posteriors).done(11)
     assert 3 <= done.sum() < 11
@@ -179,9 +180,8 @@ def test_what_is_stored_is_not_computed_again(odd_index: Index, whole: RunDirect
     def never() -> Any:
         raise AssertionError("the net was made again")
 
-    evaluate(
-        CONFIG, WEIGHTS, never, odd_index, loader, Topology(), whole, Watch(), (36, 40), ("dense", "both", "centre")
-    )
+    wanted = dict.fromkeys(("dense", "both", "centre"), (36, 40))
+    evaluate(CONFIG, WEIGHTS, never, odd_index, loader, Topology(), whole, Watch(), wanted)
     assert missing_Q(CONFIG, WEIGHTS, odd_index.fingerprint, whole, (36, 40, 44), "both") == [44]
 
 
@@ -233,7 +233,7 @@ def test_precisions(
         here = make_loader(config.data, torch.device(where), 1)
         run = RunDirectory(tmp_path / where / config.evaluation.precision)
         make_net = partial(tiny_net().to, where)
-        evaluate(config, WEIGHTS, make_net, odd_index, here, Topology(), run, Watch(), (40,))
+        evaluate(config, WEIGHTS, make_net, odd_index, here, Topology(), run, Watch(), {"dense": (40,)})
         kept = posteriors.load(protocol(config, WEIGHTS, odd_index.fingerprint, 40), run.posteriors)
         assert kept is not None
         found[where, config.evaluation.precision] = kept.values

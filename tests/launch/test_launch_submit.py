@@ -74,6 +74,18 @@ def test_dry_run_for_people(tmp_path: Path) -> None:
     assert "--partition=gpu" in lines[-1]
 
 
+def test_seeds_are_submitted_as_graphs_of_their_own() -> None:
+    done = submit("-c", CONFIGS / "vgg_D.yaml", "--seeds", "0,1", "--dry-run", "--json")
+    assert [(s["name"], s["depends_on"]) for s in json.loads(done.stdout)["stages"]] == [
+        ("A-256", []),
+        ("D-256", ["A-256"]),
+        ("A-256-seed1", []),
+        ("D-256-seed1", ["A-256-seed1"]),
+    ]
+    status = submit("status", "-c", CONFIGS / "vgg_D.yaml", "--seeds", "0,1", "--json")
+    assert [s["name"] for s in json.loads(status.stdout)["stages"]][2:] == ["A-256-seed1", "D-256-seed1"]
+
+
 def test_finished_stages_are_known(tmp_path: Path) -> None:
     (config,) = load_graph(CONFIGS / "vgg_A.yaml", [f"run.root={tmp_path}"]).stages.values()
     (config.directory / "checkpoints").mkdir(parents=True)

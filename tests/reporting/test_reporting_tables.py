@@ -235,7 +235,48 @@ def test_several_seeds_have_mean_and_spread(root: Path) -> None:
     assert (spread.seeds, spread.runs) == (3, ["paper:A-0", "paper:A-1", "paper:A-2"])
     assert spread.mean_top1 == pytest.approx(statistics.mean((29.0, 29.6, 30.5)))
     assert spread.spread_top1 == pytest.approx(statistics.stdev((29.0, 29.6, 30.5)))
-    assert "3 seeds" in render(report, Format.markdown, "t")
+    mean, sd = statistics.mean((29.0, 29.6, 30.5)), statistics.stdev((29.0, 29.6, 30.5))
+    text = render(report, Format.markdown, "t")
+    assert f"| A | 256 | 256 | dense | 3 | **{mean:.2f}** | {sd:.2f} | 10.00 | 0.00 | paper:A-0, paper:A-1, " in text
+
+
+@pytest.mark.usefixtures("paper_of_2000")
+def test_fused_nets_are_fused_seed_by_seed(root: Path) -> None:
+    jitter = (256, 512)
+    wrong = {"D": (500, 520), "E": (480, 500)}
+    for net, counts in wrong.items():
+        for seed, count in enumerate(counts):
+            posteriors = dense(256, 384, 512, wrong1=count, wrong5=100, first=0)
+            make_run(root, net, jitter, name=f"{net}-{seed}", seed=seed, posteriors=posteriors)
+    make_run(root, "E", jitter, name="E-7", seed=7, posteriors=dense(256, 384, 512, wrong1=9, wrong5=0))
+    report = build_report(find_runs([root]))
+    fused = [row for row in report.rows if (row.table, row.net, row.method, row.split) == (6, "D + E", "dense", "val")]
+    assert [row.run for row in fused] == ["paper:D-0 + paper:E-0", "paper:D-1 + paper:E-1"]
+    (spread,) = [one for one in report.seeds if one.table == 6]
+    measured = [row.measured_top1 for row in fused]
+    assert (spread.seeds, spread.net) == (2, "D + E")
+    assert (spread.mean_top1, spread.spread_top1) == (statistics.mean(measured), statistics.stdev(measured))
+    assert spread.spread_top1 > 0
+
+
+@pytest.mark.usefixtures("paper_of_2000")
+def test_what_dense_gained_over_the_centre_crop_is_said(root: Path) -> None:
+    for seed, (centre, whole) in enumerate(((620, 590), (640, 600))):
+        posteriors = dense(256, wrong1=whole, wrong5=0) | {("centre", 256): posteriors_with(centre, 0)}
+        make_run(root, "A", name=f"A-{seed}", seed=seed, posteriors=posteriors)
+    one_crop = {("centre", 256): posteriors_with(600, 0)}
+    make_run(root, "B", posteriors=dense(256, wrong1=606, wrong5=0) | one_crop)
+    make_run(root, "D", posteriors=dense(256, wrong1=606, wrong5=0))  # no centre crop is stored
+    report = build_report(find_runs([root]))
+    A, B = report.dense_over_centre
+    assert (A.seeds, A.effect) == (2, pytest.approx(1.75))
+    assert (B.seeds, B.effect, B.n) == (1, pytest.approx(-0.3), 2000)
+    assert not [claim for claim in report.claims if claim.section == "3.2"], "it is no claim of the paper"
+    for form in (Format.markdown, Format.html):
+        text = render(report, form, "t")
+        assert "paper:A-0, paper:A-1: dense, Q = 256 +1.8 (" in text
+        assert ", over 2 seeds)" in text
+        assert "paper:B-256: dense, Q = 256 -0.3 (-0.5 to -0.1, p = 0.0312)" in text
 
 
 @pytest.fixture

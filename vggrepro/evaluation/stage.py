@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -29,19 +29,21 @@ def evaluate(
     here: Topology,
     run: RunDirectory,
     watch: Watch,
-    wanted: Iterable[int],
-    methods: Sequence[str] = ("dense",),
+    wanted: Mapping[str, Iterable[int]],
 ) -> None:
-    """Makes and stores the posteriors that are missing, at each Q and by each method; every rank calls it.
+    """Makes and stores the posteriors that are missing, by each method at its Q, px; every rank calls it.
 
     `weights` is the net's hash. An evaluation that was interrupted goes on where it was. All methods of one Q see the
     same decoded pictures, and batches do not depend on the number of ranks, so neither do the posteriors. Raises
     UserError, and Interrupted.
     """
-    single = sorted({part for method in methods for part in methods_of(method)})
+    single: dict[str, set[int]] = {}
+    for method, sides in wanted.items():
+        for part in methods_of(method):
+            single.setdefault(part, set()).update(sides)
     missing: dict[int, list[str]] = {}
-    for method in single:
-        for Q in missing_Q(config, weights, index.fingerprint, run, wanted, method):
+    for method, sides in sorted(single.items()):
+        for Q in missing_Q(config, weights, index.fingerprint, run, sides, method):
             missing.setdefault(Q, []).append(method)
     missing = from_first_rank(missing)
     if not missing:

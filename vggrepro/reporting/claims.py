@@ -147,6 +147,21 @@ def check_claims(group: str, recipes: Mapping[Recipe, Sequence[StoredRun]], book
     return [_check(group, statement, recipes, book) for statement in _statements()]
 
 
+def dense_over_centre(group: str, recipes: Mapping[Recipe, Sequence[StoredRun]], book: AnswerBook) -> list[Claim]:
+    """What each net gains by the dense test at one Q over the centre crop at the same Q, where both are stored.
+
+    The paper compares dense testing with many crops only, but most published figures are of the one in the middle.
+    Raises UserError.
+    """
+    text = "Dense testing helps: {} at S = {} is better dense than on the centre crop"
+    tested = []
+    for net, S in recipes:
+        dense, centre = (_Side(((net, S),), 3, method) for method in ("dense", "centre"))
+        statement = _Statement("3.2", text.format(net, scale_text(S)), dense, centre)
+        tested.append(_check(group, statement, recipes, book))
+    return [one for one in tested if one.verdict != "not measured"]
+
+
 def _check(group: str, statement: _Statement, recipes: Mapping[Recipe, Sequence[StoredRun]], book: AnswerBook) -> Claim:
     sides = (statement.better, statement.worse)
     named: dict[str, Any] = {

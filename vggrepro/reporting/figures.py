@@ -115,6 +115,19 @@ def _marks(axes: Axes, x: Sequence[float], rows: Sequence[Row], colour: str, lab
         axes.errorbar([at for at, _ in measured], y, yerr=reach, fmt="o", color=colour, capsize=3, label=label)
 
 
+def lines(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], x: str, y: str) -> bytes:
+    """A panel for each title, with a curve (x values, y values) for each label and a line at 0; axes are shared."""
+    figure, grid = _figure(1, len(panels), 5 * len(panels), 3.8, squeeze=False)
+    for axes, (title, curves) in zip(grid.flat, panels.items(), strict=True):
+        for number, (label, (across, up)) in enumerate(curves.items()):
+            axes.plot(across, up, "o-", color=_COLOURS[number % len(_COLOURS)], label=label)
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set(xlabel=x, ylabel=y, title=title)
+        axes.sharey(grid.flat[0])
+        axes.legend(fontsize=8)
+    return _png(figure)
+
+
 def crops_sheet(images: NDArray[np.float32], mean: Sequence[float], titles: Sequence[str]) -> bytes:
     """Training crops as the net sees them: images (n, height, width, 3) in RGB minus `mean`, grey levels."""
     return sheet([image + np.asarray(mean, np.float32) for image in images], titles)

@@ -95,7 +95,12 @@ def _group_blocks(group: Group, rows: list[Row], report: Report) -> Iterator[Blo
             continue
         yield Heading(3, title)
         yield _error_sheet(shown, group)
-        yield from (Text(_spread(one)) for one in report.seeds if (one.group, one.table) == (group.id, table))
+        if spreads := [one for one in report.seeds if (one.group, one.table) == (group.id, table)]:
+            yield Text("Mean and standard deviation over seeds:")
+            yield _spread_sheet(spreads)
+        gains = [one for one in report.dense_over_centre if one.group == group.id and table == 3]
+        if gains:
+            yield Text(_gains(gains))
         if notes := list(dict.fromkeys(_notes(shown, group))):
             yield Bullets(notes)
     if hidden:
@@ -282,12 +287,36 @@ def _csv(report: Report) -> str:
     return out.getvalue()
 
 
-def _spread(one: Spread) -> str:
+def _spread_sheet(spreads: list[Spread]) -> Sheet:
+    header = ("net", "S", "Q", "method", "seeds", "top-1 mean", "sd", "top-5 mean", "sd", "runs")
+    rows = [
+        (
+            *(one.net, one.S, one.Q, one.method, str(one.seeds)),
+            *(f"{points:.2f}" for points in (one.mean_top1, one.spread_top1, one.mean_top5, one.spread_top5)),
+            ", ".join(one.runs),
+        )
+        for one in spreads
+    ]
+    return Sheet(header, rows, strong=5, numbers=frozenset({4, 5, 6, 7, 8}))
+
+
+def _gains(gains: list[Claim]) -> str:
+    """One sentence: what the dense test gained over the centre crop."""
+    told = []
+    for one in gains:
+        assert one.effect is not None
+        assert one.interval is not None
+        low, high = one.interval
+        over = f"over {one.seeds} seeds" if one.seeds > 1 else f"p {_p_phrase(one.p_value)}"
+        told.append(f"{one.better} {one.effect:+.1f} ({low:+.1f} to {high:+.1f}, {over})")
     return (
-        f"{one.net}, S = {one.S}, Q = {one.Q}, {one.method}, {one.seeds} seeds ({', '.join(one.runs)}): top-1 "
-        f"{one.mean_top1:.2f} (standard deviation {one.spread_top1:.2f}), top-5 {one.mean_top5:.2f} "
-        f"({one.spread_top5:.2f})"
+        "Dense over the centre crop, the same net at the same Q, in points of top-1 error gained, with the 95 % "
+        f"interval: {'; '.join(told)}."
     )
+
+
+def _p_phrase(p: float | None) -> str:
+    return p_text(p) if p is not None and p < 1e-4 else f"= {p_text(p)}"
 
 
 def _error(error: float | None) -> str:

@@ -132,13 +132,8 @@ class StoredRun:
 
     @property
     def S(self) -> Scale:
-        """The paper's S that this run stands for: its own at the paper's geometry, else the nearest in proportion."""
-        S, crop = self.config.data.S, self.config.model.crop
-        if crop == value("crop"):
-            return S
-        if isinstance(S, tuple):
-            return value("jitter")
-        return min(value("scales"), key=lambda one: abs(one / value("crop") - S / crop))
+        """The paper's S that this run stands for."""
+        return self.config.papers_S
 
     @property
     def net(self) -> str:

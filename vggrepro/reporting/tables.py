@@ -18,7 +18,7 @@ from vggrepro.models.table1 import architecture
 from vggrepro.paper import Row as PrintedRow
 from vggrepro.paper import TestedNet, facts, scale_text
 from vggrepro.reporting.answers import AnswerBook, Answers, Asked
-from vggrepro.reporting.claims import Claim, check_claims
+from vggrepro.reporting.claims import Claim, check_claims, dense_over_centre
 from vggrepro.reporting.runs import Recipe, Setting, StoredRun, recipes_of, setting_of
 
 Verdict = Literal["agrees", "differs", "not measured", "cannot be measured", "not comparable"]
@@ -32,6 +32,7 @@ TITLES = {
     6: "Table 6: fusion of nets (Section 4.4)",
     7: "Table 7: the state of the art (Section 4.5)",
 }
+_FUSED = " + "
 _PAPER = "ilsvrc-2012"  # the group of rows that no run has measured yet
 
 
@@ -149,6 +150,8 @@ class Report(Record):
     rows: list[Row]
     seeds: list[Spread]
     claims: list[Claim]
+    dense_over_centre: list[Claim] = []
+    """What each net of Table 3 gains by the dense test over its centre crop; the paper has no such figures."""
     left_out: list[str]
     """Runs that have not begun, and so belong to no group."""
 
@@ -160,7 +163,7 @@ def build_report(runs: Sequence[StoredRun]) -> Report:
     for run in runs:
         if run.dataset:
             grouped.setdefault(setting_of(run), []).append(run)
-    groups, rows, seeds, claims = [], _counts(), [], []
+    groups, rows, seeds, claims, gains = [], _counts(), [], [], []
     for number, (setting, members) in enumerate(grouped.items(), 1):
         group = Group(
             id=f"{number}-{setting.fingerprint[:8]}",
@@ -173,6 +176,7 @@ def build_report(runs: Sequence[StoredRun]) -> Report:
         rows += own
         seeds += _spreads(own, members)
         claims += check_claims(group.id, recipes_of(members), book)
+        gains += dense_over_centre(group.id, recipes_of(members), book)
     if not groups:
         groups.append(Group(id=_PAPER, title="ILSVRC-2012: no run yet", papers=True, runs=[]))
         rows += _rows(_PAPER, None, [], book)
@@ -182,6 +186,7 @@ def build_report(runs: Sequence[StoredRun]) -> Report:
         rows=sorted(rows, key=lambda row: row.table),
         seeds=seeds,
         claims=claims,
+        dense_over_centre=gains,
         left_out=[run.name for run in runs if not run.dataset],
     )
 
@@ -260,10 +265,21 @@ def _measured(
 
     if len(printed.members) == 1:
         chosen = [[asked(run, printed.members[0])] for run in candidates[0]]
-    else:  # of several runs, each net's most faithful one
-        first = recipes_of(run for found in candidates for run in found)
-        chosen = [[asked(first[member.net, member.S][0], member) for member in printed.members]]
+    else:  # of several variants each net's most faithful one, fused seed by seed
+        chosen = [
+            [asked(run, member) for run, member in zip(fused, printed.members, strict=True)]
+            for fused in _by_seed(recipes_of(run for found in candidates for run in found), printed)
+        ]
     return [_row(group, setting, printed.table, printed, printed.method, one, book) for one in chosen]
+
+
+def _by_seed(recipes: dict[Recipe, list[StoredRun]], printed: PrintedRow) -> list[list[StoredRun]]:
+    """The runs of a fused row, once for each seed that all its nets have; without such a seed, the first of each."""
+    members = [{run.config.run.seed: run for run in recipes[member.net, member.S]} for member in printed.members]
+    shared = sorted(set.intersection(*(set(runs) for runs in members)))
+    if not shared:
+        return [[next(iter(runs.values())) for runs in members]]
+    return [[runs[seed] for runs in members] for seed in shared]
 
 
 def _row(
@@ -280,13 +296,13 @@ def _row(
     named: dict[str, Any] = {
         "group": group,
         "table": table,
-        "net": " + ".join(run.net for run in runs),
+        "net": _FUSED.join(run.net for run in runs),
         "S": " + ".join(dict.fromkeys(run.config.data.S_text for run in runs)),
         "Q": " + ".join(dict.fromkeys(", ".join(map(str, Q)) for _, Q in asked)),
         "method": method,
         "flip": all(run.config.evaluation.flip for run in runs) and method != "centre",
         "precision": " + ".join(dict.fromkeys(run.config.evaluation.precision for run in runs)),
-        "run": " + ".join(run.name for run in runs),
+        "run": _FUSED.join(run.name for run in runs),
         "departures": len({str(departure) for run in runs for departure in run.departures}),
         "printed_top1": printed.top1 if printed else None,
         "printed_top5": printed.top5 if printed else None,
@@ -338,7 +354,7 @@ def _unmeasured(group: str, printed: PrintedRow, why: str) -> Row:
     return Row(
         group=group,
         table=printed.table,
-        net=" + ".join(printed.nets),
+        net=_FUSED.join(printed.nets),
         S=" + ".join(dict.fromkeys(scale_text(member.S) for member in printed.members)),
         Q=" + ".join(dict.fromkeys(", ".join(map(str, member.Q)) for member in printed.members)),
         method=printed.method,
@@ -382,7 +398,7 @@ def _table7(group: str, rows: list[Row]) -> list[Row]:
                 row.model_copy(update={"table": 7, "net": f"{system.method}: {row.net}"})
                 for row in rows
                 if (row.table, row.method, row.split) == (table, method, "val")
-                and row.net.count(" + ") + 1 == nets
+                and row.net.count(_FUSED) + 1 == nets
                 and row.printed_top1 is not None
                 and (nets > 1 or row.net == "E")
             ]
@@ -395,10 +411,12 @@ def _table7(group: str, rows: list[Row]) -> list[Row]:
 def _spreads(rows: list[Row], runs: list[StoredRun]) -> list[Spread]:
     """Mean and spread of the rows that differ in nothing but the seed."""
     variant = {run.name: run.variant for same in recipes_of(runs).values() for run in same}
-    alike: dict[tuple[str | int | None, ...], list[Row]] = {}
+    alike: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
-        if row.measured_top1 is not None and row.run in variant:
-            alike.setdefault((row.table, row.Q, row.method, variant[row.run]), []).append(row)
+        made_of = (row.run or "").split(_FUSED)
+        if row.measured_top1 is not None and row.table < 7 and all(name in variant for name in made_of):
+            key = (row.table, row.Q, row.method, *(variant[name] for name in made_of))
+            alike.setdefault(key, []).append(row)
     spreads = []
     for same in alike.values():
         first = same[0]

@@ -1,0 +1,127 @@
+"""How large a training crop has to be before the dense test of Section 3.2 can be trusted.
+
+A net is trained on crops with zero padding around them. In the dense test the neighbouring pixels stand where those
+zeros were: more context, as the paper says, but also inputs that training never had. The smaller the crop, the larger
+the share of the last pooling map that the padding reaches. A and D from A are trained at several crops, everything else
+equal, with S = crop + 32 px, so that the dense map has 2 x 2 places at Q = S; each is then tested at Q = crop, crop +
+32, crop + 64, ... on the centre crop, on 50 crops, and densely. Many crops see as much of the picture as the dense
+test, but with the padding of training around each: dense minus multi-crop is the price of the missing padding.
+
+    python benchmarks/padding.py --pictures FOLDER [--crops 64,96,128] [--set section.key=value]
+
+FOLDER has train/<class>/* and val/<class>/* with ten classes. What is trained and tested already is taken from --runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vggrepro import pipeline
+from vggrepro.config import Config, Graph, load_graph
+from vggrepro.evaluation.measure import Scored
+from vggrepro.evaluation.significance import paired
+from vggrepro.models.dense import receptive_field
+from vggrepro.models.table1 import architecture_of
+from vggrepro.reporting.figures import lines
+
+RECIPE = Path(__file__).parents[1] / "configs" / "reduced" / "imagenette.yaml"
+NETS = ("A", "D")
+METHODS = ("centre", "dense", "multicrop")
+STEPS = 4
+"""Q values at which each net is tested, 32 px apart."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One net at one Q: the posteriors by method."""
+
+    net: str
+    config: Config
+    Q: int
+    by: dict[str, Scored]
+
+    def error(self, method: str) -> float:
+        """Top-1, per cent."""
+        return self.by[method].measured.top1.percent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=Path, required=True)
+    parser.add_argument("--crops", default="64,96,128")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--figure", type=Path, help="PNG to write")
+    parser.add_argument("--set", action="append", default=[], dest="changes")
+    arguments = parser.parse_args()
+    places = [f"data.root={arguments.pictures}", f"run.root={arguments.runs}"]
+    points = [
+        point
+        for crop in map(int, arguments.crops.split(","))
+        for point in points_of(graph_at(crop, [*places, *arguments.changes]))
+    ]
+    print("\n".join(table(points)))
+    if arguments.figure:
+        arguments.figure.write_bytes(figure(points))
+
+
+def graph_at(crop: int, changes: list[str]) -> Graph:
+    """A, and D from A, at a crop; at the recipe's own crop they are the recipe's own runs."""
+    whole = load_graph(RECIPE, changes)
+    if crop != whole.stages["A"].model.crop:
+        S = crop + 32
+        geometry = [f"model.crop={crop}", f"data.S={S}", f"evaluation.multi_Q=[{crop},{S}]"]
+        whole = load_graph(RECIPE, [*changes, *geometry, f"run.experiment={whole.name}-crop{crop}"])
+    return replace(whole, stages={net: whole.stages[net] for net in NETS})
+
+
+def points_of(graph: Graph) -> list[Point]:
+    """Trains what is missing, and tests each net at every Q by every method."""
+    pipeline.reproduce(graph)
+    points = []
+    for net, config in graph.stages.items():
+        scales = tuple(config.model.crop + 32 * step for step in range(STEPS))
+        (tested,) = pipeline.evaluate_nets([config.directory], METHODS, scales) or []
+        points += [Point(net, config, Q, {method: tested.scored(method, (Q,)) for method in METHODS}) for Q in scales]
+    return points
+
+
+def table(points: list[Point]) -> list[str]:
+    """Markdown."""
+    titles = ("crop", "net", "one place sees", "Q", "places", *METHODS, "dense - centre", "dense - multicrop")
+    lines = [f"| {' | '.join(titles)} |", "|" + "--:|" * len(titles)]
+    for point in points:
+        net = architecture_of(point.config)
+        low, high = receptive_field(net, 0, net.fc6_kernel - 1)
+        errors = [f"{point.error(method):.1f}" for method in METHODS]
+        against = [difference(point, method) for method in ("centre", "multicrop")]
+        places = round(point.config.dense_places(point.Q) ** 0.5)
+        cells = [point.config.model.crop, point.net, f"{high - low + 1} px", point.Q, f"{places} x {places}"]
+        lines.append(f"| {' | '.join(map(str, [*cells, *errors, *against]))} |")
+    return lines
+
+
+def difference(point: Point, method: str) -> str:
+    """Dense minus another method in points of top-1 error, with the paired 95 % interval."""
+    dense, other = point.by["dense"], point.by[method]
+    test = paired(dense.values, other.values, dense.labels, 1)
+    low, high = test.interval
+    return f"{test.difference:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def figure(points: list[Point]) -> bytes:
+    """Dense minus centre and dense minus multi-crop over Q / crop, a line for each net and crop."""
+    panels = {}
+    for method, title in (("centre", "dense - centre crop"), ("multicrop", "dense - multi-crop")):
+        curves: dict[str, tuple[list[float], list[float]]] = {}
+        for point in points:
+            x, y = curves.setdefault(f"{point.net}, crop {point.config.model.crop}", ([], []))
+            x.append(point.Q / point.config.model.crop)
+            y.append(point.error("dense") - point.error(method))
+        panels[title] = curves
+    return lines(panels, "Q / crop", "points of top-1 error")
+
+
+if __name__ == "__main__":
+    main()
