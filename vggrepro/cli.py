@@ -461,8 +461,8 @@ def bench_dense(
 ) -> None:
     """Dense evaluation: pictures/s beside one picture at a time, and beside torchvision's centre crop.
 
-    Without --set the geometry is small enough for a CPU: the demo's, crop 64 and an eighth of the width, and its
-    built-in pictures.
+    Without --set the geometry is small enough for a CPU, crop 64 and an eighth of the width, and the pictures are the
+    built-in ones.
     """
     from vggrepro.bench.dense import run
     from vggrepro.config import Config, Data, Model, override

@@ -55,6 +55,17 @@ def test_error_by_depth_and_scale(root: Path) -> None:
         assert draw(report, "no such group") is None
 
 
+def test_lines_have_a_panel_a_title_and_a_colour_a_curve() -> None:
+    curves = {"A": ([1, 2], [0.5, -1.0]), "D": ([1, 2, 3], [0.1, 0.2, 0.3])}
+    one = pixels(figures.lines({"first": curves}, "x", "y"))
+    two = pixels(figures.lines({"first": curves, "second": {"A": curves["A"]}}, "x", "y"))
+    assert two.shape[1] == 2 * one.shape[1]
+    assert has_colour(one, ORANGE) > 50
+    half = two.shape[1] // 2
+    assert has_colour(two[:, half:], BLUE) > 50
+    assert has_colour(two[:, half:], ORANGE) == 0
+
+
 def answers(guess: list[int], label: list[int]) -> Answers:
     own, first = np.array(label), np.array(guess)
     return Answers(own, first, np.ones(len(own), np.float32), own == first, np.ones(len(own), bool))
