@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tiny import REPOSITORY
 
-from vggrepro.config import load_stage
+from vggrepro.config import Graph, differences, load_graph, load_stage
 from vggrepro.paper import facts
 
 RECIPES = sorted((REPOSITORY / "configs").glob("vgg_*.yaml"))
@@ -52,3 +52,29 @@ def test_the_test_scales_are_those_of_tables_3_and_4(file: Path) -> None:
         for row in facts().table(table):
             if row.nets == (stage.model.net,) and row.S == stage.data.S:
                 assert row.Q == Q
+
+
+def descent(graph: Graph) -> set[tuple[object, ...]]:
+    """Each stage as (net, the paper's S), after the one that it starts from."""
+    recipe = {name: (stage.model.net, stage.papers_S) for name, stage in graph.stages.items()}
+    return {(recipe[name], recipe.get(graph.parents[name] or "")) for name in recipe}
+
+
+@pytest.mark.parametrize("name", ["imagenette", "imagenette_gpu"])
+def test_the_reduced_graph_is_the_whole_papers(name: str) -> None:
+    whole = load_graph(REPOSITORY / "configs" / "reproduce.yaml")
+    reduced = load_graph(REPOSITORY / "configs" / "reduced" / f"{name}.yaml")
+    assert len(reduced.stages) == len(whole.stages) == 12
+    assert descent(reduced) == descent(whole)
+    assert {stage.train.schedule.kind for stage in reduced.stages.values()} == {"plateau"}
+
+
+def test_the_gpus_graph_differs_from_the_cpus_in_width_dropout_and_precision() -> None:
+    cpu, gpu = (
+        load_graph(REPOSITORY / "configs" / "reduced" / f"{name}.yaml").stages
+        for name in ("imagenette", "imagenette_gpu")
+    )
+    for name, stage in cpu.items():
+        changed = {key for key, *_ in differences(stage.trajectory(), gpu[name].trajectory())}
+        assert changed == {"model.width", "model.dropout", "train.precision"}
+        assert (gpu[name].model.width, gpu[name].model.dropout) == (1.0, 0.5)
