@@ -6,6 +6,7 @@ the share of the last pooling map that the padding reaches. A and D from A are t
 equal, with S = crop + 32 px, so that the dense map has 2 x 2 places at Q = S; each is then tested at Q = crop, crop +
 32, crop + 64, ... on the centre crop, on 50 crops, and densely. Many crops see as much of the picture as the dense
 test, but with the padding of training around each: dense minus multi-crop is the price of the missing padding.
+Thirty epochs for each net, not as many as the recipe has: the effect is there long before a net is trained out.
 
     python benchmarks/padding.py --pictures FOLDER [--crops 64,96,128] [--set section.key=value]
 
@@ -31,6 +32,8 @@ NETS = ("A", "D")
 METHODS = ("centre", "dense", "multicrop")
 STEPS = 4
 """Q values at which each net is tested, 32 px apart."""
+
+LENGTH = ["train.iterations=4440", "train.schedule.kind=fixed", "train.schedule.drops_at=[2960,3950]"]
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,10 @@ def main() -> None:
 
 
 def graph_at(crop: int, changes: list[str]) -> Graph:
-    """A, and D from A, at a crop; at the recipe's own crop they are the recipe's own runs."""
-    whole = load_graph(RECIPE, changes)
-    if crop != whole.stages["A"].model.crop:
-        S = crop + 32
-        geometry = [f"model.crop={crop}", f"data.S={S}", f"evaluation.multi_Q=[{crop},{S}]"]
-        whole = load_graph(RECIPE, [*changes, *geometry, f"run.experiment={whole.name}-crop{crop}"])
+    """A, and D from A, at a crop."""
+    S = crop + 32
+    geometry = [f"model.crop={crop}", f"data.S={S}", f"evaluation.multi_Q=[{crop},{S}]"]
+    whole = load_graph(RECIPE, [*LENGTH, *geometry, f"run.experiment=padding-crop{crop}", *changes])
     return replace(whole, stages={net: whole.stages[net] for net in NETS})
 
 
