@@ -70,6 +70,7 @@ class Watch:
             self._handlers = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
         if self.here.world > 1:
             self._join_others()
+        self._look_at_clock()
         self._thread.start()
         return self
 
@@ -199,8 +200,7 @@ class Watch:
                 for number in self._ear.recv(64):
                     if number in _SIGNALS:
                         self._ask(signal.Signals(number).name)
-            if self._deadline is not None and time.monotonic() >= self._deadline:
-                self._ask("wall time nearly spent")
+            self._look_at_clock()
             if self.here.world == 1 or self._closed.is_set():
                 continue
             try:
@@ -212,6 +212,10 @@ class Watch:
                 self._lost = "the ranks' common store cannot be reached: rank 0 or the launcher has ended"
                 if time.monotonic() - unreachable_since > self._silence_s:
                     self._abandon(self._lost)
+
+    def _look_at_clock(self) -> None:
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            self._ask("wall time nearly spent")
 
     def _ask(self, reason: str) -> None:
         if self.reason is None:
