@@ -4,8 +4,8 @@ A net is trained on crops with zero padding around them. In the dense test the n
 zeros were: more context, as the paper says, but also inputs that training never had. The smaller the crop, the larger
 the share of the last pooling map that the padding reaches. A and D from A are trained at several crops, everything else
 equal, with S = crop + 32 px, so that the dense map has 2 x 2 places at Q = S; each is then tested at Q = crop, crop +
-32, crop + 64, ... on the centre crop, on 50 crops, and densely. Many crops see as much of the picture as the dense
-test, but with the padding of training around each: dense minus multi-crop is the price of the missing padding.
+32 and crop + 64 on the centre crop and densely, and at Q = S on 50 crops, too. Many crops see as much of the picture as
+the dense test, but with the padding of training around each: dense minus multi-crop is the price of its absence.
 Thirty epochs for each net, not as many as the recipe has: the effect is there long before a net is trained out.
 
     python benchmarks/padding.py --pictures FOLDER [--crops 64,96,128] [--set section.key=value]
@@ -30,24 +30,33 @@ from vggrepro.reporting.figures import lines
 RECIPE = Path(__file__).parents[1] / "configs" / "reduced" / "imagenette.yaml"
 NETS = ("A", "D")
 METHODS = ("centre", "dense", "multicrop")
-STEPS = 4
+STEPS = 3
 """Q values at which each net is tested, 32 px apart."""
 
-LENGTH = ["train.iterations=4440", "train.schedule.kind=fixed", "train.schedule.drops_at=[2960,3950]"]
+LENGTH = [
+    "train.iterations=4440",
+    "train.validate_every=10",
+    "train.schedule.kind=fixed",
+    "train.schedule.drops_at=[2960,3950]",
+]
 
 
 @dataclass(frozen=True)
 class Point:
-    """One net at one Q: the posteriors by method."""
+    """One net at one Q: the posteriors by method; on 50 crops only at Q = S, for they cost 50 passes an image."""
 
     net: str
     config: Config
     Q: int
     by: dict[str, Scored]
 
-    def error(self, method: str) -> float:
-        """Top-1, per cent."""
-        return self.by[method].measured.top1.percent
+    def gain(self, method: str) -> tuple[float, tuple[float, float]] | None:
+        """Dense minus another method in points of top-1 error, with the paired 95 % interval."""
+        if method not in self.by:
+            return None
+        dense = self.by["dense"]
+        test = paired(dense.values, self.by[method].values, dense.labels, 1)
+        return test.difference, test.interval
 
 
 def main() -> None:
@@ -83,8 +92,13 @@ def points_of(graph: Graph) -> list[Point]:
     points = []
     for net, config in graph.stages.items():
         scales = tuple(config.model.crop + 32 * step for step in range(STEPS))
-        (tested,) = pipeline.evaluate_nets([config.directory], METHODS, scales) or []
-        points += [Point(net, config, Q, {method: tested.scored(method, (Q,)) for method in METHODS}) for Q in scales]
+        (tested,) = pipeline.evaluate_nets([config.directory], ("centre", "dense"), scales) or []
+        (crops,) = pipeline.evaluate_nets([config.directory], ("multicrop",), config.single_Q) or []
+        for Q in scales:
+            by = {method: tested.scored(method, (Q,)) for method in ("centre", "dense")}
+            if (Q,) == config.single_Q:
+                by["multicrop"] = crops.scored("multicrop", (Q,))
+            points.append(Point(net, config, Q, by))
     return points
 
 
@@ -95,33 +109,40 @@ def table(points: list[Point]) -> list[str]:
     for point in points:
         net = architecture_of(point.config)
         low, high = receptive_field(net, 0, net.fc6_kernel - 1)
-        errors = [f"{point.error(method):.1f}" for method in METHODS]
-        against = [difference(point, method) for method in ("centre", "multicrop")]
+        errors = [f"{point.by[one].measured.top1.percent:.1f}" if one in point.by else "-" for one in METHODS]
+        against = [_signed(point.gain(method)) for method in ("centre", "multicrop")]
         places = round(point.config.dense_places(point.Q) ** 0.5)
         cells = [point.config.model.crop, point.net, f"{high - low + 1} px", point.Q, f"{places} x {places}"]
         lines.append(f"| {' | '.join(map(str, [*cells, *errors, *against]))} |")
     return lines
 
 
-def difference(point: Point, method: str) -> str:
-    """Dense minus another method in points of top-1 error, with the paired 95 % interval."""
-    dense, other = point.by["dense"], point.by[method]
-    test = paired(dense.values, other.values, dense.labels, 1)
-    low, high = test.interval
-    return f"{test.difference:+.1f} ({low:+.1f} to {high:+.1f})"
+def _signed(gain: tuple[float, tuple[float, float]] | None) -> str:
+    if gain is None:
+        return "-"
+    difference, (low, high) = gain
+    return f"{difference:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def figure(points: list[Point]) -> bytes:
-    """Dense minus centre and dense minus multi-crop over Q / crop, a line for each net and crop."""
-    panels = {}
-    for method, title in (("centre", "dense - centre crop"), ("multicrop", "dense - multi-crop")):
-        curves: dict[str, tuple[list[float], list[float]]] = {}
-        for point in points:
-            x, y = curves.setdefault(f"{point.net}, crop {point.config.model.crop}", ([], []))
-            x.append(point.Q / point.config.model.crop)
-            y.append(point.error("dense") - point.error(method))
-        panels[title] = curves
-    return lines(panels, "Q / crop", "points of top-1 error")
+    """Dense minus the centre crop over Q / crop and, at Q = S, dense minus 50 crops over the crop."""
+    over_Q: dict[str, tuple[list[float], list[float]]] = {}
+    over_crop: dict[str, tuple[list[float], list[float]]] = {}
+    for point in points:
+        crop = point.config.model.crop
+        centre, crops = point.gain("centre"), point.gain("multicrop")
+        if centre:
+            _add(over_Q, f"{point.net}, crop {crop}", point.Q / crop, centre[0])
+        if crops:
+            _add(over_crop, point.net, crop, crops[0])
+    panels = {"dense - centre crop, over Q / crop": over_Q, "dense - multi-crop at Q = S, over the crop": over_crop}
+    return lines(panels, "", "points of top-1 error")
+
+
+def _add(curves: dict[str, tuple[list[float], list[float]]], name: str, x: float, y: float) -> None:
+    xs, ys = curves.setdefault(name, ([], []))
+    xs.append(x)
+    ys.append(y)
 
 
 if __name__ == "__main__":
