@@ -116,7 +116,7 @@ def _marks(axes: Axes, x: Sequence[float], rows: Sequence[Row], colour: str, lab
 
 
 def lines(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], x: str, y: str) -> bytes:
-    """A panel for each title, with a curve (x values, y values) for each label and a line at 0; the y axis is shared."""
+    """A panel for each title, with a curve (x values, y values) for each label and a line at 0; one y axis for all."""
     figure, grid = _figure(1, len(panels), 5 * len(panels), 3.8, squeeze=False)
     for axes, (title, curves) in zip(grid.flat, panels.items(), strict=True):
         for number, (label, (across, up)) in enumerate(curves.items()):
