@@ -3,6 +3,7 @@
 `decode.resample` on the device: the same windows of the same regions, the same filter (a triangle as wide as the
 reduction, renormalised where the picture ends), and the same rounding to 8 bits after each of the two passes. The
 window's borders are taken in double precision, so this is rescaling the whole picture and cropping it, to a grey level.
+Like PIL it computes with weights in fixed point.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from vggrepro.data.views import Ints
 
 _MOST_VALUES = 2**27
 """Padded grey levels in one product: half a gigabyte in float32."""
+
+_STEPS = 2**16
+"""To a grey level. Weights are multiples of its inverse, so that a sum of grey levels times weights fits float32's 24
+bits: it is exact in whatever order a product adds, and an image does not depend on those that share its batch."""
 
 
 def resample_on_device(
@@ -88,7 +93,7 @@ def _weights(edges: NDArray[np.float64], extent: Ints, columns: int, out: int, d
     weights = (1 - (place - centre[:, :, None]).abs() / support).clamp(min=0.0)
     inside = place < torch.from_numpy(extent).to(device)[:, None]
     weights = weights * inside[:, None]
-    return (weights / weights.sum(dim=2, keepdim=True)).float()
+    return ((weights / weights.sum(dim=2, keepdim=True) * _STEPS).round() / _STEPS).float()
 
 
 def _rounded(levels: Tensor) -> Tensor:
