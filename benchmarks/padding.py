@@ -22,7 +22,7 @@ from pathlib import Path
 from vggrepro import pipeline
 from vggrepro.config import Config, Graph, load_graph
 from vggrepro.evaluation.measure import Scored
-from vggrepro.evaluation.significance import paired
+from vggrepro.evaluation.significance import Paired, paired
 from vggrepro.models.dense import receptive_field
 from vggrepro.models.table1 import architecture_of
 from vggrepro.reporting.figures import lines
@@ -50,13 +50,12 @@ class Point:
     Q: int
     by: dict[str, Scored]
 
-    def gain(self, method: str) -> tuple[float, tuple[float, float]] | None:
-        """Dense minus another method in points of top-1 error, with the paired 95 % interval."""
+    def against(self, method: str) -> Paired | None:
+        """Dense held against another method, top-1."""
         if method not in self.by:
             return None
         dense = self.by["dense"]
-        test = paired(dense.values, self.by[method].values, dense.labels, 1)
-        return test.difference, test.interval
+        return paired(dense.values, self.by[method].values, dense.labels, 1)
 
 
 def main() -> None:
@@ -110,18 +109,18 @@ def table(points: list[Point]) -> list[str]:
         net = architecture_of(point.config)
         low, high = receptive_field(net, 0, net.fc6_kernel - 1)
         errors = [f"{point.by[one].measured.top1.percent:.1f}" if one in point.by else "-" for one in METHODS]
-        against = [_signed(point.gain(method)) for method in ("centre", "multicrop")]
+        against = [_signed(point.against(method)) for method in ("centre", "multicrop")]
         places = round(point.config.dense_places(point.Q) ** 0.5)
         cells = [point.config.model.crop, point.net, f"{high - low + 1} px", point.Q, f"{places} x {places}"]
         lines.append(f"| {' | '.join(map(str, [*cells, *errors, *against]))} |")
     return lines
 
 
-def _signed(gain: tuple[float, tuple[float, float]] | None) -> str:
-    if gain is None:
+def _signed(test: Paired | None) -> str:
+    if test is None:
         return "-"
-    difference, (low, high) = gain
-    return f"{difference:+.1f} ({low:+.1f} to {high:+.1f})"
+    low, high = test.interval
+    return f"{test.difference:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def figure(points: list[Point]) -> bytes:
@@ -130,11 +129,10 @@ def figure(points: list[Point]) -> bytes:
     over_crop: dict[str, tuple[list[float], list[float]]] = {}
     for point in points:
         crop = point.config.model.crop
-        centre, crops = point.gain("centre"), point.gain("multicrop")
-        if centre:
-            _add(over_Q, f"{point.net}, crop {crop}", point.Q / crop, centre[0])
-        if crops:
-            _add(over_crop, point.net, crop, crops[0])
+        if centre := point.against("centre"):
+            _add(over_Q, f"{point.net}, crop {crop}", point.Q / crop, centre.difference)
+        if crops := point.against("multicrop"):
+            _add(over_crop, point.net, crop, crops.difference)
     panels = {"dense - centre crop, over Q / crop": over_Q, "dense - multi-crop at Q = S, over the crop": over_crop}
     return lines(panels, "", "points of top-1 error")
 
