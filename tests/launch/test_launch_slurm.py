@@ -41,8 +41,8 @@ def disturb(experiment: Experiment) -> Experiment:
     experiment.hold_at(70, job)
     assert experiment.call("cancel").returncode == 0
     wait_for(lambda: ended(experiment.history()) == "cancelled", "the cancellation", experiment.explain)
-    status = experiment.status()["A"]
-    assert (status["state"], status["job"]) == ("cancelled", None), "a cancelled job stays cancelled"
+    wait_for(lambda: experiment.status()["A"]["job"] is None, "the cancelled job's end", experiment.explain)
+    assert experiment.status()["A"]["state"] == "cancelled", "a cancelled job stays cancelled"
     experiment.submit()
     experiment.finish()
     return experiment
