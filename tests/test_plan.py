@@ -156,6 +156,15 @@ def test_an_index_is_opened_once_for_all_stages(
 FACTOR = 1.6
 
 
+def test_a_rate_measured_on_a_speaks_for_d_by_flops() -> None:
+    made = plan(graph_of("vgg_D.yaml"), Machine(1, 1, measured={"A": 8000.0}))
+    A, D = made.stages
+    assert A.images_per_s == 8000
+    assert D.images_per_s == pytest.approx(8000 * 45.48e9 / 92.65e9, rel=1e-3)
+    assert "from A's measured 8000 images/s" in D.rate_from
+
+
+@pytest.mark.slow
 def test_a_rate_measured_on_a_predicts_d_and_e_within_a_factor() -> None:
     """In processor time, which other users of the machine disturb least."""
     found = bench_step.run(bench_step.small(), ("A", "D", "E"), (32,), steps=1, rounds=3)["details"]
