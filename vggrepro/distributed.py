@@ -44,11 +44,15 @@ def topology(environment: Mapping[str, str]) -> Topology:
     torchrun's variables, else those of the SLURM step that this process is a task of, else a single process. A step may
     be smaller than its allocation, and a batch script is not a step.
 
-    Raises UserError when some of the variables are missing or are not numbers.
+    Raises UserError when some of the variables are missing, are not numbers or name no rank.
     """
     torchrun = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     if any(name in environment for name in torchrun):
-        return Topology(*_numbers(environment, torchrun, "start the ranks with torchrun"))
+        here = Topology(*_numbers(environment, torchrun, "start the ranks with torchrun"))
+        if not (0 <= here.rank < here.world and 0 <= here.local_rank < here.local_world <= here.world):
+            given = ", ".join(f"{name}={environment[name]}" for name in torchrun)
+            raise UserError(f"{given}: no such rank can be (ranks count from 0); start the ranks with torchrun")
+        return here
     if "SLURM_STEP_NUM_TASKS" not in environment:
         return Topology()
     names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NODEID")

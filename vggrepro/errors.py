@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 
 
@@ -23,22 +24,27 @@ INTERRUPTED_STATUS = 75
 """Exit status of an interrupted run (EX_TEMPFAIL of sysexits.h): the same command goes on where it stopped."""
 
 
+_FIRST_SPEAKS_S = 5.0
+
+
 def run_command(name: str, command: Callable[[], None]) -> None:
     """Runs a command-line program; a UserError ends it with one line on standard error and status 2.
 
-    Interrupted does so with status 75.
+    Interrupted does so with status 75. Of several ranks the first speaks; a mistake that only another one has found is
+    said by that one, a few seconds later.
     """
+    text = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or ""
+    rank = int(text) if text.isdecimal() else 0  # what is no number is a mistake that the command names
     try:
         command()
     except UserError as error:
-        if _is_first():  # every rank finds the same mistake
-            print(f"{name}: {error}", file=sys.stderr)
+        if rank:
+            # Most mistakes are found by every rank. The launcher ends all of them once one has ended, so this one waits
+            # until the first has spoken, which ends the wait; else the mistake is its own.
+            time.sleep(_FIRST_SPEAKS_S)
+        print(f"{name}: rank {rank}: {error}" if rank else f"{name}: {error}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stop:
-        if _is_first():
+        if not rank:
             print(f"{name}: stopped ({stop}); the same command goes on from there", file=sys.stderr)
         sys.exit(INTERRUPTED_STATUS)
-
-
-def _is_first() -> bool:
-    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0

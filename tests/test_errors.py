@@ -1,0 +1,61 @@
+"""How a command ends on a mistake: one line, whoever has found it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import REPOSITORY
+
+COMMAND = """
+import os, sys, time
+from vggrepro.errors import UserError, run_command
+
+def command():
+    rank = int(os.environ.get("RANK", 0))
+    time.sleep({delays}[rank])
+    if rank in {mistaken}:
+        raise UserError("S=100: below the crop; raise it")
+    time.sleep(60)
+
+run_command("vggrepro", command)
+"""
+
+
+def lines_of(folder: Path, delays: tuple[float, ...], mistaken: tuple[int, ...]) -> list[str]:
+    """What ranks under torchrun say that find a mistake after a delay in seconds; the others have none."""
+    program = folder / "program.py"
+    program.write_text(COMMAND.format(delays=delays, mistaken=mistaken))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(delays)}"]
+    inherited = {name: text for name, text in os.environ.items() if not name.startswith(("SLURM", "RANK", "WORLD"))}
+    done = subprocess.run(
+        [*torchrun, str(program)],
+        env=inherited | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode != 0
+    return [line for line in done.stderr.splitlines() if line.startswith("vggrepro:")]
+
+
+def test_the_first_rank_says_it_though_another_one_finds_it_earlier(tmp_path: Path) -> None:
+    """torchrun ends all ranks once one has ended."""
+    assert lines_of(tmp_path, delays=(2, 0), mistaken=(0, 1)) == ["vggrepro: S=100: below the crop; raise it"]
+
+
+def test_a_mistake_that_only_another_rank_finds_is_said_by_that_one(tmp_path: Path) -> None:
+    assert lines_of(tmp_path, delays=(0, 0), mistaken=(1,)) == ["vggrepro: rank 1: S=100: below the crop; raise it"]
+
+
+@pytest.mark.parametrize("rank", ["two", "-1", "1.5", "2"])
+def test_a_rank_that_cannot_be_is_a_mistake_like_any_other(rank: str) -> None:
+    environment = os.environ | {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    command = [sys.executable, "-m", "vggrepro", "reproduce", "--config", str(REPOSITORY / "configs" / "demo.yaml")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"RANK={rank}, WORLD_SIZE=2" in done.stderr
