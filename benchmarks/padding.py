@@ -104,7 +104,7 @@ def points_of(graph: Graph) -> list[Point]:
 def table(points: list[Point]) -> list[str]:
     """Markdown."""
     titles = ("crop", "net", "one place sees", "Q", "places", *METHODS, "dense - centre", "dense - multicrop")
-    lines = [f"| {' | '.join(titles)} |", "|" + "--:|" * len(titles)]
+    rows = [f"| {' | '.join(titles)} |", "|" + "--:|" * len(titles)]
     for point in points:
         net = architecture_of(point.config)
         low, high = receptive_field(net, 0, net.fc6_kernel - 1)
@@ -112,8 +112,8 @@ def table(points: list[Point]) -> list[str]:
         against = [_signed(point.against(method)) for method in ("centre", "multicrop")]
         places = round(point.config.dense_places(point.Q) ** 0.5)
         cells = [point.config.model.crop, point.net, f"{high - low + 1} px", point.Q, f"{places} x {places}"]
-        lines.append(f"| {' | '.join(map(str, [*cells, *errors, *against]))} |")
-    return lines
+        rows.append(f"| {' | '.join(map(str, [*cells, *errors, *against]))} |")
+    return rows
 
 
 def _signed(test: Paired | None) -> str:

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from ranks import run_program
 from tiny import REPOSITORY
 
 COMMAND = """
-import os, sys, time
+import os, time
 from vggrepro.errors import UserError, run_command
 
 def command():
@@ -29,16 +30,7 @@ def lines_of(folder: Path, delays: tuple[float, ...], mistaken: tuple[int, ...])
     """What ranks under torchrun say that find a mistake after a delay in seconds; the others have none."""
     program = folder / "program.py"
     program.write_text(COMMAND.format(delays=delays, mistaken=mistaken))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(delays)}"]
-    inherited = {name: text for name, text in os.environ.items() if not name.startswith(("SLURM", "RANK", "WORLD"))}
-    done = subprocess.run(
-        [*torchrun, str(program)],
-        env=inherited | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_program(program, ranks=len(delays))
     assert done.returncode != 0
     return [line for line in done.stderr.splitlines() if line.startswith("vggrepro:")]
 

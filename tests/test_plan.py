@@ -151,17 +151,17 @@ def test_an_index_is_opened_once_for_all_stages(
     assert opened == [tmp_path / "mine.idx"]
 
 
-# What a rate measured on A says of D and E by FLOPs, over their own measured rate: 0.74 to 0.98 in three tries on one
-# core of a shared machine (2026-11-22). A plan made from A is a little cautious: deeper nets come nearer to the peak.
-FACTOR = 1.6
-
-
 def test_a_rate_measured_on_a_speaks_for_d_by_flops() -> None:
     made = plan(graph_of("vgg_D.yaml"), Machine(1, 1, measured={"A": 8000.0}))
     A, D = made.stages
     assert A.images_per_s == 8000
     assert D.images_per_s == pytest.approx(8000 * 45.48e9 / 92.65e9, rel=1e-3)
     assert "from A's measured 8000 images/s" in D.rate_from
+
+
+# What a rate measured on A says of D and E by FLOPs, over their own measured rate: 0.74 to 0.98 in three tries on one
+# core of a shared machine (2026-11-22). A plan made from A is a little cautious: deeper nets come nearer to the peak.
+FACTOR = 1.6
 
 
 @pytest.mark.slow

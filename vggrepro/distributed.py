@@ -50,7 +50,7 @@ def topology(environment: Mapping[str, str]) -> Topology:
     if any(name in environment for name in torchrun):
         here = Topology(*_numbers(environment, torchrun, "start the ranks with torchrun"))
         if not (0 <= here.rank < here.world and 0 <= here.local_rank < here.local_world <= here.world):
-            given = ", ".join(f"{name}={environment[name]}" for name in torchrun)
+            given = _given(environment, torchrun)
             raise UserError(f"{given}: no such rank can be (ranks count from 0); start the ranks with torchrun")
         return here
     if "SLURM_STEP_NUM_TASKS" not in environment:
@@ -74,8 +74,11 @@ def _numbers(environment: Mapping[str, str], names: tuple[str, ...], advice: str
     try:
         return [int(environment[name]) for name in names]
     except ValueError:
-        values = ", ".join(f"{name}={environment[name]}" for name in names)
-        raise UserError(f"{values}: expected whole numbers; {advice}") from None
+        raise UserError(f"{_given(environment, names)}: expected whole numbers; {advice}") from None
+
+
+def _given(environment: Mapping[str, str], names: tuple[str, ...]) -> str:
+    return ", ".join(f"{name}={environment[name]}" for name in names)
 
 
 def _tasks_per_node(text: str) -> list[int]:

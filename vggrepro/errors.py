@@ -23,8 +23,8 @@ class Interrupted(Exception):
 INTERRUPTED_STATUS = 75
 """Exit status of an interrupted run (EX_TEMPFAIL of sysexits.h): the same command goes on where it stopped."""
 
-
 _FIRST_SPEAKS_S = 5.0
+"""How long another rank leaves it to the first to say a mistake."""
 
 
 def run_command(name: str, command: Callable[[], None]) -> None:

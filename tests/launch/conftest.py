@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from launch_cluster import REPOSITORY, Experiment
+from ranks import run_program
 
 DEVCLUSTER = REPOSITORY / "slurm" / "devcluster"
 
@@ -44,13 +44,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def undisturbed(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     """The graph A -> D as torchrun trains it on this machine, with as many ranks as the jobs have."""
     experiment = Experiment.make(tmp_path_factory.mktemp("undisturbed"), pictures)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*torchrun, "-m", "vggrepro", "reproduce", "--config", str(experiment.config)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_program("-m", "vggrepro", "reproduce", "--config", experiment.config, ranks=2)
     assert done.returncode == 0, done.stderr
     return experiment

@@ -1,11 +1,10 @@
 """The benchmarks of the training step and of the exchange, at the smallest size."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from ranks import run_program
 
 from vggrepro.bench import step
 from vggrepro.cli import app
@@ -33,10 +32,9 @@ def test_comm_on_one_rank_says_how_to_start_it() -> None:
 
 @pytest.mark.slow
 def test_comm_counts_what_two_ranks_exchange() -> None:
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "vggrepro"]
-    line += ["bench", "comm", "--net", "A", "--steps", "1", "--rounds", "1", "--json", "--set", "run.device=cpu"]
-    line += ["--set", "model.width=0.125"]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=300, check=True)
+    line = "bench comm --net A --steps 1 --rounds 1 --json --set run.device=cpu --set model.width=0.125"
+    done = run_program("-m", "vggrepro", *line.split(), ranks=2)
+    assert done.returncode == 0, done.stderr
     details = json.loads(done.stdout)["details"]
     assert details["ranks"] == 2
     assert details["ddp MB in collectives"] == pytest.approx(2 * details["bf16 MB in collectives"])

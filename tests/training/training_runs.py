@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ranks import run_program
 
 from vggrepro import checkpoint, pipeline
 from vggrepro.config import load_stage
@@ -132,14 +133,8 @@ def run_to_the_end(file: Path, *changes: str, world: int = 1) -> None:
 
 def train_command(file: Path, *changes: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
     """Runs the real command to its end, under torchrun where there are several ranks."""
-    line = [sys.executable, "-m"]
-    if ranks > 1:
-        line += ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
-    line += ["vggrepro", "train", "--config", str(file)]
-    line += [part for change in changes for part in ("--set", change)]
-    inherited = {name: text for name, text in os.environ.items() if not name.startswith(("SLURM", "RANK", "WORLD"))}
-    surroundings = inherited | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(line, env=surroundings, capture_output=True, text=True, timeout=300, check=False)
+    settings = (part for change in changes for part in ("--set", change))
+    return run_program("-m", "vggrepro", "train", "--config", file, *settings, ranks=ranks)
 
 
 def run_of(file: Path) -> RunDirectory:
