@@ -20,6 +20,7 @@ from launch import submit
 from vggrepro import cli, pipeline
 from vggrepro.config import load_graph
 from vggrepro.models.table1 import architecture
+from vggrepro.paper import ilsvrc_classes
 
 DOCS = REPOSITORY / "docs"
 PAGES = {page.stem: page for page in (REPOSITORY / "README.md", REPOSITORY / "REPRODUCTION.md", *DOCS.glob("*.md"))}
@@ -112,6 +113,10 @@ def desk(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).symlink_to(source) if source.is_dir() else (folder / name).write_bytes(source.read_bytes())
     settings = [*TINY, *SMALL, f"data.root={pictures}", f"run.root={folder / 'runs'}"]
     pipeline.reproduce(load_graph(REPOSITORY / "configs" / "demo.yaml", settings))
+    part = folder / "part" / "val" / ilsvrc_classes()[0]  # some validation images of ImageNet
+    part.mkdir(parents=True)
+    first = next(file for file in sorted((pictures / "val").rglob("*")) if file.is_file())
+    (part / first.name).symlink_to(first)
     return folder
 
 

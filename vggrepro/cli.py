@@ -99,11 +99,19 @@ def index(
         typer.Argument(
             help="Where the pictures are: ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar with the development kit "
             "(or meta.bin, LOC_val_solution.csv, a list of labels), a folder that holds these, a folder with train/ "
-            "and val/, Kaggle's tree, WebDataset shards. Nothing is extracted."
+            "and val/, Kaggle's tree, WebDataset shards. Validation images alone are enough for testing. Nothing is "
+            "extracted."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The index file to write.")],
     verify: Annotated[Verify, typer.Option(help="Decode every picture once, or read its header only.")] = Verify.full,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            help="All classes, where the images are of some of them only: a file with a name or wnid on a line, the "
+            "development kit, or ilsvrc2012 for its 1000."
+        ),
+    ] = None,
     mean: Annotated[bool, typer.Option("--mean", help="Compute the mean colour of the training pictures.")] = False,
     md5: Annotated[bool, typer.Option("--md5", help="Hold ILSVRC's archives against their published MD5.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Name every picture that is odd or rejected.")] = False,
@@ -124,6 +132,7 @@ def index(
         made = scan(
             sources,
             verify.value,
+            classes=classes,
             mean=mean,
             journal=out.with_name(f".{out.name}.partial"),
             found=lambda pictures: update(0, f"of {pictures} found so far"),

@@ -274,6 +274,9 @@ def _data(config: Config) -> Iterator[Check]:
             )
         else:
             yield Check("index", "ok", found)
+        if not summary["splits"]["train"]:
+            remedy = "enough for `vggrepro evaluate`; to train, index the training images as well"
+            yield Check("training images", "warn", f"{index} has none", remedy)
         yield from _reading(made)
     elif root is None:
         yield Check("pictures", "fail", "data.root is not set", "set data.root, or data.index")
@@ -291,7 +294,7 @@ def _reading(index: Index) -> Iterator[Check]:
 
     from vggrepro.data.decode import BadPictureError
 
-    split = index.split("train")
+    split = index.split("train" if len(index.split("train")) else "val")
     rows = np.random.default_rng(0).permutation(len(split))[:_PROBE_PICTURES]
     read = size = 0
     started = time.perf_counter()

@@ -46,6 +46,8 @@ class Session:
     device: torch.device
     watch: Watch
     indexes: dict[Data, Index]
+    training: bool = True
+    """Whether nets are trained: else validation images are enough."""
 
     def loader(self, config: Config) -> Loader:
         """What renders the pictures of a stage. Raises UserError."""
@@ -62,7 +64,9 @@ class Session:
                 first_rank_first(self.here),
                 progress("reading picture headers", None, shown=self.here.is_first) as update,
             ):
-                self.indexes[config.data] = open_data(config, lambda done, total: update(done, f"of {total}"))
+                self.indexes[config.data] = open_data(
+                    config, lambda done, total: update(done, f"of {total}"), training=self.training
+                )
         return self.indexes[config.data]
 
 
@@ -86,7 +90,7 @@ def session(configs: list[Config], *, training: bool = True, stop_after_s: float
     device = pick_device(configs[0].run.device, here.local_rank)
     silence_s = configs[0].train.rank_timeout_s
     watch = Watch(here, silence_s=silence_s, stop_after_s=stop_after_s)
-    at = Session(here, device, watch, {})
+    at = Session(here, device, watch, {}, training)
     for config in configs:
         at.loader(config)
     # The watch names a silent rank; a collective's own time-out, which names none, comes later.
@@ -397,9 +401,17 @@ def _evaluate(
             if not at.here.is_first:
                 continue
             if run.read_json("dataset.json") is None:  # imported: trained on nothing known
-                run.write_json("dataset.json", index.summary())
+                run.write_json("dataset.json", index.summary() | {"opened_as": _place(config.data)})
             _log_errors(result[-1], methods, run, kept.stage.evaluation, at.here)
     return result if at.here.is_first else None
+
+
+def _place(data: Data) -> dict[str, str]:
+    """Where the images were found, so that they are found again from any working directory."""
+    if data.index is not None:
+        return {"index": str(data.index.resolve())}
+    assert data.root is not None, "the images were opened"
+    return {"root": data.root if data.root.startswith("builtin:") else str(Path(data.root).resolve())}
 
 
 def _log_errors(net: EvaluatedNet, methods: Sequence[str], run: RunDirectory, own: Evaluation, here: Topology) -> None:
@@ -421,7 +433,10 @@ def _require_classes(net: Checkpoint, index: Index, file: Path) -> None:
     known, digest = net.provenance["classes"], net.provenance.get("classes_sha256")
     own = hashlib.sha256("\n".join(index.classes).encode()).hexdigest()
     if (known is not None and list(index.classes) != known) or (digest is not None and digest != own):
-        raise UserError(f"{index.source} has other classes than {file} was trained on; set data.root to the same ones")
+        raise UserError(
+            f"{index.source} has other classes than {file} was trained on; set data.root to the same ones, or, where "
+            f"it has some of them only, index it with --classes and a list of all"
+        )
 
 
 def import_weights(
@@ -514,7 +529,7 @@ def verify_paper(
         run, imported = RunDirectory(runs / net), read(file, net=net)
         nets.append((file, _checkpoint_of(imported, run.path), run))
         sources[net] = imported.source
-    found = _evaluate(nets, METHODS, SCALES, [f"data.index={index}", *overrides])
+    found = _evaluate(nets, METHODS, SCALES, [f"data.index={json.dumps(str(index))}", *overrides])
     if found is None:
         return None
     return {"weights": sources} | verify({net: one.scored for net, one in zip(files, found, strict=True)})

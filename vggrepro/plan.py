@@ -239,9 +239,9 @@ def _pictures(config: Config) -> Pictures:
 
     if config.data.index is not None:
         loaded = index.load(config.data.index)
+        index.require_training_images(loaded)
         train, val = loaded.split("train"), loaded.split("val")
-        size = float(train.length.mean()) if len(train) else 0.0
-        return Pictures(config.data.index.name, len(train), len(val), size)
+        return Pictures(config.data.index.name, len(train), len(val), float(train.length.mean()))
     if config.data.root == sample_set.ROOT:
         return Pictures(sample_set.ROOT, sample_set.TRAIN_PICTURES, sample_set.VAL_PICTURES, SAMPLE_BYTES)
     return Pictures("ILSVRC-2012", value("train_pictures"), value("val_pictures"), ILSVRC_BYTES)

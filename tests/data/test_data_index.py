@@ -1,11 +1,12 @@
 """The index: what it finds in every layout, what it says of users' mistakes, and that it is kept and renewed."""
 
+import hashlib
 import io
 import os
 import re
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from vggrepro.data.loader import Loader
 from vggrepro.data.plan import TrainingPlan
 from vggrepro.data.sources import check_md5
 from vggrepro.errors import UserError
+from vggrepro.models.weights import ILSVRC_CLASSES_SHA256
 from vggrepro.pipeline import session, train_stage
 from vggrepro.tracking import RunDirectory
 
@@ -218,6 +220,128 @@ def test_a_folder_in_a_tar(folders: Path, tmp_path: Path, top: str) -> None:
         for file in sorted(folders.rglob("*.JPEG")):
             add(tar, top + str(file.relative_to(folders)), file.read_bytes())
     assert same_pictures(scan([tmp_path / "all.tar"], "header"), scan_folder(folders))
+
+
+def only_val(folders: Path, to: Path) -> Path:
+    """The original archive of validation pictures, alone."""
+    to.mkdir()
+    ilsvrc_archives(folders, to)
+    (to / "ILSVRC2012_img_train.tar").unlink()
+    return to / "ILSVRC2012_img_val.tar"
+
+
+def same_val(alone: Index, whole: Index) -> bool:
+    """Whether validation pictures alone are those of the whole data set, their labels included."""
+    left, right = alone.split("val"), whole.split("val")
+    columns = all(np.array_equal(getattr(left, c), getattr(right, c)) for c in ("label", "length", "size", "ordinary"))
+    return columns and [left.read(n) for n in range(len(left))] == [right.read(n) for n in range(len(right))]
+
+
+@pytest.mark.parametrize("put_labels", LABELS)
+@pytest.mark.parametrize("named_in_full", [False, True])
+def test_the_validation_archive_alone(
+    folders: Path, tmp_path: Path, put_labels: Callable[[Path, Path], None], named_in_full: bool
+) -> None:
+    archive = only_val(folders, tmp_path / "val")
+    elsewhere = tmp_path / ("labels" if named_in_full else "val")
+    elsewhere.mkdir(exist_ok=True)
+    put_labels(folders, elsewhere)
+    named = [file for file in elsewhere.rglob("*") if file.is_file() and file.name not in (archive.name, "meta.mat")]
+    alone = scan([archive, *named] if named_in_full else [archive], "header")
+    assert alone.classes == scan_folder(folders).classes
+    assert same_val(alone, scan_folder(folders))
+    assert alone.summary()["splits"] == {"train": 0, "val": 8}
+    assert len(alone.split("train")) == alone.split("train").rejected == 0
+    alone.save(tmp_path / "index")
+    assert same_val(load(tmp_path / "index"), alone)
+    assert load(tmp_path / "index").fingerprint == alone.fingerprint
+
+
+def test_a_folder_with_val_only(folders: Path, tmp_path: Path) -> None:
+    shutil.copytree(folders / "val", tmp_path / "data" / "val")
+    assert same_val(scan_folder(tmp_path / "data"), scan_folder(folders))
+    with pytest.raises(UserError, match=r"--mean is of training images, and .*data has none"):
+        scan([tmp_path / "data"], mean=True)
+
+
+@pytest.mark.parametrize("put_labels", LABELS)
+def test_labels_of_more_pictures_than_are_there_say_all_classes(
+    folders: Path, tmp_path: Path, put_labels: Callable[[Path, Path], None]
+) -> None:
+    """A part of the validation set is of the classes of all of it."""
+    (tmp_path / "data" / "val").mkdir(parents=True)
+    of_one_class = val_pictures(folders)[::2]
+    for file in of_one_class:
+        shutil.copy(file, tmp_path / "data" / "val")
+    put_labels(folders, tmp_path / "data")
+    part, whole = scan_folder(tmp_path / "data"), scan_folder(folders)
+    assert part.classes == whole.classes
+    assert {file.parent.name for file in of_one_class} == {WNIDS["church"]}
+    names = part.split("val").names.to_pylist()
+    label = dict(zip(whole.split("val").names.to_pylist(), whole.split("val").label.tolist(), strict=True))
+    assert part.split("val").label.tolist() == [label[name] for name in names]
+
+
+def class_lists(folders: Path, to: Path) -> Iterator[str]:
+    """All classes in every form that they are kept in, with one that no picture has."""
+    wnids = [*sorted(WNIDS.values(), reverse=True), "n99999999"]
+    (to / "wnids.txt").write_text("\n".join(wnids) + "\n")
+    (to / "LOC_synset_mapping.txt").write_text("".join(f"{wnid} a name, another one\n" for wnid in wnids))
+    rows = "".join(f"ILSVRC2012_val_{n:08d},{wnid} 1 2 3 4\n" for n, wnid in enumerate(wnids))
+    (to / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + rows)
+    for file in sorted(to.iterdir()):
+        yield str(file)
+
+
+def test_a_list_says_all_classes(folders: Path, tmp_path: Path) -> None:
+    shutil.copytree(folders / "val" / WNIDS["church"], tmp_path / "data" / "val" / WNIDS["church"])
+    assert scan_folder(tmp_path / "data").classes == (WNIDS["church"],)
+    (tmp_path / "lists").mkdir()
+    every = (*sorted(WNIDS.values()), "n99999999")
+    for class_list in class_lists(folders, tmp_path / "lists"):
+        part = scan([tmp_path / "data"], "header", classes=class_list)
+        assert part.classes == every, class_list
+        assert set(part.split("val").label.tolist()) == {every.index(WNIDS["church"])}
+        assert scan([folders], "header", classes=class_list).classes == every, "beside training pictures, too"
+    part = scan([tmp_path / "data"], "header", classes="ilsvrc2012")
+    assert len(part.classes) == 1000
+    assert hashlib.sha256("\n".join(part.classes).encode()).hexdigest() == ILSVRC_CLASSES_SHA256
+    assert part.against_ilsvrc() == [
+        "0 train pictures, ILSVRC-2012 has 1281167",
+        "4 val pictures, ILSVRC-2012 has 50000",
+    ]
+
+
+def test_numbers_of_shards_are_places_in_the_list_of_classes(folders: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("\n".join(f"class {n:02}" for n in range(12)))
+    with tarfile.open(tmp_path / "val-0.tar", "w") as tar:
+        for number, file in enumerate(val_pictures(folders)[:3]):
+            add(tar, f"{number}.jpg", file.read_bytes())
+            add(tar, f"{number}.cls", str(4 * number).encode())
+    part = scan([tmp_path / "val-0.tar"], "header", classes=str(tmp_path / "names.txt"))
+    assert part.split("val").label.tolist() == [0, 4, 8]
+    assert part.classes[8] == "class 08"
+    (tmp_path / "names.txt").write_text("\n".join(f"class {n}" for n in range(8)))
+    with pytest.raises(UserError, match="an image is of class 8, but --classes names 8; give the whole list"):
+        scan([tmp_path / "val-0.tar"], "header", classes=str(tmp_path / "names.txt"))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "--classes .*list is not a file; give a list of all classes, one a line, or ilsvrc2012"),
+        (b"", "--classes .*list is empty"),
+        (b"cat\ndog\ncat\n", "--classes .*list names cat twice"),
+        (b"\xff\xfe\x00", "--classes .*list cannot be read"),
+        (b"n00000001\n", r"class n\d+ of .* is none of --classes .*list"),
+    ],
+)
+def test_a_wrong_list_of_classes(folders: Path, tmp_path: Path, content: bytes | None, said: str) -> None:
+    if content is not None:
+        (tmp_path / "list").write_bytes(content)
+    with pytest.raises(UserError, match=said) as error:
+        scan([folders], "header", classes=str(tmp_path / "list"))
+    assert "\n" not in str(error.value)
 
 
 def test_webdataset_shards(folders: Path, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def run(config: Config, Q: tuple[int, ...], pictures: int, rounds: int) -> dict[
     the smallest Q, in full batches. Returns the keys of every benchmark, with rates in pictures/s. Raises UserError.
     """
     device = pick_device(config.run.device, 0)
-    split = _first(open_data(config).split("val"), pictures)
+    split = _first(open_data(config, training=False).split("val"), pictures)
     loader = make_loader(config.data, device, 1)
     plain = VGG(architecture_of(config)).eval()
     init_weights(plain, "kaiming", seed=0)

@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 
 from vggrepro.config import Config
 from vggrepro.data import dali, sample_set
-from vggrepro.data.index import Split, open_index, scan_folder
+from vggrepro.data.index import Split, open_index, require_training_images, scan_folder
 from vggrepro.data.loader import make_loader
 from vggrepro.data.plan import TrainingPlan, colour_components
 
@@ -45,6 +45,7 @@ def run(config: Config, pictures: int, batch: int, batches: int, rounds: int) ->
         digits = config.data.root == sample_set.ROOT
         source = str(sample_set.ensure(Path(folder))) if digits else config.data.root
         whole = open_index(source, config.data.index, Path(folder), _quiet)
+        require_training_images(whole)
         root = Path(folder) / "pictures"
         _copied(whole.split("train"), whole.classes, pictures, root)
         split = scan_folder(root).split("train")

@@ -310,6 +310,7 @@ def scan(
     sources: Sequence[Path],
     how: How = "full",
     *,
+    classes: str | None = None,
     mean: bool = False,
     journal: Path | None = None,
     found: Callable[[int], None] = lambda pictures: None,
@@ -317,25 +318,39 @@ def scan(
 ) -> Index:
     """Indexes sources of any layout (see :func:`vggrepro.data.sources.find`), looking at every picture.
 
-    `how="full"` decodes each once, `"header"` reads headers only; `mean` (with full) computes the mean colour of the
-    training pictures. What has been looked at is kept in `journal` until the end, so that a scan that was interrupted
-    goes on where it was. `found(pictures)` and `progress(done, total)` report. Raises UserError.
+    `how="full"` decodes each once, `"header"` reads headers only. `classes` lists all classes, where the pictures may
+    be of some of them only. `mean` (with full) computes the mean colour of the training pictures. What has been
+    looked at is kept in `journal` until the end, so that a scan that was interrupted goes on where it was.
+    `found(pictures)` and `progress(done, total)` report. Raises UserError.
     """
-    members = find(sources, found)
+    members, all_classes = find(sources, classes, found)
+    if mean and members[0].split != "train":
+        raise UserError(f"--mean is of training images, and {', '.join(map(str, sources))} has none; leave it out")
     seen = {container: _seen(container) for container in dict.fromkeys(member.container for member in members)}
     findings = _findings(members, how, mean, journal, progress)
-    classes = tuple(sorted({member.class_name for member in members if member.split == "train"}))
     if journal:
         journal.unlink(missing_ok=True)
     return Index(
-        table=_table(members, findings, classes),
-        classes=classes,
+        table=_table(members, findings, all_classes),
+        classes=all_classes,
         source=", ".join(map(str, sources)),
         verified=how,
         archives=tuple(dict.fromkeys(member.container for member in members if member.archive)),
         mean_rgb=_mean_rgb(members, findings) if mean else None,
         seen={container: then for container, then in seen.items() if then},
     )
+
+
+def require_training_images(index: Index) -> None:
+    """Raises UserError for an index without training images, which is enough for testing only."""
+    train = index.split("train")
+    if train.rejected and not len(train):
+        raise UserError(f"{index.source} has no usable picture in train; see `vggrepro index`")
+    if not len(train):
+        raise UserError(
+            f"{index.source} has no training images, only validation images: enough for `vggrepro evaluate`, not for "
+            f"training; index train/ or ILSVRC2012_img_train.tar as well"
+        )
 
 
 def scan_folder(root: Path, progress: Progress = lambda done, total: None) -> Index:

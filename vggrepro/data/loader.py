@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from vggrepro.config import Config, Data
 from vggrepro.data import sample_set
 from vggrepro.data.decode import BadPictureError, Pixels, Region, in_groups, resample, whole_region
-from vggrepro.data.index import Index, Split, open_index
+from vggrepro.data.index import Index, Split, open_index, require_training_images
 from vggrepro.data.resample import resample_on_device
 from vggrepro.data.views import Ints, Views
 from vggrepro.errors import UserError
@@ -231,22 +231,31 @@ def make_loader(data: Data, device: torch.device, local_ranks: int) -> Loader:
     return Loader(backend, data.mean, workers, device, bad=BadPictures(data.max_bad))
 
 
-def open_data(config: Config, progress: Callable[[int, int], None] = lambda done, total: None) -> Index:
-    """The data set of a configuration, held against it. Raises UserError."""
+def open_data(
+    config: Config, progress: Callable[[int, int], None] = lambda done, total: None, *, training: bool = True
+) -> Index:
+    """The data set of a configuration, held against it. Without `training` validation images are enough.
+
+    Raises UserError.
+    """
     root = config.data.root
     if root == sample_set.ROOT:
         root = str(sample_set.ensure(config.run.root / "data"))
     elif root is not None and root.startswith("builtin:"):
         raise UserError(f"data.root={root} is not built in; known: {sample_set.ROOT}")
     index = open_index(root, config.data.index, config.run.root / "index", progress)
+    if training:
+        require_training_images(index)
     if len(index.classes) != config.model.classes:
-        raise UserError(
-            f"model.classes={config.model.classes}, but {index.source} has {len(index.classes)}; "
+        remedy = (
             f"set model.classes={len(index.classes)} or another data.root"
+            if training
+            else "a net is tested on images of its own classes; where they are of some of these only, name all of "
+            "them: `vggrepro index ... --classes FILE`"
         )
-    for name in ("train", "val"):
-        if not len(index.split(name)):
-            raise UserError(f"{index.source} has no usable picture in {name}; see `vggrepro index`")
+        raise UserError(f"model.classes={config.model.classes}, but {index.source} has {len(index.classes)}; {remedy}")
+    if not len(index.split("val")):
+        raise UserError(f"{index.source} has no usable picture in val; see `vggrepro index`")
     if (rejected := index.split("val").rejected) > config.data.max_rejected_val:
         raise UserError(
             f"{rejected} validation pictures of {index.source} cannot be read, and an error rate counts all of them; "

@@ -11,12 +11,14 @@ import io
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from vggrepro.errors import UserError
+from vggrepro.paper import ilsvrc_classes
 
 SPLITS = ("train", "val")
 SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
@@ -38,6 +40,8 @@ _MD5 = {  # published beside the archives
     "ILSVRC2012_img_train.tar": "1d675b47d978889d74fa0da5fadfb00e",
     "ILSVRC2012_img_val.tar": "29b22e2961454d5413ddabcf34fc5622",
 }
+ILSVRC = "ilsvrc2012"
+"""The name that stands for the 1000 classes of ILSVRC-2012 in place of a file that lists them."""
 _LABELS_WANTED = (
     "ILSVRC2012_devkit_t12.tar.gz, meta.bin, LOC_val_solution.csv or a text file with a class for each picture"
 )
@@ -79,13 +83,20 @@ def signature(sources: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def find(sources: Sequence[Path], count: Count = lambda found: None) -> list[Member]:
-    """Every picture of the sources with its split and class, ordered by split, class and name.
+def find(
+    sources: Sequence[Path], class_list: str | None = None, count: Count = lambda found: None
+) -> tuple[list[Member], tuple[str, ...]]:
+    """Every picture of the sources with its split and class, ordered by split, class and name; and all classes, sorted.
 
     A source is a folder (train/<class>/*, val/<class>/* or a flat val, Kaggle's tree, or one that holds archives), an
     archive (ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, WebDataset shards, a folder in a tar) or a file with
-    labels of validation pictures. `count` is called with the number found so far. Raises UserError for what is none
-    of these, for half-copied archives, and for validation pictures without labels.
+    labels of validation pictures. `count` is called with the number found so far.
+
+    The classes are those of the training pictures. Validation pictures alone, which are enough for testing, have the
+    classes that their label file names, be it of more pictures than are there, or else their own. `class_list`, a file
+    or `ilsvrc2012`, says them in either case: a net of 1000 classes is tested on a part of them as one of 1000.
+
+    Raises UserError for what is none of these, for half-copied archives, and for validation pictures without labels.
     """
     files = [file for source in sources for file in _expanded(source)]
     labels = _Labels([file for file in files if _is_labels(file)], files)
@@ -98,25 +109,64 @@ def find(sources: Sequence[Path], count: Count = lambda found: None) -> list[Mem
             if len(found) % 1000 == 0:
                 count(len(found))
     count(len(found))
-    width = max((len(member.class_name) for member in found if member.class_name.startswith(_NUMBER)), default=0)
-    for row, member in enumerate(found):
-        if member.class_name.startswith(_NUMBER):  # numbers of one length sort as numbers do
-            name = member.class_name.removeprefix(_NUMBER).zfill(width - len(_NUMBER))
-            found[row] = member._replace(class_name=name)
-    _check(found, ", ".join(map(str, sources)))
-    found.sort(key=lambda member: (SPLITS.index(member.split), member.class_name, member.name, member.container))
-    return found
-
-
-def _check(found: Sequence[Member], source: str) -> None:
-    classes = {split: {member.class_name for member in found if member.split == split} for split in SPLITS}
-    for split in SPLITS:
-        if not classes[split]:
-            raise UserError(f"{source} has no {split} pictures; name the archive or folder that holds them as well")
-    if strange := sorted(classes["val"] - classes["train"]):
+    listed = _listed_classes(class_list) if class_list else ()
+    found = _with_names_for_numbers(found, listed)
+    source = ", ".join(map(str, sources))
+    own = {split: {member.class_name for member in found if member.split == split} for split in SPLITS}
+    if not own["val"]:
+        raise UserError(f"{source} has no val pictures; name the archive or folder that holds them as well")
+    if listed:
+        if strange := sorted((own["train"] | own["val"]).difference(listed)):
+            raise UserError(
+                f"class {strange[0]} of {source} is none of --classes {class_list}; give a list of them all"
+            )
+    elif own["train"] and (strange := sorted(own["val"] - own["train"])):
         raise UserError(
             f"val class {strange[0]} of {source} has no train pictures; remove it or add its training pictures"
         )
+    found.sort(key=lambda member: (SPLITS.index(member.split), member.class_name, member.name, member.container))
+    return found, tuple(sorted(listed or own["train"] or own["val"] | labels.classes()))
+
+
+def _with_names_for_numbers(found: Sequence[Member], listed: Sequence[str]) -> list[Member]:
+    """The members of WebDataset shards that number their classes, with names: of the list, or the numbers themselves.
+
+    Those are written with one length, so that they sort as numbers do. Raises UserError.
+    """
+    numbered = [member.class_name for member in found if member.class_name.startswith(_NUMBER)]
+    width = max(map(len, numbered), default=0) - len(_NUMBER)
+    names = {number: number.removeprefix(_NUMBER).zfill(width) for number in set(numbered)}
+    if listed:
+        for number in names:
+            place = int(number.removeprefix(_NUMBER))
+            if place >= len(listed):
+                raise UserError(f"an image is of class {place}, but --classes names {len(listed)}; give the whole list")
+            names[number] = listed[place]
+    return [member._replace(class_name=names.get(member.class_name, member.class_name)) for member in found]
+
+
+def _listed_classes(class_list: str) -> tuple[str, ...]:
+    """All classes of a list, sorted: wnids, of which a line may say more, or other names, one a line. Raises UserError.
+
+    A development kit or another file with the labels of all validation pictures names them, too.
+    """
+    if class_list == ILSVRC:
+        return ilsvrc_classes()
+    file = Path(class_list)
+    if not file.is_file():
+        raise UserError(f"--classes {file} is not a file; give a list of all classes, one a line, or {ILSVRC}")
+    if file.name.endswith(("gz", ".bin", ".csv")) or file.name == _GROUND_TRUTH:
+        return tuple(sorted(set(_read_labels(file).values())))
+    try:
+        lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--classes {file} cannot be read ({error}); give a text file, one class a line") from None
+    names = [line.split()[0] if re.match(r"n\d{8}\s", line) else line for line in lines]
+    if twice := [name for name, n in Counter(names).items() if n > 1]:
+        raise UserError(f"--classes {file} names {twice[0]} twice; give each class once")
+    if not names:
+        raise UserError(f"--classes {file} is empty; give a list of all classes, one a line")
+    return tuple(sorted(names))
 
 
 def _expanded(source: Path) -> list[Path]:
@@ -173,6 +223,8 @@ def _in_folder(root: Path, labels: _Labels) -> Iterator[Member]:
     for split in SPLITS:
         top = tree / split
         if not top.is_dir():
+            if split == "train":
+                continue  # enough for testing
             raise UserError(f"{root} has no folder {split}; expected {top}/<class>/<picture>")
         folders, files = _scan(top)
         if files and not folders and split == "val":
@@ -334,6 +386,13 @@ class _Labels:
         if known is None:
             raise UserError(f"{self._file} has no label for {name} ({len(self._classes)} labels); give the right file")
         return known
+
+    def classes(self) -> set[str]:
+        """All classes that a label file names: one that was needed, or else one that was given. Raises UserError."""
+        if self._file is None and self.given:
+            self._file = self.given[0]
+            self._classes = _read_labels(self._file)
+        return set(self._classes.values())
 
     def _search(self, place: Path) -> Path:
         beside = [place, *place.parents[:4], *(source if source.is_dir() else source.parent for source in self.sources)]

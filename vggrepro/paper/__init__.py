@@ -138,6 +138,12 @@ def value(name: str) -> Any:
     return facts().hyperparameters[name].value
 
 
+@cache
+def ilsvrc_classes() -> tuple[str, ...]:
+    """The 1000 WordNet ids of ILSVRC-2012's classes, sorted: the order of classes of every net trained on it."""
+    return tuple(Path(__file__).with_name("ilsvrc2012_wnids.txt").read_text(encoding="ascii").split())
+
+
 def _row(table: int, raw: dict[str, Any]) -> Row:
     members = tuple(TestedNet(net["net"], _frozen(net["S"]), _frozen(net["Q"])) for net in raw["nets"])
     return Row(table, members, raw["method"], raw["top1"], raw["top5"], raw.get("top5_test"))

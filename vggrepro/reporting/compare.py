@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from vggrepro.config import flatten
+from vggrepro.config import flatten, override
 from vggrepro.errors import UserError
 from vggrepro.reporting import figures
 from vggrepro.reporting.answers import AnswerBook, Answers, paired_top1
@@ -185,8 +186,10 @@ def open_pictures(runs: Sequence[StoredRun]) -> tuple[Index | None, str]:
     from vggrepro.data.loader import open_data  # imports torch
 
     run = runs[0]
+    # an imported net's configuration names no data; what it was first tested on does
+    places = [f"data.{key}={json.dumps(place)}" for key, place in run.dataset.get("opened_as", {}).items() if place]
     try:
-        index = open_data(relocated(run.config, run.path))
+        index = open_data(override(relocated(run.config, run.path), places, run.path), training=False)
     except UserError as error:
         return None, f"Classes and pictures have no names here: {error}."
     if index.fingerprint not in fingerprints:
