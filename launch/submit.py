@@ -26,7 +26,7 @@ import typer
 
 from launch import slurm, snapshot
 from launch.stages import Stage, newest_log, stages_of, status_of
-from vggrepro.config import Graph, load_graph, override
+from vggrepro.config import Graph, load_graph, load_yaml, override
 from vggrepro.errors import UserError, run_command
 from vggrepro.stages import is_finished
 
@@ -314,14 +314,13 @@ def submit(
 
 
 def _site_defaults(files: list[Path]) -> list[str]:
-    import yaml
-
     settings = []
     for file in files:
         try:
-            tree = yaml.safe_load(file.read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise UserError(f"--cluster {file} cannot be read: {str(error).splitlines()[0]}") from None
+            text = file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise UserError(f"--cluster {file} cannot be read ({error}); name another file") from None
+        tree = load_yaml(text, f"--cluster {file}")
         if not isinstance(tree, dict) or set(tree) != {"cluster"} or not isinstance(tree["cluster"], dict):
             raise UserError(f"--cluster {file}: expected one section, cluster; put other settings into --config")
         settings += [f"cluster.{key}={json.dumps(item)}" for key, item in tree["cluster"].items()]

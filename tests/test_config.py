@@ -76,6 +76,14 @@ def test_sections_are_frozen() -> None:
         ("model: {net: A}\nmodel: {net: B}", [], "key 'model' stands twice (line 1); remove one"),
         ("model: {net: A", [], "is not YAML"),
         ("- 1", [], "expected sections (model, data,"),
+        ("model: {net: A}", ["data.S=[256"], "--set data.S=[256 is not YAML: expected ',' or ']'"),
+        ("model: {net: A}", ["data.root=%HOME%"], "--set data.root=%HOME% is not YAML"),
+        ("model: {net: A}", ["x=\0"], r"--set x=\x00 is not YAML: it holds the character U+0000; remove it"),
+        ("model: {net: A}", ["model.width=1e308"], "model.width='1e308' is not allowed: input should be less than"),
+        ("model: {net: A}", ["train.learning_rate=.inf"], "train.learning_rate=inf is not allowed: input should be"),
+        ("model: {net: A}\nextends: 3", [], "extends=3 is not allowed: expected a path or a list of paths"),
+        ("model: {net: A}\nextends: stage.yaml", [], "extends leads back to the same files again and again"),
+        ("stages: {A: [1]}", [], "stages.A=[1] is not allowed: expected sections"),
     ],
 )
 def test_a_mistake_is_one_line_with_key_value_and_remedy(write, text: str, overrides: list[str], expected: str) -> None:

@@ -11,6 +11,8 @@ import pytest
 from ranks import run_program
 from tiny import REPOSITORY
 
+from vggrepro.errors import UserError, run_command
+
 COMMAND = """
 import os, time
 from vggrepro.errors import UserError, run_command
@@ -51,3 +53,23 @@ def test_a_rank_that_cannot_be_is_a_mistake_like_any_other(rank: str) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert f"RANK={rank}, WORLD_SIZE=2" in done.stderr
+
+
+def test_what_the_file_system_refuses_is_said_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def command() -> None:
+        (tmp_path / ("x" * 300)).read_text()
+
+    with pytest.raises(SystemExit) as left:
+        run_command("vggrepro", command)
+    said = capsys.readouterr().err
+    assert (left.value.code, said.count("\n")) == (2, 1)
+    assert "File name too long; choose another place" in said
+
+
+def test_a_file_that_this_program_lost_is_a_fault_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        run_command("vggrepro", lambda: (tmp_path / "lost").read_text())  # type: ignore[arg-type, return-value]
+
+
+def test_a_message_never_breaks_a_line_or_moves_the_cursor() -> None:
+    assert str(UserError("x=a\nb\x1b[2J: no")) == r"x=a\nb\x1b[2J: no"

@@ -125,6 +125,8 @@ def index(
 
     if mean and verify is Verify.header:
         raise UserError("--mean needs the pixels, but --verify header decodes nothing; use --verify full")
+    if out.is_dir() or not out.name:
+        raise UserError(f"--out {out} is a folder; name the file to write in it, e.g. {out / 'images.idx'}")
     if md5:
         with progress("MD5", None) as update:
             check_md5(sources, lambda done, total: update(done, f"of {total} MiB"))

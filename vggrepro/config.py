@@ -32,14 +32,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from vggrepro.errors import UserError
 from vggrepro.paper import Scale, facts, scale_text, value
 
-Positive = Annotated[int, Field(gt=0)]
+_MOST_EXTENDED = 20  # files in a row that extend one another
+_LONGEST_SHOWN = 80  # characters of a wrong value that a message repeats
+
+_TOO_MANY = 2**31
+Positive = Annotated[int, Field(gt=0, lt=_TOO_MANY)]
+Count = Annotated[int, Field(ge=0, lt=_TOO_MANY)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
     """Base of every section: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Model(Section):
@@ -54,8 +59,8 @@ class Model(Section):
     classes: Positive = value("classes")
     crop: Positive = value("crop")
     """Side of the square input in pixels; a multiple of 2^blocks (32 for Table 1's nets)."""
-    width: float = Field(default=1.0, gt=0)
-    """Multiplies the channels of every convolution and the units of fc6 and fc7."""
+    width: float = Field(default=1.0, gt=0, le=16)
+    """Multiplies the channels of every convolution and the units of fc6 and fc7; at most 16."""
     init: Literal["paper", "paper_literal_variance", "glorot_uniform", "kaiming"] = "paper"
     dropout: Fraction = value("dropout")
 
@@ -85,9 +90,9 @@ class Data(Section):
     """Who decodes: DALI on the CPU or with a GPU's help, or PIL as torchvision does; auto: DALI where installed."""
     workers: Positive | None = None
     """Decoding threads of each rank; default: the machine's cores shared among its ranks."""
-    max_bad: int = Field(default=20, ge=0)
+    max_bad: Count = 20
     """Most training pictures of a rank that may turn out unreadable after indexing; others take their places."""
-    max_rejected_val: int = Field(default=0, ge=0)
+    max_rejected_val: Count = 0
     """Most validation pictures that indexing may have rejected; errors are then of the others, and the ledger says so.
     """
 
@@ -114,7 +119,7 @@ class Schedule(Section):
 
     kind: Literal["plateau", "fixed"] = "plateau"
     factor: float = Field(default=value("learning_rate_factor"), gt=0, lt=1)
-    max_drops: int = Field(default=value("learning_rate_decreases"), ge=0)
+    max_drops: Count = value("learning_rate_decreases")
     patience: Positive = 5
     """Validations in a row without improvement before a drop."""
     threshold: float = Field(default=0.1, ge=0)
@@ -158,7 +163,7 @@ class Train(Section):
     """Iterations between two checkpoints; one is also written at each validation and at the end."""
     keep: Positive = 2
     """How many of the newest checkpoints stay on disk, the best one aside."""
-    stall_after: int = Field(default=10_000, ge=0)
+    stall_after: Count = 10_000
     """Iterations after which a loss still within 0.02 of ln(classes) stops the run; 0: never."""
     rank_timeout_s: float = Field(default=600.0, gt=0)
     """Seconds without progress after which a rank counts as lost, and the others end naming it."""
@@ -392,9 +397,9 @@ def load_graph(path: Path, overrides: Iterable[str] = (), seeds: str | None = No
     parents: dict[str, str | None] = {}
 
     def add_file(file: Path, base: dict[str, Any], below: tuple[Path, ...] = ()) -> str:
+        tree = _read(file)
         if file.resolve() in below:
             raise UserError(f"{file}: run.parent leads back to this file; remove one of the links")
-        tree = _read(file)
         if "stages" in tree:
             raise UserError(f"{file}: a graph cannot be a stage of another graph; list its stage files instead")
         stage = _parse(_merge(tree, base), changes, file)
@@ -416,6 +421,8 @@ def load_graph(path: Path, overrides: Iterable[str] = (), seeds: str | None = No
             add_file(path.parent / str(item), source)
     elif isinstance(listed, dict):
         for name, tree in listed.items():
+            if not isinstance(tree, dict | None):
+                raise UserError(f"{path}: stages.{name}={_shown(tree)} is not allowed: expected sections, e.g. model")
             stage = _parse(_merge(_merge(source, {"run": {"name": str(name)}}), tree or {}), changes, path)
             if stage.run.parent and stage.run.parent not in stages:
                 raise UserError(
@@ -452,7 +459,13 @@ def override(config: Config, overrides: Iterable[str], source: Path) -> Config:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML without silently dropped duplicates."""
+    """YAML without silently dropped duplicates, and without characters that no name of a file can have."""
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        text = super().construct_scalar(node)
+        if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in text):
+            raise UserError(f"{text!r} holds a character that no name can have (line {node.start_mark.line + 1})")
+        return text
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -462,30 +475,51 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def load_yaml(text: str, source: str) -> Any:
+    """What a YAML text says; `source` is named in errors. Raises UserError, also for a key that stands twice."""
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
+        return yaml.load(text, _StrictLoader)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f" (line {mark.line + 1})" if mark and "\n" in text.strip() else ""
+        raise UserError(f"{source}{where} is not YAML: {error.problem or error.context}; correct or quote it") from None
+    except yaml.reader.ReaderError as error:
+        raise UserError(
+            f"{source} is not YAML: it holds the character U+{int(error.character):04X}; remove it"
+        ) from None
+    except RecursionError:
+        raise UserError(f"{source} is not YAML that is read here: it is nested too deeply; make it flatter") from None
+    except Exception as error:  # constructors of tags such as !!int and !!timestamp raise whatever they meet
+        raise UserError(f"{source} is not YAML: {error}; correct or quote it") from None
+
+
+def _read(path: Path, depth: int = 0) -> dict[str, Any]:
+    """The file's sections over those that it extends; `depth` files extend this one. Raises UserError."""
+    if depth > _MOST_EXTENDED:
+        raise UserError(f"{path}: extends leads back to the same files again and again; remove one of the links")
+    try:
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1)
         raise UserError(
             f"configuration {path} does not exist" + (f"; did you mean {near[0]}?" if near else "")
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"configuration {path} cannot be read: {error}") from None
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" (line {mark.line + 1})" if mark else ""
-        raise UserError(f"{path}{where} is not YAML: {getattr(error, 'problem', None) or error}") from None
+    except (OSError, ValueError) as error:  # of the text's encoding, of a path with a null byte
+        raise UserError(f"configuration {path} cannot be read ({error}); name another file") from None
+    tree = load_yaml(text, str(path))
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected sections ({', '.join(Config.model_fields)}), found {type(tree).__name__}")
     bases = tree.pop("extends", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise UserError(f"{path}: extends={_shown(bases)} is not allowed: expected a path or a list of paths")
     merged: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        merged = _merge(merged, _read(path.parent / base))
+    for base in bases:
+        merged = _merge(merged, _read(path.parent / base, depth + 1))
     return _merge(merged, tree)
 
 
@@ -502,7 +536,7 @@ def _parse(tree: Mapping[str, Any], overrides: Iterable[str], source: Path) -> C
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise UserError(f"--set {override}: expected section.key=value")
-        change: Any = yaml.safe_load(text)
+        change: Any = load_yaml(text, f"--set {override}")
         for part in reversed(key.strip().split(".")):
             change = {part: change}
         tree = _merge(tree, change)
@@ -529,7 +563,13 @@ def _first_problem(error: ValidationError) -> str:
     if problem["type"] == "missing":
         return f"{key} is missing; set it in the file or with --set {key}=..."
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{key}={problem['input']!r} is not allowed: {message[0].lower()}{message[1:]}"
+    return f"{key}={_shown(problem['input'])} is not allowed: {message[0].lower()}{message[1:]}"
+
+
+def _shown(given: Any) -> str:
+    """A wrong value for a message."""
+    text = repr(given)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def _known_keys(path: list[str]) -> list[str]:

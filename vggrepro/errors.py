@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -15,6 +17,10 @@ class UserError(Exception):
     without a traceback. For what only this program can cause, use ``assert``.
     """
 
+    def __init__(self, text: str) -> None:
+        # what a user has typed, or a library has said of it, may hold line breaks and bytes that terminals obey
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
+
 
 class Interrupted(Exception):
     """The run was asked to stop, and all ranks have left at the same point; its text is the reason."""
@@ -23,6 +29,13 @@ class Interrupted(Exception):
 INTERRUPTED_STATUS = 75
 """Exit status of an interrupted run (EX_TEMPFAIL of sysexits.h): the same command goes on where it stopped."""
 
+_OF_THE_FILE_SYSTEM = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+    *(errno.ENOSPC, errno.EDQUOT, errno.ESTALE),
+}
+"""What a file system may refuse whatever the program does: permissions, names, space."""
+
 _FIRST_SPEAKS_S = 5.0
 """How long another rank leaves it to the first to say a mistake."""
 
@@ -30,21 +43,29 @@ _FIRST_SPEAKS_S = 5.0
 def run_command(name: str, command: Callable[[], None]) -> None:
     """Runs a command-line program; a UserError ends it with one line on standard error and status 2.
 
-    Interrupted does so with status 75. Of several ranks the first speaks; a mistake that only another one has found is
-    said by that one, a few seconds later.
+    So does what a file system refuses, a name too long or a full disk. Interrupted ends it with status 75. Of several
+    ranks the first speaks; a mistake that only another one has found is said by that one, a few seconds later.
     """
     text = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or ""
     rank = int(text) if text.isdecimal() else 0  # what is no number is a mistake that the command names
     try:
         command()
     except UserError as error:
-        if rank:
-            # Most mistakes are found by every rank. The launcher ends all of them once one has ended, so this one waits
-            # until the first has spoken, which ends the wait; else the mistake is its own.
-            time.sleep(_FIRST_SPEAKS_S)
-        print(f"{name}: rank {rank}: {error}" if rank else f"{name}: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(name, rank, error)
+    except OSError as error:
+        if error.errno not in _OF_THE_FILE_SYSTEM or error.filename is None:
+            raise
+        _end(name, rank, UserError(f"{error.filename}: {error.strerror}; choose another place, or make it fit"))
     except Interrupted as stop:
         if not rank:
             print(f"{name}: stopped ({stop}); the same command goes on from there", file=sys.stderr)
         sys.exit(INTERRUPTED_STATUS)
+
+
+def _end(name: str, rank: int, error: UserError) -> NoReturn:
+    if rank:
+        # Most mistakes are found by every rank. The launcher ends all of them once one has ended, so this one waits
+        # until the first has spoken, which ends the wait; else the mistake is its own.
+        time.sleep(_FIRST_SPEAKS_S)
+    print(f"{name}: rank {rank}: {error}" if rank else f"{name}: {error}", file=sys.stderr)
+    sys.exit(2)
