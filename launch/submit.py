@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +28,7 @@ from launch import slurm, snapshot
 from launch.stages import Stage, newest_log, stages_of, status_of
 from vggrepro.config import Graph, load_graph, load_yaml, override
 from vggrepro.errors import UserError, run_command
+from vggrepro.plan import Cheaper, Machine, cheaper_lines, plan
 from vggrepro.stages import is_finished
 
 _ENDING_S = 60
@@ -343,25 +344,42 @@ def _print_graph(graph: Graph, stages: list[Stage], as_json: bool) -> None:
         print(line + (f"  after {stage.parent}" if stage.parent else ""))
     print(f"each stage is evaluated in its own job, which then writes {tables}")
     if cost:
+        binds: dict[str, list[str]] = {}
+        for name, part in cost["binds"].items():
+            binds.setdefault(part, []).append(name)
         print(
             f"about {cost['gpu_hours']:,.0f} GPU-hours for what is not trained, if these were {cost['gpu']} "
             f"({cost['rate']}); `vggrepro plan` says more"
         )
+        print("what binds: " + "; ".join(f"{part} ({', '.join(names)})" for part, names in binds.items()))
+        for line in cheaper_lines([Cheaper(**one) for one in cost["cheaper"]]):
+            print(line)
     print("sbatch: " + "  ".join(f"--{key}={item}" if item != "" else f"--{key}" for key, item in sbatch.items()))
 
 
 def _cost(graph: Graph, stages: list[Stage]) -> dict[str, Any] | None:
-    """GPU-hours of the stages that are not trained, by `vggrepro plan` with its assumptions; None without any."""
-    from vggrepro.plan import Machine, plan
+    """GPU-hours of the stages that are not trained, by `vggrepro plan` with its assumptions; None without any.
 
+    With what binds each of them, and the settings that would make them cheaper.
+    """
     left = {stage.name for stage in stages if stage.state not in ("finished", "trained")}
     cluster = stages[0].config.cluster
     machine = Machine(cluster.nodes, cluster.gpus_per_node)
     if not left or any(stage.config.run.device == "cpu" for stage in stages):
         return None
-    planned = [one for one in plan(graph, machine).stages if one.name in left]
-    hours = sum(one.gpu_hours for one in planned)
-    return {"gpu_hours": hours, "gpu": machine.gpu, "rate": planned[0].rate_from}
+    to_train = replace(
+        graph,
+        stages={name: config for name, config in graph.stages.items() if name in left},
+        parents={name: parent if parent in left else None for name, parent in graph.parents.items() if name in left},
+    )
+    made = plan(to_train, machine)
+    return {
+        "gpu_hours": made.total_gpu_hours,
+        "gpu": machine.gpu,
+        "rate": made.stages[0].rate_from,
+        "binds": {one.name: one.binds for one in made.stages},
+        "cheaper": [asdict(one) for one in made.cheaper],
+    }
 
 
 def _known_stages(config: Path, changes: list[str], seeds: str | None) -> list[Stage]:

@@ -47,7 +47,7 @@ def test_d_on_one_gpu_is_arithmetic() -> None:
 
 def test_the_traffic_of_d() -> None:
     machine = Machine(4, 8)
-    everything = plan(graph_of("vgg_D.yaml", *BF16), machine).stages[1]
+    everything = plan(graph_of("vgg_D.yaml", *BF16, "train.comm=ddp"), machine).stages[1]
     assert everything.exchange_mb == pytest.approx(138_357_544 * 4 / 1e6)  # 553 MB
     assert everything.sent_mb == pytest.approx(everything.exchange_mb * 2 * 3 / 4)
     assert everything.exchange_ms == pytest.approx(everything.sent_mb / 50)
@@ -58,11 +58,86 @@ def test_the_traffic_of_d() -> None:
 
 
 def test_a_step_hides_the_exchange_behind_the_backward_pass() -> None:
-    fast = plan(graph_of("vgg_D.yaml", *BF16), Machine(4, 8, node_gb_per_s=1e6)).stages[1]
+    ddp = graph_of("vgg_D.yaml", *BF16, "train.comm=ddp")
+    fast = plan(ddp, Machine(4, 8, node_gb_per_s=1e6)).stages[1]
     compute_ms = 1000 * 256 * 92.65e9 / (0.43 * 989.4e12 * 32)
     assert fast.step_ms == pytest.approx(compute_ms, rel=1e-3)
-    slow = plan(graph_of("vgg_D.yaml", *BF16), Machine(4, 8, node_gb_per_s=10)).stages[1]
+    slow = plan(ddp, Machine(4, 8, node_gb_per_s=10)).stages[1]
     assert slow.step_ms == pytest.approx(slow.exchange_ms + compute_ms / 3, rel=1e-3)
+    assert (fast.binds, slow.binds) == ("GPU", "exchange")
+
+
+def test_factors_are_paid_for_in_arithmetic() -> None:
+    """Each GPU forms the FC layers' gradients of all 256 pictures, where DDP's forms those of its own eight."""
+    speed, fc = 0.43 * 66.9e12, 25_088 * 4096 + 4096 * 4096 + 4096 * 1000
+    ddp, factor = (
+        plan(graph_of("vgg_D.yaml", f"train.comm={comm}"), Machine(4, 8)).stages[1] for comm in ("ddp", "factor")
+    )
+    assert (ddp.binds, factor.binds) == ("GPU", "GPU")  # in fp32 nothing of either exchange shows
+    assert factor.step_ms - ddp.step_ms == pytest.approx(1000 * 2 * (256 - 8) * fc / speed)
+
+
+def test_what_binds_and_what_would_help() -> None:
+    """The default of old, 153 GPU-hours, against bf16 with either exchange: the figures of the issue."""
+    made = plan(graph_of("vgg_D.yaml", "train.comm=ddp"), Machine(4, 8))
+    assert round(made.total_gpu_hours) == 153
+    assert [stage.binds for stage in made.stages] == ["exchange", "GPU"]
+    one, two = made.cheaper
+    assert one.settings == ("train.precision=bf16",)
+    assert round(one.gpu_hours) == 110
+    assert two.settings == ("train.precision=bf16", "train.comm=auto")
+    again = plan(graph_of("vgg_D.yaml", *two.settings), Machine(4, 8))
+    assert again.total_gpu_hours == pytest.approx(two.gpu_hours) == pytest.approx(153 - two.saved_gpu_hours, abs=0.5)
+    assert again.wall_hours == pytest.approx(two.wall_hours) == pytest.approx(made.wall_hours - two.saved_wall_hours)
+    assert two.departures == ("train.precision: bf16 instead of fp32",)
+    text = render(made, Machine(4, 8))
+    assert "--set train.precision=bf16 --set train.comm=auto: saves 137 of 153 GPU-hours" in text
+    assert "departs from the paper: train.precision: bf16 instead of fp32" in text
+    assert again.cheaper == ()
+    assert "cheaper" not in render(again, Machine(4, 8))
+
+
+def test_an_exchange_is_recommended_as_no_departure() -> None:
+    made = plan(graph_of("vgg_D.yaml", *BF16, "train.comm=ddp"), Machine(4, 8))
+    (one,) = made.cheaper
+    assert (one.settings, one.departures) == (("train.comm=auto",), ())
+    assert "no departure from the paper" in render(made, Machine(4, 8))
+
+
+def test_a_measured_rate_recommends_no_other_precision() -> None:
+    made = plan(graph_of("vgg_D.yaml", "train.comm=ddp"), Machine(4, 8, measured={"D": 4600.0}))
+    assert [one.settings for one in made.cheaper] == [("train.comm=auto",)]
+
+
+def test_decoding_cores_follow_from_the_rate_of_the_loader() -> None:
+    machine = Machine(1, 8, measured={"A": 4625.0}, decode_per_core=100.0)
+    (free,) = plan(graph_of("vgg_A.yaml", "train.comm=ddp"), machine).stages
+    assert (free.decode_cores_node, free.cores_node, free.binds) == (370, None, "GPU")
+    made = plan(graph_of("vgg_A.yaml", "train.comm=ddp", "cluster.cpus_per_task=10"), machine)
+    (short,) = made.stages
+    assert (short.decode_cores_node, short.cores_node, short.binds) == (370, 80, "loader")
+    assert short.images_per_s == pytest.approx(80 * 100)
+    (one,) = made.cheaper
+    assert (one.settings, one.departures) == (("cluster.cpus_per_task=47",), ())
+    text = render(made, machine)
+    assert "370 cores of 80" in text
+    assert "a core decodes 100 pictures/s, as given; 80 cores a node decode" in text
+    assert "2026-11-22" in render(plan(graph_of("vgg_A.yaml"), Machine(1, 8)), Machine(1, 8))
+
+
+def test_decoding_threads_that_were_set_are_what_decodes() -> None:
+    changes = ("cluster.cpus_per_task=10", "data.workers=2")
+    (stage,) = plan(graph_of("vgg_A.yaml", *changes, *BF16), Machine(1, 8)).stages
+    assert (stage.cores_node, stage.binds) == (16, "loader")
+    (gpu,) = plan(graph_of("vgg_A.yaml", *changes, *BF16, "data.backend=dali_gpu"), Machine(1, 8)).stages
+    assert gpu.binds == "GPU"
+
+
+def test_a_file_system_binds_only_where_its_limit_is_given() -> None:
+    (stage,) = plan(graph_of("vgg_A.yaml", *BF16), Machine(4, 8, read_mb_per_s=1000.0)).stages
+    assert stage.binds == "file system"
+    assert stage.read_mb_per_s == pytest.approx(1000)
+    assert stage.images_per_s == pytest.approx(1000 / 0.115)
 
 
 def test_the_whole_graph_has_a_critical_path() -> None:
@@ -98,6 +173,8 @@ def test_dense_evaluation_of_d_is_minutes_on_an_h100() -> None:
         (Machine(1, 1, gpu="T4"), "--gpu T4: its peak is not known here; use one of H100"),
         (Machine(1, 1, gpu="V100"), "V100 has no bf16"),
         (Machine(1, 1, measured={"D": 0.0}), "--measured D=0"),
+        (Machine(1, 1, decode_per_core=0.0), "--decode-rate 0: a rate in images/s is above 0"),
+        (Machine(1, 1, read_mb_per_s=-1.0), "--read -1: a rate in MB/s is above 0"),
     ],
 )
 def test_mistakes(machine: Machine, message: str) -> None:
@@ -109,13 +186,15 @@ def test_mistakes(machine: Machine, message: str) -> None:
 
 def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["vggrepro", "plan", "-c", str(CONFIGS / "vgg_D.yaml"), "--nodes", "4", "--json", "--measured", "D=4600"]
+    command += ["--decode-rate", "500", "--read", "1e6"]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as left:
         cli.main()
     made = json.loads(capsys.readouterr().out)
     assert not left.value.code
     assert made.keys() >= {"stages", "total_gpu_hours", "wall_hours", "assumptions"}
-    assert made["stages"][1].keys() >= {"name", "gpu_hours", "wall_hours"}
+    assert made["stages"][1].keys() >= {"name", "gpu_hours", "wall_hours", "binds", "decode_cores_node"}
+    assert made["cheaper"] == []  # at a measured rate the exchange is the best already
 
 
 def test_the_counts_are_those_of_the_stages_own_pictures(pictures: Path, tmp_path: Path) -> None:

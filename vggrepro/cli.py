@@ -402,14 +402,24 @@ def plan(
     ] = [],  # noqa: B006
     mfu: Annotated[float | None, typer.Option(help="Share of the GPU's peak that a step reaches; assumed.")] = None,
     network: Annotated[float | None, typer.Option(help="Between nodes, GB/s each way and node; assumed.")] = None,
+    decode_rate: Annotated[
+        float | None,
+        typer.Option(help="Training pictures/s that one core decodes, by `vggrepro bench loader`; default: ours."),
+    ] = None,
+    read: Annotated[
+        float | None, typer.Option(help="What the file system gives all nodes together, MB/s; default: no limit.")
+    ] = None,
     price: Annotated[float | None, typer.Option(help="Of one GPU-hour.")] = None,
     changes: SetOption = [],  # noqa: B006
     seeds: SeedsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What a configuration will cost: GPU-hours, wall time, traffic, disk, money, with the assumptions."""
+    """What a configuration will cost: GPU-hours, wall time, traffic, disk, money, with the assumptions.
+
+    And what binds each stage, and the one or two settings that would save most.
+    """
     from vggrepro.config import load_graph
-    from vggrepro.plan import ASSUMED_MFU, NODE_GB_PER_S, Machine, measured_rates, render
+    from vggrepro.plan import ASSUMED_MFU, DECODE_PER_CORE, NODE_GB_PER_S, Machine, measured_rates, render
     from vggrepro.plan import plan as make_plan
 
     graph = load_graph(config, changes, seeds)
@@ -422,6 +432,8 @@ def plan(
         measured=measured_rates(measured),
         node_gb_per_s=network or NODE_GB_PER_S,
         price=price,
+        decode_per_core=DECODE_PER_CORE if decode_rate is None else decode_rate,
+        read_mb_per_s=read,
     )
     made = make_plan(graph, machine)
     if as_json:

@@ -151,8 +151,9 @@ class Train(Section):
     biases: Literal["paper", "caffe"] = "paper"
     """`caffe`: biases learn at twice the rate and without weight decay, as in Caffe's files (the paper: none)."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    comm: Literal["ddp", "bf16", "factor"] = "ddp"
-    """How ranks exchange gradients: all of them in float32, in bfloat16, or for the FC layers their factors."""
+    comm: Literal["auto", "ddp", "bf16", "factor"] = "auto"
+    """How ranks exchange gradients: all of them in float32 (ddp), in bfloat16, or for the FC layers their factors;
+    auto: ddp or factor, which are equal up to rounding, by what they cost (`training.throughput.comm_of`)."""
     compile: bool = False
     """torch.compile of the net, for fixed shapes."""
     validate_every: Positive = 1

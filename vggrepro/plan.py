@@ -2,21 +2,28 @@
 
 Counts of floating-point operations and bytes follow from Table 1. What turns them into hours is one rate: measured
 (`--measured NET=images/s`), or assumed from the device's peak. A figure of the second kind is an estimate and says so.
+
+A plan also says what binds each stage, and which settings would make it cheaper: those it finds by planning again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from vggrepro.config import Config, Graph
+from vggrepro.config import Config, Graph, Train, override
 from vggrepro.errors import UserError
+from vggrepro.ledger import ledger
 from vggrepro.models.table1 import Architecture, architecture_of
 from vggrepro.paper import value
 
-# Assumptions, none of them measured by us; each is printed with what follows from it.
+if TYPE_CHECKING:
+    from vggrepro.training.throughput import Comm
+
+# Assumptions, only one of them measured by us; each is printed with what follows from it.
 ASSUMED_MFU = 0.43
 """4,600 images/s of net D on an H100 in bfloat16: the roofline of an eager step, over the peak of 989 TFLOP/s."""
 ILSVRC_BYTES = 115_000
@@ -31,6 +38,13 @@ LINK_GB_PER_S = 300.0
 """Between the GPUs of one node."""
 FORWARD_SHARE = 1 / 3
 """Of a step's arithmetic; the exchange of gradients overlaps with the rest."""
+DECODE_PER_CORE = 619.0
+"""Training pictures that a core makes in a second, measured on 2026-11-22 (benchmarks/results/2026-11-22-loader.md):
+DALI on an Intel Xeon, S in [256;512], crop 224, photographs of 400 x 533 px and 29 kB."""
+WORTH_SAYING = 0.1
+"""Least share of the GPU-hours that a setting must save to be offered."""
+
+Binds = Literal["GPU", "exchange", "loader", "file system"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +61,10 @@ class Machine:
     node_gb_per_s: float = NODE_GB_PER_S
     price: float | None = None
     """Money for one GPU-hour."""
+    decode_per_core: float = DECODE_PER_CORE
+    """Training pictures/s that one core decodes."""
+    read_mb_per_s: float | None = None
+    """What the file system gives all nodes together; None: no limit is known."""
 
     @property
     def gpus(self) -> int:
@@ -88,6 +106,10 @@ class StagePlan:
     starts_after_hours: float
     """On the critical path, with nodes for all stages that can run at once."""
     step_ms: float
+    binds: Binds
+    """What a step waits for."""
+    comm: str | None
+    """How gradients are exchanged, `auto` resolved; None on a single GPU."""
     exchange_ms: float
     """Of a step, as if nothing hid it."""
     exchange_mb: float
@@ -99,9 +121,28 @@ class StagePlan:
     """What the file system must give all nodes together, where nothing is kept in memory."""
     pictures_per_s_node: float
     """To be decoded."""
+    decode_cores_node: int
+    """Cores of a node that keep up with its GPUs and their exchange."""
+    cores_node: int | None
+    """Cores of a node that decode, as far as the configuration says: cluster.cpus_per_task, data.workers."""
     disk_gb: float
     """Checkpoints and posteriors."""
     money: float | None
+
+
+@dataclass(frozen=True)
+class Cheaper:
+    """The same graph under other settings."""
+
+    settings: tuple[str, ...]
+    """As `--set` takes them."""
+    gpu_hours: float
+    wall_hours: float
+    saved_gpu_hours: float
+    saved_wall_hours: float
+    """On the critical path."""
+    departures: tuple[str, ...]
+    """From the paper, which the graph has not as it is."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +159,8 @@ class Plan:
     disk_gb: float
     money: float | None
     assumptions: tuple[str, ...]
+    cheaper: tuple[Cheaper, ...]
+    """The setting that saves most GPU-hours, then with the one that saves most beside it; only what is worth saying."""
 
     def to_json(self) -> dict[str, Any]:
         """The contract of `vggrepro plan --json`."""
@@ -128,6 +171,11 @@ def plan(graph: Graph, machine: Machine) -> Plan:
     """What the graph costs on a machine. Raises UserError."""
     _check(graph, machine)
     pictures = pictures_of(graph)
+    made = _plan(graph, machine, pictures)
+    return replace(made, cheaper=_cheaper(graph, machine, pictures, made))
+
+
+def _plan(graph: Graph, machine: Machine, pictures: Mapping[str, Pictures]) -> Plan:
     stages: dict[str, StagePlan] = {}
     for name, config in graph.stages.items():
         parent = graph.parents[name]
@@ -150,7 +198,69 @@ def plan(graph: Graph, machine: Machine) -> Plan:
         disk_gb=sum(stage.disk_gb for stage in stages.values()),
         money=sum(money) if money else None,
         assumptions=_assumptions(graph, machine, pictures),
+        cheaper=(),
     )
+
+
+def _cheaper(graph: Graph, machine: Machine, pictures: Mapping[str, Pictures], made: Plan) -> tuple[Cheaper, ...]:
+    """The best single change of settings, and with it the best second, where each saves its share of what is left."""
+    found: list[Cheaper] = []
+    settings: tuple[str, ...] = ()
+    now, now_graph = made, graph
+    while len(settings) < 2:
+        trials = []
+        for setting in _candidates(now_graph, machine, now):
+            if setting.partition("=")[0] not in {taken.partition("=")[0] for taken in settings}:
+                changed = _changed(now_graph, setting)
+                trials.append((_plan(changed, machine, pictures), changed, setting))
+        best = min(trials, key=lambda trial: trial[0].total_gpu_hours, default=None)
+        if best is None or best[0].total_gpu_hours > (1 - WORTH_SAYING) * now.total_gpu_hours:
+            break
+        now, now_graph, settings = best[0], best[1], (*settings, best[2])
+        found.append(
+            Cheaper(
+                settings,
+                now.total_gpu_hours,
+                now.wall_hours,
+                made.total_gpu_hours - now.total_gpu_hours,
+                made.wall_hours - now.wall_hours,
+                _new_departures(graph, now_graph),
+            )
+        )
+    return tuple(found)
+
+
+def _candidates(graph: Graph, machine: Machine, made: Plan) -> list[str]:
+    """Settings that may help, as `--set` takes them. What torch.compile brings is not known without a measurement."""
+    from vggrepro.training.throughput import PEAKS
+
+    # a measured rate holds for the precision it was measured in
+    precisions = [] if machine.measured else list(PEAKS[machine.gpu])
+    candidates = [f"train.precision={precision}" for precision in precisions]
+    candidates += [f"train.comm={comm}" for comm in get_args(Train.model_fields["comm"].annotation)]
+    if any(stage.binds == "loader" for stage in made.stages):
+        cores = max(stage.decode_cores_node for stage in made.stages)
+        candidates.append(f"cluster.cpus_per_task={math.ceil(cores / machine.gpus_per_node)}")
+    return candidates
+
+
+def _changed(graph: Graph, setting: str) -> Graph:
+    stages = {name: override(config, [setting], Path(name)) for name, config in graph.stages.items()}
+    return replace(graph, stages=stages)
+
+
+def _new_departures(graph: Graph, changed: Graph) -> tuple[str, ...]:
+    """What the ledgers of the changed stages have and those of the stages as they are have not, each once."""
+    new: dict[str, None] = {}
+    for name, parent in graph.parents.items():
+        before, after = (ledger(one.stages[name], one.stages[parent] if parent else None) for one in (graph, changed))
+        known = {(one.setting, str(one.run)) for one in before}
+        new |= {
+            f"{one.setting}: {one.run} instead of {one.paper}": None
+            for one in after
+            if (one.setting, str(one.run)) not in known
+        }
+    return tuple(new)
 
 
 def _check(graph: Graph, machine: Machine) -> None:
@@ -178,17 +288,35 @@ def _check(graph: Graph, machine: Machine) -> None:
     for net, rate in machine.measured.items():
         if rate <= 0:
             raise UserError(f"--measured {net}={rate:g}: a rate in images/s is above 0")
+    if machine.decode_per_core <= 0:
+        raise UserError(f"--decode-rate {machine.decode_per_core:g}: a rate in images/s is above 0")
+    if machine.read_mb_per_s is not None and machine.read_mb_per_s <= 0:
+        raise UserError(f"--read {machine.read_mb_per_s:g}: a rate in MB/s is above 0")
 
 
 def _stage(config: Config, parent: str | None, start_hours: float, machine: Machine, pictures: Pictures) -> StagePlan:
-    from vggrepro.training.throughput import flop_per_picture
+    from vggrepro.training.throughput import comm_of, flop_per_picture, product_flop
 
     net = architecture_of(config)
     flop = flop_per_picture(net)
     speed, rate_from = _flop_per_s(config, machine)
-    compute_s = config.train.batch * flop / (speed * machine.gpus)
-    payload, sent, exchange_s = _exchange(config, net, machine)
-    step_s = max(compute_s, FORWARD_SHARE * compute_s + exchange_s)
+    batch = config.train.batch
+    comm = comm_of(config.train.comm, net, batch, machine.gpus, config.train.precision)
+    payload, sent, exchange_s = _exchange(config, net, machine, comm)
+    compute_s = batch * flop / (speed * machine.gpus)
+    after_s = 0.0
+    if comm == "factor":  # no rank leaves its share of these products to the others, and nothing overlaps with them
+        after_s = product_flop(net, batch) / speed
+        compute_s -= after_s / machine.gpus
+    gpu_s = max(compute_s, FORWARD_SHARE * compute_s + exchange_s) + after_s
+    cores = _decoding_cores(config, machine)
+    takes: dict[Binds, float] = {"GPU": compute_s + after_s, "exchange": gpu_s}
+    if cores is not None and config.data.backend != "dali_gpu":
+        takes["loader"] = batch / (cores * machine.nodes * machine.decode_per_core)
+    if machine.read_mb_per_s is not None:
+        takes["file system"] = batch * pictures.bytes / 1e6 / machine.read_mb_per_s
+    binds = max(takes, key=lambda part: takes[part])  # the first of equals
+    step_s = takes[binds]
     images = config.train.iterations * config.train.batch
     training_hours = config.train.iterations * step_s / 3600
     evaluation_flop = _evaluation_flop(config, net, pictures)
@@ -210,12 +338,16 @@ def _stage(config: Config, parent: str | None, start_hours: float, machine: Mach
         wall_hours=wall_hours,
         starts_after_hours=start_hours,
         step_ms=1000 * step_s,
+        binds=binds,
+        comm=comm,
         exchange_ms=1000 * exchange_s,
         exchange_mb=payload / 1e6,
         sent_mb=sent / 1e6,
         read_mb_per_s_node=images_per_s / machine.nodes * pictures.bytes / 1e6,
         read_mb_per_s=images_per_s * pictures.bytes / 1e6,
         pictures_per_s_node=images_per_s / machine.nodes,
+        decode_cores_node=math.ceil(batch / gpu_s / machine.nodes / machine.decode_per_core),
+        cores_node=cores,
         disk_gb=disk_gb(config, pictures),
         money=None if machine.price is None else gpu_hours * machine.price,
     )
@@ -265,21 +397,23 @@ def _flop_per_s(config: Config, machine: Machine) -> tuple[float, str]:
     return peak * machine.mfu, f"assumed: {machine.mfu:.0%} of {peak / 1e12:g} TFLOP/s ({config.train.precision})"
 
 
-def _exchange(config: Config, net: Architecture, machine: Machine) -> tuple[float, float, float]:
-    """(payload, sent by each node or GPU) in bytes and seconds of a step's collectives."""
-    if machine.gpus == 1:
-        return 0.0, 0.0, 0.0
-    from vggrepro.training.throughput import payload_bytes
+def _decoding_cores(config: Config, machine: Machine) -> int | None:
+    """Of a node, as far as the configuration says."""
+    known = [n for n in (config.cluster.cpus_per_task, config.data.workers) if n is not None]
+    return min(known) * machine.gpus_per_node if known else None
 
-    factor_bytes = 2 if config.train.precision == "bf16" else 4
-    payload = payload_bytes(net, config.train.batch, config.train.comm, factor_bytes)
-    reduced = payload
-    if config.train.comm == "factor":
-        reduced = payload_bytes(net, 0, "factor", factor_bytes)
+
+def _exchange(config: Config, net: Architecture, machine: Machine, comm: Comm | None) -> tuple[float, float, float]:
+    """(payload, sent by each node or GPU) in bytes and seconds of a step's collectives."""
+    if comm is None:
+        return 0.0, 0.0, 0.0
+    from vggrepro.training.throughput import bytes_per_factor, payload_bytes, sent_bytes
+
+    width = bytes_per_factor(config.train.precision)
     ranks = machine.nodes if machine.nodes > 1 else machine.gpus_per_node
     rate = (machine.node_gb_per_s if machine.nodes > 1 else LINK_GB_PER_S) * 1e9
-    sent = (2 * reduced + (payload - reduced)) * (ranks - 1) / ranks
-    return float(payload), sent, sent / rate
+    sent = sent_bytes(net, config.train.batch, comm, ranks, width)
+    return float(payload_bytes(net, config.train.batch, comm, width)), sent, sent / rate
 
 
 def _evaluation_flop(config: Config, net: Architecture, pictures: Pictures) -> float:
@@ -316,6 +450,8 @@ def disk_gb(config: Config, pictures: Pictures) -> float:
 
 
 def _assumptions(graph: Graph, machine: Machine, pictures: Mapping[str, Pictures]) -> tuple[str, ...]:
+    from vggrepro.training.throughput import comm_of
+
     nets = {config.model.net for config in graph.stages.values()}
     if machine.measured:
         given = ", ".join(f"{net}: {rate:g} images/s" for net, rate in machine.measured.items())
@@ -331,19 +467,40 @@ def _assumptions(graph: Graph, machine: Machine, pictures: Mapping[str, Pictures
     network = (
         f"{machine.node_gb_per_s:g} GB/s each way and node" if machine.nodes > 1 else f"{LINK_GB_PER_S:g} GB/s a GPU"
     )
+    factors = any(
+        comm_of(one.train.comm, architecture_of(one), one.train.batch, machine.gpus, one.train.precision) == "factor"
+        for one in graph.stages.values()
+    )
     return (
         rate,
         f"every stage trains its full train.iterations ({images:,} images together); no time lost in queues",
-        f"gradients are exchanged by rings at {network}, hidden behind the backward pass (two thirds of a step)",
+        f"gradients are exchanged by rings at {network}, hidden behind the backward pass (two thirds of a step)"
+        + (", and by factor every GPU then forms the FC layers' gradients of the whole batch" if factors else ""),
         f"{' and '.join(data)}; "
         + ("no data.index is given; " if any(one.startswith("ILSVRC") for one in data) else "")
         + f"uncropped pictures have sides 1:{LONG_SIDE}",
         "validation and dense tests run at the training speed, by FLOPs; starting, saving and drawing take no time",
-        "the loader decodes as fast as the GPUs train, which `vggrepro bench loader` measures",
+        _loading(graph, machine),
         f"a GPU has {_per_gpu(graph, machine)} pictures of each batch; with few, kernels reach less of the peak, and "
         f"the update of the weights, not counted here, weighs more",
         "parameters, momentum and posteriors are 4 bytes each; multi-crop testing, 50 crops a Q, is not included",
     )
+
+
+def _loading(graph: Graph, machine: Machine) -> str:
+    """What decodes and reads, and how fast."""
+    if machine.decode_per_core == DECODE_PER_CORE:
+        rate = (
+            f"a core decodes {DECODE_PER_CORE:g} pictures/s with DALI, as measured on one Xeon with photographs of "
+            f"29 kB (2026-11-22); larger ones take longer: measure with `vggrepro bench loader`, give --decode-rate"
+        )
+    else:
+        rate = f"a core decodes {machine.decode_per_core:g} pictures/s, as given"
+    cores = {_decoding_cores(config, machine) for config in graph.stages.values()}
+    known = " or ".join(f"{n} cores a node decode" for n in sorted(cores - {None}))  # type: ignore[type-var]
+    have = known or "how many cores a node has is not known (cluster.cpus_per_task)"
+    read = "" if machine.read_mb_per_s is None else f"; the file system gives {machine.read_mb_per_s:g} MB/s, as given"
+    return f"{rate}; {have}{read}"
 
 
 def _per_gpu(graph: Graph, machine: Machine) -> str:
@@ -361,6 +518,7 @@ def render(made: Plan, machine: Machine) -> str:
         "images/s",
         "wall h",
         "GPU h",
+        "binds",
         "exchange",
         "sent",
         "decode and read a node",
@@ -376,9 +534,12 @@ def render(made: Plan, machine: Machine) -> str:
             f"{one.images_per_s:,.0f}",
             _number(one.wall_hours),
             _number(one.gpu_hours),
-            f"{one.exchange_ms:.1f} of {one.step_ms:.1f} ms",
+            one.binds,
+            (f"{one.comm}: " if one.comm else "") + f"{one.exchange_ms:.1f} of {one.step_ms:.1f} ms",
             f"{one.sent_mb:,.0f} MB/step",
-            f"{one.pictures_per_s_node:,.0f} pictures, {_number(one.read_mb_per_s_node)} MB/s",
+            f"{one.pictures_per_s_node:,.0f} pictures: {one.decode_cores_node} cores"
+            + (f" of {one.cores_node}" if one.cores_node is not None else "")
+            + f", {_number(one.read_mb_per_s_node)} MB/s",
             f"{_number(one.read_mb_per_s)} MB/s",
             f"{_number(one.disk_gb)} GB",
             one.rate_from,
@@ -395,11 +556,27 @@ def render(made: Plan, machine: Machine) -> str:
         + (f", {_number(made.money)} at {machine.price:g} a GPU-hour" if made.money is not None else ""),
         f"wall time     {_number(made.wall_hours)} h on the critical path with up to {made.most_stages_at_once} "
         f"{together} at once, {_number(made.wall_hours_in_a_row)} h one after another",
+        *cheaper_lines(made.cheaper),
         "",
         "assumptions",
         *(f"  - {text}" for text in made.assumptions),
     ]
     return "\n".join(lines)
+
+
+def cheaper_lines(found: Sequence[Cheaper]) -> list[str]:
+    """What the graph would cost under other settings, ready to paste, for the terminal."""
+    lines: list[str] = []
+    for one in found:
+        settings = " ".join(f"--set {setting}" for setting in one.settings)
+        before = one.gpu_hours + one.saved_gpu_hours
+        faithful = "no departure from the paper"
+        lines.append(
+            f"{'' if lines else 'cheaper':14}{settings}: saves {_number(one.saved_gpu_hours)} of {_number(before)} "
+            f"GPU-hours and {_number(one.saved_wall_hours)} of {_number(one.wall_hours + one.saved_wall_hours)} h; "
+            + (f"departs from the paper: {', '.join(one.departures)}" if one.departures else faithful)
+        )
+    return lines
 
 
 def _number(amount: float) -> str:

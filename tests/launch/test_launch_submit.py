@@ -62,6 +62,11 @@ def test_dry_run_prints_the_graph_of_descent(tmp_path: Path) -> None:
     ]
     assert all((s["nodes"], s["gpus_per_node"]) == (4, 8) for s in report["stages"])
     assert report["sbatch"]["nodes"] == 4
+    assert report["cost"]["binds"] == {"A-256": "GPU", "D-256": "GPU"}
+    (cheaper,) = report["cost"]["cheaper"]
+    assert cheaper["settings"] == ["train.precision=bf16"]
+    assert cheaper["departures"] == ["train.precision: bf16 instead of fp32"]
+    assert cheaper["gpu_hours"] + cheaper["saved_gpu_hours"] == pytest.approx(report["cost"]["gpu_hours"])
     assert list(tmp_path.iterdir()) == [], "a dry run leaves nothing behind"
 
 
@@ -69,7 +74,9 @@ def test_dry_run_for_people(tmp_path: Path) -> None:
     done = submit("-c", CONFIGS / "reproduce.yaml", "--nodes", 2, "--partition", "gpu", "--dry-run")
     assert not done.mistake
     lines = done.stdout.splitlines()
-    assert len(lines) == 15
+    assert len(lines) == 17
+    assert any(line.startswith("what binds: GPU (A-256, ") for line in lines)
+    assert any(line.startswith("cheaper       --set train.precision=bf16: saves") for line in lines)
     assert "after D-384" in next(line for line in lines if line.startswith("D-jitter"))
     assert "--partition=gpu" in lines[-1]
 
@@ -92,10 +99,12 @@ def test_finished_stages_are_known(tmp_path: Path) -> None:
     (config.directory / "config.yaml").write_text(config.to_yaml())
     (config.directory / "checkpoints" / "final.pt").touch()
     done = submit("-c", CONFIGS / "vgg_D.yaml", "--set", f"run.root={tmp_path}", "--dry-run", "--json")
-    assert [(s["state"], s["depends_on"]) for s in json.loads(done.stdout)["stages"]] == [
+    report = json.loads(done.stdout)
+    assert [(s["state"], s["depends_on"]) for s in report["stages"]] == [
         ("trained", []),  # to be evaluated
         ("ready", []),
     ]
+    assert list(report["cost"]["binds"]) == ["D-256"]  # what is trained costs nothing, and saves nothing
 
 
 def test_every_option_reaches_sbatch(tmp_path: Path) -> None:

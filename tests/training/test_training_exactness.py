@@ -38,6 +38,32 @@ def test_four_ranks_have_the_loss_curve_of_one(stage_file: StageFile) -> None:
     np.testing.assert_allclose(losses(run_of(file)), losses(alone), rtol=ROUNDING)
 
 
+def exchanges(run: RunDirectory) -> list[str]:
+    """How the run says that its gradients were exchanged."""
+    return [record["comm"] for record in run.records("event") if record["event"] == "gradient exchange"]
+
+
+def test_the_exchange_by_default_has_the_course_of_ddp(stage_file: StageFile) -> None:
+    ddp, auto = (stage_file(comm, train={"iterations": 50, "comm": comm}) for comm in ("ddp", "auto"))
+    for file in (ddp, auto):
+        run_to_the_end(file, world=2)
+    np.testing.assert_allclose(losses(run_of(auto)), losses(run_of(ddp)), rtol=ROUNDING)
+    for name, tensor in final(run_of(ddp)).weights.items():
+        torch.testing.assert_close(final(run_of(auto)).weights[name], tensor, rtol=1e-3, atol=1e-5)
+    assert (exchanges(run_of(ddp)), exchanges(run_of(auto))) == (["ddp"], ["factor"])
+
+
+def test_a_run_begun_with_ddp_goes_on_with_the_default(stage_file: StageFile) -> None:
+    whole = stage_file("whole", train={"comm": "ddp"})
+    run_to_the_end(whole, world=2)
+    run_to_the_end(stage_file("moved", train={"comm": "ddp"}), world=2)
+    moved = stage_file("moved")
+    back_to(8, run_of(moved))
+    run_to_the_end(moved, world=2)
+    np.testing.assert_allclose(losses(run_of(moved)), losses(run_of(whole)), rtol=ROUNDING)
+    assert exchanges(run_of(moved)) == ["ddp", "factor"]
+
+
 @pytest.mark.parametrize("micro_batch", [1, 3])
 def test_micro_batches_have_the_loss_curve_of_the_whole_batch(stage_file: StageFile, micro_batch: int) -> None:
     whole = train_here(stage_file("whole"))

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import distributed, multiprocessing, nn
 
+from vggrepro.config import Config, Model
 from vggrepro.distributed import Topology
 from vggrepro.models.table1 import architecture
 from vggrepro.models.vgg import VGG
+from vggrepro.training import step
 from vggrepro.training.exchange import Exchange
-from vggrepro.training.throughput import Comm, payload_bytes
+from vggrepro.training.throughput import Comm, comm_of, payload_bytes, sent_bytes
 
 BATCH, CLASSES, CROP, WIDTH = 8, 10, 32, 0.0625
 
@@ -22,12 +24,15 @@ def small_net() -> VGG:
     return VGG(architecture("A", classes=CLASSES, crop=CROP, width=WIDTH, dropout=0.0))
 
 
-def _gradients(rank: int, world: int, port: int, comm: Comm, micro_batches: int, place: Path) -> None:
+def _gradients(
+    rank: int, world: int, port: int, comm: Comm, micro_batches: int, place: Path, compiled: bool = False
+) -> None:
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"})
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", rank=rank, world_size=world)
     net = small_net()
     exchange = Exchange(net, Topology(rank, world, rank, world), comm)
+    forward = torch.compile(exchange.forward, dynamic=False) if compiled else exchange.forward
     random = torch.Generator().manual_seed(1)
     images = torch.randn(BATCH, 3, CROP, CROP, generator=random) * 60
     labels = torch.randint(CLASSES, (BATCH,), generator=random)
@@ -38,7 +43,7 @@ def _gradients(rank: int, world: int, port: int, comm: Comm, micro_batches: int,
         parts = torch.arange(rank * share, (rank + 1) * share).chunk(micro_batches)
         for number, rows in enumerate(parts):
             with exchange.micro_batch(last=number == len(parts) - 1):
-                scores = exchange.forward(images[rows])
+                scores = forward(images[rows])
                 (nn.functional.cross_entropy(scores, labels[rows], reduction="sum") / share).backward()
         exchange.finish()
     gradients = {name: parameter.grad for name, parameter in net.named_parameters()}
@@ -46,12 +51,12 @@ def _gradients(rank: int, world: int, port: int, comm: Comm, micro_batches: int,
     distributed.destroy_process_group()
 
 
-def exchanged(world: int, comm: Comm, place: Path, micro_batches: int = 1) -> list[dict]:
+def exchanged(world: int, comm: Comm, place: Path, micro_batches: int = 1, *, compiled: bool = False) -> list[dict]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     multiprocessing.start_processes(
-        _gradients, (world, port, comm, micro_batches, place), nprocs=world, start_method="forkserver"
+        _gradients, (world, port, comm, micro_batches, place, compiled), nprocs=world, start_method="forkserver"
     )
     return [torch.load(place / f"{comm}-{rank}.pt") for rank in range(world)]
 
@@ -73,6 +78,16 @@ def test_factor_exchange_gives_the_gradients_of_ddp_and_of_one_rank(
     assert factor[0]["bytes"] == payload_bytes(small_net().architecture, BATCH, "factor")
 
 
+@pytest.mark.slow
+def test_factor_exchange_of_a_compiled_net(tmp_path: Path) -> None:
+    plain = exchanged(2, "ddp", tmp_path)
+    factor = exchanged(2, "factor", tmp_path, micro_batches=2, compiled=True)
+    for rank in range(2):
+        for name, gradient in plain[0]["gradients"].items():
+            torch.testing.assert_close(factor[rank]["gradients"][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+    assert factor[0]["bytes"] == payload_bytes(small_net().architecture, BATCH, "factor")
+
+
 def test_bf16_compression_is_close_and_halves_the_bytes(tmp_path: Path) -> None:
     plain, half = exchanged(2, "ddp", tmp_path), exchanged(2, "bf16", tmp_path)
     for name, gradient in plain[0]["gradients"].items():
@@ -86,6 +101,44 @@ def test_bytes_of_a_step_of_net_d_at_the_papers_batch() -> None:
     assert round(payload_bytes(net, 256, "bf16") / 1e6) == 277
     assert round(payload_bytes(net, 256, "factor") / 1e6) == 102
     assert round(payload_bytes(net, 256, "factor", bytes_per_factor=2) / 1e6) == 81
+
+
+def test_auto_takes_what_costs_less_on_the_wire_for_arithmetic_in_proportion() -> None:
+    for net in ("A", "A-LRN", "B", "C", "D", "E"):
+        for ranks in (2, 8, 32, 256):
+            assert comm_of("auto", architecture(net), 256, ranks, "fp32") == "factor"
+            assert comm_of("auto", architecture(net), 256, ranks, "bf16") == "factor"
+    small = small_net().architecture
+    assert comm_of("auto", small, 8, 2, "fp32") == "factor"
+    assert sent_bytes(small, 256, "factor", 2) > sent_bytes(small, 256, "ddp", 2)
+    assert comm_of("auto", small, 256, 2, "fp32") == "ddp"  # its factors are larger than its gradients
+    # ever more operations for ever fewer bytes: at 4096 pictures fewer bytes still, but 1,000 GFLOP on each rank
+    assert sent_bytes(architecture("D"), 4096, "factor", 8) < sent_bytes(architecture("D"), 4096, "ddp", 8)
+    assert comm_of("auto", architecture("D"), 4096, 8, "fp32") == "ddp"
+    assert comm_of("auto", architecture("D"), 256, 1, "fp32") is None
+    assert comm_of("ddp", architecture("D"), 256, 2, "fp32") == "ddp"  # what was asked for
+
+
+def test_a_ring_sends_all_reduced_bytes_twice_and_gathered_ones_once() -> None:
+    net = architecture("D")
+    reduced, gathered = (
+        payload_bytes(net, 0, "factor"),
+        payload_bytes(net, 256, "factor") - payload_bytes(net, 0, "factor"),
+    )
+    assert sent_bytes(net, 256, "factor", 4) == (2 * reduced + gathered) * 3 / 4
+    assert sent_bytes(net, 256, "bf16", 4) == 2 * payload_bytes(net, 256, "bf16") * 3 / 4
+
+
+@pytest.mark.parametrize(("kinds", "comm"), [(("H100", "H100"), "factor"), (("H100", "A100"), "ddp")])
+def test_ranks_of_several_kinds_form_no_products_each(
+    monkeypatch: pytest.MonkeyPatch, kinds: tuple[str, str], comm: Comm
+) -> None:
+    """They might round them differently, and their weights would drift apart."""
+    monkeypatch.setattr(step, "from_every_rank", lambda _: list(kinds))
+    with torch.device("meta"):
+        net = VGG(architecture("A"))
+    config = Config(model=Model(net="A"))
+    assert step._comm(net, config, Topology(0, 2, 0, 1), torch.device("cpu")) == comm
 
 
 def test_one_rank_exchanges_nothing() -> None:

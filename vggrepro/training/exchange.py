@@ -4,6 +4,9 @@
 fully-connected layer's gradient is a product, G^T X of its output gradients G and its inputs X over the global batch,
 and for 256 pictures the factors are far smaller than the product: 89 % of a net's weights are here. So the ranks gather
 the factors and each forms the whole product: the same sum, up to rounding.
+
+Ranks of one kind of processor form bitwise the same product. Ranks of several kinds may round it differently, and their
+weights would drift apart, which an all-reduce cannot do: `train.comm: auto` does not choose `factor` there.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -26,10 +29,10 @@ class Exchange:
     Args:
         net: in `factor` mode :meth:`finish` sets the gradients of its fully-connected layers, and autograd does not.
         here: this rank's place.
-        comm: see the module.
+        comm: see the module; None on a single rank.
     """
 
-    def __init__(self, net: VGG, here: Topology, comm: Comm) -> None:
+    def __init__(self, net: VGG, here: Topology, comm: Comm | None) -> None:
         self.payload_bytes = 0
         """Bytes this rank has handed to all-reduces and all-gathers so far."""
         self.forward: nn.Module = net

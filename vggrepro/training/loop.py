@@ -103,6 +103,9 @@ def train(
 
     if here.is_first:
         run.rewind(state.step, validated=state.step > 0 and not validation_is_due(state))
+        if trainer.comm and trainer.comm != _last_comm(run):
+            say(f"{config.name}: {here.world} ranks exchange gradients by {trainer.comm}")
+            log({"kind": "event", "event": "gradient exchange", "comm": trainer.comm})
     if state.step == 0:
         with closing(loader.batches(training, trainer.views(plan, 0))) as batches:
             scales = health.activation_scales(net, next(batches).images)
@@ -191,6 +194,12 @@ def _collected_at_reports() -> Iterator[None]:
     finally:
         gc.enable()
         gc.unfreeze()
+
+
+def _last_comm(run: RunDirectory) -> str | None:
+    """How gradients were exchanged by what the run has noted last."""
+    noted = [record["comm"] for record in run.records("event") if record["event"] == "gradient exchange"]
+    return noted[-1] if noted else None
 
 
 def _validation_line(config: Config, epoch: float, top1: float, drop: int | None) -> str:

@@ -20,10 +20,11 @@ from vggrepro.config import Config
 from vggrepro.data.loader import Batch
 from vggrepro.data.plan import TrainingPlan, dropout_masks
 from vggrepro.data.views import Views
-from vggrepro.distributed import Topology, sum_over_ranks
+from vggrepro.distributed import Topology, from_every_rank, sum_over_ranks
 from vggrepro.errors import UserError
 from vggrepro.models.vgg import VGG, DropoutMasks
 from vggrepro.training.exchange import Exchange
+from vggrepro.training.throughput import Comm, comm_of
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,9 @@ class Trainer:
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.train.precision == "tf32"
         net.train()
         groups = list(_groups(net, config))
-        self._exchange = Exchange(net, here, config.train.comm)
+        self.comm = _comm(net, config, here, device)
+        """How gradients are exchanged; None on a single rank."""
+        self._exchange = Exchange(net, here, self.comm)
         self._forward = self._exchange.forward
         if config.train.compile:
             self._forward = torch.compile(self._forward, dynamic=False)  # type: ignore[assignment]
@@ -183,6 +186,16 @@ class Trainer:
         if self.device.type == "cuda":
             tensor = tensor.pin_memory()  # from pageable memory the copy would wait for the device
         return tensor.to(self.device, non_blocking=True)
+
+
+def _comm(net: VGG, config: Config, here: Topology, device: torch.device) -> Comm | None:
+    """As `comm_of`, but for ranks on several kinds of GPU, whose products could differ in rounding."""
+    setting = config.train.comm
+    if setting == "auto" and here.world > 1:
+        kinds = from_every_rank(torch.cuda.get_device_name(device) if device.type == "cuda" else device.type)
+        if len(set(kinds)) > 1:
+            return "ddp"
+    return comm_of(setting, net.architecture, config.train.batch, here.world, config.train.precision)
 
 
 def _groups(net: VGG, config: Config) -> Iterator[tuple[float, dict[str, object]]]:

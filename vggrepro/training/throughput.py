@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "tf32", "bf16"]
 Comm = Literal["ddp", "bf16", "factor"]
+"""Ways of exchanging gradients, see `training.exchange`; `train.comm` may also leave the choice to :func:`comm_of`."""
+
+FLOP_PER_SAVED_BYTE = 300
+"""What a rank may compute, at most, to spare its link a byte. While 50 GB/s send one, the 29 TFLOP/s that a step may
+reach on an H100 in fp32 do 575 operations; an A100 at 25 GB/s does 335; and in bf16 it is ten times as many."""
 
 # Dense peaks in FLOP/s from the vendors' data sheets, by a part of the device's name; the first match counts.
 PEAKS: dict[str, dict[Precision, float]] = {
@@ -51,6 +56,46 @@ def payload_bytes(net: Architecture, batch: int, comm: Comm, bytes_per_factor: i
     dense = sum(layer.parameters for layer in fc)
     factors = sum(layer.multiply_adds // layer.shape[0] + layer.shape[0] for layer in fc)
     return 4 * (every - dense) + bytes_per_factor * batch * factors
+
+
+def sent_bytes(net: Architecture, batch: int, comm: Comm, ranks: int, bytes_per_factor: int = 4) -> float:
+    """Bytes that each of some ranks in rings sends in a step: 2 (n - 1) / n of what is all-reduced, (n - 1) / n of what
+    is gathered. Arguments as of :func:`payload_bytes`.
+    """
+    payload = payload_bytes(net, batch, comm, bytes_per_factor)
+    gathered = payload - payload_bytes(net, 0, comm, bytes_per_factor)
+    return (2 * (payload - gathered) + gathered) * (ranks - 1) / ranks
+
+
+def product_flop(net: Architecture, batch: int) -> int:
+    """Floating-point operations of the FC layers' weight gradients for a global batch.
+
+    In `factor` mode every rank does them all; in the other modes its share, the pictures of its own.
+    """
+    return 2 * batch * sum(layer.multiply_adds for layer in net.layers() if layer.kind == "fc")
+
+
+def comm_of(
+    setting: Literal["auto"] | Comm, net: Architecture, batch: int, ranks: int, precision: Precision
+) -> Comm | None:
+    """How some ranks exchange gradients under `train.comm`; None for a single rank, which exchanges nothing.
+
+    `auto` is whichever of `ddp` and `factor`, equal up to rounding, costs less: `factor` where each byte that it spares
+    the wire costs at most FLOP_PER_SAVED_BYTE operations (67 for the paper's nets and batch), else `ddp`.
+    """
+    if ranks == 1:
+        return None
+    if setting != "auto":
+        return setting
+    width = bytes_per_factor(precision)
+    spared = sent_bytes(net, batch, "ddp", ranks) - sent_bytes(net, batch, "factor", ranks, width)
+    added = product_flop(net, batch) * (ranks - 1) / ranks
+    return "factor" if added <= FLOP_PER_SAVED_BYTE * spared else "ddp"
+
+
+def bytes_per_factor(precision: Precision) -> int:
+    """Of a number in the gathered factors: 2 with bf16 autocast, in which the FC layers compute."""
+    return 2 if precision == "bf16" else 4
 
 
 def peak_flops(device: torch.device, precision: Precision) -> float | None:
