@@ -353,7 +353,7 @@ def _print_graph(graph: Graph, stages: list[Stage], as_json: bool) -> None:
         )
         print("what binds: " + "; ".join(f"{part} ({', '.join(names)})" for part, names in binds.items()))
         for line in cheaper_lines([Cheaper(**one) for one in cost["cheaper"]]):
-            print(line)
+            print(f"cheaper: {line}")
     print("sbatch: " + "  ".join(f"--{key}={item}" if item != "" else f"--{key}" for key, item in sbatch.items()))
 
 

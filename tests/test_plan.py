@@ -184,6 +184,14 @@ def test_mistakes(machine: Machine, message: str) -> None:
         measured_rates(["D"])
 
 
+def test_the_documentation_shows_what_the_plan_prints() -> None:
+    page = (REPOSITORY / "docs" / "recipes.md").read_text()
+    shown = page.split("The first prints, among others:\n\n", 1)[1].split("\n\n", 1)[0].splitlines()
+    assert len(shown) == 3
+    printed = render(plan(graph_of("vgg_D.yaml"), Machine(4, 8)), Machine(4, 8)).splitlines()
+    assert {line.strip() for line in shown} <= set(printed)
+
+
 def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["vggrepro", "plan", "-c", str(CONFIGS / "vgg_D.yaml"), "--nodes", "4", "--json", "--measured", "D=4600"]
     command += ["--decode-rate", "500", "--read", "1e6"]

@@ -556,7 +556,7 @@ def render(made: Plan, machine: Machine) -> str:
         + (f", {_number(made.money)} at {machine.price:g} a GPU-hour" if made.money is not None else ""),
         f"wall time     {_number(made.wall_hours)} h on the critical path with up to {made.most_stages_at_once} "
         f"{together} at once, {_number(made.wall_hours_in_a_row)} h one after another",
-        *cheaper_lines(made.cheaper),
+        *(f"{'' if n else 'cheaper':14}{line}" for n, line in enumerate(cheaper_lines(made.cheaper))),
         "",
         "assumptions",
         *(f"  - {text}" for text in made.assumptions),
@@ -572,7 +572,7 @@ def cheaper_lines(found: Sequence[Cheaper]) -> list[str]:
         before = one.gpu_hours + one.saved_gpu_hours
         faithful = "no departure from the paper"
         lines.append(
-            f"{'' if lines else 'cheaper':14}{settings}: saves {_number(one.saved_gpu_hours)} of {_number(before)} "
+            f"{settings}: saves {_number(one.saved_gpu_hours)} of {_number(before)} "
             f"GPU-hours and {_number(one.saved_wall_hours)} of {_number(one.wall_hours + one.saved_wall_hours)} h; "
             + (f"departs from the paper: {', '.join(one.departures)}" if one.departures else faithful)
         )

@@ -76,9 +76,17 @@ def test_dry_run_for_people(tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert len(lines) == 17
     assert any(line.startswith("what binds: GPU (A-256, ") for line in lines)
-    assert any(line.startswith("cheaper       --set train.precision=bf16: saves") for line in lines)
+    assert any(line.startswith("cheaper: --set train.precision=bf16: saves") for line in lines)
     assert "after D-384" in next(line for line in lines if line.startswith("D-jitter"))
     assert "--partition=gpu" in lines[-1]
+
+
+def test_the_documentation_shows_what_a_dry_run_prints() -> None:
+    page = (REPOSITORY / "docs" / "slurm.md").read_text()
+    shown = page.split("--nodes 4 --dry-run\n\n", 1)[1].split("\n\n", 1)[0].splitlines()
+    assert len(shown) == 6
+    printed = submit("-c", CONFIGS / "vgg_D.yaml", "--nodes", 4, "--dry-run").stdout.splitlines()
+    assert [line.strip() for line in shown] == printed[:-1], "all but sbatch's line, which names the folder"
 
 
 def test_seeds_are_submitted_as_graphs_of_their_own() -> None:
