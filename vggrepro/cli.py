@@ -300,11 +300,14 @@ def export_weights(
         bool, typer.Option("--dense", help="ONNX: the net for whole pictures of any size (Section 3.2).")
     ] = False,
 ) -> None:
-    """Write a net for other programs: .safetensors and .onnx carry its preprocessing, .pth has torchvision's keys."""
+    """Write a net for other programs: .safetensors and .onnx carry its preprocessing, .pth has torchvision's keys.
+
+    Beside .safetensors a model card, NAME.md: errors, departures from the paper, data, how to load it.
+    """
     from vggrepro import pipeline
 
-    pipeline.export_weights(net, out, dense=dense)
-    typer.echo(f"wrote {out}")
+    for written in pipeline.export_weights(net, out, dense=dense):
+        typer.echo(f"wrote {written}")
 
 
 @app.command()

@@ -20,6 +20,7 @@ from vggrepro.ledger import Departure, ledger
 from vggrepro.paper import value
 from vggrepro.progress import progress, say
 from vggrepro.reporting.answers import AnswerBook
+from vggrepro.reporting.card import model_card, place_of
 from vggrepro.reporting.render import Format, render
 from vggrepro.reporting.runs import StoredRun, find_runs
 from vggrepro.reporting.tables import build_report
@@ -499,10 +500,11 @@ def _checkpoint_of(found: Imported, run: Path) -> Checkpoint:
     return Checkpoint(config.model_dump(mode="json"), 0, found.weights, found.preprocessing, provenance)
 
 
-def export_weights(net: Path, out: Path, *, dense: bool = False) -> None:
+def export_weights(net: Path, out: Path, *, dense: bool = False) -> list[Path]:
     """Writes the net of a run directory or checkpoint as .safetensors, .pth or .onnx; `dense`: ONNX for whole pictures.
 
-    Raises UserError.
+    Beside .safetensors a model card. Returns the files written. Raises UserError, also where a card that was edited
+    would be lost.
     """
     from vggrepro import checkpoint
     from vggrepro.models.weights import write
@@ -510,7 +512,14 @@ def export_weights(net: Path, out: Path, *, dense: bool = False) -> None:
     kept = checkpoint.load(checkpoint.final_file(net / "checkpoints") if net.is_dir() else net)
     model = {key: setting for key, setting in kept.config["model"].items() if key != "init"}
     classes = kept.provenance["classes"]
+    card = place_of(out) if out.suffix == ".safetensors" else None
     write(out, kept.weights, model=model, preprocessing=kept.preprocessing, classes=classes, dense=dense)
+    if card is None:
+        return [out]
+    run = RunDirectory(net if net.is_dir() else net.parent.parent)
+    text = model_card(kept, checkpoint.weights_hash(kept.weights), run, out)
+    RunDirectory(card.parent).write_text(card.name, text)
+    return [out, card]
 
 
 def verify_paper(
