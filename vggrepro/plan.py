@@ -537,9 +537,7 @@ def render(made: Plan, machine: Machine) -> str:
             one.binds,
             (f"{one.comm}: " if one.comm else "") + f"{one.exchange_ms:.1f} of {one.step_ms:.1f} ms",
             f"{one.sent_mb:,.0f} MB/step",
-            f"{one.pictures_per_s_node:,.0f} pictures: {one.decode_cores_node} cores"
-            + (f" of {one.cores_node}" if one.cores_node is not None else "")
-            + f", {_number(one.read_mb_per_s_node)} MB/s",
+            f"{one.pictures_per_s_node:,.0f} pictures: {_cores(one)}, {_number(one.read_mb_per_s_node)} MB/s",
             f"{_number(one.read_mb_per_s)} MB/s",
             f"{_number(one.disk_gb)} GB",
             one.rate_from,
@@ -577,6 +575,12 @@ def cheaper_lines(found: Sequence[Cheaper]) -> list[str]:
             + (f"departs from the paper: {', '.join(one.departures)}" if one.departures else faithful)
         )
     return lines
+
+
+def _cores(stage: StagePlan) -> str:
+    """Those that a node needs to decode, of those that it has."""
+    of = "" if stage.cores_node is None else f" of {stage.cores_node}"
+    return f"{stage.decode_cores_node} core{'' if stage.decode_cores_node == 1 else 's'}{of}"
 
 
 def _number(amount: float) -> str:
