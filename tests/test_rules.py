@@ -23,7 +23,7 @@ FLOORS = (
     ("training",),
     ("reporting", "plan", "doctor"),
     ("pipeline",),
-    ("bench",),
+    ("bench", "api"),
     ("cli",),
     ("__main__",),
 )

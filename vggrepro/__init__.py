@@ -1,3 +1,66 @@
-"""vggrepro: the executable form of Simonyan & Zisserman, arXiv 1409.1556."""
+"""vggrepro: the executable form of Simonyan & Zisserman, arXiv 1409.1556.
+
+The names below are for notebooks and other programs (:mod:`vggrepro.api`, docs/notebook.md). They are loaded when one
+of them is first used, so that `import vggrepro` costs nothing.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "VGG",
+    "Batch",
+    "Index",
+    "Pretrained",
+    "Report",
+    "Scored",
+    "UserError",
+    "class_scores",
+    "fuse",
+    "load",
+    "open_images",
+    "posteriors",
+    "score_map",
+    "stored_posteriors",
+    "tables",
+    "to_markdown",
+    "training_batches",
+    "vgg",
+    "whole_batches",
+]
+
+if TYPE_CHECKING:
+    from vggrepro.api import (
+        VGG,
+        Batch,
+        Index,
+        Pretrained,
+        Report,
+        Scored,
+        UserError,
+        class_scores,
+        fuse,
+        load,
+        open_images,
+        posteriors,
+        score_map,
+        stored_posteriors,
+        tables,
+        to_markdown,
+        training_batches,
+        vgg,
+        whole_batches,
+    )
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name in __all__:
+            from vggrepro import api
+
+            return getattr(api, name)
+        raise AttributeError(f"module 'vggrepro' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

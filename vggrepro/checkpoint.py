@@ -112,6 +112,16 @@ def _try_to_save(checkpoint: Checkpoint, file: Path, then: Callable[[], None]) -
     return True
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file is a checkpoint of this program, whole or not, and not another program's weights."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (record,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+            return _FORMAT.encode() in archive.read(record)
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
+
+
 def load(path: Path) -> Checkpoint:
     """Reads a checkpoint to the CPU. Raises UserError for a file that is missing, torn, or not one of ours."""
     try:

@@ -24,7 +24,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -45,6 +45,9 @@ class Section(BaseModel):
     """Base of every section: frozen, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 class Model(Section):
@@ -452,6 +455,14 @@ def load_stage(path: Path, overrides: Iterable[str] = ()) -> tuple[Config, Confi
 def load_resolved(path: Path) -> Config:
     """The configuration of a run directory, as written by :meth:`Config.to_yaml`. Raises UserError."""
     return _parse(_read(path), [], path)
+
+
+def checked(kind: type[AnySection], **settings: Any) -> AnySection:
+    """A section of these settings. Raises UserError, naming the first that is not allowed."""
+    try:
+        return kind(**settings)
+    except ValidationError as error:
+        raise UserError(_first_problem(error)) from None
 
 
 def override(config: Config, overrides: Iterable[str], source: Path) -> Config:

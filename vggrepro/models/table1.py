@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from vggrepro.errors import UserError
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from vggrepro.config import Config
 
 IMAGE_CHANNELS = 3
+TORCHVISION_NAMES: Mapping[str, str] = MappingProxyType({"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"})
+"""What torchvision and timm call the columns that they have; `_bn` follows with batch normalisation."""
 
 
 @dataclass(frozen=True)

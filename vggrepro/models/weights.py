@@ -1,4 +1,4 @@
-"""Weight files of other programs: the authors' Caffe nets, MatConvNet's, torchvision's, safetensors, ONNX.
+"""Weight files of other programs: the authors' Caffe nets, MatConvNet's, torchvision's, timm's, safetensors, ONNX.
 
 Whatever a file implies of order, range, mean and standard deviation of the pixels is brought into one form: RGB, grey
 levels 0-255, with the mean to subtract and the standard deviation to divide by beside the weights. Nothing in a file is
@@ -63,6 +63,7 @@ _KNOWN_MD5 = {
     "f72d927587ca4c97fbd165ec9cb9997f": "imagenet-vgg-verydeep-16.mat",
     "106118b7cf60435e6d8e04f6a6dc3657": "imagenet-vgg-verydeep-19.mat",
 }
+_TIMM = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3", "head.fc": "classifier.6"}
 _METADATA = "vggrepro"
 
 
@@ -85,7 +86,7 @@ class Imported:
 
 
 def read(file: Path, *, net: str | None = None, preprocessing: Preprocessing | None = None) -> Imported:
-    """Reads a Caffe model, MatConvNet's, a torchvision state dict or a safetensors file, recognised by its content.
+    """Reads a Caffe model, MatConvNet's, torchvision's or timm's state dict, plain or safetensors, told by its content.
 
     Width, crop and classes follow from the shapes, and so does the column of Table 1 unless `net` names it.
 
@@ -133,6 +134,7 @@ def read(file: Path, *, net: str | None = None, preprocessing: Preprocessing | N
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise UserError(f"weights {file} cannot be read ({reason}); give another file") from None
 
+    tensors = _with_torchvisions_names(tensors)
     model = described.get("model") or _recognise(file, tensors, net)
     if net is not None and model["net"] != net:
         raise UserError(f"weights {file} are of net {model['net']}, not {net}; leave --net out or give another file")
@@ -230,6 +232,8 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(str(error)) from None
     described: dict[str, Any] = json.loads(metadata.get(_METADATA, "{}"))
     if described:  # anybody may have written it
+        if missing := {"net", "classes", "crop", "width"} - described["model"].keys():
+            raise ValueError(f"it does not say the {min(missing)} of its net")
         architecture(**described["model"])
         preprocessing, classes = described["preprocessing"], described["classes"]
         colours = [float(part) for key in ("mean", "std") for part in preprocessing[key]]
@@ -238,6 +242,16 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if classes is not None and not (isinstance(classes, list) and len(classes) == described["model"]["classes"]):
             raise ValueError("it does not name as many classes as it has")
     return tensors, described
+
+
+def _with_torchvisions_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of timm's VGGs, whose fully-connected layers are convolutions, as torchvision has them."""
+    named = {}
+    for key, tensor in tensors.items():
+        layer, _, part = key.rpartition(".")
+        name = f"{_TIMM[layer]}.{part}" if layer in _TIMM else key
+        named[name] = tensor.flatten(1) if layer in _TIMM and tensor.ndim == 4 else tensor
+    return named
 
 
 def _recognise(file: Path, tensors: Mapping[str, Tensor], net: str | None) -> dict[str, Any]:

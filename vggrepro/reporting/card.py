@@ -22,7 +22,7 @@ from vggrepro.errors import UserError
 from vggrepro.evaluation.errors import ErrorRate
 from vggrepro.evaluation.measure import COMBINED, Measured, measure
 from vggrepro.ledger import Departure
-from vggrepro.models.table1 import architecture_of
+from vggrepro.models.table1 import TORCHVISION_NAMES, architecture_of
 from vggrepro.paper import facts, value
 from vggrepro.reporting.blocks import DASH, Bullets, Heading, Sheet, Text, to_markdown
 from vggrepro.tracking import RunDirectory
@@ -34,7 +34,6 @@ _MARK = "<!-- made by `vggrepro weights export`; SHA-256 of all above: "
 _LICENCE = (
     "# license: yours to give, e.g. apache-2.0: it depends on the pictures' terms, too, and nothing here knows it\n"
 )
-_TORCHVISION = {"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"}
 _PAPER = "https://arxiv.org/abs/1409.1556"
 
 
@@ -324,8 +323,8 @@ def _use(config: Config, name: str) -> str:
     lines = ["With vggrepro, tested on your pictures:", "", "```"]
     lines += [f"vggrepro weights import {name} --out runs/published/net"]
     lines += ["vggrepro evaluate runs/published/net --set data.index=FILE", "```", ""]
-    if model.net in _TORCHVISION and model.layers is None and (model.width, model.crop) == (1.0, value("crop")):
-        function = _TORCHVISION[model.net] + ("_bn" if model.batch_norm else "")
+    if model.net in TORCHVISION_NAMES and model.layers is None and (model.width, model.crop) == (1.0, value("crop")):
+        function = TORCHVISION_NAMES[model.net] + ("_bn" if model.batch_norm else "")
         overlay = f'{{"file": "{name}", "num_classes": {model.classes}}}'
         lines += ["With torchvision:", "", "```python"]
         lines += [f"net = torchvision.models.{function}(num_classes={model.classes})"]

@@ -1,0 +1,342 @@
+"""What a notebook or another program imports: nets and their weights, images and views, posteriors and tables.
+
+`import vggrepro` offers these names and loads nothing heavy until one is used. docs/notebook.md shows them at work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count, islice
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vggrepro import checkpoint
+from vggrepro.config import ColourShift, Data, checked, load_resolved
+from vggrepro.data import sample_set
+from vggrepro.data.index import Index, open_index, require_training_images, scan
+from vggrepro.data.index import load as load_index
+from vggrepro.data.loader import Batch, Loader, make_loader
+from vggrepro.data.plan import TrainingPlan
+from vggrepro.errors import UserError
+from vggrepro.evaluation.measure import Scored, fuse, methods_of
+from vggrepro.evaluation.methods import METHODS, Settings, whole_views
+from vggrepro.evaluation.posteriors import average
+from vggrepro.evaluation.stage import as_the_net_expects
+from vggrepro.models.dense import class_scores, score_map
+from vggrepro.models.init import Scheme, init_weights
+from vggrepro.models.table1 import TORCHVISION_NAMES, architecture
+from vggrepro.models.vgg import VGG
+from vggrepro.models.weights import PREPROCESSING, Preprocessing, read
+from vggrepro.paper import ilsvrc_classes, scale_text, value
+from vggrepro.reporting.render import Format, render
+from vggrepro.reporting.runs import StoredRun, find_runs
+from vggrepro.reporting.tables import Report, build_report
+from vggrepro.training.stage import net_of
+
+__all__ = [
+    "VGG",
+    "Batch",
+    "Index",
+    "Pretrained",
+    "Report",
+    "Scored",
+    "UserError",
+    "class_scores",
+    "fuse",
+    "load",
+    "open_images",
+    "posteriors",
+    "score_map",
+    "stored_posteriors",
+    "tables",
+    "to_markdown",
+    "training_batches",
+    "vgg",
+    "whole_batches",
+]
+
+Source = Index | str | Path
+"""Images: an index, or where they are, as :func:`open_images` takes it."""
+Backend = Literal["auto", "dali", "dali_gpu", "torchvision"]
+
+_CACHE = Path("runs/index")
+
+
+def vgg(
+    name: str = "D",
+    *,
+    classes: int = value("classes"),
+    crop: int = value("crop"),
+    width: float = 1.0,
+    init: Scheme = "paper",
+    seed: int = 0,
+) -> VGG:
+    """An untrained net of Table 1 by the paper's name, A to E or A-LRN, or torchvision's, vgg11 to vgg19 and vgg16_bn.
+
+    It takes images of shape (N, 3, crop, crop) to class scores (N, classes), has torchvision's state-dict keys, and is
+    in training mode. `width` multiplies all channels; for `init` see `models.init` (Section 3.1).
+
+    Raises:
+        UserError: no such net, or a number out of range.
+    """
+    columns = {torchvisions: column for column, torchvisions in TORCHVISION_NAMES.items()}
+    plain = name.removesuffix("_bn")
+    net = VGG(
+        architecture(columns.get(plain, plain), batch_norm=plain != name, classes=classes, crop=crop, width=width)
+    )
+    init_weights(net, init, seed)
+    return net
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A trained net with all that it takes to use it."""
+
+    net: VGG
+    """In evaluation mode."""
+    mean: tuple[float, float, float]
+    """Subtracted from RGB grey levels 0-255."""
+    std: tuple[float, float, float]
+    """What they are then divided by; ones in the paper."""
+    classes: tuple[str, ...] | None
+    """Names in the order of the scores; None where nothing says them."""
+    weights: str
+    """SHA-256 (hex) of the net, whatever file it was in."""
+    source: str
+    """What the weights came from."""
+
+    def normalise(self, images_NCHW: Tensor) -> Tensor:
+        """The net's input: float32 of shape (N, 3, H, W), from RGB grey levels 0-255, uint8 or float, of that shape."""
+        device = next(self.net.parameters()).device
+        mean, std = (torch.tensor(part, device=device).view(3, 1, 1) for part in (self.mean, self.std))
+        return (images_NCHW.to(device, torch.float32) - mean) / std
+
+    @torch.inference_mode()
+    def __call__(self, images_NCHW: Tensor) -> Tensor:
+        """Posteriors (N, classes) of images of any one size, RGB grey levels 0-255: one dense pass (Section 3.2).
+
+        Nothing is rescaled or mirrored: see :func:`posteriors` for the paper's whole protocol. Raises UserError for
+        images smaller than the crop.
+        """
+        return class_scores(self.net, self.normalise(images_NCHW)).softmax(dim=1)
+
+
+def load(
+    source: str | Path,
+    *,
+    net: str | None = None,
+    input: Preprocessing | None = None,
+    device: str | torch.device = "cpu",
+) -> Pretrained:
+    """A trained net from a run directory, one of its checkpoints, or a weight file of another program.
+
+    Those are torchvision's and timm's (`.pth`, `.safetensors`), the authors' (`.caffemodel`), MatConvNet's (`.mat`),
+    and what `vggrepro weights export` writes. `net` is the column of Table 1 that it must be of; `input` says what its
+    input was where the file does not: "paper" for grey levels minus the mean, else "torchvision".
+
+    Raises:
+        UserError: the file is missing, torn, or of no net of Table 1; a run is not finished.
+    """
+    source = Path(source)
+    file = checkpoint.final_file(source / "checkpoints") if source.is_dir() else source
+    if source.is_dir() and not file.exists():
+        raise UserError(f"{source} holds no finished net ({file} is missing); train it, or name one of its checkpoints")
+    kept = checkpoint.load(file) if checkpoint.is_checkpoint(file) else None
+    if kept is not None:
+        built, preprocessing, said = net_of(kept, torch.device(device)), kept.preprocessing, str(source)
+        names, weights = kept.provenance["classes"], checkpoint.weights_hash(kept.weights)
+    else:
+        found = read(file, net=net, preprocessing=input)
+        built = VGG(architecture(**found.model))
+        built.load_state_dict(found.weights)
+        built = built.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        preprocessing, said, names = found.preprocessing, f"{found.source} ({source})", found.classes
+        weights = checkpoint.weights_hash(found.weights)
+    if names is None and built.architecture.classes == value("classes"):  # the only such nets that are published
+        names = ilsvrc_classes()
+    mean, std = (tuple(preprocessing[key]) for key in ("mean", "std"))
+    return Pretrained(built, mean, std, None if names is None else tuple(names), weights, said)
+
+
+def open_images(*sources: str | Path, classes: str | None = None, cache: str | Path = _CACHE) -> Index:
+    """The index of images, from an index file, folders, archives, or `builtin:digits`.
+
+    A folder is scanned by header; the scan of a single source is kept in `cache`. `classes` lists all classes where the
+    images are of some of them only: a file, or `ilsvrc2012`. `vggrepro index` decodes every image, too, and reports.
+
+    Raises:
+        UserError: as `vggrepro index` does, in one line.
+    """
+    places = [Path(source) for source in sources]
+    cache = Path(cache)
+    if list(sources) == [sample_set.ROOT]:
+        places = [sample_set.ensure(cache)]
+    if classes is not None or len(places) != 1:
+        return scan(places, "header", classes=classes)
+    if places[0].is_file() and places[0].read_bytes()[:6] == b"ARROW1":
+        return load_index(places[0])
+    return open_index(str(places[0]), None, cache, lambda done, total: None)
+
+
+def training_batches(
+    images: Source,
+    *,
+    S: int | tuple[int, int] = value("scales")[0],
+    crop: int = value("crop"),
+    batch: int = value("batch_size"),
+    seed: int = 0,
+    first: int = 0,
+    steps: int | None = None,
+    flip: bool = True,
+    colour_shift: Literal["sqrt", "lambda", "off"] = "sqrt",
+    input: Pretrained | Preprocessing = "paper",
+    backend: Backend = "auto",
+    workers: int | None = None,
+    device: str | torch.device = "cpu",
+) -> Iterator[Batch]:
+    """The training views of Section 3.1, batch by batch: those that `vggrepro train` shows under the same seed.
+
+    A batch has `images` (N, 3, crop, crop) float32 on `device`, `labels` (N,) int64, and `views`, what is shown of
+    which image. They depend on nothing but the arguments and the images, so `first=1000` goes on after 1,000 steps.
+
+    Args:
+        images: an index, or as `open_images` takes it.
+        S: shorter side in px of the rescaled image; (low, high) draws it for each.
+        first, steps: the first step and how many; without `steps` there is no end.
+        input: subtract the paper's mean ("paper"), use torchvision's normalisation, or what a trained net expects.
+        workers: decoding threads; default: the machine's cores.
+
+    Raises:
+        UserError: images that cannot be had, S below the crop, more than 20 that went bad since they were indexed.
+    """
+    index = _index(images)
+    require_training_images(index)
+    data = checked(Data, S=S, flip=flip, colour_shift=ColourShift(mode=colour_shift), backend=backend, workers=workers)
+    if data.S_range[0] < crop:
+        raise UserError(f"S={scale_text(data.S)} is smaller than crop={crop}; choose S from {crop} on")
+    split, loader = index.split("train"), _loader(data, input, device)
+    plan = TrainingPlan(split.size, data, crop, seed)
+    every = (plan.views(step * batch, batch) for step in count(first))
+    return loader.batches(split, every if steps is None else islice(every, steps))
+
+
+def whole_batches(
+    images: Source,
+    Q: int,
+    *,
+    split: Literal["val", "train"] = "val",
+    crop: int = value("crop"),
+    batch: int = 64,
+    input: Pretrained | Preprocessing = "paper",
+    backend: Backend = "auto",
+    workers: int | None = None,
+    device: str | torch.device = "cpu",
+) -> Iterator[Batch]:
+    """Whole, uncropped images at shorter side Q, px, each once: what dense evaluation sees (Section 3.2).
+
+    A batch's images (N, 3, H, W) have one shape; `views.picture` are their rows in the index's split. `batch` is how
+    many of them there may be at the size of the crop; larger images come in fewer.
+
+    Raises:
+        UserError: images that cannot be had, or one that went bad since it was indexed.
+    """
+    loader = _loader(checked(Data, backend=backend, workers=workers), input, device)
+    shown = _index(images).split(split)
+    return loader.batches(shown, whole_views(shown, Q, batch, crop))
+
+
+def posteriors(
+    model: Pretrained,
+    images: Source,
+    Q: int | Sequence[int],
+    *,
+    method: Literal["centre", "dense", "multicrop", "both"] = "dense",
+    flip: bool = True,
+    batch: int = 64,
+    backend: Backend = "auto",
+    workers: int | None = None,
+) -> Scored:
+    """Posteriors of the whole validation split by one of the paper's methods, averaged over Q, in memory (Section 3.2).
+
+    The result has `values` (n, classes) float32 in the index's order, `labels` (n,), and `measured`, the errors with
+    their intervals. `vggrepro evaluate` does the same on many GPUs, and keeps what it has computed.
+
+    Raises:
+        UserError: the images' classes are not the net's; Q below the crop; as `whole_batches`.
+    """
+    index, net = _index(images), model.net
+    expected = net.architecture.classes if model.classes is None else model.classes
+    if expected not in (index.classes, len(index.classes)):
+        raise UserError(
+            f"{index.source} has {len(index.classes)} classes, and not those of {model.source}; open images of the "
+            f"net's own classes, with classes=... where they are of some of them only"
+        )
+    sides = (Q,) if isinstance(Q, int) else tuple(Q)
+    crop, device = net.architecture.crop, next(net.parameters()).device
+    if not sides or min(sides) < crop:
+        raise UserError(f"Q={Q} is smaller than the net's crop={crop}; choose Q from {crop} on")
+    settings, split = Settings(flip=flip, batch=batch), index.split("val")
+    found = {one: [torch.empty(len(split), net.architecture.classes) for _ in sides] for one in methods_of(method)}
+    with torch.inference_mode():
+        for number, side in enumerate(sides):
+            shown = whole_batches(
+                index, side, crop=crop, batch=batch // settings.views, input=model, backend=backend, workers=workers,
+                device=device,
+            )  # fmt: skip
+            for one in shown:
+                for name, sets in found.items():
+                    sets[number][one.views.picture] = METHODS[name](net, one.images, settings).cpu()
+    parts = [average([one.numpy() for one in sets]) for sets in found.values()]
+    return Scored(method, sides, average(parts), split.label)
+
+
+def stored_posteriors(
+    run: str | Path,
+    method: Literal["centre", "dense", "multicrop", "both"] = "dense",
+    Q: int | Sequence[int] | None = None,
+) -> Scored:
+    """The posteriors that a run directory keeps of its final net, averaged over Q; default: its own Q of Table 3.
+
+    Raises:
+        UserError: no such run, or it was not tested so; the text says what is missing.
+    """
+    folder = Path(run)
+    if not (folder / "config.yaml").exists():
+        raise UserError(f"{folder} is no run directory (it has no config.yaml); name one, e.g. runs/demo/D")
+    one = StoredRun(folder, load_resolved(folder / "config.yaml"))
+    sides = one.Q_of(3) if Q is None else (Q,) if isinstance(Q, int) else tuple(Q)
+    found = one.scored(sides, method)
+    if found is None:
+        raise UserError(f"{one.what_is_missing(sides, method)}; run `vggrepro evaluate {folder}` for them")
+    return found
+
+
+def tables(*places: str | Path) -> Report:
+    """Tables 1-7 measured beside printed, and the paper's claims as tests, from the runs in some folders.
+
+    `rows`, `claims` and `groups` are plain typed records; :func:`to_markdown` prints them as `vggrepro tables` does.
+    Raises UserError.
+    """
+    return build_report(find_runs([Path(place) for place in places or ("runs",)]))
+
+
+def to_markdown(report: Report) -> str:
+    """A report as a document."""
+    return render(report, Format.markdown, "Measured beside printed", counts=False)
+
+
+def _index(images: Source) -> Index:
+    return images if isinstance(images, Index) else open_images(images)
+
+
+def _loader(data: Data, input: Pretrained | Preprocessing, device: str | torch.device) -> Loader:
+    loader = make_loader(data, torch.device(device), 1)
+    if isinstance(input, Pretrained):
+        return replace(loader, mean=input.mean, std=input.std)
+    if input not in PREPROCESSING:
+        raise UserError(f"input={input!r} is not known; choose from {', '.join(PREPROCESSING)}, or give a loaded net")
+    return as_the_net_expects(loader, PREPROCESSING[input])
