@@ -499,7 +499,7 @@ def environment() -> dict[str, str | int | bool | None]:
         "platform": platform.platform(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         **{name: _version(name) for name in ("torch", "torchvision", "numpy", "pillow")},
-        "dali": _version("nvidia-dali-cuda130"),
+        "dali": _version("nvidia-dali-cuda130") or _version("nvidia-dali-cuda120"),
         **_commit(),
         "command": shlex.join(sys.orig_argv),
     }
