@@ -8,10 +8,11 @@ import shutil
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import REPOSITORY
 
 from vggrepro import cli, doctor
@@ -46,10 +47,114 @@ def test_old_and_missing_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     versions = {"torch": "2.9.1+cu128", "torchvision": None, "mlflow": None}
     monkeypatch.setattr(doctor, "_installed", versions.get)
     found = checks_of(tmp_path)
-    assert (found["torch"].status, found["torch"].remedy) == ("fail", "install torch 2.11 or newer")
+    assert found["torch"].status == "fail"
+    assert found["torch"].remedy == "vggrepro needs torch 2.10 or newer: run `make CUDA=13 install`"
     assert found["torchvision"].status == found["MLflow"].status == "fail"
     assert found["DALI"].status == "warn"
     assert checks_of(tmp_path, "tracking.mlflow=false")["MLflow"].status == "ok"
+
+
+@pytest.fixture
+def gpu_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Check]]:
+    """The doctor's findings on a machine with this driver, and a torch built for this CUDA that sees so many GPUs."""
+
+    def examined(
+        driver: str, cuda: str | None, gpus: int = 0, capability: tuple[int, int] = (9, 0)
+    ) -> dict[str, Check]:
+        programs = tmp_path / "driver"
+        programs.mkdir(exist_ok=True)
+        smi = f'#!/bin/sh\ntest "$1" = --query-gpu=driver_version || exit 1\necho {driver}\necho {driver}\n'
+        (programs / "nvidia-smi").write_text(smi)
+        (programs / "nvidia-smi").chmod(0o755)
+        monkeypatch.setenv("PATH", str(programs))
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        kernels = ["sm_75", "sm_90", "compute_90"] if cuda and cuda.startswith("13") else ["sm_70", "sm_90"]
+        for name, answer in {
+            "is_available": gpus > 0,
+            "device_count": gpus,
+            "get_device_name": "NVIDIA Something",
+            "get_device_capability": capability,
+            "get_arch_list": kernels,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+        monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 27, 5))
+        return checks_of(tmp_path / "runs", config=None)
+
+    return examined
+
+
+@pytest.fixture
+def pip_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package lies in an environment, and no Makefile is above it."""
+    monkeypatch.setattr(doctor, "__file__", str(tmp_path / "site-packages" / "vggrepro" / "doctor.py"))
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda", "words"),
+    [
+        ("570.86.15", "13.2", "needs driver 580.65.06 or newer: run `make CUDA=12 install`"),
+        ("525.60.13", "13.2", "run `make CUDA=12 install`"),
+        ("525.60.11", "13.2", "install driver 525.60.13 or newer"),
+        ("470.256.02", "12.8", "install driver 525.60.13 or newer"),
+        ("580.65.06", None, "built for the CPU: run `make CUDA=13 install`"),
+        ("550.54.15", None, "built for the CPU: run `make CUDA=12 install`"),
+        ("550.54.15", "11.8", "built for CUDA 11.8: run `make CUDA=12 install`"),
+    ],
+)
+def test_a_torch_that_the_driver_is_too_old_for(gpu_machine, driver: str, cuda: str | None, words: str) -> None:
+    check = gpu_machine(driver, cuda)["CUDA"]
+    assert check.status == "fail"
+    assert f"driver {driver}, but torch" in check.found
+    assert words in check.remedy
+
+
+@pytest.mark.parametrize(("driver", "cuda"), [("580.65.06", "13.2"), ("580.65.06", "12.8"), ("535.54.03", "12.8")])
+def test_a_driver_that_is_new_enough(gpu_machine, monkeypatch: pytest.MonkeyPatch, driver: str, cuda: str) -> None:
+    found = gpu_machine(driver, cuda, gpus=2)
+    assert (found["driver"].status, found["driver"].found) == ("ok", driver)
+    assert (found["CUDA"].status, found["CUDA"].found) == ("ok", f"{cuda}, 2 x NVIDIA Something")
+    assert "GPUs" not in found
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    hidden = gpu_machine(driver, cuda)["CUDA"]
+    assert (hidden.status, "install" in hidden.remedy) == ("fail", False)
+    assert "CUDA_VISIBLE_DEVICES is ''" in hidden.remedy
+
+
+@pytest.mark.parametrize(
+    ("cuda", "capability", "remedy"),
+    [
+        ("13.2", (7, 0), "run `make CUDA=12 install`"),
+        ("13.2", (6, 1), "choose newer GPUs with CUDA_VISIBLE_DEVICES"),
+        ("12.8", (7, 0), None),
+        ("13.2", (7, 5), None),
+    ],
+)
+def test_gpus_that_torch_has_no_kernels_for(gpu_machine, cuda: str, capability: tuple, remedy: str | None) -> None:
+    check = gpu_machine("580.65.06", cuda, gpus=1, capability=capability).get("GPUs")
+    assert (check and check.remedy) == remedy
+    assert check is None or check.status == "fail"
+
+
+@pytest.mark.usefixtures("pip_installed")
+def test_outside_a_clone_pip_or_uv_is_named(gpu_machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_installed", {"torch": "2.15.0", "torchvision": "0.29.2"}.get)
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    found = gpu_machine("570.86.15", "13.2")
+    assert found["CUDA"].remedy.endswith("run `uv pip install 'vggrepro[cuda12]'`")
+    assert "`uv pip install 'vggrepro[cuda12]'`" in found["DALI"].remedy
+    monkeypatch.setattr(doctor, "_installed", {"nvidia-dali-cuda130": "2.4.0"}.get)
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: name)
+    remedy = gpu_machine("570.86.15", "13.2")["CUDA"].remedy
+    assert remedy.endswith("run `pip uninstall nvidia-dali-cuda130 && pip install 'vggrepro[cuda12]'`")
+
+
+def test_both_kinds_of_dali_spoil_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"torch": "2.15.0", "torchvision": "0.29.2", "nvidia-dali-cuda120": "2.4.0"}
+    monkeypatch.setattr(doctor, "_installed", versions.get)
+    assert checks_of(tmp_path)["DALI"] == Check("DALI", "ok", "2.4.0 (nvidia-dali-cuda120)")
+    versions["nvidia-dali-cuda130"] = "2.4.0"
+    check = checks_of(tmp_path)["DALI"]
+    assert (check.status, "new environment" in check.remedy) == ("fail", True)
 
 
 def test_slurm_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
