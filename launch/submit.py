@@ -37,7 +37,9 @@ OWN_OPTIONS = {"job-name", "comment", "chdir", "output", "error", "signal", "req
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="YAML file: a stage, or a graph of stages.")]
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", help="YAML file, or a name in configs/: a stage or a graph.")
+]
 SetOption = Annotated[list[str], typer.Option("--set", "-s", help="Override a setting: section.key=value.")]
 SeedsOption = Annotated[
     str | None, typer.Option("--seeds", help="The whole graph once for each of these seeds, e.g. 0,1,2.")
@@ -241,7 +243,7 @@ def _nearest_divisor(batch: int, ranks: int) -> int:
 def submit(
     context: typer.Context,
     config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="YAML file: a stage, or a graph of stages.")
+        Path | None, typer.Option("--config", "-c", help="YAML file, or a name in configs/: a stage or a graph.")
     ] = None,
     nodes: Annotated[int | None, typer.Option(help="Machines for each stage.")] = None,
     gpus_per_node: Annotated[int | None, typer.Option(help="GPUs, and so ranks, on each machine.")] = None,

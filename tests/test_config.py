@@ -249,3 +249,42 @@ def test_the_hash_covers_what_decides_the_trajectory_and_nothing_else() -> None:
 def test_differences_name_the_settings() -> None:
     left, right = Config(model={"net": "D"}), Config(model={"net": "D"}, train={"batch": 128})
     assert differences(left.trajectory(), right.trajectory()) == [("train.batch", 256, 128)]
+
+
+def test_a_recipe_is_found_by_name_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_graph(Path("vgg_D")) == load_graph(REPOSITORY / "configs" / "vgg_D.yaml")
+    assert load_graph(Path("vgg_D.yaml")) == load_graph(Path("vgg_D"))
+    assert load_graph(Path("reduced/imagenette_gpu")).name == "imagenette-gpu"  # extends a file beside it
+    assert [config.name for config in load_stage(Path("vgg_D")) if config] == ["D-256", "A-256"]
+    with pytest.raises(UserError, match="holds a graph of stages"):
+        load_stage(Path("demo"))
+
+
+def test_a_file_goes_before_a_recipe_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    assert list(load_graph(Path("demo")).stages) == ["A", "D"]
+    (tmp_path / "vgg_D.yaml").write_text("model: {net: E}\nrun: {name: mine}")
+    assert list(load_graph(Path("vgg_D.yaml")).stages) == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("vgg_F", "vgg_E"),
+        ("configs/vgg_D.yaml", "vgg_D"),
+        ("reduced/imagenete", "reduced/imagenette"),
+        ("imagenette", "reduced/imagenette"),
+    ],
+)
+def test_a_name_that_no_recipe_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, near: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = refusal(Path(name))
+    assert text.startswith(f"configuration {name} does not exist; did you mean ")
+    assert near in text.rstrip("?").split("did you mean ")[1].split(", ")
+
+
+@pytest.mark.parametrize("name", ["", "/", "..", "a" * 5000])
+def test_names_that_no_file_can_have(name: str) -> None:
+    refusal(Path(name))

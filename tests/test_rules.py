@@ -100,8 +100,9 @@ def test_help_imports_nothing_heavy() -> None:
     }
 
 
-def test_the_lock_is_hashed_and_names_no_registry() -> None:
-    lock = (REPOSITORY / "requirements.lock").read_text()
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-cuda12.lock"])
+def test_the_lock_is_hashed_and_names_no_registry(name: str) -> None:
+    lock = (REPOSITORY / name).read_text()
     assert "http" not in lock.replace("httpcore", "").replace("httpx", "").replace("httptools", "").replace(
         "aiohttp", ""
     )

@@ -18,7 +18,6 @@ app = typer.Typer(
     name="vggrepro",
     help="Very Deep Convolutional Networks for Large-Scale Image Recognition (arXiv 1409.1556), reproduced.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -28,7 +27,9 @@ app.add_typer(weights_app, name="weights")
 bench_app = typer.Typer(no_args_is_help=True, help="Ours beside the usual way, interleaved in one run.")
 app.add_typer(bench_app, name="bench")
 
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="YAML file: a stage, or a graph of stages.")]
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", help="YAML file, or a name in configs/: a stage or a graph.")
+]
 SetOption = Annotated[list[str], typer.Option("--set", "-s", help="Override a setting, as section.key=value.")]
 RunsOption = Annotated[
     list[Path], typer.Option("--runs", "-r", help="Folder of all runs, of an experiment, or of one run; repeatable.")

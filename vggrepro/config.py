@@ -10,7 +10,8 @@ or a whole graph of them::
     stages: [vgg_A.yaml, vgg_D.yaml]              # a graph of stage files, or
     stages: {A: {model: {net: A}}, D: {...}}      # stages written in place; the file's own sections are their base
 
-``--set section.key=value`` overrides every stage of the file.
+``--set section.key=value`` overrides every stage of the file. A file of configs/ is found by its name from any folder,
+as the installed package has them too: ``--config vgg_D``, ``--config reduced/imagenette``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 import re
 import types
 import typing
@@ -31,6 +33,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from vggrepro.errors import UserError
 from vggrepro.paper import Scale, facts, scale_text, value
+
+_PACKAGE = Path(__file__).parent
+# In an installed package beside the code (pyproject.toml puts them there), in a clone beside the package.
+RECIPES = next(folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir())
 
 _MOST_EXTENDED = 20  # files in a row that extend one another
 _LONGEST_SHOWN = 80  # characters of a wrong value that a message repeats
@@ -386,6 +392,12 @@ def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[tuple
     return [(key, a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
 
 
+def recipe(path: Path) -> Path:
+    """The file that `--config` means: a file as it stands, else the one of this name in configs/."""
+    named = RECIPES / f"{str(path).removesuffix('.yaml')}.yaml"
+    return named if os.path.isfile(named) and not os.path.isfile(path) else path
+
+
 def load_graph(path: Path, overrides: Iterable[str] = (), seeds: str | None = None) -> Graph:
     """Reads a graph file, or a stage file together with the stages it descends from.
 
@@ -395,6 +407,7 @@ def load_graph(path: Path, overrides: Iterable[str] = (), seeds: str | None = No
     Raises UserError for a missing file, an unknown key, a value that is not allowed, a parent that does not exist.
     """
     changes = list(overrides)
+    path = recipe(path)
     source = _read(path)
     listed = source.pop("stages", None)
     stages: dict[str, Config] = {}
@@ -446,7 +459,7 @@ def load_stage(path: Path, overrides: Iterable[str] = ()) -> tuple[Config, Confi
     """The one stage of a stage file, and its parent's configuration where it has one. Raises as load_graph."""
     graph = load_graph(path, overrides)
     name, stage = list(graph.stages.items())[-1]
-    if "stages" in _read(path):
+    if "stages" in _read(recipe(path)):
         raise UserError(f"{path} holds a graph of stages ({', '.join(graph.stages)}); run it with `vggrepro reproduce`")
     parent = graph.parents[name]
     return stage, graph.stages[parent] if parent else None
@@ -515,8 +528,11 @@ def _read(path: Path, depth: int = 0) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1)
+        if not near:
+            names = {p.stem: str(p.relative_to(RECIPES).with_suffix("")) for p in RECIPES.rglob("*.yaml")}
+            near = [names[stem] for stem in difflib.get_close_matches(path.stem, names)]
         raise UserError(
-            f"configuration {path} does not exist" + (f"; did you mean {near[0]}?" if near else "")
+            f"configuration {path} does not exist" + (f"; did you mean {', '.join(near)}?" if near else "")
         ) from None
     except (OSError, ValueError) as error:  # of the text's encoding, of a path with a null byte
         raise UserError(f"configuration {path} cannot be read ({error}); name another file") from None

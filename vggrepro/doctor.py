@@ -149,7 +149,9 @@ def _gpu() -> Iterator[Check]:
     try:
         import torch
     except Exception as error:
-        remedy = f"remove the environment and install it anew: `{_install_command(_best_build(driver) or max(_BUILDS))}`"
+        remedy = (
+            f"remove the environment and install it anew: `{_install_command(_best_build(driver) or max(_BUILDS))}`"
+        )
         yield Check("CUDA", "fail", f"torch cannot be imported: {error}", remedy)
         return
     with warnings.catch_warnings(action="ignore"):  # torch's own words on an old driver
@@ -187,14 +189,15 @@ def _gpu() -> Iterator[Check]:
 def _why_no_gpu(driver: str, cuda: str | None) -> str:
     """The remedy where there is a driver, and a torch built for `cuda` (None: for the CPU) that sees no GPU."""
     best = _best_build(driver)
-    built = _BUILDS.get(_numbers(cuda)[0]) if cuda else None
     if best is None:
         oldest = min(_BUILDS)
         return f"install driver {_BUILDS[oldest].driver} or newer: CUDA {oldest} is the oldest that vggrepro runs on"
+    install = _install_command(best)
+    built = _BUILDS.get(_numbers(cuda)[0]) if cuda else None
     if built is None:
-        return f"this torch is built for {f'CUDA {cuda}' if cuda else 'the CPU'}: run `{_install_command(best)}`"
+        return f"this torch is built for {f'CUDA {cuda}' if cuda else 'the CPU'}: run `{install}`"
     if _numbers(driver) < _numbers(built.driver):
-        return f"it is built for CUDA {cuda}, which needs driver {built.driver} or newer: run `{_install_command(best)}`"
+        return f"it is built for CUDA {cuda}, which needs driver {built.driver} or newer: run `{install}`"
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     shown = "not set" if visible is None else repr(visible)
     return f"the driver is new enough: was this job given a GPU? CUDA_VISIBLE_DEVICES is {shown}"

@@ -1,0 +1,279 @@
+"""What is installed without a clone: the wheel and the sdist, built here, and the command run out of the wheel."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+from tiny import REPOSITORY, TINY
+
+import vggrepro
+from vggrepro import doctor
+
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+LOCKS = {"cuda13": REPOSITORY / "requirements.lock", "cuda12": REPOSITORY / "requirements-cuda12.lock"}
+RECIPES = {str(file.relative_to(REPOSITORY)) for file in (REPOSITORY / "configs").rglob("*.yaml")}
+
+
+def build(source: Path, out: Path, target: str) -> Path:
+    command = [sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", str(out)]
+    subprocess.run(command, cwd=source, check=True, capture_output=True, text=True)
+    (made,) = out.iterdir()
+    return made
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(REPOSITORY, tmp_path_factory.mktemp("wheel"), "wheel")
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(REPOSITORY, tmp_path_factory.mktemp("sdist"), "sdist")
+
+
+@pytest.fixture(scope="module")
+def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel as it lies in an environment."""
+    folder = tmp_path_factory.mktemp("site")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def files_of(archive: Path) -> set[str]:
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as opened:
+            return set(opened.namelist())
+    with tarfile.open(archive) as opened:
+        return {name.split("/", 1)[1] for name in opened.getnames()}
+
+
+def code_of_the_clone() -> set[str]:
+    listed = (file for file in (REPOSITORY / "vggrepro").rglob("*") if file.is_file())
+    return {str(file.relative_to(REPOSITORY)) for file in listed if "__pycache__" not in file.parts}
+
+
+def test_the_wheel_holds_code_facts_and_recipes(wheel: Path) -> None:
+    files = files_of(wheel)
+    assert {"vggrepro/paper/facts.yaml", "vggrepro/reporting/tables.schema.json", "vggrepro/py.typed"} <= files
+    info = f"vggrepro-{vggrepro.__version__}.dist-info/"
+    own = {name for name in files if not name.startswith(info)}
+    assert own == code_of_the_clone() | {f"vggrepro/{name}" for name in RECIPES}
+
+
+def test_the_sdist_builds_the_same_wheel_and_is_clean(wheel: Path, sdist: Path, tmp_path: Path) -> None:
+    files = files_of(sdist)
+    assert {"LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", *RECIPES} <= files
+    assert not {name.split("/")[0] for name in files} & {".git", ".venv", ".ci", "runs", "shared", "dist"}
+    assert sdist.stat().st_size < 5e6
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (source,) = tmp_path.iterdir()
+    assert files_of(build(source, tmp_path / "out", "wheel")) == files_of(wheel)
+
+
+def run(site: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command of the unpacked wheel, in a folder of its own."""
+    command = [sys.executable, "-m", "vggrepro", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(site), "PYTHONSAFEPATH": "1"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_command_runs_out_of_the_wheel(site: Path, tmp_path: Path) -> None:
+    done = run(site, tmp_path, "plan", "--config", "vgg_D")
+    assert (done.returncode, "D-256  A-256" in done.stdout) == (0, True), done.stderr
+    assert run(site, tmp_path, "plan", "--config", "reduced/imagenette_gpu").returncode == 0
+    assert "138,357,544" in run(site, tmp_path, "summary", "D").stdout
+    done = run(site, tmp_path, "train", "--config", "vgg_DD")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "did you mean vgg_D" in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_training_runs_out_of_the_wheel(site: Path, pictures: Path, tmp_path: Path) -> None:
+    settings = [*TINY, f"data.root={pictures}", "train.iterations=1"]
+    words = [word for setting in settings for word in ("--set", setting)]
+    done = run(site, tmp_path, "train", "--config", "vgg_A", *words)
+    assert done.returncode == 0, done.stderr
+    stage = tmp_path / "runs" / "paper" / "A-256"
+    assert (stage / "checkpoints" / "final.pt").exists()
+    assert json.loads((stage / "environment.json").read_text())["git_commit"] is None
+
+
+def test_the_shell_completes_verbs() -> None:
+    environment = os.environ | {"COMP_WORDS": "vggrepro ver", "COMP_CWORD": "1"}
+    for instruction, expected in (
+        ("source_bash", "_VGGREPRO_COMPLETE=complete_bash"),
+        ("complete_bash", "verify-paper"),
+    ):
+        command = [sys.executable, "-c", "import sys; sys.argv = ['vggrepro']; import vggrepro.cli as c; c.main()"]
+        shell = environment | {"_VGGREPRO_COMPLETE": instruction}
+        done = subprocess.run(command, env=shell, capture_output=True, text=True, check=False)
+        assert expected in done.stdout
+
+
+def pinned(lock: Path) -> dict[str, set[Version]]:
+    """Versions by package; several where they differ between versions of Python."""
+    versions: dict[str, set[Version]] = {}
+    for name, version in re.findall(r"^([a-z0-9][a-z0-9._-]*)==([^ ;]+)", lock.read_text(), re.MULTILINE):
+        versions.setdefault(name, set()).add(Version(version))
+    return versions
+
+
+@pytest.mark.parametrize("kind", LOCKS)
+def test_the_lock_holds_what_pyproject_asks_for(kind: str) -> None:
+    """Else somebody has edited pyproject.toml and not run `make lock`."""
+    found = pinned(LOCKS[kind])
+    extras = PROJECT["optional-dependencies"]
+    for text in [*PROJECT["dependencies"], *extras["dev"], *extras["onnx"], *extras[kind]]:
+        needed = Requirement(text)
+        name = needed.name.lower().replace("_", "-")
+        assert name in found, f"{text}: run `make lock`"
+        assert all(version in needed.specifier for version in found[name]), f"{text}: run `make lock`"
+    dali = {name for name in found if name.startswith("nvidia-dali")}
+    assert dali == {f"nvidia-dali-{kind}0"}, "both kinds in one environment spoil each other"
+    for other in {"cuda13": "-cu12", "cuda12": "-cu13"}[kind], "cu11":
+        assert not [name for name in found if name.endswith(other)]
+
+
+def test_the_supported_pythons_are_those_of_the_locks() -> None:
+    said = {line.rsplit(" ", 1)[1] for line in PROJECT["classifiers"] if "Python ::" in line}
+    assert PROJECT["requires-python"] == f">={min(said, key=Version)}"
+    assert "--python-version 3.11 " in (REPOSITORY / "Makefile").read_text()
+    page = (REPOSITORY / "docs" / "install.md").read_text()
+    assert f"Python {min(said, key=Version)} to {max(said, key=Version)}" in page
+
+
+def test_the_page_names_the_drivers_that_doctor_knows() -> None:
+    rows = re.findall(r"^\| `CUDA=(\d+)`.*", page := (REPOSITORY / "docs" / "install.md").read_text(), re.MULTILINE)
+    assert sorted(map(int, rows)) == sorted(doctor._BUILDS)
+    for cuda, build in doctor._BUILDS.items():
+        row = re.search(rf"^\| `CUDA={cuda}`.*", page, re.MULTILINE)
+        assert row
+        capability = "{}.{}".format(*build.capability)
+        assert f"| {build.driver} or newer | compute capability {capability} or newer" in row[0]
+        assert f"`{LOCKS[f'cuda{cuda}'].name}`" in row[0]
+        (torch,) = pinned(LOCKS[f"cuda{cuda}"])["torch"]
+        assert f"| {torch.major}.{torch.minor}, CUDA {cuda}." in row[0]
+
+
+def makefile(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """What make would run, in an environment that says CUDA as clusters' modules do."""
+    command = ["make", "--dry-run", *arguments]
+    environment = os.environ | {"CUDA": "/usr/local/cuda"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """What of a clone decides about its environment."""
+    folder = tmp_path / "clone"
+    folder.mkdir()
+    for file in (REPOSITORY / "Makefile", REPOSITORY / "pyproject.toml", *LOCKS.values()):
+        shutil.copy(file, folder)
+    return folder
+
+
+def test_make_installs_one_kind_of_cuda(clone: Path) -> None:
+    assert "-r requirements.lock" in makefile(clone, "install").stdout
+    first = makefile(clone, "CUDA=12", "install").stdout
+    assert ("-r requirements-cuda12.lock" in first, "--clear" in first) == (True, False)
+    assert "CUDA=11: vggrepro is installed for CUDA 12 or 13" in makefile(clone, "CUDA=11", "install").stderr
+
+
+def test_make_keeps_the_kind_that_is_there_and_clears_it_for_another(clone: Path) -> None:
+    (clone / ".venv").mkdir()
+    (clone / ".venv" / ".cuda12").touch()
+    interrupted = makefile(clone, "demo").stdout
+    assert ("-r requirements-cuda12.lock" in interrupted, "-m venv" in interrupted) == (True, False)
+    (clone / ".venv" / ".installed-cuda12").touch()
+    assert "pip" not in makefile(clone, "demo").stdout
+    other = makefile(clone, "CUDA=13", "demo").stdout
+    assert ("-m venv --clear" in other, "-r requirements.lock" in other) == (True, True)
+
+
+def recipe_of_image(text: str) -> dict[str, object]:
+    """What a Dockerfile or an Apptainer definition takes from where."""
+    joined = text.replace("\\\n", " ")
+    copied = re.findall(r"^COPY (.*) \S+$", joined, re.MULTILINE)
+    if "%files" in text:
+        copied = [
+            line.split()[0]
+            for line in text.split("%files")[1].split("%post", maxsplit=1)[0].splitlines()
+            if line.strip()
+        ]
+    (base,) = re.findall(r"^(?:FROM|From:) (\S+)$", text, re.MULTILINE)
+    (packages,) = re.findall(r"apt-get install -y --no-install-recommends +(.*?)(?: *&&|$)", joined, re.MULTILINE)
+    (default,) = re.findall(r"^(?:ARG| {4})(?: |)CUDA=(\d+)$", text, re.MULTILINE)
+    (target,) = re.findall(r"make CUDA=(?:\$CUDA|\{\{ CUDA \}\}) (\S+)", text)
+    path = re.search(r"PATH=(\S+?):\$PATH", text)
+    assert path
+    return {
+        "files": {name for line in copied for name in line.split()} - {"vggrepro/__init__.py"},
+        "base": base,
+        "packages": sorted(packages.split()),
+        "default": default,
+        "target": target,
+        "programs": path[1],
+    }
+
+
+def test_both_images_are_made_alike() -> None:
+    docker, apptainer = (
+        recipe_of_image((REPOSITORY / "containers" / name).read_text()) for name in ("Dockerfile", "vggrepro.def")
+    )
+    assert docker == apptainer
+    assert docker["base"] == "debian:trixie-slim"  # whose Python is 3.13
+    assert "Programming Language :: Python :: 3.13" in PROJECT["classifiers"]
+    assert docker["programs"] == "/opt/vggrepro/.venv/bin"
+
+
+def test_the_images_files_are_enough_to_install(tmp_path: Path, wheel: Path) -> None:
+    image = recipe_of_image((REPOSITORY / "containers" / "Dockerfile").read_text())
+    folder = tmp_path / "opt"
+    folder.mkdir()
+    for name in image["files"]:  # type: ignore[attr-defined]
+        source = REPOSITORY / name
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(source, folder / name, ignore=ignored) if source.is_dir() else shutil.copy(source, folder)
+    default = makefile(folder, str(image["target"])).stdout
+    assert default == makefile(folder, f"CUDA={image['default']}", str(image["target"])).stdout
+    for cuda in doctor._BUILDS:
+        planned = makefile(folder, f"CUDA={cuda}", str(image["target"]))
+        (lock,) = re.findall(r"-r (\S+)", planned.stdout)
+        assert (planned.returncode, (folder / lock).is_file()) == (0, True)
+    assert files_of(build(folder, tmp_path / "out", "wheel")) == files_of(wheel)
+
+
+def test_the_citation_is_valid_and_of_this_version() -> None:
+    tree = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= tree.keys(), "CFF requires these"
+    assert (tree["cff-version"], tree["type"], tree["license"]) == ("1.2.0", "software", PROJECT["license"])
+    assert tree["version"] == vggrepro.__version__
+    (paper,) = tree["references"]
+    assert {"type", "title", "authors"} <= paper.keys()
+    assert "arXiv 1409.1556" in PROJECT["description"]
+    assert [one["value"] for one in paper["identifiers"]] == ["arXiv:1409.1556"]
+    assert all({"name", "family-names"} & author.keys() for author in tree["authors"] + paper["authors"])
+
+
+def test_the_changelog_knows_this_version() -> None:
+    heads = re.findall(
+        r"^## \[(.*?)\](?: - \d{4}-\d\d-\d\d)?$", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
+    assert heads[0] == "Unreleased"
+    assert heads[1:] == sorted(heads[1:], key=Version, reverse=True)
+    assert vggrepro.__version__ in heads
