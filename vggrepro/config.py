@@ -35,8 +35,8 @@ from vggrepro.errors import UserError
 from vggrepro.paper import Scale, facts, scale_text, value
 
 _PACKAGE = Path(__file__).parent
-# In an installed package beside the code (pyproject.toml puts them there), in a clone beside the package.
-RECIPES = next(folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir())
+# Beside the code in an installed package (pyproject.toml puts them there), beside the package in a clone.
+RECIPES = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 
 _MOST_EXTENDED = 20  # files in a row that extend one another
 _LONGEST_SHOWN = 80  # characters of a wrong value that a message repeats
