@@ -195,7 +195,7 @@ LINES = [
     "weights export runs/own/D --out D.safetensors",
     "tables --runs runs --experiment own --json",
     "compare runs/own/D own:D --runs runs --out compare.html",
-    "plan --config configs/vgg_D.yaml --nodes 4 --gpus-per-node 8 --gpu H100 --measured D=4600 --mfu 0.4 --price 2",
+    "plan --config vgg_D --nodes 4 --gpu H100 --measured D=4600 --mfu 0.4 --decode-rate 600 --read 9 --price 2",
     "doctor --config configs/demo.yaml --set tracking.mlflow=false --json",
     "bench dense --net D --scales 64,96 --pictures 5 --rounds 1 --set model.width=0.125",
     "bench loader images --S 64,96 --crop 32 --pictures 5 --batch 4 --batches 1 --rounds 1",

@@ -404,8 +404,12 @@ def plan(
     measured: Annotated[
         list[str], typer.Option(help="NET=IMAGES_PER_S of one GPU in training, measured; repeatable.")
     ] = [],  # noqa: B006
-    mfu: Annotated[float | None, typer.Option(help="Share of the GPU's peak that a step reaches; assumed.")] = None,
-    network: Annotated[float | None, typer.Option(help="Between nodes, GB/s each way and node; assumed.")] = None,
+    mfu: Annotated[
+        float | None, typer.Option(help="Share of the GPU's peak that a step reaches; assumed.")
+    ] = None,
+    network: Annotated[
+        float | None, typer.Option(min=0.001, help="Between nodes, GB/s each way and node; assumed.")
+    ] = None,
     decode_rate: Annotated[
         float | None,
         typer.Option(help="Training pictures/s that one core decodes, by `vggrepro bench loader`; default: ours."),
@@ -432,9 +436,9 @@ def plan(
         nodes=nodes or cluster.nodes,
         gpus_per_node=gpus_per_node or cluster.gpus_per_node,
         gpu=gpu,
-        mfu=mfu or ASSUMED_MFU,
+        mfu=ASSUMED_MFU if mfu is None else mfu,
         measured=measured_rates(measured),
-        node_gb_per_s=network or NODE_GB_PER_S,
+        node_gb_per_s=NODE_GB_PER_S if network is None else network,
         price=price,
         decode_per_core=DECODE_PER_CORE if decode_rate is None else decode_rate,
         read_mb_per_s=read,

@@ -285,13 +285,18 @@ def _check(graph: Graph, machine: Machine) -> None:
                     f"--gpu {machine.gpu} has no {config.train.precision} (train.precision of {config.name}); known: "
                     f"{', '.join(PEAKS[machine.gpu])}"
                 )
-    for net, rate in machine.measured.items():
-        if rate <= 0:
-            raise UserError(f"--measured {net}={rate:g}: a rate in images/s is above 0")
-    if machine.decode_per_core <= 0:
-        raise UserError(f"--decode-rate {machine.decode_per_core:g}: a rate in images/s is above 0")
-    if machine.read_mb_per_s is not None and machine.read_mb_per_s <= 0:
-        raise UserError(f"--read {machine.read_mb_per_s:g}: a rate in MB/s is above 0")
+    rates = [(f"--measured {net}={rate:g}", rate, "images/s") for net, rate in machine.measured.items()]
+    rates.append((f"--decode-rate {machine.decode_per_core:g}", machine.decode_per_core, "images/s"))
+    rates.append((f"--network {machine.node_gb_per_s:g}", machine.node_gb_per_s, "GB/s"))
+    if machine.read_mb_per_s is not None:
+        rates.append((f"--read {machine.read_mb_per_s:g}", machine.read_mb_per_s, "MB/s"))
+    for option, rate, unit in rates:
+        if not 0 < rate < math.inf:
+            raise UserError(f"{option}: a rate in {unit} is above 0")
+    if not 0 < machine.mfu <= 1:
+        raise UserError(f"--mfu {machine.mfu:g}: a share of the peak is above 0 and at most 1")
+    if machine.price is not None and not 0 <= machine.price < math.inf:
+        raise UserError(f"--price {machine.price:g}: a price is 0 or more")
 
 
 def _stage(config: Config, parent: str | None, start_hours: float, machine: Machine, pictures: Pictures) -> StagePlan:
