@@ -404,9 +404,7 @@ def plan(
     measured: Annotated[
         list[str], typer.Option(help="NET=IMAGES_PER_S of one GPU in training, measured; repeatable.")
     ] = [],  # noqa: B006
-    mfu: Annotated[
-        float | None, typer.Option(help="Share of the GPU's peak that a step reaches; assumed.")
-    ] = None,
+    mfu: Annotated[float | None, typer.Option(help="Share of the GPU's peak that a step reaches; assumed.")] = None,
     network: Annotated[
         float | None, typer.Option(min=0.001, help="Between nodes, GB/s each way and node; assumed.")
     ] = None,
