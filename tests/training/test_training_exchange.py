@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from ranks import run_program
+from tiny import REPOSITORY, TINY
 from torch import distributed, multiprocessing, nn
 
 from vggrepro.config import Config, Model
@@ -149,3 +151,39 @@ def test_one_rank_exchanges_nothing() -> None:
     exchange.finish()
     assert all(parameter.grad is not None for parameter in net.parameters())
     assert exchange.payload_bytes == 0
+
+
+@pytest.mark.parametrize(("drifted", "status"), [(None, 0), (1, 2)])
+def test_ranks_whose_weights_drift_apart_stop_and_are_named(
+    pictures: Path, tmp_path: Path, drifted: int | None, status: int
+) -> None:
+    """One rank's gradient of one bias is off by a little, once."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"""
+import os, sys
+from vggrepro import cli
+from vggrepro.training.exchange import Exchange
+
+finish = Exchange.finish
+
+def off(self):
+    finish(self)
+    if int(os.environ["RANK"]) == {drifted}:
+        self.forward.module.classifier[6].bias.grad += 1e-7
+
+Exchange.finish = off
+cli.main()
+"""
+    )
+    own = ["train.iterations=3", "train.comm=factor", f"data.root={pictures}", f"run.root={tmp_path / 'runs'}"]
+    words = [word for setting in [*TINY, *own] for word in ("--set", setting)]
+    done = run_program(program, "train", "--config", str(REPOSITORY / "configs" / "vgg_A.yaml"), *words, ranks=2)
+    said = [line for line in done.stderr.splitlines() if line.startswith("vggrepro:")]
+    assert (done.returncode == 0) == (status == 0), done.stderr
+    if status:
+        assert said[0] == (
+            "vggrepro: the weights of rank 1 are not those of rank 0 any more: their gradients differed "
+            "(train.comm=factor); go on from the newest checkpoint with --set train.comm=ddp, "
+            "and look at that rank's GPU"
+        )

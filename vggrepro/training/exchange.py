@@ -6,7 +6,8 @@ and for 256 pictures the factors are far smaller than the product: 89 % of a net
 the factors and each forms the whole product: the same sum, up to rounding.
 
 Ranks of one kind of processor form bitwise the same product. Ranks of several kinds may round it differently, and their
-weights would drift apart, which an all-reduce cannot do: `train.comm: auto` does not choose `factor` there.
+weights would drift apart, which an all-reduce cannot do: `train.comm: auto` does not choose `factor` there, and
+`Trainer.require_one_net` looks at each validation.
 """
 
 from contextlib import AbstractContextManager, nullcontext

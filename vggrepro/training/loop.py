@@ -122,6 +122,7 @@ def train(
         try:
             while True:
                 if validation_is_due(state):
+                    trainer.require_one_net()
                     Q, at_once = config.single_Q[0], config.evaluation.batch
                     errors = centre_error(net, loader, validation, Q, batch=at_once, here=here, watch=watch)
                     top1 = errors[1].percent

@@ -106,6 +106,22 @@ class Trainer:
                 buffer = torch.empty_like(parameter).copy_(buffers[name])
                 self._optimiser.state[parameter]["momentum_buffer"] = buffer
 
+    def require_one_net(self) -> None:
+        """Raises UserError on every rank where the ranks' weights are not bitwise the same; every rank calls it.
+
+        They are, since all start alike and add the same gradients, which `factor` has each rank compute for itself.
+        """
+        # of the bits as whole numbers, whose sum depends on no order
+        sums = [parameter.detach().view(torch.int32).sum(dtype=torch.int64) for parameter in self._parameters]
+        of_rank = from_every_rank(torch.stack(sums).tolist())
+        for rank, other in enumerate(of_rank):
+            if other != of_rank[0]:
+                raise UserError(
+                    f"the weights of rank {rank} are not those of rank 0 any more: their gradients differed "
+                    f"(train.comm={self.comm}); go on from the newest checkpoint with --set train.comm=ddp, and look "
+                    f"at that rank's GPU"
+                )
+
     def snapshot(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Weights and momentum in host memory, which the next snapshot uses again."""
         weights, momentum = self.net.state_dict(), self.momentum()
