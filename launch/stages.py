@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,7 @@ def status_of(stages: list[Stage]) -> list[dict[str, Any]]:
             "step": _step(stage),
             "iterations": stage.config.train.iterations,
             "attempts": sum(line["event"] == "begins" for line in history(stage.directory)),
-            "log": str(log) if (log := newest_log(stage.directory)) else None,
+            "log": str(logs[-1]) if (logs := newest_logs(stage.directory)) else None,
             "directory": str(stage.config.directory),
         }
     return list(reports.values())
@@ -119,7 +120,12 @@ def _step(stage: Stage) -> int:
     return stage.config.train.iterations if is_finished(stage.config) else progress_of(stage.directory)[0]
 
 
-def newest_log(directory: Path) -> Path | None:
-    """The log that was written last: a rank's, or the job's own."""
-    files = list((directory / LOGS).glob("*.log"))
-    return max(files, key=lambda file: file.stat().st_mtime, default=None)
+def newest_logs(directory: Path) -> list[Path]:
+    """The logs of the job that wrote last: its own, JOB.log, and that of the rank that wrote last, JOB_RANK.log."""
+    files = sorted((directory / LOGS).glob("*.log"), key=lambda file: file.stat().st_mtime)
+    if not files:
+        return []
+    job = re.split(r"[_.]", files[-1].name)[0]
+    own = [file for file in files if file.name == f"{job}.log"]
+    ranks = [file for file in files if file.name.startswith(f"{job}_")]
+    return own + ranks[-1:]

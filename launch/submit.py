@@ -22,16 +22,22 @@ from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whatever else is installed
 
-import typer
+try:
+    import typer
+except ModuleNotFoundError as error:  # the first package that is not Python's own
+    print(f"submit.py: {error}; activate the environment first: source .venv/bin/activate", file=sys.stderr)
+    sys.exit(2)
 
 from launch import slurm, snapshot
-from launch.stages import Stage, newest_log, stages_of, status_of
+from launch.stages import Stage, newest_logs, stages_of, status_of
 from vggrepro.config import Graph, load_graph, load_yaml, override
 from vggrepro.errors import UserError, run_command
 from vggrepro.plan import Cheaper, Machine, cheaper_lines, plan
 from vggrepro.stages import is_finished
 
 _ENDING_S = 60
+_NO_SLURM = "sbatch is missing, or its controller does not answer"
+_WORTH_SAYING_GPU_HOURS = 0.1
 OWN_OPTIONS = {"job-name", "comment", "chdir", "output", "error", "signal", "requeue", "dependency", "array"}
 """Options of sbatch that the way jobs are followed and come back depends on."""
 
@@ -92,7 +98,7 @@ def check(graph: Graph) -> None:
         if config.train.batch % ranks:
             raise UserError(
                 f"{cluster.nodes} nodes of {cluster.gpus_per_node} GPUs make {ranks} ranks, which do not divide "
-                f"train.batch={config.train.batch}; ask for {_nearest_divisor(config.train.batch, ranks)} ranks"
+                f"train.batch={config.train.batch}; ask for {_divisors(config.train.batch)} ranks"
             )
         data = config.data
         if data.index and not data.index.exists():
@@ -235,8 +241,16 @@ def _hours(text: str) -> float:
     return 24 * int(days or 0) + hours + minutes / 60 + seconds / 3600
 
 
-def _nearest_divisor(batch: int, ranks: int) -> int:
-    return min((n for n in range(1, batch + 1) if batch % n == 0), key=lambda n: abs(n - ranks))
+def _divisors(batch: int) -> str:
+    return ", ".join(str(n) for n in range(1, batch + 1) if batch % n == 0)
+
+
+def _unnamed_data(graph: Graph) -> str | None:
+    """What is wrong where a stage does not say where its images are."""
+    for name, config in graph.stages.items():
+        if config.data.index is None and config.data.root is None:
+            return f"data.root of stage {name} is not set; add --set data.root=FOLDER, or data.index"
+    return None
 
 
 @app.callback(invoke_without_command=True)
@@ -305,9 +319,15 @@ def submit(
         if reachable:
             check_slurm(to_submit)
         _print_graph(graph, stages, as_json)
+        if not reachable:
+            print(f"submit.py: SLURM was not asked: {_NO_SLURM}", file=sys.stderr)
+        if unnamed := _unnamed_data(graph):
+            print(f"submit.py: to be set before it is submitted: {unnamed}", file=sys.stderr)
         return
     if not reachable:
-        raise UserError("SLURM is not here (sbatch is missing, or its controller does not answer); try --local")
+        raise UserError(f"SLURM is not here ({_NO_SLURM}); try --local")
+    if unnamed := _unnamed_data(graph):
+        raise UserError(unnamed)
     graph = _for_slurm(graph)
     _forget_launchers()
     with _alone(graph):
@@ -345,7 +365,7 @@ def _print_graph(graph: Graph, stages: list[Stage], as_json: bool) -> None:
         line += f"  job {stage.job.id}" if stage.job else ""
         print(line + (f"  after {stage.parent}" if stage.parent else ""))
     print(f"each stage is evaluated in its own job, which then writes {tables}")
-    if cost:
+    if cost and cost["gpu_hours"] >= _WORTH_SAYING_GPU_HOURS:
         binds: dict[str, list[str]] = {}
         for name, part in cost["binds"].items():
             binds.setdefault(part, []).append(name)
@@ -439,17 +459,17 @@ def logs(
     changes: SetOption = [],  # noqa: B006
     seeds: SeedsOption = None,
 ) -> None:
-    """The newest log of a stage."""
+    """The newest log of a stage: the job's own, which says how it ended, and that of the rank that wrote last."""
     graph = load_graph(config, changes, seeds)
     if stage is not None and stage not in graph.stages:
         raise UserError(f"--stage {stage} is none of {', '.join(graph.stages)}")
     named = [graph.stages[stage]] if stage else list(graph.stages.values())
-    found = [log for one in named if (log := newest_log(one.directory))]
+    found = [files for one in named if (files := newest_logs(one.directory))]
     if not found:
         raise UserError(f"no log in {', '.join(str(one.directory) for one in named)} yet; see `submit.py status`")
-    file = max(found, key=lambda log: log.stat().st_mtime)
-    print(f"==> {file} <==", flush=True)
-    os.execvp("tail", ["tail", f"--lines={lines}", *(["--follow=name"] if follow else []), str(file)])
+    files = max(found, key=lambda files: max(file.stat().st_mtime for file in files))
+    follows = ["--follow=name"] if follow else []
+    os.execvp("tail", ["tail", "--verbose", f"--lines={lines}", *follows, *map(str, files)])
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import vggrepro
 from vggrepro import api, pipeline
-from vggrepro.config import Graph, load_graph
+from vggrepro.config import Graph, load_graph, load_resolved
 from vggrepro.data.loader import make_loader
 from vggrepro.data.plan import TrainingPlan
 from vggrepro.models.table1 import TORCHVISION_NAMES
@@ -119,6 +119,26 @@ def test_loading_from_a_run_a_checkpoint_and_an_export(run: Path, tmp_path: Path
     assert torch.equal(loaded[0](images), loaded[3](images))
     by_hand = vggrepro.class_scores(loaded[0].net, images.float() - torch.tensor(loaded[0].mean).view(3, 1, 1))
     torch.testing.assert_close(loaded[0](images), by_hand.softmax(dim=1))
+
+
+def test_a_published_net_is_tested_as_it_was_at_home(graph: Graph, run: Path, tmp_path: Path) -> None:
+    """S, Q and mirroring travel with the weights, so that importing them gives the model card's figures."""
+    home, out = graph.stages["D"], tmp_path / "published" / "D"
+    pipeline.export_weights(run, tmp_path / "D.safetensors")
+    pipeline.import_weights(tmp_path / "D.safetensors", out)
+    (there,) = (
+        pipeline.evaluate_nets([out], ["dense"], None, [f"data.root={home.data.root}", "tracking.mlflow=false"]) or ()
+    )
+    assert (there.config.data.S, there.config.multi_Q) == (home.data.S, home.multi_Q)
+    assert (there.Q, there.config.evaluation.flip) == (home.single_Q, home.evaluation.flip)
+    at_home = vggrepro.stored_posteriors(run).measured
+    assert there.scored("dense").measured == at_home
+    (note,) = (one for group in vggrepro.tables(out).groups for one in group.runs)
+    assert note.imported
+    assert "| - | imported |" in vggrepro.to_markdown(vggrepro.tables(out)), "neither its seed nor its steps are known"
+    pipeline.export_weights(out, tmp_path / "again.safetensors")
+    pipeline.import_weights(tmp_path / "again.safetensors", tmp_path / "published" / "again")
+    assert load_resolved(tmp_path / "published" / "again" / "config.yaml").data.S == home.data.S
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,31 @@ def test_a_reason_never_hides_a_wrong_value(write) -> None:
     assert "model.crop=-32" in text
 
 
+def test_reasons_of_a_recipe_are_for_what_it_says_itself(write) -> None:
+    file = write(
+        "model: {net: A, width: 0.5}\ndata: {root: builtin:digits, S: 300}\nevaluation: {flip: false}\n"
+        "run: {why: {model: a laptop, data: digits, data.flip: digits have sides, evaluation.flip: the same}}"
+    )
+
+    def why(*changes: str) -> dict[str, str]:
+        (stage,) = load_graph(file, changes).stages.values()
+        return stage.run.why
+
+    written = {"model": "a laptop", "data": "digits", "data.flip": "digits have sides", "evaluation.flip": "the same"}
+    assert why() == written
+    assert why("train.batch=8") == written, "the recipe gives no reason for it"
+    assert why("model.width=0.25") == written | {"model.width": "set on the command line"}
+    other = "the recipe's, made for other images"
+    assert why("data.root=elsewhere") == {
+        "model": "a laptop",
+        "data": other,
+        "data.flip": other,
+        "evaluation.flip": other,
+        "data.root": "set on the command line",
+    }
+    assert why("data.root=elsewhere", "run.why.data=mine")["data"] == "mine"
+
+
 def test_extends_merges_and_the_file_wins(write) -> None:
     write("train: {batch: 8, momentum: 0.5}\ndata: {flip: false}", "base.yaml")
     stage, parent = load_stage(write("extends: base.yaml\nmodel: {net: A}\ntrain: {batch: 16}"))

@@ -166,6 +166,11 @@ def test_slurm_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
     assert checks_of(tmp_path, config=None)["SLURM"] == Check("SLURM", "ok", "partitions cpu, gpu")
     (programs / "sinfo").write_text("#!/bin/sh\nexit 1\n")
+    monkeypatch.setattr(doctor, "_SLURM_CONF", ())
+    monkeypatch.delenv("SLURM_CONF", raising=False)
+    alone = checks_of(tmp_path, config=None)["SLURM"]
+    assert (alone.status, alone.remedy) == ("warn", "no cluster is configured on this machine")
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
     assert checks_of(tmp_path, config=None)["SLURM"].status == "fail"
 
 

@@ -6,6 +6,7 @@ import json
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,18 +111,22 @@ def test_a_measured_rate_recommends_no_other_precision() -> None:
 
 
 def test_decoding_cores_follow_from_the_rate_of_the_loader() -> None:
-    machine = Machine(1, 8, measured={"A": 4625.0}, decode_per_core=100.0)
+    machine = Machine(1, 8, measured={"A": 4625.0}, decode_per_core=200.0)
     (free,) = plan(graph_of("vgg_A.yaml", "train.comm=ddp"), machine).stages
-    assert (free.decode_cores_node, free.cores_node, free.binds) == (370, None, "GPU")
+    assert (free.decode_cores_node, free.cores_node, free.binds) == (185, None, "GPU")
     made = plan(graph_of("vgg_A.yaml", "train.comm=ddp", "cluster.cpus_per_task=10"), machine)
     (short,) = made.stages
-    assert (short.decode_cores_node, short.cores_node, short.binds) == (370, 80, "loader")
-    assert short.images_per_s == pytest.approx(80 * 100)
+    assert (short.decode_cores_node, short.cores_node, short.binds) == (185, 80, "loader")
+    assert short.images_per_s == pytest.approx(80 * 200)
     (one,) = made.cheaper
-    assert (one.settings, one.departures) == (("cluster.cpus_per_task=47",), ())
+    assert (one.settings, one.departures) == (("cluster.cpus_per_task=24",), ())
     text = render(made, machine)
-    assert "370 cores of 80" in text
-    assert "a core decodes 100 pictures/s, as given; 80 cores a node decode" in text
+    assert "pictures/s: 80 cores, 185 would keep up" in text
+    assert "wait for the loader: more cores a node (cluster.cpus_per_task) or fewer nodes cost less" in text
+    assert "takes 185 cores a node to decode and 4,255 MB/s to read" in text
+    slow = plan(graph_of("vgg_A.yaml", "cluster.cpus_per_task=10"), replace(machine, decode_per_core=100.0))
+    assert slow.cheaper == (), "no machine has 370 cores"
+    assert "a core decodes 200 pictures/s, as given; 80 cores a node decode" in text
     assert "2026-11-22" in render(plan(graph_of("vgg_A.yaml"), Machine(1, 8)), Machine(1, 8))
 
 

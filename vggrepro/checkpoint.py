@@ -130,7 +130,9 @@ def load(path: Path) -> Checkpoint:
                 raise ValueError(f"checksum of {damaged}")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"checkpoint {path} does not exist") from None
+        raise UserError(
+            f"checkpoint {path} does not exist; name the run directory of a finished stage, or one of its checkpoints"
+        ) from None
     except pickle.UnpicklingError:  # whose text recommends to execute what is in the file
         raise UserError(
             f"checkpoint {path} is torn or not a checkpoint (it holds more than tensors and plain values, and that is "

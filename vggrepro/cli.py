@@ -147,11 +147,12 @@ def index(
     else:
         for line in render(made, names=report):
             typer.echo(line)
+        typer.echo(f"wrote {out}")
 
 
 @app.command()
 def train(
-    config: ConfigOption,
+    config: Annotated[Path, typer.Option("--config", "-c", help="YAML file of one stage, or its name in configs/.")],
     changes: SetOption = [],  # noqa: B006 (typer wants a list)
     resume: Annotated[Resume, typer.Option(help="auto: go on from the newest checkpoint; never: refuse one.")] = (
         Resume.auto
@@ -207,9 +208,10 @@ def evaluate(
         return
     scored = {str(one.path): one.scored(method.value) for one in evaluated}
     fused = fuse(list(scored.values()))
-    report: dict[str, Any] = _report(fused)
+    flip = all(one.config.evaluation.flip for one in evaluated) and method is not Method.centre
+    report: dict[str, Any] = _report(fused, flip)
     if len(scored) > 1:
-        report["nets"] = [{"net": name} | _report(one) for name, one in scored.items()]
+        report["nets"] = [{"net": name} | _report(one, flip) for name, one in scored.items()]
         for entry, one in zip(report["nets"], scored.values(), strict=True):
             test = paired(one.values, fused.values, fused.labels, 1)
             entry |= {"top1_minus_fused": test.difference, "interval": list(test.interval), "p_value": test.p_value}
@@ -225,7 +227,7 @@ def evaluate(
     typer.echo((f"{len(scored)} nets fused: " if len(scored) > 1 else "") + _line(report))
 
 
-def _report(one: Scored) -> dict[str, Any]:
+def _report(one: Scored, flip: bool) -> dict[str, Any]:
     result = one.measured
     return {
         "top1_error": result.top1.percent,
@@ -235,13 +237,15 @@ def _report(one: Scored) -> dict[str, Any]:
         "n": result.top1.n,
         "method": result.method,
         "scales": list(result.Q),
+        "flip": flip,
     }
 
 
 def _line(report: dict[str, Any]) -> str:
     low, high = report["interval_top1"]
     return (
-        f"{report['method']} at Q = {', '.join(map(str, report['scales']))}, n = {report['n']}: top-1 error "
+        f"{report['method']}{'' if report['flip'] or report['method'] == 'centre' else ' without mirror images'} at "
+        f"Q = {', '.join(map(str, report['scales']))}, n = {report['n']}: top-1 error "
         f"{report['top1_error']:.2f} % (95 % interval {low:.2f} - {high:.2f}), top-5 {report['top5_error']:.2f} %"
     )
 

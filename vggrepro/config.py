@@ -419,7 +419,7 @@ def load_graph(path: Path, overrides: Iterable[str] = (), seeds: str | None = No
             raise UserError(f"{file}: run.parent leads back to this file; remove one of the links")
         if "stages" in tree:
             raise UserError(f"{file}: a graph cannot be a stage of another graph; list its stage files instead")
-        stage = _parse(_merge(tree, base), changes, file)
+        stage = _stage(_merge(tree, base), changes, file)
         parent = None
         if stage.run.parent:
             parent = add_file(file.parent / stage.run.parent, base, (*below, file.resolve()))
@@ -440,7 +440,7 @@ def load_graph(path: Path, overrides: Iterable[str] = (), seeds: str | None = No
         for name, tree in listed.items():
             if not isinstance(tree, dict | None):
                 raise UserError(f"{path}: stages.{name}={_shown(tree)} is not allowed: expected sections, e.g. model")
-            stage = _parse(_merge(_merge(source, {"run": {"name": str(name)}}), tree or {}), changes, path)
+            stage = _stage(_merge(_merge(source, {"run": {"name": str(name)}}), tree or {}), changes, path)
             if stage.run.parent and stage.run.parent not in stages:
                 raise UserError(
                     f"{path}: run.parent={stage.run.parent} of stage {name} is not a stage above it; "
@@ -576,6 +576,20 @@ def _parse(tree: Mapping[str, Any], overrides: Iterable[str], source: Path) -> C
         raise UserError(f"{source}: {error}") from None
 
 
+def _stage(tree: Mapping[str, Any], overrides: list[str], source: Path) -> Config:
+    """A stage of a recipe. Its reasons for departures (run.why) are for what it says itself: `--set` has others."""
+    config, data = _parse(tree, overrides, source), tree.get("data") or {}
+    changed = {one.partition("=")[0].strip() for one in overrides}
+    given = {key.removeprefix("run.why.") for key in changed if key.startswith("run.why.")}
+    why = dict(config.run.why)
+    if (data.get("root") or data.get("index")) and changed & {"data.root", "data.index"}:
+        about_images = {key for key in why if key.split(".")[0] in ("data", "evaluation")}
+        why |= dict.fromkeys(about_images - given, "the recipe's, made for other images")
+    own = {key for key in changed - given if any(f"{key}.".startswith(f"{known}.") for known in config.run.why)}
+    why |= dict.fromkeys(own, "set on the command line")
+    return config.model_copy(update={"run": config.run.model_copy(update={"why": why})})
+
+
 def _first_problem(error: ValidationError) -> str:
     """One line: the key, the value, what is allowed; for an unknown key, the nearest known one."""
     problem = error.errors()[0]
@@ -591,6 +605,8 @@ def _first_problem(error: ValidationError) -> str:
     if problem["type"] == "missing":
         return f"{key} is missing; set it in the file or with --set {key}=..."
     message = problem["msg"].removeprefix("Value error, ")
+    if key == "data.S" and "range must rise" not in message:
+        message = "expected a number of px, or a range [low, high]"
     return f"{key}={_shown(problem['input'])} is not allowed: {message[0].lower()}{message[1:]}"
 
 

@@ -37,6 +37,7 @@ _SLOW_PICTURES_PER_S = 100
 _SPARE_GB = 20.0
 _SHM_GIB = 1.0
 _PATIENCE_S = 10.0
+_SLURM_CONF = ("/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf", "/run/slurm/conf/slurm.conf")
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,9 @@ def _slurm() -> Iterator[Check]:
         return
     partitions = _answer(["sinfo", "--noheader", "--format=%R"])
     if partitions is None:
-        yield Check("SLURM", "fail", "sinfo does not answer", "is slurmctld up? ask `scontrol ping`")
+        configured = "SLURM_CONF" in os.environ or any(Path(file).exists() for file in _SLURM_CONF)
+        remedy = "is slurmctld up? ask `scontrol ping`" if configured else "no cluster is configured on this machine"
+        yield Check("SLURM", "fail" if configured else "warn", "sinfo does not answer", remedy)
     else:
         yield Check("SLURM", "ok", f"partitions {', '.join(sorted(set(partitions.split()))) or 'none'}")
 

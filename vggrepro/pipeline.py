@@ -117,7 +117,7 @@ def train_stage(config: Config, parent: Config | None, at: Session, *, force: bo
     index = at.index(config)
     stage.check_data(config, index)
     if at.here.is_first:
-        departures = stage.begin(config, parent, index, run)
+        departures = stage.begin(config, parent, index, run, at.here.world)
         say(f"{config.name}: departs from the paper in {len(departures)} settings, see {run.path / 'ledger.json'}")
     with _mirrored(config, run, at.here):
         train(config, parent, index, at.loader(config), at.here, run, at.watch, force=force)
@@ -364,10 +364,24 @@ def evaluate_nets(
     """
     from vggrepro import checkpoint
 
-    files = [checkpoint.final_file(net / "checkpoints") if net.is_dir() else net for net in nets]
+    files = [_final_of(net) if net.is_dir() else net for net in nets]
     folders = [RunDirectory(net if net.is_dir() else net.parent.parent) for net in nets]
     kept = [checkpoint.load(file) for file in files]
     return _evaluate(list(zip(nets, kept, folders, strict=True)), methods, scales, overrides)
+
+
+def _final_of(run: Path) -> Path:
+    """The final net of a run directory. Raises UserError where there is none, naming what the folder is instead."""
+    from vggrepro import checkpoint
+
+    final = checkpoint.final_file(run / "checkpoints")
+    if final.exists():
+        return final
+    if (run / "config.yaml").exists():
+        raise UserError(f"{run} is not finished (no {final.name}); train it, or name one of its checkpoints")
+    within = sorted(str(one.parent) for one in run.glob("*/config.yaml"))
+    what = f"its runs are {', '.join(within[:8])}" if within else "name one, e.g. runs/demo/D"
+    raise UserError(f"{run} is no run directory (it has no config.yaml); {what}")
 
 
 def _evaluate(
@@ -487,6 +501,8 @@ def _checkpoint_of(found: Imported, run: Path) -> Checkpoint:
     data = Data(mean=found.preprocessing["mean"], S=value("jitter") if authors else value("scales")[0])
     place = {"root": run.resolve().parent.parent, "experiment": run.resolve().parent.name, "name": run.resolve().name}
     changes = [f"run.{key}={json.dumps(str(text))}" for key, text in place.items()]
+    for key, setting in (found.testing or {}).items():
+        changes.append(f"{'data' if key == 'S' else 'evaluation'}.{key}={json.dumps(setting)}")
     config = override(Config(model=Model(**found.model), data=data), changes, run)
     ilsvrc = found.classes is None and found.model["classes"] == value("classes")
     provenance = {
@@ -495,7 +511,7 @@ def _checkpoint_of(found: Imported, run: Path) -> Checkpoint:
         "classes_sha256": ILSVRC_CLASSES_SHA256 if ilsvrc else None,
         "versions": environment(),
         "parent": None,
-        "imported": {"source": found.source, "sha256": found.sha256},
+        "imported": {"source": found.source, "sha256": found.sha256, "testing": found.testing},
     }
     return Checkpoint(config.model_dump(mode="json"), 0, found.weights, found.preprocessing, provenance)
 
@@ -509,17 +525,34 @@ def export_weights(net: Path, out: Path, *, dense: bool = False) -> list[Path]:
     from vggrepro import checkpoint
     from vggrepro.models.weights import write
 
-    kept = checkpoint.load(checkpoint.final_file(net / "checkpoints") if net.is_dir() else net)
+    kept = checkpoint.load(_final_of(net) if net.is_dir() else net)
     model = {key: setting for key, setting in kept.config["model"].items() if key != "init"}
     classes = kept.provenance["classes"]
     card = place_of(out) if out.suffix == ".safetensors" else None
-    write(out, kept.weights, model=model, preprocessing=kept.preprocessing, classes=classes, dense=dense)
+    write(
+        out,
+        kept.weights,
+        model=model,
+        preprocessing=kept.preprocessing,
+        classes=classes,
+        testing=_testing(kept),
+        dense=dense,
+    )
     if card is None:
         return [out]
     run = RunDirectory(net if net.is_dir() else net.parent.parent)
     text = model_card(kept, checkpoint.weights_hash(kept.weights), run, out)
     RunDirectory(card.parent).write_text(card.name, text)
     return [out, card]
+
+
+def _testing(kept: Checkpoint) -> dict[str, Any] | None:
+    """How the paper would test a net, from how it was trained (Sections 4.1, 4.2); None where that is not known."""
+    if imported := kept.provenance.get("imported"):
+        return imported.get("testing")
+    stage = kept.stage
+    Q = {"single_Q": list(stage.single_Q), "multi_Q": list(stage.multi_Q)}
+    return {"S": kept.config["data"]["S"]} | Q | {"flip": stage.evaluation.flip}
 
 
 def verify_paper(

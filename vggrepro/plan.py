@@ -41,6 +41,8 @@ FORWARD_SHARE = 1 / 3
 DECODE_PER_CORE = 619.0
 """Training pictures that a core makes in a second, measured on 2026-11-22 (benchmarks/results/2026-11-22-loader.md):
 DALI on an Intel Xeon, S in [256;512], crop 224, photographs of 400 x 533 px and 29 kB."""
+MOST_CORES = 256
+"""Of a machine: a setting that would take more is not offered."""
 WORTH_SAYING = 0.1
 """Least share of the GPU-hours that a setting must save to be offered."""
 
@@ -143,6 +145,10 @@ class Cheaper:
     """On the critical path."""
     departures: tuple[str, ...]
     """From the paper, which the graph has not as it is."""
+    decode_cores_node: int
+    """Cores of each node that must decode for it."""
+    read_mb_per_s: float
+    """What the file system must give all nodes together for it."""
 
 
 @dataclass(frozen=True)
@@ -225,6 +231,8 @@ def _cheaper(graph: Graph, machine: Machine, pictures: Mapping[str, Pictures], m
                 made.total_gpu_hours - now.total_gpu_hours,
                 made.wall_hours - now.wall_hours,
                 _new_departures(graph, now_graph),
+                max(stage.decode_cores_node for stage in now.stages),
+                max(stage.read_mb_per_s for stage in now.stages),
             )
         )
     return tuple(found)
@@ -240,7 +248,8 @@ def _candidates(graph: Graph, machine: Machine, made: Plan) -> list[str]:
     candidates += [f"train.comm={comm}" for comm in get_args(Train.model_fields["comm"].annotation)]
     if any(stage.binds == "loader" for stage in made.stages):
         cores = max(stage.decode_cores_node for stage in made.stages)
-        candidates.append(f"cluster.cpus_per_task={math.ceil(cores / machine.gpus_per_node)}")
+        if cores <= MOST_CORES:
+            candidates.append(f"cluster.cpus_per_task={math.ceil(cores / machine.gpus_per_node)}")
     return candidates
 
 
@@ -542,7 +551,7 @@ def render(made: Plan, machine: Machine) -> str:
             one.binds,
             (f"{one.comm}: " if one.comm else "") + f"{one.exchange_ms:.1f} of {one.step_ms:.1f} ms",
             f"{one.sent_mb:,.0f} MB/step",
-            f"{one.pictures_per_s_node:,.0f} pictures: {_cores(one)}, {_number(one.read_mb_per_s_node)} MB/s",
+            f"{one.pictures_per_s_node:,.0f} pictures/s: {_cores(one)}, {_number(one.read_mb_per_s_node)} MB/s",
             f"{_number(one.read_mb_per_s)} MB/s",
             f"{_number(one.disk_gb)} GB",
             one.rate_from,
@@ -560,6 +569,7 @@ def render(made: Plan, machine: Machine) -> str:
         f"wall time     {_number(made.wall_hours)} h on the critical path with up to {made.most_stages_at_once} "
         f"{together} at once, {_number(made.wall_hours_in_a_row)} h one after another",
         *(f"{'' if n else 'cheaper':14}{line}" for n, line in enumerate(cheaper_lines(made.cheaper))),
+        *waiting_lines(made),
         "",
         "assumptions",
         *(f"  - {text}" for text in made.assumptions),
@@ -578,14 +588,31 @@ def cheaper_lines(found: Sequence[Cheaper]) -> list[str]:
             f"{settings}: saves {_number(one.saved_gpu_hours)} of {_number(before)} "
             f"GPU-hours and {_number(one.saved_wall_hours)} of {_number(one.wall_hours + one.saved_wall_hours)} h; "
             + (f"departs from the paper: {', '.join(one.departures)}" if one.departures else faithful)
+            + f"; takes {one.decode_cores_node} cores a node to decode and {_number(one.read_mb_per_s)} MB/s to read"
         )
     return lines
 
 
+def waiting_lines(made: Plan) -> list[str]:
+    """Which GPUs wait for bytes, where fewer nodes would cost less and take little longer."""
+    remedies: dict[Binds, str] = {
+        "loader": "more cores a node (cluster.cpus_per_task) or fewer nodes cost less",
+        "file system": "fewer nodes cost less and take little longer",
+    }
+    waiting = {part: [one.name for one in made.stages if one.binds == part] for part in remedies}
+    return [
+        f"{'waiting':14}the GPUs of {', '.join(names)} wait for the {part}: {remedies[part]}"
+        for part, names in waiting.items()
+        if names
+    ]
+
+
 def _cores(stage: StagePlan) -> str:
-    """Those that a node needs to decode, of those that it has."""
-    of = "" if stage.cores_node is None else f" of {stage.cores_node}"
-    return f"{stage.decode_cores_node} core{'' if stage.decode_cores_node == 1 else 's'}{of}"
+    """Those that a node needs to decode as fast as its GPUs train; where it has fewer, these as well."""
+    needed = f"{stage.decode_cores_node} core{'' if stage.decode_cores_node == 1 else 's'}"
+    if stage.cores_node is None or stage.cores_node >= stage.decode_cores_node:
+        return needed
+    return f"{stage.cores_node} cores, {stage.decode_cores_node} would keep up"
 
 
 def _number(amount: float) -> str:

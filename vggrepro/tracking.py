@@ -517,7 +517,7 @@ def _commit() -> dict[str, str | bool | None]:
     if note.exists():
         return json.loads(note.read_bytes())
     commit = _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain")
+    changes = _git("status", "--porcelain", "--untracked-files=no")  # runs and exports may lie there
     return {"git_commit": commit, "git_dirty": None if changes is None else bool(changes)}
 
 

@@ -200,6 +200,10 @@ def test_mistakes_are_one_line(
     assert "written as .safetensors, .pth or .onnx" in suffix
     form = refused(capsys, monkeypatch, "weights", "export", out, "--dense", "--out", tmp_path / "D.pth")
     assert "only .onnx has a dense form" in form
+    experiment = refused(capsys, monkeypatch, "evaluate", out.parent)
+    assert f"{out.parent} is no run directory (it has no config.yaml); its runs are {out}" in experiment
+    (tmp_path / "empty").mkdir()
+    assert "name one, e.g. runs/demo/D" in refused(capsys, monkeypatch, "evaluate", tmp_path / "empty")
     assert "needs --weights-16 or --weights-19" in refused(capsys, monkeypatch, "verify-paper", "--index", index)
     swapped = refused(capsys, monkeypatch, "verify-paper", "--index", index, "--weights-19", files["D"])
     assert "are not of net E" in swapped

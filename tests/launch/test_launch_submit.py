@@ -300,7 +300,35 @@ def test_status_and_logs_from_the_disk(tmp_path: Path) -> None:
         "A-256, which it starts from, is failed; submit again",
     )
     assert "one\ntwo\n" in call("logs", *where, "-n", 2, cwd=tmp_path, PATH=os.environ["PATH"]).stdout
+    (a.directory / "logs" / "12.log").write_text("vggrepro: failed\n")
+    both = call("logs", *where, "-n", 2, cwd=tmp_path, PATH=os.environ["PATH"]).stdout
+    assert both.index("vggrepro: failed\n") < both.index("one\ntwo\n"), "the job's own, and a rank's"
     assert "no log in" in submit("logs", *where, "--stage", "D-256").mistake
+
+
+def test_a_submission_says_where_its_images_are(tmp_path: Path) -> None:
+    where = ["--config", CONFIGS / "vgg_D.yaml", "--nodes", 4, "--set", f"run.root={tmp_path}"]
+    dry = call(*where, "--dry-run", cwd=tmp_path)
+    assert dry.returncode == 0
+    assert "submit.py: SLURM was not asked: sbatch is missing" in dry.stderr
+    assert (
+        "to be set before it is submitted: data.root of stage A-256 is not set; add --set data.root=FOLDER"
+        in dry.stderr
+    )
+
+
+def test_a_submission_without_images_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "is_reachable", lambda: True)
+    where = ["--config", CONFIGS / "vgg_D.yaml", "--nodes", 4, "--set", f"run.root={tmp_path / 'runs'}"]
+    assert "data.root of stage A-256 is not set; add --set data.root=FOLDER" in submit(*where).mistake
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_its_environment_it_says_which_command_is_missing(tmp_path: Path) -> None:
+    bare = [sys.executable, "-S", str(REPOSITORY / "launch" / "submit.py"), "--help"]
+    done = subprocess.run(bare, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "activate the environment first: source .venv/bin/activate" in done.stderr
 
 
 @pytest.mark.slurm

@@ -40,7 +40,9 @@ def test_four_ranks_have_the_loss_curve_of_one(stage_file: StageFile) -> None:
 
 def exchanges(run: RunDirectory) -> list[str]:
     """How the run says that its gradients were exchanged."""
-    return [record["comm"] for record in run.records("event") if record["event"] == "gradient exchange"]
+    noted = [record for record in run.records("event") if record["event"] == "gradient exchange"]
+    assert {record["ranks"] for record in noted} <= {2}
+    return [record["comm"] for record in noted]
 
 
 def test_the_exchange_by_default_has_the_course_of_ddp(stage_file: StageFile) -> None:

@@ -251,7 +251,7 @@ def open_data(
             f"set model.classes={len(index.classes)} or another data.root"
             if training
             else "a net is tested on images of its own classes; where they are of some of these only, name all of "
-            "them: `vggrepro index ... --classes FILE`"
+            f"them: `vggrepro index ... --classes {'ilsvrc2012' if config.model.classes == 1000 else 'FILE'}`"
         )
         raise UserError(f"model.classes={config.model.classes}, but {index.source} has {len(index.classes)}; {remedy}")
     if not len(index.split("val")):

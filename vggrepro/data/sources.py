@@ -121,8 +121,10 @@ def find(
                 f"class {strange[0]} of {source} is none of --classes {class_list}; give a list of them all"
             )
     elif own["train"] and (strange := sorted(own["val"] - own["train"])):
+        where = next(one.container for one in found if (one.split, one.class_name) == ("val", strange[0]))
         raise UserError(
-            f"val class {strange[0]} of {source} has no train pictures; remove it or add its training pictures"
+            f"val class {strange[0]} of {source} ({where}) has no train pictures; name only what belongs together, or "
+            f"add its training pictures"
         )
     found.sort(key=lambda member: (SPLITS.index(member.split), member.class_name, member.name, member.container))
     return found, tuple(sorted(listed or own["train"] or own["val"] | labels.classes()))

@@ -83,6 +83,8 @@ class Imported:
     """Of the file, hex."""
     classes: list[str] | None
     """Names of the classes in order, where the file says them."""
+    testing: dict[str, Any] | None = None
+    """S, single_Q, multi_Q and flip of the net's own configuration, where the file says them."""
 
 
 def read(file: Path, *, net: str | None = None, preprocessing: Preprocessing | None = None) -> Imported:
@@ -151,6 +153,7 @@ def read(file: Path, *, net: str | None = None, preprocessing: Preprocessing | N
         source=source + (f", {known}" if known else ""),
         sha256=sha256,
         classes=described.get("classes"),
+        testing=described.get("testing"),
     )
 
 
@@ -161,6 +164,7 @@ def write(
     model: Mapping[str, Any],
     preprocessing: Mapping[str, Any],
     classes: list[str] | None,
+    testing: Mapping[str, Any] | None = None,
     dense: bool = False,
 ) -> None:
     """Writes a net as `.safetensors`, which carries all that :func:`read` needs, `.pth` or `.onnx`, all or nothing.
@@ -181,6 +185,7 @@ def write(
     from safetensors.torch import save_file
 
     described = {"model": dict(model), "preprocessing": dict(preprocessing), "classes": classes}
+    described |= {"testing": dict(testing)} if testing else {}
     program = None
     if file.suffix == ".onnx":
         net = VGG(architecture(**model)).eval()
@@ -239,6 +244,9 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         colours = [float(part) for key in ("mean", "std") for part in preprocessing[key]]
         if preprocessing["channels"] != "RGB" or preprocessing["range"] != [0, 255] or len(colours) != 6:
             raise ValueError(f"it describes its input as {preprocessing}")
+        testing = described.get("testing")
+        if testing is not None and set(testing) != {"S", "single_Q", "multi_Q", "flip"}:
+            raise ValueError(f"it describes its testing as {testing}")
         if classes is not None and not (isinstance(classes, list) and len(classes) == described["model"]["classes"]):
             raise ValueError("it does not name as many classes as it has")
     return tensors, described

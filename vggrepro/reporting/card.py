@@ -314,7 +314,8 @@ def _sha256_of(file: Path) -> str:
 
 def _without_folders(command: str) -> str:
     """A command line whose absolute paths are cut to their last part: where they lay is nobody's business."""
-    return re.sub(r"(?<![\w.~:/])/(?:[^\s/'\"]+/)*(?=[^\s/'\"])", "", command)
+    short = re.sub(r"(?<![\w.~:/])/(?:[^\s/'\"]+/)*(?=[^\s/'\"])", "", command)
+    return re.sub(r"^python[\d.]* (?=vggrepro )", "", short)  # the console script, as it was typed
 
 
 def _use(config: Config, name: str) -> str:

@@ -243,8 +243,8 @@ def run_sheet(runs: Sequence[RunNote]) -> Sheet:
     rows = [
         (
             run.name,
-            str(run.seed),
-            f"{run.step:,} of {run.iterations:,}" + ("" if run.finished else ", not finished"),
+            DASH if run.imported else str(run.seed),
+            "imported" if run.imported else _steps(run),
             (run.weights or DASH)[:12],
             (run.git_commit or DASH)[:10] + (" and changes" if run.git_dirty else ""),
             str(len(run.departures)),
@@ -255,6 +255,10 @@ def run_sheet(runs: Sequence[RunNote]) -> Sheet:
     ]
     header = ("run", "seed", "step", "net's hash", "code", "departures", "MLflow run", "directory")
     return Sheet(header, rows, numbers=frozenset({1, 5}))
+
+
+def _steps(run: RunNote) -> str:
+    return f"{run.step:,} of {run.iterations:,}" + ("" if run.finished else ", not finished")
 
 
 def _ledger(group: Group) -> Iterator[Block]:

@@ -120,6 +120,8 @@ class RunNote(Record):
     step: int
     iterations: int
     finished: bool
+    imported: bool
+    """From another program's file: what is said of seed and steps is not its own."""
     weights: str | None
     """SHA-256 of the final net."""
     git_commit: str | None
@@ -449,6 +451,7 @@ def note_of(run: StoredRun) -> RunNote:
         step=run.config.train.iterations if run.finished else run.step,
         iterations=run.config.train.iterations,
         finished=run.finished,
+        imported=any(one.setting == "weights" for one in run.departures),
         weights=run.weights,
         git_commit=environment.get("git_commit"),
         git_dirty=environment.get("git_dirty"),

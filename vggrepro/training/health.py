@@ -18,7 +18,7 @@ With the paper's N(0, 0.01): A 5e-4, B 2e-5, D 1e-6, E 1e-7, which is its story 
 With its variance of 0.01 taken literally: 5e7 and more. Glorot and kaiming: 0.05 to 2.
 """
 STALL_BAND = 0.02
-_ADVICE = "start from a trained A (run.parent), or set model.init=glorot_uniform"
+_ADVICE = "start from a trained A (run.parent), or set model.init=glorot_uniform under another run.name"
 
 
 @torch.inference_mode()

@@ -103,9 +103,10 @@ def train(
 
     if here.is_first:
         run.rewind(state.step, validated=state.step > 0 and not validation_is_due(state))
-        if trainer.comm and trainer.comm != _last_comm(run):
+        if trainer.comm:
             say(f"{config.name}: {here.world} ranks exchange gradients by {trainer.comm}")
-            log({"kind": "event", "event": "gradient exchange", "comm": trainer.comm})
+        if (trainer.comm, here.world) != _last_exchange(run):
+            log({"kind": "event", "event": "gradient exchange", "comm": trainer.comm, "ranks": here.world})
     if state.step == 0:
         with closing(loader.batches(training, trainer.views(plan, 0))) as batches:
             scales = health.activation_scales(net, next(batches).images)
@@ -197,10 +198,10 @@ def _collected_at_reports() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _last_comm(run: RunDirectory) -> str | None:
-    """How gradients were exchanged by what the run has noted last."""
-    noted = [record["comm"] for record in run.records("event") if record["event"] == "gradient exchange"]
-    return noted[-1] if noted else None
+def _last_exchange(run: RunDirectory) -> tuple[str | None, int]:
+    """How gradients were exchanged, among how many ranks, by what the run has noted last; nothing means one rank."""
+    noted = [record for record in run.records("event") if record["event"] == "gradient exchange"]
+    return (noted[-1]["comm"], noted[-1]["ranks"]) if noted else (None, 1)
 
 
 def _validation_line(config: Config, epoch: float, top1: float, drop: int | None) -> str:

@@ -104,13 +104,13 @@ def _inherit(net: VGG, parent: Config, index: Index, here: Topology) -> dict[str
     return {"name": parent.name, "weights": checkpoint.weights_hash(origin.weights)} | layers.to_dict()
 
 
-def begin(config: Config, parent: Config | None, index: Index, run: RunDirectory) -> list[Departure]:
-    """Writes what makes the run directory self-contained; returns the fidelity ledger. Rank 0 only."""
+def begin(config: Config, parent: Config | None, index: Index, run: RunDirectory, ranks: int) -> list[Departure]:
+    """Writes what makes the run directory self-contained; returns the fidelity ledger. Rank 0 of some ranks only."""
     summary = index.summary()
     pictures = {name: Pictures(n, summary["rejected_splits"][name]) for name, n in summary["splits"].items()}
     departures = ledger(config, parent, pictures)
     run.write_text("config.yaml", config.to_yaml())
     run.write_json("dataset.json", summary)
-    run.write_json("environment.json", environment())
+    run.write_json("environment.json", environment() | {"ranks": ranks})
     run.write_json("ledger.json", [asdict(departure) for departure in departures])
     return departures
