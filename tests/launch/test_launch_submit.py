@@ -346,7 +346,7 @@ def test_slurm_is_asked_before_anything_is_submitted(
 ) -> None:
     size = ["--nodes", "2", "--gpus-per-node", "2"]
     monkeypatch.setattr(slurm, "is_reachable", lambda: True)
-    done = submit("-c", CONFIGS / "vgg_D.yaml", *size, *arguments)
+    done = submit("-c", CONFIGS / "vgg_D.yaml", *size, "--set", "data.root=builtin:digits", *arguments)
     assert expected in done.mistake
     assert len(done.mistake.splitlines()) == 1
     assert not (tmp_path / "runs" / "paper" / "A-256").exists()
