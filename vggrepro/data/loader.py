@@ -22,8 +22,10 @@ from vggrepro.data import sample_set
 from vggrepro.data.decode import BadPictureError, Pixels, Region, in_groups, resample, whole_region
 from vggrepro.data.index import Index, Split, open_index, require_training_images
 from vggrepro.data.resample import resample_on_device
+from vggrepro.data.sources import ILSVRC
 from vggrepro.data.views import Ints, Views
 from vggrepro.errors import UserError
+from vggrepro.paper import value
 from vggrepro.progress import say
 
 _PIECE = 64  # most pictures decoded at once; bounds the memory of dense evaluation's large pictures
@@ -251,7 +253,7 @@ def open_data(
             f"set model.classes={len(index.classes)} or another data.root"
             if training
             else "a net is tested on images of its own classes; where they are of some of these only, name all of "
-            f"them: `vggrepro index ... --classes {'ilsvrc2012' if config.model.classes == 1000 else 'FILE'}`"
+            f"them: `vggrepro index ... --classes {ILSVRC if config.model.classes == value('classes') else 'FILE'}`"
         )
         raise UserError(f"model.classes={config.model.classes}, but {index.source} has {len(index.classes)}; {remedy}")
     if not len(index.split("val")):
