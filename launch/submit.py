@@ -32,7 +32,7 @@ from launch import slurm, snapshot
 from launch.stages import Stage, newest_logs, stages_of, status_of
 from vggrepro.config import Graph, load_graph, load_yaml, override
 from vggrepro.errors import UserError, run_command
-from vggrepro.plan import Cheaper, Machine, cheaper_lines, plan
+from vggrepro.plan import Cheaper, Machine, cheaper_lines, divisors, plan
 from vggrepro.stages import is_finished
 
 _ENDING_S = 60
@@ -98,7 +98,7 @@ def check(graph: Graph) -> None:
         if config.train.batch % ranks:
             raise UserError(
                 f"{cluster.nodes} nodes of {cluster.gpus_per_node} GPUs make {ranks} ranks, which do not divide "
-                f"train.batch={config.train.batch}; ask for {_divisors(config.train.batch)} ranks"
+                f"train.batch={config.train.batch}; ask for {divisors(config.train.batch)} ranks"
             )
         data = config.data
         if data.index and not data.index.exists():
@@ -239,10 +239,6 @@ def _hours(text: str) -> float:
         numbers.insert(0, 0)
     hours, minutes, seconds = (*numbers, 0, 0)[:3]
     return 24 * int(days or 0) + hours + minutes / 60 + seconds / 3600
-
-
-def _divisors(batch: int) -> str:
-    return ", ".join(str(n) for n in range(1, batch + 1) if batch % n == 0)
 
 
 def _unnamed_data(graph: Graph) -> str | None:

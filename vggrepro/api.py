@@ -177,8 +177,10 @@ def open_images(*sources: str | Path, classes: str | None = None, cache: str | P
         places = [sample_set.ensure(cache)]
     if classes is not None or len(places) != 1:
         return scan(places, "header", classes=classes)
-    if places[0].is_file() and places[0].read_bytes()[:6] == b"ARROW1":
-        return load_index(places[0])
+    if places[0].is_file():
+        with places[0].open("rb") as file:  # which may be an archive of 138 GB
+            if file.read(6) == b"ARROW1":
+                return load_index(places[0])
     return open_index(str(places[0]), None, cache, lambda done, total: None)
 
 

@@ -272,15 +272,19 @@ def _new_departures(graph: Graph, changed: Graph) -> tuple[str, ...]:
     return tuple(new)
 
 
+def divisors(batch: int) -> str:
+    """The numbers of ranks among which a batch can be shared, for a message."""
+    return ", ".join(str(n) for n in range(1, batch + 1) if batch % n == 0)
+
+
 def _check(graph: Graph, machine: Machine) -> None:
     from vggrepro.training.throughput import PEAKS
 
     for config in graph.stages.values():
         if config.train.batch % machine.gpus:
-            allowed = ", ".join(str(n) for n in range(1, config.train.batch + 1) if config.train.batch % n == 0)
             raise UserError(
                 f"{machine.nodes} nodes of {machine.gpus_per_node} GPUs do not divide "
-                f"train.batch={config.train.batch}; plan for {allowed} GPUs"
+                f"train.batch={config.train.batch}; plan for {divisors(config.train.batch)} GPUs"
             )
     if not machine.measured:
         if machine.gpu not in PEAKS:
