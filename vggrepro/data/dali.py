@@ -43,34 +43,67 @@ def regions(
     Without a device pixels are PIL's images, with one they are tensors there, which a GPU has helped to decode. PIL
     decodes what is not an ordinary JPEG, so that grey, CMYK and PNG files become RGB in one way; and every picture
     of a batch at which DALI fails. That kills its pipeline, which is built anew for the batches after.
+
+    Tensors are good for what torch's current stream is given before the next batch is asked for.
     """
     batches = _reading(_Batch(split, pool, readers, *batch) for batch in wanted)
-    while True:
-        decoding: deque[_Batch] = deque()
-        pipe = _build(_inputs(batches, decoding), threads, device)
-        dead = False
-        while not dead:
-            images: Sequence[Image.Image | torch.Tensor] = []
-            try:
-                pipe.schedule_run()
-                (outputs,) = pipe.share_outputs()
-                if device is None:  # copied into PIL's own layout
-                    images = in_groups(pool, partial(_image, outputs), len(outputs))
-                else:  # DALI leaves a buffer alone for as long as a tensor is in it
-                    images = [torch.from_dlpack(outputs[row]) for row in range(len(outputs))]
-                pipe.release_outputs()
-            except StopIteration:
-                yield from (batch.regions([]) for batch in decoding)
-                return
-            except RuntimeError as error:  # what DALI raises for a file it cannot decode
-                if not decoding:
-                    raise
-                say(f"DALI fails to decode ({_reason(error)}); PIL takes its batch")
-                dead = True
-            while not decoding[0].for_dali:
-                yield decoding.popleft().regions([])
-            yield decoding.popleft().regions(images)
-        batches = chain(tuple(decoding), batches)
+    with _InUse(device) as in_use:
+        while True:
+            decoding: deque[_Batch] = deque()
+            pipe = _build(_inputs(batches, decoding), threads, device)
+            dead = False
+            while not dead:
+                images: Sequence[Image.Image | torch.Tensor] = []
+                try:
+                    pipe.schedule_run()
+                    (outputs,) = pipe.share_outputs()
+                    if device is None:  # copied into PIL's own layout
+                        images = in_groups(pool, partial(_image, outputs), len(outputs))
+                    else:  # torch's current stream waits for DALI's
+                        images = [torch.from_dlpack(outputs[row]) for row in range(len(outputs))]
+                    pipe.release_outputs()
+                except StopIteration:
+                    yield from (batch.regions([]) for batch in decoding)
+                    return
+                except RuntimeError as error:  # what DALI raises for a file it cannot decode
+                    if not decoding:
+                        raise
+                    say(f"DALI fails to decode ({_reason(error)}); PIL takes its batch")
+                    dead = True
+                while not decoding[0].for_dali:
+                    yield decoding.popleft().regions([])
+                yield decoding.popleft().regions(images)
+                in_use.keep(images)
+            batches = chain(tuple(decoding), batches)
+
+
+class _InUse:
+    """Keeps what DALI has decoded on a GPU until torch's kernels have read it; nothing on the CPU.
+
+    DALI fills a buffer anew once no tensor holds it any more: on the host, where kernels that are queued do not count.
+    """
+
+    def __init__(self, device: torch.device | None) -> None:
+        self._device = device
+        self._kept: deque[tuple[torch.cuda.Event, Sequence[Any]]] = deque()
+
+    def __enter__(self) -> _InUse:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._let_go(0)
+
+    def keep(self, images: Sequence[Any]) -> None:
+        """Images that the current stream has been given all its work on; the host waits for earlier ones at most."""
+        if self._device is not None and self._device.type == "cuda":
+            self._kept.append((torch.cuda.current_stream(self._device).record_event(), images))
+            self._let_go(_AHEAD)
+
+    def _let_go(self, keep: int) -> None:
+        while len(self._kept) > keep:
+            read, _ = self._kept[0]
+            read.synchronize()
+            self._kept.popleft()
 
 
 def _image(outputs: Any, row: int) -> Image.Image:
