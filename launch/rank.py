@@ -86,4 +86,4 @@ def _leave_word(directory: Path, text: str, *, user: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(Path(sys.argv[1])))
+    Stage(sys.argv[1])()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import struct
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _JOIN_TIMEOUT_S = 300.0
 _TIMEOUT_S = 600.0
+_SIOCGIFADDR = 0x8915  # linux/sockios.h: asks an interface for its address
 _FIRST_RANK_TIMEOUT = timedelta(hours=12)  # rank 0 may be reading the headers of millions of pictures
 
 
@@ -139,33 +141,37 @@ def pick_device(wanted: Literal["auto", "cpu", "cuda"], local_rank: int) -> torc
 
 @contextmanager
 def process_group(here: Topology, device: torch.device, timeout_s: float = _TIMEOUT_S) -> Iterator[None]:
-    """The process group of all ranks (NCCL on CUDA, gloo on the CPU); nothing for a single process.
+    """The process group of all ranks, in which the main thread works on `device`; for one process that alone.
 
-    A rank that leaves the others alone in a collective is an error after `timeout_s` seconds. Leaves the meeting point
-    in MASTER_ADDR and MASTER_PORT.
+    What lies on a CUDA device is exchanged by NCCL; what lies on the host, objects included, by gloo. A rank that
+    leaves the others alone in a collective is an error after `timeout_s` seconds. Leaves the meeting point in
+    MASTER_ADDR and MASTER_PORT.
 
     Raises ConnectionError, naming them, when ranks do not come within five minutes.
     """
-    if here.world == 1:
-        yield
-        return
     import torch
     from torch import distributed
 
-    if device.type == "cuda":
+    cuda = device.type == "cuda"
+    if cuda:
         torch.cuda.set_device(device)
+    if here.world == 1:
+        yield
+        return
     distributed.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
         store=_meet(here),
         rank=here.rank,
         world_size=here.world,
         timeout=timedelta(seconds=timeout_s),
+        device_id=device if cuda else None,  # or torch guesses which one NCCL is to use
     )
-    try:
-        distributed.all_reduce(torch.zeros(1, device=device))  # a broken network shows before any data is opened
-        yield
-    finally:
-        distributed.destroy_process_group()
+    # a broken network shows before any data is opened
+    for place in ("cpu", device) if cuda else ("cpu",):
+        distributed.all_reduce(torch.zeros(1, device=place))
+    yield
+    # Not after an exception: NCCL would wait for what the other ranks no longer answer.
+    distributed.destroy_process_group()
 
 
 def _meet(here: Topology) -> Store:
@@ -201,7 +207,44 @@ def _meet(here: Topology) -> Store:
         raise ConnectionError(
             f"{', '.join(absent)} of {here.world} did not come to {host}:{port} within {_JOIN_TIMEOUT_S:g} s{silent}"
         ) from None
+    _keep_gloo_off_loopback({store.get(name).decode() for name in names} - {own})
     return store
+
+
+def _keep_gloo_off_loopback(others: set[str]) -> None:
+    """Names gloo the interface to the other machines where this one's name leads to itself, as Debian's 127.0.1.1 does.
+
+    By itself gloo listens at the address of the machine's name, where the others cannot reach it.
+    """
+    if not others or "GLOO_SOCKET_IFNAME" in os.environ:
+        return
+    try:
+        if not socket.gethostbyname(socket.gethostname()).startswith("127."):
+            return
+    except OSError:  # a name without an address: gloo takes the loopback interface, too
+        pass
+    if interface := interface_to(_address(min(others))):
+        os.environ["GLOO_SOCKET_IFNAME"] = interface
+
+
+def interface_to(host: str) -> str | None:
+    """The network interface through which a machine is reached, where it has an IPv4 address of its own."""
+    import fcntl
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host, 9))  # nothing is sent: it is a datagram socket
+        except OSError:
+            return None
+        own = socket.inet_aton(probe.getsockname()[0])
+        for _, name in socket.if_nameindex():
+            try:
+                answer = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()))
+            except OSError:  # without an address
+                continue
+            if answer[20:24] == own:
+                return name
+    return None
 
 
 def _address(host: str) -> str:

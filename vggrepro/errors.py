@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -49,6 +50,15 @@ def run_command(name: str, command: Callable[[], None]) -> None:
     text = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or ""
     rank = int(text) if text.isdecimal() else 0  # what is no number is a mistake that the command names
     try:
+        _run(name, rank, command)
+    except BaseException as error:
+        if text and not (isinstance(error, SystemExit) and not error.code):
+            _leave(error)
+        raise
+
+
+def _run(name: str, rank: int, command: Callable[[], None]) -> None:
+    try:
         command()
     except UserError as error:
         _end(name, rank, error)
@@ -69,3 +79,17 @@ def _end(name: str, rank: int, error: UserError) -> NoReturn:
         time.sleep(_FIRST_SPEAKS_S)
     print(f"{name}: rank {rank}: {error}" if rank else f"{name}: {error}", file=sys.stderr)
     sys.exit(2)
+
+
+def _leave(error: BaseException) -> NoReturn:
+    """Ends a rank as an ordinary exit would, but at once.
+
+    An ordinary exit takes NCCL down, which waits for what the other ranks will never answer.
+    """
+    if not isinstance(error, SystemExit):
+        traceback.print_exception(error)
+    elif not isinstance(error.code, int):
+        print(error.code, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
