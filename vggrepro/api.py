@@ -28,6 +28,7 @@ from vggrepro.evaluation.posteriors import average
 from vggrepro.evaluation.stage import as_the_net_expects
 from vggrepro.models.dense import class_scores, score_map
 from vggrepro.models.init import Scheme, init_weights
+from vggrepro.models.precision import set_arithmetic
 from vggrepro.models.table1 import TORCHVISION_NAMES, architecture
 from vggrepro.models.vgg import VGG
 from vggrepro.models.weights import PREPROCESSING, Preprocessing, read
@@ -265,7 +266,8 @@ def posteriors(
     """Posteriors of the whole validation split by one of the paper's methods, averaged over Q, in memory (Section 3.2).
 
     The result has `values` (n, classes) float32 in the index's order, `labels` (n,), and `measured`, the errors with
-    their intervals. `vggrepro evaluate` does the same on many GPUs, and keeps what it has computed.
+    their intervals. `vggrepro evaluate` does the same on many GPUs, and keeps what it has computed. Like it, this
+    computes in float32: CUDA's TF32 is switched off for the process.
 
     Raises:
         UserError: the images' classes are not the net's; Q below the crop; as `whole_batches`.
@@ -283,6 +285,7 @@ def posteriors(
         raise UserError(f"Q={Q} is smaller than the net's crop={crop}; choose Q from {crop} on")
     settings, split = Settings(flip=flip, batch=batch), index.split("val")
     found = {one: [torch.empty(len(split), net.architecture.classes) for _ in sides] for one in methods_of(method)}
+    set_arithmetic(device, "fp32")
     with torch.inference_mode():
         for number, side in enumerate(sides):
             shown = whole_batches(

@@ -45,6 +45,7 @@ _TOO_MANY = 2**31
 Positive = Annotated[int, Field(gt=0, lt=_TOO_MANY)]
 Count = Annotated[int, Field(ge=0, lt=_TOO_MANY)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Precision = Literal["fp32", "tf32", "bf16"]
 
 
 class Section(BaseModel):
@@ -159,12 +160,15 @@ class Train(Section):
     schedule: Schedule = Schedule()
     biases: Literal["paper", "caffe"] = "paper"
     """`caffe`: biases learn at twice the rate and without weight decay, as in Caffe's files (the paper: none)."""
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     comm: Literal["auto", "ddp", "bf16", "factor"] = "auto"
     """How ranks exchange gradients: all of them in float32 (ddp), in bfloat16, or for the FC layers their factors;
     auto: ddp or factor, which are equal up to rounding, by what they cost (`training.throughput.comm_of`)."""
     compile: bool = False
-    """torch.compile of the net, for fixed shapes."""
+    """torch.compile of the convolutional layers, for fixed shapes."""
+    cudnn: Literal["benchmark", "deterministic"] = "benchmark"
+    """Whose kernels convolve on CUDA: the fastest, timed at the start, so that another start may round differently; or
+    always the same ones, for a course that is repeated bit by bit."""
     validate_every: Positive = 1
     """Epochs between two validations (centre crop at Q = S)."""
     log_every: Positive = 20
@@ -190,7 +194,7 @@ class Evaluation(Section):
     """Average the posteriors of the picture and its mirror image."""
     batch: Positive = 64
     """Most pictures in one forward pass of a rank, at the size of a training crop; larger pictures, fewer of them."""
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
 
 
 class Run(Section):
@@ -328,7 +332,8 @@ class Config(Section):
         """
         tree = self.model_dump(mode="json")
         data = {key: tree["data"][key] for key in ("S", "flip", "colour_shift", "mean")}
-        keeping = {"log_every", "checkpoint_every", "keep", "micro_batch", "compile", "stall_after", "rank_timeout_s"}
+        keeping = {"log_every", "checkpoint_every", "keep", "stall_after", "rank_timeout_s"}
+        keeping |= {"micro_batch", "compile", "cudnn"}  # which differ by rounding
         train = {key: setting for key, setting in tree["train"].items() if key not in keeping}
         train["comm"] = "bf16" if self.train.comm == "bf16" else "exact"  # the others differ by rounding only
         return {"model": tree["model"], "data": data, "train": train, "run": {"seed": self.run.seed}}

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from vggrepro.errors import UserError
 from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture
 from vggrepro.models.vgg import VGG
+from vggrepro.training.exchange import Exchange
 from vggrepro.training.health import activation_scales, check_learning, check_start
 from vggrepro.training.step import Trainer
 
@@ -88,15 +90,15 @@ def test_stalling_is_judged_after_the_given_steps_only() -> None:
 
 def test_a_gradient_that_is_not_finite_is_not_applied(stage_file: StageFile, monkeypatch: pytest.MonkeyPatch) -> None:
     healthy = train_here(stage_file("healthy"))
-    accumulate = Trainer._accumulate
+    steps, finish = count(), Exchange.finish
 
-    def poisoned(self: Trainer, batch: object, step: int, rows: slice, *, last: bool) -> None:
-        accumulate(self, batch, step, rows, last=last)  # type: ignore[arg-type]
-        if step == 5:
-            bias = self.net.classifier[-1].bias
-            bias.grad[0] = math.nan  # type: ignore[index]
+    def poisoned(self: Exchange) -> None:
+        finish(self)
+        if next(steps) == 5:
+            bias = self.forward.classifier[-1].bias  # type: ignore[union-attr,index]
+            bias.grad[0] = math.nan  # type: ignore[index,union-attr]
 
-    monkeypatch.setattr(Trainer, "_accumulate", poisoned)
+    monkeypatch.setattr(Exchange, "finish", poisoned)
     file = stage_file("ill", train={"log_every": 4})
     with pytest.raises(UserError, match=r"gradient of step 6 is not finite and was not applied.*non_finite.json"):
         train_here(file)
@@ -119,7 +121,7 @@ def test_after_a_gradient_that_is_not_finite_the_weights_stay_as_they_were(stage
     from vggrepro.distributed import Topology
     from vggrepro.models.table1 import architecture_of
 
-    config, _ = load_stage(stage_file("A"), ())
+    config, _ = load_stage(stage_file("A", model={"dropout": 0.0}), ())
     net = VGG(architecture_of(config))
     trainer = Trainer(net, config, Topology(), torch.device("cpu"))
 

@@ -57,9 +57,9 @@ def test_channels_last_and_no_gradient_for_the_input(stage_file: StageFile, monk
     seen = []
     accumulate = Trainer._accumulate
 
-    def watched(self: Trainer, batch: Batch, step: int, rows: slice, *, last: bool) -> None:
+    def watched(self: Trainer, batch: Batch, *, last: bool) -> None:
         seen.append(batch.images)
-        accumulate(self, batch, step, rows, last=last)
+        accumulate(self, batch, last=last)
 
     monkeypatch.setattr(Trainer, "_accumulate", watched)
     train_here(stage_file("A"))

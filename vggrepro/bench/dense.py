@@ -21,9 +21,9 @@ from vggrepro.data.loader import Loader, make_loader, open_data
 from vggrepro.data.views import rescaled_size
 from vggrepro.distributed import pick_device
 from vggrepro.evaluation.methods import METHODS, Settings, whole_views
-from vggrepro.evaluation.stage import arithmetic
 from vggrepro.models.dense import class_scores
 from vggrepro.models.init import init_weights
+from vggrepro.models.precision import autocast, set_arithmetic
 from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
 from vggrepro.paper import value
@@ -53,7 +53,8 @@ def run(config: Config, Q: tuple[int, ...], pictures: int, rounds: int) -> dict[
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     cpu_seconds: dict[str, list[float]] = {name: [] for name in ways}
-    with arithmetic(device, config.evaluation), torch.inference_mode():
+    set_arithmetic(device, config.evaluation.precision)
+    with autocast(device, config.evaluation.precision), torch.inference_mode():
         results = {name: way() for name, way in ways.items()}  # and nothing is cold afterwards
         for _ in range(rounds):
             for name, way in ways.items():

@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from importlib.metadata import version
 from typing import Any
 
@@ -113,11 +113,11 @@ def _ours(config: Config, device: torch.device) -> Step:
     plan = TrainingPlan(_sizes(), config.data, config.model.crop, config.run.seed)
     images, labels = _pictures(config, device, torch.channels_last)
 
-    def batches() -> Iterator[Batch]:
+    def batches() -> Generator[Batch]:
         for number in itertools.count():
             yield Batch(images, labels, plan.views(number * len(labels), len(labels)))
 
-    endless, number = batches(), itertools.count()
+    endless, number = trainer.with_masks(batches(), 0), itertools.count()
     return lambda: trainer.step(next(number), endless, config.train.learning_rate)
 
 

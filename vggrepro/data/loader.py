@@ -7,11 +7,10 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from vggrepro.config import Config, Data
 from vggrepro.data import sample_set
 from vggrepro.data.decode import BadPictureError, Pixels, Region, in_groups, resample, whole_region
 from vggrepro.data.index import Index, Split, open_index, require_training_images
+from vggrepro.data.prefetch import prefetch, to_device
 from vggrepro.data.resample import resample_on_device
 from vggrepro.data.sources import ILSVRC
 from vggrepro.data.views import Ints, Views
@@ -30,7 +30,6 @@ from vggrepro.progress import say
 
 _PIECE = 64  # most pictures decoded at once; bounds the memory of dense evaluation's large pictures
 _READERS = 16
-_AHEAD = 2  # finished batches kept ready ahead of the one asked for
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,13 @@ class Batch:
     """(N,) int64."""
     views: Views
     """What is shown: the views asked for, but for the places of bad pictures."""
+    dropout_masks: tuple[torch.Tensor, torch.Tensor] | None = None
+    """In training with dropout, which units of fc6 and fc7 each picture keeps: bool (N, units)."""
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keeps the memory from being used again before what `stream` has been given so far is done."""
+        for tensor in (self.images, self.labels, *(self.dropout_masks or ())):
+            tensor.record_stream(stream)
 
 
 class BadPictures:
@@ -81,8 +87,6 @@ class Loader:
     """What the images are divided by, for weights that were trained so."""
     dtype: torch.dtype = torch.float32
     """Of the images; a half-precision one is what autocast would make of them."""
-    channels: int = 3
-    """Of the images; those after R, G, B are zero. Kernels for half precision want a multiple of 4 or 8."""
     bad: BadPictures = field(default_factory=lambda: BadPictures(0), compare=False)
 
     def batches(self, split: Split, stream: Iterable[Views]) -> Generator[Batch]:
@@ -91,25 +95,26 @@ class Loader:
         A picture that has gone bad since it was indexed gives its place to the plan's spare; where there is none (in
         testing, where every picture counts), or with more than `data.max_bad` of them, UserError is raised.
         """
-        with closing(_in_background(self._batches(split, stream))) as batches:
-            yield from batches
+        return prefetch(self.render(split, stream), self.device)
 
-    def _batches(self, split: Split, stream: Iterable[Views]) -> Generator[Batch]:
+    def render(self, split: Split, stream: Iterable[Views]) -> Generator[Batch]:
+        """As :meth:`batches`, in the foreground: for what is itself prefetched."""
         for views, pixels in self._rendered(split, stream):
-            offset = torch.from_numpy(np.array(self.mean, np.float32) - views.shift).to(self.device, non_blocking=True)
-            if self.device.type == "cpu":
-                images = _huge(pixels.shape, np.float32).copy_(pixels)
-            else:
-                images = pixels.to(self.device, non_blocking=True).float()
-            # rows of w * 3 numbers at once: three at a time are no work for vector units
-            images.view(len(views), views.shape[0], -1).sub_(offset.repeat(1, views.shape[1])[:, None])
-            if self.std != (1.0, 1.0, 1.0):
-                images /= torch.tensor(self.std, device=self.device)
-            if self.channels > 3:
-                images = torch.nn.functional.pad(images, (0, self.channels - 3))
-            images = images.to(self.dtype)
-            labels = torch.from_numpy(split.label[views.picture]).to(self.device, non_blocking=True)
-            yield Batch(images.permute(0, 3, 1, 2), labels, views)
+            labels = torch.from_numpy(split.label[views.picture])
+            yield Batch(self._images(views, pixels), to_device(labels, self.device), views)
+
+    def _images(self, views: Views, pixels: torch.Tensor) -> torch.Tensor:
+        """The images of a batch, from grey levels (N, h, w, 3) in pinned memory or on the device."""
+        if self.device.type == "cpu":
+            images = _huge(pixels.shape, np.float32).copy_(pixels)
+        else:
+            images = to_device(pixels, self.device).float()
+        offset = to_device(torch.from_numpy(np.array(self.mean, np.float32) - views.shift), self.device)
+        # rows of w * 3 numbers at once: three at a time are no work for vector units
+        images.view(len(views), views.shape[0], -1).sub_(offset.repeat(1, views.shape[1])[:, None])
+        if self.std != (1.0, 1.0, 1.0):
+            images /= to_device(torch.tensor(self.std), self.device)
+        return images.to(self.dtype).permute(0, 3, 1, 2)
 
     def _rendered(self, split: Split, stream: Iterable[Views]) -> Iterator[tuple[Views, torch.Tensor]]:
         """(views, (N, h, w, 3) grey levels) of each Views of the stream."""
@@ -199,23 +204,6 @@ def _huge(shape: Sequence[int], dtype: type[np.generic]) -> torch.Tensor:
 
 def _resample(work: Sequence[tuple[Region, Ints, NDArray[np.float64], bool, Pixels]], row: int) -> None:
     resample(*work[row])
-
-
-_Item = TypeVar("_Item")
-
-
-def _in_background(items: Generator[_Item]) -> Generator[_Item]:
-    """The items, made by another thread, a few ahead of the one asked for. Closing waits for the one being made."""
-    with ThreadPoolExecutor(1) as maker:
-        ahead = deque(maker.submit(next, items, None) for _ in range(_AHEAD))
-        try:
-            while (item := ahead.popleft().result()) is not None:
-                ahead.append(maker.submit(next, items, None))
-                yield item
-        finally:
-            for future in ahead:
-                future.cancel()
-            maker.submit(items.close)
 
 
 def make_loader(data: Data, device: torch.device, local_ranks: int) -> Loader:

@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vggrepro.config import Precision
 from vggrepro.data.index import Split
 from vggrepro.data.loader import Loader
 from vggrepro.data.views import Views, centre, rescaled_size, whole
 from vggrepro.distributed import Topology, sum_over_ranks
 from vggrepro.evaluation.errors import ErrorRate, true_class_rank
 from vggrepro.models.dense import class_scores, score_map
+from vggrepro.models.precision import autocast
 from vggrepro.models.vgg import VGG
 from vggrepro.paper import value
 from vggrepro.watch import Watch
@@ -136,18 +138,29 @@ def centre_views(split: Split, Q: int, batch: int, crop: int) -> list[Views]:
 
 @torch.inference_mode()
 def centre_error(
-    net: VGG, loader: Loader, split: Split, Q: int, *, batch: int, here: Topology, watch: Watch | None = None
+    net: VGG,
+    loader: Loader,
+    split: Split,
+    Q: int,
+    *,
+    batch: int,
+    here: Topology,
+    precision: Precision = "fp32",
+    watch: Watch | None = None,
 ) -> dict[int, ErrorRate]:
     """Top-1 and top-5 error of the centre crop at shorter side Q, over all ranks: the measure training watches.
 
-    Raises Interrupted on every rank when `watch` has been asked to stop meanwhile.
+    `precision` is that of the steps around it. Raises Interrupted on every rank when `watch` has been asked to stop
+    meanwhile.
     """
     was_training = net.training
     net.eval()
     counts = torch.zeros(3, dtype=torch.int64)
     own = centre_views(split, Q, batch, net.architecture.crop)[here.rank :: here.world]
     for shown in (watch or Watch()).attend(loader.batches(split, own), "validation"):
-        rank = true_class_rank(net(shown.images).float().cpu().numpy(), split.label[shown.views.picture])
+        with autocast(loader.device, precision):
+            scores = net(shown.images)
+        rank = true_class_rank(scores.float().cpu().numpy(), split.label[shown.views.picture])
         counts += torch.tensor([(rank >= 1).sum(), (rank >= 5).sum(), len(rank)])
     net.train(was_training)
     wrong1, wrong5, n = sum_over_ranks(counts.to(loader.device)).tolist()

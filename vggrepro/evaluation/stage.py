@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import torch
 
-from vggrepro.config import Config, Evaluation
+from vggrepro.config import Config
 from vggrepro.data.index import Index, Split
 from vggrepro.data.loader import Loader
 from vggrepro.distributed import Topology, from_first_rank, gather_to_first
 from vggrepro.evaluation.measure import methods_of, missing_Q, protocol
 from vggrepro.evaluation.methods import METHODS, Settings, whole_views
 from vggrepro.evaluation.posteriors import Parts
+from vggrepro.models.precision import autocast, set_arithmetic
 from vggrepro.models.vgg import VGG
 from vggrepro.progress import Update, progress
 from vggrepro.tracking import RunDirectory
@@ -48,6 +49,7 @@ def evaluate(
     missing = from_first_rank(missing)
     if not missing:
         return
+    set_arithmetic(loader.device, config.evaluation.precision)
     net, split = make_net().eval(), index.split("val")
     for Q, pending in sorted(missing.items()):
         parts = {
@@ -85,7 +87,7 @@ def score(
             rows = batch.views.picture
             for method, part in parts.items():
                 if not done[method][rows].all():
-                    with arithmetic(batch.images.device, config.evaluation):
+                    with autocast(loader.device, config.evaluation.precision):
                         posteriors = METHODS[method](net, batch.images, settings)
                     part.add(rows, posteriors.cpu().numpy())
             pictures += len(rows)
@@ -93,14 +95,6 @@ def score(
     finally:  # an interrupt loses nothing that was computed
         for part in parts.values():
             part.flush()
-
-
-def arithmetic(device: torch.device, evaluation: Evaluation) -> torch.autocast:
-    """A block in which nets compute in `evaluation.precision`. Whether CUDA's fp32 may be TF32 stays as set here."""
-    if device.type == "cuda":
-        tf32 = evaluation.precision == "tf32"
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-    return torch.autocast(device.type, torch.bfloat16, enabled=evaluation.precision == "bf16")
 
 
 def as_the_net_expects(loader: Loader, preprocessing: dict[str, object]) -> Loader:

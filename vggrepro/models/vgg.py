@@ -1,5 +1,8 @@
 """The network of Section 2, in torch."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +25,7 @@ class VGG(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.features = _features(architecture)
+        self._compiled: Callable[[Tensor], Tensor] | None = None
         channels = [layer.out_channels for layer in self.features if isinstance(layer, nn.Conv2d)][-1]
         inputs, units = channels * architecture.fc6_kernel**2, architecture.fc_units
         self.classifier = nn.Sequential(
@@ -43,6 +47,14 @@ class VGG(nn.Module):
         """The layers with parameters under the paper's names: conv1_1, [bn1_1], ..., fc6, fc7, fc8."""
         return {layer.name: self.get_submodule(layer.key) for layer in self.architecture.layers() if layer.parameters}
 
+    def compile_features(self, **options: Any) -> None:
+        """From now on the convolutional layers run compiled in training mode, with one graph for each shape of images.
+
+        Not the rest: hooks and the exchange of the FC layers' gradients stay outside, where they break no graph, and
+        these gradients are exchanged while the compiled part still goes backward. Options are torch.compile's.
+        """
+        self._compiled = torch.compile(self.features.forward, dynamic=False, **options)
+
     def forward(self, images_NCHW: Tensor, dropout_masks: DropoutMasks | None = None) -> Tensor:
         """Class scores (logits) of shape (N, classes) for images of shape (N, 3, crop, crop).
 
@@ -58,7 +70,8 @@ class VGG(nn.Module):
             raise UserError(
                 f"images of {height}x{width} pixels: this net takes {crop}x{crop}; crop them, or evaluate densely"
             )
-        maps = torch.flatten(self.features(images_NCHW), 1)
+        features = self._compiled if self.training and self._compiled else self.features
+        maps = torch.flatten(features(images_NCHW), 1)
         if dropout_masks is None or not self.training:
             return self.classifier(maps)
         fc6, relu6, _, fc7, relu7, _, fc8 = self.classifier

@@ -17,6 +17,7 @@ from vggrepro.config import Config
 from vggrepro.data.index import Index, Split
 from vggrepro.data.loader import Loader
 from vggrepro.data.plan import TrainingPlan
+from vggrepro.data.prefetch import prefetch
 from vggrepro.distributed import Topology, sum_over_ranks
 from vggrepro.errors import Interrupted, UserError
 from vggrepro.evaluation.methods import centre_error
@@ -61,8 +62,6 @@ def train(
     trainer = Trainer(net, config, here, loader.device)
     trainer.set_momentum(kept.training["momentum"] if kept.training else {})
     trainer.restart_loss(state.loss_sum if here.is_first else 0.0)
-    # what autocast would make of the pictures, in half the memory
-    in_half = replace(loader, dtype=torch.bfloat16) if settings.precision == "bf16" else loader
     meter = Meter()
     flop, peak = flop_per_picture(net.architecture), peak_flops(loader.device, settings.precision)
     writer = checkpoint.Writer()
@@ -113,9 +112,12 @@ def train(
         log({"kind": "event", "event": "activation scales"} | scales)
         if parent is None and not force:
             health.check_start(net, scales)
+    # what autocast would make of the images, in half the memory
+    in_half = replace(loader, dtype=torch.bfloat16) if settings.precision == "bf16" else loader
+    rendered = in_half.render(training, trainer.views(plan, state.step))
     with (
         progress(f"{config.name}: training", last, shown=here.is_first) as update,
-        closing(in_half.batches(training, trainer.views(plan, state.step))) as batches,
+        closing(prefetch(trainer.with_masks(rendered, state.step), loader.device)) as batches,
         writer,
         _collected_at_reports(),
     ):
@@ -124,8 +126,17 @@ def train(
             while True:
                 if validation_is_due(state):
                     trainer.require_one_net()
-                    Q, at_once = config.single_Q[0], config.evaluation.batch
-                    errors = centre_error(net, loader, validation, Q, batch=at_once, here=here, watch=watch)
+                    Q = config.single_Q[0]
+                    errors = centre_error(
+                        net,
+                        loader,
+                        validation,
+                        Q,
+                        batch=config.evaluation.batch,
+                        here=here,
+                        precision=settings.precision,
+                        watch=watch,
+                    )
                     top1 = errors[1].percent
                     best = state.best_error is None or top1 < state.best_error
                     schedule = after_validation(state.schedule, top1, settings.schedule)

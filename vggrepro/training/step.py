@@ -8,8 +8,9 @@ the order of floating-point sums and nothing else.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -19,9 +20,11 @@ from torch.nn import functional as F
 from vggrepro.config import Config
 from vggrepro.data.loader import Batch
 from vggrepro.data.plan import TrainingPlan, dropout_masks
+from vggrepro.data.prefetch import to_device
 from vggrepro.data.views import Views
 from vggrepro.distributed import Topology, from_every_rank, sum_over_ranks
 from vggrepro.errors import UserError
+from vggrepro.models.precision import autocast, set_arithmetic
 from vggrepro.models.vgg import VGG, DropoutMasks
 from vggrepro.training.exchange import Exchange
 from vggrepro.training.throughput import Comm, comm_of
@@ -66,16 +69,14 @@ class Trainer:
         self.share = share_of(here, config.train.batch, config.train.micro_batch)
         self.waited_s = 0.0
         """Seconds that this rank has waited for pictures so far."""
-        if device.type == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.train.precision == "tf32"
+        set_arithmetic(device, config.train.precision, config.train.cudnn)
         net.train()
+        if config.train.compile:
+            net.compile_features()
         groups = list(_groups(net, config))
         self.comm = _comm(net, config, here, device)
         """How gradients are exchanged; None on a single rank."""
         self._exchange = Exchange(net, here, self.comm)
-        self._forward = self._exchange.forward
-        if config.train.compile:
-            self._forward = torch.compile(self._forward, dynamic=False)  # type: ignore[assignment]
         self._rate_factors = [factor for factor, _ in groups]
         self._optimiser = torch.optim.SGD(
             [group for _, group in groups],
@@ -131,8 +132,8 @@ class Trainer:
                 if key not in self._host:
                     self._host[key] = torch.empty_like(tensor, device="cpu", pin_memory=self.device.type == "cuda")
                 self._host[key].copy_(tensor.detach(), non_blocking=True)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self.device.type == "cuda":  # the step and these copies are on this stream; what is prefetched is not
+            torch.cuda.current_stream(self.device).synchronize()
         return (
             {name: self._host[f"weights {name}"] for name in weights},
             {name: self._host[f"momentum {name}"] for name in momentum},
@@ -144,19 +145,26 @@ class Trainer:
             for rows in self.share.rows:
                 yield plan.views(step * self.share.batch + rows.start, rows.stop - rows.start)
 
+    def with_masks(self, batches: Generator[Batch], first_step: int) -> Generator[Batch]:
+        """The batches of :meth:`views`, and with each the dropout masks of its place."""
+        with closing(batches):
+            for number, batch in enumerate(batches):
+                steps, part = divmod(number, len(self.share.rows))
+                yield replace(batch, dropout_masks=self._dropout_masks(first_step + steps, self.share.rows[part]))
+
     def step(self, step: int, batches: Iterator[Batch], learning_rate: float) -> None:
-        """The iteration after `step` finished ones, on the next micro-batches of :meth:`views`.
+        """The iteration after `step` finished ones, on its micro-batches, which are the next of :meth:`with_masks`.
 
         Nothing here waits for the device. A gradient that is not finite is therefore not seen by the host: the device
         itself leaves this step and all later ones out, until :meth:`bad_step` is asked.
         """
         for factor, group in zip(self._rate_factors, self._optimiser.param_groups, strict=True):
             group["lr"] = learning_rate * factor
-        for number, rows in enumerate(self.share.rows):
+        for left in reversed(range(len(self.share.rows))):
             asked = time.perf_counter()
             batch = next(batches)
             self.waited_s += time.perf_counter() - asked
-            self._accumulate(batch, step, rows, last=number == len(self.share.rows) - 1)
+            self._accumulate(batch, last=not left)
         self._exchange.finish()
         # The gradients are the global batch's by now, so all ranks find the same.
         norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
@@ -179,12 +187,13 @@ class Trainer:
         step = int(self._bad_step)
         return step if step >= 0 else None
 
-    def _accumulate(self, batch: Batch, step: int, rows: slice, *, last: bool) -> None:
+    def _accumulate(self, batch: Batch, *, last: bool) -> None:
         """Adds the gradient of one micro-batch."""
-        masks = self._dropout_masks(step, rows)
+        masks = batch.dropout_masks
+        assert (masks is not None) == (self.config.model.dropout > 0), "dropout is the plan's, never torch's own"
         with self._exchange.micro_batch(last=last):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
-                scores = self._forward(batch.images, masks)
+            with autocast(self.device, self.config.train.precision):
+                scores = self._exchange.forward(batch.images, masks)
             loss = F.cross_entropy(scores.float(), batch.labels, reduction="sum")
             # ranks are averaged, so this makes the mean over the global batch
             (loss / self.share.size).backward()
@@ -195,13 +204,8 @@ class Trainer:
         if not rate:
             return None
         masks = dropout_masks(self.config.run.seed, step, self.share.batch, rows, self.net.fc_widths, rate)
-        fc6, fc7 = (self._on_device(torch.from_numpy(mask)) for mask in masks)
+        fc6, fc7 = (to_device(torch.from_numpy(mask), self.device) for mask in masks)
         return fc6, fc7
-
-    def _on_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self.device.type == "cuda":
-            tensor = tensor.pin_memory()  # from pageable memory the copy would wait for the device
-        return tensor.to(self.device, non_blocking=True)
 
 
 def _comm(net: VGG, config: Config, here: Topology, device: torch.device) -> Comm | None:

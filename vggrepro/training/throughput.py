@@ -7,12 +7,12 @@ import sys
 import time
 from typing import TYPE_CHECKING, Literal
 
+from vggrepro.config import Precision
 from vggrepro.models.table1 import Architecture
 
 if TYPE_CHECKING:
     import torch
 
-Precision = Literal["fp32", "tf32", "bf16"]
 Comm = Literal["ddp", "bf16", "factor"]
 """Ways of exchanging gradients, see `training.exchange`; `train.comm` may also leave the choice to :func:`comm_of`."""
 
