@@ -65,7 +65,7 @@ def main() -> None:
         net.load_state_dict(state_of(layers, net.architecture), strict=False)
         split = index.split("train")
         plan = TrainingPlan(split.size, config.data, config.model.crop, config.run.seed)
-        loader = make_loader(config.data, torch.device("cpu"), 1)
+        loader = make_loader(config.data, torch.device("cpu"))
         n = VIEWS * len(split)
         views = [plan.views(first, min(BATCH, n - first)) for first in range(0, n, BATCH)]
         train_head(net, loader, split, views)

@@ -216,7 +216,7 @@ def few(pictures: Path, tmp_path: Path) -> vggrepro.Index:
 
 def test_training_batches_are_those_of_training(graph: Graph, few: vggrepro.Index) -> None:
     config, split = graph.stages["A"], few.split("train")
-    loader = make_loader(config.data, torch.device("cpu"), 1)
+    loader = make_loader(config.data, torch.device("cpu"))
     plan = TrainingPlan(split.size, config.data, config.model.crop, config.run.seed)
     size = config.train.batch
     expected = list(loader.batches(split, [plan.views(step * size, size) for step in range(3)]))

@@ -1,5 +1,6 @@
 """From a launcher's environment to this process's place among the ranks."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from vggrepro import distributed
 from vggrepro.distributed import (
     Topology,
     from_first_rank,
@@ -146,3 +148,41 @@ def test_alone_everything_is_already_agreed() -> None:
     assert sum_over_ranks(torch.tensor([1.0, 2.0])).tolist() == [1.0, 2.0]
     assert from_first_rank({"a": 1}) == {"a": 1}
     assert gather_to_first("own") == ["own"]
+
+
+@pytest.mark.parametrize(
+    ("of_ranks", "expected"),
+    [
+        ({"a": [range(4), range(4, 8)]}, 4),  # each task is bound to its own
+        ({"a": [range(8), range(8)]}, 4),
+        ({"a": [range(8), range(8), range(8)]}, 2),
+        ({"a": [range(8), range(4)]}, 6),
+        ({"a": [range(1), range(1)]}, 1),
+        ({"a": [range(8)], "b": [range(8), range(8)]}, 8),
+    ],
+)
+def test_a_rank_has_its_share_of_the_cores_that_it_may_run_on(
+    monkeypatch: pytest.MonkeyPatch, of_ranks: dict[str, list[range]], expected: int
+) -> None:
+    everyone = [(host, set(cores)) for host, several in of_ranks.items() for cores in several]
+    monkeypatch.setattr(distributed, "from_every_rank", lambda own: everyone)
+    monkeypatch.setattr(distributed.socket, "gethostname", lambda: "a")
+    monkeypatch.setattr(distributed.os, "sched_getaffinity", lambda _: set(of_ranks["a"][0]))
+    assert distributed.share_of_cores() == expected
+
+
+def test_gloo_listens_where_other_machines_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose own name means itself, as Debian writes it into its hosts file."""
+    monkeypatch.setattr(distributed.socket, "gethostname", lambda: "node1")
+    monkeypatch.setattr(distributed.socket, "gethostbyname", lambda _: "127.0.1.1")
+    monkeypatch.setattr(distributed, "_address", lambda host: "127.0.0.1")  # the only one there is in a test
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")  # to be put back as it was
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    distributed._keep_gloo_off_loopback(set())
+    assert "GLOO_SOCKET_IFNAME" not in os.environ, "ranks of one machine need no other interface"
+    distributed._keep_gloo_off_loopback({"node2"})
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
+    distributed._keep_gloo_off_loopback({"node2"})
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "ib0", "what the user has set stays"
+    assert distributed.interface_to("no.such.host.invalid") is None

@@ -339,7 +339,7 @@ def _index(images: Source) -> Index:
 
 
 def _loader(data: Data, input: Pretrained | Preprocessing, device: str | torch.device) -> Loader:
-    loader = make_loader(data, torch.device(device), 1)
+    loader = make_loader(data, torch.device(device))
     if isinstance(input, Pretrained):
         return replace(loader, mean=input.mean, std=input.std)
     if input not in PREPROCESSING:

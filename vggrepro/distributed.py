@@ -303,6 +303,17 @@ def from_every_rank(item: Any) -> list[Any]:
     return items
 
 
+def share_of_cores() -> int:
+    """How many of its machine's cores are this rank's: each that it may run on, shared with the ranks that may as well.
+
+    SLURM may bind every task to cores of its own, or leave all of them to all tasks of a machine.
+    """
+    mine = os.sched_getaffinity(0)
+    ranks = from_every_rank((socket.gethostname(), mine))
+    beside = [cores for host, cores in ranks if host == socket.gethostname()]
+    return max(1, int(sum(1 / sum(core in cores for cores in beside) for core in mine) + 1e-9))
+
+
 def gather_to_first(item: Any) -> list[Any] | None:
     """Every rank's object in the order of ranks on rank 0, None elsewhere; pickled, like `from_first_rank`."""
     from torch import distributed

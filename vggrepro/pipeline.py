@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vggrepro.config import Config, Data, Evaluation, Graph, Model, flatten, override
-from vggrepro.distributed import Topology, first_rank_first, from_first_rank, pick_device, process_group, topology
+from vggrepro.distributed import (
+    Topology,
+    first_rank_first,
+    from_first_rank,
+    pick_device,
+    process_group,
+    share_of_cores,
+    topology,
+)
 from vggrepro.errors import Interrupted, UserError
 from vggrepro.evaluation.measure import Scored, measure, methods_of, missing_Q, scored
 from vggrepro.ledger import Departure, ledger
@@ -47,6 +55,8 @@ class Session:
     device: torch.device
     watch: Watch
     indexes: dict[Data, Index]
+    cores: int
+    """This rank's share of its machine's."""
     training: bool = True
     """Whether nets are trained: else validation images are enough."""
 
@@ -54,7 +64,7 @@ class Session:
         """What renders the pictures of a stage. Raises UserError."""
         from vggrepro.data.loader import make_loader
 
-        return make_loader(config.data, self.device, self.here.local_world)
+        return make_loader(config.data, self.device, self.cores)
 
     def index(self, config: Config) -> Index:
         """The data set of a stage; rank 0 makes what others then find made. Raises UserError."""
@@ -78,6 +88,7 @@ def session(configs: list[Config], *, training: bool = True, stop_after_s: float
     Without `training`, any number of ranks will do. After `stop_after_s` seconds of wall time the work is asked to
     stop, as by a signal; where it can be left, Interrupted is then raised.
     """
+    from vggrepro.data.loader import make_loader
     from vggrepro.models.table1 import architecture_of
     from vggrepro.training.step import share_of
 
@@ -91,12 +102,11 @@ def session(configs: list[Config], *, training: bool = True, stop_after_s: float
     device = pick_device(configs[0].run.device, here.local_rank)
     silence_s = configs[0].train.rank_timeout_s
     watch = Watch(here, silence_s=silence_s, stop_after_s=stop_after_s)
-    at = Session(here, device, watch, {}, training)
     for config in configs:
-        at.loader(config)
+        make_loader(config.data, device)
     # The watch names a silent rank; a collective's own time-out, which names none, comes later.
     with process_group(here, device, timeout_s=max(300.0, 2 * silence_s)), watch:
-        yield at
+        yield Session(here, device, watch, {}, share_of_cores(), training)
 
 
 def train_stage(config: Config, parent: Config | None, at: Session, *, force: bool = False) -> None:

@@ -39,7 +39,7 @@ def odd_pictures(odd_index: Index) -> Split:
 
 @pytest.fixture(scope="session")
 def loader() -> Loader:
-    return make_loader(Data(backend="torchvision", workers=1), torch.device("cpu"), 1)
+    return make_loader(Data(backend="torchvision", workers=1), torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")

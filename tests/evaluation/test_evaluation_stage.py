@@ -73,7 +73,7 @@ def rank(number: int, world: int, port: int, index: Index, folder: Path) -> None
     places = {"RANK": number, "WORLD_SIZE": world, "LOCAL_RANK": number, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
     os.environ.update({name: str(place) for name, place in places.items()} | {"MASTER_ADDR": "127.0.0.1"})
     here = topology(os.environ)
-    loader = make_loader(CONFIG.data, torch.device("cpu"), 1)
+    loader = make_loader(CONFIG.data, torch.device("cpu"))
     with process_group(here, torch.device("cpu")):
         run_evaluation(index, RunDirectory(folder), loader, here)
 
@@ -230,7 +230,7 @@ def test_precisions(
     changed = CONFIG.model_copy(update={"evaluation": Evaluation(batch=4, precision=precision)})
     found = {}
     for config, where in ((CONFIG, "cpu"), (changed, device)):
-        here = make_loader(config.data, torch.device(where), 1)
+        here = make_loader(config.data, torch.device(where))
         run = RunDirectory(tmp_path / where / config.evaluation.precision)
         make_net = partial(tiny_net().to, where)
         evaluate(config, WEIGHTS, make_net, odd_index, here, Topology(), run, Watch(), {"dense": (40,)})

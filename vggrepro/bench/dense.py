@@ -41,7 +41,7 @@ def run(config: Config, Q: tuple[int, ...], pictures: int, rounds: int) -> dict[
     """
     device = pick_device(config.run.device, 0)
     split = _first(open_data(config, training=False).split("val"), pictures)
-    loader = make_loader(config.data, device, 1)
+    loader = make_loader(config.data, device)
     plain = VGG(architecture_of(config)).eval()
     init_weights(plain, "kaiming", seed=0)
     net = deepcopy(plain).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -50,7 +50,7 @@ def run(config: Config, pictures: int, batch: int, batches: int, rounds: int) ->
         _copied(whole.split("train"), whole.classes, pictures, root)
         split = scan_folder(root).split("train")
         plan = TrainingPlan(split.size, config.data, config.model.crop, config.run.seed)
-        present = make_loader(config.data, torch.device("cpu"), 1).backend
+        present = make_loader(config.data, torch.device("cpu")).backend
         on_gpu = present == "dali" and torch.cuda.is_available()
         backends = dict.fromkeys((present, "torchvision", *(["dali_gpu"] if on_gpu else [])))
         ways = {backend: _ours(config, backend, split, plan, batch) for backend in backends}
@@ -122,7 +122,7 @@ def _copied(split: Split, classes: tuple[str, ...], pictures: int, root: Path) -
 def _ours(config: Config, backend: str, split: Split, plan: TrainingPlan, batch: int) -> Generator[int]:
     data = config.data.model_copy(update={"backend": backend})
     on_gpu = backend == "dali_gpu"
-    loader = make_loader(data, torch.device("cuda", 0) if on_gpu else torch.device("cpu"), 1)
+    loader = make_loader(data, torch.device("cuda", 0) if on_gpu else torch.device("cpu"))
     for loaded in loader.batches(split, (plan.views(step * batch, batch) for step in count())):
         if on_gpu:
             torch.cuda.synchronize()

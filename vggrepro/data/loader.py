@@ -206,8 +206,11 @@ def _resample(work: Sequence[tuple[Region, Ints, NDArray[np.float64], bool, Pixe
     resample(*work[row])
 
 
-def make_loader(data: Data, device: torch.device, local_ranks: int) -> Loader:
-    """The loader a configuration asks for. Raises UserError when DALI is asked for and missing."""
+def make_loader(data: Data, device: torch.device, cores: int | None = None) -> Loader:
+    """The loader a configuration asks for; with as many threads as `cores`, by default those this process may run on.
+
+    Raises UserError when DALI is asked for and missing.
+    """
     present = importlib.util.find_spec("nvidia.dali") is not None
     if data.backend in ("dali", "dali_gpu") and not present:
         raise UserError(
@@ -215,7 +218,7 @@ def make_loader(data: Data, device: torch.device, local_ranks: int) -> Loader:
         )
     if data.backend == "dali_gpu" and device.type != "cuda":
         raise UserError("data.backend=dali_gpu needs a CUDA device, and this rank has none; set data.backend=dali")
-    workers = data.workers or max(1, len(os.sched_getaffinity(0)) // local_ranks)
+    workers = data.workers or cores or len(os.sched_getaffinity(0))
     found: Literal["dali", "torchvision"] = "dali" if present else "torchvision"
     backend = found if data.backend == "auto" else data.backend
     return Loader(backend, data.mean, workers, device, bad=BadPictures(data.max_bad))

@@ -163,6 +163,6 @@ def centre_error(
         rank = true_class_rank(scores.float().cpu().numpy(), split.label[shown.views.picture])
         counts += torch.tensor([(rank >= 1).sum(), (rank >= 5).sum(), len(rank)])
     net.train(was_training)
-    wrong1, wrong5, n = sum_over_ranks(counts.to(loader.device)).tolist()
+    wrong1, wrong5, n = sum_over_ranks(counts).tolist()
     assert n == len(split), f"validation counted {n} of {len(split)} pictures"
     return {1: ErrorRate(wrong1, n), 5: ErrorRate(wrong5, n)}

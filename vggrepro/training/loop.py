@@ -89,8 +89,9 @@ def train(
     def save(*, best: bool = False) -> None:
         """Copies the state, and writes it while training goes on; every rank calls it."""
         nonlocal state
-        check_finite()
-        state = replace(state, loss_sum=trainer.loss_sum())
+        with watch.waiting():  # for the device, which waits for the others'
+            check_finite()
+            state = replace(state, loss_sum=trainer.loss_sum())
         if here.is_first:
             lease.require(run.path)
             writer.wait()
@@ -125,7 +126,8 @@ def train(
         try:
             while True:
                 if validation_is_due(state):
-                    trainer.require_one_net()
+                    with watch.waiting():
+                        trainer.require_one_net()
                     Q = config.single_Q[0]
                     errors = centre_error(
                         net,
@@ -156,18 +158,19 @@ def train(
                 rate = learning_rate(settings.learning_rate, settings.schedule, state.schedule, state.step)
                 watch.beat(f"step {state.step + 1}")
                 meter.start()
-                with watch.waiting():  # in the all-reduces
+                with watch.waiting():  # on the CPU in the all-reduces, on CUDA in launching more than a queue holds
                     trainer.step(state.step, pictures, rate)
                 state = replace(state, step=state.step + 1, unreported=state.unreported + 1)
                 reports = state.step % settings.log_every == 0 or state.step == last
                 if reports:
-                    loss = trainer.loss_sum() / (state.unreported * settings.batch)  # waits for the device
+                    with watch.waiting():  # a device waits for the others' in no call before this one
+                        loss = trainer.loss_sum() / (state.unreported * settings.batch)
+                        bad = int(sum_over_ranks(torch.tensor(len(loader.bad.reasons))))
                 meter.stop(settings.batch)
                 if reports:
                     check_finite()
                     speed = meter.read(trainer.waited_s, flop, peak, here.world)
                     left = (last - state.step) * settings.batch / speed["images_per_s"]
-                    bad = int(sum_over_ranks(torch.tensor(len(loader.bad.reasons), device=loader.device)))
                     record = {"loss": loss, "learning_rate": rate, "seconds_left": left, "bad_pictures": bad}
                     log({"kind": "train"} | record | speed)
                     update(state.step, f"loss {loss:.4f}  rate {rate:g}  {describe(speed)}")

@@ -170,6 +170,8 @@ class Trainer:
         norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         bad = (self._bad_step < 0) & ~norm.isfinite()
         self._bad_step = torch.where(bad, step, self._bad_step)
+        # Were the first step such a one, SGD would keep the momentum that it has just allocated and not filled; no
+        # checkpoint is written after it.
         self._optimiser.found_inf = (self._bad_step >= 0).float()  # type: ignore[attr-defined]
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
