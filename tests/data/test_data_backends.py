@@ -199,3 +199,17 @@ def test_crops_of_real_photographs_are_plain_crops(clothing: Path, backend: Back
     stream = training_views(split, 96, 32, (256, 512), 224)
     for views, batch in zip(stream, loaded(split, stream, backend), strict=True):
         assert_close(pixels(batch), rescaled_then_cropped(split, views))
+
+
+@needs_dali
+def test_pixels_do_not_depend_on_the_precision_of_training(photographs: Path) -> None:
+    """In double precision, which TF32's switch does not touch, sums are what they are in float32: exact."""
+    split = scan_folder(photographs).split("train")
+    stream = training_views(split, 16, 8, (64, 128), 64)
+    plain = loaded(split, stream, "dali_gpu")
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        doubled = loaded(split, stream, "dali_gpu")
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+    assert all(torch.equal(one.images, other.images) for one, other in zip(plain, doubled, strict=True))
