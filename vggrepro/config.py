@@ -99,7 +99,10 @@ class Data(Section):
     backend: Literal["auto", "dali", "dali_gpu", "torchvision"] = "auto"
     """Who decodes: DALI on the CPU or with a GPU's help, or PIL as torchvision does; auto: DALI where installed."""
     workers: Positive | None = None
-    """Decoding threads of each rank; default: the machine's cores shared among its ranks."""
+    """Decoding threads of each rank; default: as many as are its share of the machine's cores."""
+    processes: Count | None = None
+    """Among which the decoding threads are divided, so that they do not share Python's lock with the thread that feeds
+    the GPU; 0: none but the rank's own. Default: one for two threads where a rank has a GPU, else 0."""
     max_bad: Count = 20
     """Most training pictures of a rank that may turn out unreadable after indexing; others take their places."""
     max_rejected_val: Count = 0

@@ -95,6 +95,9 @@ class _Archives:
         self._open: dict[str, int] = {}
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[type[_Archives], tuple[Sequence[str]]]:
+        return _Archives, (tuple(self._paths),)  # another process opens them for itself
+
     def is_archive(self, container: str) -> bool:
         return container in self._paths
 

@@ -7,9 +7,10 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from typing import Literal
 
 import numpy as np
@@ -18,9 +19,10 @@ from numpy.typing import NDArray
 
 from vggrepro.config import Config, Data
 from vggrepro.data import sample_set
-from vggrepro.data.decode import BadPictureError, Pixels, Region, in_groups, resample, whole_region
+from vggrepro.data.decode import BadPictureError, Region, in_groups, resample, whole_region
 from vggrepro.data.index import Index, Split, open_index, require_training_images
 from vggrepro.data.prefetch import prefetch, to_device
+from vggrepro.data.processes import in_order
 from vggrepro.data.resample import resample_on_device
 from vggrepro.data.sources import ILSVRC
 from vggrepro.data.views import Ints, Views
@@ -28,7 +30,6 @@ from vggrepro.errors import UserError
 from vggrepro.paper import value
 from vggrepro.progress import say
 
-_PIECE = 64  # most pictures decoded at once; bounds the memory of dense evaluation's large pictures
 _READERS = 16
 
 
@@ -73,6 +74,11 @@ class BadPictures:
         say(f"{name} is bad since it was indexed ({reason}); another takes its place ({len(self.reasons)} so far)")
 
 
+_Piece = tuple[Views, int, Callable[[torch.Tensor], dict[int, BadPictureError]]]
+"""A batch's views, the row at which the piece begins, and what fills its rows' places with grey levels (n, h, w, 3) and
+returns the rows of the piece whose pictures are bad."""
+
+
 @dataclass(frozen=True)
 class Loader:
     """Renders views of one data set; the same for training and testing, so that both see one decoder and one filter."""
@@ -81,12 +87,16 @@ class Loader:
     """`dali_gpu` decodes and resamples on `device`."""
     mean: tuple[float, float, float]
     workers: int
-    """Decoding threads."""
+    """Decoding threads, of all processes together."""
     device: torch.device
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """What the images are divided by, for weights that were trained so."""
     dtype: torch.dtype = torch.float32
     """Of the images; a half-precision one is what autocast would make of them."""
+    processes: int = 0
+    """That decode and resample beside this one; 0: this one does."""
+    piece: int = 64
+    """Most images decoded at once: bounds the memory that dense evaluation's large ones take."""
     bad: BadPictures = field(default_factory=lambda: BadPictures(0), compare=False)
 
     def batches(self, split: Split, stream: Iterable[Views]) -> Generator[Batch]:
@@ -116,39 +126,79 @@ class Loader:
             images /= to_device(torch.tensor(self.std), self.device)
         return images.to(self.dtype).permute(0, 3, 1, 2)
 
-    def _rendered(self, split: Split, stream: Iterable[Views]) -> Iterator[tuple[Views, torch.Tensor]]:
+    def _rendered(self, split: Split, stream: Iterable[Views]) -> Generator[tuple[Views, torch.Tensor]]:
         """(views, (N, h, w, 3) grey levels) of each Views of the stream."""
-        cut: deque[tuple[Views, int, NDArray[np.intp]]] = deque()
+        pieces = self._by_processes(split, stream) if self.processes else self._by_threads(split, self._cut(stream))
+        with closing(pieces):
+            for views, first, fill in pieces:
+                if first == 0:
+                    shown = views
+                    pixels = self._empty((len(views), *views.shape, 3))
+                stop = min(first + self.piece, len(views))
+                for row, reason in fill(pixels[first:stop]).items():
+                    shown, region = self._replaced(split, shown, first + row, reason)
+                    one = slice(first + row, first + row + 1)
+                    self._resample([region], shown[one], pixels[one])
+                if stop == len(views):
+                    yield shown, pixels
+
+    def _cut(self, stream: Iterable[Views]) -> Iterator[tuple[Views, int]]:
+        """Each Views with every row at which a piece of it begins."""
+        for views in stream:
+            for first in range(0, len(views), self.piece):
+                yield views, first
+
+    def _by_threads(self, split: Split, cut: Iterable[tuple[Views, int]]) -> Generator[_Piece]:
+        """Decoded ahead, and resampled when they are asked for, by threads of this process."""
+        asked: deque[tuple[Views, int, NDArray[np.intp]]] = deque()
 
         def wanted() -> Iterator[tuple[Ints, Ints]]:
-            for views in stream:
-                for first in range(0, len(views), _PIECE):
-                    pictures, boxes, which = views[first : first + _PIECE].decode_boxes()
-                    cut.append((views, first, which))
-                    yield pictures, boxes
+            for views, first in cut:
+                pictures, boxes, which = views[first : first + self.piece].decode_boxes()
+                asked.append((views, first, which))
+                yield pictures, boxes
 
         # waiting for disks and networks takes more threads than decoding
         with ThreadPoolExecutor(self.workers) as pool, ThreadPoolExecutor(_READERS) as readers:
             for regions in self._regions(split, wanted(), pool, readers):
-                views, first, which = cut.popleft()
-                if first == 0:
-                    shown = views
-                    pixels = self._empty((len(views), *views.shape, 3))
-                places = pixels[first : first + len(which)]
-                of_row: list[Region] = []
-                for row, number in enumerate(which):
-                    region = regions[number]
-                    if isinstance(region, BadPictureError):
-                        shown, region = self._replaced(split, shown, first + row, region)
-                    of_row.append(region)
-                rows = shown[first : first + len(which)]
-                if self.backend == "dali_gpu":
-                    resample_on_device(of_row, rows.decode_box(), rows.source_window(), rows.flip, places)
-                else:
-                    work = zip(of_row, rows.decode_box(), rows.source_window(), rows.flip, places.numpy(), strict=True)
-                    in_groups(pool, partial(_resample, list(work)), len(which))
-                if first + len(which) == len(views):
-                    yield shown, pixels
+                views, first, which = asked.popleft()
+                of_row = [regions[number] for number in which]
+                yield views, first, partial(self._fill, of_row, views[first : first + self.piece], pool)
+
+    def _by_processes(self, split: Split, stream: Iterable[Views]) -> Generator[_Piece]:
+        """The same by other processes, each of which renders every so-manyth piece; they iterate over it themselves."""
+        alone = replace(self, device=torch.device("cpu"), workers=-(-self.workers // self.processes), processes=0)
+        with closing(in_order(_Pieces(alone, split, stream), self.processes)) as arrived:
+            for views, first in self._cut(stream):
+                pixels, bad = next(arrived)
+                yield views, first, partial(_copied, pixels, bad)
+
+    def _fill(
+        self, regions: Sequence[Region | BadPictureError], rows: Views, pool: ThreadPoolExecutor, places: torch.Tensor
+    ) -> dict[int, BadPictureError]:
+        """Resamples into the rows' places; returns the rows that cannot be, with the reasons."""
+        bad = {row: region for row, region in enumerate(regions) if isinstance(region, BadPictureError)}
+        if not bad:
+            self._resample([region for region in regions if isinstance(region, Region)], rows, places, pool)
+        else:
+            for row, region in enumerate(regions):
+                if isinstance(region, Region):
+                    self._resample([region], rows[row : row + 1], places[row : row + 1])
+        return bad
+
+    def _resample(
+        self, regions: Sequence[Region], rows: Views, places: torch.Tensor, pool: ThreadPoolExecutor | None = None
+    ) -> None:
+        boxes, windows = rows.decode_box(), rows.source_window()
+        if self.backend == "dali_gpu":
+            resample_on_device(regions, boxes, windows, rows.flip, places)
+            return
+        work = list(zip(regions, boxes, windows, rows.flip, places.numpy(), strict=True))
+        if pool:
+            in_groups(pool, lambda row: resample(*work[row]), len(work))
+        else:
+            for one in work:
+                resample(*one)
 
     def _empty(self, shape: Sequence[int]) -> torch.Tensor:
         """Room for grey levels, where they are resampled."""
@@ -197,13 +247,30 @@ class Loader:
         raise AssertionError
 
 
+class _Pieces:
+    """What one of several processes renders: every so-manyth piece, as (grey levels, bad rows)."""
+
+    def __init__(self, loader: Loader, split: Split, stream: Iterable[Views]) -> None:
+        self._loader, self._split, self._stream = loader, split, stream
+
+    def part(self, number: int, parts: int) -> Iterator[tuple[torch.Tensor, dict[int, BadPictureError]]]:
+        """In order, for process `number` of `parts`."""
+        for views, first, fill in self._loader._by_threads(
+            self._split, islice(self._loader._cut(self._stream), number, None, parts)
+        ):
+            rows = min(self._loader.piece, len(views) - first)
+            pixels = torch.empty((rows, *views.shape, 3), dtype=torch.uint8).share_memory_()
+            yield pixels, fill(pixels)
+
+
+def _copied(pixels: torch.Tensor, bad: dict[int, BadPictureError], places: torch.Tensor) -> dict[int, BadPictureError]:
+    places.copy_(pixels)
+    return bad
+
+
 def _huge(shape: Sequence[int], dtype: type[np.generic]) -> torch.Tensor:
     """An empty tensor made by NumPy, which asks the system for huge pages: fewer faults, a fifth of a batch's time."""
     return torch.from_numpy(np.empty(shape, dtype))
-
-
-def _resample(work: Sequence[tuple[Region, Ints, NDArray[np.float64], bool, Pixels]], row: int) -> None:
-    resample(*work[row])
 
 
 def make_loader(data: Data, device: torch.device, cores: int | None = None) -> Loader:
@@ -219,9 +286,14 @@ def make_loader(data: Data, device: torch.device, cores: int | None = None) -> L
     if data.backend == "dali_gpu" and device.type != "cuda":
         raise UserError("data.backend=dali_gpu needs a CUDA device, and this rank has none; set data.backend=dali")
     workers = data.workers or cores or len(os.sched_getaffinity(0))
+    processes = data.processes
+    if processes is None:
+        processes = -(-workers // 2) if device.type == "cuda" else 0
     found: Literal["dali", "torchvision"] = "dali" if present else "torchvision"
     backend = found if data.backend == "auto" else data.backend
-    return Loader(backend, data.mean, workers, device, bad=BadPictures(data.max_bad))
+    if backend == "dali_gpu":
+        processes = 0  # its work is on the device
+    return Loader(backend, data.mean, workers, device, processes=min(processes, workers), bad=BadPictures(data.max_bad))
 
 
 def open_data(

@@ -12,8 +12,9 @@ counters, whoever asks for it, in whatever order. NumPy guarantees the raw strea
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 
 import numpy as np
@@ -129,5 +130,29 @@ class TrainingPlan:
             shape=(self.crop, self.crop),
             flip=(u[:, 3] < 0.5) & self.data.flip,
             shift=(normal @ colour_components(self.data.colour_shift)).astype(np.float32),
-            spare=lambda row, attempt: self.views(first + row + attempt * self.pictures, 1),
+            spare=partial(self._spare, first),
         )
+
+    def _spare(self, first: int, row: int, attempt: int) -> Views:
+        return self.views(first + row + attempt * self.pictures, 1)
+
+
+@dataclass(frozen=True)
+class MicroBatches:
+    """The views of some rows of every global batch in turn, from one step to another: what a rank trains on.
+
+    Its place in the epochs is a matter of the step alone, so each process that iterates over it sees the same.
+    """
+
+    plan: TrainingPlan
+    batch: int
+    rows: tuple[slice, ...]
+    """Of the global batch: one slice a micro-batch."""
+    first_step: int
+    """Iterations already done."""
+    last_step: int
+
+    def __iter__(self) -> Iterator[Views]:
+        for step in range(self.first_step, self.last_step):
+            for rows in self.rows:
+                yield self.plan.views(step * self.batch + rows.start, rows.stop - rows.start)

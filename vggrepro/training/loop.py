@@ -108,7 +108,8 @@ def train(
         if (trainer.comm, here.world) != _last_exchange(run):
             log({"kind": "event", "event": "gradient exchange", "comm": trainer.comm, "ranks": here.world})
     if state.step == 0:
-        with closing(loader.batches(training, trainer.views(plan, 0))) as batches:
+        alone = replace(loader, processes=0)  # for one batch no others are started
+        with closing(alone.batches(training, trainer.views(plan, 0))) as batches:
             scales = health.activation_scales(net, next(batches).images)
         log({"kind": "event", "event": "activation scales"} | scales)
         if parent is None and not force:

@@ -19,9 +19,8 @@ from torch.nn import functional as F
 
 from vggrepro.config import Config
 from vggrepro.data.loader import Batch
-from vggrepro.data.plan import TrainingPlan, dropout_masks
+from vggrepro.data.plan import MicroBatches, TrainingPlan, dropout_masks
 from vggrepro.data.prefetch import to_device
-from vggrepro.data.views import Views
 from vggrepro.distributed import Topology, from_every_rank, sum_over_ranks
 from vggrepro.errors import UserError
 from vggrepro.models.precision import autocast, set_arithmetic
@@ -139,11 +138,9 @@ class Trainer:
             {name: self._host[f"momentum {name}"] for name in momentum},
         )
 
-    def views(self, plan: TrainingPlan, first_step: int) -> Iterator[Views]:
+    def views(self, plan: TrainingPlan, first_step: int) -> MicroBatches:
         """This rank's micro-batches from `first_step` (iterations already done) to the end."""
-        for step in range(first_step, self.config.train.iterations):
-            for rows in self.share.rows:
-                yield plan.views(step * self.share.batch + rows.start, rows.stop - rows.start)
+        return MicroBatches(plan, self.share.batch, self.share.rows, first_step, self.config.train.iterations)
 
     def with_masks(self, batches: Generator[Batch], first_step: int) -> Generator[Batch]:
         """The batches of :meth:`views`, and with each the dropout masks of its place."""

@@ -1,0 +1,143 @@
+"""Decoding in other processes: the same images, the same replacements, and no process left behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import tarfile
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vggrepro.config import Data
+from vggrepro.data.index import Split, open_index, scan_folder
+from vggrepro.data.loader import BadPictures, Batch, Loader, make_loader
+from vggrepro.data.plan import MicroBatches, TrainingPlan
+from vggrepro.data.processes import in_order
+from vggrepro.data.views import rescaled_size, whole
+from vggrepro.errors import UserError
+
+BATCH = 10
+
+
+@pytest.fixture(params=["dali", "torchvision"])
+def backend(request: pytest.FixtureRequest) -> str:
+    if request.param == "dali":
+        pytest.importorskip("nvidia.dali")
+    return request.param
+
+
+def loader(backend: str, processes: int, limit: int = 20) -> Loader:
+    mean = (123.68, 116.779, 103.939)
+    return Loader(backend, mean, 2, torch.device("cpu"), processes=processes, bad=BadPictures(limit))  # type: ignore[arg-type]
+
+
+def stream(split: Split, steps: int = 4) -> MicroBatches:
+    plan = TrainingPlan(split.size, Data(S=(64, 96)), 64, seed=0)
+    return MicroBatches(plan, 2 * BATCH, (slice(BATCH, 17), slice(17, 20)), 3, 3 + steps)  # of the second of two ranks
+
+
+def assert_same(some: Iterator[Batch], others: Iterator[Batch]) -> int:
+    count = 0
+    for one, other in zip(some, others, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+        assert np.array_equal(one.views.picture, other.views.picture)
+        count += 1
+    return count
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_batches_are_those_of_threads_whatever_the_number_of_processes(
+    photographs: Path, backend: str, processes: int
+) -> None:
+    """Micro-batches of several pieces, too."""
+    split = scan_folder(photographs).split("train")
+    views, beside = stream(split), replace(loader(backend, processes), piece=4)
+    assert assert_same(beside.batches(split, views), loader(backend, 0).batches(split, views)) == 8
+
+
+def test_uncropped_images_of_many_shapes_from_an_archive(photographs: Path, tmp_path: Path, backend: str) -> None:
+    with tarfile.open(tmp_path / "photographs.tar", "w") as archive:
+        archive.add(photographs, ".")
+    split = open_index(str(tmp_path / "photographs.tar"), None, tmp_path / "index", lambda done, total: None).split(
+        "val"
+    )
+    rescaled = rescaled_size(split.size, 96)
+    rows = np.arange(len(split))
+    views = [whole(rows[row : row + 1], split.size[row : row + 1], rescaled[row : row + 1]) for row in rows]
+    assert assert_same(loader(backend, 2).batches(split, views), loader(backend, 0).batches(split, views)) == len(split)
+
+
+def test_images_that_go_bad_are_replaced_and_counted_as_ever(photographs: Path, tmp_path: Path, backend: str) -> None:
+    shutil.copytree(photographs, tmp_path / "data")
+    split = scan_folder(tmp_path / "data").split("train")
+    for picture in (2, 9):
+        os.truncate(split.name_of(picture), 100)
+    using, alone = loader(backend, 2), loader(backend, 0)
+    assert assert_same(using.batches(split, stream(split, 6)), alone.batches(split, stream(split, 6))) == 12
+    assert using.bad.reasons == alone.bad.reasons
+    assert set(using.bad.reasons) == {split.name_of(2), split.name_of(9)}
+    with pytest.raises(UserError, match=r"data\.max_bad=1"):
+        list(loader(backend, 2, limit=1).batches(split, stream(split, 6)))
+
+
+def test_closing_leaves_no_process(photographs: Path) -> None:
+    split = scan_folder(photographs).split("train")
+    with closing(loader("torchvision", 2).batches(split, stream(split, 1000))) as batches:
+        next(batches)
+        assert len(multiprocessing.active_children()) == 2
+    until = time.monotonic() + 10
+    while multiprocessing.active_children() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not multiprocessing.active_children()
+
+
+def test_a_killed_process_is_one_line_and_signals_to_stop_are_not_for_them(photographs: Path) -> None:
+    split = scan_folder(photographs).split("train")
+    with closing(loader("torchvision", 2).batches(split, stream(split, 10_000))) as batches:
+        next(batches)
+        children = multiprocessing.active_children()
+        for child in children:
+            for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):  # as SLURM sends them, to every process
+                os.kill(child.pid, number)  # type: ignore[arg-type]
+        for _ in range(20):
+            next(batches)
+        os.kill(children[0].pid, signal.SIGKILL)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=r"a process that decodes images was killed .*set data.processes lower"):
+            list(batches)
+
+
+class Broken:
+    def part(self, number: int, parts: int) -> Iterator[int]:
+        raise ZeroDivisionError(f"process {number} of {parts}")
+
+
+def test_a_mistake_of_ours_in_a_process_is_a_traceback() -> None:
+    with pytest.raises(ZeroDivisionError, match="process 0 of 1"):
+        list(in_order(Broken(), 1))
+
+
+@pytest.mark.parametrize(
+    ("device", "settings", "expected"),
+    [
+        ("cpu", {"workers": 8}, 0),
+        ("cuda", {"workers": 8}, 4),
+        ("cuda", {"workers": 7}, 4),
+        ("cuda", {"workers": 1}, 1),
+        ("cuda", {"workers": 8, "processes": 0}, 0),
+        ("cuda", {"workers": 8, "processes": 100}, 8),
+        ("cpu", {"workers": 8, "processes": 2}, 2),
+    ],
+)
+def test_a_rank_with_a_gpu_decodes_in_processes(device: str, settings: dict[str, int], expected: int) -> None:
+    data = Data(backend="torchvision", **settings)  # type: ignore[arg-type]
+    assert make_loader(data, torch.device(device)).processes == expected

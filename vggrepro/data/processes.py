@@ -1,0 +1,85 @@
+"""Work for other processes of this machine, by torch's DataLoader: tensors come back in order, in shared memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import weakref
+from collections.abc import Generator, Iterator
+from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
+from typing import Any, Protocol, TypeVar
+
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from vggrepro.errors import UserError
+
+_AHEAD = 2  # items that a process has ready
+_PRELOADED = ["vggrepro.data.loader", "nvidia.dali.fn"]
+"""Imported once by the process that forks the others; what is not there is left out."""
+_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2}
+
+Item_co = TypeVar("Item_co", covariant=True)
+
+
+class Parts(Protocol[Item_co]):
+    """What can be divided among processes; it is pickled for them."""
+
+    def part(self, number: int, parts: int) -> Iterator[Item_co]:
+        """What process `number` makes: the items number, number + parts, number + 2 parts, ..."""
+
+
+def in_order(parts: Parts[Item_co], processes: int) -> Generator[Item_co]:
+    """The items of all processes in turn. Raises UserError when one of these is killed; closing ends them.
+
+    They have no part in CUDA: they are forked from a server that never touches it. Signals that ask this process to
+    stop are not for them: they end with it.
+    """
+    multiprocessing.set_forkserver_preload(_PRELOADED)
+    loader = DataLoader(
+        _Divided(parts),
+        batch_size=None,
+        num_workers=processes,
+        prefetch_factor=_AHEAD,
+        multiprocessing_context="forkserver",
+    )
+    # A mask is inherited, and unlike a handler it can be set in any thread. (To start its tracker Python sets one, too,
+    # and takes it back.)
+    resource_tracker.ensure_running()
+    others = set(multiprocessing.active_children())
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        items = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    # Also when the interpreter ends: Python would ask them to end, by a signal that they do not hear, and wait.
+    end = weakref.finalize(loader, _end, items, set(multiprocessing.active_children()) - others)
+    try:
+        yield from items
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a process that decodes images was killed ({str(error).splitlines()[0]}); perhaps for want of memory or "
+            f"of room in /dev/shm (in a container: --shm-size); set data.processes lower, or to 0 for none"
+        ) from None
+    finally:
+        end()
+
+
+def _end(items: Any, processes: set[BaseProcess]) -> None:
+    """Ends the processes when they are done with the item in hand."""
+    items._shutdown_workers()  # waits for five seconds
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+
+
+class _Divided(IterableDataset):
+    def __init__(self, parts: Parts[Any]) -> None:
+        self._parts = parts
+
+    def __iter__(self) -> Iterator[Any]:
+        process = get_worker_info()
+        assert process is not None, "not in a process of its own"
+        return self._parts.part(process.id, process.num_workers)
