@@ -1,10 +1,10 @@
 """How long training stands still for a checkpoint: a copy, then a write in a thread; beside torch.save in the loop.
 
-    python benchmarks/checkpoint_stall.py --folder FOLDER
+    python benchmarks/checkpoint_stall.py [--folder FOLDER]
 
 Net D in the paper's geometry with its momentum: 1.1 GB. What is timed is what the loop waits for: ours the copy, since
-the write goes on behind it (and is over before the next turn begins), the usual way the whole file. FOLDER takes two
-files of that size; both ways flush them to the disk.
+the write goes on behind it (and is over before the next turn begins), the usual way the whole file. FOLDER, by
+default the system's for temporary files, takes two files of that size; both ways flush them to the disk.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ import argparse
 import json
 import os
 import statistics
+import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from vggrepro import checkpoint
-from vggrepro.config import Config, Model
-from vggrepro.distributed import topology
+from vggrepro.bench.step import name_of
+from vggrepro.config import Config, Model, override
+from vggrepro.distributed import pick_device, topology
 from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
 from vggrepro.tracking import environment
@@ -31,22 +34,29 @@ from vggrepro.training.step import Trainer
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--folder", type=Path)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--set", dest="changes", action="append", default=[])
     arguments = parser.parse_args()
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    config = Config(model=Model(net="D"))
+    config = override(Config(model=Model(net="D")), arguments.changes, Path("checkpoint_stall"))
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        print(json.dumps(stall(config, Path(folder), arguments.rounds), indent=1))
+
+
+def stall(config: Config, folder: Path, rounds: int) -> dict[str, Any]:
+    """Seconds that the loop waits, in turns, `rounds` times, the first of which warms up."""
+    device = pick_device(config.run.device, 0)
     net = VGG(architecture_of(config)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     trainer = Trainer(net, config, topology({}), device)
     trainer.set_momentum({name: torch.rand(weight.shape) for name, weight in net.named_parameters()})
-    usual_file = arguments.folder / "usual.pt"
+    usual_file = folder / "usual.pt"
     ours, usual, written = [], [], []
     with checkpoint.Writer() as writer:
-        for _ in range(arguments.rounds):
+        for _ in range(rounds):
             started = time.perf_counter()
             weights, momentum = trainer.snapshot()
             state = {"momentum": momentum, "state": asdict(State())}
-            writer.submit(checkpoint.Checkpoint({}, 0, weights, {}, {}, state), arguments.folder / "ours.pt", _nothing)
+            writer.submit(checkpoint.Checkpoint({}, 0, weights, {}, {}, state), folder / "ours.pt", _nothing)
             ours.append(time.perf_counter() - started)
             assert writer.wait(), "not written"
             written.append(time.perf_counter() - started)
@@ -64,14 +74,12 @@ def main() -> None:
         "written_s": written[1:],
         "bytes": usual_file.stat().st_size,
         "load_average": os.getloadavg()[0],
-        "device": str(device),
-        "versions": environment(),
+        "device": name_of(device),
+        "versions": {key: item for key, item in environment().items() if key != "command"},
     }
     medians = {"ours": statistics.median(ours[1:]), "usual": statistics.median(usual[1:])}
     ratio = statistics.median([b / a for a, b in zip(ours[1:], usual[1:], strict=True)])
-    print(
-        json.dumps({"name": "checkpoint-stall", **medians, "ratio": ratio, "unit": "s", "details": details}, indent=1)
-    )
+    return {"name": "checkpoint-stall", **medians, "ratio": ratio, "unit": "s", "details": details}
 
 
 def _nothing() -> None:

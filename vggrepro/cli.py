@@ -66,6 +66,13 @@ class Method(StrEnum):
     both = "both"
 
 
+class Backend(StrEnum):
+    """What carries gradients between ranks."""
+
+    nccl = "nccl"
+    gloo = "gloo"
+
+
 class Input(StrEnum):
     """What a net's pixels were."""
 
@@ -545,14 +552,32 @@ def bench_step(
     """
     import torch
 
-    from vggrepro.bench.step import run, small
-    from vggrepro.config import Config, Model, Train, override
+    from vggrepro.bench.step import plain, run
+    from vggrepro.config import override
 
-    gpu = torch.cuda.is_available()
-    plain = Config(model=Model(net="A"), train=Train(precision="bf16", compile=True)) if gpu else small()
-    config = override(plain, changes, Path("bench step"))
-    sizes = _whole_numbers(batches, "--batches") if batches else (32, 64, 128, 256) if gpu else (8, 32)
+    config = override(plain(), changes, Path("bench step"))
+    usual = (32, 64, 128, 256) if torch.cuda.is_available() else (8, 32)
+    sizes = _whole_numbers(batches, "--batches") if batches else usual
     _print_bench(run(config, tuple(nets.split(",")), sizes, steps, rounds), as_json)
+
+
+@bench_app.command(name="profile")
+def bench_profile(
+    net: Annotated[str, typer.Option(help="A column of Table 1.")] = "D",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each measurement.")] = 10,
+    top: Annotated[int, typer.Option(min=1, help="Kernels to name, the longest first.")] = 10,
+    changes: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Where a training step spends its time: kernels, gaps between them, launches, the host's share.
+
+    Without --set as `bench step`, at the paper's batch on a GPU.
+    """
+    from vggrepro.bench.profile import run
+    from vggrepro.bench.step import plain
+    from vggrepro.config import override
+
+    _print_bench(run(override(plain(net), changes, Path("bench profile")), steps, top), as_json)
 
 
 @bench_app.command(name="comm")
@@ -560,6 +585,9 @@ def bench_comm(
     net: Annotated[str, typer.Option(help="A column of Table 1.")] = "D",
     steps: Annotated[int, typer.Option(min=1, help="Steps that are timed in a turn.")] = 5,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each exchange.")] = 5,
+    backend: Annotated[
+        Backend | None, typer.Option(help="Default: nccl on GPUs. gloo takes several ranks on one GPU.")
+    ] = None,
     changes: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
@@ -571,7 +599,7 @@ def bench_comm(
     from vggrepro.config import Config, Model, override
 
     plain = Config(model=Model(net=net)) if torch.cuda.is_available() else small(net)
-    found = run(override(plain, changes, Path("bench comm")), steps, rounds)
+    found = run(override(plain, changes, Path("bench comm")), steps, rounds, backend.value if backend else None)
     if found is not None:  # the first rank
         _print_bench(found, as_json)
 
@@ -594,8 +622,9 @@ def _print_bench(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         _print_json(found)
         return
-    typer.echo(f"{found['name']}: ours {found['ours']:.4g}, usual {found['usual']:.4g} {found['unit']}, ", nl=False)
-    typer.echo(f"ratio {found['ratio']:.3g}" + (f", ceiling {found['ceiling']:.4g}" if found["ceiling"] else ""))
+    if "ours" in found:  # a profile has no other way beside it
+        typer.echo(f"{found['name']}: ours {found['ours']:.4g}, usual {found['usual']:.4g} {found['unit']}, ", nl=False)
+        typer.echo(f"ratio {found['ratio']:.3g}" + (f", ceiling {found['ceiling']:.4g}" if found["ceiling"] else ""))
     for key, item in found["details"].items():
         typer.echo(f"  {key:40} {item}")
 

@@ -6,12 +6,13 @@ import os
 import statistics
 import time
 from importlib.metadata import version
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import distributed
 from torch.nn import functional as F
 
+from vggrepro.bench.step import name_of
 from vggrepro.config import Config
 from vggrepro.distributed import pick_device, process_group, topology
 from vggrepro.errors import UserError
@@ -21,13 +22,16 @@ from vggrepro.models.vgg import VGG
 from vggrepro.training.exchange import Comm, Exchange
 from vggrepro.training.step import share_of
 
+Backend = Literal["nccl", "gloo"]
 
-def run(config: Config, steps: int, rounds: int) -> dict[str, Any] | None:
+
+def run(config: Config, steps: int, rounds: int, backend: Backend | None = None) -> dict[str, Any] | None:
     """Gradients of the global batch by each exchange in turn, `rounds` times `steps`; None on all ranks but the first.
 
     ours: factor exchange, in steps per second; usual: DDP's all-reduce. The details have the bytes handed to
-    collectives in a step (counted), and what a ring of these ranks sends for them from each rank. Raises UserError on a
-    single rank.
+    collectives in a step (counted), and what a ring of these ranks sends for them from each rank. `backend` is NCCL on
+    CUDA devices and gloo on CPUs unless it is named: gloo copies through host memory, and takes several ranks on one
+    GPU, which NCCL does not. Raises UserError on a single rank.
     """
     here = topology(os.environ)
     if here.world == 1:
@@ -36,7 +40,12 @@ def run(config: Config, steps: int, rounds: int) -> dict[str, Any] | None:
         )
     device = pick_device(config.run.device, here.local_rank)
     share = share_of(here, config.train.batch, None).size
-    with process_group(here, device):
+    if backend == "nccl" and device.type == "cpu":
+        raise UserError("--backend nccl needs CUDA devices; leave it out, or use --backend gloo")
+    used: Backend = backend or ("nccl" if device.type == "cuda" else "gloo")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    with process_group(here, torch.device("cpu") if used == "gloo" else device):
         ways: dict[Comm, tuple[VGG, Exchange]] = {}
         for comm in get_args(Comm):
             net = VGG(architecture_of(config))
@@ -92,7 +101,8 @@ def run(config: Config, steps: int, rounds: int) -> dict[str, Any] | None:
             "net": f"{config.model.net}, crop {crop}, width {config.model.width:g}, {config.model.classes} classes",
             "batch": config.train.batch,
             "ranks": here.world,
-            "backend": "nccl" if device.type == "cuda" else "gloo",
+            "backend": used,
+            "device": name_of(device),
             "precision": config.train.precision,
             "steps": steps,
             "rounds": rounds,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import platform
@@ -17,7 +18,8 @@ from torch.nn import functional as F
 from vggrepro.config import Config, Model, Train
 from vggrepro.data.loader import Batch
 from vggrepro.data.plan import TrainingPlan
-from vggrepro.distributed import Topology
+from vggrepro.distributed import Topology, pick_device
+from vggrepro.errors import UserError
 from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
@@ -25,13 +27,21 @@ from vggrepro.training.step import Trainer
 from vggrepro.training.throughput import flop_per_picture, peak_flops
 
 _SIZE = 256  # px of the synthetic pictures before the crop; no matter here
+_RATE = 1e-5  # a learning rate at which noise leaves every way's weights finite: NaN takes less power, and less time
 
 Step = Callable[[], None]
 
 
 def small(net: str = "A") -> Config:
     """A geometry that a CPU trains in a moment."""
-    return Config(model=Model(net=net, classes=100, crop=64, width=0.25), train=Train(batch=32))
+    return Config(model=Model(net=net, classes=100, crop=64, width=0.25), train=Train(batch=32, learning_rate=_RATE))
+
+
+def plain(net: str = "A") -> Config:
+    """What is measured unless settings say otherwise: the paper's geometry in bf16, compiled; on a CPU a small one."""
+    if torch.cuda.is_available():
+        return Config(model=Model(net=net), train=Train(precision="bf16", compile=True, learning_rate=_RATE))
+    return small(net)
 
 
 def run(config: Config, nets: tuple[str, ...], batches: tuple[int, ...], steps: int, rounds: int) -> dict[str, Any]:
@@ -44,9 +54,9 @@ def run(config: Config, nets: tuple[str, ...], batches: tuple[int, ...], steps: 
     the bare step: our layout and precision without anything of ours around it. The head figures are of the last net
     and batch size.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() and config.run.device != "cpu" else "cpu")
+    device = pick_device(config.run.device, 0)
     details: dict[str, Any] = {}
-    head: dict[str, float] = {}
+    head: dict[str, float | None] = {}
     for net, batch in itertools.product(nets, batches):
         model = config.model.model_copy(update={"net": net})
         one = config.model_copy(update={"model": model, "train": config.train.model_copy(update={"batch": batch})})
@@ -55,15 +65,20 @@ def run(config: Config, nets: tuple[str, ...], batches: tuple[int, ...], steps: 
         except torch.OutOfMemoryError:
             details[f"{net} batch {batch}"] = "out of memory"
             continue
-        head = {"ours": found["ours"], "usual": found["usual"], "ratio": found["ratio"], "ceiling": found["bare"]}
+        finally:
+            release(device)
+        head = {key: found[key] for key in ("ours", "usual", "ratio")} | {"ceiling": found["bare"], "mfu": found["mfu"]}
         details[f"{net} batch {batch}"] = found
+    if not head:
+        tried = ", ".join(map(str, batches))
+        raise UserError(f"--batches {tried}: none fits into the memory of {name_of(device)}; try smaller ones")
     details |= {
         "geometry": f"crop {config.model.crop}, width {config.model.width:g}, {config.model.classes} classes",
         "precision": config.train.precision,
         "compile": config.train.compile,
         "steps": steps,
         "rounds": rounds,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "device": name_of(device),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],
         "torch": version("torch"),
@@ -74,7 +89,7 @@ def run(config: Config, nets: tuple[str, ...], batches: tuple[int, ...], steps: 
 
 def _compare(config: Config, device: torch.device, steps: int, rounds: int) -> dict[str, Any]:
     ways: dict[str, Step] = {
-        "ours": _ours(config, device),
+        "ours": training_step(config, device),
         "usual": _usual(config, device, torch.contiguous_format),
         "usual_channels_last": _usual(config, device, torch.channels_last),
         "bare": _bare(config, device),
@@ -91,25 +106,24 @@ def _compare(config: Config, device: torch.device, steps: int, rounds: int) -> d
     for number in range(rounds):
         order = list(ways.items())
         for name, step in order if number % 2 else reversed(order):  # nobody always comes after the same one
-            started = _clock(device)
+            started = clock(device)
             for _ in range(steps):
                 step()
-            rates[name].append(config.train.batch * steps / (_clock(device) - started))
+            rates[name].append(config.train.batch * steps / (clock(device) - started))
     found: dict[str, Any] = {name: statistics.median(several) for name, several in rates.items()}
     for other in ("usual", "usual_channels_last", "bare"):
         by_round = [a / b for a, b in zip(rates["ours"], rates[other], strict=True)]
         found["ratio" if other == "usual" else f"ratio_to_{other}"] = statistics.median(by_round)
-    flop, peak = flop_per_picture(architecture_of(config)), peak_flops(device, config.train.precision)
-    found["gflop_per_image"] = flop / 1e9
-    if peak:
-        found |= {"mfu": found["ours"] * flop / peak, "peak_tflops": peak / 1e12}
+    found["mfu"] = mfu(config, device, found["ours"])
+    found["gflop_per_image"] = flop_per_picture(architecture_of(config)) / 1e9
     if memory:
         found["memory_gib_all_ways_resident"] = memory
     return found
 
 
-def _ours(config: Config, device: torch.device) -> Step:
-    trainer = Trainer(_net(config, device, torch.channels_last), config, Topology(), device)
+def training_step(config: Config, device: torch.device) -> Step:
+    """The step of training as `vggrepro train` takes it, but on pictures that lie ready."""
+    trainer = trainer_of(config, device)
     plan = TrainingPlan(_sizes(), config.data, config.model.crop, config.run.seed)
     images, labels = _pictures(config, device, torch.channels_last)
 
@@ -119,6 +133,11 @@ def _ours(config: Config, device: torch.device) -> Step:
 
     endless, number = trainer.with_masks(batches(), 0), itertools.count()
     return lambda: trainer.step(next(number), endless, config.train.learning_rate)
+
+
+def trainer_of(config: Config, device: torch.device) -> Trainer:
+    """A net at the start of its training, on its own."""
+    return Trainer(_net(config, device, torch.channels_last), config, Topology(), device)
 
 
 def _usual(config: Config, device: torch.device, layout: torch.memory_format) -> Step:
@@ -184,7 +203,7 @@ def _sizes() -> Any:
     return np.full((1000, 2), 2 * _SIZE, np.int64)
 
 
-def _clock(device: torch.device) -> float:
+def clock(device: torch.device) -> float:
     """Seconds: of wall time once the device is done, and on a CPU of this process's time on it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -192,5 +211,22 @@ def _clock(device: torch.device) -> float:
     return time.process_time()
 
 
-def _processor() -> str:
+def mfu(config: Config, device: torch.device, images_per_s: float) -> float | None:
+    """Share of the device's peak at this rate of training; None where the peak is not known."""
+    peak = peak_flops(device, config.train.precision)
+    return images_per_s * flop_per_picture(architecture_of(config)) / peak if peak else None
+
+
+def name_of(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     return f"{platform.machine()} CPU, {len(os.sched_getaffinity(0))} cores"
+
+
+def release(device: torch.device) -> None:
+    """Gives back the memory of nets that are not used any more, compiled ones included."""
+    torch.compiler.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

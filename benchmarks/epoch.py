@@ -1,0 +1,142 @@
+"""Training on photographs: an epoch by `vggrepro train`, then what its steps lose to the pictures.
+
+    python benchmarks/epoch.py PICTURES --set model.classes=10 --set data.backend=dali_gpu
+
+The epoch is a stage as users train it, in a temporary folder: index, checks, steps, validation, checkpoint; its log
+says how fast it was and what share of the time the host waited for pictures. On a GPU the host may wait while the
+device still computes, and that costs nothing. What steps lose is therefore timed besides: steps on photographs as the
+loader brings them, and the same steps on a batch that lies ready, in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from contextlib import closing
+from dataclasses import replace
+from importlib.metadata import version
+from itertools import count, repeat
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vggrepro.bench.step import clock, mfu, name_of, plain, trainer_of
+from vggrepro.config import Config, override
+from vggrepro.data.index import Index
+from vggrepro.data.loader import make_loader, open_data
+from vggrepro.data.plan import TrainingPlan
+from vggrepro.distributed import pick_device
+from vggrepro.pipeline import session, train_stage
+from vggrepro.tracking import RunDirectory
+
+WARM_UP = 5  # steps at the start of a turn: batches lie ready since the last one
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pictures")
+    parser.add_argument("--net", default="D")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--set", dest="changes", action="append", default=[])
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as runs:
+        fixed = {
+            "model.init": "glorot_uniform",
+            "data.root": arguments.pictures,
+            "data.S": "[256, 512]",
+            "train.learning_rate": 0.001,
+            "train.log_every": 5,
+            "run.root": runs,
+            "tracking.mlflow": "false",
+        }
+        changes = [*(f"{key}={setting}" for key, setting in fixed.items()), *arguments.changes]
+        config = override(plain(arguments.net), changes, Path("epoch"))
+        index = open_data(config)
+        epoch = real_epoch(config, index)
+        print(json.dumps(in_turns(config, index, arguments.steps, arguments.rounds, epoch), indent=1))
+
+
+def real_epoch(config: Config, index: Index) -> dict[str, Any]:
+    """What the log of an epoch of training says; the first report, in which all is cold, is left out of the medians."""
+    iterations = max(2 * config.train.log_every, -(-len(index.split("train")) // config.train.batch))
+    config = override(config, [f"train.iterations={iterations}"], Path("epoch"))
+    started = time.perf_counter()
+    with session([config]) as at:
+        train_stage(config, None, at, force=True)
+    seconds = time.perf_counter() - started
+    run = RunDirectory(config.directory)
+    reports = run.records("train")[1:]
+    keys = [key for key in ("images_per_s", "data_wait", "mfu", "memory_gib") if key in reports[0]]
+    return {
+        "seconds_in_all": seconds,
+        "iterations": iterations,
+        "last_loss": reports[-1]["loss"],
+        "top1_error": run.records("validation")[-1]["top1_error"],
+        **{key: statistics.median([report[key] for report in reports]) for key in keys},
+    }
+
+
+def in_turns(config: Config, index: Index, steps: int, rounds: int, epoch: dict[str, Any]) -> dict[str, Any]:
+    """`steps` steps on photographs and as many on one batch that lies ready, `rounds` times."""
+    device = pick_device(config.run.device, 0)
+    loader = make_loader(config.data, device, 1)
+    loader = replace(loader, dtype=torch.bfloat16) if config.train.precision == "bf16" else loader
+    split = index.split("train")
+    plan = TrainingPlan(split.size, config.data, config.model.crop, config.run.seed)
+    trainer = trainer_of(config, device)
+    batch, number = config.train.batch, count()
+    seconds: dict[str, list[float]] = {"photographs": [], "ready": []}
+    with closing(loader.batches(split, (plan.views(step * batch, batch) for step in count()))) as photographs:
+        ways = {"photographs": photographs, "ready": repeat(next(photographs))}
+        for _ in range(rounds + 1):
+            for way, batches in ways.items():
+                for _ in range(WARM_UP):
+                    trainer.step(next(number), batches, config.train.learning_rate)
+                clock(device)
+                started = time.perf_counter()
+                for _ in range(steps):
+                    trainer.step(next(number), batches, config.train.learning_rate)
+                clock(device)
+                seconds[way].append(time.perf_counter() - started)
+    rates = {way: [batch * steps / one for one in several[1:]] for way, several in seconds.items()}
+    ratios = [a / b for a, b in zip(rates["photographs"], rates["ready"], strict=True)]
+    ours = statistics.median(rates["photographs"])
+    return {
+        "name": "epoch",
+        "ours": ours,
+        "usual": statistics.median(rates["ready"]),
+        "ratio": statistics.median(ratios),
+        "unit": "images/s",
+        "mfu": mfu(config, device, ours),
+        "details": {
+            "ours is": "steps on photographs",
+            "usual is": "the same steps on a batch that lies ready",
+            "share_lost_to_pictures": 1 - statistics.median(ratios),
+            "ratio_range": [min(ratios), max(ratios)],
+            "epoch": epoch,
+            "net": f"{config.model.net}, crop {config.model.crop}, width {config.model.width:g}",
+            "S": list(config.data.S_range),
+            "pictures": len(split),
+            "mean_bytes": float(split.length.mean()),
+            "batch": batch,
+            "precision": config.train.precision,
+            "compile": config.train.compile,
+            "backend": loader.backend,
+            "workers": loader.workers,
+            "steps": steps,
+            "rounds": rounds,
+            "device": name_of(device),
+            "load": os.getloadavg()[0],
+            "torch": version("torch"),
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()

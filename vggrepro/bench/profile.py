@@ -1,0 +1,126 @@
+"""Where a training step spends its time: the device's kernels, the gaps between them, and the host beside it."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, profile
+
+from vggrepro.bench.step import mfu, name_of, training_step
+from vggrepro.config import Config
+from vggrepro.distributed import pick_device
+
+_WARM_UP = 3
+_LONGEST_NAME = 100  # characters of a kernel's name, which lists its template's arguments
+
+Interval = tuple[float, float]
+"""Start and end, in microseconds."""
+
+
+def run(config: Config, steps: int, top: int) -> dict[str, Any]:
+    """Takes `steps` steps on pictures that lie ready, three times: in a row, one at a time, and under torch's profiler.
+
+    In a row gives the rate. One at a time gives what the host needs to launch a step: where that is more than the step
+    takes, the device waits for the host. The profiler gives the kernels, of which the `top` longest are named, and how
+    much of the time none was running; it slows the host, so that gaps are an upper bound. On a CPU the kernels are
+    torch's outermost operations. Raises UserError.
+    """
+    device = pick_device(config.run.device, 0)
+    step = training_step(config, device)
+    for _ in range(_WARM_UP):  # compilation, autotuning, first allocations
+        step()
+    _wait_for(device)
+    started = time.perf_counter()
+    for _ in range(steps):
+        step()
+    _wait_for(device)
+    step_s = (time.perf_counter() - started) / steps
+    host = [_host_seconds(step, device) for _ in range(steps)]
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    with profile(activities=activities, acc_events=True) as profiler:  # torch 2.11 warns without it
+        for _ in range(steps):
+            step()
+        _wait_for(device)
+    kind = DeviceType.CUDA if device.type == "cuda" else DeviceType.CPU
+    rate = config.train.batch / step_s
+    return {
+        "name": "profile",
+        "mfu": mfu(config, device, rate),
+        "details": {
+            "images_per_s": rate,
+            "step_ms": 1e3 * step_s,
+            "host_ms": 1e3 * statistics.median(host),
+            **kernels(profiler.events(), kind, steps, top),
+            "net": f"{config.model.net}, crop {config.model.crop}, width {config.model.width:g}",
+            "batch": config.train.batch,
+            "precision": config.train.precision,
+            "compile": config.train.compile,
+            "steps": steps,
+            "device": name_of(device),
+            "load": os.getloadavg()[0],
+            "torch": version("torch"),
+        },
+    }
+
+
+def kernels(events: Iterable[FunctionEvent], kind: DeviceType, steps: int, top: int) -> dict[str, Any]:
+    """What ran on one kind of device in so many steps: times in ms a step, and the share of time without any kernel."""
+    # on a GPU annotations, such as the optimiser's, cover the kernels of a region and are none
+    chosen = [e for e in events if e.device_type == kind and e.cpu_parent is None]
+    chosen = [e for e in chosen if kind == DeviceType.CPU or not e.is_user_annotation]
+    assert chosen, "the profiler saw nothing on the device"
+    intervals: defaultdict[str, list[Interval]] = defaultdict(list)
+    for event in chosen:
+        intervals[event.name].append((event.time_range.start, event.time_range.end))
+    every = [interval for several in intervals.values() for interval in several]
+    total = sum(end - start for start, end in every)
+    span = max(end for _, end in every) - min(start for start, _ in every)
+    sums = {name: sum(end - start for start, end in several) for name, several in intervals.items()}
+    longest = sorted(sums, key=lambda name: -sums[name])[:top]
+    return {
+        "busy_ms": covered(every) / 1e3 / steps,
+        "idle_share": 1 - covered(every) / span,
+        "launches": len(every) / steps,
+        "kinds_of_kernels": len(sums),
+        "top": [
+            {
+                "kernel": name[:_LONGEST_NAME],
+                "ms": sums[name] / 1e3 / steps,
+                "share": sums[name] / total,
+                "launches": len(intervals[name]) / steps,
+            }
+            for name in longest
+        ],
+        "top_share": sum(sums[name] for name in longest) / total,
+    }
+
+
+def covered(intervals: Iterable[Interval]) -> float:
+    """Length of the union of some intervals."""
+    length, reached = 0.0, float("-inf")
+    for start, end in sorted(intervals):
+        length += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return length
+
+
+def _host_seconds(step: Any, device: torch.device) -> float:
+    started = time.perf_counter()
+    step()
+    launched = time.perf_counter() - started
+    _wait_for(device)
+    return launched
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
