@@ -34,6 +34,7 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # it need not be installed
 RESULTS = REPOSITORY / "benchmarks" / "results"
+DIGITS = "builtin:digits"
 GRACE_S = 30  # beyond the budget, for a step that is running
 STOPPED = 75  # of `vggrepro`: saved, to be continued
 
@@ -114,7 +115,7 @@ class Visit:
         results.mkdir(parents=True, exist_ok=True)
         self.results = results
         self.date = datetime.date.today().isoformat()
-        self.pictures = pictures or "builtin:digits"
+        self.pictures = pictures or DIGITS
         self.tiny = tiny
         self.ends = time.monotonic() + 60 * minutes
         self.mlflow = importlib.util.find_spec("mlflow") is not None
@@ -155,7 +156,10 @@ class Visit:
 
     def public(self, text: str) -> str:
         """A text without the places of this machine."""
-        return text.replace(self.pictures, "PICTURES").replace(f"{REPOSITORY}/", "").replace(sys.executable, "python")
+        photographs = {} if self.pictures == DIGITS else {self.pictures: "PICTURES"}
+        for place, name in (photographs | {f"{REPOSITORY}/": "", sys.executable: "python"}).items():
+            text = text.replace(place, name)
+        return text
 
     def run(self, step: Step) -> str:
         """Runs a step, writes its result, says how it went; the status."""
@@ -173,7 +177,7 @@ class Visit:
         status = "ok" if code == 0 else "stopped" if code == STOPPED else "failed"
         found = figures(step, output or errors) if status != "failed" else {"name": step.name, "failed": ended}
         if status == "failed":
-            found["error"] = (output + "\n" + errors).strip().splitlines()[-15:]
+            found["error"] = (output + "\n" + errors).strip().splitlines()[-60:]
         about = {"command": self.public(shlex.join(["python", *command])), "date": self.date}
         found |= about | {"seconds": round(ran_s, 1), "machine": self.machine, "status": status}
         write(self.file(step, "json"), json.dumps(found, indent=1) + "\n")
@@ -208,7 +212,7 @@ def main(arguments: Sequence[str] | None = None, steps: Sequence[Step] = STEPS) 
     wanted = [step for step in wanted if not visit.missing.intersection(step.needs)]
     before = {step.name: None if given.again else visit.status(step) for step in wanted}
     failed = []
-    for step in sorted(wanted, key=lambda step: before[step.name] == "failed"):
+    for step in sorted(wanted, key=lambda step: (step.takes_the_rest, before[step.name] == "failed")):
         if before[step.name] == "ok" or (before[step.name] == "failed" and step.may_fail):
             visit.say(f"{step.name}: has a result of today")
         elif (0 if given.tiny else step.seconds) > visit.left():
@@ -319,10 +323,9 @@ def machine() -> dict[str, Any]:
 
 def number_of_classes(pictures: str) -> int:
     """Of these photographs, whose index is kept in runs/ for the steps that follow."""
-    from vggrepro.data import sample_set
     from vggrepro.data.index import open_index
 
-    if pictures == sample_set.ROOT:
+    if pictures == DIGITS:
         return 10
     return len(open_index(pictures, None, REPOSITORY / "runs" / "index", lambda done, total: None).classes)
 

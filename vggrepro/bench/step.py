@@ -60,13 +60,12 @@ def run(config: Config, nets: tuple[str, ...], batches: tuple[int, ...], steps: 
     for net, batch in itertools.product(nets, batches):
         model = config.model.model_copy(update={"net": net})
         one = config.model_copy(update={"model": model, "train": config.train.model_copy(update={"batch": batch})})
+        release(device)
         try:
             found = _compare(one, device, steps, rounds)
         except torch.OutOfMemoryError:
             details[f"{net} batch {batch}"] = "out of memory"
             continue
-        finally:
-            release(device)
         head = {key: found[key] for key in ("ours", "usual", "ratio")} | {"ceiling": found["bare"], "mfu": found["mfu"]}
         details[f"{net} batch {batch}"] = found
     if not head:
