@@ -30,6 +30,7 @@ from vggrepro.config import Config, override
 from vggrepro.data.index import Index
 from vggrepro.data.loader import make_loader, open_data
 from vggrepro.data.plan import TrainingPlan
+from vggrepro.data.prefetch import prefetch
 from vggrepro.distributed import pick_device
 from vggrepro.pipeline import session, train_stage
 from vggrepro.tracking import RunDirectory
@@ -85,14 +86,15 @@ def real_epoch(config: Config, index: Index) -> dict[str, Any]:
 def in_turns(config: Config, index: Index, steps: int, rounds: int, epoch: dict[str, Any]) -> dict[str, Any]:
     """`steps` steps on photographs and as many on one batch that lies ready, `rounds` times."""
     device = pick_device(config.run.device, 0)
-    loader = make_loader(config.data, device, 1)
+    loader = make_loader(config.data, device)
     loader = replace(loader, dtype=torch.bfloat16) if config.train.precision == "bf16" else loader
     split = index.split("train")
     plan = TrainingPlan(split.size, config.data, config.model.crop, config.run.seed)
     trainer = trainer_of(config, device)
     batch, number = config.train.batch, count()
     seconds: dict[str, list[float]] = {"photographs": [], "ready": []}
-    with closing(loader.batches(split, (plan.views(step * batch, batch) for step in count()))) as photographs:
+    rendered = loader.render(split, trainer.views(plan, 0))
+    with closing(prefetch(trainer.with_masks(rendered, 0), device)) as photographs:
         ways = {"photographs": photographs, "ready": repeat(next(photographs))}
         for _ in range(rounds + 1):
             for way, batches in ways.items():

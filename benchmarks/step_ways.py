@@ -14,15 +14,13 @@ import json
 import os
 import statistics
 import time
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 
-from vggrepro.bench.step import Step, clock, mfu, name_of, plain, training_step
+from vggrepro.bench.step import Step, clock, mfu, name_of, plain, trainer_of, training_step
 from vggrepro.config import Config, override
 from vggrepro.distributed import pick_device
 
@@ -106,9 +104,10 @@ def compare(config: Config, ways: list[str], steps: int, rounds: int) -> dict[st
 def prepared(config: Config, way: str, device: torch.device) -> tuple[Step, Flags]:
     """A step that is warm, and the flags of cuDNN that it wants: they are the process's, so each turn restores them."""
     compiled = "=" not in way and way != "eager"
-    setting = [way] if "=" in way else [f"train.compile={str(compiled).lower()}"]
-    with mock.patch("torch.compile", partial(torch.compile, mode=way) if compiled else torch.compile):
-        step = training_step(override(config, setting, Path("step_ways")), device)
+    trainer = trainer_of(override(config, [way] if "=" in way else [], Path("step_ways")), device)
+    if compiled:
+        trainer.net.compile_features(mode=way)
+    step = training_step(trainer)
     flags = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
     for _ in range(WARM_UP):
         step()

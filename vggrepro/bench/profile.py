@@ -15,7 +15,7 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
-from vggrepro.bench.step import mfu, name_of, training_step
+from vggrepro.bench.step import mfu, name_of, trainer_of, training_step
 from vggrepro.config import Config
 from vggrepro.distributed import pick_device
 
@@ -35,7 +35,7 @@ def run(config: Config, steps: int, top: int) -> dict[str, Any]:
     torch's outermost operations. Raises UserError.
     """
     device = pick_device(config.run.device, 0)
-    step = training_step(config, device)
+    step = training_step(trainer_of(config, device))
     for _ in range(_WARM_UP):  # compilation, autotuning, first allocations
         step()
     _wait_for(device)

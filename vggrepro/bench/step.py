@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from vggrepro.config import Config, Model, Train
 from vggrepro.data.loader import Batch
 from vggrepro.data.plan import TrainingPlan
+from vggrepro.data.prefetch import prefetch
 from vggrepro.distributed import Topology, pick_device
 from vggrepro.errors import UserError
 from vggrepro.models.init import init_weights
@@ -88,7 +89,7 @@ def run(config: Config, nets: tuple[str, ...], batches: tuple[int, ...], steps: 
 
 def _compare(config: Config, device: torch.device, steps: int, rounds: int) -> dict[str, Any]:
     ways: dict[str, Step] = {
-        "ours": training_step(config, device),
+        "ours": training_step(trainer_of(config, device)),
         "usual": _usual(config, device, torch.contiguous_format),
         "usual_channels_last": _usual(config, device, torch.channels_last),
         "bare": _bare(config, device),
@@ -120,9 +121,9 @@ def _compare(config: Config, device: torch.device, steps: int, rounds: int) -> d
     return found
 
 
-def training_step(config: Config, device: torch.device) -> Step:
+def training_step(trainer: Trainer) -> Step:
     """The step of training as `vggrepro train` takes it, but on pictures that lie ready."""
-    trainer = trainer_of(config, device)
+    config, device = trainer.config, trainer.device
     plan = TrainingPlan(_sizes(), config.data, config.model.crop, config.run.seed)
     images, labels = _pictures(config, device, torch.channels_last)
 
@@ -130,7 +131,7 @@ def training_step(config: Config, device: torch.device) -> Step:
         for number in itertools.count():
             yield Batch(images, labels, plan.views(number * len(labels), len(labels)))
 
-    endless, number = trainer.with_masks(batches(), 0), itertools.count()
+    endless, number = prefetch(trainer.with_masks(batches(), 0), device), itertools.count()
     return lambda: trainer.step(next(number), endless, config.train.learning_rate)
 
 
