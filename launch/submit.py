@@ -150,8 +150,10 @@ def submit_stages(graph: Graph, stages: list[Stage]) -> list[Stage]:
 
 def _submit(graph: Graph, stage: Stage, dependency: str) -> str:
     """Submits one stage; returns the job's number. Raises UserError."""
-    import submitit
-
+    try:
+        import submitit
+    except ModuleNotFoundError:
+        raise UserError("submitit is not installed; install it: docs/install.md") from None
     from launch.rank import Stage as Work
 
     config, directory, options = stage.config, stage.directory, sbatch_options(stage)

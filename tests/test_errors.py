@@ -46,6 +46,43 @@ def test_a_mistake_that_only_another_rank_finds_is_said_by_that_one(tmp_path: Pa
     assert lines_of(tmp_path, delays=(0, 0), mistaken=(1,)) == ["vggrepro: rank 1: S=100: below the crop; raise it"]
 
 
+HELD_UP = """
+import atexit, sys, time
+from vggrepro.errors import Interrupted, UserError, run_command
+
+atexit.register(time.sleep, 60)  # as NCCL may wait for ranks that have gone
+
+def command():
+    print("said before")
+    raise {error}
+
+run_command("vggrepro", command)
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        ("UserError('S=100: raise it')", 2, "vggrepro: S=100: raise it\n"),
+        ("Interrupted('SIGTERM')", 75, "vggrepro: stopped (SIGTERM); the same command goes on from there\n"),
+        ("ZeroDivisionError('ours')", 1, "ZeroDivisionError: ours\n"),
+        ("SystemExit('S is missing')", 1, "S is missing\n"),
+        ("SystemExit(76)", 76, ""),
+    ],
+)
+def test_a_rank_that_ends_on_a_mistake_ends_at_once(tmp_path: Path, error: str, status: int, said: str) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(HELD_UP.format(error=error))
+    command = [sys.executable, str(program)]
+    done = subprocess.run(
+        command, env=os.environ | {"RANK": "0"}, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stdout) == (status, "said before\n")
+    assert done.stderr.endswith(said)
+    assert (said == "") == (done.stderr == "")
+    assert ("Traceback" in done.stderr) == (status == 1 and "ours" in said)
+
+
 @pytest.mark.parametrize("rank", ["two", "-1", "1.5", "2"])
 def test_a_rank_that_cannot_be_is_a_mistake_like_any_other(rank: str) -> None:
     environment = os.environ | {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}

@@ -523,6 +523,9 @@ def bench_loader(
     batch: Annotated[int, typer.Option(min=1, help="Pictures in a batch.")] = 64,
     batches: Annotated[int, typer.Option(min=1, help="Batches that are timed in a turn.")] = 10,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each way.")] = 5,
+    threads: Annotated[
+        str, typer.Option(help="Also with these numbers of decoding threads, e.g. 1,2, in one process and in several.")
+    ] = "",
     changes: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
@@ -534,7 +537,8 @@ def bench_loader(
     scale = low if low == high else (low, high)
     plain = Config(model=Model(net="D", crop=crop), data=Data(root=source, S=scale))
     config = override(plain, changes, Path("bench loader"))
-    _print_bench(run(config, pictures, batch, batches, rounds), as_json)
+    numbers = _whole_numbers(threads, "--threads") if threads else ()
+    _print_bench(run(config, pictures, batch, batches, rounds, numbers), as_json)
 
 
 @bench_app.command(name="step")

@@ -456,7 +456,10 @@ def _import_quietly() -> None:
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     }.items():
         os.environ.setdefault(name, value)
-    import mlflow  # noqa: F401
+    try:
+        import mlflow  # noqa: F401
+    except ModuleNotFoundError:
+        raise UserError("MLflow is not installed; install it, or set tracking.mlflow=false") from None
 
     # The mirror reports each exception itself; MLflow adds a traceback per try, alembic a line per migration.
     for name in ("mlflow", "alembic"):

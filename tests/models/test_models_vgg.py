@@ -5,9 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-import torchinfo
 import torchvision
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from vggrepro.errors import UserError
 from vggrepro.models.dense import class_scores
@@ -104,6 +104,7 @@ def test_c_keeps_the_papers_resolutions() -> None:
 
 @pytest.mark.parametrize("net", ["A-LRN", "C"])
 def test_multiply_adds_against_torchinfo(net: str) -> None:
+    torchinfo = pytest.importorskip("torchinfo")
     arch = architecture(net, crop=64, width=0.125)
     theirs = torchinfo.summary(VGG(arch), input_size=(1, 3, 64, 64), verbose=0)
     # torchinfo counts each bias as one more multiply-add per output.
@@ -169,6 +170,33 @@ def test_dropout_is_off_in_eval_mode() -> None:
     plain = fc8(fc7(fc6(net.features(images).flatten(1)).relu()).relu())
     assert torch.equal(net(images), net(images, nothing))
     torch.testing.assert_close(net(images), plain)
+
+
+def test_in_training_the_convolutions_are_one_graph_for_each_shape_whatever_hangs_on_the_rest() -> None:
+    """Masks, hooks on the FC layers as the exchange of factors has them, a shorter last micro-batch; not in testing."""
+    net = VGG(architecture("A", classes=10, crop=32, width=0.0625))
+    counting = CompileCounterWithBackend("aot_eager")
+    seen: list[Tensor] = []
+
+    def hook(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(seen.append)
+
+    for layer in net.classifier:
+        layer.register_forward_hook(hook)
+    plain = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    net.compile_features(backend=counting, fullgraph=True)
+    assert net.state_dict().keys() == plain.keys()
+    for n in (3, 3, 2, 3, 2):
+        images, masks = torch.randn(n, 3, 32, 32), (torch.ones(n, 256).bool(), torch.ones(n, 256).bool())
+        net(images, masks).sum().backward()
+    assert counting.frame_count == 2
+    assert len(seen) == 5 * 5  # of dropout, which the masks replace, there is none
+    net.eval()
+    with torch.inference_mode():
+        for n in range(1, 5):
+            net(torch.randn(n, 3, 32, 32))
+    assert counting.frame_count == 2
 
 
 def test_compiles_without_graph_breaks() -> None:

@@ -1,14 +1,19 @@
 """Training on a CUDA device; `make test-gpu` runs these."""
 
 from collections.abc import Callable
+from contextlib import closing
+from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
 from training_runs import last, losses, train_here
 
-from vggrepro.config import load_stage
-from vggrepro.data.loader import Batch
+from vggrepro.config import Data, load_stage
+from vggrepro.data.index import scan_folder
+from vggrepro.data.loader import Batch, make_loader
+from vggrepro.data.plan import MicroBatches, TrainingPlan
+from vggrepro.data.prefetch import prefetch
 from vggrepro.distributed import Topology
 from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture_of
@@ -58,14 +63,45 @@ def test_a_step_does_not_wait_for_the_device(stage_file: StageFile, compiled: bo
     net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     trainer = Trainer(net, config, Topology(), device)
     images = torch.randn(4, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
-    batch = Batch(images, torch.zeros(4, dtype=torch.int64, device=device), None)  # type: ignore[arg-type]
-    for step in range(3):
-        trainer.step(step, iter([batch, batch]), 0.01)
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for step in range(3, 6):
-            trainer.step(step, iter([batch, batch]), 0.01)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    labels = torch.zeros(4, dtype=torch.int64, device=device)
+    ready = (Batch(images, labels, None) for _ in count())  # type: ignore[arg-type]
+    with closing(prefetch(trainer.with_masks(ready, 0), device)) as batches:
+        for step in range(3):
+            trainer.step(step, batches, 0.01)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")  # of all threads
+        try:
+            for step in range(3, 6):
+                trainer.step(step, batches, 0.01)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
     assert trainer.bad_step() is None
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_batches_on_the_device_are_those_on_the_host(pictures: Path, processes: int) -> None:
+    """Copied and converted on a stream of their own, while the device is kept busy on another."""
+    split = scan_folder(pictures).split("train")
+    plan = TrainingPlan(split.size, Data(S=(40, 60)), 32, 0)
+    views = MicroBatches(plan, 8, (slice(0, 8),), 0, 40)
+    data = Data(S=(40, 60), workers=2, processes=processes)
+    device = torch.device("cuda", 0)
+    work = torch.randn(4096, 4096, device=device)
+    found = []
+    for batch in make_loader(data, device).batches(split, views):
+        for _ in range(3):
+            work = (work @ work).clamp(-1, 1)
+        found.append(batch.images * 2)  # behind the products, when the batches after it are there
+        del batch
+    for ours, theirs in zip(found, make_loader(data, torch.device("cpu")).batches(split, views), strict=True):
+        assert torch.equal(ours.cpu(), theirs.images * 2)
+
+
+def test_the_deterministic_course_is_repeated_bit_by_bit(stage_file: StageFile) -> None:
+    settings = {"cudnn": "deterministic"}
+    first, again = (
+        train_here(stage_file(name, train=settings, run={"name": name, "device": "cuda"})) for name in ("one", "two")
+    )
+    assert losses(first) == losses(again)
+    theirs, ours = last(first).weights, last(again).weights
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

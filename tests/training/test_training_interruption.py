@@ -5,6 +5,7 @@ import random
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,6 +71,31 @@ def test_interruptions_leave_no_trace(stage_file: StageFile, faults: list[Fault]
     for fault in faults:
         interrupted(file, fault)
     run_to_the_end(file)
+    assert_same_course(run_of(file), undisturbed)
+
+
+def test_a_run_that_decodes_in_processes_is_the_same_and_interrupted_like_any_other(
+    stage_file: StageFile, quiet_threads: dict[str, str]
+) -> None:
+    """Signals go to all of its processes, as SLURM sends them."""
+    long = {"iterations": 400, "log_every": 20, "checkpoint_every": 50, "validate_every": 20, "learning_rate": 1e-5}
+    undisturbed = train_here(stage_file("undisturbed", train=long))
+    file = stage_file("disturbed", train=long, data={"processes": 1})
+    command = [sys.executable, "-m", "vggrepro", "train", "--config", str(file)]
+    for step, number, status in ((60, signal.SIGKILL, -signal.SIGKILL), (160, signal.SIGTERM, INTERRUPTED_STATUS)):
+        with subprocess.Popen(
+            command, env=quiet_threads, start_new_session=True, stderr=subprocess.PIPE, text=True
+        ) as process:
+            until = time.monotonic() + 60
+            while max((one["step"] for one in run_of(file).records("train")), default=0) < step:
+                assert process.poll() is None, process.communicate()[1]
+                assert time.monotonic() < until
+                time.sleep(0.02)
+            os.killpg(process.pid, number)
+            said = process.communicate()[1]
+        assert process.returncode == status, said
+        assert "Traceback" not in said
+    assert subprocess.run(command, env=quiet_threads, check=False, timeout=120).returncode == 0
     assert_same_course(run_of(file), undisturbed)
 
 

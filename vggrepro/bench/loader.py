@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from importlib.metadata import version
 from itertools import count, islice
 from pathlib import Path
@@ -25,17 +26,20 @@ from vggrepro.config import Config
 from vggrepro.data import dali, sample_set
 from vggrepro.data.index import Split, open_index, require_training_images, scan_folder
 from vggrepro.data.loader import make_loader
-from vggrepro.data.plan import TrainingPlan, colour_components
+from vggrepro.data.plan import MicroBatches, TrainingPlan, colour_components
 
 _UNTIMED = 6  # batches at the start of a turn, which may lie ready since the last one
 
 
-def run(config: Config, pictures: int, batch: int, batches: int, rounds: int) -> dict[str, Any]:
+def run(
+    config: Config, pictures: int, batch: int, batches: int, rounds: int, threads: tuple[int, ...] = ()
+) -> dict[str, Any]:
     """Loads training batches in turn by our backends and by the usual way, `rounds` times `batches` of them.
 
     All read the same `pictures` files, copied out of the data set into a temporary folder, so their bytes come from the
     page cache; each has as many decoding threads or processes as this one has cores. ours: DALI where it is installed;
     dali_gpu: the same with a GPU's help, where there is one; ceiling: DALI decoding the same regions and nothing else.
+    For each number of `threads` ours once more with so many, in this process and, as on a rank with a GPU, in others.
     Rates are images per second of processor time, which other users of the machine disturb least; images per second of
     wall time stand in the details. Raises UserError.
     """
@@ -54,6 +58,11 @@ def run(config: Config, pictures: int, batch: int, batches: int, rounds: int) ->
         on_gpu = present == "dali" and torch.cuda.is_available()
         backends = dict.fromkeys((present, "torchvision", *(["dali_gpu"] if on_gpu else [])))
         ways = {backend: _ours(config, backend, split, plan, batch) for backend in backends}
+        for number in threads:
+            for processes in (0, -(-number // 2)):
+                data = config.data.model_copy(update={"workers": number, "processes": processes})
+                name = f"{number} threads in {processes} processes" if processes else f"{number} threads"
+                ways[name] = _ours(config.model_copy(update={"data": data}), present, split, plan, batch)
         ways["usual"] = _usual(config, root / "train", batch, workers)
         if present == "dali":
             ways["decode_only"] = _decode_only(split, plan, batch, workers)
@@ -123,10 +132,11 @@ def _ours(config: Config, backend: str, split: Split, plan: TrainingPlan, batch:
     data = config.data.model_copy(update={"backend": backend})
     on_gpu = backend == "dali_gpu"
     loader = make_loader(data, torch.device("cuda", 0) if on_gpu else torch.device("cpu"))
-    for loaded in loader.batches(split, (plan.views(step * batch, batch) for step in count())):
-        if on_gpu:
-            torch.cuda.synchronize()
-        yield len(loaded.labels)
+    with closing(loader.batches(split, MicroBatches(plan, batch, (slice(0, batch),), 0, 2**31))) as endless:
+        for loaded in endless:
+            if on_gpu:
+                torch.cuda.synchronize()
+            yield len(loaded.labels)
 
 
 def _decode_only(split: Split, plan: TrainingPlan, batch: int, workers: int) -> Generator[int]:

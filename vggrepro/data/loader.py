@@ -22,7 +22,7 @@ from vggrepro.data import sample_set
 from vggrepro.data.decode import BadPictureError, Region, in_groups, resample, whole_region
 from vggrepro.data.index import Index, Split, open_index, require_training_images
 from vggrepro.data.prefetch import prefetch, to_device
-from vggrepro.data.processes import in_order
+from vggrepro.data.processes import in_order, shared_empty
 from vggrepro.data.resample import resample_on_device
 from vggrepro.data.sources import ILSVRC
 from vggrepro.data.views import Ints, Views
@@ -259,7 +259,7 @@ class _Pieces:
             self._split, islice(self._loader._cut(self._stream), number, None, parts)
         ):
             rows = min(self._loader.piece, len(views) - first)
-            pixels = torch.empty((rows, *views.shape, 3), dtype=torch.uint8).share_memory_()
+            pixels = shared_empty((rows, *views.shape, 3))
             yield pixels, fill(pixels)
 
 
@@ -273,12 +273,20 @@ def _huge(shape: Sequence[int], dtype: type[np.generic]) -> torch.Tensor:
     return torch.from_numpy(np.empty(shape, dtype))
 
 
+def has_dali() -> bool:
+    """Whether DALI is installed."""
+    try:
+        return importlib.util.find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:  # no package of NVIDIA's at all
+        return False
+
+
 def make_loader(data: Data, device: torch.device, cores: int | None = None) -> Loader:
     """The loader a configuration asks for; with as many threads as `cores`, by default those this process may run on.
 
     Raises UserError when DALI is asked for and missing.
     """
-    present = importlib.util.find_spec("nvidia.dali") is not None
+    present = has_dali()
     if data.backend in ("dali", "dali_gpu") and not present:
         raise UserError(
             f"data.backend={data.backend}, but nvidia-dali is not installed; install it or set data.backend=torchvision"

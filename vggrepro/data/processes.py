@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import signal
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol, TypeVar
 
+import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from vggrepro.errors import UserError
@@ -65,6 +67,14 @@ def in_order(parts: Parts[Item_co], processes: int) -> Generator[Item_co]:
         ) from None
     finally:
         end()
+
+
+def shared_empty(shape: Sequence[int]) -> torch.Tensor:
+    """A tensor (uint8) to be filled in another process and handed back: in shared memory from the start, as torch's own
+    `default_collate` makes it, and so without a copy.
+    """
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, tuple(shape))  # type: ignore[call-overload]
 
 
 def _end(items: Any, processes: set[BaseProcess]) -> None:
