@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from vggrepro.config import Config, Graph, Train, override
+from vggrepro.config import Config, Graph, Precision, Train, override
 from vggrepro.errors import UserError
 from vggrepro.ledger import ledger
 from vggrepro.models.table1 import Architecture, architecture_of
@@ -38,9 +38,11 @@ LINK_GB_PER_S = 300.0
 """Between the GPUs of one node."""
 FORWARD_SHARE = 1 / 3
 """Of a step's arithmetic; the exchange of gradients overlaps with the rest."""
-DECODE_PER_CORE = 619.0
-"""Training pictures that a core makes in a second, measured on 2026-11-22 (benchmarks/results/2026-11-22-loader.md):
-DALI on an Intel Xeon, S in [256;512], crop 224, photographs of 400 x 533 px and 29 kB."""
+DECODE_PER_CORE = 540.0
+"""Training pictures that a core makes in a second: 619 by DALI's threads on an Intel Xeon, S in [256;512], crop 224,
+photographs of 400 x 533 px and 29 kB (benchmarks/results/2026-11-22-loader.md), less the 13 % that it costs to have the
+threads in processes of their own, as ranks with a GPU do (2026-11-25-loader.md). Cores are taken to add up: processes
+share nothing but the memory's bandwidth, which nobody has measured on more than two."""
 MOST_CORES = 256
 """Of a machine: a setting that would take more is not offered."""
 WORTH_SAYING = 0.1
@@ -337,8 +339,9 @@ def _stage(config: Config, parent: str | None, start_hours: float, machine: Mach
     step_s = takes[binds]
     images = config.train.iterations * config.train.batch
     training_hours = config.train.iterations * step_s / 3600
-    evaluation_flop = _evaluation_flop(config, net, pictures)
-    evaluation_hours = evaluation_flop / (speed * machine.gpus) / 3600
+    validation_flop, test_flop = _evaluation_flop(config, net, pictures)
+    slower = _peak(machine, config.train.precision) / _peak(machine, config.evaluation.precision)
+    evaluation_hours = (validation_flop + slower * test_flop) / (speed * machine.gpus) / 3600
     wall_hours = training_hours + evaluation_hours
     images_per_s = config.train.batch / step_s
     gpu_hours = wall_hours * machine.gpus
@@ -347,7 +350,7 @@ def _stage(config: Config, parent: str | None, start_hours: float, machine: Mach
         depends_on=parent,
         images=images,
         training_flop=float(images * flop),
-        evaluation_flop=evaluation_flop,
+        evaluation_flop=validation_flop + test_flop,
         images_per_s=images_per_s,
         rate_from=rate_from,
         gpu_hours=gpu_hours,
@@ -434,15 +437,22 @@ def _exchange(config: Config, net: Architecture, machine: Machine, comm: Comm | 
     return float(payload_bytes(net, config.train.batch, comm, width)), sent, sent / rate
 
 
-def _evaluation_flop(config: Config, net: Architecture, pictures: Pictures) -> float:
-    """Centre-crop validations during training and at its end, and dense tests at all Q, with mirror images."""
+def _peak(machine: Machine, precision: Precision) -> float:
+    """FLOP/s of a GPU whose data sheet we have; 1 for another one, on which all precisions count as equally fast."""
+    from vggrepro.training.throughput import PEAKS
+
+    return PEAKS.get(machine.gpu, {}).get(precision, 1.0)
+
+
+def _evaluation_flop(config: Config, net: Architecture, pictures: Pictures) -> tuple[float, float]:
+    """Of centre-crop validations during training, and of the tests at its end, dense at all Q with mirror images."""
     forward = 2 * net.multiply_adds
     epochs = config.train.iterations * config.train.batch / pictures.train
     validations = max(1, int(epochs / config.train.validate_every))
     views = 2 if config.evaluation.flip else 1
     dense = sum(_dense_flop(net, Q) for Q in {*config.single_Q, *config.multi_Q})
     centre = forward * len(config.single_Q)
-    return float(pictures.val * (validations * forward + centre + views * dense))
+    return float(pictures.val * validations * forward), float(pictures.val * (centre + views * dense))
 
 
 def _dense_flop(net: Architecture, Q: int) -> float:
@@ -497,7 +507,8 @@ def _assumptions(graph: Graph, machine: Machine, pictures: Mapping[str, Pictures
         f"{' and '.join(data)}; "
         + ("no data.index is given; " if any(one.startswith("ILSVRC") for one in data) else "")
         + f"uncropped pictures have sides 1:{LONG_SIDE}",
-        "validation and dense tests run at the training speed, by FLOPs; starting, saving and drawing take no time",
+        "validation runs at the training speed, by FLOPs; tests do, too, but for what the GPU's peak is lower in "
+        "evaluation.precision; starting, saving and drawing take no time",
         _loading(graph, machine),
         f"a GPU has {_per_gpu(graph, machine)} pictures of each batch; with few, kernels reach less of the peak, and "
         f"the update of the weights, not counted here, weighs more",
@@ -509,8 +520,8 @@ def _loading(graph: Graph, machine: Machine) -> str:
     """What decodes and reads, and how fast."""
     if machine.decode_per_core == DECODE_PER_CORE:
         rate = (
-            f"a core decodes {DECODE_PER_CORE:g} pictures/s with DALI, as measured on one Xeon with photographs of "
-            f"29 kB (2026-11-22); larger ones take longer: measure with `vggrepro bench loader`, give --decode-rate"
+            f"a core decodes {DECODE_PER_CORE:g} pictures/s with DALI, by measurements with photographs of 29 kB on a "
+            f"Xeon (2026-11-22); larger ones take longer: measure with `vggrepro bench loader`, give --decode-rate"
         )
     else:
         rate = f"a core decodes {machine.decode_per_core:g} pictures/s, as given"
