@@ -48,12 +48,14 @@ def test_a_mistake_that_only_another_rank_finds_is_said_by_that_one(tmp_path: Pa
 
 HELD_UP = """
 import atexit, sys, time
+from torch import distributed
 from vggrepro.errors import Interrupted, UserError, run_command
 
 atexit.register(time.sleep, 60)  # as NCCL may wait for ranks that have gone
 
 def command():
     print("said before")
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     raise {error}
 
 run_command("vggrepro", command)
@@ -75,7 +77,7 @@ def test_a_rank_that_ends_on_a_mistake_ends_at_once(tmp_path: Path, error: str, 
     program.write_text(HELD_UP.format(error=error))
     command = [sys.executable, str(program)]
     done = subprocess.run(
-        command, env=os.environ | {"RANK": "0"}, capture_output=True, text=True, timeout=30, check=False
+        command, env=os.environ | {"RANK": "0"}, capture_output=True, text=True, timeout=50, check=False
     )
     assert (done.returncode, done.stdout) == (status, "said before\n")
     assert done.stderr.endswith(said)

@@ -52,7 +52,8 @@ def run_command(name: str, command: Callable[[], None]) -> None:
     try:
         _run(name, rank, command)
     except BaseException as error:
-        if text and not (isinstance(error, SystemExit) and not error.code):
+        distributed = sys.modules.get("torch.distributed")  # not imported for the commands that need none
+        if distributed and distributed.is_initialized():
             _leave(error)
         raise
 
@@ -82,7 +83,7 @@ def _end(name: str, rank: int, error: UserError) -> NoReturn:
 
 
 def _leave(error: BaseException) -> NoReturn:
-    """Ends a rank as an ordinary exit would, but at once.
+    """Ends a rank that has left its process group standing, as an ordinary exit would but at once.
 
     An ordinary exit takes NCCL down, which waits for what the other ranks will never answer.
     """
