@@ -30,7 +30,6 @@ from vggrepro.errors import UserError
 from vggrepro.paper import value
 from vggrepro.progress import say
 
-_READERS = 16
 
 
 @dataclass(frozen=True)
@@ -93,6 +92,8 @@ class Loader:
     """What the images are divided by, for weights that were trained so."""
     dtype: torch.dtype = torch.float32
     """Of the images; a half-precision one is what autocast would make of them."""
+    readers: int = 16
+    """Threads that wait for files, likewise."""
     processes: int = 0
     """That decode and resample beside this one; 0: this one does."""
     piece: int = 64
@@ -159,7 +160,7 @@ class Loader:
                 yield pictures, boxes
 
         # waiting for disks and networks takes more threads than decoding
-        with ThreadPoolExecutor(self.workers) as pool, ThreadPoolExecutor(_READERS) as readers:
+        with ThreadPoolExecutor(self.workers) as pool, ThreadPoolExecutor(self.readers) as readers:
             for regions in self._regions(split, wanted(), pool, readers):
                 views, first, which = asked.popleft()
                 of_row = [regions[number] for number in which]
@@ -167,7 +168,13 @@ class Loader:
 
     def _by_processes(self, split: Split, stream: Iterable[Views]) -> Generator[_Piece]:
         """The same by other processes, each of which renders every so-manyth piece; they iterate over it themselves."""
-        alone = replace(self, device=torch.device("cpu"), workers=-(-self.workers // self.processes), processes=0)
+        alone = replace(
+            self,
+            device=torch.device("cpu"),
+            workers=-(-self.workers // self.processes),
+            readers=-(-self.readers // self.processes),
+            processes=0,
+        )
         with closing(in_order(_Pieces(alone, split, stream), self.processes)) as arrived:
             for views, first in self._cut(stream):
                 pixels, bad = next(arrived)
