@@ -31,7 +31,6 @@ from vggrepro.paper import value
 from vggrepro.progress import say
 
 
-
 @dataclass(frozen=True)
 class Batch:
     """Pictures as the net sees them."""
