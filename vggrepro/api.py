@@ -339,7 +339,8 @@ def _index(images: Source) -> Index:
 
 
 def _loader(data: Data, input: Pretrained | Preprocessing, device: str | torch.device) -> Loader:
-    loader = make_loader(data, torch.device(device))
+    # in this process: others would import the caller's program anew, which may be a notebook
+    loader = replace(make_loader(data, torch.device(device)), processes=0)
     if isinstance(input, Pretrained):
         return replace(loader, mean=input.mean, std=input.std)
     if input not in PREPROCESSING:

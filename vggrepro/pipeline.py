@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -252,7 +252,7 @@ def _draw(config: Config, run: RunDirectory, index: Index, at: Session) -> None:
     drawn = {"learning_curves": figures.learning_curves({config.name: run})}
     split, shown = index.split("train"), 24
     plan = TrainingPlan(split.size, config.data, config.model.crop, config.run.seed)
-    crops = next(iter(at.loader(config).batches(split, [plan.views(0, shown)])))
+    crops = next(iter(replace(at.loader(config), processes=0).batches(split, [plan.views(0, shown)])))
     images = crops.images.permute(0, 2, 3, 1).float().cpu().numpy()
     titles = [index.classes[label] for label in crops.labels.tolist()]
     drawn["training_crops"] = figures.crops_sheet(images, config.data.mean, titles)
