@@ -159,7 +159,8 @@ class Visit:
     def public(self, text: str) -> str:
         """A text without the places of this machine."""
         photographs = {} if self.pictures == DIGITS else {self.pictures: "PICTURES"}
-        for place, name in (photographs | {f"{REPOSITORY}/": "", sys.executable: "python"}).items():
+        # the interpreter may lie in the checkout
+        for place, name in (photographs | {sys.executable: "python", f"{REPOSITORY}/": ""}).items():
             text = text.replace(place, name)
         return text
 
