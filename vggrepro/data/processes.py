@@ -35,7 +35,8 @@ def in_order(parts: Parts[Item_co], processes: int) -> Generator[Item_co]:
     """The items of all processes in turn. Raises UserError when one of these is killed; closing ends them.
 
     They have no part in CUDA: they are forked from a server that never touches it. Signals that ask this process to
-    stop are not for them: they end with it.
+    stop are not for them: they end with it. The server is deaf to these, too, and with it whatever else this process
+    might have it fork.
     """
     multiprocessing.set_forkserver_preload(_PRELOADED)
     loader = DataLoader(
