@@ -12,25 +12,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
 from contextlib import closing
-from dataclasses import replace
-from importlib.metadata import version
 from itertools import count, repeat
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from vggrepro.bench.step import clock, mfu, name_of, plain, trainer_of
+from vggrepro.bench.step import about, mfu, plain, trainer_of, wait_for
 from vggrepro.config import Config, override
 from vggrepro.data.index import Index
 from vggrepro.data.loader import make_loader, open_data
 from vggrepro.data.plan import TrainingPlan
-from vggrepro.data.prefetch import prefetch
 from vggrepro.distributed import pick_device
 from vggrepro.pipeline import session, train_stage
 from vggrepro.tracking import RunDirectory
@@ -87,24 +81,22 @@ def in_turns(config: Config, index: Index, steps: int, rounds: int, epoch: dict[
     """`steps` steps on photographs and as many on one batch that lies ready, `rounds` times."""
     device = pick_device(config.run.device, 0)
     loader = make_loader(config.data, device)
-    loader = replace(loader, dtype=torch.bfloat16) if config.train.precision == "bf16" else loader
     split = index.split("train")
     plan = TrainingPlan(split.size, config.data, config.model.crop, config.run.seed)
     trainer = trainer_of(config, device)
     batch, number = config.train.batch, count()
     seconds: dict[str, list[float]] = {"photographs": [], "ready": []}
-    rendered = loader.render(split, trainer.views(plan, 0))
-    with closing(prefetch(trainer.with_masks(rendered, 0), device)) as photographs:
+    with closing(trainer.batches(loader, split, plan, 0)) as photographs:
         ways = {"photographs": photographs, "ready": repeat(next(photographs))}
         for _ in range(rounds + 1):
             for way, batches in ways.items():
                 for _ in range(WARM_UP):
                     trainer.step(next(number), batches, config.train.learning_rate)
-                clock(device)
+                wait_for(device)
                 started = time.perf_counter()
                 for _ in range(steps):
                     trainer.step(next(number), batches, config.train.learning_rate)
-                clock(device)
+                wait_for(device)
                 seconds[way].append(time.perf_counter() - started)
     rates = {way: [batch * steps / one for one in several[1:]] for way, several in seconds.items()}
     ratios = [a / b for a, b in zip(rates["photographs"], rates["ready"], strict=True)]
@@ -122,20 +114,15 @@ def in_turns(config: Config, index: Index, steps: int, rounds: int, epoch: dict[
             "share_lost_to_pictures": 1 - statistics.median(ratios),
             "ratio_range": [min(ratios), max(ratios)],
             "epoch": epoch,
-            "net": f"{config.model.net}, crop {config.model.crop}, width {config.model.width:g}",
+            **about(config, device),
             "S": list(config.data.S_range),
             "pictures": len(split),
             "mean_bytes": float(split.length.mean()),
-            "batch": batch,
-            "precision": config.train.precision,
             "compile": config.train.compile,
             "backend": loader.backend,
             "workers": loader.workers,
             "steps": steps,
             "rounds": rounds,
-            "device": name_of(device),
-            "load": os.getloadavg()[0],
-            "torch": version("torch"),
         },
     }
 

@@ -26,17 +26,13 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vggrepro.bench.step import trainer_of
 from vggrepro.config import Config, Data, Model, Train
 from vggrepro.data.index import Split, open_index
 from vggrepro.data.loader import Batch, make_loader
 from vggrepro.data.plan import MicroBatches, TrainingPlan, dropout_masks, permutation
-from vggrepro.distributed import Topology
-from vggrepro.models.init import init_weights
-from vggrepro.models.table1 import architecture_of
-from vggrepro.models.vgg import VGG
 from vggrepro.paper import value
 from vggrepro.tracking import environment
-from vggrepro.training.step import Trainer
 
 _VIEWS = {"view", "_unsafe_view", "t", "transpose", "detach", "as_strided", "expand", "alias", "unsqueeze", "slice"}
 
@@ -98,11 +94,9 @@ def _step(micro_batches: int) -> tuple[Callable[[], None], int]:
     """A step of D that has next to nothing to compute, and the number of its operations."""
     model = Model(net="D", classes=10, crop=32, width=1 / 64)
     config = Config(model=model, train=Train(batch=micro_batches, micro_batch=1, learning_rate=1e-6))
-    net = VGG(architecture_of(config)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    init_weights(net, "glorot_uniform", 0)
-    trainer = Trainer(net, config, Topology(), torch.device("cpu"))
+    trainer = trainer_of(config, torch.device("cpu"))
     images = torch.randn(1, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    masks = tuple(torch.ones(1, units, dtype=torch.bool) for units in net.fc_widths)
+    masks = tuple(torch.ones(1, units, dtype=torch.bool) for units in trainer.net.fc_widths)
     batch = Batch(images, torch.zeros(1, dtype=torch.int64), None, masks)  # type: ignore[arg-type]
     endless, number = itertools.repeat(batch), itertools.count()
 

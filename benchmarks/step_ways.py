@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vggrepro.bench.step import Step, clock, mfu, name_of, plain, trainer_of, training_step
+from vggrepro.bench.step import Step, about, clock, mfu, plain, trainer_of, training_step, wait_for
 from vggrepro.config import Config, override
 from vggrepro.distributed import pick_device
 
@@ -89,14 +87,9 @@ def compare(config: Config, ways: list[str], steps: int, rounds: int) -> dict[st
             "ours is": best,
             "usual is": first,
             **found,
-            "net": f"{config.model.net}, crop {config.model.crop}, width {config.model.width:g}",
-            "batch": config.train.batch,
-            "precision": config.train.precision,
+            **about(config, device),
             "steps": steps,
             "rounds": rounds,
-            "device": name_of(device),
-            "load": os.getloadavg()[0],
-            "torch": version("torch"),
         },
     }
 
@@ -111,7 +104,7 @@ def prepared(config: Config, way: str, device: torch.device) -> tuple[Step, Flag
     flags = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
     for _ in range(WARM_UP):
         step()
-    clock(device)
+    wait_for(device)
     return step, flags
 
 

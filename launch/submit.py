@@ -31,8 +31,9 @@ except ModuleNotFoundError as error:  # the first package that is not Python's o
 from launch import slurm, snapshot
 from launch.stages import Stage, newest_logs, stages_of, status_of
 from vggrepro.config import Graph, load_graph, load_yaml, override
+from vggrepro.distributed import divisors
 from vggrepro.errors import UserError, run_command
-from vggrepro.plan import Cheaper, Machine, cheaper_lines, divisors, plan
+from vggrepro.plan import Cheaper, Machine, cheaper_lines, plan
 from vggrepro.stages import is_finished
 
 _ENDING_S = 60

@@ -46,6 +46,7 @@ Positive = Annotated[int, Field(gt=0, lt=_TOO_MANY)]
 Count = Annotated[int, Field(ge=0, lt=_TOO_MANY)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["fp32", "tf32", "bf16"]
+Cudnn = Literal["benchmark", "deterministic"]
 
 
 class Section(BaseModel):
@@ -169,7 +170,7 @@ class Train(Section):
     auto: ddp or factor, which are equal up to rounding, by what they cost (`training.throughput.comm_of`)."""
     compile: bool = False
     """torch.compile of the convolutional layers, for fixed shapes."""
-    cudnn: Literal["benchmark", "deterministic"] = "benchmark"
+    cudnn: Cudnn = "benchmark"
     """Whose kernels convolve on CUDA: the fastest, timed at the start, so that another start may round differently; or
     always the same ones, for a course that is repeated bit by bit."""
     validate_every: Positive = 1

@@ -40,6 +40,11 @@ class Topology:
         return self.rank == 0
 
 
+def divisors(batch: int) -> str:
+    """The numbers of ranks among which a batch can be shared, for a message."""
+    return ", ".join(str(n) for n in range(1, batch + 1) if batch % n == 0)
+
+
 def topology(environment: Mapping[str, str]) -> Topology:
     """The topology that a launcher has put into the environment.
 

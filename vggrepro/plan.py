@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vggrepro.config import Config, Graph, Precision, Train, override
+from vggrepro.distributed import divisors
 from vggrepro.errors import UserError
 from vggrepro.ledger import ledger
 from vggrepro.models.table1 import Architecture, architecture_of
@@ -274,11 +275,6 @@ def _new_departures(graph: Graph, changed: Graph) -> tuple[str, ...]:
     return tuple(new)
 
 
-def divisors(batch: int) -> str:
-    """The numbers of ranks among which a batch can be shared, for a message."""
-    return ", ".join(str(n) for n in range(1, batch + 1) if batch % n == 0)
-
-
 def _check(graph: Graph, machine: Machine) -> None:
     from vggrepro.training.throughput import PEAKS
 
@@ -402,7 +398,7 @@ def _pictures(config: Config) -> Pictures:
 
 def _flop_per_s(config: Config, machine: Machine) -> tuple[float, str]:
     """Sustained FLOP/s of one GPU in training, and where the figure is from."""
-    from vggrepro.training.throughput import PEAKS, flop_per_picture
+    from vggrepro.training.throughput import flop_per_picture
 
     own = config.model.net
     if own in machine.measured:
@@ -414,7 +410,7 @@ def _flop_per_s(config: Config, machine: Machine) -> tuple[float, str]:
         model = config.model.model_copy(update={"net": other, "layers": None})
         flop = flop_per_picture(architecture_of(config.model_copy(update={"model": model})))
         return rate * flop, f"from {other}'s measured {rate:g} images/s a GPU, by FLOPs"
-    peak = PEAKS[machine.gpu][config.train.precision]
+    peak = _peak(machine, config.train.precision)
     return peak * machine.mfu, f"assumed: {machine.mfu:.0%} of {peak / 1e12:g} TFLOP/s ({config.train.precision})"
 
 

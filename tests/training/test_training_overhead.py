@@ -83,7 +83,7 @@ def test_the_loop_costs_less_than_three_per_cent(
 
     monkeypatch.setattr("vggrepro.data.loader.make_loader", make_loader)
     # in the foreground, or the turns would overlap
-    monkeypatch.setattr("vggrepro.training.loop.prefetch", lambda items, device: items)
+    monkeypatch.setattr("vggrepro.training.step.prefetch", lambda items, device: items)
     train_here(file)
     ratios = [theirs / mine for mine, theirs in zip(_rest(ours), _rest(bare), strict=True)]
     ratio = statistics.median(ratios)

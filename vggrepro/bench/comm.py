@@ -12,7 +12,7 @@ import torch
 from torch import distributed
 from torch.nn import functional as F
 
-from vggrepro.bench.step import name_of
+from vggrepro.bench.step import name_of, wait_for
 from vggrepro.config import Config
 from vggrepro.distributed import pick_device, process_group, topology
 from vggrepro.errors import UserError
@@ -70,8 +70,7 @@ def run(config: Config, steps: int, rounds: int, backend: Backend | None = None)
                     loss.backward()
                     exchange.finish()
                     net.zero_grad(set_to_none=True)
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
+                wait_for(device)
                 distributed.barrier()
                 payload[comm] = (exchange.payload_bytes - before) // steps
                 if number:  # the first round warms up

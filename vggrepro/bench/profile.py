@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterable
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -15,7 +13,7 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
-from vggrepro.bench.step import mfu, name_of, trainer_of, training_step
+from vggrepro.bench.step import about, mfu, trainer_of, training_step, wait_for
 from vggrepro.config import Config
 from vggrepro.distributed import pick_device
 
@@ -38,18 +36,18 @@ def run(config: Config, steps: int, top: int) -> dict[str, Any]:
     step = training_step(trainer_of(config, device))
     for _ in range(_WARM_UP):  # compilation, autotuning, first allocations
         step()
-    _wait_for(device)
+    wait_for(device)
     started = time.perf_counter()
     for _ in range(steps):
         step()
-    _wait_for(device)
+    wait_for(device)
     step_s = (time.perf_counter() - started) / steps
     host = [_host_seconds(step, device) for _ in range(steps)]
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with profile(activities=activities, acc_events=True) as profiler:  # torch 2.11 warns without it
         for _ in range(steps):
             step()
-        _wait_for(device)
+        wait_for(device)
     kind = DeviceType.CUDA if device.type == "cuda" else DeviceType.CPU
     rate = config.train.batch / step_s
     return {
@@ -60,14 +58,9 @@ def run(config: Config, steps: int, top: int) -> dict[str, Any]:
             "step_ms": 1e3 * step_s,
             "host_ms": 1e3 * statistics.median(host),
             **kernels(profiler.events(), kind, steps, top),
-            "net": f"{config.model.net}, crop {config.model.crop}, width {config.model.width:g}",
-            "batch": config.train.batch,
-            "precision": config.train.precision,
+            **about(config, device),
             "compile": config.train.compile,
             "steps": steps,
-            "device": name_of(device),
-            "load": os.getloadavg()[0],
-            "torch": version("torch"),
         },
     }
 
@@ -117,10 +110,5 @@ def _host_seconds(step: Any, device: torch.device) -> float:
     started = time.perf_counter()
     step()
     launched = time.perf_counter() - started
-    _wait_for(device)
+    wait_for(device)
     return launched
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

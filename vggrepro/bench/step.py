@@ -205,16 +205,32 @@ def _sizes() -> Any:
 
 def clock(device: torch.device) -> float:
     """Seconds: of wall time once the device is done, and on a CPU of this process's time on it."""
+    wait_for(device)
+    return time.perf_counter() if device.type == "cuda" else time.process_time()
+
+
+def wait_for(device: torch.device) -> None:
+    """Until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-        return time.perf_counter()
-    return time.process_time()
 
 
 def mfu(config: Config, device: torch.device, images_per_s: float) -> float | None:
     """Share of the device's peak at this rate of training; None where the peak is not known."""
     peak = peak_flops(device, config.train.precision)
     return images_per_s * flop_per_picture(architecture_of(config)) / peak if peak else None
+
+
+def about(config: Config, device: torch.device) -> dict[str, Any]:
+    """What every result of a step says of its net, batch and machine."""
+    return {
+        "net": f"{config.model.net}, crop {config.model.crop}, width {config.model.width:g}",
+        "batch": config.train.batch,
+        "precision": config.train.precision,
+        "device": name_of(device),
+        "load": os.getloadavg()[0],
+        "torch": version("torch"),
+    }
 
 
 def name_of(device: torch.device) -> str:

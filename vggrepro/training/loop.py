@@ -17,7 +17,6 @@ from vggrepro.config import Config
 from vggrepro.data.index import Index, Split
 from vggrepro.data.loader import Loader
 from vggrepro.data.plan import TrainingPlan
-from vggrepro.data.prefetch import prefetch
 from vggrepro.distributed import Topology, sum_over_ranks
 from vggrepro.errors import Interrupted, UserError
 from vggrepro.evaluation.methods import centre_error
@@ -114,12 +113,9 @@ def train(
         log({"kind": "event", "event": "activation scales"} | scales)
         if parent is None and not force:
             health.check_start(net, scales)
-    # what autocast would make of the images, in half the memory
-    in_half = replace(loader, dtype=torch.bfloat16) if settings.precision == "bf16" else loader
-    rendered = in_half.render(training, trainer.views(plan, state.step))
     with (
         progress(f"{config.name}: training", last, shown=here.is_first) as update,
-        closing(prefetch(trainer.with_masks(rendered, state.step), loader.device)) as batches,
+        closing(trainer.batches(loader, training, plan, state.step)) as batches,
         writer,
         _collected_at_reports(),
     ):

@@ -18,10 +18,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from vggrepro.config import Config
-from vggrepro.data.loader import Batch
+from vggrepro.data.index import Split
+from vggrepro.data.loader import Batch, Loader
 from vggrepro.data.plan import MicroBatches, TrainingPlan, dropout_masks
-from vggrepro.data.prefetch import to_device
-from vggrepro.distributed import Topology, from_every_rank, sum_over_ranks
+from vggrepro.data.prefetch import prefetch, to_device
+from vggrepro.distributed import Topology, divisors, from_every_rank, sum_over_ranks
 from vggrepro.errors import UserError
 from vggrepro.models.precision import autocast, set_arithmetic
 from vggrepro.models.vgg import VGG, DropoutMasks
@@ -46,10 +47,9 @@ class Share:
 def share_of(here: Topology, batch: int, micro_batch: int | None) -> Share:
     """This rank's share. Raises UserError when the ranks do not divide the batch, naming the counts that do."""
     if batch % here.world:
-        allowed = ", ".join(str(world) for world in range(1, batch + 1) if batch % world == 0)
         raise UserError(
             f"train.batch={batch} cannot be split evenly over {here.world} ranks; "
-            f"start one of {allowed} ranks, or change train.batch"
+            f"start one of {divisors(batch)} ranks, or change train.batch"
         )
     size = batch // here.world
     start = here.rank * size
@@ -142,6 +142,13 @@ class Trainer:
         """This rank's micro-batches from `first_step` (iterations already done) to the end."""
         return MicroBatches(plan, self.share.batch, self.share.rows, first_step, self.config.train.iterations)
 
+    def batches(self, loader: Loader, training: Split, plan: TrainingPlan, first_step: int) -> Generator[Batch]:
+        """What :meth:`step` takes, from `first_step` to the end, prefetched."""
+        if self.config.train.precision == "bf16":  # what autocast would make of the images, in half the memory
+            loader = replace(loader, dtype=torch.bfloat16)
+        rendered = loader.render(training, self.views(plan, first_step))
+        return prefetch(self.with_masks(rendered, first_step), self.device)
+
     def with_masks(self, batches: Generator[Batch], first_step: int) -> Generator[Batch]:
         """The batches of :meth:`views`, and with each the dropout masks of its place."""
         with closing(batches):
@@ -150,7 +157,7 @@ class Trainer:
                 yield replace(batch, dropout_masks=self._dropout_masks(first_step + steps, self.share.rows[part]))
 
     def step(self, step: int, batches: Iterator[Batch], learning_rate: float) -> None:
-        """The iteration after `step` finished ones, on its micro-batches, which are the next of :meth:`with_masks`.
+        """The iteration after `step` finished ones, on its micro-batches, which are the next of :meth:`batches`.
 
         Nothing here waits for the device. A gradient that is not finite is therefore not seen by the host: the device
         itself leaves this step and all later ones out, until :meth:`bad_step` is asked.
