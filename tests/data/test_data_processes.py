@@ -116,14 +116,38 @@ def test_a_killed_process_is_one_line_and_signals_to_stop_are_not_for_them(photo
             list(batches)
 
 
-class Broken:
+class Numbers:
     def part(self, number: int, parts: int) -> Iterator[int]:
-        raise ZeroDivisionError(f"process {number} of {parts}")
+        return iter(range(number, 100, parts))
 
 
-def test_a_mistake_of_ours_in_a_process_is_a_traceback() -> None:
-    with pytest.raises(ZeroDivisionError, match="process 0 of 1"):
-        list(in_order(Broken(), 1))
+@pytest.mark.parametrize("error", [ConnectionResetError, FileNotFoundError, EOFError])
+def test_killed_in_the_middle_of_handing_a_tensor_over(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel takes a dying process's sockets away before anyone may know that it is dead."""
+    items = in_order(Numbers(), 2)
+    assert next(items) == 0
+
+    def reset(self: object) -> None:
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)  # type: ignore[arg-type]
+        raise error
+
+    monkeypatch.setattr("torch.utils.data.dataloader._MultiProcessingDataLoaderIter._next_data", reset)
+    with pytest.raises(UserError, match=r"a process that decodes images was killed \(pid \d+, exit code -9\)"):
+        list(items)
+
+
+class Broken:
+    def __init__(self, error: type[Exception]) -> None:
+        self.error = error
+
+    def part(self, number: int, parts: int) -> Iterator[int]:
+        raise self.error(f"process {number} of {parts}")
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, RuntimeError, OSError])
+def test_a_mistake_of_ours_in_a_process_is_a_traceback(error: type[Exception]) -> None:
+    with pytest.raises(error, match="process 0 of 1"):
+        list(in_order(Broken(error), 1))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import signal
+import time
 import weakref
 from collections.abc import Generator, Iterator, Sequence
 from multiprocessing import resource_tracker
@@ -56,15 +57,16 @@ def in_order(parts: Parts[Item_co], processes: int) -> Generator[Item_co]:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     # Also when the interpreter ends: Python would ask them to end, by a signal that they do not hear, and wait.
-    end = weakref.finalize(loader, _end, items, set(multiprocessing.active_children()) - others)
+    started = set(multiprocessing.active_children()) - others
+    end = weakref.finalize(loader, _end, items, started)
     try:
         yield from items
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, OSError, EOFError):
+        if not (killed := _killed(started)):
             raise
         raise UserError(
-            f"a process that decodes images was killed ({str(error).splitlines()[0]}); perhaps for want of memory or "
-            f"of room in /dev/shm (in a container: --shm-size); set data.processes lower, or to 0 for none"
+            f"a process that decodes images was killed ({killed}); perhaps for want of memory or of room in /dev/shm "
+            f"(in a container: --shm-size); set data.processes lower, or to 0 for none"
         ) from None
     finally:
         end()
@@ -76,6 +78,20 @@ def shared_empty(shape: Sequence[int]) -> torch.Tensor:
     """
     storage = torch.UntypedStorage._new_shared(math.prod(shape))
     return torch.empty(0, dtype=torch.uint8).set_(storage, 0, tuple(shape))  # type: ignore[call-overload]
+
+
+def _killed(processes: set[BaseProcess]) -> str:
+    """The first that did not end by itself, and how; empty when there is none. To take a tensor over from one that is
+    just being killed fails before its end is known (torch asks once, too early): it has a second to be dead.
+    """
+    until = time.monotonic() + 1
+    while True:
+        for process in processes:
+            if process.exitcode:
+                return f"pid {process.pid}, exit code {process.exitcode}"
+        if time.monotonic() > until:
+            return ""
+        time.sleep(0.01)
 
 
 def _end(items: Any, processes: set[BaseProcess]) -> None:
