@@ -39,8 +39,8 @@ demo: $(STAMP)  ## the whole story in small: A, D from A, dense evaluation, the 
 test: $(STAMP)  ## all tests but the slow ones and those that need a GPU
 	$(BIN)/python -m pytest
 
-test-gpu: $(STAMP)  ## what needs a GPU: tests and benchmarks, into benchmarks/results; PICTURES=photographs MINUTES=25
-	$(BIN)/python benchmarks/gpu.py $(addprefix --pictures=,$(PICTURES)) $(addprefix --minutes=,$(MINUTES))
+test-gpu: $(STAMP)  ## what needs a GPU: tests and benchmarks, into benchmarks/results; IMAGES=photographs MINUTES=25
+	$(BIN)/python benchmarks/gpu.py $(addprefix --images=,$(or $(IMAGES),$(PICTURES))) $(addprefix --minutes=,$(MINUTES))
 
 check: $(STAMP)  ## ruff, mypy, codespell
 	$(BIN)/ruff check .

@@ -1,9 +1,9 @@
-"""Training on photographs: an epoch by `vggrepro train`, then what its steps lose to the pictures.
+"""Training on photographs: an epoch by `vggrepro train`, then what its steps lose to the images.
 
-    python benchmarks/epoch.py PICTURES --set model.classes=10 --set data.backend=dali_gpu
+    python benchmarks/epoch.py IMAGES --set model.classes=10 --set data.backend=dali_gpu
 
 The epoch is a stage as users train it, in a temporary folder: index, checks, steps, validation, checkpoint; its log
-says how fast it was and what share of the time the host waited for pictures. On a GPU the host may wait while the
+says how fast it was and what share of the time the host waited for images. On a GPU the host may wait while the
 device still computes, and that costs nothing. What steps lose is therefore timed besides: steps on photographs as the
 loader brings them, and the same steps on a batch that lies ready, in turns.
 """
@@ -34,7 +34,7 @@ WARM_UP = 5  # steps at the start of a turn: batches lie ready since the last on
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures")
+    parser.add_argument("images")
     parser.add_argument("--net", default="D")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
@@ -43,7 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as runs:
         fixed = {
             "model.init": "glorot_uniform",
-            "data.root": arguments.pictures,
+            "data.root": arguments.images,
             "data.S": "[256, 512]",
             "train.learning_rate": 0.001,
             "train.log_every": 5,
@@ -111,12 +111,12 @@ def in_turns(config: Config, index: Index, steps: int, rounds: int, epoch: dict[
         "details": {
             "ours is": "steps on photographs",
             "usual is": "the same steps on a batch that lies ready",
-            "share_lost_to_pictures": 1 - statistics.median(ratios),
+            "share_lost_to_images": 1 - statistics.median(ratios),
             "ratio_range": [min(ratios), max(ratios)],
             "epoch": epoch,
             **about(config, device),
             "S": list(config.data.S_range),
-            "pictures": len(split),
+            "images": len(split),
             "mean_bytes": float(split.length.mean()),
             "compile": config.train.compile,
             "backend": loader.backend,

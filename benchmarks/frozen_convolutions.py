@@ -3,7 +3,7 @@
 What the paper says of testing is put to the test on photographs that the convolutions have never seen: is dense better
 than the centre crop, three scales better than one, multi-crop complementary to dense?
 
-    python benchmarks/frozen_convolutions.py --convolutions vgg16_imagenet_conv_fp16.npz --pictures FOLDER
+    python benchmarks/frozen_convolutions.py --convolutions vgg16_imagenet_conv_fp16.npz --images FOLDER
 
 FOLDER has train/<class>/* and val/<class>/*. Training views are drawn as in Section 3.1, with S jittered; their last
 pooling maps are computed once. Geometry is reduced (crop 64, S in [73;146], Q 73, 109, 146), for a CPU's sake.
@@ -36,7 +36,7 @@ from vggrepro.models.weights import PREPROCESSING
 from vggrepro.pipeline import evaluate_nets
 from vggrepro.tracking import RunDirectory, environment
 
-VIEWS = 4  # of each training picture
+VIEWS = 4  # of each training image
 PASSES = 20  # over all of them
 BATCH = 64
 RATE = 1e-3
@@ -45,13 +45,13 @@ RATE = 1e-3
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--convolutions", type=Path, required=True)
-    parser.add_argument("--pictures", type=Path, required=True)
+    parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     arguments = parser.parse_args()
-    index = scan_folder(arguments.pictures)
+    index = scan_folder(arguments.images)
     config = Config(
         model=Model(net="D", classes=len(index.classes), crop=64),
-        data=Data(root=str(arguments.pictures), S=(73, 146), colour_shift=ColourShift(mode="off")),
+        data=Data(root=str(arguments.images), S=(73, 146), colour_shift=ColourShift(mode="off")),
         evaluation=Evaluation(batch=64),
         run=Run(root=arguments.runs, experiment="frozen-convolutions", name="D-authors-convolutions", device="cpu"),
     )
@@ -86,7 +86,7 @@ def train_head(net: VGG, loader: Loader, split: Split, views: Sequence[Views]) -
             maps.append(net.features(batch.images).flatten(1))
             labels.append(batch.labels)
     features, truth = torch.cat(maps), torch.cat(labels)
-    print(f"cached {len(features)} last pooling maps of {len(split)} pictures", flush=True)
+    print(f"cached {len(features)} last pooling maps of {len(split)} images", flush=True)
     net.classifier.train()
     optimiser = torch.optim.SGD(net.classifier.parameters(), lr=RATE, momentum=0.9, weight_decay=5e-4)
     steps = PASSES * len(features) // BATCH

@@ -1,13 +1,13 @@
 """What wants a GPU, the most valuable figures first: `make test-gpu` runs it, and so does a plain interpreter.
 
-    python3 benchmarks/gpu.py [--pictures PICTURES] [--minutes 25] [--results FOLDER] [STEP ...]
+    python3 benchmarks/gpu.py [--images IMAGES] [--minutes 25] [--results FOLDER] [STEP ...]
 
 Each step's result lies in FOLDER, as <date>-gpu-<step>.json and .md, the moment it is there, and a line a step in
 <date>-gpu-summary.txt: the machine may be taken away at any time. The same command goes on where the last one stopped:
 what has a result of today is not run again, and what failed comes last. A step that does not fit into the minutes that
 are left is not started, one that hangs is ended, and one that fails keeps no other from running (exit status 1).
 
-PICTURES is a folder or an archive of photographs with train/ and val/; without it, small digits that are made on the
+IMAGES is a folder or an archive of photographs with train/ and val/; without it, small digits that are made on the
 spot, and no training on photographs. --tiny runs every step with a very small net on the CPU: no figures, only whether
 the commands are right.
 """
@@ -41,7 +41,7 @@ STOPPED = 75  # of `vggrepro`: saved, to be continued
 EAGER, COMPILED = "--set train.compile=false", "--set train.compile=true"
 TINY = "--set model.crop=32 --set model.width=0.0625 --set run.device=cpu"
 TINY_STEP = f"--nets A --batches 2 --steps 1 --rounds 1 {TINY}"
-TINY_DENSE = f"--net A --scales 37 --pictures 4 --rounds 1 --set data.S=37 {TINY}"
+TINY_DENSE = f"--net A --scales 37 --images 4 --rounds 1 --set data.S=37 {TINY}"
 TINY_COMM = f"--net A --steps 1 --rounds 1 --set train.batch=4 {TINY}"
 TINY_WAYS = f"--net A --batch 2 --steps 1 --rounds 1 {TINY}"
 TINY_EPOCH = f"--net A --steps 1 --rounds 1 --set data.S=37 --set train.batch=4 --set train.log_every=1 {TINY}"
@@ -51,15 +51,15 @@ TINY_GRAPH = f"{TINY} --set data.S=37 --set evaluation.multi_Q=[37] --set train.
 # a package that is missing there hides the tests of its file, not all others
 TESTS = "-m pytest -m gpu --timeout 120 --durations 5 --continue-on-collection-errors"
 STEP = "-m vggrepro bench step"
-DENSE = "-m vggrepro bench dense --set data.root={pictures} --set model.classes={classes} --pictures 200 --rounds 3"
+DENSE = "-m vggrepro bench dense --set data.root={images} --set model.classes={classes} --images 200 --rounds 3"
 DENSE += " --set model.crop=224 --set model.width=1.0 --set data.S=[256,512]"
-LOADER = "-m vggrepro bench loader {pictures}"
+LOADER = "-m vggrepro bench loader {images}"
 COMM = "-m torch.distributed.run --standalone --nproc-per-node 2 -m vggrepro bench comm --json --steps 2 --rounds 3"
 COMM += " --set train.batch=64 --set train.precision=bf16"
-EPOCH = "benchmarks/epoch.py {pictures} --set model.classes={classes}"
+EPOCH = "benchmarks/epoch.py {images} --set model.classes={classes}"
 MODES = "benchmarks/step_ways.py eager default reduce-overhead max-autotune-no-cudagraphs"
 CUDNN = "benchmarks/step_ways.py train.cudnn=benchmark train.cudnn=deterministic"
-GRAPH = "-m vggrepro reproduce --config configs/reduced/imagenette_gpu.yaml --set data.root={pictures}"
+GRAPH = "-m vggrepro reproduce --config configs/reduced/imagenette_gpu.yaml --set data.root={images}"
 GRAPH += " --set tracking.mlflow={mlflow} --stop-after {minutes}"
 
 
@@ -69,7 +69,7 @@ class Step:
 
     name: str
     command: str
-    """What follows `python`, with {pictures}, their number of {classes}, {minutes} left, {mlflow} (true or false)."""
+    """What follows `python`, with {images}, their number of {classes}, {minutes} left, {mlflow} (true or false)."""
     seconds: int
     """Expected on one H100, from start to end; twice as many end it."""
     tiny: str
@@ -97,7 +97,7 @@ STEPS = (
     Step("epoch-dali_gpu", f"{EPOCH} --set data.backend=dali_gpu", 90, TINY_DALI, ("photographs", "DALI")),
     Step("dense", f"{DENSE} --json", 60, TINY_DENSE),
     Step("dense-bf16", f"{DENSE} --set evaluation.precision=bf16 --json", 45, TINY_DENSE),
-    Step("loader", f"{LOADER} --json", 90, "--S 37 --crop 32 --pictures 20 --batch 4 --batches 2 --rounds 1"),
+    Step("loader", f"{LOADER} --json", 90, "--S 37 --crop 32 --images 20 --batch 4 --batches 2 --rounds 1"),
     Step("comm-gloo", f"{COMM} --backend gloo", 90, TINY_COMM),
     Step("comm-nccl", f"{COMM} --backend nccl", 40, f"{TINY_COMM} --backend gloo", may_fail=True),
     Step("save-stall", "benchmarks/checkpoint_stall.py", 60, f"--rounds 2 {TINY}"),
@@ -113,15 +113,15 @@ STEPS = (
 class Visit:
     """One call: where results go, what is there to measure with, and the time that is left."""
 
-    def __init__(self, results: Path, pictures: str | None, minutes: float, *, tiny: bool = False) -> None:
+    def __init__(self, results: Path, images: str | None, minutes: float, *, tiny: bool = False) -> None:
         results.mkdir(parents=True, exist_ok=True)
         self.results = results
         self.date = datetime.date.today().isoformat()
-        self.pictures = pictures or DIGITS
+        self.images = images or DIGITS
         self.tiny = tiny
         self.ends = time.monotonic() + 60 * minutes
         self.mlflow = importlib.util.find_spec("mlflow") is not None
-        self.missing = {"DALI"} - ({"DALI"} if has_dali() else set()) | (set() if pictures else {"photographs"})
+        self.missing = {"DALI"} - ({"DALI"} if has_dali() else set()) | (set() if images else {"photographs"})
         self.machine = machine()
 
     def left(self) -> float:
@@ -147,18 +147,18 @@ class Visit:
             file.write(line + "\n")
 
     def command(self, step: Step) -> list[str]:
-        """What follows `python`. Raises what opening the pictures may raise."""
+        """What follows `python`. Raises what opening the images may raise."""
         text = f"{step.command} {step.tiny}" if self.tiny else step.command
         text += f" --set run.root={self.results / 'runs'}" if self.tiny and step.takes_the_rest else ""
-        classes = number_of_classes(self.pictures) if "{classes}" in text else 0
+        classes = number_of_classes(self.images) if "{classes}" in text else 0
         minutes = f"{max(0.1, (self.left() - GRACE_S) / 60):.1f}"
         mlflow = str(self.mlflow and not self.tiny).lower()
-        fields = {"pictures": self.pictures, "classes": classes, "minutes": minutes, "mlflow": mlflow}
+        fields = {"images": self.images, "classes": classes, "minutes": minutes, "mlflow": mlflow}
         return [part.format(**fields) for part in shlex.split(text)]
 
     def public(self, text: str) -> str:
         """A text without the places of this machine."""
-        photographs = {} if self.pictures == DIGITS else {self.pictures: "PICTURES"}
+        photographs = {} if self.images == DIGITS else {self.images: "IMAGES"}
         # the interpreter may lie in the checkout
         for place, name in (photographs | {sys.executable: "python", f"{REPOSITORY}/": ""}).items():
             text = text.replace(place, name)
@@ -172,7 +172,7 @@ class Visit:
         try:
             command = self.command(step)
             code, output, errors = call([sys.executable, *command], limit, tiny=self.tiny)
-        except Exception as error:  # of pictures that cannot be opened, of a system that starts nothing
+        except Exception as error:  # of images that cannot be opened, of a system that starts nothing
             command, code, output, errors = [step.command], 1, "", f"{type(error).__name__}: {error}"
         ran_s = time.monotonic() - started
         output, errors = self.public(output), self.public(errors)
@@ -193,7 +193,7 @@ def main(arguments: Sequence[str] | None = None, steps: Sequence[Step] = STEPS) 
     """Runs the steps in their order, those that failed before last; 1 where one fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("steps", nargs="*", metavar="STEP", help="default: all of " + " ".join(s.name for s in steps))
-    parser.add_argument("--pictures", help="folder or archive of photographs")
+    parser.add_argument("--images", "--pictures", help="folder or archive of photographs")
     parser.add_argument("--minutes", type=float, default=25, help="after which nothing new is started")
     parser.add_argument("--results", type=Path, help="default: benchmarks/results, with --tiny runs/gpu-tiny")
     parser.add_argument("--again", action="store_true", help="also what has a result of today")
@@ -202,8 +202,8 @@ def main(arguments: Sequence[str] | None = None, steps: Sequence[Step] = STEPS) 
     if unknown := set(given.steps) - {step.name for step in steps}:
         parser.error(f"no such step: {', '.join(sorted(unknown))}; known: {', '.join(s.name for s in steps)}")
     results = given.results or (REPOSITORY / "runs" / "gpu-tiny" if given.tiny else RESULTS)
-    pictures = str(Path(given.pictures).resolve()) if given.pictures else None
-    visit = Visit(results.resolve(), pictures, given.minutes, tiny=given.tiny)
+    images = str(Path(given.images).resolve()) if given.images else None
+    visit = Visit(results.resolve(), images, given.minutes, tiny=given.tiny)
     wanted = [step for step in steps if not given.steps or step.name in given.steps]
     visit.say(f"{visit.machine['gpu'] or 'no GPU'}, torch {visit.machine['torch']}, {given.minutes:g} minutes")
     for what in sorted(visit.missing):
@@ -324,13 +324,13 @@ def machine() -> dict[str, Any]:
     return {"gpu": gpu} | {key: item for key, item in environment().items() if key != "command"}
 
 
-def number_of_classes(pictures: str) -> int:
+def number_of_classes(images: str) -> int:
     """Of these photographs, whose index is kept in runs/ for the steps that follow."""
     from vggrepro.data.index import open_index
 
-    if pictures == DIGITS:
+    if images == DIGITS:
         return 10
-    return len(open_index(pictures, None, REPOSITORY / "runs" / "index", lambda done, total: None).classes)
+    return len(open_index(images, None, REPOSITORY / "runs" / "index", lambda done, total: None).classes)
 
 
 def _end(number: int, frame: object) -> None:

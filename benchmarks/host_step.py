@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="for each way of the step, in turns")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    plan = TrainingPlan(np.full((value("train_pictures"), 2), (500, 375)), Data(S=(256, 512)), value("crop"), 0)
+    plan = TrainingPlan(np.full((value("train_images"), 2), (500, 375)), Data(S=(256, 512)), value("crop"), 0)
     started = time.thread_time()
     plan.order(np.zeros(1, np.int64))
     details: dict[str, Any] = {"permutation of an epoch, s": time.thread_time() - started}

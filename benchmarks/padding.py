@@ -4,11 +4,11 @@ A net is trained on crops with zero padding around them. In the dense test the n
 zeros were: more context, as the paper says, but also inputs that training never had. The smaller the crop, the larger
 the share of the last pooling map that the padding reaches. A and D from A are trained at several crops, everything else
 equal, with S = crop + 32 px, so that the dense map has 2 x 2 places at Q = S; each is then tested at Q = crop, crop +
-32 and crop + 64 on the centre crop and densely, and at Q = S on 50 crops, too. Many crops see as much of the picture as
+32 and crop + 64 on the centre crop and densely, and at Q = S on 50 crops, too. Many crops see as much of the image as
 the dense test, but with the padding of training around each: dense minus multi-crop is the price of its absence.
 Thirty epochs for each net, not as many as the recipe has: the effect is there long before a net is trained out.
 
-    python benchmarks/padding.py --pictures FOLDER [--crops 64,96,128] [--set section.key=value]
+    python benchmarks/padding.py --images FOLDER [--crops 64,96,128] [--set section.key=value]
 
 FOLDER has train/<class>/* and val/<class>/* with ten classes. What is trained and tested already is taken from --runs.
 """
@@ -60,13 +60,13 @@ class Point:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=Path, required=True)
+    parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--crops", default="64,96,128")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--figure", type=Path, help="PNG to write")
     parser.add_argument("--set", action="append", default=[], dest="changes")
     arguments = parser.parse_args()
-    places = [f"data.root={arguments.pictures}", f"run.root={arguments.runs}"]
+    places = [f"data.root={arguments.images}", f"run.root={arguments.runs}"]
     points = [
         point
         for crop in map(int, arguments.crops.split(","))

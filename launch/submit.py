@@ -105,7 +105,7 @@ def check(graph: Graph) -> None:
         if data.index and not data.index.exists():
             raise UserError(f"data.index={data.index} of stage {name} does not exist; make it with `vggrepro index`")
         if data.root and not data.root.startswith("builtin:") and not Path(data.root).exists():
-            raise UserError(f"data.root={data.root} of stage {name} does not exist; set it to the pictures' place")
+            raise UserError(f"data.root={data.root} of stage {name} does not exist; set it to the images' place")
         if cluster.container and cluster.container.endswith((".sif", ".sqsh")) and not Path(cluster.container).exists():
             raise UserError(f"container {cluster.container} does not exist; build it, or name an image to be pulled")
 

@@ -1,4 +1,4 @@
-"""What tests of several rooms share: small pictures in ImageNet's layout, and settings under which nets are small."""
+"""What tests of several rooms share: small images in ImageNet's layout, and settings under which nets are small."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """3 classes, 8 + 4 JPEGs each, 40 to 90 px: blotches of one colour a class."""
-    root = tmp_path_factory.mktemp("pictures")
+    root = tmp_path_factory.mktemp("images")
     for split, count in (("train", 8), ("val", 4)):
         for label, name in enumerate(("n01", "n02", "n03")):
             folder = root / split / name
@@ -37,9 +37,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def settings(pictures: Path, tmp_path: Path) -> list[str]:
-    """Overrides that make any configuration small and point it at `pictures`; runs go to `tmp_path`."""
-    return [*TINY, f"data.root={pictures}", f"run.root={tmp_path / 'runs'}"]
+def settings(images: Path, tmp_path: Path) -> list[str]:
+    """Overrides that make any configuration small and point it at `images`; runs go to `tmp_path`."""
+    return [*TINY, f"data.root={images}", f"run.root={tmp_path / 'runs'}"]
 
 
 @pytest.fixture
@@ -50,20 +50,20 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def paper_of_2000(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs on 2,000 pictures of 10 classes count as the paper's data set: 50,000 x 1,000 are too many for a test."""
+    """Runs on 2,000 images of 10 classes count as the paper's data set: 50,000 x 1,000 are too many for a test."""
     from vggrepro.paper import value
     from vggrepro.reporting import runs
 
-    other = {"classes": 10, "val_pictures": 2000}
+    other = {"classes": 10, "val_images": 2000}
     monkeypatch.setattr(runs, "value", lambda name: other.get(name) or value(name))
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real pictures beside the checkout; tests that need it are skipped where there is none."""
+    """The folder of real images beside the checkout; tests that need it are skipped where there is none."""
     folder = REPOSITORY.parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip("no shared pictures beside the checkout")
+        pytest.skip("no shared images beside the checkout")
     return folder
 
 

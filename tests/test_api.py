@@ -34,10 +34,10 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="module")
-def graph(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Graph:
+def graph(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Graph:
     """A and D from A, barely trained, as `vggrepro reproduce` leaves them."""
     runs = tmp_path_factory.mktemp("api") / "runs"
-    graph = load_graph(REPOSITORY / "configs/demo.yaml", [*TINY, *SMALL, f"data.root={pictures}", f"run.root={runs}"])
+    graph = load_graph(REPOSITORY / "configs/demo.yaml", [*TINY, *SMALL, f"data.root={images}", f"run.root={runs}"])
     pipeline.reproduce(graph)
     return graph
 
@@ -199,19 +199,19 @@ def test_exports_load_into_torchvision_and_timm_at_full_size(net: str, name: str
             torch.testing.assert_close(other(images), scores)
 
 
-def test_images_from_a_folder_an_index_and_with_all_classes(pictures: Path, tmp_path: Path) -> None:
-    folder = vggrepro.open_images(pictures, cache=tmp_path)
+def test_images_from_a_folder_an_index_and_with_all_classes(images: Path, tmp_path: Path) -> None:
+    folder = vggrepro.open_images(images, cache=tmp_path)
     folder.save(tmp_path / "own.idx")
     assert vggrepro.open_images(tmp_path / "own.idx").fingerprint == folder.fingerprint
     (tmp_path / "classes.txt").write_text("\n".join([*folder.classes, "zebra"]))
-    assert vggrepro.open_images(pictures, classes=str(tmp_path / "classes.txt")).classes[-1] == "zebra"
+    assert vggrepro.open_images(images, classes=str(tmp_path / "classes.txt")).classes[-1] == "zebra"
     with pytest.raises(vggrepro.UserError, match="does not exist"):
         vggrepro.open_images(tmp_path / "nothing")
 
 
 @pytest.fixture
-def few(pictures: Path, tmp_path: Path) -> vggrepro.Index:
-    return vggrepro.open_images(pictures, cache=tmp_path)
+def few(images: Path, tmp_path: Path) -> vggrepro.Index:
+    return vggrepro.open_images(images, cache=tmp_path)
 
 
 def test_training_batches_are_those_of_training(graph: Graph, few: vggrepro.Index) -> None:
@@ -238,7 +238,7 @@ def test_whole_batches_show_each_image_once(few: vggrepro.Index, run: Path) -> N
     rows = []
     for batch in vggrepro.whole_batches(few, 40, crop=32, input=model):
         assert min(batch.images.shape[-2:]) == 40
-        rows += batch.views.picture.tolist()
+        rows += batch.views.image.tolist()
     assert sorted(rows) == list(range(len(few.split("val"))))
 
 

@@ -42,11 +42,11 @@ def test_summary_of_one_net_is_a_table(vggrepro) -> None:
     assert (status, "conv5_3" in out, "138,357,544" in out) == (0, True, True)
 
 
-def test_index_reports_and_writes(vggrepro, pictures: Path, tmp_path: Path) -> None:
-    status, out, _ = vggrepro("index", pictures, "--out", tmp_path / "x.idx", "--json")
+def test_index_reports_and_writes(vggrepro, images: Path, tmp_path: Path) -> None:
+    status, out, _ = vggrepro("index", images, "--out", tmp_path / "x.idx", "--json")
     found = json.loads(out)
     assert status == 0
-    assert (found["pictures"], found["usable"], found["splits"], found["classes"]) == (
+    assert (found["images"], found["usable"], found["splits"], found["classes"]) == (
         36,
         36,
         {"train": 24, "val": 12},
@@ -75,15 +75,15 @@ def test_resume_never_refuses_checkpoints(vggrepro, settings: list[str]) -> None
     assert "--resume never, but" in err
 
 
-def test_an_index_file_takes_the_place_of_the_folder(vggrepro, settings: list[str], pictures: Path, tmp_path) -> None:
-    vggrepro("index", pictures, "-o", tmp_path / "x.idx")
+def test_an_index_file_takes_the_place_of_the_folder(vggrepro, settings: list[str], images: Path, tmp_path) -> None:
+    vggrepro("index", images, "-o", tmp_path / "x.idx")
     changes = [*settings, "data.root=null", f"data.index={tmp_path / 'x.idx'}"]
     assert vggrepro("train", "-c", CONFIGS / "vgg_A.yaml", *set_all(changes))[0] == 0
 
 
-def without_class(pictures: Path, root: Path) -> Path:
-    for file in pictures.glob("*/*/*.JPEG"):
-        copy = root / file.relative_to(pictures)
+def without_class(images: Path, root: Path) -> Path:
+    for file in images.glob("*/*/*.JPEG"):
+        copy = root / file.relative_to(images)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(file.read_bytes())
     for file in (root / "train" / "n02").iterdir():
@@ -96,11 +96,11 @@ def without_class(pictures: Path, root: Path) -> Path:
     [
         (["train.bach=8"], "unknown key train.bach; did you mean batch?"),
         (["data.root=nowhere"], "data.root=nowhere does not exist; give a folder with train/ and val/"),
-        (["data.root={hollow}"], "n02 holds no pictures"),
+        (["data.root={hollow}"], "n02 holds no images"),
         (["data.root=null"], "data.root is not set"),
         (["data.root=builtin:dogs"], "data.root=builtin:dogs is not built in; known: builtin:digits"),
         (["data.S=20"], "data.S=20 is smaller than model.crop=32: set it to 32 or more"),
-        (["model.classes=7"], "model.classes=7, but {pictures} has 3; set model.classes=3"),
+        (["model.classes=7"], "model.classes=7, but {images} has 3; set model.classes=3"),
         (["model.net=F"], "F"),
         (["model.crop=33", "data.S=40"], "33"),
         (["run.device=cuda"], "run.device=cuda, but no CUDA device is visible"),
@@ -108,13 +108,13 @@ def without_class(pictures: Path, root: Path) -> Path:
     ],
 )
 def test_each_mistake_is_one_line_and_status_2(
-    vggrepro, settings: list[str], pictures: Path, tmp_path: Path, changes: list[str], expected: str
+    vggrepro, settings: list[str], images: Path, tmp_path: Path, changes: list[str], expected: str
 ) -> None:
     if "cuda" in changes[0]:
         torch = pytest.importorskip("torch")
         if torch.cuda.is_available():
             pytest.skip("this machine has a CUDA device")
-    places = {"hollow": without_class(pictures, tmp_path / "hollow"), "pictures": pictures}
+    places = {"hollow": without_class(images, tmp_path / "hollow"), "images": images}
     filled = [change.format(**places) for change in changes]
     status, out, err = vggrepro("train", "-c", CONFIGS / "vgg_A.yaml", *set_all([*settings, *filled]))
     assert status == 2

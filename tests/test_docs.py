@@ -30,9 +30,9 @@ ELSEWHERE = {
     "verify-paper": "tests/evaluation/test_evaluation_commands.py",
     "bench": "tests/bench, tests/data/test_data_bench_loader.py, tests/training/test_training_bench.py",
 }
-# What stands for the reader's own: pictures, runs, scales that fit them.
+# What stands for the reader's own: images, runs, scales that fit them.
 OWN = {
-    r"/path/to/(pictures|folder|imagenet)|/data/imagenet|(?<=data\.root=)\.\.\.": "PICTURES",
+    r"/path/to/(images|folder|imagenet)|/data/imagenet|(?<=data\.root=)\.\.\.": "IMAGES",
     r"\b(RUN|runs/vgg/D-384|runs/paper/D-jitter|runs/paper/B-5x5)\b": "runs/demo/D",
     r"\bruns/vgg/E-384\b": "runs/demo/A",
     r"\bruns/paper\b": "runs/demo",
@@ -105,26 +105,26 @@ def test_the_commands_are_found() -> None:
 
 
 @pytest.fixture(scope="module")
-def desk(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def desk(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the recipes and the demo's runs, small, as a reader would have them after `make demo`."""
     folder = tmp_path_factory.mktemp("desk")
     for name in ("configs", "REPRODUCTION.md", "REPRODUCTION.json"):
         source = REPOSITORY / name
         (folder / name).symlink_to(source) if source.is_dir() else (folder / name).write_bytes(source.read_bytes())
-    settings = [*TINY, *SMALL, f"data.root={pictures}", f"run.root={folder / 'runs'}"]
+    settings = [*TINY, *SMALL, f"data.root={images}", f"run.root={folder / 'runs'}"]
     pipeline.reproduce(load_graph(REPOSITORY / "configs" / "demo.yaml", settings))
     part = folder / "part" / "val" / ilsvrc_classes()[0]  # some validation images of ImageNet
     part.mkdir(parents=True)
-    first = next(file for file in sorted((pictures / "val").rglob("*")) if file.is_file())
+    first = next(file for file in sorted((images / "val").rglob("*")) if file.is_file())
     (part / first.name).symlink_to(first)
     return folder
 
 
 @pytest.mark.parametrize("line", [pytest.param(line, id=line[:60]) for line in RUN])
-def test_the_command_runs(line: str, desk: Path, pictures: Path, monkeypatch, capsys) -> None:
+def test_the_command_runs(line: str, desk: Path, images: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(desk)
     for pattern, own in OWN.items():
-        line = re.sub(pattern, own.replace("PICTURES", str(pictures)), line)
+        line = re.sub(pattern, own.replace("IMAGES", str(images)), line)
     words = shlex.split(re.sub(rf"^{PROGRAM}\s*", "", line))
     if words[0] in ELSEWHERE:
         pytest.skip(f"run by {ELSEWHERE[words[0]]}")
@@ -133,7 +133,7 @@ def test_the_command_runs(line: str, desk: Path, pictures: Path, monkeypatch, ca
         if "run.experiment" not in line:  # else later lines of the page look at these runs
             own.append("run.root=trained")
         if "data." not in line:
-            own.append(f"data.root={pictures}")
+            own.append(f"data.root={images}")
         words += [word for setting in own for word in ("--set", setting)]
     if words[0] == "doctor":  # a SLURM of this machine must not decide how the test ends
         monkeypatch.setenv("PATH", str(desk))
@@ -164,5 +164,5 @@ def test_recipes_in_the_documentation_are_valid(desk: Path) -> None:
     assert architecture(stage.model.net, layers=stage.model.layers).weight_layers == 4 + 3
 
 
-def test_the_picture_in_the_readme_is_small() -> None:
+def test_the_image_in_the_readme_is_small() -> None:
     assert (DOCS / "img" / "demo_tables.png").stat().st_size < 200_000

@@ -37,7 +37,7 @@ def checks_of(root: Path, *changes: str, config: Path | None = DEMO) -> dict[str
 def test_a_sound_machine(tmp_path: Path) -> None:
     found = checks_of(tmp_path / "runs")
     assert {found[name].status for name in ("Python", "torch", "torchvision", "runs folder", "disk", "ports")} == {"ok"}
-    assert found["pictures"].found == "builtin:digits, made on the spot"
+    assert found["images"].found == "builtin:digits, made on the spot"
     assert not (tmp_path / "runs").exists(), "nothing may be left behind"
     assert all(check.remedy for check in found.values() if check.status != "ok")
     assert {check.name for check in examine(None, tmp_path)} >= {"Python", "disk", "SLURM"}
@@ -197,31 +197,31 @@ def test_a_slow_disk_and_a_full_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("data.index=nowhere.idx", "fail", "nowhere.idx"),
     ],
 )
-def test_pictures_that_are_not_there(tmp_path: Path, change: str, status: str, words: str) -> None:
+def test_images_that_are_not_there(tmp_path: Path, change: str, status: str, words: str) -> None:
     found = checks_of(tmp_path, change)
-    check = found.get("pictures") or found["index"]
+    check = found.get("images") or found["index"]
     assert check.status == status
     assert words in check.found
 
 
-def test_an_index_of_another_data_set(tmp_path: Path, pictures: Path, monkeypatch, capsys) -> None:
-    assert run(monkeypatch, "index", pictures, "--out", tmp_path / "x.idx") == 0
+def test_an_index_of_another_data_set(tmp_path: Path, images: Path, monkeypatch, capsys) -> None:
+    assert run(monkeypatch, "index", images, "--out", tmp_path / "x.idx") == 0
     capsys.readouterr()
     found = checks_of(tmp_path, f"data.index={tmp_path / 'x.idx'}")["index"]
     assert (found.status, found.remedy) == ("fail", "set model.classes=3, or name another data.index")
     assert checks_of(tmp_path, f"data.index={tmp_path / 'x.idx'}", "model.classes=3")["index"].status == "ok"
 
 
-def test_reading_pictures(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    copy = shutil.copytree(pictures, tmp_path / "copy")
+def test_reading_images(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = shutil.copytree(images, tmp_path / "copy")
     index = scan_folder(copy)
     index.save(tmp_path / "x.idx")
     settings = (f"data.index={tmp_path / 'x.idx'}", "model.classes=3")
     assert checks_of(tmp_path, *settings)["reading"].status == "ok"
-    monkeypatch.setattr(doctor, "_SLOW_PICTURES_PER_S", 10**9)
+    monkeypatch.setattr(doctor, "_SLOW_IMAGES_PER_S", 10**9)
     slow = checks_of(tmp_path, *settings)["reading"]
     assert (slow.status, "faster file system" in slow.remedy) == ("warn", True)
-    monkeypatch.setattr(doctor, "_PROBE_PICTURES", 24)  # all of them
+    monkeypatch.setattr(doctor, "_PROBE_IMAGES", 24)  # all of them
     for file in copy.glob("train/n01/n01_3.JPEG"):
         file.write_bytes(file.read_bytes()[:100])
     bad = checks_of(tmp_path, *settings)["reading"]
@@ -270,7 +270,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert {check["status"] for check in checks} <= {"ok", "warn"}
     assert run(monkeypatch, "doctor", "--config", DEMO, "--set", "data.root=nowhere") == 1
     text = capsys.readouterr().out
-    assert "fail  pictures" in text
+    assert "fail  images" in text
     assert "-> correct data.root" in text
 
 

@@ -1,12 +1,14 @@
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from tiny import REPOSITORY
 
 from vggrepro.config import Config, load_graph
-from vggrepro.ledger import Departure, Pictures, ledger
+from vggrepro.ledger import Departure, ImageCounts, ledger, read_ledger
+from vggrepro.tracking import RunDirectory
 
-PAPER = {"train": Pictures(1_281_167, 0), "val": Pictures(50_000, 0)}
+PAPER = {"train": ImageCounts(1_281_167, 0), "val": ImageCounts(50_000, 0)}
 
 
 @pytest.mark.parametrize("name", list(load_graph(REPOSITORY / "configs" / "reproduce.yaml").stages))
@@ -60,11 +62,19 @@ def test_descent_is_part_of_it() -> None:
 
 
 def test_the_data_set_is_part_of_it() -> None:
-    found = ledger(Config(model={"net": "A"}), None, {"train": Pictures(100, 3), "val": Pictures(50_000, 0)})
+    found = ledger(Config(model={"net": "A"}), None, {"train": ImageCounts(100, 3), "val": ImageCounts(50_000, 0)})
     assert found == [
-        Departure("data.pictures.train", 1_281_167, 100, "another data set"),
+        Departure("data.images.train", 1_281_167, 100, "another data set"),
         Departure("data.rejected.train", 0, 3, "they cannot be read"),
     ]
+
+
+def test_a_ledger_of_before_images_were_called_so_is_read(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    assert read_ledger(run) is None
+    lines = [Departure(f"data.pictures.{split}", 1_281_167, 100, "another data set") for split in ("train", "val")]
+    run.write_json("ledger.json", [asdict(line) for line in lines])
+    assert [departure.setting for departure in read_ledger(run) or []] == ["data.images.train", "data.images.val"]
 
 
 def test_reasons_come_from_the_nearest_section() -> None:
@@ -116,7 +126,7 @@ def test_the_reduced_configurations_give_a_reason_for_each(file: str) -> None:
     graph = load_graph(REPOSITORY / "configs" / Path(file))
     for name, config in graph.stages.items():
         parent = graph.parents[name]
-        pictures = {"train": Pictures(1, 1), "val": Pictures(1, 1)}
-        found = ledger(config, graph.stages[parent] if parent else None, pictures)
+        images = {"train": ImageCounts(1, 1), "val": ImageCounts(1, 1)}
+        found = ledger(config, graph.stages[parent] if parent else None, images)
         assert found
         assert [str(d) for d in found if "no reason given" in d.why] == []

@@ -103,8 +103,8 @@ def test_the_command_runs_out_of_the_wheel(site: Path, tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-def test_training_runs_out_of_the_wheel(site: Path, pictures: Path, tmp_path: Path) -> None:
-    settings = [*TINY, f"data.root={pictures}", "train.iterations=1"]
+def test_training_runs_out_of_the_wheel(site: Path, images: Path, tmp_path: Path) -> None:
+    settings = [*TINY, f"data.root={images}", "train.iterations=1"]
     words = [word for setting in settings for word in ("--set", setting)]
     done = run(site, tmp_path, "train", "--config", "vgg_A", *words)
     assert done.returncode == 0, done.stderr

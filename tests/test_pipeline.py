@@ -1,4 +1,4 @@
-"""The whole story on 36 pictures: the demo's graph with everything small."""
+"""The whole story on 36 images: the demo's graph with everything small."""
 
 import json
 import re
@@ -59,7 +59,7 @@ def test_the_whole_story(settings: list[str], capsys: pytest.CaptureFixture[str]
     A, D = (RunDirectory(config.directory) for config in graph.stages.values())
     for run in (A, D):
         assert [record["step"] for record in run.records("train")] == [1, 2, 3, 4, 5, 6]
-        assert [record["step"] for record in run.records("validation")] == [3, 6]  # 24 pictures, batch 8
+        assert [record["step"] for record in run.records("validation")] == [3, 6]  # 24 images, batch 8
         (evaluation,) = run.records("evaluation")
         assert {"dense_single_Q_top1_error", "dense_multi_Q_top1_error"} <= evaluation.keys()
         assert evaluation["centre_single_Q_top1_error"] == run.records("validation")[-1]["top1_error"]
@@ -102,28 +102,28 @@ def test_another_configuration_never_overwrites_a_run(settings: list[str]) -> No
         pipeline.reproduce(graph_of(settings, "train.momentum=0.5"))
 
 
-def test_other_pictures_never_mix_with_a_run(settings: list[str], pictures: Path, tmp_path: Path) -> None:
+def test_other_images_never_mix_with_a_run(settings: list[str], images: Path, tmp_path: Path) -> None:
     pipeline.reproduce(graph_of(settings))
     moved = tmp_path / "moved"
-    moved.symlink_to(pictures)
-    pipeline.reproduce(graph_of(settings, f"data.root={moved}"))  # the same pictures elsewhere are the same pictures
+    moved.symlink_to(images)
+    pipeline.reproduce(graph_of(settings, f"data.root={moved}"))  # the same images elsewhere are the same images
     fewer = tmp_path / "fewer"
-    for file in pictures.glob("*/*/*_[0-2].JPEG"):
-        copy = fewer / file.relative_to(pictures)
+    for file in images.glob("*/*/*_[0-2].JPEG"):
+        copy = fewer / file.relative_to(images)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(file.read_bytes())
-    with pytest.raises(UserError, match="was begun with other pictures"):
+    with pytest.raises(UserError, match="was begun with other images"):
         pipeline.reproduce(graph_of(settings, f"data.root={fewer}"))
 
 
-def test_the_same_pictures_under_other_classes_never_mix_with_a_run(
-    settings: list[str], pictures: Path, tmp_path: Path
+def test_the_same_images_under_other_classes_never_mix_with_a_run(
+    settings: list[str], images: Path, tmp_path: Path
 ) -> None:
     pipeline.reproduce(graph_of(settings))
-    other = shutil.copytree(pictures, tmp_path / "other")
+    other = shutil.copytree(images, tmp_path / "other")
     for split in ("train", "val"):
         (other / split / "n01").rename(other / split / "n04")
-    with pytest.raises(UserError, match="was begun with other pictures"):
+    with pytest.raises(UserError, match="was begun with other images"):
         pipeline.reproduce(graph_of(settings, f"data.root={other}"))
 
 
@@ -155,7 +155,7 @@ def test_runs_stand_side_by_side_in_mlflow(settings: list[str], capsys: pytest.C
         assert run.data.tags["mlflow.note.content"].startswith("Departures from the paper:\n\n- model.classes: 3")
         assert run.data.tags["mlflow.source.name"]
         (given,) = run.inputs.dataset_inputs
-        assert (given.dataset.name, len(given.dataset.digest)) == ("pictures0", 12)
+        assert (given.dataset.name, len(given.dataset.digest)) == ("images0", 12)
     assert len(client.get_metric_history(runs["A"].info.run_id, "train/loss")) == 2
 
 
@@ -192,7 +192,7 @@ def test_the_run_directory_says_where_the_run_departs(settings: list[str]) -> No
     graph = graph_of(settings)
     pipeline.reproduce(graph)
     departures = json.loads((graph.stages["D"].directory / "ledger.json").read_text())
-    assert {"model.width", "data.pictures.train"} <= {line["setting"] for line in departures}
+    assert {"model.width", "data.images.train"} <= {line["setting"] for line in departures}
 
 
 def test_the_graph_over_seeds_has_means_and_spreads(settings: list[str], capsys: pytest.CaptureFixture[str]) -> None:

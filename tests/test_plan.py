@@ -69,7 +69,7 @@ def test_a_step_hides_the_exchange_behind_the_backward_pass() -> None:
 
 
 def test_factors_are_paid_for_in_arithmetic() -> None:
-    """Each GPU forms the FC layers' gradients of all 256 pictures, where DDP's forms those of its own eight."""
+    """Each GPU forms the FC layers' gradients of all 256 images, where DDP's forms those of its own eight."""
     speed, fc = 0.43 * 66.9e12, 25_088 * 4096 + 4096 * 4096 + 4096 * 1000
     ddp, factor = (
         plan(graph_of("vgg_D.yaml", f"train.comm={comm}"), Machine(4, 8)).stages[1] for comm in ("ddp", "factor")
@@ -121,12 +121,12 @@ def test_decoding_cores_follow_from_the_rate_of_the_loader() -> None:
     (one,) = made.cheaper
     assert (one.settings, one.departures) == (("cluster.cpus_per_task=24",), ())
     text = render(made, machine)
-    assert "pictures/s: 80 cores, 185 would keep up" in text
+    assert "images/s: 80 cores, 185 would keep up" in text
     assert "wait for the loader: more cores a node (cluster.cpus_per_task) or fewer nodes cost less" in text
     assert "takes 185 cores a node to decode and 4,255 MB/s to read" in text
     slow = plan(graph_of("vgg_A.yaml", "cluster.cpus_per_task=10"), replace(machine, decode_per_core=100.0))
     assert slow.cheaper == (), "no machine has 370 cores"
-    assert "a core decodes 200 pictures/s, as given; 80 cores a node decode" in text
+    assert "a core decodes 200 images/s, as given; 80 cores a node decode" in text
     assert "2026-11-22" in render(plan(graph_of("vgg_A.yaml"), Machine(1, 8)), Machine(1, 8))
 
 
@@ -168,7 +168,7 @@ def test_a_measured_rate_is_no_assumption_and_carries_over_by_flops() -> None:
 def test_dense_evaluation_of_d_is_minutes_on_an_h100() -> None:
     settings = [*BF16, "train.validate_every=1000"]
     half = plan(graph_of("vgg_D_jitter.yaml", *settings, "evaluation.precision=bf16"), Machine(1, 1)).stages[-1]
-    assert 1 < 60 * half.evaluation_hours < 3  # 50,000 pictures x 3 scales x 2 mirror images
+    assert 1 < 60 * half.evaluation_hours < 3  # 50,000 images x 3 scales x 2 mirror images
     whole = plan(graph_of("vgg_D_jitter.yaml", *settings), Machine(1, 1)).stages[-1]  # the default is float32
     tests, validation = whole.evaluation_hours - half.evaluation_hours, 50_000 * 2 * 15.5e9 / (0.43 * 989.4e12) / 3600
     assert tests == pytest.approx((989.4 / 66.9 - 1) * (half.evaluation_hours - validation), rel=0.02)
@@ -220,31 +220,29 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert made["cheaper"] == []  # at a measured rate the exchange is the best already
 
 
-def test_the_counts_are_those_of_the_stages_own_pictures(pictures: Path, tmp_path: Path) -> None:
-    index = scan_folder(pictures)
+def test_the_counts_are_those_of_the_stages_own_images(images: Path, tmp_path: Path) -> None:
+    index = scan_folder(images)
     index.save(tmp_path / "mine.idx")
     one_gpu = Machine(1, 1, measured={"A": 100.0})
     assumed, mine, digits = (
         plan(graph_of("vgg_A.yaml", change, "model.classes=10"), one_gpu)
         for change in ("data.root=somewhere", f"data.index={tmp_path / 'mine.idx'}", "data.root=builtin:digits")
     )
-    sizes = [file.stat().st_size for file in (pictures / "train").rglob("*.JPEG")]
+    sizes = [file.stat().st_size for file in (images / "train").rglob("*.JPEG")]
     assert mine.stages[0].read_mb_per_s == pytest.approx(100 * sum(sizes) / len(sizes) / 1e6)
-    assert "mine.idx, 24 + 12 pictures of " in mine.assumptions[3]
-    assert "ILSVRC-2012, 1,281,167 + 50,000 pictures of 115 kB; no data.index is given" in assumed.assumptions[3]
-    assert "builtin:digits, 2,000 + 500 pictures of 5.4 kB" in digits.assumptions[3]
-    # the same number of validated pictures an epoch, and epochs as much shorter as there are fewer pictures
+    assert "mine.idx, 24 + 12 images of " in mine.assumptions[3]
+    assert "ILSVRC-2012, 1,281,167 + 50,000 images of 115 kB; no data.index is given" in assumed.assumptions[3]
+    assert "builtin:digits, 2,000 + 500 images of 5.4 kB" in digits.assumptions[3]
+    # the same number of validated images an epoch, and epochs as much shorter as there are fewer images
     validated = 500 * (370_000 * 256 // 2000)
     dense = digits.stages[0].evaluation_flop - 2 * architecture("A", classes=10).multiply_adds * validated
     assert 0 < dense < 0.001 * digits.stages[0].evaluation_flop
-    assert sample_set.VAL_PICTURES * 10 * 4 * 3 / 1e9 < digits.disk_gb < assumed.disk_gb
+    assert sample_set.VAL_IMAGES * 10 * 4 * 3 / 1e9 < digits.disk_gb < assumed.disk_gb
 
 
-def test_an_index_is_opened_once_for_all_stages(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_index_is_opened_once_for_all_stages(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That of ImageNet takes most of a second, and a dry run of twelve stages has three."""
-    scan_folder(pictures).save(tmp_path / "mine.idx")
+    scan_folder(images).save(tmp_path / "mine.idx")
     opened = []
     load = index_module.load
     monkeypatch.setattr(index_module, "load", lambda path: opened.append(path) or load(path))

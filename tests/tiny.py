@@ -4,7 +4,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-# Nets, pictures and steps small enough that a stage takes a second.
+# Nets, images and steps small enough that a stage takes a second.
 TINY = (
     "model.classes=3",
     "model.crop=32",

@@ -241,7 +241,7 @@ def whole_batches(
 ) -> Iterator[Batch]:
     """Whole, uncropped images at shorter side Q, px, each once: what dense evaluation sees (Section 3.2).
 
-    A batch's images (N, 3, H, W) have one shape; `views.picture` are their rows in the index's split. `batch` is how
+    A batch's images (N, 3, H, W) have one shape; `views.image` are their rows in the index's split. `batch` is how
     many of them there may be at the size of the crop; larger images come in fewer.
 
     Raises:
@@ -294,7 +294,7 @@ def posteriors(
             )  # fmt: skip
             for one in shown:
                 for name, sets in found.items():
-                    sets[number][one.views.picture] = METHODS[name](net, one.images, settings).cpu()
+                    sets[number][one.views.image] = METHODS[name](net, one.images, settings).cpu()
     parts = [average([one.numpy() for one in sets]) for sets in found.values()]
     return Scored(method, sides, average(parts), split.label)
 

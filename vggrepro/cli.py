@@ -51,14 +51,14 @@ class Resume(StrEnum):
 
 
 class Verify(StrEnum):
-    """How closely the index looks at a picture."""
+    """How closely the index looks at an image."""
 
     full = "full"
     header = "header"
 
 
 class Method(StrEnum):
-    """How the net is applied to a picture (Section 3.2)."""
+    """How the net is applied to an image (Section 3.2)."""
 
     centre = "centre"
     dense = "dense"
@@ -105,14 +105,14 @@ def index(
     sources: Annotated[
         list[Path],
         typer.Argument(
-            help="Where the pictures are: ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar with the development kit "
+            help="Where the images are: ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar with the development kit "
             "(or meta.bin, LOC_val_solution.csv, a list of labels), a folder that holds these, a folder with train/ "
             "and val/, Kaggle's tree, WebDataset shards. Validation images alone are enough for testing. Nothing is "
             "extracted."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The index file to write.")],
-    verify: Annotated[Verify, typer.Option(help="Decode every picture once, or read its header only.")] = Verify.full,
+    verify: Annotated[Verify, typer.Option(help="Decode every image once, or read its header only.")] = Verify.full,
     classes: Annotated[
         str | None,
         typer.Option(
@@ -120,12 +120,12 @@ def index(
             "development kit, or ilsvrc2012 for its 1000."
         ),
     ] = None,
-    mean: Annotated[bool, typer.Option("--mean", help="Compute the mean colour of the training pictures.")] = False,
+    mean: Annotated[bool, typer.Option("--mean", help="Compute the mean colour of the training images.")] = False,
     md5: Annotated[bool, typer.Option("--md5", help="Hold ILSVRC's archives against their published MD5.")] = False,
-    report: Annotated[bool, typer.Option("--report", help="Name every picture that is odd or rejected.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Name every image that is odd or rejected.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Find and check pictures where they lie: counts, labels, sizes, odd and unreadable files."""
+    """Find and check images where they lie: counts, labels, sizes, odd and unreadable files."""
     from vggrepro.data.census import render
     from vggrepro.data.index import scan
     from vggrepro.data.sources import check_md5
@@ -138,14 +138,14 @@ def index(
     if md5:
         with progress("MD5", None) as update:
             check_md5(sources, lambda done, total: update(done, f"of {total} MiB"))
-    with progress("looking at pictures", None) as update:
+    with progress("looking at images", None) as update:
         made = scan(
             sources,
             verify.value,
             classes=classes,
             mean=mean,
             journal=out.with_name(f".{out.name}.partial"),
-            found=lambda pictures: update(0, f"of {pictures} found so far"),
+            found=lambda images: update(0, f"of {images} found so far"),
             progress=lambda done, total: update(done, f"of {total}"),
         )
     made.save(out)
@@ -259,7 +259,7 @@ def _line(report: dict[str, Any]) -> str:
 
 @app.command(name="verify-paper")
 def verify_paper(
-    index: Annotated[Path, typer.Option("--index", "-i", help="Index of ILSVRC-2012 with its validation pictures.")],
+    index: Annotated[Path, typer.Option("--index", "-i", help="Index of ILSVRC-2012 with its validation images.")],
     weights_16: Annotated[Path | None, typer.Option(help="VGG_ILSVRC_16_layers.caffemodel (net D).")] = None,
     weights_19: Annotated[Path | None, typer.Option(help="VGG_ILSVRC_19_layers.caffemodel (net E).")] = None,
     runs: Annotated[Path, typer.Option(help="Where posteriors are kept.")] = Path("runs/verify-paper"),
@@ -309,7 +309,7 @@ def export_weights(
     net: Annotated[Path, typer.Argument(help="A run directory, or one of its checkpoints.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="A .safetensors, .pth or .onnx file to write.")],
     dense: Annotated[
-        bool, typer.Option("--dense", help="ONNX: the net for whole pictures of any size (Section 3.2).")
+        bool, typer.Option("--dense", help="ONNX: the net for whole images of any size (Section 3.2).")
     ] = False,
 ) -> None:
     """Write a net for other programs: .safetensors and .onnx carry its preprocessing, .pth has torchvision's keys.
@@ -379,21 +379,21 @@ def compare(
     ],
     places: RunsOption = [Path("runs")],  # noqa: B006
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write here, .html with curves and pictures, or .md.")
+        Path | None, typer.Option("--out", "-o", help="Write here, .html with curves and images, or .md.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What differs between runs: settings, curves, errors with paired tests, classes, the pictures they disagree on."""
+    """What differs between runs: settings, curves, errors with paired tests, classes, the images they disagree on."""
     from vggrepro.progress import say
     from vggrepro.reporting.blocks import to_html, to_markdown
-    from vggrepro.reporting.compare import blocks_of, open_pictures
+    from vggrepro.reporting.compare import blocks_of, open_images
     from vggrepro.reporting.compare import compare as compare_runs
     from vggrepro.reporting.runs import resolve
 
     if out and out.suffix not in (".html", ".md"):
         raise UserError(f"--out {out}: unknown ending {out.suffix!r}; use .html or .md")
     chosen = resolve(runs, places)
-    index, why_not = open_pictures(chosen)
+    index, why_not = open_images(chosen)
     made = compare_runs(chosen, index, [why_not] if why_not else [])
     if as_json:
         typer.echo(made.model_dump_json(indent=2))
@@ -403,7 +403,7 @@ def compare(
         say(f"written to {out}")
     elif not as_json:
         typer.echo(to_markdown(blocks_of(made, chosen, None)), nl=False)
-        say("with curves and pictures: --out compare.html")
+        say("with curves and images: --out compare.html")
 
 
 @app.command()
@@ -421,7 +421,7 @@ def plan(
     ] = None,
     decode_rate: Annotated[
         float | None,
-        typer.Option(help="Training pictures/s that one core decodes, by `vggrepro bench loader`; default: ours."),
+        typer.Option(help="Training images/s that one core decodes, by `vggrepro bench loader`; default: ours."),
     ] = None,
     read: Annotated[
         float | None, typer.Option(help="What the file system gives all nodes together, MB/s; default: no limit.")
@@ -494,14 +494,16 @@ def _write(file: Path, text: str) -> None:
 def bench_dense(
     net: Annotated[str, typer.Option(help="A column of Table 1.")] = "D",
     scales: Annotated[str | None, typer.Option(help="Q values in px; default: three, as in Section 4.2.")] = None,
-    pictures: Annotated[int, typer.Option(min=1, help="Validation pictures of the data set to use.")] = 500,
+    images: Annotated[
+        int, typer.Option("--images", "--pictures", min=1, help="Validation images of the data set to use.")
+    ] = 500,
     rounds: Annotated[int, typer.Option(min=1, help="Times that each way is timed, in turn.")] = 5,
     changes: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
-    """Dense evaluation: pictures/s beside one picture at a time, and beside torchvision's centre crop.
+    """Dense evaluation: images/s beside one image at a time, and beside torchvision's centre crop.
 
-    Without --set the geometry is small enough for a CPU, crop 64 and an eighth of the width, and the pictures are the
+    Without --set the geometry is small enough for a CPU, crop 64 and an eighth of the width, and the images are the
     built-in ones.
     """
     from vggrepro.bench.dense import run
@@ -511,16 +513,16 @@ def bench_dense(
         model=Model(net=net, classes=10, crop=64, width=0.125), data=Data(root="builtin:digits", S=(73, 146))
     )
     config = override(small, changes, Path("bench dense"))
-    _print_bench(run(config, _whole_numbers(scales) if scales else config.multi_Q, pictures, rounds), as_json)
+    _print_bench(run(config, _whole_numbers(scales) if scales else config.multi_Q, images, rounds), as_json)
 
 
 @bench_app.command(name="loader")
 def bench_loader(
-    source: Annotated[str, typer.Argument(help="Folder or archives with pictures, or builtin:digits.")],
+    source: Annotated[str, typer.Argument(help="Folder or archives with images, or builtin:digits.")],
     S: Annotated[str, typer.Option("--S", help="Shorter sides in px, lowest and highest.")] = "256,512",
     crop: Annotated[int, typer.Option(min=1, help="Side of the training crop, px.")] = 224,
-    pictures: Annotated[int, typer.Option(min=1, help="Training pictures to use.")] = 1000,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures in a batch.")] = 64,
+    images: Annotated[int, typer.Option("--images", "--pictures", min=1, help="Training images to use.")] = 1000,
+    batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 64,
     batches: Annotated[int, typer.Option(min=1, help="Batches that are timed in a turn.")] = 10,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each way.")] = 5,
     threads: Annotated[
@@ -529,7 +531,7 @@ def bench_loader(
     changes: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
-    """Training pictures: images per second and core, beside torchvision's ImageFolder in a DataLoader."""
+    """Training images: images per second and core, beside torchvision's ImageFolder in a DataLoader."""
     from vggrepro.bench.loader import run
     from vggrepro.config import Config, Data, Model, override
 
@@ -538,7 +540,7 @@ def bench_loader(
     plain = Config(model=Model(net="D", crop=crop), data=Data(root=source, S=scale))
     config = override(plain, changes, Path("bench loader"))
     numbers = _whole_numbers(threads, "--threads") if threads else ()
-    _print_bench(run(config, pictures, batch, batches, rounds, numbers), as_json)
+    _print_bench(run(config, images, batch, batches, rounds, numbers), as_json)
 
 
 @bench_app.command(name="step")

@@ -85,14 +85,14 @@ class ColourShift(Section):
 
 
 class Data(Section):
-    """Which pictures, and how the training views are drawn from them (Section 3.1)."""
+    """Which images, and how the training views are drawn from them (Section 3.1)."""
 
     root: str | None = None
     """Folder with train/<class>/* and val/<class>/*, or builtin:digits for the sample set made on the spot."""
     index: Path | None = None
     """An index file made by `vggrepro index`; takes the place of a scan of `root`."""
     S: Positive | tuple[Positive, Positive] = value("scales")[0]
-    """Shorter side in pixels of the rescaled training picture; [low, high] draws it for each picture."""
+    """Shorter side in pixels of the rescaled training image; [low, high] draws it for each image."""
     flip: bool = True
     colour_shift: ColourShift = ColourShift()
     mean: tuple[float, float, float] = tuple(value("mean_rgb"))
@@ -105,9 +105,9 @@ class Data(Section):
     """Among which the decoding threads are divided, so that they do not share Python's lock with the thread that feeds
     the GPU; 0: none but the rank's own. Default: one for two threads where a rank has a GPU, else 0."""
     max_bad: Count = 20
-    """Most training pictures of a rank that may turn out unreadable after indexing; others take their places."""
+    """Most training images of a rank that may turn out unreadable after indexing; others take their places."""
     max_rejected_val: Count = 0
-    """Most validation pictures that indexing may have rejected; errors are then of the others, and the ledger says so.
+    """Most validation images that indexing may have rejected; errors are then of the others, and the ledger says so.
     """
 
     @field_validator("S")
@@ -154,9 +154,9 @@ class Train(Section):
     """Optimisation (Section 3.1)."""
 
     batch: Positive = value("batch_size")
-    """Pictures in one step over all ranks together."""
+    """Images in one step over all ranks together."""
     micro_batch: Positive | None = None
-    """Largest number of pictures in one forward pass of a rank; a rank's share beyond it is accumulated."""
+    """Largest number of images in one forward pass of a rank; a rank's share beyond it is accumulated."""
     iterations: Positive = value("iterations")
     learning_rate: float = Field(default=value("learning_rate"), gt=0)
     momentum: Fraction = value("momentum")
@@ -195,9 +195,9 @@ class Evaluation(Section):
     multi_Q: tuple[Positive, ...] = ()
     """The Q values of Table 4; default: {S-32, S, S+32}, or both ends and the middle of the range."""
     flip: bool = True
-    """Average the posteriors of the picture and its mirror image."""
+    """Average the posteriors of the image and its mirror image."""
     batch: Positive = 64
-    """Most pictures in one forward pass of a rank, at the size of a training crop; larger pictures, fewer of them."""
+    """Most images in one forward pass of a rank, at the size of a training crop; larger images, fewer of them."""
     precision: Precision = "fp32"
 
 
@@ -332,7 +332,7 @@ class Config(Section):
     def trajectory(self) -> dict[str, Any]:
         """The settings that decide the course of training; equal for runs that may continue one another.
 
-        The pictures are not among them: they are held to their own fingerprint.
+        The images are not among them: they are held to their own fingerprint.
         """
         tree = self.model_dump(mode="json")
         data = {key: tree["data"][key] for key in ("S", "flip", "colour_shift", "mean")}

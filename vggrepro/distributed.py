@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _JOIN_TIMEOUT_S = 300.0
 _TIMEOUT_S = 600.0
 _SIOCGIFADDR = 0x8915  # linux/sockios.h: asks an interface for its address
-_FIRST_RANK_TIMEOUT = timedelta(hours=12)  # rank 0 may be reading the headers of millions of pictures
+_FIRST_RANK_TIMEOUT = timedelta(hours=12)  # rank 0 may be reading the headers of millions of images
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,9 @@ Status = Literal["ok", "warn", "fail"]
 _OLDEST = {"torch": (2, 10), "torchvision": (0, 25)}
 _PROBE_MIB = 64
 _SLOW_MIB_PER_S = 50
-_PROBE_PICTURES = 256
+_PROBE_IMAGES = 256
 _PROBE_S = 3.0
-_SLOW_PICTURES_PER_S = 100
+_SLOW_IMAGES_PER_S = 100
 _SPARE_GB = 20.0
 _SHM_GIB = 1.0
 _PATIENCE_S = 10.0
@@ -103,7 +103,7 @@ def _packages() -> Iterator[Check]:
     elif dali:
         yield Check("DALI", "ok", f"{dali[0][1]} ({dali[0][0]})")
     else:
-        remedy = f"pictures are decoded by PIL, slower; on Linux x86-64 `{install}` brings it"
+        remedy = f"images are decoded by PIL, slower; on Linux x86-64 `{install}` brings it"
         yield Check("DALI", "warn", "not installed", remedy)
 
 
@@ -282,15 +282,15 @@ def _files(root: Path) -> Iterator[Check]:
 
 
 def _disk(graph: Graph | None, root: Path) -> Iterator[Check]:
-    from vggrepro.plan import disk_gb, pictures_of
+    from vggrepro.plan import disk_gb, image_sets_of
 
     place = root.absolute()
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free / 1e9
     try:
-        pictures = pictures_of(graph) if graph else {}
-        needed = sum(disk_gb(config, pictures[name]) for name, config in graph.stages.items()) if graph else _SPARE_GB
+        sets = image_sets_of(graph) if graph else {}
+        needed = sum(disk_gb(config, sets[name]) for name, config in graph.stages.items()) if graph else _SPARE_GB
     except UserError:  # of the index, which has a line of its own
         graph, needed = None, _SPARE_GB
     text = f"{free:,.0f} GB free, {needed:,.1f} {'' if graph else 'or more '}needed"
@@ -343,7 +343,7 @@ def _data(config: Config) -> Iterator[Check]:
             yield Check("index", "fail", str(index), str(error))
             return
         summary = made.summary()
-        found = f"{index}: {summary['usable']:,} of {summary['pictures']:,} pictures, {summary['classes']} classes"
+        found = f"{index}: {summary['usable']:,} of {summary['images']:,} images, {summary['classes']} classes"
         if summary["classes"] != config.model.classes:
             yield Check("index", "fail", found, f"set model.classes={summary['classes']}, or name another data.index")
         elif summary["rejected"]:
@@ -357,23 +357,23 @@ def _data(config: Config) -> Iterator[Check]:
             yield Check("training images", "warn", f"{index} has none", remedy)
         yield from _reading(made)
     elif root is None:
-        yield Check("pictures", "fail", "data.root is not set", "set data.root, or data.index")
+        yield Check("images", "fail", "data.root is not set", "set data.root, or data.index")
     elif root.startswith("builtin:"):
-        yield Check("pictures", "ok", f"{root}, made on the spot")
+        yield Check("images", "ok", f"{root}, made on the spot")
     elif Path(root).exists():
-        yield Check("pictures", "ok", f"{root}; scanned when a stage first needs it, or now with `vggrepro index`")
+        yield Check("images", "ok", f"{root}; scanned when a stage first needs it, or now with `vggrepro index`")
     else:
-        yield Check("pictures", "fail", f"{root} does not exist", "correct data.root")
+        yield Check("images", "fail", f"{root} does not exist", "correct data.root")
 
 
 def _reading(index: Index) -> Iterator[Check]:
-    """Pictures at random places, as training asks for them; what the page cache has is read from there."""
+    """Images at random places, as training asks for them; what the page cache has is read from there."""
     import numpy as np
 
-    from vggrepro.data.decode import BadPictureError
+    from vggrepro.data.decode import BadImageError
 
     split = index.split("train" if len(index.split("train")) else "val")
-    rows = np.random.default_rng(0).permutation(len(split))[:_PROBE_PICTURES]
+    rows = np.random.default_rng(0).permutation(len(split))[:_PROBE_IMAGES]
     read = size = 0
     started = time.perf_counter()
     try:
@@ -382,13 +382,13 @@ def _reading(index: Index) -> Iterator[Check]:
             read += 1
             if time.perf_counter() - started > _PROBE_S:
                 break
-    except BadPictureError as error:
-        yield Check("reading", "fail", f"{split.name_of(row)}: {error}", "restore the pictures, or index them again")
+    except BadImageError as error:
+        yield Check("reading", "fail", f"{split.name_of(row)}: {error}", "restore the images, or index them again")
         return
     seconds = max(time.perf_counter() - started, 1e-9)
-    found = f"{read / seconds:,.0f} pictures/s, {size / 2**20 / seconds:,.0f} MiB/s at random, in one thread"
-    if read / seconds < _SLOW_PICTURES_PER_S:
-        remedy = "a GPU trains D with thousands a second: put the pictures on a faster file system"
+    found = f"{read / seconds:,.0f} images/s, {size / 2**20 / seconds:,.0f} MiB/s at random, in one thread"
+    if read / seconds < _SLOW_IMAGES_PER_S:
+        remedy = "a GPU trains D with thousands a second: put the images on a faster file system"
         yield Check("reading", "warn", found, remedy)
     else:
         yield Check("reading", "ok", found)

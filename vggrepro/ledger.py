@@ -11,7 +11,9 @@ from typing import Any
 
 from vggrepro.config import Config, Data, Model
 from vggrepro.paper import facts, value
+from vggrepro.tracking import RunDirectory
 
+_FORMERLY = "data.pictures.", "data.images."  # as runs before November 2026 have it
 # Said where the configuration's run.why says nothing.
 _REASONS = {
     "model.batch_norm": "batch normalisation came after the paper",
@@ -19,7 +21,7 @@ _REASONS = {
     "model.width": "reduced geometry",
     "model.classes": "another data set",
     "data.S": "reduced geometry",
-    "data.pictures": "another data set",
+    "data.images": "another data set",
     "data.rejected": "they cannot be read",
     "evaluation": "reduced geometry",
     "evaluation.dense_places": "of a square image: Q is less than 32 px above the crop, so the dense test sees one "
@@ -41,24 +43,32 @@ class Departure:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """How many pictures a split has, and how many of them cannot be used."""
+class ImageCounts:
+    """How many images a split has, and how many of them cannot be used."""
 
     all: int
     rejected: int
 
 
-def ledger(config: Config, parent: Config | None, pictures: dict[str, Pictures] | None = None) -> list[Departure]:
-    """The departures of a stage; `parent` is the stage it starts from, `pictures` the counts by split once known."""
+def ledger(config: Config, parent: Config | None, images: dict[str, ImageCounts] | None = None) -> list[Departure]:
+    """The departures of a stage; `parent` is the stage it starts from, `images` the counts by split once known."""
     return [
         Departure(setting, paper, run, _why(setting, config))
-        for setting, paper, run in _compared(config, parent, pictures)
+        for setting, paper, run in _compared(config, parent, images)
         if paper != run
     ]
 
 
+def read_ledger(run: RunDirectory) -> list[Departure] | None:
+    """The ledger of a run directory; None where it holds none. Raises UserError."""
+    lines = run.read_json("ledger.json")
+    if lines is None:
+        return None
+    return [Departure(**line | {"setting": line["setting"].replace(*_FORMERLY)}) for line in lines]
+
+
 def _compared(
-    config: Config, parent: Config | None, pictures: dict[str, Pictures] | None
+    config: Config, parent: Config | None, images: dict[str, ImageCounts] | None
 ) -> Iterator[tuple[str, Any, Any]]:
     """(setting, the paper's value, the run's value)."""
     model, data, train = config.model, config.data, config.train
@@ -84,8 +94,8 @@ def _compared(
     if data.colour_shift.mode != "off":
         yield "data.colour_shift.sigma", value("colour_shift_sigma"), data.colour_shift.sigma
     yield "data.mean", tuple(value("mean_rgb")), data.mean
-    for split, n in (pictures or {}).items():
-        yield f"data.pictures.{split}", value(f"{split}_pictures"), n.all
+    for split, n in (images or {}).items():
+        yield f"data.images.{split}", value(f"{split}_images"), n.all
         yield f"data.rejected.{split}", 0, n.rejected
 
     yield "train.batch", value("batch_size"), train.batch

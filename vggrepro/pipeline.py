@@ -24,7 +24,7 @@ from vggrepro.distributed import (
 )
 from vggrepro.errors import Interrupted, UserError
 from vggrepro.evaluation.measure import Scored, measure, methods_of, missing_Q, scored
-from vggrepro.ledger import Departure, ledger
+from vggrepro.ledger import Departure, ledger, read_ledger
 from vggrepro.paper import value
 from vggrepro.progress import progress, say
 from vggrepro.reporting.answers import AnswerBook
@@ -61,7 +61,7 @@ class Session:
     """Whether nets are trained: else validation images are enough."""
 
     def loader(self, config: Config) -> Loader:
-        """What renders the pictures of a stage. Raises UserError."""
+        """What renders the images of a stage. Raises UserError."""
         from vggrepro.data.loader import make_loader
 
         return make_loader(config.data, self.device, self.cores)
@@ -73,7 +73,7 @@ class Session:
         if config.data not in self.indexes:
             with (
                 first_rank_first(self.here),
-                progress("reading picture headers", None, shown=self.here.is_first) as update,
+                progress("reading image headers", None, shown=self.here.is_first) as update,
             ):
                 self.indexes[config.data] = open_data(
                     config, lambda done, total: update(done, f"of {total}"), training=self.training
@@ -324,7 +324,7 @@ def _mirrored(config: Config, run: RunDirectory, here: Topology) -> Iterator[Non
 
 def _provenance(run: RunDirectory) -> dict[str, str]:
     """What MLflow shows of a run's making: the command, the code's commit, and the departures from the paper."""
-    departures = [Departure(**line) for line in run.read_json("ledger.json") or []]
+    departures = read_ledger(run) or []
     made = run.read_json("environment.json") or {}
     tags = {
         "departures": str(len(departures)),
@@ -419,7 +419,7 @@ def _evaluate(
             if path.is_dir() and at.here.is_first and run.read_json("final.json") is None:
                 run.write_json("final.json", {"weights": weights, "step": kept.step})
             if result[-1].data != result[0].data:
-                raise UserError(f"{path} and {nets[0][0]} see different pictures; give them the same data.index")
+                raise UserError(f"{path} and {nets[0][0]} see different images; give them the same data.index")
             loader = as_the_net_expects(at.loader(config), kept.preprocessing)
             make_net = partial(net_of, kept, at.device)
             evaluate(config, weights, make_net, index, loader, at.here, run, at.watch, dict.fromkeys(methods, Q))
@@ -440,7 +440,7 @@ def _place(data: Data) -> dict[str, str]:
 
 
 def _log_errors(net: EvaluatedNet, methods: Sequence[str], run: RunDirectory, own: Evaluation, here: Topology) -> None:
-    """Adds the errors of a run's final net to its metrics, unless its pictures or its protocol are not its own."""
+    """Adds the errors of a run's final net to its metrics, unless its images or its protocol are not its own."""
     final, data = run.read_json("final.json"), run.read_json("dataset.json")
     if not final or not data or (final["weights"], data["fingerprint"]) != (net.weights, net.data):
         return
@@ -527,7 +527,7 @@ def _checkpoint_of(found: Imported, run: Path) -> Checkpoint:
 
 
 def export_weights(net: Path, out: Path, *, dense: bool = False) -> list[Path]:
-    """Writes the net of a run directory or checkpoint as .safetensors, .pth or .onnx; `dense`: ONNX for whole pictures.
+    """Writes the net of a run directory or checkpoint as .safetensors, .pth or .onnx; `dense`: ONNX for whole images.
 
     Beside .safetensors a model card. Returns the files written. Raises UserError, also where a card that was edited
     would be lost.

@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 ASSUMED_MFU = 0.43
 """4,600 images/s of net D on an H100 in bfloat16: the roofline of an eager step, over the peak of 989 TFLOP/s."""
 ILSVRC_BYTES = 115_000
-"""A picture of ILSVRC-2012: the training archive's 148 GB over its pictures."""
+"""An image of ILSVRC-2012: the training archive's 148 GB over its images."""
 SAMPLE_BYTES = 5_400
-"""A picture of the built-in sample set."""
+"""An image of the built-in sample set."""
 LONG_SIDE = 1.33
-"""Mean ratio of a photograph's sides, for the uncropped pictures of dense evaluation."""
+"""Mean ratio of a photograph's sides, for the uncropped images of dense evaluation."""
 NODE_GB_PER_S = 50.0
 """Of the network, each way and node: 400 Gbit/s."""
 LINK_GB_PER_S = 300.0
@@ -40,7 +40,7 @@ LINK_GB_PER_S = 300.0
 FORWARD_SHARE = 1 / 3
 """Of a step's arithmetic; the exchange of gradients overlaps with the rest."""
 DECODE_PER_CORE = 540.0
-"""Training pictures that a core makes in a second: 619 by DALI's threads on an Intel Xeon, S in [256;512], crop 224,
+"""Training images that a core makes in a second: 619 by DALI's threads on an Intel Xeon, S in [256;512], crop 224,
 photographs of 400 x 533 px and 29 kB (benchmarks/results/2026-11-22-loader.md), less the 13 % that it costs to have the
 threads in processes of their own, as ranks with a GPU do (2026-11-25-loader.md). Cores are taken to add up: processes
 share nothing but the memory's bandwidth, which nobody has measured on more than two."""
@@ -67,7 +67,7 @@ class Machine:
     price: float | None = None
     """Money for one GPU-hour."""
     decode_per_core: float = DECODE_PER_CORE
-    """Training pictures/s that one core decodes."""
+    """Training images/s that one core decodes."""
     read_mb_per_s: float | None = None
     """What the file system gives all nodes together; None: no limit is known."""
 
@@ -78,17 +78,17 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageSet:
     """What a stage is trained and tested on."""
 
     name: str
     train: int
     val: int
     bytes: float
-    """Mean size of a training picture."""
+    """Mean size of a training image."""
 
     def __str__(self) -> str:
-        return f"{self.name}, {self.train:,} + {self.val:,} pictures of {self.bytes / 1000:.3g} kB"
+        return f"{self.name}, {self.train:,} + {self.val:,} images of {self.bytes / 1000:.3g} kB"
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class StagePlan:
     read_mb_per_s_node: float
     read_mb_per_s: float
     """What the file system must give all nodes together, where nothing is kept in memory."""
-    pictures_per_s_node: float
+    images_per_s_node: float
     """To be decoded."""
     decode_cores_node: int
     """Cores of a node that keep up with its GPUs and their exchange."""
@@ -179,17 +179,17 @@ class Plan:
 def plan(graph: Graph, machine: Machine) -> Plan:
     """What the graph costs on a machine. Raises UserError."""
     _check(graph, machine)
-    pictures = pictures_of(graph)
-    made = _plan(graph, machine, pictures)
-    return replace(made, cheaper=_cheaper(graph, machine, pictures, made))
+    sets = image_sets_of(graph)
+    made = _plan(graph, machine, sets)
+    return replace(made, cheaper=_cheaper(graph, machine, sets, made))
 
 
-def _plan(graph: Graph, machine: Machine, pictures: Mapping[str, Pictures]) -> Plan:
+def _plan(graph: Graph, machine: Machine, sets: Mapping[str, ImageSet]) -> Plan:
     stages: dict[str, StagePlan] = {}
     for name, config in graph.stages.items():
         parent = graph.parents[name]
         start = stages[parent].starts_after_hours + stages[parent].wall_hours if parent else 0.0
-        stages[name] = _stage(config, parent, start, machine, pictures[name])
+        stages[name] = _stage(config, parent, start, machine, sets[name])
     ends = [stage.starts_after_hours + stage.wall_hours for stage in stages.values()]
     money = [stage.money for stage in stages.values() if stage.money is not None]
     return Plan(
@@ -206,12 +206,12 @@ def _plan(graph: Graph, machine: Machine, pictures: Mapping[str, Pictures]) -> P
         ),
         disk_gb=sum(stage.disk_gb for stage in stages.values()),
         money=sum(money) if money else None,
-        assumptions=_assumptions(graph, machine, pictures),
+        assumptions=_assumptions(graph, machine, sets),
         cheaper=(),
     )
 
 
-def _cheaper(graph: Graph, machine: Machine, pictures: Mapping[str, Pictures], made: Plan) -> tuple[Cheaper, ...]:
+def _cheaper(graph: Graph, machine: Machine, sets: Mapping[str, ImageSet], made: Plan) -> tuple[Cheaper, ...]:
     """The best single change of settings, and with it the best second, where each saves its share of what is left."""
     found: list[Cheaper] = []
     settings: tuple[str, ...] = ()
@@ -221,7 +221,7 @@ def _cheaper(graph: Graph, machine: Machine, pictures: Mapping[str, Pictures], m
         for setting in _candidates(now_graph, machine, now):
             if setting.partition("=")[0] not in {taken.partition("=")[0] for taken in settings}:
                 changed = _changed(now_graph, setting)
-                trials.append((_plan(changed, machine, pictures), changed, setting))
+                trials.append((_plan(changed, machine, sets), changed, setting))
         best = min(trials, key=lambda trial: trial[0].total_gpu_hours, default=None)
         if best is None or best[0].total_gpu_hours > (1 - WORTH_SAYING) * now.total_gpu_hours:
             break
@@ -310,11 +310,11 @@ def _check(graph: Graph, machine: Machine) -> None:
         raise UserError(f"--price {machine.price:g}: a price is 0 or more")
 
 
-def _stage(config: Config, parent: str | None, start_hours: float, machine: Machine, pictures: Pictures) -> StagePlan:
-    from vggrepro.training.throughput import comm_of, flop_per_picture, product_flop
+def _stage(config: Config, parent: str | None, start_hours: float, machine: Machine, data: ImageSet) -> StagePlan:
+    from vggrepro.training.throughput import comm_of, flop_per_image, product_flop
 
     net = architecture_of(config)
-    flop = flop_per_picture(net)
+    flop = flop_per_image(net)
     speed, rate_from = _flop_per_s(config, machine)
     batch = config.train.batch
     comm = comm_of(config.train.comm, net, batch, machine.gpus, config.train.precision)
@@ -330,12 +330,12 @@ def _stage(config: Config, parent: str | None, start_hours: float, machine: Mach
     if cores is not None and config.data.backend != "dali_gpu":
         takes["loader"] = batch / (cores * machine.nodes * machine.decode_per_core)
     if machine.read_mb_per_s is not None:
-        takes["file system"] = batch * pictures.bytes / 1e6 / machine.read_mb_per_s
+        takes["file system"] = batch * data.bytes / 1e6 / machine.read_mb_per_s
     binds = max(takes, key=lambda part: takes[part])  # the first of equals
     step_s = takes[binds]
     images = config.train.iterations * config.train.batch
     training_hours = config.train.iterations * step_s / 3600
-    validation_flop, test_flop = _evaluation_flop(config, net, pictures)
+    validation_flop, test_flop = _evaluation_flop(config, net, data)
     slower = _peak(machine, config.train.precision) / _peak(machine, config.evaluation.precision)
     evaluation_hours = (validation_flop + slower * test_flop) / (speed * machine.gpus) / 3600
     wall_hours = training_hours + evaluation_hours
@@ -360,29 +360,29 @@ def _stage(config: Config, parent: str | None, start_hours: float, machine: Mach
         exchange_ms=1000 * exchange_s,
         exchange_mb=payload / 1e6,
         sent_mb=sent / 1e6,
-        read_mb_per_s_node=images_per_s / machine.nodes * pictures.bytes / 1e6,
-        read_mb_per_s=images_per_s * pictures.bytes / 1e6,
-        pictures_per_s_node=images_per_s / machine.nodes,
+        read_mb_per_s_node=images_per_s / machine.nodes * data.bytes / 1e6,
+        read_mb_per_s=images_per_s * data.bytes / 1e6,
+        images_per_s_node=images_per_s / machine.nodes,
         decode_cores_node=math.ceil(batch / gpu_s / machine.nodes / machine.decode_per_core),
         cores_node=cores,
-        disk_gb=disk_gb(config, pictures),
+        disk_gb=disk_gb(config, data),
         money=None if machine.price is None else gpu_hours * machine.price,
     )
 
 
-def pictures_of(graph: Graph) -> dict[str, Pictures]:
+def image_sets_of(graph: Graph) -> dict[str, ImageSet]:
     """What each stage is trained and tested on; an index that stages share is opened once. Raises UserError."""
-    opened: dict[Path | str | None, Pictures] = {}
+    opened: dict[Path | str | None, ImageSet] = {}
     found = {}
     for name, config in graph.stages.items():
         source = config.data.index or config.data.root
         if source not in opened:
-            opened[source] = _pictures(config)
+            opened[source] = _image_set(config)
         found[name] = opened[source]
     return found
 
 
-def _pictures(config: Config) -> Pictures:
+def _image_set(config: Config) -> ImageSet:
     """The counts of the stage's index, or of the sample set; else those of ILSVRC-2012. Raises UserError."""
     from vggrepro.data import index, sample_set
 
@@ -390,25 +390,25 @@ def _pictures(config: Config) -> Pictures:
         loaded = index.load(config.data.index)
         index.require_training_images(loaded)
         train, val = loaded.split("train"), loaded.split("val")
-        return Pictures(config.data.index.name, len(train), len(val), float(train.length.mean()))
+        return ImageSet(config.data.index.name, len(train), len(val), float(train.length.mean()))
     if config.data.root == sample_set.ROOT:
-        return Pictures(sample_set.ROOT, sample_set.TRAIN_PICTURES, sample_set.VAL_PICTURES, SAMPLE_BYTES)
-    return Pictures("ILSVRC-2012", value("train_pictures"), value("val_pictures"), ILSVRC_BYTES)
+        return ImageSet(sample_set.ROOT, sample_set.TRAIN_IMAGES, sample_set.VAL_IMAGES, SAMPLE_BYTES)
+    return ImageSet("ILSVRC-2012", value("train_images"), value("val_images"), ILSVRC_BYTES)
 
 
 def _flop_per_s(config: Config, machine: Machine) -> tuple[float, str]:
     """Sustained FLOP/s of one GPU in training, and where the figure is from."""
-    from vggrepro.training.throughput import flop_per_picture
+    from vggrepro.training.throughput import flop_per_image
 
     own = config.model.net
     if own in machine.measured:
         rate = machine.measured[own]
-        return rate * flop_per_picture(architecture_of(config)), f"measured: {rate:g} images/s a GPU"
+        return rate * flop_per_image(architecture_of(config)), f"measured: {rate:g} images/s a GPU"
     if machine.measured:
         other, rate = next(iter(machine.measured.items()))
         # the same geometry, another column of Table 1
         model = config.model.model_copy(update={"net": other, "layers": None})
-        flop = flop_per_picture(architecture_of(config.model_copy(update={"model": model})))
+        flop = flop_per_image(architecture_of(config.model_copy(update={"model": model})))
         return rate * flop, f"from {other}'s measured {rate:g} images/s a GPU, by FLOPs"
     peak = _peak(machine, config.train.precision)
     return peak * machine.mfu, f"assumed: {machine.mfu:.0%} of {peak / 1e12:g} TFLOP/s ({config.train.precision})"
@@ -440,19 +440,19 @@ def _peak(machine: Machine, precision: Precision) -> float:
     return PEAKS.get(machine.gpu, {}).get(precision, 1.0)
 
 
-def _evaluation_flop(config: Config, net: Architecture, pictures: Pictures) -> tuple[float, float]:
+def _evaluation_flop(config: Config, net: Architecture, data: ImageSet) -> tuple[float, float]:
     """Of centre-crop validations during training, and of the tests at its end, dense at all Q with mirror images."""
     forward = 2 * net.multiply_adds
-    epochs = config.train.iterations * config.train.batch / pictures.train
+    epochs = config.train.iterations * config.train.batch / data.train
     validations = max(1, int(epochs / config.train.validate_every))
     views = 2 if config.evaluation.flip else 1
     dense = sum(_dense_flop(net, Q) for Q in {*config.single_Q, *config.multi_Q})
     centre = forward * len(config.single_Q)
-    return float(pictures.val * validations * forward), float(pictures.val * (centre + views * dense))
+    return float(data.val * validations * forward), float(data.val * (centre + views * dense))
 
 
 def _dense_flop(net: Architecture, Q: int) -> float:
-    """Of one uncropped picture: convolutions by area, fully-connected layers by positions of the score map."""
+    """Of one uncropped image: convolutions by area, fully-connected layers by positions of the score map."""
     layers = net.layers()
     conv = 2 * sum(layer.multiply_adds for layer in layers if layer.kind == "conv")
     fc = 2 * sum(layer.multiply_adds for layer in layers if layer.kind == "fc")
@@ -461,7 +461,7 @@ def _dense_flop(net: Architecture, Q: int) -> float:
     return conv * height * width / net.crop**2 + fc * positions
 
 
-def disk_gb(config: Config, pictures: Pictures) -> float:
+def disk_gb(config: Config, data: ImageSet) -> float:
     """What a stage keeps on disk, GB: step checkpoints (weights, momentum), the best, the final one, posteriors.
 
     Raises UserError.
@@ -469,11 +469,11 @@ def disk_gb(config: Config, pictures: Pictures) -> float:
     net = architecture_of(config)
     step = 2 * 4 * net.parameters
     sets = len({*config.single_Q, *config.multi_Q})
-    posteriors = sets * pictures.val * net.classes * 4
+    posteriors = sets * data.val * net.classes * 4
     return ((config.train.keep + 1) * step + 4 * net.parameters + posteriors) / 1e9
 
 
-def _assumptions(graph: Graph, machine: Machine, pictures: Mapping[str, Pictures]) -> tuple[str, ...]:
+def _assumptions(graph: Graph, machine: Machine, sets: Mapping[str, ImageSet]) -> tuple[str, ...]:
     from vggrepro.training.throughput import comm_of
 
     nets = {config.model.net for config in graph.stages.values()}
@@ -486,7 +486,7 @@ def _assumptions(graph: Graph, machine: Machine, pictures: Mapping[str, Pictures
             f"training speed is assumed, not measured: {machine.mfu:.0%} of the peak of {machine.gpu} in the stage's "
             f"train.precision (a roofline's figure for net D on an H100 in bf16; it says little of other devices)"
         )
-    data = dict.fromkeys(map(str, pictures.values()))
+    data = dict.fromkeys(map(str, sets.values()))
     images = sum(config.train.iterations * config.train.batch for config in graph.stages.values())
     network = (
         f"{machine.node_gb_per_s:g} GB/s each way and node" if machine.nodes > 1 else f"{LINK_GB_PER_S:g} GB/s a GPU"
@@ -502,11 +502,11 @@ def _assumptions(graph: Graph, machine: Machine, pictures: Mapping[str, Pictures
         + (", and by factor every GPU then forms the FC layers' gradients of the whole batch" if factors else ""),
         f"{' and '.join(data)}; "
         + ("no data.index is given; " if any(one.startswith("ILSVRC") for one in data) else "")
-        + f"uncropped pictures have sides 1:{LONG_SIDE}",
+        + f"uncropped images have sides 1:{LONG_SIDE}",
         "validation runs at the training speed, by FLOPs; tests do, too, but for what the GPU's peak is lower in "
         "evaluation.precision; starting, saving and drawing take no time",
         _loading(graph, machine),
-        f"a GPU has {_per_gpu(graph, machine)} pictures of each batch; with few, kernels reach less of the peak, and "
+        f"a GPU has {_per_gpu(graph, machine)} images of each batch; with few, kernels reach less of the peak, and "
         f"the update of the weights, not counted here, weighs more",
         "parameters, momentum and posteriors are 4 bytes each; multi-crop testing, 50 crops a Q, is not included",
     )
@@ -516,11 +516,11 @@ def _loading(graph: Graph, machine: Machine) -> str:
     """What decodes and reads, and how fast."""
     if machine.decode_per_core == DECODE_PER_CORE:
         rate = (
-            f"a core decodes {DECODE_PER_CORE:g} pictures/s with DALI, by measurements with photographs of 29 kB on a "
+            f"a core decodes {DECODE_PER_CORE:g} images/s with DALI, by measurements with photographs of 29 kB on a "
             f"Xeon (2026-11-22); larger ones take longer: measure with `vggrepro bench loader`, give --decode-rate"
         )
     else:
-        rate = f"a core decodes {machine.decode_per_core:g} pictures/s, as given"
+        rate = f"a core decodes {machine.decode_per_core:g} images/s, as given"
     cores = {_decoding_cores(config, machine) for config in graph.stages.values()}
     known = " or ".join(f"{n} cores a node decode" for n in sorted(cores - {None}))  # type: ignore[type-var]
     have = known or "how many cores a node has is not known (cluster.cpus_per_task)"
@@ -562,7 +562,7 @@ def render(made: Plan, machine: Machine) -> str:
             one.binds,
             (f"{one.comm}: " if one.comm else "") + f"{one.exchange_ms:.1f} of {one.step_ms:.1f} ms",
             f"{one.sent_mb:,.0f} MB/step",
-            f"{one.pictures_per_s_node:,.0f} pictures/s: {_cores(one)}, {_number(one.read_mb_per_s_node)} MB/s",
+            f"{one.images_per_s_node:,.0f} images/s: {_cores(one)}, {_number(one.read_mb_per_s_node)} MB/s",
             f"{_number(one.read_mb_per_s)} MB/s",
             f"{_number(one.disk_gb)} GB",
             one.rate_from,

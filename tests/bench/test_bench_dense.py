@@ -1,4 +1,4 @@
-"""The dense benchmark: all ways see the same pictures, and say the same where they should."""
+"""The dense benchmark: all ways see the same images, and say the same where they should."""
 
 from pathlib import Path
 from typing import Any
@@ -10,16 +10,16 @@ from vggrepro.bench.dense import run
 from vggrepro.config import Config, Data, Evaluation, Model, Run
 
 
-def small(pictures: Path, folder: Path, **evaluation: Any) -> Config:
+def small(images: Path, folder: Path, **evaluation: Any) -> Config:
     return Config(
         model=Model(net="A", classes=3, crop=32, width=0.0625),
-        data=Data(root=str(pictures), S=40, backend="torchvision", workers=1),
+        data=Data(root=str(images), S=40, backend="torchvision", workers=1),
         evaluation=Evaluation(**evaluation),
         run=Run(root=folder / "runs", device="cpu"),
     )
 
 
-def test_every_way_computes_in_the_precision_asked_for(pictures: Path, tmp_path: Path) -> None:
+def test_every_way_computes_in_the_precision_asked_for(images: Path, tmp_path: Path) -> None:
     seen = set()
 
     def note(module: torch.nn.Module, images: Any, output: Any) -> None:
@@ -28,19 +28,19 @@ def test_every_way_computes_in_the_precision_asked_for(pictures: Path, tmp_path:
 
     handle = torch.nn.modules.module.register_module_forward_hook(note)
     try:
-        run(small(pictures, tmp_path, precision="bf16"), (32,), 2, 1)
+        run(small(images, tmp_path, precision="bf16"), (32,), 2, 1)
     finally:
         handle.remove()
     assert seen == {torch.bfloat16}
 
 
-def test_keys_and_agreement(pictures: Path, tmp_path: Path) -> None:
-    found = run(small(pictures, tmp_path), (32, 40), 7, 2)
+def test_keys_and_agreement(images: Path, tmp_path: Path) -> None:
+    found = run(small(images, tmp_path), (32, 40), 7, 2)
     assert found["name"] == "dense"
-    assert found["unit"] == "pictures/s"
+    assert found["unit"] == "images/s"
     assert found["ceiling"] is None, "no peak is known of a CPU"
     details = found["details"]
-    assert details["pictures"] == 7
+    assert details["images"] == 7
     assert details["largest_difference"] < 1e-5, "the same posteriors, only faster"
     assert all(len(rates) == 2 for rates in details["rates"].values())
     ratios = sorted(

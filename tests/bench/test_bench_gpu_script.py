@@ -69,13 +69,13 @@ def test_a_result_says_what_it_was_made_with(tmp_path: Path) -> None:
 
 
 def test_no_place_of_this_machine_is_in_a_result(tmp_path: Path) -> None:
-    pictures = tmp_path / "photographs"
-    pictures.mkdir()
+    images = tmp_path / "photographs"
+    images.mkdir()
     code = f"import sys; print(sys.argv[1], '{REPOSITORY}/x', sys.executable)"
-    step = gpu.Step("one", f'-c "{code}" {{pictures}}', 1, "", needs=("photographs",))
-    run(tmp_path, step, options=("--pictures", str(pictures)))
+    step = gpu.Step("one", f'-c "{code}" {{images}}', 1, "", needs=("photographs",))
+    run(tmp_path, step, options=("--images", str(images)))
     text = (tmp_path / f"{TODAY}-gpu-one.json").read_text()
-    assert result(tmp_path)["output"] == ["PICTURES x python"]
+    assert result(tmp_path)["output"] == ["IMAGES x python"]
     assert str(tmp_path) not in text
     assert str(REPOSITORY) not in text
     assert sys.executable not in text
@@ -158,9 +158,9 @@ def test_steps_whose_needs_are_missing_are_named(tmp_path: Path, monkeypatch: py
     assert result(tmp_path)["output"] == ["false"]
 
 
-def test_pictures_that_cannot_be_opened_fail_their_steps_only(tmp_path: Path) -> None:
+def test_images_that_cannot_be_opened_fail_their_steps_only(tmp_path: Path) -> None:
     needs = program("print({classes})", "classes", needs=("photographs",))
-    assert run(tmp_path, needs, prints(), options=("--pictures", str(tmp_path / "nowhere"))) == 1
+    assert run(tmp_path, needs, prints(), options=("--images", str(tmp_path / "nowhere"))) == 1
     assert "does not exist" in summary(tmp_path)
     assert result(tmp_path)["status"] == "ok"
 
@@ -187,10 +187,10 @@ def test_the_most_valuable_steps_come_first() -> None:
 @pytest.mark.parametrize("tiny", [False, True])
 @pytest.mark.parametrize("step", gpu.STEPS, ids=lambda step: step.name)
 def test_the_command_of_every_step_is_taken(
-    step: gpu.Step, tiny: bool, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    step: gpu.Step, tiny: bool, tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu, "number_of_classes", lambda pictures: 3)
-    visit = gpu.Visit(tmp_path, str(pictures), 9, tiny=tiny)
+    monkeypatch.setattr(gpu, "number_of_classes", lambda images: 3)
+    visit = gpu.Visit(tmp_path, str(images), 9, tiny=tiny)
     command = visit.command(step)
     changes = [command[number + 1] for number, part in enumerate(command) if part == "--set"]
     settings = [change for change in changes if not change.startswith("train.cudnn=")]

@@ -1,4 +1,4 @@
-"""Photographs to test on: made from scikit-learn's two pictures, and the shared ones where they are."""
+"""Photographs to test on: made from scikit-learn's two images, and the shared ones where they are."""
 
 from pathlib import Path
 

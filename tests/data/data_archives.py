@@ -1,4 +1,4 @@
-"""The shared archives of real pictures; not in conftest.py, of which there are several."""
+"""The shared archives of real images; not in conftest.py, of which there are several."""
 
 import tarfile
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The backends against PIL's plain "rescale the whole picture, then crop", and against one another."""
+"""The backends against PIL's plain "rescale the whole image, then crop", and against one another."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -38,8 +38,8 @@ def loaded(
 def rescaled_then_cropped(split: Split, views: Views) -> NDArray[np.float32]:
     """(N, h, w, 3): the definition of a view, without its colours."""
     crops = []
-    for picture, size, (top, left), flip in zip(views.picture, views.rescaled, views.corner, views.flip, strict=True):
-        with Image.open(split.name_of(picture)) as encoded:
+    for row, size, (top, left), flip in zip(views.image, views.rescaled, views.corner, views.flip, strict=True):
+        with Image.open(split.name_of(row)) as encoded:
             image = encoded.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR)
         pixels = np.asarray(image)[top : top + views.shape[0], left : left + views.shape[1]]
         crops.append(pixels[:, ::-1] if flip else pixels)
@@ -77,21 +77,21 @@ def test_training_crops_are_plain_crops(photographs: Path, backend: Backend, S: 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_borders_are_as_good_as_the_middle(photographs: Path, backend: Backend) -> None:
-    """Crops at all four corners of strongly reduced pictures, where a missing margin shows most."""
+    """Crops at all four corners of strongly reduced images, where a missing margin shows most."""
     split = scan_folder(photographs).split("train")
-    picture = np.repeat(np.arange(4), 5)
-    size = split.size[picture]
+    image = np.repeat(np.arange(4), 5)
+    size = split.size[image]
     rescaled = rescaled_size(size, 48)
     far = rescaled - 32
     corner = np.concatenate([[(0, 0), (0, w), (h, 0), (h, w), (h // 2, w // 2)] for h, w in far[::5]])
-    n = len(picture)
-    views = Views(picture, size, rescaled, corner, (32, 32), np.zeros(n, bool), np.zeros((n, 3), np.float32))
+    n = len(image)
+    views = Views(image, size, rescaled, corner, (32, 32), np.zeros(n, bool), np.zeros((n, 3), np.float32))
     (batch,) = loaded(split, [views], backend)
     assert_close(pixels(batch), rescaled_then_cropped(split, views))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_dense_views_are_the_whole_rescaled_pictures(photographs: Path, backend: Backend) -> None:
+def test_dense_views_are_the_whole_rescaled_images(photographs: Path, backend: Backend) -> None:
     split = scan_folder(photographs).split("val")
     rescaled = rescaled_size(split.size, 96)
     shapes = sorted({(int(h), int(w)) for h, w in rescaled})
@@ -103,7 +103,7 @@ def test_dense_views_are_the_whole_rescaled_pictures(photographs: Path, backend:
     for views, batch in zip(stream, batches, strict=True):
         assert batch.images.shape[2:] == views.shape
         assert_close(pixels(batch), rescaled_then_cropped(split, views))
-    seen = np.concatenate([batch.views.picture for batch in batches])
+    seen = np.concatenate([batch.views.image for batch in batches])
     assert np.array_equal(np.sort(seen), np.arange(len(split)))
 
 
@@ -111,7 +111,7 @@ def test_dense_views_are_the_whole_rescaled_pictures(photographs: Path, backend:
 def test_flips_mirror_left_and_right(photographs: Path, backend: Backend) -> None:
     split = scan_folder(photographs).split("val")
     straight = centre(np.arange(4), split.size[:4], 80, 64)
-    views = Views(*(getattr(straight, f) for f in ("picture", "size", "rescaled", "corner", "shape")),
+    views = Views(*(getattr(straight, f) for f in ("image", "size", "rescaled", "corner", "shape")),
                   np.array([True, False, True, False]), straight.shift)  # fmt: skip
     (flipped,), (plain,) = loaded(split, [views], backend), loaded(split, [straight], backend)
     for row, mirrored in enumerate(views.flip):
@@ -124,7 +124,7 @@ def test_mean_is_subtracted_and_colours_are_shifted_without_clipping(photographs
     split = scan_folder(photographs).split("val")
     bare = centre(np.arange(8), split.size, 80, 64)
     shift = np.random.default_rng(0).normal(0, 30, (8, 3)).astype(np.float32)
-    views = Views(bare.picture, bare.size, bare.rescaled, bare.corner, bare.shape, bare.flip, shift)
+    views = Views(bare.image, bare.size, bare.rescaled, bare.corner, bare.shape, bare.flip, shift)
     (shifted,), (plain,) = loaded(split, [views], backend, MEAN), loaded(split, [bare], backend)
     expected = pixels(plain) - np.array(MEAN, np.float32) + shift[:, None, None, :]
     assert np.allclose(pixels(shifted), expected, atol=1e-3)
@@ -140,7 +140,7 @@ def test_backends_agree(photographs: Path, backend: Backend) -> None:
         loaded(split, stream, backend, MEAN), loaded(split, stream, "torchvision", MEAN), strict=True
     ):
         assert torch.equal(left.labels, right.labels)
-        assert np.array_equal(left.labels.numpy(), split.label[left.views.picture])
+        assert np.array_equal(left.labels.numpy(), split.label[left.views.image])
         if backend == "dali":
             assert torch.equal(left.images, right.images)
         else:
@@ -174,7 +174,7 @@ def test_decoded_on_a_gpu_crops_are_plain_crops(photographs: Path, S: tuple[int,
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_any_batch_split_and_any_number_of_threads_give_the_same_pictures(photographs: Path, backend: Backend) -> None:
+def test_any_batch_split_and_any_number_of_threads_give_the_same_images(photographs: Path, backend: Backend) -> None:
     split = scan_folder(photographs).split("train")
     in_one = loaded(split, training_views(split, 40, 40, (64, 128), 64), backend, workers=1)
     in_parts = loaded(split, training_views(split, 40, 16, (64, 128), 64), backend, workers=3)

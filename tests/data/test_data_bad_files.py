@@ -11,7 +11,7 @@ import torch
 
 from vggrepro.config import ColourShift, Data
 from vggrepro.data.index import Split, scan_folder
-from vggrepro.data.loader import BadPictures, Batch, Loader
+from vggrepro.data.loader import BadImages, Batch, Loader
 from vggrepro.data.plan import TrainingPlan
 from vggrepro.data.views import centre
 from vggrepro.errors import UserError
@@ -55,7 +55,7 @@ def split(photographs: Path, tmp_path: Path) -> Split:
 
 
 def loader(backend: str, limit: int = 20) -> Loader:
-    return Loader(backend, (0.0, 0.0, 0.0), 2, torch.device("cpu"), bad=BadPictures(limit))
+    return Loader(backend, (0.0, 0.0, 0.0), 2, torch.device("cpu"), bad=BadImages(limit))
 
 
 def plan(split: Split) -> TrainingPlan:
@@ -67,21 +67,21 @@ def batches(loader: Loader, split: Split, first: int = 0, last: int = STEPS) -> 
 
 
 @pytest.mark.parametrize("how", SPOILS)
-def test_another_picture_takes_the_place(split: Split, backend: str, how: str) -> None:
+def test_another_image_takes_the_place(split: Split, backend: str, how: str) -> None:
     """The rest of the batch is untouched; the place shows what the plan holds for it in the next epoch."""
     healthy = list(batches(loader(backend), split))
-    picture = int(healthy[4].views.picture[3])
-    spoil(Path(split.name_of(picture)), how)
+    image = int(healthy[4].views.image[3])
+    spoil(Path(split.name_of(image)), how)
     using = loader(backend)
     found = list(batches(using, split))
     assert len(found) == STEPS
-    assert list(using.bad.reasons) == [split.name_of(picture)]
+    assert list(using.bad.reasons) == [split.name_of(image)]
     for before, after in zip(healthy, found, strict=True):
-        assert picture not in after.views.picture
-        assert len(set(after.views.picture)) == BATCH
-        kept = before.views.picture != picture
+        assert image not in after.views.image
+        assert len(set(after.views.image)) == BATCH
+        kept = before.views.image != image
         assert torch.equal(after.images[kept], before.images[kept])
-        assert np.array_equal(after.labels, split.label[after.views.picture])
+        assert np.array_equal(after.labels, split.label[after.views.image])
         for row in np.flatnonzero(~kept):
             (alone,) = loader(backend).batches(split, [after.views[int(row) : int(row) + 1]])
             assert torch.equal(alone.images[0], after.images[row])
@@ -95,27 +95,27 @@ def test_they_may_go_bad_at_any_moment(split: Split, backend: str) -> None:
     for step, batch in enumerate(batches(using, split, last=6 * STEPS)):
         shown += len(batch.views)
         assert batch.images.isfinite().all()
-        assert len(set(batch.views.picture)) == BATCH
+        assert len(set(batch.views.image)) == BATCH
         if step % 4 == 0 and len(spoiled) < len(SPOILS):
             spoil(Path(split.name_of(len(spoiled) * 3)), SPOILS[len(spoiled)])
             spoiled.append(len(spoiled) * 3)
     assert shown == 6 * STEPS * BATCH
-    assert set(using.bad.reasons) == {split.name_of(picture) for picture in spoiled}
+    assert set(using.bad.reasons) == {split.name_of(image) for image in spoiled}
 
 
 def test_resuming_finds_the_same_replacements(split: Split, backend: str) -> None:
-    for picture in (2, 3, 11):
-        spoil(Path(split.name_of(picture)), "deleted")
+    for image in (2, 3, 11):
+        spoil(Path(split.name_of(image)), "deleted")
     whole = list(batches(loader(backend), split))
     resumed = list(batches(loader(backend), split, first=7))
     for left, right in zip(whole[7:], resumed, strict=True):
-        assert np.array_equal(left.views.picture, right.views.picture)
+        assert np.array_equal(left.views.image, right.views.image)
         assert torch.equal(left.images, right.images)
 
 
-def test_the_limit_stops_the_run_and_names_the_picture(split: Split, backend: str) -> None:
-    for picture in range(4):
-        spoil(Path(split.name_of(picture)), "deleted")
+def test_the_limit_stops_the_run_and_names_the_image(split: Split, backend: str) -> None:
+    for image in range(4):
+        spoil(Path(split.name_of(image)), "deleted")
     with pytest.raises(UserError, match=r"JPEG is bad since it was indexed \(.*\), and data.max_bad=3;"):
         list(batches(loader(backend, 3), split))
     assert len(list(batches(loader(backend, 4), split))) == STEPS
@@ -128,15 +128,15 @@ def test_zero_stops_at_once(split: Split, backend: str) -> None:
 
 
 def test_a_data_set_that_has_vanished_ends_the_run(split: Split, backend: str) -> None:
-    for picture in range(len(split)):
-        spoil(Path(split.name_of(picture)), "deleted")
-    with pytest.raises(UserError, match="no picture of train is left"):
+    for image in range(len(split)):
+        spoil(Path(split.name_of(image)), "deleted")
+    with pytest.raises(UserError, match="no image of train is left"):
         list(batches(loader(backend, 1000), split))
 
 
-def test_testing_counts_every_picture_and_so_stops(split: Split, backend: str) -> None:
+def test_testing_counts_every_image_and_so_stops(split: Split, backend: str) -> None:
     spoil(Path(split.name_of(5)), "overwritten")
-    with pytest.raises(UserError, match="an error rate counts every picture"):
+    with pytest.raises(UserError, match="an error rate counts every image"):
         list(loader(backend).batches(split, [centre(np.arange(8), split.size[:8], 80, 64)]))
 
 

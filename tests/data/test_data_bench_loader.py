@@ -20,17 +20,17 @@ def config(root: Path | None = None, **data: object) -> Config:
 
 @pytest.mark.slow
 def test_it_reports_the_keys_of_a_benchmark(photographs: Path) -> None:
-    found = run(config(photographs), pictures=20, batch=4, batches=3, rounds=2)
+    found = run(config(photographs), images=20, batch=4, batches=3, rounds=2)
     assert {"name", "ours", "usual", "ratio", "unit", "ceiling", "details"} <= found.keys()
     assert found["ours"] > 0
     assert found["usual"] > 0
-    assert found["details"]["pictures"] == 20
+    assert found["details"]["images"] == 20
     if importlib.util.find_spec("nvidia.dali"):
         assert found["ceiling"] > 0
 
 
 def test_the_usual_way_is_the_same_augmentation() -> None:
-    """Its crops are those of the rescaled picture, its colours are shifted as ours are."""
+    """Its crops are those of the rescaled image, its colours are shifted as ours are."""
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8))
     plain = config(S=64, flip=False, colour_shift=ColourShift(mode="off"))
     mean = torch.tensor(plain.data.mean)

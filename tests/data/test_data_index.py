@@ -18,7 +18,7 @@ from tiny import TINY
 from vggrepro.checkpoint import newest
 from vggrepro.config import Config, Data, override
 from vggrepro.data import index as index_module
-from vggrepro.data.decode import BadPictureError
+from vggrepro.data.decode import BadImageError
 from vggrepro.data.index import Index, load, open_index, scan, scan_folder
 from vggrepro.data.loader import Loader
 from vggrepro.data.plan import TrainingPlan
@@ -50,12 +50,12 @@ def folders(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return root
 
 
-def val_pictures(folders: Path) -> list[Path]:
+def val_images(folders: Path) -> list[Path]:
     return sorted(folders.glob("val/*/*.JPEG"), key=lambda file: file.name)
 
 
 def ilsvrc_archives(folders: Path, to: Path) -> None:
-    """The nested layout of the original: a tar of one tar per class, a flat tar of validation pictures."""
+    """The nested layout of the original: a tar of one tar per class, a flat tar of validation images."""
     with tarfile.open(to / "ILSVRC2012_img_train.tar", "w") as outer:
         for folder in sorted((folders / "train").iterdir()):
             inner = io.BytesIO()
@@ -64,7 +64,7 @@ def ilsvrc_archives(folders: Path, to: Path) -> None:
                     add(tar, file.name, file.read_bytes())
             add(outer, f"{folder.name}.tar", inner.getvalue())
     with tarfile.open(to / "ILSVRC2012_img_val.tar", "w") as tar:
-        for file in val_pictures(folders):
+        for file in val_images(folders):
             add(tar, file.name, file.read_bytes())
 
 
@@ -75,7 +75,7 @@ def ground_truth(folders: Path) -> tuple[bytes, bytes]:
     synsets = np.array([(n, wnid, "crane") for wnid, n in number.items()], dtype=kind)
     meta = io.BytesIO()
     savemat(meta, {"synsets": synsets})
-    labels = "".join(f"{number[file.parent.name]}\n" for file in val_pictures(folders))
+    labels = "".join(f"{number[file.parent.name]}\n" for file in val_images(folders))
     return labels.encode(), meta.getvalue()
 
 
@@ -96,28 +96,28 @@ def put_unpacked_devkit(folders: Path, to: Path) -> None:
 
 
 def put_meta_bin(folders: Path, to: Path) -> None:
-    classes, labels = dict.fromkeys(WNIDS.values(), ("name",)), [file.parent.name for file in val_pictures(folders)]
+    classes, labels = dict.fromkeys(WNIDS.values(), ("name",)), [file.parent.name for file in val_images(folders)]
     torch.save((classes, labels), to / "meta.bin")
 
 
 def put_kaggle_labels(folders: Path, to: Path) -> None:
-    rows = [f"{file.stem},{file.parent.name} 1 2 3 4 {file.parent.name} 5 6 7 8 \n" for file in val_pictures(folders)]
+    rows = [f"{file.stem},{file.parent.name} 1 2 3 4 {file.parent.name} 5 6 7 8 \n" for file in val_images(folders)]
     (to / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + "".join(reversed(rows)))
 
 
 def put_label_list(folders: Path, to: Path) -> None:
-    lines = [f"{file.parent.name}\n" for file in val_pictures(folders)]
+    lines = [f"{file.parent.name}\n" for file in val_images(folders)]
     (to / "imagenet_2012_validation_synset_labels.txt").write_text("".join(lines))
 
 
 def put_named_labels(folders: Path, to: Path) -> None:
-    (to / "val_labels.txt").write_text("".join(f"{f.name} {f.parent.name}\n" for f in val_pictures(folders)))
+    (to / "val_labels.txt").write_text("".join(f"{f.name} {f.parent.name}\n" for f in val_images(folders)))
 
 
 LABELS = [put_devkit, put_unpacked_devkit, put_meta_bin, put_kaggle_labels, put_label_list, put_named_labels]
 
 
-def same_pictures(left: Index, right: Index) -> bool:
+def same_images(left: Index, right: Index) -> bool:
     if left.classes != right.classes:
         return False
     return all(
@@ -138,7 +138,7 @@ def test_original_archives_are_the_same_as_folders(
     archives, unpacked = scan([tmp_path], "header"), scan_folder(folders)
     assert archives.classes == tuple(sorted(WNIDS.values()))
     assert archives.summary()["splits"] == {"train": 24, "val": 8}
-    assert same_pictures(archives, unpacked)
+    assert same_images(archives, unpacked)
     assert archives.fingerprint == unpacked.fingerprint
 
 
@@ -191,13 +191,13 @@ def test_archives_may_be_named_one_by_one_with_labels_elsewhere(folders: Path, t
     ilsvrc_archives(folders, archives)
     put_devkit(folders, elsewhere)
     files = [*sorted(archives.iterdir()), elsewhere / "ILSVRC2012_devkit_t12.tar.gz"]
-    assert same_pictures(scan(files, "header"), scan_folder(folders))
+    assert same_images(scan(files, "header"), scan_folder(folders))
 
 
 def flat_val(folders: Path, to: Path) -> None:
     shutil.copytree(folders / "train", to / "train")
     (to / "val").mkdir(parents=True)
-    for file in val_pictures(folders):
+    for file in val_images(folders):
         shutil.copy(file, to / "val")
 
 
@@ -205,13 +205,13 @@ def flat_val(folders: Path, to: Path) -> None:
 def test_kaggles_tree(folders: Path, tmp_path: Path, given: str) -> None:
     flat_val(folders, tmp_path / "ILSVRC/Data/CLS-LOC")
     put_kaggle_labels(folders, tmp_path)
-    assert same_pictures(scan_folder(tmp_path / given), scan_folder(folders))
+    assert same_images(scan_folder(tmp_path / given), scan_folder(folders))
 
 
 def test_a_flat_val_folder_with_labels(folders: Path, tmp_path: Path) -> None:
     flat_val(folders, tmp_path)
     put_named_labels(folders, tmp_path)
-    assert same_pictures(scan_folder(tmp_path), scan_folder(folders))
+    assert same_images(scan_folder(tmp_path), scan_folder(folders))
 
 
 @pytest.mark.parametrize("top", ["", "./", "imagenet/"])
@@ -219,11 +219,11 @@ def test_a_folder_in_a_tar(folders: Path, tmp_path: Path, top: str) -> None:
     with tarfile.open(tmp_path / "all.tar", "w") as tar:
         for file in sorted(folders.rglob("*.JPEG")):
             add(tar, top + str(file.relative_to(folders)), file.read_bytes())
-    assert same_pictures(scan([tmp_path / "all.tar"], "header"), scan_folder(folders))
+    assert same_images(scan([tmp_path / "all.tar"], "header"), scan_folder(folders))
 
 
 def only_val(folders: Path, to: Path) -> Path:
-    """The original archive of validation pictures, alone."""
+    """The original archive of validation images, alone."""
     to.mkdir()
     ilsvrc_archives(folders, to)
     (to / "ILSVRC2012_img_train.tar").unlink()
@@ -231,7 +231,7 @@ def only_val(folders: Path, to: Path) -> Path:
 
 
 def same_val(alone: Index, whole: Index) -> bool:
-    """Whether validation pictures alone are those of the whole data set, their labels included."""
+    """Whether validation images alone are those of the whole data set, their labels included."""
     left, right = alone.split("val"), whole.split("val")
     columns = all(np.array_equal(getattr(left, c), getattr(right, c)) for c in ("label", "length", "size", "ordinary"))
     return columns and [left.read(n) for n in range(len(left))] == [right.read(n) for n in range(len(right))]
@@ -265,12 +265,12 @@ def test_a_folder_with_val_only(folders: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("put_labels", LABELS)
-def test_labels_of_more_pictures_than_are_there_say_all_classes(
+def test_labels_of_more_images_than_are_there_say_all_classes(
     folders: Path, tmp_path: Path, put_labels: Callable[[Path, Path], None]
 ) -> None:
     """A part of the validation set is of the classes of all of it."""
     (tmp_path / "data" / "val").mkdir(parents=True)
-    of_one_class = val_pictures(folders)[::2]
+    of_one_class = val_images(folders)[::2]
     for file in of_one_class:
         shutil.copy(file, tmp_path / "data" / "val")
     put_labels(folders, tmp_path / "data")
@@ -283,7 +283,7 @@ def test_labels_of_more_pictures_than_are_there_say_all_classes(
 
 
 def class_lists(folders: Path, to: Path) -> Iterator[str]:
-    """All classes in every form that they are kept in, with one that no picture has."""
+    """All classes in every form that they are kept in, with one that no image has."""
     wnids = [*sorted(WNIDS.values(), reverse=True), "n99999999"]
     (to / "wnids.txt").write_text("\n".join(wnids) + "\n")
     (to / "LOC_synset_mapping.txt").write_text("".join(f"{wnid} a name, another one\n" for wnid in wnids))
@@ -302,20 +302,20 @@ def test_a_list_says_all_classes(folders: Path, tmp_path: Path) -> None:
         part = scan([tmp_path / "data"], "header", classes=class_list)
         assert part.classes == every, class_list
         assert set(part.split("val").label.tolist()) == {every.index(WNIDS["church"])}
-        assert scan([folders], "header", classes=class_list).classes == every, "beside training pictures, too"
+        assert scan([folders], "header", classes=class_list).classes == every, "beside training images, too"
     part = scan([tmp_path / "data"], "header", classes="ilsvrc2012")
     assert len(part.classes) == 1000
     assert hashlib.sha256("\n".join(part.classes).encode()).hexdigest() == ILSVRC_CLASSES_SHA256
     assert part.against_ilsvrc() == [
-        "0 train pictures, ILSVRC-2012 has 1281167",
-        "4 val pictures, ILSVRC-2012 has 50000",
+        "0 train images, ILSVRC-2012 has 1281167",
+        "4 val images, ILSVRC-2012 has 50000",
     ]
 
 
 def test_numbers_of_shards_are_places_in_the_list_of_classes(folders: Path, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("\n".join(f"class {n:02}" for n in range(12)))
     with tarfile.open(tmp_path / "val-0.tar", "w") as tar:
-        for number, file in enumerate(val_pictures(folders)[:3]):
+        for number, file in enumerate(val_images(folders)[:3]):
             add(tar, f"{number}.jpg", file.read_bytes())
             add(tar, f"{number}.cls", str(4 * number).encode())
     part = scan([tmp_path / "val-0.tar"], "header", classes=str(tmp_path / "names.txt"))
@@ -423,7 +423,7 @@ def not_a_tar(folders: Path, to: Path) -> Path:
     return to
 
 
-def pictures_of_no_class(folders: Path, to: Path) -> Path:
+def images_of_no_class(folders: Path, to: Path) -> Path:
     to.mkdir()
     with tarfile.open(to / "train.tar", "w") as tar:
         for file in (folders / "train").rglob("*.JPEG"):
@@ -442,16 +442,16 @@ def broken_labels(folders: Path, to: Path) -> Path:
     [
         (lambda folders, to: to, "wrong does not exist"),
         (no_class_folders, "train has no class folders"),
-        (emptied, "n00000000 holds no pictures"),
+        (emptied, "n00000000 holds no images"),
         (without_val, "wrong has no folder val"),
-        (unknown_val_class, "n99999999 .* no train pictures"),
-        (archives_without_labels, "labels of the validation pictures .* are missing; put ILSVRC2012_devkit_t12.tar.gz"),
+        (unknown_val_class, "n99999999 .* no train images"),
+        (archives_without_labels, "labels of the validation images .* are missing; put ILSVRC2012_devkit_t12.tar.gz"),
         (archives_with_few_labels, r"val_labels.txt has no label for ILSVRC2012_val_00000002.JPEG \(1 labels\)"),
-        (only_one_archive, "ILSVRC2012_img_train.tar has no val pictures"),
+        (only_one_archive, "ILSVRC2012_img_train.tar has no val images"),
         (half_copied, "ILSVRC2012_img_train.tar is cut off"),
         (compressed, "train.tar is compressed"),
         (not_a_tar, "train.tar is not a tar archive"),
-        (pictures_of_no_class, "train.tar holds .*JPEG, but"),
+        (images_of_no_class, "train.tar holds .*JPEG, but"),
         (broken_labels, "meta.bin cannot be read"),
     ],
 )
@@ -489,12 +489,12 @@ def test_saved_and_loaded_it_is_the_same_and_mapped(folders: Path, tmp_path: Pat
     loaded = load(tmp_path / "x.idx")
     assert loaded.summary() == made.summary()
     assert loaded.mean_rgb == made.mean_rgb
-    assert same_pictures(made, loaded)
+    assert same_images(made, loaded)
     for column in ("label", "offset", "length", "size", "container"):
         assert not getattr(loaded.split("train"), column).flags.owndata  # shared by all processes of a machine
 
 
-def test_mean_rgb_is_the_mean_of_the_pictures_means(folders: Path) -> None:
+def test_mean_rgb_is_the_mean_of_the_images_means(folders: Path) -> None:
     from PIL import Image
 
     means = [np.asarray(Image.open(file)).mean(axis=(0, 1)) for file in (folders / "train").rglob("*.JPEG")]
@@ -546,11 +546,11 @@ def test_a_kept_scan_is_used_again_and_renewed_when_a_file_changes(
     first = opened()
     assert opened().fingerprint == first.fingerprint
     assert len(scans) == 1
-    picture, other = sorted((root / "train").rglob("*.JPEG"))[:2]
-    shutil.copy(other, picture)  # in place: the folder does not change
+    image, other = sorted((root / "train").rglob("*.JPEG"))[:2]
+    shutil.copy(other, image)  # in place: the folder does not change
     assert opened().fingerprint != first.fingerprint
     assert len(scans) == 2
-    picture.unlink()
+    image.unlink()
     assert opened().table.num_rows == first.table.num_rows - 1
     assert len(scans) == 3
 
@@ -585,17 +585,17 @@ def test_an_interrupted_scan_goes_on(folders: Path, tmp_path: Path, monkeypatch:
     assert not journal.exists()
 
 
-def test_a_picture_that_grew_or_shrank_is_bad(folders: Path, tmp_path: Path) -> None:
+def test_an_image_that_grew_or_shrank_is_bad(folders: Path, tmp_path: Path) -> None:
     shutil.copytree(folders, tmp_path / "data")
     split = scan_folder(tmp_path / "data").split("train")
-    for picture, change in enumerate((b"x", b"")):
-        file = Path(split.name_of(picture))
+    for image, change in enumerate((b"x", b"")):
+        file = Path(split.name_of(image))
         content = file.read_bytes()
         file.write_bytes(content + change if change else content[:-1])
-        with pytest.raises(BadPictureError, match=r"bytes long, \d+ when it was indexed"):
-            split.read(picture)
+        with pytest.raises(BadImageError, match=r"bytes long, \d+ when it was indexed"):
+            split.read(image)
     Path(split.name_of(2)).unlink()
-    with pytest.raises(BadPictureError, match="No such file"):
+    with pytest.raises(BadImageError, match="No such file"):
         split.read(2)
 
 
@@ -604,5 +604,5 @@ def test_a_data_set_with_ilsvrcs_classes_is_held_against_ilsvrc(folders: Path) -
     assert index.against_ilsvrc() is None
     claims = Index(index.table, tuple(f"n{n:08d}" for n in range(1000)), "", "full", ())
     differences = claims.against_ilsvrc()
-    assert differences == ["24 train pictures, ILSVRC-2012 has 1281167", "8 val pictures, ILSVRC-2012 has 50000"]
-    assert all(re.fullmatch(r"\d+ \w+ pictures, .*", line) for line in differences)
+    assert differences == ["24 train images, ILSVRC-2012 has 1281167", "8 val images, ILSVRC-2012 has 50000"]
+    assert all(re.fullmatch(r"\d+ \w+ images, .*", line) for line in differences)

@@ -9,11 +9,11 @@ from vggrepro.config import ColourShift, Data
 from vggrepro.data.plan import TrainingPlan, colour_components, dropout_masks, permutation
 from vggrepro.data.views import Views, rescaled_size
 
-FIELDS = ("picture", "size", "rescaled", "corner", "flip", "shift")
+FIELDS = ("image", "size", "rescaled", "corner", "flip", "shift")
 
 
-def plan(pictures: int = 50, seed: int = 0, **data: object) -> TrainingPlan:
-    sizes = np.random.default_rng(1).integers(40, 90, (pictures, 2))
+def plan(images: int = 50, seed: int = 0, **data: object) -> TrainingPlan:
+    sizes = np.random.default_rng(1).integers(40, 90, (images, 2))
     return TrainingPlan(sizes, Data(**{"S": (32, 64)} | data), crop=32, seed=seed)
 
 
@@ -25,15 +25,15 @@ def drawn_S(views: Views) -> NDArray[np.int64]:
     return views.rescaled.min(axis=1)
 
 
-@pytest.mark.parametrize("pictures", [1, 3, 4, 7, 1000])
-def test_each_epoch_shows_every_picture_once(pictures: int) -> None:
-    order = plan(pictures).order(np.arange(3 * pictures)).reshape(3, pictures)
-    assert np.array_equal(np.sort(order, axis=1), np.tile(np.arange(pictures), (3, 1)))
+@pytest.mark.parametrize("images", [1, 3, 4, 7, 1000])
+def test_each_epoch_shows_every_image_once(images: int) -> None:
+    order = plan(images).order(np.arange(3 * images)).reshape(3, images)
+    assert np.array_equal(np.sort(order, axis=1), np.tile(np.arange(images), (3, 1)))
 
 
 def test_a_batch_that_straddles_epochs_takes_the_end_of_one_and_the_start_of_the_next() -> None:
     views = plan(50).views(45, 10)
-    assert np.array_equal(views.picture, np.concatenate([permutation(0, 0, 50)[45:], permutation(0, 1, 50)[:5]]))
+    assert np.array_equal(views.image, np.concatenate([permutation(0, 0, 50)[45:], permutation(0, 1, 50)[:5]]))
 
 
 @pytest.mark.parametrize("splits", [[20, 20, 20, 20], [1] * 80, [7, 33, 40], [80]])
@@ -56,7 +56,7 @@ def test_draws_are_in_range() -> None:
     views = of.views(0, 5000)
     assert drawn_S(views).min() == 32
     assert drawn_S(views).max() == 64
-    assert np.array_equal(views.size, of.sizes[views.picture])
+    assert np.array_equal(views.size, of.sizes[views.image])
     assert np.array_equal(views.rescaled, rescaled_size(views.size, drawn_S(views)))
     assert (views.corner >= 0).all()
     assert (views.corner + 32 <= views.rescaled).all()
@@ -72,14 +72,14 @@ def test_S_is_uniform_on_the_integers_of_its_range() -> None:
 def test_corners_are_uniform_on_the_places_that_fit() -> None:
     sizes = np.full((1000, 2), (40, 50))
     views = TrainingPlan(sizes, Data(S=40), crop=32, seed=0).views(0, 40_000)
-    assert np.array_equal(views.rescaled, sizes[views.picture])
+    assert np.array_equal(views.rescaled, sizes[views.image])
     rows, columns = views.corner.T
     counts = np.bincount(rows * 19 + columns, minlength=9 * 19)  # jointly: 9 tops times 19 lefts
     assert len(counts) == 9 * 19
     assert stats.chisquare(counts).pvalue > 1e-4
 
 
-def test_half_of_the_pictures_are_flipped_unless_flips_are_off() -> None:
+def test_half_of_the_images_are_flipped_unless_flips_are_off() -> None:
     flips = plan(1000).views(0, 40_000).flip
     assert stats.binomtest(int(flips.sum()), len(flips)).pvalue > 1e-4
     assert not plan(flip=False).views(0, 1000).flip.any()
@@ -104,12 +104,12 @@ def test_lambda_mode_is_krizhevskys_text() -> None:
 
 @pytest.mark.parametrize("other", ["seed", "epoch"])
 def test_seeds_and_epochs_are_independent(other: str) -> None:
-    """Draws of the same pictures under two seeds, or in two epochs, are uncorrelated, and so are the orders."""
+    """Draws of the same images under two seeds, or in two epochs, are uncorrelated, and so are the orders."""
     n = 20_000
     first = plan(n).views(0, n)
     second = plan(n, seed=1).views(0, n) if other == "seed" else plan(n).views(n, n)
-    assert not np.array_equal(first.picture, second.picture)
-    left, right = np.argsort(first.picture), np.argsort(second.picture)
+    assert not np.array_equal(first.image, second.image)
+    left, right = np.argsort(first.image), np.argsort(second.image)
     limit = 4.5 / np.sqrt(n)  # 4.5 standard errors of a correlation
     assert abs(np.corrcoef(left, right)[0, 1]) < limit
     columns = [np.column_stack([drawn_S(v), v.flip, v.shift])[rows] for v, rows in ((first, left), (second, right))]
@@ -117,7 +117,7 @@ def test_seeds_and_epochs_are_independent(other: str) -> None:
     assert np.abs(across).max() < limit
 
 
-def test_orders_of_few_pictures_are_uniform() -> None:
+def test_orders_of_few_images_are_uniform() -> None:
     orders = [tuple(permutation(seed, epoch, 4)) for seed in range(60) for epoch in range(40)]
     assert len(set(orders)) == 24
     assert stats.chisquare([orders.count(order) for order in set(orders)]).pvalue > 1e-4
@@ -143,10 +143,10 @@ def test_dropout_drops_at_its_rate_and_anew_each_step(rate: float) -> None:
 
 
 def test_the_stream_is_pinned() -> None:
-    """These values must never change: a checkpoint resumed by a later version must see the pictures it would have."""
+    """These values must never change: a checkpoint resumed by a later version must see the images it would have."""
     sizes = np.array([[400, 500], [333, 500], [500, 375], [256, 256], [1200, 600]])
     views = TrainingPlan(sizes, Data(S=(256, 512)), crop=224, seed=2014).views(3, 4)
-    assert views.picture.tolist() == [0, 2, 4, 3]
+    assert views.image.tolist() == [0, 2, 4, 3]
     assert views.rescaled.tolist() == [[488, 610], [525, 394], [586, 293], [318, 318]]
     assert views.corner.tolist() == [[175, 377], [35, 151], [335, 41], [40, 13]]
     assert views.flip.tolist() == [False, True, True, True]

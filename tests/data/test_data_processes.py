@@ -19,7 +19,7 @@ import torch
 
 from vggrepro.config import Data
 from vggrepro.data.index import Split, open_index, scan_folder
-from vggrepro.data.loader import BadPictures, Batch, Loader, make_loader
+from vggrepro.data.loader import BadImages, Batch, Loader, make_loader
 from vggrepro.data.plan import MicroBatches, TrainingPlan
 from vggrepro.data.processes import in_order
 from vggrepro.data.views import rescaled_size, whole
@@ -37,7 +37,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 def loader(backend: str, processes: int, limit: int = 20) -> Loader:
     mean = (123.68, 116.779, 103.939)
-    return Loader(backend, mean, 2, torch.device("cpu"), processes=processes, bad=BadPictures(limit))  # type: ignore[arg-type]
+    return Loader(backend, mean, 2, torch.device("cpu"), processes=processes, bad=BadImages(limit))  # type: ignore[arg-type]
 
 
 def stream(split: Split, steps: int = 4) -> MicroBatches:
@@ -50,7 +50,7 @@ def assert_same(some: Iterator[Batch], others: Iterator[Batch]) -> int:
     for one, other in zip(some, others, strict=True):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.labels, other.labels)
-        assert np.array_equal(one.views.picture, other.views.picture)
+        assert np.array_equal(one.views.image, other.views.image)
         count += 1
     return count
 
@@ -80,8 +80,8 @@ def test_uncropped_images_of_many_shapes_from_an_archive(photographs: Path, tmp_
 def test_images_that_go_bad_are_replaced_and_counted_as_ever(photographs: Path, tmp_path: Path, backend: str) -> None:
     shutil.copytree(photographs, tmp_path / "data")
     split = scan_folder(tmp_path / "data").split("train")
-    for picture in (2, 9):
-        os.truncate(split.name_of(picture), 100)
+    for image in (2, 9):
+        os.truncate(split.name_of(image), 100)
     using, alone = loader(backend, 2), loader(backend, 0)
     assert assert_same(using.batches(split, stream(split, 6)), alone.batches(split, stream(split, 6))) == 12
     assert using.bad.reasons == alone.bad.reasons

@@ -1,4 +1,4 @@
-"""The built-in sample set: the same bytes everywhere, and pictures like those the configuration speaks of."""
+"""The built-in sample set: the same bytes everywhere, and images like those the configuration speaks of."""
 
 import hashlib
 from collections import Counter
@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vggrepro.data.index import scan_folder
-from vggrepro.data.sample_set import TRAIN_PICTURES, VAL_PICTURES, ensure
+from vggrepro.data.sample_set import TRAIN_IMAGES, VAL_IMAGES, ensure
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def digest(root: Path) -> str:
 def test_counts_classes_and_sizes(sample_set: Path) -> None:
     index = scan_folder(sample_set)
     assert index.classes == tuple("0123456789")
-    assert (TRAIN_PICTURES, VAL_PICTURES) == (2000, 500)
+    assert (TRAIN_IMAGES, VAL_IMAGES) == (2000, 500)
     assert index.summary()["splits"] == {"train": 2000, "val": 500}
     assert index.summary()["odd"] == index.summary()["rejected"] == 0
     for name in ("train", "val"):
@@ -51,6 +51,6 @@ def test_it_is_made_once(sample_set: Path) -> None:
 
 
 def test_digits_stand_out(sample_set: Path) -> None:
-    """The digits must be visible: no picture is near-uniform."""
+    """The digits must be visible: no image is near-uniform."""
     spread = [np.asarray(Image.open(file).convert("L")).std() for file in sorted((sample_set / "val").rglob("*.JPEG"))]
     assert min(spread) > 8

@@ -87,7 +87,7 @@ def test_oddities_are_told(findings: dict[str, Finding]) -> None:
         "huge_dims/lying_header_65535x65535.JPEG": "rejected: more than 179 megapixels",
         "truncated/trunc_50.JPEG": "rejected: truncated",
         "truncated/no_eoi.JPEG": "rejected: truncated",
-        "not_image/html_404_named.JPEG": "rejected: not a picture",
+        "not_image/html_404_named.JPEG": "rejected: not an image",
         "zero_byte/empty.JPEG": "rejected: empty file",
     }
     assert {path: findings[f"val/{path}"].status for path in expected} == expected
@@ -100,7 +100,7 @@ def test_memory_stays_below_2_gb(findings: dict[str, Finding]) -> None:
 
 @pytest.fixture(scope="module")
 def hard_index(hard_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Index:
-    """The hard files as training pictures of classes named after their kinds, and again as validation pictures."""
+    """The hard files as training images of classes named after their kinds, and again as validation images."""
     root = tmp_path_factory.mktemp("hard_index")
     for kind in sorted((hard_files / "val").iterdir()):
         for split in ("train", "val"):
@@ -111,7 +111,7 @@ def hard_index(hard_files: Path, tmp_path_factory: pytest.TempPathFactory) -> In
 
 def test_the_index_counts_them(hard_index: Index) -> None:
     found = hard_index.summary()
-    assert found["pictures"] == 2 * 248
+    assert found["images"] == 2 * 248
     assert found["usable"] + found["rejected"] == 2 * 248
     assert found["rejected"] == 2 * (146 + 5 + 2)  # by the manifest; elongated; damaged (see above)
     assert len(hard_index.split("train")) == len(hard_index.split("val")) == 248 - 153
@@ -128,7 +128,7 @@ def test_every_usable_file_is_trained_on_and_tested(hard_index: Index, backend: 
     loader = Loader(backend, (0.0, 0.0, 0.0), 2, torch.device("cpu"))
     seen = []
     for batch in loader.batches(split, (plan.views(first, 10) for first in range(0, len(split), 10))):
-        seen += batch.views.picture[: len(split) - len(seen)].tolist()
+        seen += batch.views.image[: len(split) - len(seen)].tolist()
         assert batch.images.isfinite().all()
     assert sorted(seen) == list(range(len(split)))
     assert not loader.bad.reasons
@@ -136,8 +136,8 @@ def test_every_usable_file_is_trained_on_and_tested(hard_index: Index, backend: 
     short = [row for row in small if rescaled[row].max() < 400]
     stream = [whole(np.array([row]), split.size[[row]], rescaled[[row]]) for row in short]
     for row, batch in zip(short, loader.batches(split, stream), strict=True):
-        with opened(split.read(row)) as picture:
-            expected = rgb(picture).resize(tuple(rescaled[row][::-1]), Image.Resampling.BILINEAR)
+        with opened(split.read(row)) as image:
+            expected = rgb(image).resize(tuple(rescaled[row][::-1]), Image.Resampling.BILINEAR)
         error = np.abs(batch.images[0].permute(1, 2, 0).numpy() - np.asarray(expected, np.float32))
         assert error.max() <= 1, split.name_of(row)
 
@@ -156,8 +156,8 @@ def test_a_net_trains_and_is_tested_on_them(hard_index: Index, tmp_path: Path) -
         evaluate_stage(stage, at)
     run = RunDirectory(stage.directory)
     trained = list(run.records("train"))
-    assert trained[-1]["step"] * 8 > len(hard_index.split("train")), "every picture was shown"
-    assert {record["bad_pictures"] for record in trained} == {0}
+    assert trained[-1]["step"] * 8 > len(hard_index.split("train")), "every image was shown"
+    assert {record["bad_images"] for record in trained} == {0}
     (tested,) = run.records("evaluation")
     assert tested["n"] == len(hard_index.split("val")) == 248 - rejected
     departures = {line["setting"]: line["run"] for line in run.read_json("ledger.json")}
@@ -167,9 +167,9 @@ def test_a_net_trains_and_is_tested_on_them(hard_index: Index, tmp_path: Path) -
 def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
     ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
-    with opened((tmp_path / "ramp.png").read_bytes()) as picture:
-        assert picture.mode.startswith("I")
-        pixels = np.asarray(rgb(picture))
+    with opened((tmp_path / "ramp.png").read_bytes()) as image:
+        assert image.mode.startswith("I")
+        pixels = np.asarray(rgb(image))
     assert np.array_equal(pixels[..., 0].ravel(), np.arange(256))
 
 
@@ -184,7 +184,7 @@ for line in sys.stdin:
 """
 
 
-def test_a_decoder_that_dies_or_hangs_costs_one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_that_dies_or_hangs_costs_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that does to itself what a broken decoder does."""
     monkeypatch.setattr(verify_module, "_SILENCE_S", 1.0)
     made = verify_module._Worker.__init__
@@ -222,8 +222,8 @@ def test_unreadable_files_are_rejected(tmp_path: Path) -> None:
 
 
 def test_headers_beyond_the_first_read_are_found(tmp_path: Path, photographs: Path) -> None:
-    picture = next(photographs.rglob("*.JPEG")).read_bytes()
+    image = next(photographs.rglob("*.JPEG")).read_bytes()
     comment = b"\xff\xfe\xff\xff" + bytes(0xFFFD)
-    (tmp_path / "long.JPEG").write_bytes(picture[:2] + 3 * comment + picture[2:])
+    (tmp_path / "long.JPEG").write_bytes(image[:2] + 3 * comment + image[2:])
     ((finding,),) = verify([places([tmp_path / "long.JPEG"])], "header", workers=1)
     assert finding.status == "ok"

@@ -1,4 +1,4 @@
-"""Geometry of views: sizes after rescaling, where a window lies in the picture, which pixels its filter reads."""
+"""Geometry of views: sizes after rescaling, where a window lies in the image, which pixels its filter reads."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,8 @@ from vggrepro.data.views import Views, centre, plain, rescaled_size, whole
 
 
 def one(size: tuple[int, int], rescaled: tuple[int, int], corner: tuple[int, int], shape: tuple[int, int]) -> Views:
-    picture, *rest = (np.array([row]) for row in (0, size, rescaled, corner))
-    return plain(picture, *rest, shape)
+    image, *rest = (np.array([row]) for row in (0, size, rescaled, corner))
+    return plain(image, *rest, shape)
 
 
 @pytest.mark.parametrize(
@@ -28,11 +28,11 @@ def test_rescaled_size(size: tuple[int, int], short: int, expected: tuple[int, i
     assert rescaled_size(np.array([size]), short).tolist() == [list(expected)]
 
 
-def test_rescaled_size_takes_a_short_side_for_each_picture() -> None:
+def test_rescaled_size_takes_a_short_side_for_each_image() -> None:
     assert rescaled_size(np.array([(10, 20), (10, 20)]), np.array([5, 20])).tolist() == [[5, 10], [20, 40]]
 
 
-def test_source_window_of_a_whole_picture_is_the_picture() -> None:
+def test_source_window_of_a_whole_image_is_the_image() -> None:
     views = whole(np.arange(2), np.array([(375, 500), (376, 501)]), np.array([(256, 341), (256, 341)]))
     assert views.shape == (256, 341)
     assert np.allclose(views.source_window(), [[0, 0, 375, 500], [0, 0, 376, 501]])
@@ -71,5 +71,5 @@ def test_centre_crop_is_in_the_middle() -> None:
 def test_slices_are_views() -> None:
     views = centre(np.arange(5), np.full((5, 2), 300), 256, 224)
     assert len(views[1:3]) == 2
-    assert views[1:3].picture.tolist() == [1, 2]
+    assert views[1:3].image.tolist() == [1, 2]
     assert views[1:3].shape == views.shape

@@ -1,4 +1,4 @@
-"""Pictures of odd sizes, a tiny net and a loader, for the tests of evaluation."""
+"""Images of odd sizes, a tiny net and a loader, for the tests of evaluation."""
 
 import numpy as np
 import pytest
@@ -13,27 +13,27 @@ from vggrepro.models.vgg import VGG
 
 # height, width; among them portrait and landscape, squares, one small enough to be enlarged, one very long, and repeats
 SIZES = [(48, 64), (64, 48), (48, 64), (50, 50), (20, 31), (27, 800), (40, 41), (48, 64), (33, 97), (50, 50), (64, 48)]
-MODES = {3: "L", 6: "CMYK"}  # picture number: another mode than RGB
+MODES = {3: "L", 6: "CMYK"}  # image number: another mode than RGB
 
 
 @pytest.fixture(scope="session")
 def odd_index(tmp_path_factory: pytest.TempPathFactory) -> Index:
-    """Real JPEG files: SIZES in `val`, one picture a class in `train`."""
+    """Real JPEG files: SIZES in `val`, one image a class in `train`."""
     root = tmp_path_factory.mktemp("odd")
     random = np.random.default_rng(0)
     for number, (height, width) in enumerate(SIZES):
         coarse = Image.fromarray(random.integers(0, 256, (6, 6, 3), dtype=np.uint8))
-        picture = coarse.resize((width, height), Image.Resampling.BICUBIC).convert(MODES.get(number, "RGB"))
+        image = coarse.resize((width, height), Image.Resampling.BICUBIC).convert(MODES.get(number, "RGB"))
         splits = ["val"] + ["train"] * (number < len(CLASSES))
         for split in splits:
             file = root / split / CLASSES[number % len(CLASSES)] / f"{number:02}.JPEG"
             file.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(file, quality=95)
+            image.save(file, quality=95)
     return scan_folder(root)
 
 
 @pytest.fixture(scope="session")
-def odd_pictures(odd_index: Index) -> Split:
+def odd_images(odd_index: Index) -> Split:
     return odd_index.split("val")
 
 

@@ -10,7 +10,7 @@ CLASSES = ("cat", "dog", "eel")
 
 
 def tiny_net(seed: int = 0, *, net: str = "A", classes: int = len(CLASSES)) -> VGG:
-    """Crop 32, so that fc6 is 1x1, with scores that differ plainly between pictures."""
+    """Crop 32, so that fc6 is 1x1, with scores that differ plainly between images."""
     built = VGG(architecture(net, classes=classes, crop=32, width=0.0625)).eval()
     init_weights(built, "kaiming", seed)
     with torch.no_grad():

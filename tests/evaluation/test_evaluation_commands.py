@@ -28,7 +28,7 @@ SETTINGS = (
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six pictures of three classes."""
+    """Six images of three classes."""
     root = tmp_path_factory.mktemp("photographs")
     random = np.random.default_rng(0)
     for number in range(9):

@@ -1,4 +1,4 @@
-"""Views, posteriors and errors of a whole split against a picture-by-picture reference in NumPy and PIL."""
+"""Views, posteriors and errors of a whole split against an image-by-image reference in NumPy and PIL."""
 
 import io
 
@@ -20,7 +20,7 @@ Q = 40
 
 
 def rescaled(split: Split, row: int, side: int) -> np.ndarray:
-    """The picture as the paper has it: whole, shorter side Q, RGB 0-255 minus mean; (h, w, 3)."""
+    """The image as the paper has it: whole, shorter side Q, RGB 0-255 minus mean; (h, w, 3)."""
     image = Image.open(io.BytesIO(split.read(row))).convert("RGB")
     scale = side / min(image.size)
     size = tuple(int(np.floor(length * scale + 0.5 + 1e-9)) for length in image.size)
@@ -48,26 +48,26 @@ def one_dense(net: VGG, pixels: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("batch", [1, 4, 64])
 @pytest.mark.parametrize("side", [32, 40, 64])
-def test_whole_views_show_every_picture_once_whole_and_within_the_memory(
-    odd_pictures: Split, batch: int, side: int
+def test_whole_views_show_every_image_once_whole_and_within_the_memory(
+    odd_images: Split, batch: int, side: int
 ) -> None:
-    views = whole_views(odd_pictures, side, batch, 32)
-    shown = np.concatenate([one.picture for one in views])
-    assert sorted(shown.tolist()) == list(range(len(odd_pictures)))
+    views = whole_views(odd_images, side, batch, 32)
+    shown = np.concatenate([one.image for one in views])
+    assert sorted(shown.tolist()) == list(range(len(odd_images)))
     for one in views:
         height, width = one.shape
         assert min(height, width) == side
         assert np.array_equal(one.corner, np.zeros_like(one.corner))
         assert np.array_equal(one.rescaled, np.tile(one.shape, (len(one), 1))), "padded or cropped"
-        np.testing.assert_allclose(one.source_window()[:, 2:], odd_pictures.size[one.picture])
+        np.testing.assert_allclose(one.source_window()[:, 2:], odd_images.size[one.image])
         assert len(one) == 1 or len(one) * height * width <= batch * 32**2
     lengths = [len(one) for one in views]
     assert lengths == sorted(lengths, reverse=True), "backends need the longest batch first"
 
 
-def test_whole_views_fill_their_batches(odd_pictures: Split) -> None:
-    """Three pictures of 48x64 and two each of 64x48 and 50x50 go together."""
-    lengths = [len(one) for one in whole_views(odd_pictures, Q, 64, 32)]
+def test_whole_views_fill_their_batches(odd_images: Split) -> None:
+    """Three images of 48x64 and two each of 64x48 and 50x50 go together."""
+    lengths = [len(one) for one in whole_views(odd_images, Q, 64, 32)]
     assert lengths == [3, 2, 2, 1, 1, 1, 1]
 
 
@@ -109,15 +109,15 @@ def one_dense_softmax_first(net: VGG, pixels: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("flip", [True, False])
 @pytest.mark.parametrize("method", ["centre", "dense", "dense-softmax-first", "multicrop"])
-def test_methods_against_the_reference(net: VGG, loader: Loader, odd_pictures: Split, method: str, flip: bool) -> None:
-    found = np.empty((len(odd_pictures), 3), np.float32)
+def test_methods_against_the_reference(net: VGG, loader: Loader, odd_images: Split, method: str, flip: bool) -> None:
+    found = np.empty((len(odd_images), 3), np.float32)
     with torch.inference_mode():
-        for batch in loader.batches(odd_pictures, whole_views(odd_pictures, Q, 8, 32)):
-            found[batch.views.picture] = METHODS[method](net, batch.images, Settings(flip=flip, batch=8)).numpy()
+        for batch in loader.batches(odd_images, whole_views(odd_images, Q, 8, 32)):
+            found[batch.views.image] = METHODS[method](net, batch.images, Settings(flip=flip, batch=8)).numpy()
     expected = np.stack(
-        [reference(method, net, rescaled(odd_pictures, row, Q), flip=flip) for row in range(len(odd_pictures))]
+        [reference(method, net, rescaled(odd_images, row, Q), flip=flip) for row in range(len(odd_images))]
     )
-    assert expected.std(axis=0).min() > 0.01, "the pictures must differ, or this shows nothing"
+    assert expected.std(axis=0).min() > 0.01, "the images must differ, or this shows nothing"
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-4)
 
 
@@ -148,26 +148,26 @@ def test_grid(side: int, corners: list[int]) -> None:
     assert grid(side, 224) == corners
 
 
-def test_centre_error_against_a_direct_computation(loader: Loader, odd_pictures: Split) -> None:
+def test_centre_error_against_a_direct_computation(loader: Loader, odd_images: Split) -> None:
     net, side = tiny_net(3, classes=7), 48
     rank = []
-    for row in range(len(odd_pictures)):
-        pixels = rescaled(odd_pictures, row, side)
+    for row in range(len(odd_images)):
+        pixels = rescaled(odd_images, row, side)
         top, left = (pixels.shape[0] - 32) // 2, (pixels.shape[1] - 32) // 2
         crop = torch.from_numpy(pixels[top : top + 32, left : left + 32].transpose(2, 0, 1).copy())[None]
         with torch.inference_mode():
             order = np.argsort(-net(crop)[0].numpy())
-        rank.append(order.tolist().index(odd_pictures.label[row]))
+        rank.append(order.tolist().index(odd_images.label[row]))
     net.train()
-    errors = centre_error(net, loader, odd_pictures, side, batch=4, here=Topology(), watch=Watch())
+    errors = centre_error(net, loader, odd_images, side, batch=4, here=Topology(), watch=Watch())
     assert net.training, "the caller's mode is restored"
     assert errors[1].wrong == sum(place >= 1 for place in rank)
     assert errors[5].wrong == sum(place >= 5 for place in rank)
-    assert errors[1].n == errors[5].n == len(odd_pictures)
-    assert 0 < errors[1].wrong < len(odd_pictures)
+    assert errors[1].n == errors[5].n == len(odd_images)
+    assert 0 < errors[1].wrong < len(odd_images)
 
 
-def test_centre_views_show_every_picture_once(odd_pictures: Split) -> None:
-    views = centre_views(odd_pictures, 48, 4, 32)
-    assert np.concatenate([one.picture for one in views]).tolist() == list(range(len(odd_pictures)))
+def test_centre_views_show_every_image_once(odd_images: Split) -> None:
+    views = centre_views(odd_images, 48, 4, 32)
+    assert np.concatenate([one.image for one in views]).tolist() == list(range(len(odd_images)))
     assert {one.shape for one in views} == {(32, 32)}

@@ -42,8 +42,8 @@ def photographs(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
                 file = root / split / f"class{number % 3}" / f"{number}.JPEG"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(member.read())
-    with Image.open(root / "val" / "class0" / "0.JPEG") as opened_picture:
-        photograph = opened_picture.convert("RGB")
+    with Image.open(root / "val" / "class0" / "0.JPEG") as opened_image:
+        photograph = opened_image.convert("RGB")
     for number, (size, mode) in enumerate({(27, 800): "L", (5000, 400): "CMYK", (400, 5000): "RGB"}.items()):
         photograph.resize(size).convert(mode).save(root / "val" / f"class{number}" / f"made{number}.JPEG", quality=95)
     return scan_folder(root)
@@ -63,8 +63,8 @@ def test_equal_to_the_plain_way_and_within_the_memory(photographs: Index, loader
             found = METHODS[method](net, batch.images, settings).numpy()
             largest, count = max(seen), len(seen)
             assert largest <= PIXELS, f"{largest} px in one pass of the net"
-            for row, picture in enumerate(batch.views.picture):
-                with Image.open(io.BytesIO(split.read(picture))) as opened:
+            for row, number in enumerate(batch.views.image):
+                with Image.open(io.BytesIO(split.read(number))) as opened:
                     image = opened.convert("RGB").resize(batch.views.shape[::-1], Image.Resampling.BILINEAR)
                 pixels = np.asarray(image, np.float32) - np.array(loader.mean, np.float32)
                 expected = plainly(net, method, torch.from_numpy(pixels).permute(2, 0, 1)[None])
@@ -73,7 +73,7 @@ def test_equal_to_the_plain_way_and_within_the_memory(photographs: Index, loader
 
 
 def plainly(net: VGG, method: str, images: torch.Tensor) -> torch.Tensor:
-    """One picture and its mirror image, whole, through the plain net's own modules."""
+    """One image and its mirror image, whole, through the plain net's own modules."""
     if method == "dense":
         views = [net.features(one) for one in (images, images.flip(3))]
         return torch.stack(

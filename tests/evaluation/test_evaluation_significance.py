@@ -76,7 +76,7 @@ def test_a_printed_figure_has_rounding_and_sampling_error() -> None:
     assert held(25.9).verdict == "agrees"
     assert held(26.4).verdict == "higher"
     assert held(24.8).verdict == "lower"
-    assert held(30.0, n=200).verdict == "agrees", "two hundred pictures say little"
+    assert held(30.0, n=200).verdict == "agrees", "two hundred images say little"
     low, high = held(25.9).interval
     each = 0.25 * 0.75 / 50_000
     assert high - low == pytest.approx(2 * (196 * (2 * each) ** 0.5 + 0.05), rel=0.01)

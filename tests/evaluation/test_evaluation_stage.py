@@ -172,7 +172,7 @@ def test_rows_that_another_rank_wrote_elsewhere_are_missed(odd_index: Index, tmp
     parts = Parts(protocol(CONFIG, WEIGHTS, odd_index.fingerprint, 40, "dense"), tmp_path)
     parts.add(np.arange(4), np.full((4, 3), 1 / 3, np.float32))
     parts.flush()
-    with pytest.raises(UserError, match=r"7 of 11 pictures are missing .* shared file system"):
+    with pytest.raises(UserError, match=r"7 of 11 images are missing .* shared file system"):
         parts.finish(odd_index.split("val").label, tmp_path)
 
 

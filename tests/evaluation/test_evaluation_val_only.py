@@ -56,7 +56,7 @@ def program(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture(scope="module")
 def validation(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """1,300 images of 725 of ILSVRC's classes, and lines `picture wnid` that say which."""
+    """1,300 images of 725 of ILSVRC's classes, and lines `image wnid` that say which."""
     root = tmp_path_factory.mktemp("validation")
     random = np.random.default_rng(1)
     (root / "val").mkdir()
@@ -135,10 +135,10 @@ def test_what_needs_no_training_images(program: Program, validation: Path, weigh
 
     geometry = ["model.classes=1000", "model.crop=32", "model.width=0.0625", "data.S=40"]
     timed = program.json(
-        "bench", "dense", "--net", "A", "--scales", "36", "--pictures", "8", "--rounds", "1",
+        "bench", "dense", "--net", "A", "--scales", "36", "--images", "8", "--rounds", "1",
         *here, *settings(*geometry),
     )  # fmt: skip
-    assert timed["details"]["pictures"] == 8
+    assert timed["details"]["images"] == 8
 
     _, out, _ = program("doctor", "--config", "configs/vgg_A.yaml", *here)
     assert "training images" in out

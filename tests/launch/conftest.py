@@ -41,9 +41,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+def undisturbed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     """The graph A -> D as torchrun trains it on this machine, with as many ranks as the jobs have."""
-    experiment = Experiment.make(tmp_path_factory.mktemp("undisturbed"), pictures)
+    experiment = Experiment.make(tmp_path_factory.mktemp("undisturbed"), images)
     done = run_program("-m", "vggrepro", "reproduce", "--config", experiment.config, ranks=2)
     assert done.returncode == 0, done.stderr
     return experiment

@@ -26,12 +26,12 @@ PATIENCE_S = 900
 ITERATIONS = 200
 
 
-def settings(pictures: Path, root: Path) -> dict[str, Any]:
+def settings(images: Path, root: Path) -> dict[str, Any]:
     """A graph A -> D of tiny nets; long enough to be disturbed, short enough to be repeated."""
     return {
         "run": {"experiment": "graph", "root": str(root)},
         "model": {"classes": 3, "crop": 32, "width": 0.0625, "init": "glorot_uniform"},
-        "data": {"root": str(pictures), "S": 37},
+        "data": {"root": str(images), "S": 37},
         "train": {
             "batch": 8,
             "iterations": ITERATIONS,
@@ -55,11 +55,11 @@ class Experiment:
 
     @classmethod
     def make(
-        cls, folder: Path, pictures: Path, stages: Iterable[str] = ("A", "D"), **sections: dict[str, Any]
+        cls, folder: Path, images: Path, stages: Iterable[str] = ("A", "D"), **sections: dict[str, Any]
     ) -> Experiment:
         """Writes the configuration of some stages; `sections` override settings of all of them."""
         folder.mkdir(parents=True, exist_ok=True)
-        tree = settings(pictures, folder / "runs")
+        tree = settings(images, folder / "runs")
         tree["stages"] = {name: tree["stages"][name] for name in stages}
         for name, section in sections.items():
             tree[name] = tree.get(name, {}) | section

@@ -34,9 +34,9 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(3000)]
 
 
 @pytest.fixture
-def experiment(cluster: Path, pictures: Path, tmp_path: Path) -> Experiment:
+def experiment(cluster: Path, images: Path, tmp_path: Path) -> Experiment:
     """Stage A alone."""
-    return Experiment.make(tmp_path / "a", pictures, ["A"])
+    return Experiment.make(tmp_path / "a", images, ["A"])
 
 
 def outcomes(experiment: Experiment) -> list[str]:
@@ -114,9 +114,9 @@ def test_two_failures_in_a_row(experiment: Experiment, undisturbed: Experiment) 
 
 
 def test_a_crash_loop_ends_and_what_depends_on_it_does_not_wait(
-    cluster: Path, pictures: Path, tmp_path: Path, undisturbed: Experiment
+    cluster: Path, images: Path, tmp_path: Path, undisturbed: Experiment
 ) -> None:
-    experiment = Experiment.make(tmp_path / "a", pictures)
+    experiment = Experiment.make(tmp_path / "a", images)
     jobs = experiment.submit("--setup", "ulimit -u 1 -v 3000000; export MALLOC_ARENA_MAX=1")
     wait_for(lambda: ended(experiment.history()) == "failed", "the end of the crash loop", experiment.explain)
     assert outcomes(experiment) == ["goes on", "goes on", "failed"]
@@ -132,8 +132,8 @@ def test_a_crash_loop_ends_and_what_depends_on_it_does_not_wait(
     same_run(experiment, undisturbed, "D")
 
 
-def test_a_mistake_fails_at_once_and_status_says_why(cluster: Path, pictures: Path, tmp_path: Path) -> None:
-    experiment = Experiment.make(tmp_path / "a", pictures, model={"classes": 4, "crop": 32, "width": 0.0625})
+def test_a_mistake_fails_at_once_and_status_says_why(cluster: Path, images: Path, tmp_path: Path) -> None:
+    experiment = Experiment.make(tmp_path / "a", images, model={"classes": 4, "crop": 32, "width": 0.0625})
     jobs = experiment.submit()
     wait_until_gone(jobs["A"]["job"], experiment)
     wait_until_gone(jobs["D"]["job"], experiment)
@@ -144,9 +144,9 @@ def test_a_mistake_fails_at_once_and_status_says_why(cluster: Path, pictures: Pa
 
 
 def test_two_graphs_at_once_on_the_same_machines(
-    cluster: Path, pictures: Path, tmp_path: Path, undisturbed: Experiment
+    cluster: Path, images: Path, tmp_path: Path, undisturbed: Experiment
 ) -> None:
-    both = [Experiment.make(tmp_path / name, pictures) for name in ("a", "b")]
+    both = [Experiment.make(tmp_path / name, images) for name in ("a", "b")]
     for experiment in both:
         experiment.submit()
     for experiment in both:
@@ -173,14 +173,14 @@ def _mlflow_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
     return server
 
 
-def test_mlflow_down_for_a_while(cluster: Path, pictures: Path, tmp_path: Path, undisturbed: Experiment) -> None:
+def test_mlflow_down_for_a_while(cluster: Path, images: Path, tmp_path: Path, undisturbed: Experiment) -> None:
     from mlflow import MlflowClient
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     tracking = {"mlflow": True, "uri": f"http://127.0.0.1:{port}"}
-    experiment = Experiment.make(tmp_path / "a", pictures, ["A"], tracking=tracking)
+    experiment = Experiment.make(tmp_path / "a", images, ["A"], tracking=tracking)
     server = _mlflow_server(tmp_path, port)
     try:
         job = experiment.submit()["A"]["job"]
@@ -216,8 +216,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_disk_full(cluster: Path, pictures: Path, small_disk: Path, undisturbed: Experiment) -> None:
-    experiment = Experiment.make(small_disk / "a", pictures, ["A"])
+def test_disk_full(cluster: Path, images: Path, small_disk: Path, undisturbed: Experiment) -> None:
+    experiment = Experiment.make(small_disk / "a", images, ["A"])
     job = experiment.submit()["A"]["job"]
     experiment.hold_at(12, job)
     waste = small_disk / "waste"

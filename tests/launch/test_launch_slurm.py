@@ -18,11 +18,11 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(2400)]
 
 @pytest.fixture(scope="module")
 def graph(
-    cluster: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory
+    cluster: Path, images: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Experiment, dict[str, dict[str, Any]]]:
     """The whole graph from one call, submitted twice, in a place whose name needs quoting; it is not waited for."""
     place = tmp_path_factory.mktemp("graph") / 'it\'s a "place" $HOME'
-    experiment = Experiment.make(place, pictures, run={"why": {"model": 'it\'s "small"'}})
+    experiment = Experiment.make(place, images, run={"why": {"model": 'it\'s "small"'}})
     stages = experiment.submit()
     assert stages["D"]["depends_on"] == ["A"]
     again = experiment.submit()
@@ -61,12 +61,12 @@ def time_out(experiment: Experiment) -> Experiment:
 
 @pytest.fixture(scope="module")
 def disturbed(
-    cluster: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory
+    cluster: Path, images: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Future[Experiment]]]:
     """Two experiments at once on the same two nodes, beside the graph."""
     folder = tmp_path_factory.mktemp("disturbed")
-    first = Experiment.make(folder / "a", pictures, ["A"], run={"experiment": "hard-life"}, tracking={"mlflow": True})
-    second = Experiment.make(folder / "b", pictures, ["A"], run={"experiment": "time-limit"})
+    first = Experiment.make(folder / "a", images, ["A"], run={"experiment": "hard-life"}, tracking={"mlflow": True})
+    second = Experiment.make(folder / "b", images, ["A"], run={"experiment": "time-limit"})
     with ThreadPoolExecutor(2) as pool:
         yield {"disturbed": pool.submit(disturb, first), "timed out": pool.submit(time_out, second)}
 

@@ -21,10 +21,10 @@ STRANGE = 'it\'s a "place" $HOME `id` \\n'
 
 
 @pytest.fixture
-def graph(tmp_path: Path, pictures: Path) -> Graph:
+def graph(tmp_path: Path, images: Path) -> Graph:
     import yaml
 
-    (tmp_path / "graph.yaml").write_text(yaml.safe_dump(settings(pictures, tmp_path / "runs")))
+    (tmp_path / "graph.yaml").write_text(yaml.safe_dump(settings(images, tmp_path / "runs")))
     return load_graph(tmp_path / "graph.yaml")
 
 
@@ -113,18 +113,18 @@ def test_the_script_runs_in_a_strange_place(graph: Graph, tmp_path: Path, status
     assert ("requeue 7" in asked) == bool(status)
 
 
-def test_apptainer_sees_what_a_job_needs(graph: Graph, pictures: Path, tmp_path: Path) -> None:
+def test_apptainer_sees_what_a_job_needs(graph: Graph, images: Path, tmp_path: Path) -> None:
     config = with_cluster(graph, "cluster.container=image.sif", "run.device=cuda").stages["A"]
     command = snapshot.python(config)
     assert command.startswith("apptainer exec --nv --bind ")
-    assert f"--bind {pictures}" in command
+    assert f"--bind {images}" in command
     assert command.endswith(" image.sif python")
     assert not any("container" in word for word in snapshot.srun_arguments(tmp_path, config))
 
 
-def test_pyxis_gets_its_image_through_srun(graph: Graph, pictures: Path, tmp_path: Path) -> None:
+def test_pyxis_gets_its_image_through_srun(graph: Graph, images: Path, tmp_path: Path) -> None:
     config = with_cluster(graph, "cluster.container=nvcr.io#nvidia/pytorch:26.01-py3").stages["A"]
     arguments = snapshot.srun_arguments(tmp_path, config)
     assert "--container-image=nvcr.io#nvidia/pytorch:26.01-py3" in arguments
-    assert f"{pictures}:{pictures}" in next(word for word in arguments if word.startswith("--container-mounts="))
+    assert f"{images}:{images}" in next(word for word in arguments if word.startswith("--container-mounts="))
     assert snapshot.python(config) == "python"

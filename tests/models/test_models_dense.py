@@ -20,7 +20,7 @@ def built(net: str = "A", **options: object) -> VGG:
     return module
 
 
-def pictures(height: int, width: int, n: int = 2) -> Tensor:
+def random_images(height: int, width: int, n: int = 2) -> Tensor:
     return torch.randn(n, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
@@ -36,7 +36,7 @@ def windows_one_by_one(net: VGG, images: Tensor) -> Tensor:
 @pytest.mark.parametrize("net", ["A", "A-LRN", "C"])
 @torch.inference_mode()
 def test_equals_the_plain_net_at_the_crop(net: str) -> None:
-    module, images = built(net), pictures(64, 64)
+    module, images = built(net), random_images(64, 64)
     assert score_map(module, images).shape == (2, 10, 1, 1)
     torch.testing.assert_close(class_scores(module, images), module(images))
 
@@ -45,7 +45,7 @@ def test_equals_the_plain_net_at_the_crop(net: str) -> None:
 @pytest.mark.parametrize("options", [{}, {"batch_norm": True}, {"crop": 32}, {"layers": [["conv3-64"], ["conv5-99"]]}])
 @torch.inference_mode()
 def test_equals_the_windows_one_by_one(options: dict, height: int, width: int) -> None:
-    net, images = built(**options), pictures(height, width)
+    net, images = built(**options), random_images(height, width)
     stride, k = net.architecture.stride, net.architecture.fc6_kernel
     expected = windows_one_by_one(net, images)
     scores = score_map(net, images)
@@ -56,7 +56,7 @@ def test_equals_the_windows_one_by_one(options: dict, height: int, width: int) -
 
 @torch.inference_mode()
 def test_works_in_channels_last() -> None:
-    net, images = built(), pictures(97, 131)
+    net, images = built(), random_images(97, 131)
     expected = class_scores(net, images)
     net.to(memory_format=torch.channels_last)
     scores = class_scores(net, images.contiguous(memory_format=torch.channels_last))
@@ -69,18 +69,18 @@ def test_shares_the_nets_weights() -> None:
         for layer in net.named_layers().values():
             layer.weight.zero_()
         net.named_layers()["fc8"].bias.copy_(torch.arange(10))
-        assert torch.equal(class_scores(net, pictures(97, 131, n=1))[0], torch.arange(10.0))
+        assert torch.equal(class_scores(net, random_images(97, 131, n=1))[0], torch.arange(10.0))
 
 
 @pytest.mark.parametrize(("height", "width"), [(63, 200), (200, 63)])
-def test_too_small_a_picture_is_named(height: int, width: int) -> None:
+def test_too_small_an_image_is_named(height: int, width: int) -> None:
     with pytest.raises(UserError, match=f"images of {height}x{width} pixels: smaller than this net's crop of 64"):
-        score_map(built(), pictures(height, width))
+        score_map(built(), random_images(height, width))
 
 
 def test_training_mode_is_refused() -> None:
     with pytest.raises(AssertionError, match="training mode"):
-        score_map(built().train(), pictures(64, 64))
+        score_map(built().train(), random_images(64, 64))
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 700), (701, 65), (97, 333), (129, 130)])
@@ -88,7 +88,7 @@ def test_training_mode_is_refused() -> None:
 @pytest.mark.parametrize("ceil", [False, True])
 @torch.inference_mode()
 def test_strips_equal_the_whole(options: dict, height: int, width: int, ceil: bool) -> None:
-    net, images = built(**options), pictures(height, width, n=1)
+    net, images = built(**options), random_images(height, width, n=1)
     expected = score_map(net, images, ceil=ceil)
     for pixels in (1, 64 * 256, 64 * 400):
         strips = score_map(net, images, ceil=ceil, pixels_at_once=pixels)
@@ -97,16 +97,16 @@ def test_strips_equal_the_whole(options: dict, height: int, width: int, ceil: bo
 
 @torch.inference_mode()
 def test_strips_bound_what_one_pass_sees() -> None:
-    net, images, seen = built(net="D"), pictures(64, 3000, n=1), []
+    net, images, seen = built(net="D"), random_images(64, 3000, n=1), []
     net.features[0].register_forward_pre_hook(lambda module, args: seen.append(args[0].numel() // 3))
     score_map(net, images, pixels_at_once=64 * 600)
     assert max(seen) <= 64 * 600
-    assert len(seen) <= 9  # of which a whole picture would fill five: the strips overlap, but not much
+    assert len(seen) <= 9  # of which a whole image would fill five: the strips overlap, but not much
 
 
 def test_receptive_field_is_what_a_gradient_reaches() -> None:
     net = built(net="D")
-    images = pictures(64, 640, n=1).requires_grad_()
+    images = random_images(64, 640, n=1).requires_grad_()
     maps = net.features(images)
     maps[0, :, :, 9:11].sum().backward()
     assert images.grad is not None
@@ -119,7 +119,7 @@ def test_receptive_field_is_what_a_gradient_reaches() -> None:
 
 @torch.inference_mode()
 def test_ceil_pools_the_remainder() -> None:
-    net, images = built(net="A"), pictures(64, 97)
+    net, images = built(net="A"), random_images(64, 97)
     with_remainder = score_map(net, images, ceil=True)
     assert (score_map(net, images).shape[3], with_remainder.shape[3]) == (2, 3)
     maps = images

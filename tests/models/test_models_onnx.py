@@ -44,7 +44,7 @@ NETS = [
 
 
 @pytest.mark.parametrize("model", NETS, ids=lambda model: model["net"])
-def test_the_dense_form_takes_pictures_of_any_size(tmp_path: Path, model: dict[str, Any]) -> None:
+def test_the_dense_form_takes_images_of_any_size(tmp_path: Path, model: dict[str, Any]) -> None:
     net, session = exported(tmp_path / "net.onnx", GEOMETRY | model, dense=True)
     crop = net.architecture.crop
     for shape in [(1, 3, crop, crop), (3, 3, crop, 200), (2, 3, 97, 131), (1, 3, 333, crop + 1)]:

@@ -70,7 +70,7 @@ def test_tables_repeat_each_others_figures() -> None:
 def test_hyperparameters() -> None:
     assert (value("batch_size"), value("momentum"), value("weight_decay"), value("dropout")) == (256, 0.9, 5e-4, 0.5)
     assert (value("learning_rate"), value("learning_rate_384"), value("iterations")) == (1e-2, 1e-3, 370_000)
-    assert value("epochs") == round(value("iterations") * value("batch_size") / value("train_pictures"))
+    assert value("epochs") == round(value("iterations") * value("batch_size") / value("train_images"))
     assert value("multicrop_per_scale") == 2 * value("multicrop_grid") ** 2
     assert all(fact.section for fact in facts().hyperparameters.values())
     assert not any(isinstance(fact.value, list) for fact in facts().hyperparameters.values())

@@ -14,24 +14,24 @@ from vggrepro.tracking import RunDirectory
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLASSES = 10
-PICTURES = 2000
+IMAGES = 2000
 
 
-def labels(pictures: int = PICTURES) -> NDArray[np.int64]:
-    return np.arange(pictures, dtype=np.int64) % CLASSES
+def labels(images: int = IMAGES) -> NDArray[np.int64]:
+    return np.arange(images, dtype=np.int64) % CLASSES
 
 
-def posteriors_with(wrong1: int, wrong5: int, first: int = 0, pictures: int = PICTURES) -> NDArray[np.float32]:
-    """(pictures, classes): from picture `first` on, `wrong1` wrong first guesses, the first `wrong5` of them by far.
+def posteriors_with(wrong1: int, wrong5: int, first: int = 0, images: int = IMAGES) -> NDArray[np.float32]:
+    """(images, classes): from image `first` on, `wrong1` wrong first guesses, the first `wrong5` of them by far.
 
     The true class of the others of `wrong1` is guessed second.
     """
-    values = np.full((pictures, CLASSES), 0.01, np.float32)
-    own = labels(pictures)
-    rows = np.arange(pictures)
+    values = np.full((images, CLASSES), 0.01, np.float32)
+    own = labels(images)
+    rows = np.arange(images)
     values[rows, own] = 0.9
     for place in range(first, first + wrong1):
-        row = place % pictures
+        row = place % images
         values[row] = 0.1
         values[row, (own[row] + 1) % CLASSES] = 0.5
         values[row, own[row]] = 0.2 if place >= first + wrong5 else 0.0
@@ -48,7 +48,7 @@ def make_run(
     seed: int = 0,
     posteriors: dict[tuple[str, int], NDArray[np.float32]] | None = None,
     fingerprint: str = "f" * 64,
-    pictures: int = PICTURES,
+    images: int = IMAGES,
     finished: bool = True,
     departures: list[dict[str, Any]] | None = None,
     layers: tuple[tuple[str, ...], ...] | None = None,
@@ -66,9 +66,9 @@ def make_run(
     run.write_json(
         "dataset.json",
         {
-            "source": "pictures",
+            "source": "images",
             "fingerprint": fingerprint,
-            "splits": {"train": 9, "val": pictures},
+            "splits": {"train": 9, "val": images},
             "classes": CLASSES,
         },
     )
@@ -80,7 +80,7 @@ def make_run(
         run.write_json("final.json", {"weights": weights, "step": config.train.iterations})
     for (method, Q), values in (posteriors or {}).items():
         own_flip = flip and method != "centre"
-        Posteriors(Protocol(weights, fingerprint, method, Q, own_flip), values, labels(pictures)).save(run.posteriors)
+        Posteriors(Protocol(weights, fingerprint, method, Q, own_flip), values, labels(images)).save(run.posteriors)
     return run
 
 

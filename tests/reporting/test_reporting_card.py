@@ -31,9 +31,9 @@ def header_of(text: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A, trained for a moment and tested."""
-    settings = [*TINY, f"data.root={pictures}", f"run.root={tmp_path_factory.mktemp('runs')}"]
+    settings = [*TINY, f"data.root={images}", f"run.root={tmp_path_factory.mktemp('runs')}"]
     graph = load_graph(REPOSITORY / "configs" / "vgg_A.yaml", settings)
     pipeline.reproduce(graph)
     (config,) = graph.stages.values()
@@ -148,7 +148,7 @@ def test_printed_figures_stand_beside_the_papers_protocols_only(
     assert "| dense, Q = 256 | 27.00 (" in apart
     assert "The paper prints no figure for this net, geometry, data and protocol." in apart
     real = card.value
-    other = {"classes": 10, "val_pictures": 2000}
+    other = {"classes": 10, "val_images": 2000}
     monkeypatch.setattr(card, "value", lambda name: other.get(name) or real(name))
     text = fabricated(root, tmp_path / "D.safetensors")
     rows = {line.split(" |")[0].removeprefix("| "): line for line in text.splitlines() if line.startswith("| ")}

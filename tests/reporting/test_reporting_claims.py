@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reporting_runs import PICTURES, REPOSITORY, dense, make_run, posteriors_with
+from reporting_runs import IMAGES, REPOSITORY, dense, make_run, posteriors_with
 from scipy.stats import binomtest, t, ttest_1samp
 
 from vggrepro.config import load_stage
@@ -43,11 +43,11 @@ def test_better_has_the_exact_test(root: Path, wrong_B: int, verdict: str) -> No
     claim = claim_of(root, "B is better than A")
     differing = abs(592 - wrong_B)  # the wrong ones of the one are among those of the other
     assert claim.verdict == verdict
-    assert claim.effect == pytest.approx(100 * (592 - wrong_B) / PICTURES)
+    assert claim.effect == pytest.approx(100 * (592 - wrong_B) / IMAGES)
     assert claim.p_value == pytest.approx(binomtest(0, differing).pvalue)
-    half = 100 * 1.959964 * math.sqrt(differing - differing**2 / PICTURES) / PICTURES
+    half = 100 * 1.959964 * math.sqrt(differing - differing**2 / IMAGES) / IMAGES
     assert claim.interval == pytest.approx((claim.effect - half, claim.effect + half), abs=1e-4)
-    assert (claim.n, claim.seeds, claim.spread) == (PICTURES, 1, None)
+    assert (claim.n, claim.seeds, claim.spread) == (IMAGES, 1, None)
     assert (claim.better, claim.worse) == ("paper:B-256: dense, Q = 256", "paper:A-256: dense, Q = 256")
     assert claim.departures == 0
 
@@ -111,7 +111,7 @@ def test_several_seeds_decide_by_their_spread(root: Path) -> None:
         make_run(root, "B", name=f"B-{seed}", seed=seed, posteriors=B_posteriors, departures=[line])
     make_run(root, "B", name="B-9", seed=9, posteriors=dense(256, wrong1=0, wrong5=0))  # no A has this seed
     claim = claim_of(root, "B is better than A")
-    effects = [100 * (A - B) / PICTURES for A, B in errors.values()]
+    effects = [100 * (A - B) / IMAGES for A, B in errors.values()]
     half = t.ppf(0.975, 2) * statistics.stdev(effects) / math.sqrt(3)
     assert claim.spread == pytest.approx(statistics.stdev(effects))
     assert claim.p_value == pytest.approx(ttest_1samp(effects, 0).pvalue)
@@ -124,7 +124,7 @@ def test_several_seeds_decide_by_their_spread(root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def public_nets(shared_data: Path) -> dict[str, Answers]:
-    """Ten public nets on the 50,000 validation pictures of ILSVRC-2012."""
+    """Ten public nets on the 50,000 validation images of ILSVRC-2012."""
     with np.load(shared_data / "vgg_ilsvrc2012_val_top5.npz") as stored:
         labels = stored["label"].astype(np.int64)
         guesses = {name: stored[name].astype(np.int64) for name in stored.files if name.startswith("vgg")}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from reporting_runs import CLASSES, PICTURES, REPOSITORY, dense, labels, make_run, posteriors_with
+from reporting_runs import CLASSES, IMAGES, REPOSITORY, dense, labels, make_run, posteriors_with
 from scipy.stats import binomtest
 
 from vggrepro import cli, pipeline
@@ -32,8 +32,8 @@ def test_a_known_answer(root: Path) -> None:
     (errors,) = made.errors
     assert (errors.method, errors.scales, errors.top1, errors.top5) == ("dense", "one Q", [5.0, 3.0], [2.5, 0.5])
     (test,) = made.paired
-    # wrong are pictures 0-99 and 90-149
-    assert (test.only_first_right, test.only_second_right, test.n) == (50, 90, PICTURES)
+    # wrong are images 0-99 and 90-149
+    assert (test.only_first_right, test.only_second_right, test.n) == (50, 90, IMAGES)
     assert test.difference == 2.0
     assert test.p_value == pytest.approx(binomtest(50, 140).pvalue)
     assert made.shown == "dense, Q = 256"
@@ -45,14 +45,14 @@ def test_a_known_answer(root: Path) -> None:
     assert all(labels()[one.row] == int(one.true.removeprefix("class ")) for one in made.disagreements)
     far_off = {one.row for one in made.disagreements}
     assert far_off <= {*range(50), *range(90, 150)}
-    assert sum(one.n for one in made.classes) == PICTURES
+    assert sum(one.n for one in made.classes) == IMAGES
     for one in made.classes:
         own = labels() == int(one.name.removeprefix("class "))
         wrong = [sum(own[:100]), sum(own[90:150])]
         assert one.errors == pytest.approx([100 * count / sum(own) for count in wrong])
 
 
-def test_runs_of_other_pictures_are_not_tested_against_each_other(root: Path) -> None:
+def test_runs_of_other_images_are_not_tested_against_each_other(root: Path) -> None:
     make_run(root, "A", posteriors=dense(256, wrong1=100, wrong5=50))
     make_run(root, "B", posteriors=dense(256, wrong1=60, wrong5=10), fingerprint="e" * 64)
     made = compared(root)
@@ -61,7 +61,7 @@ def test_runs_of_other_pictures_are_not_tested_against_each_other(root: Path) ->
     assert any("not comparable" in note for note in made.notes)
 
 
-def test_classes_and_pictures_are_of_the_protocol_with_most_in_it(root: Path) -> None:
+def test_classes_and_images_are_of_the_protocol_with_most_in_it(root: Path) -> None:
     scales, multicrop = (224, 256, 288), {("multicrop", Q): posteriors_with(7, 0) for Q in (224, 256, 288)}
     make_run(root, "A", posteriors=dense(*scales, wrong1=100, wrong5=50) | multicrop)
     make_run(root, "B", posteriors=dense(*scales, wrong1=60, wrong5=10) | {("centre", 256): posteriors_with(9, 0)})
@@ -69,7 +69,7 @@ def test_classes_and_pictures_are_of_the_protocol_with_most_in_it(root: Path) ->
     assert made.shown == "dense, Q = 224, 256, 288"
     assert {(one.method, one.scales) for one in made.paired} == {("dense", "one Q"), ("dense", "several Q")}
     centre = next(one for one in made.errors if one.method == "centre")
-    assert (centre.top1[0], centre.n) == (None, [None, PICTURES])
+    assert (centre.top1[0], centre.n) == (None, [None, IMAGES])
 
 
 def test_tests_of_another_kind_are_said(root: Path) -> None:
@@ -125,7 +125,7 @@ def test_markdown_and_html(root: Path) -> None:
     runs = find_runs([root])
     made = compare(runs, None)
     page = to_html("t", blocks_of(made, runs, None))
-    assert page.count("data:image/png;base64,") == 1  # the curves; without an index there are no pictures to show
+    assert page.count("data:image/png;base64,") == 1  # the curves; without an index there are no images to show
     assert not any(word in page for word in ("http:", "https:", "<script", "url("))
     text = to_markdown(blocks_of(made, runs, None))
     assert "| dense | one Q | paper:A-256 - paper:B-256 | +0.00 | +0.00 to +0.00 | 1.0000 | 0 / 0 | 2,000 |" in text
@@ -166,8 +166,8 @@ def test_the_commands(run_twice: Path, tmp_path: Path, monkeypatch, capsys) -> N
         own = {"learning_curves.png", "training_crops.png", "confusion.png", "conv1_1.png"}
         assert figures == own | {"error_by_depth.png", "error_by_scale.png"}  # of the experiment, when it was evaluated
         for file in (folder / "figures").iterdir():
-            with Image.open(file) as picture:
-                assert picture.convert("L").getextrema()[0] < 128, f"{file.name} is blank"
+            with Image.open(file) as image:
+                assert image.convert("L").getextrema()[0] < 128, f"{file.name} is blank"
 
     status, out, _ = vggrepro("tables", "--runs", run_twice, "--json")
     assert [row["n"] for row in json.loads(out)["rows"] if row["run"]] == [12, 12, 12, 12]

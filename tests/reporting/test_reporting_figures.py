@@ -16,8 +16,8 @@ from vggrepro.reporting.tables import build_report
 
 
 def pixels(png: bytes) -> NDArray[np.uint8]:
-    with Image.open(io.BytesIO(png)) as picture:
-        return np.asarray(picture.convert("RGB"))
+    with Image.open(io.BytesIO(png)) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def has_colour(image: NDArray[np.uint8], colour: tuple[int, int, int]) -> int:

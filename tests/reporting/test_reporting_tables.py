@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reporting_runs import PICTURES, REPOSITORY, dense, labels, make_run, posteriors_with
+from reporting_runs import IMAGES, REPOSITORY, dense, labels, make_run, posteriors_with
 from scipy.stats import binomtest
 
 from vggrepro.errors import UserError
@@ -52,11 +52,11 @@ def test_a_known_answer(root: Path) -> None:
     make_run(root, "E", posteriors=dense(256, wrong1=700, wrong5=180))  # 35 % instead of 27.3, and 9.0
     (A,), (E,) = rows_of(root, 3, net="A"), rows_of(root, 3, net="E", S="256")
 
-    assert (A.measured_top1, A.measured_top5, A.n, A.verdict) == (29.6, 10.4, PICTURES, "agrees")
+    assert (A.measured_top1, A.measured_top5, A.n, A.verdict) == (29.6, 10.4, IMAGES, "agrees")
     assert A.difference_top1 == pytest.approx(0)
     for row, wrong1, wrong5 in ((A, 592, 208), (E, 700, 180)):
         for interval, wrong in ((row.interval_top1, wrong1), (row.interval_top5, wrong5)):
-            exact = binomtest(wrong, PICTURES).proportion_ci(method="wilson")
+            exact = binomtest(wrong, IMAGES).proportion_ci(method="wilson")
             assert interval == pytest.approx((100 * exact.low, 100 * exact.high))
     assert (E.verdict, E.note, E.run) == ("differs", "top-1 higher", "paper:E-256")
     assert E.difference_top1 == pytest.approx(7.7)
@@ -75,7 +75,7 @@ def test_a_difference_within_both_sampling_errors_agrees(root: Path) -> None:
 
 @pytest.mark.usefixtures("paper_of_2000")
 def test_several_q_are_averaged_before_the_error_is_taken(root: Path) -> None:
-    # At each Q other pictures are wrong, with less certainty than the two other Q are right.
+    # At each Q other images are wrong, with less certainty than the two other Q are right.
     sets = {("dense", Q): posteriors_with(300, 0, first=at) for Q, at in ((224, 0), (256, 300), (288, 600))}
     make_run(root, "D", posteriors=sets)
     assert rows_of(root, 3, net="D", S="256")[0].measured_top1 == 15.0
@@ -94,11 +94,11 @@ def test_table_5_and_6_and_7_follow_from_the_same_posteriors(root: Path) -> None
         ("D", "dense"): 25.0, ("D", "multicrop"): 23.0, ("D", "both"): 23.0,
         ("E", "dense"): 25.0, ("E", "multicrop"): 23.0, ("E", "both"): 23.0,
     }  # fmt: skip
-    # wrong together: pictures 250 to 499; alone, the other net's certainty outweighs
+    # wrong together: images 250 to 499; alone, the other net's certainty outweighs
     fused = {row.method: row for row in rows_of(root, 6, net="D + E", split="val")}
     assert fused["dense"].measured_top1 == 12.5
     assert fused["dense"].run == "paper:D-256-512 + paper:E-256-512"
-    assert fused["multicrop"].measured_top1 == 100 * 210 / PICTURES
+    assert fused["multicrop"].measured_top1 == 100 * 210 / IMAGES
     (seven,) = [row for row in rows_of(root, 6, split="val") if row.net.count("+") == 6]
     assert seven.verdict == "not measured"
     assert "D at S = 256" in seven.note
@@ -173,7 +173,7 @@ def test_posteriors_of_another_net_or_index_are_named_and_not_used(root: Path) -
     assert "used nowhere above" in render(report, Format.markdown, "t")
 
 
-@pytest.mark.parametrize("shape", [(PICTURES, 9), (PICTURES - 1, 10)])
+@pytest.mark.parametrize("shape", [(IMAGES, 9), (IMAGES - 1, 10)])
 def test_posteriors_that_do_not_fit_the_run_are_refused(root: Path, shape: tuple[int, int]) -> None:
     values = np.full(shape, 0.1, np.float32)
     run = make_run(root, "A")
@@ -207,7 +207,7 @@ def test_without_mirror_images_the_protocol_is_another(root: Path) -> None:
     assert "| A | 256 | 256 | dense, no mirror images | 29.6 | **29.6** |" in text
 
 
-def test_the_same_pictures_at_two_places_are_one_data_set(root: Path) -> None:
+def test_the_same_images_at_two_places_are_one_data_set(root: Path) -> None:
     for net in ("A", "D"):
         run = make_run(root, net, posteriors=dense(256, wrong1=592, wrong5=208))
         run.write_json("dataset.json", run.read_json("dataset.json") | {"source": f"local disk of {net}"})
@@ -317,7 +317,7 @@ def test_html_is_one_file_that_needs_no_network(report: Report) -> None:
 def test_latex_is_escaped_and_balanced(report: Report) -> None:
     text = render(report, Format.latex, "t")
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\bottomrule") > 5
-    assert r"\caption{The paper's Table 3: one test scale, dense (Section 4.1). paper, on pictures (ffffffff)" in text
+    assert r"\caption{The paper's Table 3: one test scale, dense (Section 4.1). paper, on images (ffffffff)" in text
     assert (
         r"\item paper:A-256: train.precision: bf16 instead of fp32 (50 \% faster \& \textless{}cheaper\textgreater{})"
         in text

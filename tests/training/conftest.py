@@ -1,4 +1,4 @@
-"""A data set of a few dozen pictures, and a stage that trains a net of a few thousand weights on it."""
+"""A data set of a few dozen images, and a stage that trains a net of a few thousand weights on it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ pytest.register_assert_rewrite("training_runs")
 
 from training_runs import BATCH, CLASSES  # noqa: E402
 
-TRAIN_PICTURES, VAL_PICTURES = 39, 12  # 39 pictures and a batch of 8: steps straddle epochs
+TRAIN_IMAGES, VAL_IMAGES = 39, 12  # 39 images and a batch of 8: steps straddle epochs
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An ImageNet-style folder; a class is a colour, so that there is something to learn."""
-    root = tmp_path_factory.mktemp("pictures")
+    root = tmp_path_factory.mktemp("images")
     random = np.random.default_rng(0)
-    for split, count in (("train", TRAIN_PICTURES), ("val", VAL_PICTURES)):
+    for split, count in (("train", TRAIN_IMAGES), ("val", VAL_IMAGES)):
         for number in range(count):
             label = number % len(CLASSES)
             pixels = random.integers(0, 120, (36, 40, 3)) + 120 * (np.arange(3) == label)
@@ -34,14 +34,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def stage_file(pictures: Path, tmp_path: Path) -> Callable[..., Path]:
+def stage_file(images: Path, tmp_path: Path) -> Callable[..., Path]:
     """Writes a stage file for a tiny net; keyword arguments replace or add settings, section by section."""
 
     def write(name: str = "A", **sections: dict[str, Any]) -> Path:
         tree: dict[str, dict[str, Any]] = {
             "run": {"name": name, "experiment": "test", "root": str(tmp_path / "runs"), "device": "cpu", "seed": 3},
             "model": {"net": "A", "classes": len(CLASSES), "crop": 32, "width": 0.0625, "init": "kaiming"},
-            "data": {"root": str(pictures), "S": 34, "backend": "torchvision", "workers": 1},
+            "data": {"root": str(images), "S": 34, "backend": "torchvision", "workers": 1},
             "train": {"batch": BATCH, "iterations": 12, "log_every": 1, "checkpoint_every": 4, "keep": 100},
             "evaluation": {"single_Q": [34], "multi_Q": [34], "batch": 8},
             "tracking": {"mlflow": False},

@@ -87,7 +87,7 @@ def back_to(step: int, run: RunDirectory) -> None:
             file.unlink()
 
 
-# 39 pictures in batches of 8: epochs end in the 5th and the 10th step, each with a validation and a checkpoint.
+# 39 images in batches of 8: epochs end in the 5th and the 10th step, each with a validation and a checkpoint.
 @pytest.mark.parametrize("step", [4, 5, 8, 10])
 def test_a_resumed_run_is_bitwise_the_undisturbed_one(stage_file: StageFile, step: int) -> None:
     undisturbed = train_here(stage_file("undisturbed"))

@@ -120,7 +120,7 @@ def test_auto_takes_what_costs_less_on_the_wire_for_arithmetic_in_proportion() -
     assert comm_of("auto", small, 8, 2, "fp32") == "factor"
     assert sent_bytes(small, 256, "factor", 2) > sent_bytes(small, 256, "ddp", 2)
     assert comm_of("auto", small, 256, 2, "fp32") == "ddp"  # its factors are larger than its gradients
-    # ever more operations for ever fewer bytes: at 4096 pictures fewer bytes still, but 1,000 GFLOP on each rank
+    # ever more operations for ever fewer bytes: at 4096 images fewer bytes still, but 1,000 GFLOP on each rank
     assert sent_bytes(architecture("D"), 4096, "factor", 8) < sent_bytes(architecture("D"), 4096, "ddp", 8)
     assert comm_of("auto", architecture("D"), 4096, 8, "fp32") == "ddp"
     assert comm_of("auto", architecture("D"), 256, 1, "fp32") is None
@@ -161,7 +161,7 @@ def test_one_rank_exchanges_nothing() -> None:
 
 @pytest.mark.parametrize(("drifted", "status"), [(None, 0), (1, 2)])
 def test_ranks_whose_weights_drift_apart_stop_and_are_named(
-    pictures: Path, tmp_path: Path, drifted: int | None, status: int
+    images: Path, tmp_path: Path, drifted: int | None, status: int
 ) -> None:
     """One rank's gradient of one bias is off by a little, once."""
     program = tmp_path / "program.py"
@@ -182,7 +182,7 @@ Exchange.finish = off
 cli.main()
 """
     )
-    own = ["train.iterations=3", "train.comm=factor", f"data.root={pictures}", f"run.root={tmp_path / 'runs'}"]
+    own = ["train.iterations=3", "train.comm=factor", f"data.root={images}", f"run.root={tmp_path / 'runs'}"]
     words = [word for setting in [*TINY, *own] for word in ("--set", setting)]
     done = run_program(program, "train", "--config", str(REPOSITORY / "configs" / "vgg_A.yaml"), *words, ranks=2)
     said = [line for line in done.stderr.splitlines() if line.startswith("vggrepro:")]

@@ -79,9 +79,9 @@ def test_a_step_does_not_wait_for_the_device(stage_file: StageFile, compiled: bo
 
 
 @pytest.mark.parametrize("processes", [0, 2])
-def test_batches_on_the_device_are_those_on_the_host(pictures: Path, processes: int) -> None:
+def test_batches_on_the_device_are_those_on_the_host(images: Path, processes: int) -> None:
     """Copied and converted on a stream of their own, while the device is kept busy on another."""
-    split = scan_folder(pictures).split("train")
+    split = scan_folder(images).split("train")
     plan = TrainingPlan(split.size, Data(S=(40, 60)), 32, 0)
     views = MicroBatches(plan, 8, (slice(0, 8),), 0, 40)
     data = Data(S=(40, 60), workers=2, processes=processes)

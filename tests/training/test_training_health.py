@@ -105,8 +105,8 @@ def test_a_gradient_that_is_not_finite_is_not_applied(stage_file: StageFile, mon
     run = healthy.path.parent / "ill"
     told = json.loads((run / "non_finite.json").read_text())
     assert told["step"] == 6
-    assert len(told["pictures"]) == 8
-    assert all(Path(picture).is_file() for picture in told["pictures"])
+    assert len(told["images"]) == 8
+    assert all(Path(image).is_file() for image in told["images"])
 
     monkeypatch.undo()
     recovered = train_here(file)

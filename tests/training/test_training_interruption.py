@@ -51,7 +51,7 @@ def test_seven_kill_six_term_seven_is_twenty_steps(stage_file: StageFile) -> Non
     assert_same_course(run_of(file), undisturbed)
 
 
-# 39 pictures in batches of 8: epochs end in steps 5, 10, 15, 20; two batches of validation pictures
+# 39 images in batches of 8: epochs end in steps 5, 10, 15, 20; two batches of validation images
 @pytest.mark.parametrize(
     "faults",
     [

@@ -24,7 +24,7 @@ BATCH, STEPS, TURN = 32, 400, 10
 
 
 class Interleaved(Loader):
-    """Synthetic pictures; between two turns of the loop it trains a bare net for as many steps."""
+    """Synthetic images; between two turns of the loop it trains a bare net for as many steps."""
 
     bare: list[float]
     ours: list[float]

@@ -15,7 +15,7 @@ from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture, architecture_of
 from vggrepro.models.vgg import VGG
 from vggrepro.training.step import Trainer
-from vggrepro.training.throughput import Meter, describe, flop_per_picture, peak_flops
+from vggrepro.training.throughput import Meter, describe, flop_per_image, peak_flops
 
 StageFile = Callable[..., Path]
 
@@ -75,8 +75,8 @@ def test_compiled_steps_follow_the_same_course(stage_file: StageFile) -> None:
 
 
 @pytest.mark.parametrize(("net", "gflop"), [("A", 45.5), ("D", 92.65), ("E", 117.6)])
-def test_flop_of_a_training_picture(net: str, gflop: float) -> None:
-    assert flop_per_picture(architecture(net)) / 1e9 == pytest.approx(gflop, abs=0.06)
+def test_flop_of_a_training_image(net: str, gflop: float) -> None:
+    assert flop_per_image(architecture(net)) / 1e9 == pytest.approx(gflop, abs=0.06)
 
 
 def test_a_peak_is_known_for_gpus_only(monkeypatch: pytest.MonkeyPatch) -> None:

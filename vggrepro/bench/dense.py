@@ -1,4 +1,4 @@
-"""Dense evaluation beside the usual way: picture by picture, and beside the centre crop that most people report."""
+"""Dense evaluation beside the usual way: image by image, and beside the centre crop that most people report."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from vggrepro.training.throughput import peak_flops
 Timed = Callable[[], NDArray[np.float32]]
 
 
-def run(config: Config, Q: tuple[int, ...], pictures: int, rounds: int) -> dict[str, Any]:
-    """Times three ways of evaluating the same validation pictures with the same net, in turn, `rounds` times.
+def run(config: Config, Q: tuple[int, ...], images: int, rounds: int) -> dict[str, Any]:
+    """Times three ways of evaluating the same validation images with the same net, in turn, `rounds` times.
 
-    ours: dense at every Q with flips, as `vggrepro evaluate` does it; usual: the same, but one picture at a time,
+    ours: dense at every Q with flips, as `vggrepro evaluate` does it; usual: the same, but one image at a time,
     decoded and resampled by PIL, in torch's default memory format; centre_crop: torchvision's Resize and CenterCrop at
-    the smallest Q, in full batches. Returns the keys of every benchmark, with rates in pictures/s. Raises UserError.
+    the smallest Q, in full batches. Returns the keys of every benchmark, with rates in images/s. Raises UserError.
     """
     device = pick_device(config.run.device, 0)
-    split = _first(open_data(config, training=False).split("val"), pictures)
+    split = _first(open_data(config, training=False).split("val"), images)
     loader = make_loader(config.data, device)
     plain = VGG(architecture_of(config)).eval()
     init_weights(plain, "kaiming", seed=0)
@@ -71,7 +71,7 @@ def run(config: Config, Q: tuple[int, ...], pictures: int, rounds: int) -> dict[
         "ours": ours,
         "usual": statistics.median(rates["usual"]),
         "ratio": statistics.median(ratios),
-        "unit": "pictures/s",
+        "unit": "images/s",
         "ceiling": peak / (flop / len(split)) if peak else None,
         "details": {
             "centre_crop": statistics.median(rates["centre_crop"]),
@@ -84,12 +84,12 @@ def run(config: Config, Q: tuple[int, ...], pictures: int, rounds: int) -> dict[
             "largest_difference": float(np.abs(results["ours"] - results["usual"]).max()),
             "tflop_per_s": ours * flop / len(split) / 1e12,
             "mfu": ours * flop / len(split) / peak if peak else None,
-            "minutes_for_the_papers_validation_set": value("val_pictures") / ours / 60,
+            "minutes_for_the_papers_validation_set": value("val_images") / ours / 60,
             "net": config.model.net,
             "crop": config.model.crop,
             "width": config.model.width,
             "Q": list(Q),
-            "pictures": len(split),
+            "images": len(split),
             "rounds": rounds,
             "precision": config.evaluation.precision,
             "backend": loader.backend,
@@ -105,7 +105,7 @@ def _ours(net: VGG, loader: Loader, split: Split, Q: tuple[int, ...], config: Co
     for side in Q:
         views = whole_views(split, side, settings.batch // settings.views, net.architecture.crop)
         for batch in loader.batches(split, views):
-            total[batch.views.picture] += METHODS["dense"](net, batch.images, settings).cpu().numpy()
+            total[batch.views.image] += METHODS["dense"](net, batch.images, settings).cpu().numpy()
     return (total / len(Q)).astype(np.float32)
 
 
@@ -114,12 +114,12 @@ def _one_by_one(
 ) -> NDArray[np.float32]:
     mean = torch.tensor(config.data.mean).view(3, 1, 1)
     rows = []
-    for picture in range(len(split)):
+    for row in range(len(split)):
         posteriors = []
         for side in Q:
-            with Image.open(io.BytesIO(split.read(picture))) as opened:
+            with Image.open(io.BytesIO(split.read(row))) as opened:
                 image = opened.convert("RGB")
-            height, width = rescaled_size(split.size[picture : picture + 1], side)[0]
+            height, width = rescaled_size(split.size[row : row + 1], side)[0]
             pixels = np.array(image.resize((width, height), Image.Resampling.BILINEAR))
             images = (torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float() - mean)[None].to(device)
             views = [images, images.flip(3)] if config.evaluation.flip else [images]
@@ -136,22 +136,22 @@ def _centre_crop(net: VGG, split: Split, Q: int, config: Config, device: torch.d
     rows = []
     for start in range(0, len(split), config.evaluation.batch):
         crops = []
-        for picture in range(start, min(start + config.evaluation.batch, len(split))):
-            with Image.open(io.BytesIO(split.read(picture))) as opened:
+        for row in range(start, min(start + config.evaluation.batch, len(split))):
+            with Image.open(io.BytesIO(split.read(row))) as opened:
                 crops.append(transform(opened.convert("RGB")))
         rows.append(net(torch.stack(crops).to(device).float() - mean).float().softmax(dim=1).cpu().numpy())
     return np.concatenate(rows)
 
 
-def _first(split: Split, pictures: int) -> Split:
-    """Evenly spread pictures of a split."""
-    chosen = np.unique(np.linspace(0, len(split) - 1, min(pictures, len(split))).astype(np.int64))
+def _first(split: Split, images: int) -> Split:
+    """Evenly spread images of a split."""
+    chosen = np.unique(np.linspace(0, len(split) - 1, min(images, len(split))).astype(np.int64))
     columns = ("container", "offset", "length", "label", "size", "ordinary")
     return replace(split, names=split.names.take(chosen), **{key: getattr(split, key)[chosen] for key in columns})
 
 
 def _flop(net: VGG, split: Split, Q: tuple[int, ...], *, flips: int) -> float:
-    """Floating-point operations of the dense pass over all pictures, a multiply-add being two."""
+    """Floating-point operations of the dense pass over all images, a multiply-add being two."""
     layers, crop, k = net.architecture.layers(), net.architecture.crop, net.architecture.fc6_kernel
     convolutions = sum(layer.multiply_adds for layer in layers if layer.kind == "conv") / crop**2
     connected = sum(layer.multiply_adds for layer in layers if layer.kind == "fc")

@@ -1,4 +1,4 @@
-"""Training pictures beside the usual way: torchvision's ImageFolder in a DataLoader, with the same augmentation."""
+"""Training images beside the usual way: torchvision's ImageFolder in a DataLoader, with the same augmentation."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _UNTIMED = 6  # batches at the start of a turn, which may lie ready since the la
 
 
 def run(
-    config: Config, pictures: int, batch: int, batches: int, rounds: int, threads: tuple[int, ...] = ()
+    config: Config, images: int, batch: int, batches: int, rounds: int, threads: tuple[int, ...] = ()
 ) -> dict[str, Any]:
     """Loads training batches in turn by our backends and by the usual way, `rounds` times `batches` of them.
 
-    All read the same `pictures` files, copied out of the data set into a temporary folder, so their bytes come from the
+    All read the same `images` files, copied out of the data set into a temporary folder, so their bytes come from the
     page cache; each has as many decoding threads or processes as this one has cores. ours: DALI where it is installed;
     dali_gpu: the same with a GPU's help, where there is one; ceiling: DALI decoding the same regions and nothing else.
     For each number of `threads` ours once more with so many, in this process and, as on a rank with a GPU, in others.
@@ -50,8 +50,8 @@ def run(
         source = str(sample_set.ensure(Path(folder))) if digits else config.data.root
         whole = open_index(source, config.data.index, Path(folder), _quiet)
         require_training_images(whole)
-        root = Path(folder) / "pictures"
-        _copied(whole.split("train"), whole.classes, pictures, root)
+        root = Path(folder) / "images"
+        _copied(whole.split("train"), whole.classes, images, root)
         split = scan_folder(root).split("train")
         plan = TrainingPlan(split.size, config.data, config.model.crop, config.run.seed)
         present = make_loader(config.data, torch.device("cpu")).backend
@@ -81,7 +81,7 @@ def run(
             **{f"{name} images/s/core": _spread(rates) for name, rates in cpu.items()},
             **{f"{name} images/s": _spread(rates) for name, rates in wall.items()},
             "ratio_by_wall_time": statistics.median([a / b for a, b in zip(wall[present], wall["usual"], strict=True)]),
-            "pictures": len(split),
+            "images": len(split),
             "median_size": np.median(split.size, axis=0).tolist(),
             "mean_bytes": float(split.length.mean()),
             "S": list(config.data.S_range),
@@ -117,15 +117,15 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
-def _copied(split: Split, classes: tuple[str, ...], pictures: int, root: Path) -> None:
-    """The first `pictures` training pictures of a shuffled order as ImageFolder wants them; one of them tests, too."""
-    order = np.random.default_rng(0).permutation(len(split))[:pictures]
-    for picture in order:
-        for part in ("train", "val") if picture == order[0] else ("train",):
-            name = Path(split.name_of(int(picture))).name
-            file = root / part / classes[split.label[picture]] / f"{picture}-{name}"
+def _copied(split: Split, classes: tuple[str, ...], images: int, root: Path) -> None:
+    """The first `images` training images of a shuffled order as ImageFolder wants them; one of them tests, too."""
+    order = np.random.default_rng(0).permutation(len(split))[:images]
+    for image in order:
+        for part in ("train", "val") if image == order[0] else ("train",):
+            name = Path(split.name_of(int(image))).name
+            file = root / part / classes[split.label[image]] / f"{image}-{name}"
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(split.read(int(picture)))
+            file.write_bytes(split.read(int(image)))
 
 
 def _ours(config: Config, backend: str, split: Split, plan: TrainingPlan, batch: int) -> Generator[int]:

@@ -1,4 +1,4 @@
-"""The training step beside torchvision's reference recipe, on synthetic pictures, interleaved in one run."""
+"""The training step beside torchvision's reference recipe, on synthetic images, interleaved in one run."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
 from vggrepro.training.step import Trainer
-from vggrepro.training.throughput import flop_per_picture, peak_flops
+from vggrepro.training.throughput import flop_per_image, peak_flops
 
-_SIZE = 256  # px of the synthetic pictures before the crop; no matter here
+_SIZE = 256  # px of the synthetic images before the crop; no matter here
 _RATE = 1e-5  # a learning rate at which noise leaves every way's weights finite: NaN takes less power, and less time
 
 Step = Callable[[], None]
@@ -115,17 +115,17 @@ def _compare(config: Config, device: torch.device, steps: int, rounds: int) -> d
         by_round = [a / b for a, b in zip(rates["ours"], rates[other], strict=True)]
         found["ratio" if other == "usual" else f"ratio_to_{other}"] = statistics.median(by_round)
     found["mfu"] = mfu(config, device, found["ours"])
-    found["gflop_per_image"] = flop_per_picture(architecture_of(config)) / 1e9
+    found["gflop_per_image"] = flop_per_image(architecture_of(config)) / 1e9
     if memory:
         found["memory_gib_all_ways_resident"] = memory
     return found
 
 
 def training_step(trainer: Trainer) -> Step:
-    """The step of training as `vggrepro train` takes it, but on pictures that lie ready."""
+    """The step of training as `vggrepro train` takes it, but on images that lie ready."""
     config, device = trainer.config, trainer.device
     plan = TrainingPlan(_sizes(), config.data, config.model.crop, config.run.seed)
-    images, labels = _pictures(config, device, torch.channels_last)
+    images, labels = _images(config, device, torch.channels_last)
 
     def batches() -> Generator[Batch]:
         for number in itertools.count():
@@ -143,7 +143,7 @@ def trainer_of(config: Config, device: torch.device) -> Trainer:
 def _usual(config: Config, device: torch.device, layout: torch.memory_format) -> Step:
     """One batch of `references/classification/train.py`: autocast and GradScaler on CUDA, accuracy and loss read."""
     net = _net(config, device, layout)
-    images, labels = _pictures(config, device, layout)
+    images, labels = _images(config, device, layout)
     train = config.train
     optimiser = torch.optim.SGD(
         net.parameters(), lr=train.learning_rate, momentum=train.momentum, weight_decay=train.weight_decay
@@ -168,7 +168,7 @@ def _usual(config: Config, device: torch.device, layout: torch.memory_format) ->
 def _bare(config: Config, device: torch.device) -> Step:
     """Forward, backward, SGD: nothing else."""
     net = _net(config, device, torch.channels_last)
-    images, labels = _pictures(config, device, torch.channels_last)
+    images, labels = _images(config, device, torch.channels_last)
     train = config.train
     optimiser = torch.optim.SGD(
         net.parameters(), lr=train.learning_rate, momentum=train.momentum, weight_decay=train.weight_decay, fused=True
@@ -190,7 +190,7 @@ def _net(config: Config, device: torch.device, layout: torch.memory_format) -> V
     return net.to(device, memory_format=layout).train()  # type: ignore[call-overload]
 
 
-def _pictures(config: Config, device: torch.device, layout: torch.memory_format) -> tuple[torch.Tensor, torch.Tensor]:
+def _images(config: Config, device: torch.device, layout: torch.memory_format) -> tuple[torch.Tensor, torch.Tensor]:
     random = torch.Generator().manual_seed(0)
     images = torch.randn(config.train.batch, 3, config.model.crop, config.model.crop, generator=random) * 60
     labels = torch.randint(config.model.classes, (config.train.batch,), generator=random)
@@ -218,7 +218,7 @@ def wait_for(device: torch.device) -> None:
 def mfu(config: Config, device: torch.device, images_per_s: float) -> float | None:
     """Share of the device's peak at this rate of training; None where the peak is not known."""
     peak = peak_flops(device, config.train.precision)
-    return images_per_s * flop_per_picture(architecture_of(config)) / peak if peak else None
+    return images_per_s * flop_per_image(architecture_of(config)) / peak if peak else None
 
 
 def about(config: Config, device: torch.device) -> dict[str, Any]:

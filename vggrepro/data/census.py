@@ -9,10 +9,10 @@ from vggrepro.paper import value
 
 
 def render(index: Index, *, names: bool) -> Iterator[str]:
-    """Lines of text; with `names`, one for every picture that is odd or rejected."""
+    """Lines of text; with `names`, one for every image that is odd or rejected."""
     found = index.summary()
     how = "decoded" if index.verified == "full" else "headers read"
-    yield f"{index.source}: {found['pictures']:,} pictures of {found['classes']:,} classes, all {how}"
+    yield f"{index.source}: {found['images']:,} images of {found['classes']:,} classes, all {how}"
     for split, n in found["splits"].items():
         yield f"  {split:6} {n:>9,}"
     yield f"  usable {found['usable']:>9,}, of these odd but decoded to RGB alike by every backend: {found['odd']:,}"
@@ -24,7 +24,7 @@ def render(index: Index, *, names: bool) -> Iterator[str]:
         yield f"  ILSVRC-2012: {differences}"
     if index.mean_rgb:
         here, paper = (", ".join(f"{x:.3f}" for x in mean) for mean in (index.mean_rgb, value("mean_rgb")))
-        yield f"  mean RGB of training pictures {here} (the paper's nets subtract {paper})"
+        yield f"  mean RGB of training images {here} (the paper's nets subtract {paper})"
     if names:
         for status, place in index.census():
             yield f"{status}\t{place}"

@@ -1,8 +1,8 @@
-"""The DALI backends: of each picture, only the region that its views read is decoded, on the CPU or on a GPU.
+"""The DALI backends: of each image, only the region that its views read is decoded, on the CPU or on a GPU.
 
 Only this module imports DALI. On the CPU its decoder gives PIL's pixels for ordinary JPEGs (libjpeg-turbo in both).
-Resampling is left to others, `decode.resample` and `resample.py`: DALI's resize repeats the picture's edge where the
-anti-aliasing filter reaches beyond it, PIL's leaves those taps out, and the borders of strongly reduced pictures differ
+Resampling is left to others, `decode.resample` and `resample.py`: DALI's resize repeats the image's edge where the
+anti-aliasing filter reaches beyond it, PIL's leaves those taps out, and the borders of strongly reduced images differ
 by more than 10 grey levels. On the CPU both cost the same.
 """
 
@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vggrepro.data.decode import BadPictureError, Region, groups, in_groups, whole_region
+from vggrepro.data.decode import BadImageError, Region, groups, in_groups, whole_region
 from vggrepro.data.index import Split
 from vggrepro.data.views import Ints
 from vggrepro.progress import say
 
 MOST = 64
-"""Pictures in one batch at most."""
+"""Images in one batch at most."""
 _AHEAD = 2  # batches being decoded ahead of the one asked for, and batches being read ahead of those
 
 
@@ -37,11 +37,11 @@ def regions(
     pool: ThreadPoolExecutor,
     readers: ThreadPoolExecutor,
     device: torch.device | None = None,
-) -> Iterator[list[Region | BadPictureError]]:
-    """Decodes batches of (pictures, boxes), at most MOST pictures each, in `threads` threads; reads in `readers`.
+) -> Iterator[list[Region | BadImageError]]:
+    """Decodes batches of (images, boxes), at most MOST images each, in `threads` threads; reads in `readers`.
 
     Without a device pixels are PIL's images, with one they are tensors there, which a GPU has helped to decode. PIL
-    decodes what is not an ordinary JPEG, so that grey, CMYK and PNG files become RGB in one way; and every picture
+    decodes what is not an ordinary JPEG, so that grey, CMYK and PNG files become RGB in one way; and every image
     of a batch at which DALI fails. That kills its pipeline, which is built anew for the batches after.
 
     Tensors are good for what torch's current stream is given before the next batch is asked for.
@@ -111,33 +111,33 @@ def _image(outputs: Any, row: int) -> Image.Image:
 
 
 class _Batch:
-    """Pictures on their way, their bytes being read since it was made."""
+    """Images on their way, their bytes being read since it was made."""
 
     def __init__(
-        self, split: Split, pool: ThreadPoolExecutor, readers: ThreadPoolExecutor, pictures: Ints, boxes: Ints
+        self, split: Split, pool: ThreadPoolExecutor, readers: ThreadPoolExecutor, images: Ints, boxes: Ints
     ) -> None:
-        assert len(pictures) <= MOST
+        assert len(images) <= MOST
         self.boxes = boxes
-        self._split, self._pool, self._pictures = split, pool, pictures
-        self._reading = [readers.submit(self._read, rows) for rows in groups(len(pictures))]
+        self._split, self._pool, self._images = split, pool, images
+        self._reading = [readers.submit(self._read, rows) for rows in groups(len(images))]
 
-    def _read(self, rows: range) -> list[bytes | BadPictureError]:
-        return [self._split.read_or_reason(int(picture)) for picture in self._pictures[rows.start : rows.stop]]
+    def _read(self, rows: range) -> list[bytes | BadImageError]:
+        return [self._split.read_or_reason(int(image)) for image in self._images[rows.start : rows.stop]]
 
     @cached_property
-    def encoded(self) -> list[bytes | BadPictureError]:
+    def encoded(self) -> list[bytes | BadImageError]:
         """The bytes of every row, or why there are none."""
         return [encoded for group in self._reading for encoded in group.result()]
 
     @cached_property
     def for_dali(self) -> list[int]:
         """The rows that DALI is to decode: ordinary JPEGs whose bytes could be read."""
-        ordinary = self._split.ordinary[self._pictures]
+        ordinary = self._split.ordinary[self._images]
         return [row for row, encoded in enumerate(self.encoded) if ordinary[row] and isinstance(encoded, bytes)]
 
-    def regions(self, images: Sequence[Image.Image | torch.Tensor]) -> list[Region | BadPictureError]:
+    def regions(self, images: Sequence[Image.Image | torch.Tensor]) -> list[Region | BadImageError]:
         """All rows, given what DALI decoded of its own (nothing where it failed)."""
-        found: list[Region | BadPictureError | None] = [None] * len(self._pictures)
+        found: list[Region | BadImageError | None] = [None] * len(self._images)
         if images:
             for row, image in zip(self.for_dali, images, strict=True):
                 found[row] = Region(image, *map(int, self.boxes[row, :2]))
@@ -146,11 +146,11 @@ class _Batch:
             found[row] = region
         return [region for region in found if region is not None]
 
-    def _by_pil(self, row: int) -> Region | BadPictureError:
+    def _by_pil(self, row: int) -> Region | BadImageError:
         encoded = self.encoded[row]
-        if isinstance(encoded, BadPictureError):
+        if isinstance(encoded, BadImageError):
             return encoded
-        return whole_region(encoded, self._split.size[self._pictures[row]])
+        return whole_region(encoded, self._split.size[self._images[row]])
 
 
 def _reading(batches: Iterator[_Batch]) -> Iterator[_Batch]:

@@ -1,6 +1,6 @@
 """From bytes to pixels, and from pixels to the window a view shows. What all backends share.
 
-One definition of a picture's pixels: what PIL decodes, converted to RGB, never rotated by EXIF. One resampling: PIL's
+One definition of an image's pixels: what PIL decodes, converted to RGB, never rotated by EXIF. One resampling: PIL's
 anti-aliased bilinear filter on exactly the window, reading beyond it, which is rescaling all and then cropping. (The
 GPU's decoder differs by a few grey levels; `resample.py` is the same filter there.)
 """
@@ -30,23 +30,23 @@ T = TypeVar("T")
 _GROUP = 4
 
 
-class BadPictureError(Exception):
-    """A picture that cannot be read or decoded; the text says why."""
+class BadImageError(Exception):
+    """An image that cannot be read or decoded; the text says why."""
 
 
 @dataclass(frozen=True)
 class Region:
-    """A decoded part of a picture."""
+    """A decoded part of an image."""
 
     image: Image.Image | torch.Tensor
     """RGB; a tensor (h, w, 3) uint8 where it was decoded on a GPU."""
     top: int
     left: int
-    """Where the part lies in the picture, px."""
+    """Where the part lies in the image, px."""
 
 
 def read(path: str, offset: int, length: int) -> bytes:
-    """At most `length` bytes of a file, by a positioned read. Raises BadPictureError."""
+    """At most `length` bytes of a file, by a positioned read. Raises BadImageError."""
     try:
         file = os.open(path, os.O_RDONLY)
         try:
@@ -54,54 +54,54 @@ def read(path: str, offset: int, length: int) -> bytes:
         finally:
             os.close(file)
     except OSError as error:
-        raise BadPictureError(f"unreadable ({error.strerror})") from None
+        raise BadImageError(f"unreadable ({error.strerror})") from None
 
 
 @contextmanager
 def opened(encoded: bytes) -> Iterator[Image.Image]:
-    """The picture in its own mode, not yet decoded; whatever goes wrong inside becomes a BadPictureError."""
+    """The image in its own mode, not yet decoded; whatever goes wrong inside becomes a BadImageError."""
     if not encoded:
-        raise BadPictureError("empty file")
+        raise BadImageError("empty file")
     try:
-        # warnings are about metadata, which do not touch the pixels, and about large pictures
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(encoded)) as picture:
-            yield picture
-    except BadPictureError:
+        # warnings are about metadata, which do not touch the pixels, and about large images
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(encoded)) as image:
+            yield image
+    except BadImageError:
         raise
     except UnidentifiedImageError:
-        raise BadPictureError("not a picture") from None
+        raise BadImageError("not an image") from None
     except Image.DecompressionBombError:
-        raise BadPictureError("more than 179 megapixels") from None
+        raise BadImageError("more than 179 megapixels") from None
     except MemoryError:
-        raise BadPictureError("out of memory") from None
+        raise BadImageError("out of memory") from None
     except Exception as error:  # PIL raises whatever a broken file provokes
         truncated = "truncated" in str(error).lower()
-        raise BadPictureError("truncated" if truncated else f"broken ({type(error).__name__})") from None
+        raise BadImageError("truncated" if truncated else f"broken ({type(error).__name__})") from None
 
 
-def rgb(picture: Image.Image) -> Image.Image:
-    """A picture of any mode as RGB: grey repeated, palettes looked up, alpha dropped, CMYK converted by PIL."""
-    if picture.mode.startswith("I"):  # 16-bit grey, which PIL would clip at 255 instead of scaling
-        return Image.fromarray((np.asarray(picture) // 257).astype(np.uint8)).convert("RGB")
-    return picture.convert("RGB")
+def rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as RGB: grey repeated, palettes looked up, alpha dropped, CMYK converted by PIL."""
+    if image.mode.startswith("I"):  # 16-bit grey, which PIL would clip at 255 instead of scaling
+        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
 
 
-def whole_region(encoded: bytes, size: Ints) -> Region | BadPictureError:
-    """The whole picture, held to the size it is indexed with, or what is wrong with it."""
+def whole_region(encoded: bytes, size: Ints) -> Region | BadImageError:
+    """The whole image, held to the size it is indexed with, or what is wrong with it."""
     try:
-        with opened(encoded) as picture:
-            image = rgb(picture)
-    except BadPictureError as error:
+        with opened(encoded) as encoded_image:
+            image = rgb(encoded_image)
+    except BadImageError as error:
         return error
     if image.size != (size[1], size[0]):
-        return BadPictureError(f"it has {image.width}x{image.height} px, its index says {size[1]}x{size[0]}")
+        return BadImageError(f"it has {image.width}x{image.height} px, its index says {size[1]}x{size[0]}")
     return Region(image, 0, 0)
 
 
 def resample(region: Region, box: Ints, window: NDArray[np.float64], flip: bool, out: Pixels) -> None:
-    """Fills `out` (h, w, 3) with a window of a picture, given the box that the filter reads.
+    """Fills `out` (h, w, 3) with a window of an image, given the box that the filter reads.
 
-    Box and window are top, left, bottom, right in the picture's px. PIL takes the window in single precision, so it is
+    Box and window are top, left, bottom, right in the image's px. PIL takes the window in single precision, so it is
     given relative to the box: the result does not depend on how much more than the box was decoded.
     """
     top, left, bottom, right = (int(edge) for edge in box - np.array([region.top, region.left] * 2))

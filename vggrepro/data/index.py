@@ -1,9 +1,9 @@
-"""The index: one row per picture, saying where its bytes are, what it is labelled, how large it is and what is odd.
+"""The index: one row per image, saying where its bytes are, what it is labelled, how large it is and what is odd.
 
 Training and evaluation read nothing else about a data set, so an unpacked folder and any archive whose members are
 stored uncompressed are the same thing to them: a container, an offset and a length. Rows are ordered by split, by
-usability and then by class and name, so the same pictures make the same rows wherever they lie, and a split's usable
-pictures are one slice of a file that all processes of a machine share in memory.
+usability and then by class and name, so the same images make the same rows wherever they lie, and a split's usable
+images are one slice of a file that all processes of a machine share in memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vggrepro.data.decode import BadPictureError, read
+from vggrepro.data.decode import BadImageError, read
 from vggrepro.data.sources import SPLITS, Member, find, signature
 from vggrepro.data.verify import Finding, How, Place, verify
 from vggrepro.data.views import Ints
@@ -35,55 +35,55 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 
 _FORMAT_VERSION = "2"
-_CHUNK = 64  # pictures that a verifying process is given at once
+_CHUNK = 64  # images that a verifying process is given at once
 _MOST_KEPT_OPEN = 256
 
 
 @dataclass(frozen=True)
 class Split:
-    """The usable pictures of one split, in index order. Arrays are (pictures,) unless said otherwise."""
+    """The usable images of one split, in index order. Arrays are (images,) unless said otherwise."""
 
     name: str
     containers: Sequence[str]
-    """Archives and folders that hold pictures; a picture names its own by number."""
+    """Archives and folders that hold images; an image names its own by number."""
     container: NDArray[np.int32]
     names: pa.ChunkedArray
     """File names, without folders."""
     offset: Ints
-    """Byte where the picture starts in its archive; 0 in a file of its own."""
+    """Byte where the image starts in its archive; 0 in a file of its own."""
     length: Ints
     """Bytes."""
     label: Ints
     size: Ints
-    """(pictures, 2) height and width, px."""
+    """(images, 2) height and width, px."""
     ordinary: NDArray[np.bool_]
-    """Whether nothing is odd about the picture: a JPEG whose pixels every decoder gives alike."""
+    """Whether nothing is odd about the image: a JPEG whose pixels every decoder gives alike."""
     rejected: int
-    """Pictures of this split that cannot be used, and are not in the arrays."""
+    """Images of this split that cannot be used, and are not in the arrays."""
     _archives: _Archives
 
     def __len__(self) -> int:
         return len(self.label)
 
-    def name_of(self, picture: int) -> str:
-        """Where a picture is, for messages."""
-        return os.path.join(self.containers[self.container[picture]], self.names[picture].as_py())
+    def name_of(self, image: int) -> str:
+        """Where an image is, for messages."""
+        return os.path.join(self.containers[self.container[image]], self.names[image].as_py())
 
-    def read(self, picture: int) -> bytes:
-        """The encoded picture. Raises BadPictureError."""
-        container, length = self.containers[self.container[picture]], int(self.length[picture])
+    def read(self, image: int) -> bytes:
+        """The encoded image. Raises BadImageError."""
+        container, length = self.containers[self.container[image]], int(self.length[image])
         if self._archives.is_archive(container):
-            return self._archives.read(container, int(self.offset[picture]), length)
-        encoded = read(os.path.join(container, self.names[picture].as_py()), 0, length + 1)
+            return self._archives.read(container, int(self.offset[image]), length)
+        encoded = read(os.path.join(container, self.names[image].as_py()), 0, length + 1)
         if len(encoded) != length:
-            raise BadPictureError(f"{len(encoded)} bytes long, {length} when it was indexed")
+            raise BadImageError(f"{len(encoded)} bytes long, {length} when it was indexed")
         return encoded
 
-    def read_or_reason(self, picture: int) -> bytes | BadPictureError:
-        """The encoded picture, or why it cannot be had."""
+    def read_or_reason(self, image: int) -> bytes | BadImageError:
+        """The encoded image, or why it cannot be had."""
         try:
-            return self.read(picture)
-        except BadPictureError as error:
+            return self.read(image)
+        except BadImageError as error:
             return error
 
 
@@ -102,7 +102,7 @@ class _Archives:
         return container in self._paths
 
     def read(self, path: str, offset: int, length: int) -> bytes:
-        """Raises BadPictureError."""
+        """Raises BadImageError."""
         if len(self._paths) > _MOST_KEPT_OPEN:
             encoded = read(path, offset, length)
         else:
@@ -112,9 +112,9 @@ class _Archives:
                         self._open[path] = os.open(path, os.O_RDONLY)
                 encoded = os.pread(self._open[path], length, offset)
             except OSError as error:
-                raise BadPictureError(f"unreadable ({error.strerror})") from None
+                raise BadImageError(f"unreadable ({error.strerror})") from None
         if len(encoded) < length:
-            raise BadPictureError("the archive ends early")
+            raise BadImageError("the archive ends early")
         return encoded
 
     def __del__(self) -> None:
@@ -135,17 +135,17 @@ class Index:
     source: str
     """What was scanned."""
     verified: str
-    """`full` where every picture was decoded once, `header` where only its header was read."""
+    """`full` where every image was decoded once, `header` where only its header was read."""
     archives: tuple[str, ...]
     """The containers that are archives; the others are folders."""
     mean_rgb: tuple[float, float, float] | None = None
-    """Mean of the usable training pictures' mean colours, grey levels, where it was asked for."""
+    """Mean of the usable training images' mean colours, grey levels, where it was asked for."""
     seen: dict[str, tuple[int, int]] = field(default_factory=dict)
     """(bytes, time of change in ns) of archives when they were scanned, (0, time of change) of folders."""
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of what the pictures are, wherever they lie: labels, lengths, sizes, splits, in order."""
+        """SHA-256 (hex) of what the images are, wherever they lie: labels, lengths, sizes, splits, in order."""
         digest = hashlib.sha256("\n".join(self.classes).encode())
         for name in SPLITS:
             split = self.split(name)
@@ -155,11 +155,11 @@ class Index:
         return digest.hexdigest()
 
     def split(self, name: str) -> Split:
-        """The usable pictures of `train` or `val`. Arrays are views of the table, not copies."""
+        """The usable images of `train` or `val`. Arrays are views of the table, not copies."""
         of_split = _codes(self.table["split"]) == SPLITS.index(name)
         usable = of_split & self._usable
         start, n = int(of_split.argmax()), int(usable.sum())
-        assert usable[start : start + n].all(), "usable pictures of a split must be one slice"
+        assert usable[start : start + n].all(), "usable images of a split must be one slice"
         rows = slice(start, start + n)
         table = self.table.slice(start, n)
         containers = self.table["container"].chunk(0).dictionary.to_pylist()
@@ -189,7 +189,7 @@ class Index:
         return of_code[_codes(self.table["status"])]
 
     def summary(self) -> dict[str, Any]:
-        """Counts: pictures, usable, odd, rejected, by_reason, splits, rejected_splits, classes; how they were found."""
+        """Counts: images, usable, odd, rejected, by_reason, splits, rejected_splits, classes; how they were found."""
         counts = np.bincount(_codes(self.table["status"]), minlength=len(self._statuses))
         statuses = {status: int(n) for status, n in zip(self._statuses, counts, strict=True) if n}
         rejected = sum(n for status, n in statuses.items() if status.startswith("rejected"))
@@ -197,7 +197,7 @@ class Index:
         return {
             "source": self.source,
             "verified": self.verified,
-            "pictures": self.table.num_rows,
+            "images": self.table.num_rows,
             "usable": self.table.num_rows - rejected,
             "odd": sum(n for status, n in statuses.items() if status.startswith("ok-odd")),
             "rejected": rejected,
@@ -215,15 +215,15 @@ class Index:
         if len(self.classes) != value("classes") or not all(re.fullmatch(r"n\d{8}", name) for name in self.classes):
             return None
         found = np.bincount(_codes(self.table["split"]), minlength=len(SPLITS))
-        expected = (value("train_pictures"), value("val_pictures"))
+        expected = (value("train_images"), value("val_images"))
         return [
-            f"{n} {name} pictures, ILSVRC-2012 has {wanted}"
+            f"{n} {name} images, ILSVRC-2012 has {wanted}"
             for name, n, wanted in zip(SPLITS, found, expected, strict=True)
             if n != wanted
         ]
 
     def census(self) -> Iterator[tuple[str, str]]:
-        """(status, place) of every picture that is not simply ok."""
+        """(status, place) of every image that is not simply ok."""
         containers = self.table["container"].chunk(0).dictionary.to_pylist()
         container, status = _codes(self.table["container"]), _codes(self.table["status"])
         for code in sorted(range(len(self._statuses)), key=lambda code: self._statuses[code]):
@@ -316,15 +316,15 @@ def scan(
     classes: str | None = None,
     mean: bool = False,
     journal: Path | None = None,
-    found: Callable[[int], None] = lambda pictures: None,
+    found: Callable[[int], None] = lambda images: None,
     progress: Progress = lambda done, total: None,
 ) -> Index:
-    """Indexes sources of any layout (see :func:`vggrepro.data.sources.find`), looking at every picture.
+    """Indexes sources of any layout (see :func:`vggrepro.data.sources.find`), looking at every image.
 
-    `how="full"` decodes each once, `"header"` reads headers only. `classes` lists all classes, where the pictures may
-    be of some of them only. `mean` (with full) computes the mean colour of the training pictures. What has been
+    `how="full"` decodes each once, `"header"` reads headers only. `classes` lists all classes, where the images may
+    be of some of them only. `mean` (with full) computes the mean colour of the training images. What has been
     looked at is kept in `journal` until the end, so that a scan that was interrupted goes on where it was.
-    `found(pictures)` and `progress(done, total)` report. Raises UserError.
+    `found(images)` and `progress(done, total)` report. Raises UserError.
     """
     members, all_classes = find(sources, classes, found)
     if mean and members[0].split != "train":
@@ -348,7 +348,7 @@ def require_training_images(index: Index) -> None:
     """Raises UserError for an index without training images, which is enough for testing only."""
     train = index.split("train")
     if train.rejected and not len(train):
-        raise UserError(f"{index.source} has no usable picture in train; see `vggrepro index`")
+        raise UserError(f"{index.source} has no usable image in train; see `vggrepro index`")
     if not len(train):
         raise UserError(
             f"{index.source} has no training images, only validation images: enough for `vggrepro evaluate`, not for "

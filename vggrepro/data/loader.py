@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vggrepro.config import Config, Data
 from vggrepro.data import sample_set
-from vggrepro.data.decode import BadPictureError, Region, in_groups, resample, whole_region
+from vggrepro.data.decode import BadImageError, Region, in_groups, resample, whole_region
 from vggrepro.data.index import Index, Split, open_index, require_training_images
 from vggrepro.data.prefetch import prefetch, to_device
 from vggrepro.data.processes import in_order, shared_empty
@@ -33,16 +33,16 @@ from vggrepro.progress import say
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures as the net sees them."""
+    """Images as the net sees them."""
 
     images: torch.Tensor
     """(N, 3, h, w) float32, channels last in memory, RGB 0-255 minus mean, divided by std; see `Loader`."""
     labels: torch.Tensor
     """(N,) int64."""
     views: Views
-    """What is shown: the views asked for, but for the places of bad pictures."""
+    """What is shown: the views asked for, but for the places of bad images."""
     dropout_masks: tuple[torch.Tensor, torch.Tensor] | None = None
-    """In training with dropout, which units of fc6 and fc7 each picture keeps: bool (N, units)."""
+    """In training with dropout, which units of fc6 and fc7 each image keeps: bool (N, units)."""
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Keeps the memory from being used again before what `stream` has been given so far is done."""
@@ -50,17 +50,17 @@ class Batch:
             tensor.record_stream(stream)
 
 
-class BadPictures:
-    """The training pictures of one rank that turned out to be bad after indexing, up to a limit."""
+class BadImages:
+    """The training images of one rank that turned out to be bad after indexing, up to a limit."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.reasons: dict[str, str] = {}
-        """What was wrong, by picture."""
+        """What was wrong, by image."""
 
-    def note(self, split: Split, picture: int, reason: BadPictureError) -> None:
-        """Counts and reports a picture once. Raises UserError beyond the limit."""
-        name = split.name_of(picture)
+    def note(self, split: Split, image: int, reason: BadImageError) -> None:
+        """Counts and reports an image once. Raises UserError beyond the limit."""
+        name = split.name_of(image)
         if name in self.reasons:
             return
         self.reasons[name] = str(reason)
@@ -72,9 +72,9 @@ class BadPictures:
         say(f"{name} is bad since it was indexed ({reason}); another takes its place ({len(self.reasons)} so far)")
 
 
-_Piece = tuple[Views, int, Callable[[torch.Tensor], dict[int, BadPictureError]]]
+_Piece = tuple[Views, int, Callable[[torch.Tensor], dict[int, BadImageError]]]
 """A batch's views, the row at which the piece begins, and what fills its rows' places with grey levels (n, h, w, 3) and
-returns the rows of the piece whose pictures are bad."""
+returns the rows of the piece whose images are bad."""
 
 
 @dataclass(frozen=True)
@@ -97,20 +97,20 @@ class Loader:
     """That decode and resample beside this one; 0: this one does."""
     piece: int = 64
     """Most images decoded at once: bounds the memory that dense evaluation's large ones take."""
-    bad: BadPictures = field(default_factory=lambda: BadPictures(0), compare=False)
+    bad: BadImages = field(default_factory=lambda: BadImages(0), compare=False)
 
     def batches(self, split: Split, stream: Iterable[Views]) -> Generator[Batch]:
         """The batches of a stream of views, in its order; rendered ahead of their use, in the background.
 
-        A picture that has gone bad since it was indexed gives its place to the plan's spare; where there is none (in
-        testing, where every picture counts), or with more than `data.max_bad` of them, UserError is raised.
+        An image that has gone bad since it was indexed gives its place to the plan's spare; where there is none (in
+        testing, where every image counts), or with more than `data.max_bad` of them, UserError is raised.
         """
         return prefetch(self.render(split, stream), self.device)
 
     def render(self, split: Split, stream: Iterable[Views]) -> Generator[Batch]:
         """As :meth:`batches`, in the foreground: for what is itself prefetched."""
         for views, pixels in self._rendered(split, stream):
-            labels = torch.from_numpy(split.label[views.picture])
+            labels = torch.from_numpy(split.label[views.image])
             yield Batch(self._images(views, pixels), to_device(labels, self.device), views)
 
     def _images(self, views: Views, pixels: torch.Tensor) -> torch.Tensor:
@@ -154,9 +154,9 @@ class Loader:
 
         def wanted() -> Iterator[tuple[Ints, Ints]]:
             for views, first in cut:
-                pictures, boxes, which = views[first : first + self.piece].decode_boxes()
+                images, boxes, which = views[first : first + self.piece].decode_boxes()
                 asked.append((views, first, which))
-                yield pictures, boxes
+                yield images, boxes
 
         # waiting for disks and networks takes more threads than decoding
         with ThreadPoolExecutor(self.workers) as pool, ThreadPoolExecutor(self.readers) as readers:
@@ -180,10 +180,10 @@ class Loader:
                 yield views, first, partial(_copied, pixels, bad)
 
     def _fill(
-        self, regions: Sequence[Region | BadPictureError], rows: Views, pool: ThreadPoolExecutor, places: torch.Tensor
-    ) -> dict[int, BadPictureError]:
+        self, regions: Sequence[Region | BadImageError], rows: Views, pool: ThreadPoolExecutor, places: torch.Tensor
+    ) -> dict[int, BadImageError]:
         """Resamples into the rows' places; returns the rows that cannot be, with the reasons."""
-        bad = {row: region for row, region in enumerate(regions) if isinstance(region, BadPictureError)}
+        bad = {row: region for row, region in enumerate(regions) if isinstance(region, BadImageError)}
         if not bad:
             self._resample([region for region in regions if isinstance(region, Region)], rows, places, pool)
         else:
@@ -220,7 +220,7 @@ class Loader:
         wanted: Iterator[tuple[Ints, Ints]],
         pool: ThreadPoolExecutor,
         readers: ThreadPoolExecutor,
-    ) -> Iterator[list[Region | BadPictureError]]:
+    ) -> Iterator[list[Region | BadImageError]]:
         if self.backend != "torchvision":
             from vggrepro.data import dali
 
@@ -230,26 +230,26 @@ class Loader:
 
         return torchvision.regions(split, wanted, pool=pool, readers=readers)
 
-    def _replaced(self, split: Split, views: Views, row: int, reason: BadPictureError) -> tuple[Views, Region]:
-        """The views with a good picture in a row, and that picture."""
+    def _replaced(self, split: Split, views: Views, row: int, reason: BadImageError) -> tuple[Views, Region]:
+        """The views with a good image in a row, and that image."""
         if views.spare is None:
             raise UserError(
-                f"{split.name_of(int(views.picture[row]))} is bad since it was indexed ({reason}), and an error rate "
-                f"counts every picture; restore it, or index the data again"
+                f"{split.name_of(int(views.image[row]))} is bad since it was indexed ({reason}), and an error rate "
+                f"counts every image; restore it, or index the data again"
             )
-        self.bad.note(split, int(views.picture[row]), reason)
+        self.bad.note(split, int(views.image[row]), reason)
         for attempt in count(1):
             other = views.spare(row, attempt)
-            picture = int(other.picture[0])
-            if picture in views.picture and attempt < len(split):
-                continue  # a batch shows no picture twice unless there are too few
-            encoded = split.read_or_reason(picture)
-            region = whole_region(encoded, split.size[picture]) if isinstance(encoded, bytes) else encoded
+            image = int(other.image[0])
+            if image in views.image and attempt < len(split):
+                continue  # a batch shows no image twice unless there are too few
+            encoded = split.read_or_reason(image)
+            region = whole_region(encoded, split.size[image]) if isinstance(encoded, bytes) else encoded
             if isinstance(region, Region):
                 return views.with_row(row, other), region
-            self.bad.note(split, picture, region)
+            self.bad.note(split, image, region)
             if attempt > 2 * len(split):
-                raise UserError(f"no picture of {split.name} is left that can be read; restore the data")
+                raise UserError(f"no image of {split.name} is left that can be read; restore the data")
         raise AssertionError
 
 
@@ -259,7 +259,7 @@ class _Pieces:
     def __init__(self, loader: Loader, split: Split, stream: Iterable[Views]) -> None:
         self._loader, self._split, self._stream = loader, split, stream
 
-    def part(self, number: int, parts: int) -> Iterator[tuple[torch.Tensor, dict[int, BadPictureError]]]:
+    def part(self, number: int, parts: int) -> Iterator[tuple[torch.Tensor, dict[int, BadImageError]]]:
         """In order, for process `number` of `parts`."""
         for views, first, fill in self._loader._by_threads(
             self._split, islice(self._loader._cut(self._stream), number, None, parts)
@@ -269,7 +269,7 @@ class _Pieces:
             yield pixels, fill(pixels)
 
 
-def _copied(pixels: torch.Tensor, bad: dict[int, BadPictureError], places: torch.Tensor) -> dict[int, BadPictureError]:
+def _copied(pixels: torch.Tensor, bad: dict[int, BadImageError], places: torch.Tensor) -> dict[int, BadImageError]:
     places.copy_(pixels)
     return bad
 
@@ -307,7 +307,7 @@ def make_loader(data: Data, device: torch.device, cores: int | None = None) -> L
     backend = found if data.backend == "auto" else data.backend
     if backend == "dali_gpu":
         processes = 0  # its work is on the device
-    return Loader(backend, data.mean, workers, device, processes=min(processes, workers), bad=BadPictures(data.max_bad))
+    return Loader(backend, data.mean, workers, device, processes=min(processes, workers), bad=BadImages(data.max_bad))
 
 
 def open_data(
@@ -334,10 +334,10 @@ def open_data(
         )
         raise UserError(f"model.classes={config.model.classes}, but {index.source} has {len(index.classes)}; {remedy}")
     if not len(index.split("val")):
-        raise UserError(f"{index.source} has no usable picture in val; see `vggrepro index`")
+        raise UserError(f"{index.source} has no usable image in val; see `vggrepro index`")
     if (rejected := index.split("val").rejected) > config.data.max_rejected_val:
         raise UserError(
-            f"{rejected} validation pictures of {index.source} cannot be read, and an error rate counts all of them; "
+            f"{rejected} validation images of {index.source} cannot be read, and an error rate counts all of them; "
             f"`vggrepro index --report` names them: replace them, or set data.max_rejected_val={rejected} to test on "
             f"the others"
         )

@@ -1,9 +1,9 @@
 """The sampling plan: every random draw of training, as a pure function of (seed, ordinal).
 
 Training reads one endless sequence of samples: epoch after epoch, each a fresh permutation of the training set. The
-*ordinal* of a sample is its place in that sequence, so sample `ordinal` belongs to epoch `ordinal // pictures`, global
+*ordinal* of a sample is its place in that sequence, so sample `ordinal` belongs to epoch `ordinal // images`, global
 step `t` takes the ordinals [t * batch, (t + 1) * batch), and the whole state of the data is the step. A batch may
-straddle two epochs; no picture is dropped, repeated or padded.
+straddle two epochs; no image is dropped, repeated or padded.
 
 Draws come from Philox4x64 (Salmon et al., SC 2011), a counter-based generator: sample `ordinal` owns a fixed range of
 counters, whoever asks for it, in whatever order. NumPy guarantees the raw stream of its bit generators across versions
@@ -41,10 +41,10 @@ def _uniform(words: NDArray[np.uint64]) -> NDArray[np.float64]:
 
 
 @lru_cache(maxsize=2)  # an epoch's end and the next one's start are asked for in turn
-def permutation(seed: int, epoch: int, pictures: int) -> Ints:
-    """(pictures,) the order of one epoch."""
-    counters = -(-pictures // _WORDS_PER_COUNTER)
-    order = np.argsort(_words(seed, _ORDER, 0, counters, page=epoch).ravel()[:pictures], kind="stable")
+def permutation(seed: int, epoch: int, images: int) -> Ints:
+    """(images,) the order of one epoch."""
+    counters = -(-images // _WORDS_PER_COUNTER)
+    order = np.argsort(_words(seed, _ORDER, 0, counters, page=epoch).ravel()[:images], kind="stable")
     order.flags.writeable = False
     return order
 
@@ -81,28 +81,28 @@ def colour_components(shift: ColourShift) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Which view of which picture each ordinal is (Section 3.1: one random crop per picture per iteration)."""
+    """Which view of which image each ordinal is (Section 3.1: one random crop per image per iteration)."""
 
     sizes: Ints
-    """(pictures, 2) height and width of the training pictures, px."""
+    """(images, 2) height and width of the training images, px."""
     data: Data
     crop: int
     seed: int
 
     @property
-    def pictures(self) -> int:
-        """Pictures in one epoch."""
+    def images(self) -> int:
+        """Images in one epoch."""
         return len(self.sizes)
 
     def order(self, ordinals: Ints) -> Ints:
-        """The picture each ordinal stands for."""
-        epochs = ordinals // self.pictures
-        picture = np.empty_like(ordinals)
+        """The image each ordinal stands for."""
+        epochs = ordinals // self.images
+        image = np.empty_like(ordinals)
         for epoch in np.unique(epochs):
             of_epoch = epochs == epoch
-            order = permutation(self.seed, int(epoch), self.pictures)
-            picture[of_epoch] = order[ordinals[of_epoch] % self.pictures]
-        return picture
+            order = permutation(self.seed, int(epoch), self.images)
+            image[of_epoch] = order[ordinals[of_epoch] % self.images]
+        return image
 
     def views(self, first: int, count: int) -> Views:
         """The views of the ordinals [first, first + count).
@@ -111,19 +111,19 @@ class TrainingPlan:
         on every rank and after every resumption.
         """
         ordinals = np.arange(first, first + count, dtype=np.int64)
-        picture = self.order(ordinals)
+        image = self.order(ordinals)
         # Two counters, eight words: S, top, left, flip, and four uniforms for three normals.
         u = _uniform(_words(self.seed, _VIEWS, 2 * first, 2 * count)).reshape(count, 8)
         low, high = self.data.S_range
         S = low + (u[:, 0] * (high - low + 1)).astype(np.int64)
-        size = self.sizes[picture]
+        size = self.sizes[image]
         rescaled = rescaled_size(size, S)
         corner = (u[:, 1:3] * (rescaled - self.crop + 1)).astype(np.int64)
         radius = np.sqrt(-2 * np.log1p(-u[:, [4, 6]]))  # Box-Muller; 1 - u is never 0
         angle = 2 * np.pi * u[:, [5, 7]]
         normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)[:, :3]
         return Views(
-            picture=picture,
+            image=image,
             size=size,
             rescaled=rescaled,
             corner=corner,
@@ -134,7 +134,7 @@ class TrainingPlan:
         )
 
     def _spare(self, first: int, row: int, attempt: int) -> Views:
-        return self.views(first + row + attempt * self.pictures, 1)
+        return self.views(first + row + attempt * self.images, 1)
 
 
 @dataclass(frozen=True)

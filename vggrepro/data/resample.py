@@ -1,8 +1,8 @@
-"""PIL's anti-aliased bilinear resampling as two matrix products a picture, for pixels that are on a GPU already.
+"""PIL's anti-aliased bilinear resampling as two matrix products an image, for pixels that are on a GPU already.
 
 `decode.resample` on the device: the same windows of the same regions, the same filter (a triangle as wide as the
-reduction, renormalised where the picture ends), and the same rounding to 8 bits after each of the two passes. The
-window's borders are taken in double precision, so this is rescaling the whole picture and cropping it, to a grey level.
+reduction, renormalised where the image ends), and the same rounding to 8 bits after each of the two passes. The
+window's borders are taken in double precision, so this is rescaling the whole image and cropping it, to a grey level.
 Like PIL it computes with weights in fixed point.
 """
 
@@ -31,12 +31,12 @@ which has 11 of them, would spoil it: where nets are trained in TF32, products h
 def resample_on_device(
     regions: Sequence[Region], boxes: Ints, windows: NDArray[np.float64], flips: NDArray[np.bool_], out: Tensor
 ) -> None:
-    """Fills `out` (N, h, w, 3) uint8 with the windows of N pictures, on its device.
+    """Fills `out` (N, h, w, 3) uint8 with the windows of N images, on its device.
 
     Args:
-        regions: a decoded part of each picture, its pixels a tensor there or a PIL image.
+        regions: a decoded part of each image, its pixels a tensor there or a PIL image.
         boxes: (N, 4) top, left, bottom, right of the pixels that the filter reads, as of `Views.decode_box`.
-        windows: (N, 4) the windows in the pictures' own pixels, as of `Views.source_window`.
+        windows: (N, 4) the windows in the images' own pixels, as of `Views.source_window`.
         flips: (N,) whether a window is mirrored left to right.
     """
     origin = np.tile([(region.top, region.left) for region in regions], 2)
@@ -54,7 +54,7 @@ def resample_on_device(
         horizontal = _weights(window[rows][:, [1, 3]], extent[rows, 1], int(wide), out.shape[2], out.device).to(exact)
         mirrored = to_device(torch.from_numpy(flips[rows]), out.device)
         horizontal = torch.where(mirrored[:, None, None], horizontal.flip(1), horizontal)
-        # channels before columns, so that each pass is one product a picture
+        # channels before columns, so that each pass is one product an image
         planes = padded.permute(0, 1, 3, 2).reshape(len(rows), -1, int(wide)).to(exact)
         narrowed = _rounded(planes @ horizontal.transpose(1, 2)).view(len(rows), int(high), -1)
         shown = _rounded(vertical @ narrowed).view(len(rows), out.shape[1], 3, out.shape[2])

@@ -1,6 +1,6 @@
 """The built-in sample set: real handwritten digits at random size and place on textured, coloured backgrounds.
 
-Made on the spot, deterministic, without network, as JPEG files in ImageNet's layout. Pictures have shorter sides of 80
+Made on the spot, deterministic, without network, as JPEG files in ImageNet's layout. Images have shorter sides of 80
 to 160 px and digits of very different sizes, so that S and Q matter as they do in the paper.
 """
 
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 ROOT = "builtin:digits"
-TRAIN_PICTURES, VAL_PICTURES = 2000, 500
-_VERSION = 1  # counts up when the pictures change, so that an old set is not taken for the new one
+TRAIN_IMAGES, VAL_IMAGES = 2000, 500
+_VERSION = 1  # counts up when the images change, so that an old set is not taken for the new one
 
 
 def ensure(folder: Path) -> Path:
-    """The sample set under `folder`, made if it is not there: 2,000 + 500 pictures, classes "0" to "9".
+    """The sample set under `folder`, made if it is not there: 2,000 + 500 images, classes "0" to "9".
 
-    Pictures of the two splits show different originals (scikit-learn's digits: 1,797 scans from 43 writers).
+    Images of the two splits show different originals (scikit-learn's digits: 1,797 scans from 43 writers).
     """
     from sklearn.datasets import load_digits
 
@@ -34,17 +34,17 @@ def ensure(folder: Path) -> Path:
     held_out = len(scans) // 5
     work = folder / f".digits-v{_VERSION}.{os.getpid()}"
     for split, count, first, last in (
-        ("train", TRAIN_PICTURES, held_out, len(scans)),
-        ("val", VAL_PICTURES, 0, held_out),
+        ("train", TRAIN_IMAGES, held_out, len(scans)),
+        ("val", VAL_IMAGES, 0, held_out),
     ):
         for name in sorted({str(label) for label in labels}):
             (work / split / name).mkdir(parents=True)
         for number in range(count):
             random = np.random.default_rng([_VERSION, first, number])
             original = first + number % (last - first)
-            picture = _draw(np.pad(scans[original], 1) / 16.0, random)
+            image = _draw(np.pad(scans[original], 1) / 16.0, random)
             file = work / split / str(labels[original]) / f"{split}_{number:05d}.JPEG"
-            picture.save(file, "JPEG", quality=90)
+            image.save(file, "JPEG", quality=90)
     try:
         work.replace(done)
     except OSError:  # another process was first
@@ -53,7 +53,7 @@ def ensure(folder: Path) -> Path:
 
 
 def _draw(scan: NDArray[np.float64], random: np.random.Generator) -> Image.Image:
-    """One picture: a scan in [0, 1] enlarged, inked and pasted on a background."""
+    """One image: a scan in [0, 1] enlarged, inked and pasted on a background."""
     short = int(random.integers(80, 161))
     long = int(short * random.uniform(1.0, 1.5))
     height, width = (short, long) if random.random() < 0.5 else (long, short)

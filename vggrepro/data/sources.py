@@ -1,4 +1,4 @@
-"""Where pictures are: archives as downloaded and folders of every common layout, told apart by looking.
+"""Where images are: archives as downloaded and folders of every common layout, told apart by looking.
 
 Nothing is extracted: an uncompressed tar is a list of offsets, and so is a tar of tars.
 """
@@ -43,12 +43,12 @@ _MD5 = {  # published beside the archives
 ILSVRC = "ilsvrc2012"
 """The name that stands for the 1000 classes of ILSVRC-2012 in place of a file that lists them."""
 _LABELS_WANTED = (
-    "ILSVRC2012_devkit_t12.tar.gz, meta.bin, LOC_val_solution.csv or a text file with a class for each picture"
+    "ILSVRC2012_devkit_t12.tar.gz, meta.bin, LOC_val_solution.csv or a text file with a class for each image"
 )
 
 
 class Member(NamedTuple):
-    """A picture that was found."""
+    """An image that was found."""
 
     split: str
     class_name: str
@@ -67,7 +67,7 @@ Count = Callable[[int], None]
 
 
 def signature(sources: Sequence[Path]) -> str:
-    """A hash (hex) that changes when an archive or a picture in a folder is added, removed or written to.
+    """A hash (hex) that changes when an archive or an image in a folder is added, removed or written to.
 
     Archives are not opened. Raises as :func:`find`.
     """
@@ -86,17 +86,17 @@ def signature(sources: Sequence[Path]) -> str:
 def find(
     sources: Sequence[Path], class_list: str | None = None, count: Count = lambda found: None
 ) -> tuple[list[Member], tuple[str, ...]]:
-    """Every picture of the sources with its split and class, ordered by split, class and name; and all classes, sorted.
+    """Every image of the sources with its split and class, ordered by split, class and name; and all classes, sorted.
 
     A source is a folder (train/<class>/*, val/<class>/* or a flat val, Kaggle's tree, or one that holds archives), an
     archive (ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, WebDataset shards, a folder in a tar) or a file with
-    labels of validation pictures. `count` is called with the number found so far.
+    labels of validation images. `count` is called with the number found so far.
 
-    The classes are those of the training pictures. Validation pictures alone, which are enough for testing, have the
-    classes that their label file names, be it of more pictures than are there, or else their own. `class_list`, a file
+    The classes are those of the training images. Validation images alone, which are enough for testing, have the
+    classes that their label file names, be it of more images than are there, or else their own. `class_list`, a file
     or `ilsvrc2012`, says them in either case: a net of 1000 classes is tested on a part of them as one of 1000.
 
-    Raises UserError for what is none of these, for half-copied archives, and for validation pictures without labels.
+    Raises UserError for what is none of these, for half-copied archives, and for validation images without labels.
     """
     files = [file for source in sources for file in _expanded(source)]
     labels = _Labels([file for file in files if _is_labels(file)], files)
@@ -114,7 +114,7 @@ def find(
     source = ", ".join(map(str, sources))
     own = {split: {member.class_name for member in found if member.split == split} for split in SPLITS}
     if not own["val"]:
-        raise UserError(f"{source} has no val pictures; name the archive or folder that holds them as well")
+        raise UserError(f"{source} has no val images; name the archive or folder that holds them as well")
     if listed:
         if strange := sorted((own["train"] | own["val"]).difference(listed)):
             raise UserError(
@@ -123,8 +123,8 @@ def find(
     elif own["train"] and (strange := sorted(own["val"] - own["train"])):
         where = next(one.container for one in found if (one.split, one.class_name) == ("val", strange[0]))
         raise UserError(
-            f"val class {strange[0]} of {source} ({where}) has no train pictures; name only what belongs together, or "
-            f"add its training pictures"
+            f"val class {strange[0]} of {source} ({where}) has no train images; name only what belongs together, or "
+            f"add its training images"
         )
     found.sort(key=lambda member: (SPLITS.index(member.split), member.class_name, member.name, member.container))
     return found, tuple(sorted(listed or own["train"] or own["val"] | labels.classes()))
@@ -150,7 +150,7 @@ def _with_names_for_numbers(found: Sequence[Member], listed: Sequence[str]) -> l
 def _listed_classes(class_list: str) -> tuple[str, ...]:
     """All classes of a list, sorted: wnids, of which a line may say more, or other names, one a line. Raises UserError.
 
-    A development kit or another file with the labels of all validation pictures names them, too.
+    A development kit or another file with the labels of all validation images names them, too.
     """
     if class_list == ILSVRC:
         return ilsvrc_classes()
@@ -227,21 +227,21 @@ def _in_folder(root: Path, labels: _Labels) -> Iterator[Member]:
         if not top.is_dir():
             if split == "train":
                 continue  # enough for testing
-            raise UserError(f"{root} has no folder {split}; expected {top}/<class>/<picture>")
+            raise UserError(f"{root} has no folder {split}; expected {top}/<class>/<image>")
         folders, files = _scan(top)
         if files and not folders and split == "val":
             yield from (_file(split, labels.of(name, top), top, name, *stat) for name, *stat in files)
         elif not folders:
-            raise UserError(f"{top} has no class folders; expected {top}/<class>/<picture>")
+            raise UserError(f"{top} has no class folders; expected {top}/<class>/<image>")
         for name in folders:
             inside = top / name
-            deeper, pictures = _scan(inside)
-            if not pictures and "images" in deeper:  # Tiny ImageNet's own layout
+            deeper, images = _scan(inside)
+            if not images and "images" in deeper:  # Tiny ImageNet's own layout
                 inside = inside / "images"
-                _, pictures = _scan(inside)
-            if not pictures:
-                raise UserError(f"{inside} holds no pictures ({', '.join(sorted(SUFFIXES))}); fill it or remove it")
-            yield from (_file(split, name, inside, file, *stat) for file, *stat in pictures)
+                _, images = _scan(inside)
+            if not images:
+                raise UserError(f"{inside} holds no images ({', '.join(sorted(SUFFIXES))}); fill it or remove it")
+            yield from (_file(split, name, inside, file, *stat) for file, *stat in images)
 
 
 def _file(split: str, class_name: str, folder: Path, name: str, size: int, mtime_ns: int) -> Member:
@@ -249,7 +249,7 @@ def _file(split: str, class_name: str, folder: Path, name: str, size: int, mtime
 
 
 def _scan(folder: Path) -> tuple[list[str], list[tuple[str, int, int]]]:
-    """(folders, (picture, bytes, time of change)) inside a folder."""
+    """(folders, (image, bytes, time of change)) inside a folder."""
     folders, files = [], []
     try:
         with os.scandir(folder) as entries:
@@ -268,9 +268,9 @@ def _scan(folder: Path) -> tuple[list[str], list[tuple[str, int, int]]]:
 
 
 def _in_archive(file: Path, labels: _Labels) -> Iterator[Member]:
-    """The pictures of one tar, whatever its layout; each layout shows in the names of its members."""
+    """The images of one tar, whatever its layout; each layout shows in the names of its members."""
     classes: dict[str, str] = {}  # WebDataset: the class file of a key
-    pictures: dict[str, Member] = {}
+    images: dict[str, Member] = {}
     any_found = False
     with _open(file) as stream:
         for member in _members(file, stream):
@@ -292,23 +292,23 @@ def _in_archive(file: Path, labels: _Labels) -> Iterator[Member]:
                     flat = folders[-1] in (split, *_VAL_NAMES)
                     yield Member(split, labels.of(path.name, file.parent) if flat else folders[-1], *place)
                 else:
-                    pictures[str(path.with_suffix(""))] = Member("", "", *place)
+                    images[str(path.with_suffix(""))] = Member("", "", *place)
     if not any_found:
-        raise UserError(f"{file} holds no pictures; give the archives of the pictures themselves")
+        raise UserError(f"{file} holds no images; give the archives of the images themselves")
     split = _split_of([file.stem])
-    for key, picture in pictures.items():
+    for key, image in images.items():
         if key not in classes and re.fullmatch(r"ILSVRC\d+_val_\d+", key):
-            yield picture._replace(split="val", class_name=labels.of(picture.name, file.parent))
+            yield image._replace(split="val", class_name=labels.of(image.name, file.parent))
             continue
         if key not in classes:
             raise UserError(
-                f"{file} holds {picture.name}, but neither folders train/<class>/ or val/<class>/ nor "
+                f"{file} holds {image.name}, but neither folders train/<class>/ or val/<class>/ nor "
                 f"{PurePosixPath(key).name}.cls say what it is; give ILSVRC's archives, WebDataset shards or folders"
             )
         if not split:
             raise UserError(f"{file} is neither train nor val by its name; rename it, e.g. train-{file.name}")
         number = classes[key]
-        yield picture._replace(split=split, class_name=_NUMBER + number if number.isdigit() else number)
+        yield image._replace(split=split, class_name=_NUMBER + number if number.isdigit() else number)
 
 
 def _open(file: Path) -> io.BufferedReader:
@@ -320,7 +320,7 @@ def _open(file: Path) -> io.BufferedReader:
     stream.seek(0)
     if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
         stream.close()
-        raise UserError(f"{file} is compressed, so its pictures have no place in it; uncompress it once (e.g. gunzip)")
+        raise UserError(f"{file} is compressed, so its images have no place in it; uncompress it once (e.g. gunzip)")
     return stream
 
 
@@ -367,7 +367,7 @@ def _split_of(names: Iterable[str]) -> str | None:
 
 @dataclass
 class _Labels:
-    """Classes of validation pictures, looked up when the first one is asked for."""
+    """Classes of validation images, looked up when the first one is asked for."""
 
     given: Sequence[Path]
     sources: Sequence[Path]
@@ -377,7 +377,7 @@ class _Labels:
         self._file: Path | None = None
 
     def of(self, name: str, place: Path) -> str:
-        """The class of a picture that lies in or beside `place`. Raises UserError."""
+        """The class of an image that lies in or beside `place`. Raises UserError."""
         if self._file is None:
             self._file = self._search(place)
             self._classes = _read_labels(self._file)
@@ -402,12 +402,12 @@ class _Labels:
             if file.is_file():
                 return file
         raise UserError(
-            f"labels of the validation pictures in {place} are missing; put {_LABELS_WANTED} beside them or name it"
+            f"labels of the validation images in {place} are missing; put {_LABELS_WANTED} beside them or name it"
         )
 
 
 def _read_labels(file: Path) -> dict[str, str]:
-    """Classes by the stem of a picture's file name, or by its number (from 1)."""
+    """Classes by the stem of an image's file name, or by its number (from 1)."""
     try:
         if file.name.endswith("gz"):
             return _devkit(file)
@@ -451,7 +451,7 @@ def _ground_truth(truth: str, meta: bytes) -> dict[str, str]:
 
 
 def _text(text: str) -> dict[str, str]:
-    """`picture class` on a line (Kaggle's CSV: `ImageId,PredictionString`), or the class alone, in order."""
+    """`image class` on a line (Kaggle's CSV: `ImageId,PredictionString`), or the class alone, in order."""
     labels = {}
     rows = csv.reader(line.replace("\t", ",").replace(" ", ",") for line in text.splitlines() if line.strip())
     for number, row in enumerate(rows, 1):

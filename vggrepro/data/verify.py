@@ -1,8 +1,8 @@
-"""Looks at pictures one by one, in processes that may die of them.
+"""Looks at images one by one, in processes that may die of them.
 
 A file can crash, hang or bloat a decoder, and a scan of a million files must survive it. So each worker is a program of
 its own (`python -m vggrepro.data.verify full`) that is told a place on a line of standard input and answers with one on
-standard output; when it dies or falls silent, the picture it was at is to blame, and another takes over behind it.
+standard output; when it dies or falls silent, the image it was at is to blame, and another takes over behind it.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from vggrepro.data.decode import BadPictureError, opened, read, rgb
+from vggrepro.data.decode import BadImageError, opened, read, rgb
 
 How = Literal["full", "header"]
 _SILENCE_S = 120.0
-_MEMORY_BYTES = 4 << 30  # what a worker may map; PIL itself refuses pictures beyond 179 megapixels
+_MEMORY_BYTES = 4 << 30  # what a worker may map; PIL itself refuses images beyond 179 megapixels
 _HEADER_BYTES = 1 << 16
-_MOST_ELONGATED = 100  # ILSVRC's own stay below 20; rescaled whole, a 4000x1 picture would have 256x1024000 px
+_MOST_ELONGATED = 100  # ILSVRC's own stay below 20; rescaled whole, a 4000x1 image would have 256x1024000 px
 
 
 class Place(NamedTuple):
-    """Where a picture's bytes are."""
+    """Where an image's bytes are."""
 
     path: str
     offset: int
@@ -42,7 +42,7 @@ class Place(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What was seen of a picture."""
+    """What was seen of an image."""
 
     width: int
     height: int
@@ -56,7 +56,7 @@ class Finding(NamedTuple):
 def verify(
     chunks: Iterable[Sequence[Place]], how: How, *, mean: bool = False, workers: int | None = None
 ) -> Iterator[list[Finding]]:
-    """Findings for each chunk of places, in order; `full` decodes every picture, `header` none."""
+    """Findings for each chunk of places, in order; `full` decodes every image, `header` none."""
     number = workers or len(os.sched_getaffinity(0))
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
     with ExitStack() as stack:
@@ -145,55 +145,55 @@ class _Worker:
 
 
 def look(place: Place, how: How, mean: bool) -> Finding:
-    """What one picture is. Never raises, but a decoder may crash."""
+    """What one image is. Never raises, but a decoder may crash."""
     try:
         if how == "header" and place.length > _HEADER_BYTES:
             try:
                 return _look(read(place.path, place.offset, _HEADER_BYTES), how, mean)
-            except BadPictureError:
+            except BadImageError:
                 pass  # the header may be longer
         return _look(read(place.path, place.offset, place.length), how, mean)
-    except BadPictureError as error:
+    except BadImageError as error:
         return Finding(0, 0, "", f"rejected: {error}")
 
 
 def _look(encoded: bytes, how: How, mean: bool) -> Finding:
-    with opened(encoded) as picture:
-        if max(picture.size) > _MOST_ELONGATED * min(picture.size):
-            raise BadPictureError(f"more than {_MOST_ELONGATED} times longer than wide")
-        oddities = list(_oddities(picture))
+    with opened(encoded) as image:
+        if max(image.size) > _MOST_ELONGATED * min(image.size):
+            raise BadImageError(f"more than {_MOST_ELONGATED} times longer than wide")
+        oddities = list(_oddities(image))
         average: tuple[float, float, float] | None = None
         if how == "full":
-            picture.load()
+            image.load()
             if mean:
-                red, green, blue = np.asarray(rgb(picture)).mean(axis=(0, 1)).tolist()
+                red, green, blue = np.asarray(rgb(image)).mean(axis=(0, 1)).tolist()
                 average = (red, green, blue)
         # after decoding: PIL reads on for EXIF, and would then take a damaged PNG for a whole one
-        if _rotated(picture):
+        if _rotated(image):
             oddities.append("EXIF rotation")
         odd = ", ".join(oddities)
-        return Finding(*picture.size, picture.format or "", f"ok-odd: {odd}" if odd else "ok", average)
+        return Finding(*image.size, image.format or "", f"ok-odd: {odd}" if odd else "ok", average)
 
 
-def _oddities(picture: Image.Image) -> Iterator[str]:
-    """What keeps a picture from being an ordinary JPEG, whose pixels every decoder gives alike."""
-    if picture.format != "JPEG":
-        yield picture.format or "unknown format"
-    if picture.mode in ("1", "L", "LA") or picture.mode.startswith(("I", "F")):
+def _oddities(image: Image.Image) -> Iterator[str]:
+    """What keeps an image from being an ordinary JPEG, whose pixels every decoder gives alike."""
+    if image.format != "JPEG":
+        yield image.format or "unknown format"
+    if image.mode in ("1", "L", "LA") or image.mode.startswith(("I", "F")):
         yield "grey"
-    elif picture.mode == "P":
+    elif image.mode == "P":
         yield "palette"
-    elif picture.mode != "RGB":
-        yield picture.mode
-    if picture.format == "JPEG" and picture.mode == "RGB" and picture.info.get("adobe_transform") == 0:
+    elif image.mode != "RGB":
+        yield image.mode
+    if image.format == "JPEG" and image.mode == "RGB" and image.info.get("adobe_transform") == 0:
         yield "RGB components"
-    if picture.info.get("progressive"):
+    if image.info.get("progressive"):
         yield "progressive"
 
 
-def _rotated(picture: Image.Image) -> bool:
+def _rotated(image: Image.Image) -> bool:
     try:
-        return picture.getexif().get(0x0112, 1) not in (0, 1)
+        return image.getexif().get(0x0112, 1) not in (0, 1)
     except Exception:  # whatever malformed metadata provoke; pixels are fine
         return False
 

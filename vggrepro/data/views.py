@@ -1,8 +1,8 @@
-"""A view: what of a picture the net is shown. The common language of plans (who draws views) and backends (who render).
+"""A view: what of an image the net is shown. The common language of plans (who draws views) and backends (who render).
 
-A view rescales the picture isotropically so that its shorter side is S (training) or Q (testing), cuts a window out of
+A view rescales the image isotropically so that its shorter side is S (training) or Q (testing), cuts a window out of
 the result, mirrors it or not, and shifts its colours. A random training crop, a centre crop, one of 50 test crops and
-the whole uncropped picture of dense evaluation are all views; a backend does not know which one it renders.
+the whole uncropped image of dense evaluation are all views; a backend does not know which one it renders.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ Ints = NDArray[np.int64]
 class Views:
     """N views, as arrays; the windows of one Views all have the same shape, so that they make one tensor."""
 
-    picture: Ints
+    image: Ints
     """(N,) rows of the split."""
     size: Ints
-    """(N, 2) height and width of the picture as it is, px."""
+    """(N, 2) height and width of the image as it is, px."""
     rescaled: Ints
-    """(N, 2) height and width of the whole picture after rescaling, px."""
+    """(N, 2) height and width of the whole image after rescaling, px."""
     corner: Ints
-    """(N, 2) top and left of the window in the rescaled picture, px."""
+    """(N, 2) top and left of the window in the rescaled image, px."""
     shape: tuple[int, int]
     """Height and width of every window, px."""
     flip: NDArray[np.bool_]
@@ -35,15 +35,15 @@ class Views:
     shift: NDArray[np.float32]
     """(N, 3) grey levels added to R, G, B."""
     spare: Callable[[int, int], Views] | None = None
-    """spare(row, attempt), attempt = 1, 2, ...: a view to take the place of a row whose picture has gone bad."""
+    """spare(row, attempt), attempt = 1, 2, ...: a view to take the place of a row whose image has gone bad."""
 
     def __len__(self) -> int:
-        return len(self.picture)
+        return len(self.image)
 
     def __getitem__(self, rows: slice) -> Views:
         """Some rows, without spares."""
         return Views(
-            picture=self.picture[rows],
+            image=self.image[rows],
             size=self.size[rows],
             rescaled=self.rescaled[rows],
             corner=self.corner[rows],
@@ -53,7 +53,7 @@ class Views:
         )
 
     def source_window(self) -> NDArray[np.float64]:
-        """(N, 4) the windows in the pictures' own pixels: top, left, bottom, right, fractions allowed."""
+        """(N, 4) the windows in the images' own pixels: top, left, bottom, right, fractions allowed."""
         scale = self.size / self.rescaled
         window = np.concatenate([self.corner, self.corner + np.array(self.shape)], axis=1)
         return window * np.tile(scale, 2)
@@ -61,25 +61,25 @@ class Views:
     def with_row(self, row: int, other: Views) -> Views:
         """These views with one row replaced by the only row of `other`."""
         changed = {}
-        for name in ("picture", "size", "rescaled", "corner", "flip", "shift"):
+        for name in ("image", "size", "rescaled", "corner", "flip", "shift"):
             changed[name] = getattr(self, name).copy()
             changed[name][row] = getattr(other, name)[0]
         return replace(self, **changed)
 
     def decode_boxes(self) -> tuple[Ints, Ints, NDArray[np.intp]]:
-        """Pictures, each once; for each the box that holds all of its views' decode boxes; and each view's number."""
-        pictures, which = np.unique(self.picture, return_inverse=True)
+        """Images, each once; for each the box that holds all of its views' decode boxes; and each view's number."""
+        images, which = np.unique(self.image, return_inverse=True)
         box = self.decode_box()
-        union = np.tile(np.array([np.iinfo(np.int64).max] * 2 + [0] * 2), (len(pictures), 1))
+        union = np.tile(np.array([np.iinfo(np.int64).max] * 2 + [0] * 2), (len(images), 1))
         np.minimum.at(union[:, :2], which, box[:, :2])
         np.maximum.at(union[:, 2:], which, box[:, 2:])
-        return pictures, union, which
+        return images, union, which
 
     def decode_box(self) -> Ints:
         """(N, 4) the pixels that resampling reads: top, left, bottom, right of the smallest whole-pixel box.
 
         An anti-aliased bilinear filter reaches max(1, scale) source pixels beyond the window; without them the border
-        would be resampled from a replicated edge that the rescaled picture does not have.
+        would be resampled from a replicated edge that the rescaled image does not have.
         """
         window = self.source_window()
         reach = np.tile(np.maximum(self.size / self.rescaled, 1.0) + 1.0, 2)
@@ -89,7 +89,7 @@ class Views:
 
 
 def rescaled_size(size: Ints, short_side: Ints | int) -> Ints:
-    """(N, 2) height and width of pictures rescaled isotropically to a shorter side, px.
+    """(N, 2) height and width of images rescaled isotropically to a shorter side, px.
 
     The longer side is rounded to the nearest pixel, halves up (the paper is silent).
     """
@@ -98,19 +98,19 @@ def rescaled_size(size: Ints, short_side: Ints | int) -> Ints:
     return (2 * size * target[:, None] + short[:, None]) // (2 * short[:, None])
 
 
-def plain(picture: Ints, size: Ints, rescaled: Ints, corner: Ints, shape: tuple[int, int]) -> Views:
+def plain(image: Ints, size: Ints, rescaled: Ints, corner: Ints, shape: tuple[int, int]) -> Views:
     """Views that are neither mirrored nor colour-shifted, as testing shows them."""
-    n = len(picture)
-    return Views(picture, size, rescaled, corner, shape, np.zeros(n, np.bool_), np.zeros((n, 3), np.float32))
+    n = len(image)
+    return Views(image, size, rescaled, corner, shape, np.zeros(n, np.bool_), np.zeros((n, 3), np.float32))
 
 
-def whole(picture: Ints, size: Ints, rescaled: Ints) -> Views:
-    """The whole uncropped pictures, which must share one rescaled shape (Section 3.2, dense evaluation)."""
+def whole(image: Ints, size: Ints, rescaled: Ints) -> Views:
+    """The whole uncropped images, which must share one rescaled shape (Section 3.2, dense evaluation)."""
     height, width = rescaled[0]
-    return plain(picture, size, rescaled, np.zeros_like(rescaled), (int(height), int(width)))
+    return plain(image, size, rescaled, np.zeros_like(rescaled), (int(height), int(width)))
 
 
-def centre(picture: Ints, size: Ints, short_side: int, crop: int) -> Views:
-    """The centre crop of the picture rescaled to a shorter side."""
+def centre(image: Ints, size: Ints, short_side: int, crop: int) -> Views:
+    """The centre crop of the image rescaled to a shorter side."""
     rescaled = rescaled_size(size, short_side)
-    return plain(picture, size, rescaled, (rescaled - crop) // 2, (crop, crop))
+    return plain(image, size, rescaled, (rescaled - crop) // 2, (crop, crop))

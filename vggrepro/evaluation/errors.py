@@ -14,7 +14,7 @@ Z_95 = 1.959963984540054  # the 97.5 % quantile of the standard normal distribut
 
 @dataclass(frozen=True)
 class ErrorRate:
-    """Share of pictures whose true class is not among the first k guesses."""
+    """Share of images whose true class is not among the first k guesses."""
 
     wrong: int
     n: int

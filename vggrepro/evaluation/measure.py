@@ -98,7 +98,7 @@ def measure(
 def fuse(nets: Sequence[Scored]) -> Scored:
     """The mean over nets, each already averaged over its own Q (Section 4.4)."""
     assert len({one.method for one in nets}) == 1, "fusion of different methods"
-    assert all(np.array_equal(one.labels, nets[0].labels) for one in nets), "fusion over different pictures"
+    assert all(np.array_equal(one.labels, nets[0].labels) for one in nets), "fusion over different images"
     shared = {one.Q for one in nets}
     Q = shared.pop() if len(shared) == 1 else tuple(sorted({side for one in nets for side in one.Q}))
     return Scored(nets[0].method, Q, posteriors.average([one.values for one in nets]), nets[0].labels)

@@ -1,4 +1,4 @@
-"""How a net is applied to a picture (Section 3.2), and the quick centre-crop error that training watches."""
+"""How a net is applied to an image (Section 3.2), and the quick centre-crop error that training watches."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Settings:
     """What the methods have in common."""
 
     flip: bool
-    """Average over the picture, or each crop, and its mirror image."""
+    """Average over the image, or each crop, and its mirror image."""
     batch: int
-    """Most pictures of crop x crop px in one forward pass, mirror images included."""
+    """Most images of crop x crop px in one forward pass, mirror images included."""
 
     @property
     def views(self) -> int:
-        """Of each picture or crop."""
+        """Of each image or crop."""
         return 2 if self.flip else 1
 
     def pixels(self, net: VGG) -> int:
@@ -91,7 +91,7 @@ METHODS: Mapping[str, Callable[[VGG, Tensor, Settings], Tensor]] = MappingProxyT
         "multicrop": multicrop,
     }
 )
-"""Each takes whole, uncropped pictures of one shape (N, 3, H, W) to posteriors (N, classes) float32."""
+"""Each takes whole, uncropped images of one shape (N, 3, H, W) to posteriors (N, classes) float32."""
 
 
 def grid(side: int, crop: int) -> list[int]:
@@ -112,25 +112,25 @@ def _mean_of_mirrored(posteriors: Tensor, n: int) -> Tensor:
 def whole_views(split: Split, Q: int, batch: int, crop: int) -> list[Views]:
     """The whole split at shorter side Q as uncropped views, longest batches first.
 
-    Pictures are grouped by rescaled shape, so nothing is padded. A batch holds `batch` pictures of the crop's size, and
+    Images are grouped by rescaled shape, so nothing is padded. A batch holds `batch` images of the crop's size, and
     correspondingly fewer larger ones, but at least one.
     """
     rescaled = rescaled_size(split.size, Q)
     shapes, group = np.unique(rescaled, axis=0, return_inverse=True)
     batches = []
     for number, (height, width) in enumerate(shapes):
-        pictures = np.flatnonzero(group.ravel() == number)
+        images = np.flatnonzero(group.ravel() == number)
         at_once = max(1, batch * crop**2 // int(height * width))
-        for start in range(0, len(pictures), at_once):
-            rows = pictures[start : start + at_once]
+        for start in range(0, len(images), at_once):
+            rows = images[start : start + at_once]
             batches.append(whole(rows, split.size[rows], rescaled[rows]))
-    shown = np.concatenate([views.picture for views in batches]) if batches else np.empty(0, np.int64)
-    assert np.array_equal(np.sort(shown), np.arange(len(split))), "every picture must be shown exactly once"
+    shown = np.concatenate([views.image for views in batches]) if batches else np.empty(0, np.int64)
+    assert np.array_equal(np.sort(shown), np.arange(len(split))), "every image must be shown exactly once"
     return sorted(batches, key=len, reverse=True)
 
 
 def centre_views(split: Split, Q: int, batch: int, crop: int) -> list[Views]:
-    """The whole split as centre crops of the pictures rescaled to shorter side Q."""
+    """The whole split as centre crops of the images rescaled to shorter side Q."""
     rows = np.arange(len(split))
     views = centre(rows, split.size, Q, crop)
     return [views[start : start + batch] for start in range(0, len(split), batch)]
@@ -160,9 +160,9 @@ def centre_error(
     for shown in (watch or Watch()).attend(loader.batches(split, own), "validation"):
         with autocast(loader.device, precision):
             scores = net(shown.images)
-        rank = true_class_rank(scores.float().cpu().numpy(), split.label[shown.views.picture])
+        rank = true_class_rank(scores.float().cpu().numpy(), split.label[shown.views.image])
         counts += torch.tensor([(rank >= 1).sum(), (rank >= 5).sum(), len(rank)])
     net.train(was_training)
     wrong1, wrong5, n = sum_over_ranks(counts).tolist()
-    assert n == len(split), f"validation counted {n} of {len(split)} pictures"
+    assert n == len(split), f"validation counted {n} of {len(split)} images"
     return {1: ErrorRate(wrong1, n), 5: ErrorRate(wrong5, n)}

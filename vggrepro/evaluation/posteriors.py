@@ -36,9 +36,9 @@ class Protocol:
     method: str
     """A key of `methods.METHODS`."""
     Q: int
-    """Shorter side of the rescaled pictures, px."""
+    """Shorter side of the rescaled images, px."""
     flip: bool
-    """Averaged over the picture, or the crops, and their mirror images."""
+    """Averaged over the image, or the crops, and their mirror images."""
     precision: str = "fp32"
     """Of the net's arithmetic; the posteriors themselves are float32."""
 
@@ -131,7 +131,7 @@ class Parts:
             done[content["rows"]] = True
         if values is None or not done.all():
             raise UserError(
-                f"{(~done).sum()} of {len(labels)} pictures are missing in {self.folder}: the ranks do not see each "
+                f"{(~done).sum()} of {len(labels)} images are missing in {self.folder}: the ranks do not see each "
                 f"other's files; put the run directory on a shared file system"
             )
         Posteriors(self.protocol, values, labels).save(folder)

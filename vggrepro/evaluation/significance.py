@@ -15,7 +15,7 @@ from vggrepro.paper import value
 
 @dataclass(frozen=True)
 class Paired:
-    """Two sets of guesses for the same pictures."""
+    """Two sets of guesses for the same images."""
 
     only_first_right: int
     only_second_right: int
@@ -44,7 +44,7 @@ class Paired:
 
 
 def paired(first: NDArray[Any], second: NDArray[Any], labels: NDArray[np.int64], k: int) -> Paired:
-    """Compares two posteriors (n, classes) of the same pictures by their first k guesses."""
+    """Compares two posteriors (n, classes) of the same images by their first k guesses."""
     right, right_too = is_right(first, labels, k), is_right(second, labels, k)
     return Paired(int((right & ~right_too).sum()), int((~right & right_too).sum()), len(labels))
 
@@ -68,12 +68,12 @@ class AgainstPrinted:
     def interval(self) -> tuple[float, float]:
         """95 % interval of the difference, points.
 
-        Both figures are shares of a finite sample (the paper's of 50,000 pictures), and the printed one is rounded to
-        0.1, which moves either end by 0.05. Where both are of the same pictures the interval is too wide, so a verdict
+        Both figures are shares of a finite sample (the paper's of 50,000 images), and the printed one is rounded to
+        0.1, which moves either end by 0.05. Where both are of the same images the interval is too wide, so a verdict
         of "lower" or "higher" holds all the more.
         """
         p, q = self.measured.percent / 100, self.printed / 100
-        half = 100 * Z_95 * math.sqrt(p * (1 - p) / self.measured.n + q * (1 - q) / value("val_pictures"))
+        half = 100 * Z_95 * math.sqrt(p * (1 - p) / self.measured.n + q * (1 - q) / value("val_images"))
         return self.difference - half - ROUNDING, self.difference + half + ROUNDING
 
     @property

@@ -35,7 +35,7 @@ def evaluate(
     """Makes and stores the posteriors that are missing, by each method at its Q, px; every rank calls it.
 
     `weights` is the net's hash. An evaluation that was interrupted goes on where it was. All methods of one Q see the
-    same decoded pictures, and batches do not depend on the number of ranks, so neither do the posteriors. Raises
+    same decoded images, and batches do not depend on the number of ranks, so neither do the posteriors. Raises
     UserError, and Interrupted.
     """
     single: dict[str, set[int]] = {}
@@ -76,22 +76,22 @@ def score(
     watch: Watch,
     update: Update,
 ) -> None:
-    """Adds this rank's share of the pictures that are not done to the parts of each method."""
+    """Adds this rank's share of the images that are not done to the parts of each method."""
     settings = Settings(flip=config.evaluation.flip, batch=config.evaluation.batch)
     done = from_first_rank({method: part.done(len(split)) for method, part in parts.items()} if here.is_first else None)
     batches = whole_views(split, Q, settings.batch // settings.views, net.architecture.crop)
-    left = [views for views in batches if not all(rows[views.picture].all() for rows in done.values())]
-    pictures = 0
+    left = [views for views in batches if not all(rows[views.image].all() for rows in done.values())]
+    tested = 0
     try:
         for batch in watch.attend(loader.batches(split, left[here.rank :: here.world]), f"evaluation at Q={Q}"):
-            rows = batch.views.picture
+            rows = batch.views.image
             for method, part in parts.items():
                 if not done[method][rows].all():
                     with autocast(loader.device, config.evaluation.precision):
                         posteriors = METHODS[method](net, batch.images, settings)
                     part.add(rows, posteriors.cpu().numpy())
-            pictures += len(rows)
-            update(pictures, "")
+            tested += len(rows)
+            update(tested, "")
     finally:  # an interrupt loses nothing that was computed
         for part in parts.values():
             part.flush()

@@ -119,6 +119,6 @@ def to_markdown(found: Mapping[str, Any]) -> str:
     ]
     lines += ["|---|---|---|---|"]
     lines += [f"| {one['net']} | {one['Q'][0]} | {one['top1']:.2f} | {one['top5']:.2f} |" for one in found["centre"]]
-    if found["n"] != value("val_pictures"):
-        lines += ["", f"The printed figures are of {value('val_pictures'):,} pictures; these are of {found['n']:,}."]
+    if found["n"] != value("val_images"):
+        lines += ["", f"The printed figures are of {value('val_images'):,} images; these are of {found['n']:,}."]
     return "\n".join(lines) + "\n"

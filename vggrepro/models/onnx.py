@@ -19,7 +19,7 @@ _MOST_BYTES = 2**31  # of a protocol buffer
 
 
 class _Dense(nn.Module):
-    """The net on whole pictures (Section 3.2): class scores, and the map that they are the mean of."""
+    """The net on whole images (Section 3.2): class scores, and the map that they are the mean of."""
 
     def __init__(self, net: VGG) -> None:
         super().__init__()

@@ -41,7 +41,7 @@ Blocks = tuple[tuple[Conv | LRN, ...], ...]
 class Layer:
     """One row of a net's summary.
 
-    ``shape`` is the output's, per picture: (channels, height, width), or (units,) for a fully-connected layer.
+    ``shape`` is the output's, per image: (channels, height, width), or (units,) for a fully-connected layer.
     ``key`` is the module's place in ``VGG`` and so the prefix of its state-dict keys, e.g. ``features.0``.
     ``multiply_adds`` counts one multiplication with its addition as one; biases, batch norm, LRN and pooling as none.
     """
@@ -107,7 +107,7 @@ class Architecture:
 
     @property
     def multiply_adds(self) -> int:
-        """Multiply-adds of one forward pass over one picture of ``crop`` x ``crop``, without biases."""
+        """Multiply-adds of one forward pass over one image of ``crop`` x ``crop``, without biases."""
         return sum(layer.multiply_adds for layer in self.layers())
 
     @property

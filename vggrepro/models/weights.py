@@ -170,7 +170,7 @@ def write(
     """Writes a net as `.safetensors`, which carries all that :func:`read` needs, `.pth` or `.onnx`, all or nothing.
 
     A `.pth` is a plain state dict, with torchvision's keys for A, B, D and E; it cannot say what its input is. An
-    `.onnx` says it in its metadata and is not read here; `dense` makes it the net for whole pictures of any size
+    `.onnx` says it in its metadata and is not read here; `dense` makes it the net for whole images of any size
     (Section 3.2) in place of the net for one crop. `testing` says S, single_Q, multi_Q and flip of the net's own tests.
 
     Raises:

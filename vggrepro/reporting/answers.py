@@ -1,4 +1,4 @@
-"""Which pictures a net gets right under a protocol: all that tables, claims and comparisons need of the posteriors."""
+"""Which images a net gets right under a protocol: all that tables, claims and comparisons need of the posteriors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Asked = tuple[StoredRun, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Answers:
-    """What a net says of n pictures, in the index's order."""
+    """What a net says of n images, in the index's order."""
 
     labels: NDArray[np.int64]
     """(n,) true classes."""
@@ -44,8 +44,8 @@ class Answers:
 
 
 def paired_top1(first: Answers, second: Answers) -> Paired:
-    """Top-1 of two sets of answers to the same pictures."""
-    assert np.array_equal(first.labels, second.labels), "answers to different pictures"
+    """Top-1 of two sets of answers to the same images."""
+    assert np.array_equal(first.labels, second.labels), "answers to different images"
     a, b = first.right1, second.right1
     return Paired(int((a & ~b).sum()), int((~a & b).sum()), len(a))
 

@@ -43,14 +43,14 @@ class Sheet:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Figure:
     """A PNG with a title; Markdown and LaTeX leave it out."""
 
     png: bytes
     title: str
 
 
-Block = Heading | Text | Bullets | Sheet | Picture
+Block = Heading | Text | Bullets | Sheet | Figure
 
 
 def to_markdown(blocks: Iterable[Block]) -> str:
@@ -135,7 +135,7 @@ def to_html(title: str, blocks: Iterable[Block]) -> str:
                 body.append("<ul>" + "".join(f"<li>{html.escape(item)}</li>" for item in block.items) + "</ul>")
             case Sheet():
                 body.append(_html_sheet(block))
-            case Picture():
+            case Figure():
                 data = base64.b64encode(block.png).decode()
                 body.append(f"<h3>{html.escape(block.title)}</h3>")
                 body.append(f'<p><img alt="{html.escape(block.title)}" src="data:image/png;base64,{data}"></p>')

@@ -21,7 +21,7 @@ from vggrepro.config import Config
 from vggrepro.errors import UserError
 from vggrepro.evaluation.errors import ErrorRate
 from vggrepro.evaluation.measure import COMBINED, Measured, measure
-from vggrepro.ledger import Departure
+from vggrepro.ledger import read_ledger
 from vggrepro.models.table1 import TORCHVISION_NAMES, architecture_of
 from vggrepro.paper import facts, value
 from vggrepro.reporting.blocks import DASH, Bullets, Heading, Sheet, Text, to_markdown
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 _MARK = "<!-- made by `vggrepro weights export`; SHA-256 of all above: "
 _LICENCE = (
-    "# license: yours to give, e.g. apache-2.0: it depends on the pictures' terms, too, and nothing here knows it\n"
+    "# license: yours to give, e.g. apache-2.0: it depends on the images' terms, too, and nothing here knows it\n"
 )
 _PAPER = "https://arxiv.org/abs/1409.1556"
 
 
 @dataclass(frozen=True)
 class Tested:
-    """The errors of a net under one protocol, and on which pictures."""
+    """The errors of a net under one protocol, and on which images."""
 
     measured: Measured
     data: str
@@ -167,7 +167,7 @@ def _metadata(config: Config, tested: list[Tested], data: dict[str, Any]) -> dic
             {
                 "task": {"type": "image-classification"},
                 "dataset": {
-                    "name": _pictures(data, one.data),
+                    "name": _images(data, one.data),
                     "type": "ILSVRC/imagenet-1k" if ilsvrc and one.data == data["fingerprint"] else "imagefolder",
                     "split": "validation",
                 },
@@ -186,8 +186,8 @@ def _accuracy(rate: ErrorRate) -> float:
     return round(100 - rate.percent, 2)
 
 
-def _pictures(data: dict[str, Any], fingerprint: str) -> str:
-    known = Path(data["source"]).name if data.get("fingerprint") == fingerprint else "pictures"
+def _images(data: dict[str, Any], fingerprint: str) -> str:
+    known = Path(data["source"]).name if data.get("fingerprint") == fingerprint else "images"
     return f"{known} ({fingerprint[:12]})"
 
 
@@ -206,7 +206,7 @@ def _net_rows(kept: Checkpoint, data: dict[str, Any]) -> Iterator[tuple[str, str
         return
     yield "training scale S", config.data.S_text
     whole = "" if kept.step == train.iterations else f" of {train.iterations:,}"
-    yield "training", f"{kept.step:,}{whole} iterations of {train.batch} pictures in {train.precision}"
+    yield "training", f"{kept.step:,}{whole} iterations of {train.batch} images in {train.precision}"
     yield "seed", str(config.run.seed)
     yield "starts from", f"{parent['name']} (weights {parent['weights'][:12]})" if parent else "random weights"
 
@@ -239,10 +239,10 @@ def _errors(config: Config, tested: list[Tested], imported: bool) -> Iterator[Te
                 one.data[:12],
             )
         )
-    head = ("protocol", "top-1 error, %", "printed", "top-5 error, %", "printed", "n", "pictures")
+    head = ("protocol", "top-1 error, %", "printed", "top-5 error, %", "printed", "n", "images")
     yield Sheet(head, rows, numbers=frozenset({1, 2, 3, 4, 5}))
     text = (
-        "Of the validation pictures, each counted once, with 95 % Wilson intervals. `dense`, `multicrop` and `both` "
+        "Of the validation images, each counted once, with 95 % Wilson intervals. `dense`, `multicrop` and `both` "
         "are the methods of Section 3.2, averaged over the values of Q (shorter side, px); `centre` is one crop, and "
         "must not be held against the paper's figures."
     )
@@ -263,7 +263,7 @@ def _printed(config: Config, found: Measured) -> tuple[float, float] | None:
     """(top-1, top-5) that the paper prints for the net under the protocol; None where it prints none, or of others."""
     model = config.model
     own = (model.crop, model.width, model.classes, found.top1.n)
-    papers = (value("crop"), 1.0, value("classes"), value("val_pictures"))
+    papers = (value("crop"), 1.0, value("classes"), value("val_images"))
     if own != papers or model.layers is not None or model.batch_norm:
         return None
     for table in (3, 4, 5):
@@ -274,13 +274,13 @@ def _printed(config: Config, found: Measured) -> tuple[float, float] | None:
 
 
 def _departures(run: RunDirectory) -> Iterator[Text | Bullets]:
-    listed = run.read_json("ledger.json")
+    listed = read_ledger(run)
     if listed is None:
         yield Text("Not known: there is no ledger.json beside this net.")
     elif not listed:
         yield Text("None.")
     else:
-        yield Bullets([str(Departure(**line)) for line in listed])
+        yield Bullets([str(departure) for departure in listed])
 
 
 def _origin_rows(
@@ -294,10 +294,10 @@ def _origin_rows(
         yield "imported from", f"{imported['source']}, SHA-256 `{imported['sha256']}`"
     elif data:
         counts = ", ".join(f"{n:,} {split}" for split, n in data["splits"].items())
-        yield "pictures", f"{Path(data['source']).name}: {counts}; {data['classes']:,} classes"
+        yield "images", f"{Path(data['source']).name}: {counts}; {data['classes']:,} classes"
         yield "their fingerprint", f"`{data['fingerprint']}`"
     else:
-        yield "pictures", "not known: there is no dataset.json beside this net"
+        yield "images", "not known: there is no dataset.json beside this net"
     commit = made.get("git_commit")
     changed = ", with uncommitted changes" if made.get("git_dirty") else ""
     yield "code", f"vggrepro, commit `{commit}`{changed}" if commit else "vggrepro, of no known commit"
@@ -321,7 +321,7 @@ def _without_folders(command: str) -> str:
 def _use(config: Config, name: str) -> str:
     """How to load it, as Markdown."""
     model = config.model
-    lines = ["With vggrepro, tested on your pictures:", "", "```"]
+    lines = ["With vggrepro, tested on your images:", "", "```"]
     lines += [f"vggrepro weights import {name} --out runs/published/net"]
     lines += ["vggrepro evaluate runs/published/net --set data.index=FILE", "```", ""]
     if model.net in TORCHVISION_NAMES and model.layers is None and (model.width, model.crop) == (1.0, value("crop")):

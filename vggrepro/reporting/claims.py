@@ -1,6 +1,6 @@
 """The paper's sentences of Section 4 as paired tests on stored answers. No torch.
 
-A claim compares two protocols on the same pictures. Its effect is the fall of the top-1 error that the claim asserts,
+A claim compares two protocols on the same images. Its effect is the fall of the top-1 error that the claim asserts,
 in percentage points, with a 95 % interval; the margins of "does not help" and "about as good" are ours and stated.
 """
 
@@ -40,11 +40,11 @@ class Claim(BaseModel):
     effect: float | None = None
     """Top-1 error of `worse` minus that of `better`, points; with several pairs of seeds, the mean over them."""
     interval: tuple[float, float] | None = None
-    """95 %: over the pictures, or with several pairs of seeds over these (Student's t)."""
+    """95 %: over the images, or with several pairs of seeds over these (Student's t)."""
     p_value: float | None = None
     """McNemar's exact test, two-sided; with several pairs of seeds Student's t over these."""
     n: int | None = None
-    """Pictures."""
+    """Images."""
     seeds: int = 0
     """Pairs of runs."""
     spread: float | None = None

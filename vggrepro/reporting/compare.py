@@ -14,7 +14,7 @@ from vggrepro.config import flatten, override
 from vggrepro.errors import UserError
 from vggrepro.reporting import figures
 from vggrepro.reporting.answers import AnswerBook, Answers, paired_top1
-from vggrepro.reporting.blocks import DASH, Block, Heading, Picture, Sheet, Text
+from vggrepro.reporting.blocks import DASH, Block, Figure, Heading, Sheet, Text
 from vggrepro.reporting.render import p_text, run_sheet
 from vggrepro.reporting.runs import StoredRun
 from vggrepro.reporting.tables import Record, RunNote, note_of
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _METHODS = ("centre", "dense", "multicrop", "both")  # the last has most in it
 _CLASSES_SHOWN = 10
-_PICTURES_SHOWN = 16
+_MOST_SHOWN = 16
 _THUMBNAIL_PX = 160
 
 
@@ -51,7 +51,7 @@ class Measured(Record):
 
 
 class PairedTest(Record):
-    """Two runs on the same pictures under one protocol."""
+    """Two runs on the same images under one protocol."""
 
     method: str
     scales: Literal["one Q", "several Q"]
@@ -77,7 +77,7 @@ class ClassErrors(Record):
 
 
 class Disagreement(Record):
-    """A picture that the first run gets right and the second wrong, or the other way round."""
+    """An image that the first run gets right and the second wrong, or the other way round."""
 
     row: int
     """Row of the validation split."""
@@ -87,7 +87,7 @@ class Disagreement(Record):
 
 
 class Comparison(Record):
-    """Everything that `vggrepro compare` says, but the pictures."""
+    """Everything that `vggrepro compare` says, but the images."""
 
     format: Literal["vggrepro comparison 1"] = "vggrepro comparison 1"
     runs: list[str]
@@ -97,7 +97,7 @@ class Comparison(Record):
     errors: list[Measured]
     paired: list[PairedTest]
     shown: str | None = None
-    """The protocol of classes and pictures below: of those that the first two runs share, the one with most in it."""
+    """The protocol of classes and images below: of those that the first two runs share, the one with most in it."""
     classes: list[ClassErrors] = Field(default_factory=list)
     """Of the first two runs, the classes on which they differ most."""
     disagreements: list[Disagreement] = Field(default_factory=list)
@@ -106,7 +106,7 @@ class Comparison(Record):
 
 
 def compare(runs: Sequence[StoredRun], index: Index | None, notes: Sequence[str] = ()) -> Comparison:
-    """Compares two runs or more. `index` gives classes and pictures their names, where it is at hand.
+    """Compares two runs or more. `index` gives classes and images their names, where it is at hand.
 
     Raises UserError: fewer than two runs, or one given twice.
     """
@@ -117,9 +117,9 @@ def compare(runs: Sequence[StoredRun], index: Index | None, notes: Sequence[str]
         names = [str(run.path) for run in runs]
     book = AnswerBook()
     errors, paired, said = [], [], list(notes)
-    same_pictures = len({run.dataset.get("fingerprint") for run in runs}) == 1
-    if not same_pictures:
-        said.append("The runs are of different pictures: their errors are not comparable, and no paired test is made.")
+    same_images = len({run.dataset.get("fingerprint") for run in runs}) == 1
+    if not same_images:
+        said.append("The runs are of different images: their errors are not comparable, and no paired test is made.")
     shown: tuple[str, Answers, Answers] | None = None
     for method, scales, answers in _protocols(runs, book):
         Q = [", ".join(map(str, run.Q_of(3 if scales == "one Q" else 4))) for run in runs]
@@ -135,7 +135,7 @@ def compare(runs: Sequence[StoredRun], index: Index | None, notes: Sequence[str]
                 n=[one.top1.n if one else None for one in answers],
             )
         )
-        if not same_pictures:
+        if not same_images:
             continue
         for (a, first), (b, second) in combinations(enumerate(answers), 2):
             if first and second:
@@ -178,8 +178,8 @@ def compare(runs: Sequence[StoredRun], index: Index | None, notes: Sequence[str]
     )
 
 
-def open_pictures(runs: Sequence[StoredRun]) -> tuple[Index | None, str]:
-    """The index that all runs were made with, for the names of classes and pictures; or None, and why."""
+def open_images(runs: Sequence[StoredRun]) -> tuple[Index | None, str]:
+    """The index that all runs were made with, for the names of classes and images; or None, and why."""
     fingerprints = {run.dataset.get("fingerprint") for run in runs}
     if len(fingerprints) > 1:
         return None, ""
@@ -191,9 +191,9 @@ def open_pictures(runs: Sequence[StoredRun]) -> tuple[Index | None, str]:
     try:
         index = open_data(override(relocated(run.config, run.path), places, run.path), training=False)
     except UserError as error:
-        return None, f"Classes and pictures have no names here: {error}."
+        return None, f"Classes and images have no names here: {error}."
     if index.fingerprint not in fingerprints:
-        return None, f"Classes and pictures have no names here: {index.source} is not what it was when the runs began."
+        return None, f"Classes and images have no names here: {index.source} is not what it was when the runs began."
     return index, ""
 
 
@@ -239,7 +239,7 @@ def _by_class(first: Answers, second: Answers, index: Index | None) -> list[Clas
 def _disagreements(first: Answers, second: Answers, index: Index | None) -> list[Disagreement]:
     differing = np.flatnonzero(first.right1 != second.right1)
     gap = np.abs(first.confidence - second.confidence)[differing]
-    chosen = differing[np.argsort(-gap, kind="stable")[:_PICTURES_SHOWN]]
+    chosen = differing[np.argsort(-gap, kind="stable")[:_MOST_SHOWN]]
     split = index.split("val") if index else None
     return [
         Disagreement(
@@ -253,7 +253,7 @@ def _disagreements(first: Answers, second: Answers, index: Index | None) -> list
 
 
 def blocks_of(made: Comparison, runs: Sequence[StoredRun], index: Index | None) -> list[Block]:
-    """For readers; with pictures where the format has them."""
+    """For readers; with images where the format has them."""
     blocks: list[Block] = [Heading(1, " against ".join(made.runs))]
     blocks += [Text(note) for note in made.notes]
     if made.errors:
@@ -274,19 +274,19 @@ def blocks_of(made: Comparison, runs: Sequence[StoredRun], index: Index | None) 
         blocks.append(Text("Nothing: configuration, environment, data and departures are the same."))
     curves = {name: run.directory for name, run in zip(made.runs, runs, strict=True)}
     if any(run.directory.records("train") for run in runs):
-        blocks += [Picture(figures.learning_curves(curves), "Learning curves")]
+        blocks += [Figure(figures.learning_curves(curves), "Learning curves")]
     if made.classes:
         rows = [(one.name, str(one.n), *(f"{error:.1f}" for error in one.errors)) for one in made.classes]
-        sheet = Sheet(("class", "pictures", *made.runs[:2]), rows, numbers=frozenset({1, 2, 3}))
+        sheet = Sheet(("class", "images", *made.runs[:2]), rows, numbers=frozenset({1, 2, 3}))
         blocks += [Heading(2, "Classes on which they differ most"), sheet]
         blocks.append(Text(f"Top-1 error in per cent ({made.shown}). Of many classes some differ by chance."))
     if made.disagreements:
-        blocks.append(Heading(2, "Pictures on which they disagree most"))
+        blocks.append(Heading(2, "Images on which they disagree most"))
         blocks.append(Text(f"One of the two is right; their posteriors of the true class differ most ({made.shown})."))
         rows = [(str(one.row), one.true, *one.guesses, one.file or DASH) for one in made.disagreements]
         if index:
             title = f"True class; below it the first guesses of {made.runs[0]} | {made.runs[1]}"
-            blocks.append(Picture(_contact_sheet(made, index), title))
+            blocks.append(Figure(_contact_sheet(made, index), title))
         blocks.append(Sheet(("row", "true class", *made.runs[:2], "file"), rows))
     return blocks
 
@@ -299,8 +299,8 @@ def _contact_sheet(made: Comparison, index: Index) -> bytes:
     split = index.split("val")
     images, titles = [], []
     for one in made.disagreements:
-        with Image.open(io.BytesIO(split.read(one.row))) as picture:
-            small = picture.convert("RGB")
+        with Image.open(io.BytesIO(split.read(one.row))) as image:
+            small = image.convert("RGB")
         small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
         images.append(np.asarray(small))
         titles.append(f"{one.true}\n{one.guesses[0]} | {one.guesses[1]}")

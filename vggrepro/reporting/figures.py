@@ -134,7 +134,7 @@ def crops_sheet(images: NDArray[np.float32], mean: Sequence[float], titles: Sequ
 
 
 def sheet(images: Sequence[NDArray[Any]], titles: Sequence[str]) -> bytes:
-    """Pictures (height, width, 3) in grey levels 0-255, of any sizes, side by side with a title each."""
+    """Images (height, width, 3) in grey levels 0-255, of any sizes, side by side with a title each."""
     rows = math.ceil(len(images) / _PER_ROW)
     figure, grid = _figure(rows, _PER_ROW, 1.5 * _PER_ROW, 1.8 * rows, squeeze=False)
     for axes in grid.flat:

@@ -12,7 +12,7 @@ from pathlib import Path
 from vggrepro.errors import UserError
 from vggrepro.ledger import Departure
 from vggrepro.reporting import blocks
-from vggrepro.reporting.blocks import DASH, Block, Bullets, Heading, Picture, Sheet, Text
+from vggrepro.reporting.blocks import DASH, Block, Bullets, Figure, Heading, Sheet, Text
 from vggrepro.reporting.claims import Claim
 from vggrepro.reporting.tables import TITLES, Group, Report, Row, RunNote, Spread
 
@@ -49,7 +49,7 @@ def render(report: Report, form: Format, title: str, *, counts: bool = True) -> 
         return report.model_dump_json(indent=2) + "\n"
     if form is Format.csv:
         return _csv(report)
-    document = [Heading(1, title), *blocks_of(report, counts=counts, pictures=form is Format.html)]
+    document = [Heading(1, title), *blocks_of(report, counts=counts, figures=form is Format.html)]
     match form:
         case Format.html:
             return blocks.to_html(title, document)
@@ -59,7 +59,7 @@ def render(report: Report, form: Format, title: str, *, counts: bool = True) -> 
             return blocks.to_markdown(document)
 
 
-def blocks_of(report: Report, *, counts: bool = True, pictures: bool = False) -> list[Block]:
+def blocks_of(report: Report, *, counts: bool = True, figures: bool = False) -> list[Block]:
     """Everything but the title; with figures, or without."""
     made: list[Block] = []
     if counts:
@@ -77,8 +77,8 @@ def blocks_of(report: Report, *, counts: bool = True, pictures: bool = False) ->
                 )
             )
         made += _group_blocks(group, own, report)
-        if pictures and group.runs:
-            made += _pictures(report, group)
+        if figures and group.runs:
+            made += _figures(report, group)
     if report.left_out:
         made.append(Text(f"Not begun yet, and in no table: {', '.join(report.left_out)}."))
     return made
@@ -108,9 +108,9 @@ def _group_blocks(group: Group, rows: list[Row], report: Report) -> Iterator[Blo
         listed = ", ".join(f"{n} of Table {table}" for table, n in sorted(counts.items()))
         yield Text(f"Rows of the paper without a run here: {listed}.")
     yield Text(
-        "Errors in per cent on the validation split, every picture counted once; interval: 95 %, Wilson. Dense: the "
-        "uncropped picture, class scores averaged over positions. Multicrop: a grid of 5 x 5 crops. Both: the mean of "
-        "the two. Posteriors are averaged over Q, and over the picture and its mirror image unless the method says "
+        "Errors in per cent on the validation split, every image counted once; interval: 95 %, Wilson. Dense: the "
+        "uncropped image, class scores averaged over positions. Multicrop: a grid of 5 x 5 crops. Both: the mean of "
+        "the two. Posteriors are averaged over Q, and over the image and its mirror image unless the method says "
         "otherwise."
         + (
             " An error agrees where the sampling errors of both figures and the rounding of the printed one allow it."
@@ -124,7 +124,7 @@ def _group_blocks(group: Group, rows: list[Row], report: Report) -> Iterator[Blo
         yield _claim_sheet(claims)
         yield Text(
             "Effect: top-1 error of the worse minus that of the better, as the paper has it, in points; interval: "
-            "95 %, paired, over pictures; p: McNemar's exact test, two-sided. Several seeds: the mean effect with its "
+            "95 %, paired, over images; p: McNemar's exact test, two-sided. Several seeds: the mean effect with its "
             "standard deviation, interval and p over seeds (Student's t)."
         )
     if group.runs:
@@ -142,12 +142,12 @@ def _notes(rows: list[Row], group: Group) -> Iterator[str]:
             yield row.note if row.verdict == "not measured" else f"{row.run}: {row.note}"
 
 
-def _pictures(report: Report, group: Group) -> Iterator[Block]:
+def _figures(report: Report, group: Group) -> Iterator[Block]:
     from vggrepro.reporting import figures  # imports matplotlib when it draws
 
     for draw, title in ((figures.error_by_depth, "Error by depth"), (figures.error_by_scale, "Error by S and Q")):
         if png := draw(report, group.id):
-            yield Picture(png, title)
+            yield Figure(png, title)
 
 
 def _count_sheet(rows: list[Row]) -> Sheet:

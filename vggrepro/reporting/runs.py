@@ -14,7 +14,7 @@ import numpy as np
 from vggrepro.config import Config, load_resolved
 from vggrepro.errors import UserError
 from vggrepro.evaluation.measure import Scored, methods_of, protocol, scored
-from vggrepro.ledger import Departure
+from vggrepro.ledger import Departure, read_ledger
 from vggrepro.paper import Scale, facts, value
 from vggrepro.progress import say
 from vggrepro.stages import FINAL
@@ -53,13 +53,13 @@ class StoredRun:
             with np.load(file, allow_pickle=False) as content:
                 fingerprint = json.loads(str(content["protocol"]))["data"]
                 val = len(content["labels"])
-            return {"source": "tested pictures", "fingerprint": fingerprint, "splits": {"val": val}}
+            return {"source": "tested images", "fingerprint": fingerprint, "splits": {"val": val}}
         return {}
 
     @cached_property
     def departures(self) -> list[Departure]:
         """The fidelity ledger."""
-        return [Departure(**line) for line in self.directory.read_json("ledger.json") or []]
+        return read_ledger(self.directory) or []
 
     @cached_property
     def weights(self) -> str | None:
@@ -91,7 +91,7 @@ class StoredRun:
         expected = (usable, self.config.model.classes)
         if found and found.values.shape != expected:
             raise UserError(
-                f"{method} posteriors in {self.path / 'posteriors'} are of {found.values.shape} pictures and "
+                f"{method} posteriors in {self.path / 'posteriors'} are of {found.values.shape} images and "
                 f"classes, the run's data set has {expected}: another index or class list; remove it and evaluate again"
             )
         return found
@@ -145,22 +145,22 @@ class StoredRun:
 
 @dataclass(frozen=True)
 class Setting:
-    """What runs must share for their errors to stand in one table: experiment, pictures, classes and geometry."""
+    """What runs must share for their errors to stand in one table: experiment, images, classes and geometry."""
 
     experiment: str
     fingerprint: str
     source: str = field(compare=False)
     """Where they lay for the first of the runs."""
     classes: int
-    val_pictures: int
+    val_images: int
     crop: int
     width: float
 
     @property
     def is_the_papers(self) -> bool:
-        """1,000 classes, 50,000 validation pictures, 224 px and full width."""
-        own = (self.classes, self.val_pictures, self.crop, self.width)
-        return own == (value("classes"), value("val_pictures"), value("crop"), 1.0)
+        """1,000 classes, 50,000 validation images, 224 px and full width."""
+        own = (self.classes, self.val_images, self.crop, self.width)
+        return own == (value("classes"), value("val_images"), value("crop"), 1.0)
 
     @property
     def title(self) -> str:
@@ -168,7 +168,7 @@ class Setting:
         width = "" if self.width == 1 else f", width x {self.width:g}"
         return (
             f"{self.experiment}, on {Path(self.source).name} ({self.fingerprint[:8]}): {self.classes:,} classes, "
-            f"{self.val_pictures:,} validation pictures, crop {self.crop} px{width}"
+            f"{self.val_images:,} validation images, crop {self.crop} px{width}"
         )
 
 

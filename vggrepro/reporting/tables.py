@@ -1,6 +1,6 @@
 """The paper's Tables 1-7, measured beside printed, from run directories and stored posteriors. No torch.
 
-Runs of different pictures, classes or geometry never share a table: they form groups, each with tables of its own.
+Runs of different images, classes or geometry never share a table: they form groups, each with tables of its own.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class RunNote(Record):
 
 
 class Group(Record):
-    """Runs of the same pictures, classes and geometry."""
+    """Runs of the same images, classes and geometry."""
 
     id: str
     title: str
@@ -348,7 +348,7 @@ def _obstacle(setting: Setting | None, printed: PrintedRow | None, runs: list[St
     if not setting.is_the_papers:
         return "another data set or geometry than the paper's"
     if any(not run.config.evaluation.flip for run in runs):
-        return "the mirrored pictures are left out (evaluation.flip)"
+        return "the mirrored images are left out (evaluation.flip)"
     return ""
 
 

@@ -2,7 +2,7 @@
 
 `ddp` all-reduces every gradient in float32, `bf16` in bfloat16. `factor` does so for the convolutions only. A
 fully-connected layer's gradient is a product, G^T X of its output gradients G and its inputs X over the global batch,
-and for 256 pictures the factors are far smaller than the product: 89 % of a net's weights are here. So the ranks gather
+and for 256 images the factors are far smaller than the product: 89 % of a net's weights are here. So the ranks gather
 the factors and each forms the whole product: the same sum, up to rounding.
 
 Ranks of one kind of processor form bitwise the same product. Ranks of several kinds may round it differently, and their

@@ -23,7 +23,7 @@ _ADVICE = "start from a trained A (run.parent), or set model.init=glorot_uniform
 
 @torch.inference_mode()
 def activation_scales(net: VGG, images: Tensor) -> dict[str, float]:
-    """Root mean square of each layer's output, by the paper's names, over all ranks' pictures and without dropout."""
+    """Root mean square of each layer's output, by the paper's names, over all ranks' images and without dropout."""
     scales: dict[str, Tensor] = {}
 
     def hook(name: str, output: Tensor) -> None:

@@ -26,10 +26,10 @@ from vggrepro.training import health
 from vggrepro.training.schedule import after_validation, learning_rate
 from vggrepro.training.stage import State, start
 from vggrepro.training.step import Trainer
-from vggrepro.training.throughput import Meter, describe, flop_per_picture, peak_flops
+from vggrepro.training.throughput import Meter, describe, flop_per_image, peak_flops
 from vggrepro.watch import Watch
 
-_NAMED_PICTURES = 4
+_NAMED_IMAGES = 4
 
 
 def train(
@@ -62,11 +62,11 @@ def train(
     trainer.set_momentum(kept.training["momentum"] if kept.training else {})
     trainer.restart_loss(state.loss_sum if here.is_first else 0.0)
     meter = Meter()
-    flop, peak = flop_per_picture(net.architecture), peak_flops(loader.device, settings.precision)
+    flop, peak = flop_per_image(net.architecture), peak_flops(loader.device, settings.precision)
     writer = checkpoint.Writer()
 
     def epochs(step: int) -> float:
-        return step * settings.batch / plan.pictures
+        return step * settings.batch / plan.images
 
     def ends_a_period(step: int) -> bool:
         period = settings.validate_every
@@ -119,7 +119,7 @@ def train(
         writer,
         _collected_at_reports(),
     ):
-        pictures = watch.apart(batches)
+        micro_batches = watch.apart(batches)
         try:
             while True:
                 if validation_is_due(state):
@@ -156,7 +156,7 @@ def train(
                 watch.beat(f"step {state.step + 1}")
                 meter.start()
                 with watch.waiting():  # on the CPU in the all-reduces, on CUDA in launching more than a queue holds
-                    trainer.step(state.step, pictures, rate)
+                    trainer.step(state.step, micro_batches, rate)
                 state = replace(state, step=state.step + 1, unreported=state.unreported + 1)
                 reports = state.step % settings.log_every == 0 or state.step == last
                 if reports:
@@ -168,7 +168,7 @@ def train(
                     check_finite()
                     speed = meter.read(trainer.waited_s, flop, peak, here.world)
                     left = (last - state.step) * settings.batch / speed["images_per_s"]
-                    record = {"loss": loss, "learning_rate": rate, "seconds_left": left, "bad_pictures": bad}
+                    record = {"loss": loss, "learning_rate": rate, "seconds_left": left, "bad_images": bad}
                     log({"kind": "train"} | record | speed)
                     update(state.step, f"loss {loss:.4f}  rate {rate:g}  {describe(speed)}")
                     health.check_learning(loss, config.model.classes, state.step, settings.stall_after)
@@ -226,15 +226,15 @@ def _validation_line(config: Config, epoch: float, top1: float, drop: int | None
 def _non_finite(
     step: int, plan: TrainingPlan, training: Split, config: Config, run: RunDirectory, here: Topology
 ) -> str:
-    """What to say of a step whose gradient was not finite; its pictures are listed in the run directory."""
+    """What to say of a step whose gradient was not finite; its images are listed in the run directory."""
     batch = config.train.batch
-    shown = plan.views(step * batch, batch).picture
-    pictures = [training.name_of(int(picture)) for picture in shown]
+    shown = plan.views(step * batch, batch).image
+    images = [training.name_of(int(image)) for image in shown]
     if here.is_first:
-        run.write_json("non_finite.json", {"step": step + 1, "pictures": pictures})
+        run.write_json("non_finite.json", {"step": step + 1, "images": images})
     return (
-        f"loss or gradient of step {step + 1} is not finite and was not applied; its {batch} pictures are listed in "
-        f"{run.path / 'non_finite.json'} ({', '.join(pictures[:_NAMED_PICTURES])}, ...); the checkpoints before it are "
+        f"loss or gradient of step {step + 1} is not finite and was not applied; its {batch} images are listed in "
+        f"{run.path / 'non_finite.json'} ({', '.join(images[:_NAMED_IMAGES])}, ...); the checkpoints before it are "
         f"intact: lower train.learning_rate, or set train.precision=fp32, in a run of another name"
     )
 

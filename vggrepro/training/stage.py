@@ -13,7 +13,7 @@ from vggrepro.config import Config
 from vggrepro.data.index import Index
 from vggrepro.distributed import Topology, from_every_rank
 from vggrepro.errors import UserError
-from vggrepro.ledger import Departure, Pictures, ledger
+from vggrepro.ledger import Departure, ImageCounts, ledger
 from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
@@ -36,7 +36,7 @@ class State:
     validated: int = 0
     """The step of the last validation."""
     loss_sum: float = 0.0
-    """Sum of the losses of all pictures since the last report."""
+    """Sum of the losses of all images since the last report."""
     unreported: int = 0
     """Steps since the last report."""
 
@@ -46,8 +46,8 @@ def check_data(config: Config, index: Index) -> None:
     kept = RunDirectory(config.directory).read_json("dataset.json")
     if kept and kept["fingerprint"] != index.fingerprint:
         raise UserError(
-            f"run directory {config.directory} was begun with other pictures ({kept['source']}, {kept['splits']}) "
-            f"than {index.source} now has; choose another run.experiment, or restore the pictures"
+            f"run directory {config.directory} was begun with other images ({kept['source']}, {kept['splits']}) "
+            f"than {index.source} now has; choose another run.experiment, or restore the images"
         )
 
 
@@ -107,8 +107,8 @@ def _inherit(net: VGG, parent: Config, index: Index, here: Topology) -> dict[str
 def begin(config: Config, parent: Config | None, index: Index, run: RunDirectory, ranks: int) -> list[Departure]:
     """Writes what makes the run directory self-contained; returns the fidelity ledger. Rank 0 of some ranks only."""
     summary = index.summary()
-    pictures = {name: Pictures(n, summary["rejected_splits"][name]) for name, n in summary["splits"].items()}
-    departures = ledger(config, parent, pictures)
+    images = {name: ImageCounts(n, summary["rejected_splits"][name]) for name, n in summary["splits"].items()}
+    departures = ledger(config, parent, images)
     run.write_text("config.yaml", config.to_yaml())
     run.write_json("dataset.json", summary)
     run.write_json("environment.json", environment() | {"ranks": ranks})

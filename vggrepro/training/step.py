@@ -67,7 +67,7 @@ class Trainer:
         self.device = device
         self.share = share_of(here, config.train.batch, config.train.micro_batch)
         self.waited_s = 0.0
-        """Seconds that this rank has waited for pictures so far."""
+        """Seconds that this rank has waited for images so far."""
         set_arithmetic(device, config.train.precision, config.train.cudnn)
         net.train()
         if config.train.compile:
@@ -181,7 +181,7 @@ class Trainer:
         self._optimiser.zero_grad(set_to_none=True)
 
     def loss_sum(self) -> float:
-        """Sum of the losses of all ranks' pictures since :meth:`restart_loss`; every rank calls it."""
+        """Sum of the losses of all ranks' images since :meth:`restart_loss`; every rank calls it."""
         return float(sum_over_ranks(self._loss_sum.clone()))
 
     def restart_loss(self, start: float = 0.0) -> None:

@@ -30,8 +30,8 @@ PEAKS: dict[str, dict[Precision, float]] = {
 }
 
 
-def flop_per_picture(net: Architecture) -> int:
-    """Floating-point operations of one training picture, a multiply-add being two.
+def flop_per_image(net: Architecture) -> int:
+    """Floating-point operations of one training image, a multiply-add being two.
 
     Forward once, backward twice (for inputs and for weights), except that the first layer needs no input gradient.
     D: 92.65e9.
@@ -70,7 +70,7 @@ def sent_bytes(net: Architecture, batch: int, comm: Comm, ranks: int, bytes_per_
 def product_flop(net: Architecture, batch: int) -> int:
     """Floating-point operations of the FC layers' weight gradients for a global batch.
 
-    In `factor` mode every rank does them all; in the other modes its share, the pictures of its own.
+    In `factor` mode every rank does them all; in the other modes its share, the images of its own.
     """
     return 2 * batch * sum(layer.multiply_adds for layer in net.layers() if layer.kind == "fc")
 
@@ -113,34 +113,34 @@ class Meter:
 
     def __init__(self) -> None:
         self._started = self._seconds = self._waited_before = 0.0
-        self._pictures = 0
+        self._images = 0
 
     def start(self) -> None:
         """Before a step."""
         self._started = time.perf_counter()
 
-    def stop(self, pictures: int) -> None:
-        """After a step of so many pictures over all ranks; in the report's last step, after the device is done."""
+    def stop(self, images: int) -> None:
+        """After a step of so many images over all ranks; in the report's last step, after the device is done."""
         self._seconds += time.perf_counter() - self._started
-        self._pictures += pictures
+        self._images += images
 
     def read(self, waited_s: float, flop: int, peak: float | None, world: int) -> dict[str, float]:
-        """images/s with and without the wait for pictures, the wait's share, memory, and MFU where a peak is known.
+        """images/s with and without the wait for images, the wait's share, memory, and MFU where a peak is known.
 
-        Starts anew. `waited_s` is this rank's waiting so far, `flop` a picture's, `peak` one rank's FLOP/s.
+        Starts anew. `waited_s` is this rank's waiting so far, `flop` an image's, `peak` one rank's FLOP/s.
         """
         waited = waited_s - self._waited_before
         busy = max(self._seconds - waited, 1e-9)
         report = {
-            "images_per_s": self._pictures / self._seconds,
-            "images_per_s_without_wait": self._pictures / busy,
+            "images_per_s": self._images / self._seconds,
+            "images_per_s_without_wait": self._images / busy,
             "data_wait": waited / self._seconds,
             "memory_gib": memory_gib(),
         }
         if peak:
             used = report["images_per_s"] * flop
             report |= {"mfu": used / (peak * world), "flop_per_image": flop, "peak_flops": peak}
-        self._seconds, self._pictures, self._waited_before = 0.0, 0, waited_s
+        self._seconds, self._images, self._waited_before = 0.0, 0, waited_s
         return report
 
 
