@@ -21,13 +21,15 @@ from typing import Any
 
 import torch
 
-from vggrepro import checkpoint
 from vggrepro.bench.step import name_of
-from vggrepro.config import Config, Model, override
-from vggrepro.distributed import pick_device, topology
+from vggrepro.config.parsing import override
+from vggrepro.config.settings import Config, Model
 from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
-from vggrepro.tracking import environment
+from vggrepro.ranks.group import pick_device
+from vggrepro.ranks.topology import topology
+from vggrepro.storage import checkpoint
+from vggrepro.storage.environment import environment
 from vggrepro.training.stage import State
 from vggrepro.training.step import Trainer
 

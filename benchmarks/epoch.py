@@ -21,13 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from vggrepro.bench.step import about, mfu, plain, trainer_of, wait_for
-from vggrepro.config import Config, override
+from vggrepro.config.parsing import override
+from vggrepro.config.settings import Config
 from vggrepro.data.index import Index
 from vggrepro.data.loader import make_loader, open_data
-from vggrepro.data.plan import TrainingPlan
-from vggrepro.distributed import pick_device
-from vggrepro.pipeline import session, train_stage
-from vggrepro.tracking import RunDirectory
+from vggrepro.data.sampler import TrainingPlan
+from vggrepro.pipeline.session import session
+from vggrepro.pipeline.stage import train_stage
+from vggrepro.ranks.group import pick_device
+from vggrepro.storage.directory import RunDirectory
 
 WARM_UP = 5  # steps at the start of a turn: batches lie ready since the last one
 

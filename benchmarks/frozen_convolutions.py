@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from vggrepro import checkpoint
-from vggrepro.config import ColourShift, Config, Data, Evaluation, Model, Run
-from vggrepro.data.index import Split, scan_folder
+from vggrepro.config.settings import ColourShift, Config, Data, Evaluation, Model, Run
+from vggrepro.data.index import Split
 from vggrepro.data.loader import Loader, make_loader
-from vggrepro.data.plan import TrainingPlan
+from vggrepro.data.sampler import TrainingPlan
+from vggrepro.data.scan import scan_folder
 from vggrepro.data.views import Views
 from vggrepro.evaluation.measure import Scored
 from vggrepro.evaluation.significance import paired
@@ -33,8 +33,10 @@ from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
 from vggrepro.models.weights import PREPROCESSING
-from vggrepro.pipeline import evaluate_nets
-from vggrepro.tracking import RunDirectory, environment
+from vggrepro.pipeline.nets import evaluate_nets
+from vggrepro.storage import checkpoint
+from vggrepro.storage.directory import RunDirectory
+from vggrepro.storage.environment import environment
 
 VIEWS = 4  # of each training image
 PASSES = 20  # over all of them

@@ -314,7 +314,7 @@ def has_dali() -> bool:
 
 def machine() -> dict[str, Any]:
     """GPU, driver, versions, commit."""
-    from vggrepro.tracking import environment
+    from vggrepro.storage.environment import environment
 
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
@@ -326,7 +326,7 @@ def machine() -> dict[str, Any]:
 
 def number_of_classes(images: str) -> int:
     """Of these photographs, whose index is kept in runs/ for the steps that follow."""
-    from vggrepro.data.index import open_index
+    from vggrepro.data.scan import open_index
 
     if images == DIGITS:
         return 10

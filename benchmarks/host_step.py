@@ -27,12 +27,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vggrepro.bench.step import trainer_of
-from vggrepro.config import Config, Data, Model, Train
-from vggrepro.data.index import Split, open_index
+from vggrepro.config.settings import Config, Data, Model, Train
+from vggrepro.data.index import Split
 from vggrepro.data.loader import Batch, make_loader
-from vggrepro.data.plan import MicroBatches, TrainingPlan, dropout_masks, permutation
+from vggrepro.data.sampler import MicroBatches, TrainingPlan, dropout_masks, permutation
+from vggrepro.data.scan import open_index
 from vggrepro.paper import value
-from vggrepro.tracking import environment
+from vggrepro.storage.environment import environment
 
 _VIEWS = {"view", "_unsafe_view", "t", "transpose", "detach", "as_strided", "expand", "alias", "unsqueeze", "slice"}
 

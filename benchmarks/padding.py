@@ -19,12 +19,14 @@ import argparse
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vggrepro import pipeline
-from vggrepro.config import Config, Graph, load_graph
+from vggrepro.config.recipes import Graph, load_graph
+from vggrepro.config.settings import Config
 from vggrepro.evaluation.measure import Scored
 from vggrepro.evaluation.significance import Paired, paired
 from vggrepro.models.dense import receptive_field
 from vggrepro.models.table1 import architecture_of
+from vggrepro.pipeline.graph import reproduce
+from vggrepro.pipeline.nets import evaluate_nets
 from vggrepro.reporting.figures import lines
 
 RECIPE = Path(__file__).parents[1] / "configs" / "reduced" / "imagenette.yaml"
@@ -87,12 +89,12 @@ def graph_at(crop: int, changes: list[str]) -> Graph:
 
 def points_of(graph: Graph) -> list[Point]:
     """Trains what is missing, and tests each net at every Q by every method."""
-    pipeline.reproduce(graph)
+    reproduce(graph)
     points = []
     for net, config in graph.stages.items():
         scales = tuple(config.model.crop + 32 * step for step in range(STEPS))
-        (tested,) = pipeline.evaluate_nets([config.directory], ("centre", "dense"), scales) or []
-        (crops,) = pipeline.evaluate_nets([config.directory], ("multicrop",), config.single_Q) or []
+        (tested,) = evaluate_nets([config.directory], ("centre", "dense"), scales) or []
+        (crops,) = evaluate_nets([config.directory], ("multicrop",), config.single_Q) or []
         for Q in scales:
             by = {method: tested.scored(method, (Q,)) for method in ("centre", "dense")}
             if (Q,) == config.single_Q:

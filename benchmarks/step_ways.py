@@ -19,8 +19,9 @@ from typing import Any
 import torch
 
 from vggrepro.bench.step import Step, about, clock, mfu, plain, trainer_of, training_step, wait_for
-from vggrepro.config import Config, override
-from vggrepro.distributed import pick_device
+from vggrepro.config.parsing import override
+from vggrepro.config.settings import Config
+from vggrepro.ranks.group import pick_device
 
 Flags = tuple[bool, bool]
 WARM_UP = 4  # the third call is the first that replays a CUDA graph

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launch import slurm
-from vggrepro import lease
 from vggrepro.errors import INTERRUPTED_STATUS
+from vggrepro.storage import lease
 
 HISTORY = "attempts.jsonl"
 ERRORS = Path("submission", "errors")

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from launch.attempt import DONE, ERRORS, USER_STATUS
 from launch.snapshot import GRAPH, STAGE
-from vggrepro import lease
 from vggrepro.errors import INTERRUPTED_STATUS, Interrupted, UserError
+from vggrepro.storage import lease
 
 
 class Stage:
@@ -42,8 +42,10 @@ def run(directory: Path) -> int:
         signal.signal(number, lambda *_: os._exit(INTERRUPTED_STATUS))
     signal.signal(signal.SIGCONT, signal.SIG_DFL)
     try:
-        from vggrepro.config import load_graph
-        from vggrepro.pipeline import evaluate_stage, session, train_stage, write_tables
+        from vggrepro.config.recipes import load_graph
+        from vggrepro.pipeline.graph import write_tables
+        from vggrepro.pipeline.session import session
+        from vggrepro.pipeline.stage import evaluate_stage, train_stage
 
         graph = load_graph(directory / GRAPH)
         name = (directory / STAGE).read_text().strip()

@@ -22,9 +22,10 @@ from pathlib import Path
 
 import yaml
 
-from vggrepro.config import Config, Graph
+from vggrepro.config.recipes import Graph
+from vggrepro.config.settings import Config
 from vggrepro.errors import UserError
-from vggrepro.tracking import environment
+from vggrepro.storage.environment import environment
 
 FOLDER = Path("submission")
 GRAPH = FOLDER / "graph.yaml"

@@ -11,9 +11,10 @@ from typing import Any, Literal
 from launch import slurm
 from launch.attempt import history, progress_of
 from launch.snapshot import LOGS, STAGE
-from vggrepro.config import Config, Graph
-from vggrepro.pipeline import is_evaluated
-from vggrepro.stages import is_finished
+from vggrepro.config.recipes import Graph
+from vggrepro.config.settings import Config
+from vggrepro.pipeline.stage import is_evaluated
+from vggrepro.storage.status import is_finished
 
 State = Literal["finished", "trained", "running", "queued", "ending", "ready", "waiting"]
 """finished: evaluated, too; trained: to be evaluated; ready and waiting: to be submitted, waiting for its parent."""

@@ -30,11 +30,15 @@ except ModuleNotFoundError as error:  # the first package that is not Python's o
 
 from launch import slurm, snapshot
 from launch.stages import Stage, newest_logs, stages_of, status_of
-from vggrepro.config import Graph, load_graph, load_yaml, override
-from vggrepro.distributed import divisors
+from vggrepro.config.parsing import override
+from vggrepro.config.recipes import Graph, load_graph
+from vggrepro.config.strict_yaml import load_yaml
 from vggrepro.errors import UserError, run_command
-from vggrepro.plan import Cheaper, Machine, cheaper_lines, plan
-from vggrepro.stages import is_finished
+from vggrepro.preflight.machine import Machine
+from vggrepro.preflight.plan import Cheaper, plan
+from vggrepro.preflight.plan_text import cheaper_lines
+from vggrepro.ranks.topology import divisors
+from vggrepro.storage.status import is_finished
 
 _ENDING_S = 60
 _NO_SLURM = "sbatch is missing, or its controller does not answer"
@@ -306,7 +310,7 @@ def submit(
     options = [f"cluster.{key}={json.dumps(item)}" for key, item in named.items() if item is not None]
     graph = load_graph(config, [*_site_defaults(site), *options, *changes], seeds)
     if local:
-        from vggrepro.pipeline import reproduce
+        from vggrepro.pipeline.graph import reproduce
 
         reproduce(graph)
         return

@@ -18,11 +18,14 @@ from tiny import REPOSITORY, TINY
 from torch import Tensor
 
 import vggrepro
-from vggrepro import api, pipeline
-from vggrepro.config import Graph, load_graph, load_resolved
+from vggrepro import api
+from vggrepro.config.recipes import Graph, load_graph, load_resolved
 from vggrepro.data.loader import make_loader
-from vggrepro.data.plan import TrainingPlan
+from vggrepro.data.sampler import TrainingPlan
 from vggrepro.models.table1 import TORCHVISION_NAMES
+from vggrepro.pipeline.graph import reproduce
+from vggrepro.pipeline.nets import evaluate_nets
+from vggrepro.pipeline.weights import export_weights, import_weights
 
 PAGE = REPOSITORY / "docs" / "notebook.md"
 SMALL = ("train.iterations=2", "train.schedule.kind=plateau", "train.schedule.drops_at=[]", "tracking.mlflow=false")
@@ -38,7 +41,7 @@ def graph(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Graph:
     """A and D from A, barely trained, as `vggrepro reproduce` leaves them."""
     runs = tmp_path_factory.mktemp("api") / "runs"
     graph = load_graph(REPOSITORY / "configs/demo.yaml", [*TINY, *SMALL, f"data.root={images}", f"run.root={runs}"])
-    pipeline.reproduce(graph)
+    reproduce(graph)
     return graph
 
 
@@ -51,7 +54,6 @@ def test_importing_it_is_light_and_names_are_found() -> None:
     code = "import sys, vggrepro; print('torch' in sys.modules, 'vgg' in dir(vggrepro), vggrepro.vgg.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True", "vgg"]
-    assert vggrepro.__all__ == api.__all__
     assert all(getattr(vggrepro, name) is getattr(api, name) for name in vggrepro.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'vvg'"):
         _ = vggrepro.vvg
@@ -63,7 +65,7 @@ def test_importing_it_is_light_and_names_are_found() -> None:
 def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Statement by statement; where a comment says a shape, it is the shape."""
     monkeypatch.chdir(tmp_path)
-    pipeline.reproduce(load_graph(REPOSITORY / "configs/demo.yaml", [*SMALL, "model.width=0.015625"]))
+    reproduce(load_graph(REPOSITORY / "configs/demo.yaml", [*SMALL, "model.width=0.015625"]))
     capsys.readouterr()
     named: dict[str, Any] = {}
     shapes = 0
@@ -103,8 +105,8 @@ def test_a_net_that_is_none() -> None:
 
 
 def test_loading_from_a_run_a_checkpoint_and_an_export(run: Path, tmp_path: Path) -> None:
-    pipeline.export_weights(run, tmp_path / "D.safetensors")
-    pipeline.export_weights(run, tmp_path / "D.pth")
+    export_weights(run, tmp_path / "D.safetensors")
+    export_weights(run, tmp_path / "D.pth")
     moved = tmp_path / "moved.bin"
     moved.write_bytes((run / "checkpoints" / "final.pt").read_bytes())
     sources = [run, run / "checkpoints" / "final.pt", moved, tmp_path / "D.safetensors"]
@@ -124,11 +126,9 @@ def test_loading_from_a_run_a_checkpoint_and_an_export(run: Path, tmp_path: Path
 def test_a_published_net_is_tested_as_it_was_at_home(graph: Graph, run: Path, tmp_path: Path) -> None:
     """S, Q and mirroring travel with the weights, so that importing them gives the model card's figures."""
     home, out = graph.stages["D"], tmp_path / "published" / "D"
-    pipeline.export_weights(run, tmp_path / "D.safetensors")
-    pipeline.import_weights(tmp_path / "D.safetensors", out)
-    (there,) = (
-        pipeline.evaluate_nets([out], ["dense"], None, [f"data.root={home.data.root}", "tracking.mlflow=false"]) or ()
-    )
+    export_weights(run, tmp_path / "D.safetensors")
+    import_weights(tmp_path / "D.safetensors", out)
+    (there,) = evaluate_nets([out], ["dense"], None, [f"data.root={home.data.root}", "tracking.mlflow=false"]) or ()
     assert (there.config.data.S, there.config.multi_Q) == (home.data.S, home.multi_Q)
     assert (there.Q, there.config.evaluation.flip) == (home.single_Q, home.evaluation.flip)
     at_home = vggrepro.stored_posteriors(run).measured
@@ -136,8 +136,8 @@ def test_a_published_net_is_tested_as_it_was_at_home(graph: Graph, run: Path, tm
     (note,) = (one for group in vggrepro.tables(out).groups for one in group.runs)
     assert note.imported
     assert "| - | imported |" in vggrepro.to_markdown(vggrepro.tables(out)), "neither its seed nor its steps are known"
-    pipeline.export_weights(out, tmp_path / "again.safetensors")
-    pipeline.import_weights(tmp_path / "again.safetensors", tmp_path / "published" / "again")
+    export_weights(out, tmp_path / "again.safetensors")
+    import_weights(tmp_path / "again.safetensors", tmp_path / "published" / "again")
     assert load_resolved(tmp_path / "published" / "again" / "config.yaml").data.S == home.data.S
 
 
@@ -145,7 +145,7 @@ def test_a_published_net_is_tested_as_it_was_at_home(graph: Graph, run: Path, tm
     ("make", "said"),
     [
         (lambda folder: folder / "none", "none cannot be read"),
-        (lambda folder: folder, "holds no finished net"),
+        (lambda folder: folder, "is no run directory"),
         (lambda folder: (folder / "x.pt").write_bytes(b"PK\x03\x04 torn") and folder / "x.pt", "cannot be read"),
     ],
 )
@@ -249,7 +249,7 @@ def test_posteriors_are_those_that_evaluate_stores(
 ) -> None:
     sides = (Q,) if isinstance(Q, int) else Q
     config = graph.stages["D"]
-    pipeline.evaluate_nets([run], [method], sides, [f"data.root={config.data.root}"])
+    evaluate_nets([run], [method], sides, [f"data.root={config.data.root}"])
     stored = vggrepro.stored_posteriors(run, method, Q)
     own = config.evaluation
     found = vggrepro.posteriors(

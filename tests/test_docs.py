@@ -17,10 +17,11 @@ import typer
 from tiny import REPOSITORY, TINY
 
 from launch import submit
-from vggrepro import cli, pipeline
-from vggrepro.config import load_graph
+from vggrepro.cli import main as cli
+from vggrepro.config.recipes import load_graph
 from vggrepro.models.table1 import architecture
 from vggrepro.paper import ilsvrc_classes
+from vggrepro.pipeline.graph import reproduce
 
 DOCS = REPOSITORY / "docs"
 PAGES = {page.stem: page for page in (REPOSITORY / "README.md", REPOSITORY / "REPRODUCTION.md", *DOCS.glob("*.md"))}
@@ -112,7 +113,7 @@ def desk(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         source = REPOSITORY / name
         (folder / name).symlink_to(source) if source.is_dir() else (folder / name).write_bytes(source.read_bytes())
     settings = [*TINY, *SMALL, f"data.root={images}", f"run.root={folder / 'runs'}"]
-    pipeline.reproduce(load_graph(REPOSITORY / "configs" / "demo.yaml", settings))
+    reproduce(load_graph(REPOSITORY / "configs" / "demo.yaml", settings))
     part = folder / "part" / "val" / ilsvrc_classes()[0]  # some validation images of ImageNet
     part.mkdir(parents=True)
     first = next(file for file in sorted((images / "val").rglob("*")) if file.is_file())

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from ranks import run_program
+from programs import run_program
 from tiny import REPOSITORY
 
 from vggrepro.errors import UserError, run_command

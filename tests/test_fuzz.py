@@ -19,16 +19,22 @@ from PIL import Image
 from tiny import REPOSITORY
 
 from launch import slurm, submit
-from vggrepro import cli, doctor, pipeline
 from vggrepro.bench import comm, dense, loader, step
-from vggrepro.config import Config, Model, flatten, load_graph, override
-from vggrepro.data import index as index_module
+from vggrepro.cli import main as cli
+from vggrepro.config.parsing import override
+from vggrepro.config.recipes import load_graph
+from vggrepro.config.settings import Config, Model
+from vggrepro.config.trees import flatten
+from vggrepro.data import scan
 from vggrepro.data.verify import Finding
 from vggrepro.errors import Interrupted, UserError, run_command
-from vggrepro.ledger import ledger
 from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture, architecture_of
 from vggrepro.models.vgg import VGG
+from vggrepro.pipeline.session import Session
+from vggrepro.pipeline.weights import import_weights
+from vggrepro.preflight import site
+from vggrepro.storage.ledger import ledger
 
 WRONG = [
     *("", "0", "-1", "1", "3.5", "1e308", "-1e308", "1e400", ".nan", ".inf", "-.inf", "nan", "1" * 400, "9" * 5000),
@@ -156,12 +162,12 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     desk = tmp_path_factory.mktemp("far") / "from" / "home"  # so that .. leads nowhere else
     (desk / "images" / "val" / "cat").mkdir(parents=True)
     Image.new("RGB", (40, 40)).save(desk / "images" / "val" / "cat" / "1.png")
-    index_module.scan_folder(desk / "images").save(desk / "val.idx")
+    scan.scan_folder(desk / "images").save(desk / "val.idx")
     net = VGG(architecture("D", classes=1, crop=32, width=0.0625)).eval()
     init_weights(net, "kaiming", 0)
     torch.save(net.state_dict(), desk / "net.pth")
     (desk / "net.caffemodel").write_bytes(caffe_model(net, "V1LayerParameter").SerializeToString())
-    pipeline.import_weights(desk / "net.pth", desk / "runs" / "own" / "D")
+    import_weights(desk / "net.pth", desk / "runs" / "own" / "D")
     (desk / "configs").symlink_to(REPOSITORY / "configs")
     return desk
 
@@ -174,11 +180,11 @@ def cut_short(monkeypatch: pytest.MonkeyPatch, desk: Path) -> None:
         raise Interrupted("this is where work begins")
 
     monkeypatch.chdir(desk)
-    monkeypatch.setattr(pipeline.Session, "index", begins)
-    monkeypatch.setattr(index_module, "_findings", lambda members, *_: [Finding("ok", "JPEG", 40, 40)] * len(members))
+    monkeypatch.setattr(Session, "index", begins)
+    monkeypatch.setattr(scan, "_findings", lambda members, *_: [Finding("ok", "JPEG", 40, 40)] * len(members))
     for bench in (comm, dense, loader, step):
         monkeypatch.setattr(bench, "run", begins)
-    monkeypatch.setattr(doctor, "_PROBE_MIB", 1)
+    monkeypatch.setattr(site, "_PROBE_MIB", 1)
     monkeypatch.setattr(slurm, "is_reachable", lambda: False)
     monkeypatch.setattr("os.execvp", begins)
     monkeypatch.setenv("PATH", str(desk))  # no sbatch, no nvidia-smi

@@ -20,7 +20,7 @@ from packaging.version import Version
 from tiny import REPOSITORY, TINY
 
 import vggrepro
-from vggrepro import doctor
+from vggrepro.preflight import software
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 LOCKS = {"cuda13": REPOSITORY / "requirements.lock", "cuda12": REPOSITORY / "requirements-cuda12.lock"}
@@ -119,7 +119,7 @@ def test_the_shell_completes_verbs() -> None:
         ("source_bash", "_VGGREPRO_COMPLETE=complete_bash"),
         ("complete_bash", "verify-paper"),
     ):
-        command = [sys.executable, "-c", "import sys; sys.argv = ['vggrepro']; import vggrepro.cli as c; c.main()"]
+        command = [sys.executable, "-c", "import sys; sys.argv = ['vggrepro']; import vggrepro.cli.main as c; c.main()"]
         shell = environment | {"_VGGREPRO_COMPLETE": instruction}
         done = subprocess.run(command, env=shell, capture_output=True, text=True, check=False)
         assert expected in done.stdout
@@ -159,8 +159,8 @@ def test_the_supported_pythons_are_those_of_the_locks() -> None:
 
 def test_the_page_names_the_drivers_that_doctor_knows() -> None:
     rows = re.findall(r"^\| `CUDA=(\d+)`.*", page := (REPOSITORY / "docs" / "install.md").read_text(), re.MULTILINE)
-    assert sorted(map(int, rows)) == sorted(doctor._BUILDS)
-    for cuda, build in doctor._BUILDS.items():
+    assert sorted(map(int, rows)) == sorted(software._BUILDS)
+    for cuda, build in software._BUILDS.items():
         row = re.search(rf"^\| `CUDA={cuda}`.*", page, re.MULTILINE)
         assert row
         capability = "{}.{}".format(*build.capability)
@@ -251,7 +251,7 @@ def test_the_images_files_are_enough_to_install(tmp_path: Path, wheel: Path) -> 
         shutil.copytree(source, folder / name, ignore=ignored) if source.is_dir() else shutil.copy(source, folder)
     default = makefile(folder, str(image["target"])).stdout
     assert default == makefile(folder, f"CUDA={image['default']}", str(image["target"])).stdout
-    for cuda in doctor._BUILDS:
+    for cuda in software._BUILDS:
         planned = makefile(folder, f"CUDA={cuda}", str(image["target"]))
         (lock,) = re.findall(r"-r (\S+)", planned.stdout)
         assert (planned.returncode, (folder / lock).is_file()) == (0, True)

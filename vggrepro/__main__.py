@@ -1,6 +1,6 @@
 """`python -m vggrepro`, and `torchrun -m vggrepro` for several ranks."""
 
-from vggrepro.cli import main
+from vggrepro.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -14,19 +14,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vggrepro import checkpoint
-from vggrepro.config import ColourShift, Data, checked, load_resolved
+from vggrepro.config.parsing import checked
+from vggrepro.config.recipes import load_resolved
+from vggrepro.config.settings import ColourShift, Data
 from vggrepro.data import sample_set
-from vggrepro.data.index import Index, open_index, require_training_images, scan
+from vggrepro.data.index import Index, require_training_images
 from vggrepro.data.index import load as load_index
 from vggrepro.data.loader import Batch, Loader, make_loader
-from vggrepro.data.plan import TrainingPlan
+from vggrepro.data.sampler import TrainingPlan
+from vggrepro.data.scan import open_index, scan
 from vggrepro.errors import UserError
-from vggrepro.evaluation.measure import Scored, fuse, methods_of
+from vggrepro.evaluation.measure import Scored, fuse, methods_of  # noqa: F401 (offered as it is)
 from vggrepro.evaluation.methods import METHODS, Settings, whole_views
 from vggrepro.evaluation.posteriors import average
 from vggrepro.evaluation.stage import as_the_net_expects
-from vggrepro.models.dense import class_scores, score_map
+from vggrepro.models.dense import class_scores, score_map  # noqa: F401
 from vggrepro.models.init import Scheme, init_weights
 from vggrepro.models.precision import set_arithmetic
 from vggrepro.models.table1 import TORCHVISION_NAMES, architecture
@@ -34,31 +36,12 @@ from vggrepro.models.vgg import VGG
 from vggrepro.models.weights import PREPROCESSING, Preprocessing, read
 from vggrepro.paper import ilsvrc_classes, scale_text, value
 from vggrepro.reporting.render import Format, render
+from vggrepro.reporting.report import Report
 from vggrepro.reporting.runs import StoredRun, find_runs
-from vggrepro.reporting.tables import Report, build_report
+from vggrepro.reporting.tables import build_report
+from vggrepro.storage import checkpoint
+from vggrepro.storage.status import final_of
 from vggrepro.training.stage import net_of
-
-__all__ = [
-    "VGG",
-    "Batch",
-    "Index",
-    "Pretrained",
-    "Report",
-    "Scored",
-    "UserError",
-    "class_scores",
-    "fuse",
-    "load",
-    "open_images",
-    "posteriors",
-    "score_map",
-    "stored_posteriors",
-    "tables",
-    "to_markdown",
-    "training_batches",
-    "vgg",
-    "whole_batches",
-]
 
 Source = Index | str | Path
 """Images: an index, or where they are, as :func:`open_images` takes it."""
@@ -143,9 +126,7 @@ def load(
         UserError: the file is missing, torn, or of no net of Table 1; a run is not finished.
     """
     source = Path(source)
-    file = checkpoint.final_file(source / "checkpoints") if source.is_dir() else source
-    if source.is_dir() and not file.exists():
-        raise UserError(f"{source} holds no finished net ({file} is missing); train it, or name one of its checkpoints")
+    file = final_of(source) if source.is_dir() else source
     kept = checkpoint.load(file) if checkpoint.is_checkpoint(file) else None
     if kept is not None:
         built, preprocessing, said = net_of(kept, torch.device(device)), kept.preprocessing, str(source)

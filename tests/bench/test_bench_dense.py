@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vggrepro.bench.dense import run
-from vggrepro.config import Config, Data, Evaluation, Model, Run
+from vggrepro.config.settings import Config, Data, Evaluation, Model, Run
 
 
 def small(images: Path, folder: Path, **evaluation: Any) -> Config:

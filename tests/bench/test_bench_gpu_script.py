@@ -14,8 +14,9 @@ import pytest
 import typer
 from tiny import REPOSITORY
 
-from vggrepro.cli import app
-from vggrepro.config import load_graph, override
+from vggrepro.cli.main import app
+from vggrepro.config.parsing import override
+from vggrepro.config.recipes import load_graph
 
 
 def load(name: str) -> ModuleType:

@@ -11,7 +11,8 @@ from torch.autograd import DeviceType
 
 from vggrepro.bench import profile
 from vggrepro.bench.step import small
-from vggrepro.config import Config, override
+from vggrepro.config.parsing import override
+from vggrepro.config.settings import Config
 
 
 @pytest.fixture

@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from vggrepro.config import ColourShift, Data
-from vggrepro.data.index import Split, scan_folder
+from vggrepro.config.settings import ColourShift, Data
+from vggrepro.data.index import Split
 from vggrepro.data.loader import Batch, Loader
-from vggrepro.data.plan import TrainingPlan
+from vggrepro.data.sampler import TrainingPlan
+from vggrepro.data.scan import scan_folder
 from vggrepro.data.views import Views, centre, rescaled_size, whole
 
 needs_dali = pytest.mark.skipif(importlib.util.find_spec("nvidia.dali") is None, reason="DALI is not installed")

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from vggrepro.config import ColourShift, Data
-from vggrepro.data.index import Split, scan_folder
+from vggrepro.config.settings import ColourShift, Data
+from vggrepro.data.index import Split
 from vggrepro.data.loader import BadImages, Batch, Loader
-from vggrepro.data.plan import TrainingPlan
+from vggrepro.data.sampler import TrainingPlan
+from vggrepro.data.scan import scan_folder
 from vggrepro.data.views import centre
 from vggrepro.errors import UserError
 

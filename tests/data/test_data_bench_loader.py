@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from vggrepro.bench.loader import run, usual_transform
-from vggrepro.config import ColourShift, Config, Data, Model
-from vggrepro.data.plan import colour_components
+from vggrepro.config.settings import ColourShift, Config, Data, Model
+from vggrepro.data.sampler import colour_components
 
 
 def config(root: Path | None = None, **data: object) -> Config:

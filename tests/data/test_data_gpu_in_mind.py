@@ -5,10 +5,10 @@ import pytest
 import torch
 from gpu_in_mind import CUDA, gpu_in_mind
 
-from vggrepro.config import Data
+from vggrepro.config.settings import Data
 from vggrepro.data.decode import Region
-from vggrepro.data.plan import TrainingPlan
 from vggrepro.data.resample import resample_on_device
+from vggrepro.data.sampler import TrainingPlan
 from vggrepro.models.precision import set_arithmetic
 
 CROP = 64

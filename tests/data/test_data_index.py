@@ -15,18 +15,21 @@ import torch
 from scipy.io import savemat
 from tiny import TINY
 
-from vggrepro.checkpoint import newest
-from vggrepro.config import Config, Data, override
-from vggrepro.data import index as index_module
+from vggrepro.config.parsing import override
+from vggrepro.config.settings import Config, Data
+from vggrepro.data import scan as scan_module
 from vggrepro.data.decode import BadImageError
-from vggrepro.data.index import Index, load, open_index, scan, scan_folder
+from vggrepro.data.index import Index, load
 from vggrepro.data.loader import Loader
-from vggrepro.data.plan import TrainingPlan
+from vggrepro.data.sampler import TrainingPlan
+from vggrepro.data.scan import open_index, scan, scan_folder
 from vggrepro.data.sources import check_md5
 from vggrepro.errors import UserError
 from vggrepro.models.weights import ILSVRC_CLASSES_SHA256
-from vggrepro.pipeline import session, train_stage
-from vggrepro.tracking import RunDirectory
+from vggrepro.pipeline.session import session
+from vggrepro.pipeline.stage import train_stage
+from vggrepro.storage.checkpoint import newest
+from vggrepro.storage.directory import RunDirectory
 
 WNIDS = {"church": "n03028079", "flower": "n11669921"}
 
@@ -537,8 +540,8 @@ def test_a_kept_scan_is_used_again_and_renewed_when_a_file_changes(
     root, cache = tmp_path / "data", tmp_path / "cache"
     shutil.copytree(folders, root)
     scans: list[object] = []
-    real = index_module.scan
-    monkeypatch.setattr(index_module, "scan", lambda *args, **options: scans.append(1) or real(*args, **options))
+    real = scan_module.scan
+    monkeypatch.setattr(scan_module, "scan", lambda *args, **options: scans.append(1) or real(*args, **options))
 
     def opened() -> Index:
         return open_index(str(root), None, cache, lambda done, total: None)
@@ -556,7 +559,7 @@ def test_a_kept_scan_is_used_again_and_renewed_when_a_file_changes(
 
 
 def test_an_interrupted_scan_goes_on(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_module, "_CHUNK", 4)
+    monkeypatch.setattr(scan_module, "_CHUNK", 4)
     journal = tmp_path / "journal"
 
     class Interrupt(Exception):
@@ -572,13 +575,13 @@ def test_an_interrupted_scan_goes_on(folders: Path, tmp_path: Path, monkeypatch:
     with journal.open("a") as file:
         file.write('[[1, 2, "torn')
     looked_at: list[int] = []
-    real = index_module.verify
+    real = scan_module.verify
 
     def counted(chunks, how, **options):  # type: ignore[no-untyped-def]
         looked_at.extend(len(chunk) for chunk in chunks)
         return real(chunks, how, **options)
 
-    monkeypatch.setattr(index_module, "verify", counted)
+    monkeypatch.setattr(scan_module, "verify", counted)
     resumed = scan([folders], "header", journal=journal)
     assert sum(looked_at) == 32 - 12
     assert resumed.summary() == scan([folders], "header").summary()

@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 import torch
 
-from vggrepro.config import Data
-from vggrepro.data.index import Split, open_index, scan_folder
+from vggrepro.config.settings import Data
+from vggrepro.data.index import Split
 from vggrepro.data.loader import BadImages, Batch, Loader, make_loader
-from vggrepro.data.plan import MicroBatches, TrainingPlan
 from vggrepro.data.processes import in_order
+from vggrepro.data.sampler import MicroBatches, TrainingPlan
+from vggrepro.data.scan import open_index, scan_folder
 from vggrepro.data.views import rescaled_size, whole
 from vggrepro.errors import UserError
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vggrepro.data.index import scan_folder
 from vggrepro.data.sample_set import TRAIN_IMAGES, VAL_IMAGES, ensure
+from vggrepro.data.scan import scan_folder
 
 
 @pytest.fixture(scope="module")

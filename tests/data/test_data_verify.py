@@ -15,17 +15,20 @@ from data_archives import unpacked
 from PIL import Image
 from tiny import TINY
 
-from vggrepro.config import Config, Data, override
+from vggrepro.config.parsing import override
+from vggrepro.config.settings import Config, Data
 from vggrepro.data import verify as verify_module
 from vggrepro.data.decode import opened, rgb
-from vggrepro.data.index import Index, scan
+from vggrepro.data.index import Index
 from vggrepro.data.loader import Loader
-from vggrepro.data.plan import TrainingPlan
+from vggrepro.data.sampler import TrainingPlan
+from vggrepro.data.scan import scan
 from vggrepro.data.verify import Finding, Place, verify
 from vggrepro.data.views import rescaled_size, whole
 from vggrepro.errors import UserError
-from vggrepro.pipeline import evaluate_stage, session, train_stage
-from vggrepro.tracking import RunDirectory
+from vggrepro.pipeline.session import session
+from vggrepro.pipeline.stage import evaluate_stage, train_stage
+from vggrepro.storage.directory import RunDirectory
 
 
 def places(files: Sequence[Path]) -> list[Place]:

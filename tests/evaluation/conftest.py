@@ -6,9 +6,10 @@ import torch
 from evaluation_nets import CLASSES, tiny_net
 from PIL import Image
 
-from vggrepro.config import Data
-from vggrepro.data.index import Index, Split, scan_folder
+from vggrepro.config.settings import Data
+from vggrepro.data.index import Index, Split
 from vggrepro.data.loader import Loader, make_loader
+from vggrepro.data.scan import scan_folder
 from vggrepro.models.vgg import VGG
 
 # height, width; among them portrait and landscape, squares, one small enough to be enlarged, one very long, and repeats

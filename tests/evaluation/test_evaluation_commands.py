@@ -11,8 +11,8 @@ import torch
 from caffe_files import caffe_model
 from PIL import Image
 
-from vggrepro import cli
-from vggrepro.data.index import scan_folder
+from vggrepro.cli import main as cli
+from vggrepro.data.scan import scan_folder
 from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture
 from vggrepro.models.vgg import VGG

@@ -8,13 +8,13 @@ import torch
 from evaluation_nets import tiny_net
 from PIL import Image
 
-from vggrepro.config import Data
+from vggrepro.config.settings import Data
 from vggrepro.data.index import Split
 from vggrepro.data.loader import Loader
-from vggrepro.distributed import Topology
 from vggrepro.evaluation.methods import METHODS, Settings, centre_error, centre_views, grid, whole_views
 from vggrepro.models.vgg import VGG
-from vggrepro.watch import Watch
+from vggrepro.ranks.topology import Topology
+from vggrepro.ranks.watch import Watch
 
 Q = 40
 

@@ -10,8 +10,9 @@ import torch
 from evaluation_nets import tiny_net
 from PIL import Image
 
-from vggrepro.data.index import Index, scan_folder
+from vggrepro.data.index import Index
 from vggrepro.data.loader import Loader
+from vggrepro.data.scan import scan_folder
 from vggrepro.evaluation.methods import METHODS, Settings, whole_views
 from vggrepro.models.vgg import VGG
 

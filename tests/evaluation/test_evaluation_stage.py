@@ -13,17 +13,18 @@ import torch
 from evaluation_nets import CLASSES, tiny_net
 from torch import multiprocessing
 
-from vggrepro.config import Config, Data, Evaluation, Model
+from vggrepro.config.settings import Config, Data, Evaluation, Model
 from vggrepro.data.index import Index
 from vggrepro.data.loader import Loader, make_loader
-from vggrepro.distributed import Topology, process_group, topology
 from vggrepro.errors import UserError
 from vggrepro.evaluation import methods, posteriors
 from vggrepro.evaluation.measure import fuse, measure, missing_Q, protocol, scored
 from vggrepro.evaluation.posteriors import Parts, Posteriors
 from vggrepro.evaluation.stage import as_the_net_expects, evaluate
-from vggrepro.tracking import RunDirectory
-from vggrepro.watch import Interrupted, Watch
+from vggrepro.ranks.group import process_group
+from vggrepro.ranks.topology import Topology, topology
+from vggrepro.ranks.watch import Interrupted, Watch
+from vggrepro.storage.directory import RunDirectory
 
 WEIGHTS = "f" * 64
 CONFIG = Config(

@@ -11,7 +11,7 @@ import torch
 from evaluation_nets import tiny_net
 from PIL import Image
 
-from vggrepro import cli
+from vggrepro.cli import main as cli
 from vggrepro.data.index import load
 from vggrepro.paper import ilsvrc_classes
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from launch_cluster import REPOSITORY, Experiment
-from ranks import run_program
+from programs import run_program
 
 DEVCLUSTER = REPOSITORY / "slurm" / "devcluster"
 

@@ -17,9 +17,10 @@ import torch
 import yaml
 
 from launch.attempt import history
-from vggrepro.checkpoint import final_file, load
-from vggrepro.config import Config, load_graph
-from vggrepro.tracking import RunDirectory
+from vggrepro.config.recipes import load_graph
+from vggrepro.config.settings import Config
+from vggrepro.storage.checkpoint import final_file, load
+from vggrepro.storage.directory import RunDirectory
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE_S = 900

@@ -12,8 +12,8 @@ import pytest
 from launch import attempt, slurm
 from launch.attempt import failures_at, first_error, judge, progress_of
 from launch.slurm import read_decision
-from vggrepro import lease
 from vggrepro.errors import INTERRUPTED_STATUS
+from vggrepro.storage import lease
 
 # As printed by SLURM 22.05 from within the batch script, in the second after it happened.
 RUNNING = "JobId=7 JobName=vgg.A Reason=None Dependency=(null) JobState=RUNNING Restarts=1 PreemptTime=None"

@@ -14,7 +14,8 @@ from launch_cluster import settings
 from launch import snapshot
 from launch.attempt import DONE, history
 from launch.rank import Stage
-from vggrepro.config import Graph, load_graph, override
+from vggrepro.config.parsing import override
+from vggrepro.config.recipes import Graph, load_graph
 from vggrepro.errors import UserError
 
 STRANGE = 'it\'s a "place" $HOME `id` \\n'

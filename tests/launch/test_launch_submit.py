@@ -13,7 +13,7 @@ import launch.submit
 from launch import slurm
 from launch.stages import Stage, stages_of
 from launch.submit import _hours, app, submit_stages
-from vggrepro.config import Graph, load_graph
+from vggrepro.config.recipes import Graph, load_graph
 from vggrepro.errors import UserError
 
 

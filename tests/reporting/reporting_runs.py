@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vggrepro.config import Config, Data, Evaluation, Model, Run
+from vggrepro.config.settings import Config, Data, Evaluation, Model, Run
 from vggrepro.evaluation.posteriors import Posteriors, Protocol
-from vggrepro.tracking import RunDirectory
+from vggrepro.storage.directory import RunDirectory
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLASSES = 10

@@ -14,16 +14,19 @@ import yaml
 from reporting_runs import make_run, posteriors_with
 from tiny import REPOSITORY, TINY
 
-from vggrepro import checkpoint, cli, pipeline
-from vggrepro.checkpoint import Checkpoint
-from vggrepro.config import load_graph, load_resolved
+from vggrepro.cli import main as cli
+from vggrepro.config.recipes import load_graph, load_resolved
 from vggrepro.errors import UserError
-from vggrepro.ledger import Departure
 from vggrepro.models.table1 import architecture
 from vggrepro.models.vgg import VGG
 from vggrepro.models.weights import PREPROCESSING, write
+from vggrepro.pipeline.graph import reproduce
+from vggrepro.pipeline.weights import export_weights, import_weights
 from vggrepro.reporting import card
-from vggrepro.tracking import RunDirectory
+from vggrepro.storage import checkpoint
+from vggrepro.storage.checkpoint import Checkpoint
+from vggrepro.storage.directory import RunDirectory
+from vggrepro.storage.ledger import Departure
 
 
 def header_of(text: str) -> dict[str, Any]:
@@ -35,7 +38,7 @@ def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirect
     """A, trained for a moment and tested."""
     settings = [*TINY, f"data.root={images}", f"run.root={tmp_path_factory.mktemp('runs')}"]
     graph = load_graph(REPOSITORY / "configs" / "vgg_A.yaml", settings)
-    pipeline.reproduce(graph)
+    reproduce(graph)
     (config,) = graph.stages.values()
     return RunDirectory(config.directory)
 
@@ -87,21 +90,21 @@ def test_a_card_says_what_the_run_directory_holds(
 
 def test_an_edited_card_is_not_overwritten_and_one_as_made_is(trained: RunDirectory, tmp_path: Path) -> None:
     file, made = tmp_path / "A.safetensors", tmp_path / "A.md"
-    pipeline.export_weights(trained.path, file)
-    pipeline.export_weights(trained.path, file)
+    export_weights(trained.path, file)
+    export_weights(trained.path, file)
     first = made.read_text()
     assert hashlib.sha256(file.read_bytes()).hexdigest() in first, "of the newer file"
     edited = first.replace("# license: yours", "license: apache-2.0  # yours")
     made.write_text(edited)
     file.unlink()
     with pytest.raises(UserError, match=re.escape(f"its model card {made} was written or edited by hand")):
-        pipeline.export_weights(trained.path, file)
+        export_weights(trained.path, file)
     assert made.read_text() == edited
     assert not file.exists(), "no new weights beside an old card"
     made.write_text("notes of mine\n")
     with pytest.raises(UserError, match="move it away"):
-        pipeline.export_weights(trained.path, file)
-    assert pipeline.export_weights(trained.path, tmp_path / "A.pth") == [tmp_path / "A.pth"]
+        export_weights(trained.path, file)
+    assert export_weights(trained.path, tmp_path / "A.pth") == [tmp_path / "A.pth"]
 
 
 def test_what_is_not_known_is_said_to_be(trained: RunDirectory, tmp_path: Path) -> None:
@@ -110,8 +113,8 @@ def test_what_is_not_known_is_said_to_be(trained: RunDirectory, tmp_path: Path) 
     weights = VGG(architecture(**small)).state_dict()
     described = {"model": small | {"batch_norm": False}, "preprocessing": PREPROCESSING["torchvision"], "classes": None}
     write(tmp_path / "theirs.safetensors", weights, **described)  # type: ignore[arg-type]
-    pipeline.import_weights(tmp_path / "theirs.safetensors", tmp_path / "imported" / "D")
-    _, made = pipeline.export_weights(tmp_path / "imported" / "D", tmp_path / "D.safetensors")
+    import_weights(tmp_path / "theirs.safetensors", tmp_path / "imported" / "D")
+    _, made = export_weights(tmp_path / "imported" / "D", tmp_path / "D.safetensors")
     text = made.read_text()
     assert "Not evaluated: no posteriors" in text
     assert "| training | not known here |" in text
@@ -122,7 +125,7 @@ def test_what_is_not_known_is_said_to_be(trained: RunDirectory, tmp_path: Path) 
     stray = tmp_path / "elsewhere" / "checkpoints" / "A.pt"
     stray.parent.mkdir(parents=True)
     stray.write_bytes(checkpoint.final_file(trained.checkpoints).read_bytes())
-    _, made = pipeline.export_weights(stray, tmp_path / "stray.safetensors")
+    _, made = export_weights(stray, tmp_path / "stray.safetensors")
     text = made.read_text()
     assert "Not evaluated" in text
     assert "there is no ledger.json beside this net" in text
@@ -216,8 +219,8 @@ def test_torchvision_loads_it_as_shown(root: Path, tmp_path: Path, monkeypatch: 
     model = {"net": "A", "classes": 7, "crop": 224, "width": 1.0, "batch_norm": False}
     described = {"model": model, "preprocessing": PREPROCESSING["paper"], "classes": None}
     write(tmp_path / "A.safetensors", net.state_dict(), **described)  # type: ignore[arg-type]
-    pipeline.import_weights(tmp_path / "A.safetensors", tmp_path / "imported" / "A")
-    _, made = pipeline.export_weights(tmp_path / "imported" / "A", tmp_path / "published.safetensors")
+    import_weights(tmp_path / "A.safetensors", tmp_path / "imported" / "A")
+    _, made = export_weights(tmp_path / "imported" / "A", tmp_path / "published.safetensors")
     (code,) = re.findall(r"With torchvision:\n\n```python\n(.*?)```", made.read_text(), re.DOTALL)
     names: dict[str, Any] = {"torchvision": torchvision, "safetensors": safetensors}
     monkeypatch.chdir(tmp_path)

@@ -10,10 +10,10 @@ import pytest
 from reporting_runs import IMAGES, REPOSITORY, dense, make_run, posteriors_with
 from scipy.stats import binomtest, t, ttest_1samp
 
-from vggrepro.config import load_stage
+from vggrepro.config.recipes import load_stage
 from vggrepro.models.table1 import architecture
-from vggrepro.reporting.answers import Answers, paired_top1
 from vggrepro.reporting.claims import SHALLOW, Claim, check_claims
+from vggrepro.reporting.predictions import Answers, paired_top1
 from vggrepro.reporting.runs import find_runs
 from vggrepro.reporting.tables import build_report
 

@@ -12,9 +12,10 @@ from PIL import Image
 from reporting_runs import CLASSES, IMAGES, REPOSITORY, dense, labels, make_run, posteriors_with
 from scipy.stats import binomtest
 
-from vggrepro import cli, pipeline
-from vggrepro.config import load_graph
+from vggrepro.cli import main as cli
+from vggrepro.config.recipes import load_graph
 from vggrepro.errors import UserError
+from vggrepro.pipeline.graph import reproduce
 from vggrepro.reporting.blocks import to_html, to_markdown
 from vggrepro.reporting.compare import Comparison, blocks_of, compare
 from vggrepro.reporting.runs import find_runs
@@ -138,7 +139,7 @@ def test_markdown_and_html(root: Path) -> None:
 def run_twice(settings: list[str], tmp_path: Path) -> Path:
     """Two seconds of the demo: A, and D from A."""
     small = ("train.schedule.kind=plateau", "train.schedule.drops_at=[]", "train.iterations=2")
-    pipeline.reproduce(load_graph(REPOSITORY / "configs" / "demo.yaml", [*settings, *small]))
+    reproduce(load_graph(REPOSITORY / "configs" / "demo.yaml", [*settings, *small]))
     return tmp_path / "runs"
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from reporting_runs import dense, make_run
 
 from vggrepro.reporting import figures
-from vggrepro.reporting.answers import Answers
+from vggrepro.reporting.predictions import Answers
 from vggrepro.reporting.runs import find_runs
 from vggrepro.reporting.tables import build_report
 

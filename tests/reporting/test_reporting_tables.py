@@ -15,8 +15,9 @@ from vggrepro.errors import UserError
 from vggrepro.evaluation.posteriors import Posteriors, Protocol
 from vggrepro.paper import facts
 from vggrepro.reporting.render import Format, format_of, render
+from vggrepro.reporting.report import Report, Row
 from vggrepro.reporting.runs import find_runs, resolve
-from vggrepro.reporting.tables import Report, Row, build_report
+from vggrepro.reporting.tables import build_report
 
 SCHEMA = REPOSITORY / "vggrepro" / "reporting" / "tables.schema.json"
 

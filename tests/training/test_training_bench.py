@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from ranks import run_program
+from programs import run_program
 
 from vggrepro.bench import step
-from vggrepro.cli import app
-from vggrepro.config import override
+from vggrepro.cli.main import app
+from vggrepro.config.parsing import override
 
 
 def test_step_reports_the_keys_of_a_benchmark() -> None:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from training_runs import assert_same_course, final, losses, run_of, run_to_the_end, train_command, train_here
 
-from vggrepro import checkpoint
 from vggrepro.errors import UserError
-from vggrepro.tracking import RunDirectory
+from vggrepro.storage import checkpoint
+from vggrepro.storage.directory import RunDirectory
 
 StageFile = Callable[..., Path]
 # Other ranks and micro-batches change the order of float32 sums and nothing else: over 50 steps the relative

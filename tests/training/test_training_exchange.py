@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import run_program
+from programs import run_program
 from tiny import REPOSITORY, TINY
 from torch import distributed, multiprocessing, nn
 
-from vggrepro.config import Config, Model
-from vggrepro.distributed import Topology
+from vggrepro.config.settings import Config, Model
 from vggrepro.models.table1 import architecture
 from vggrepro.models.vgg import VGG
+from vggrepro.ranks.topology import Topology
 from vggrepro.training import exchange as step_exchange
 from vggrepro.training import step
 from vggrepro.training.exchange import Exchange
@@ -168,7 +168,7 @@ def test_ranks_whose_weights_drift_apart_stop_and_are_named(
     program.write_text(
         f"""
 import os, sys
-from vggrepro import cli
+from vggrepro.cli import main as cli
 from vggrepro.training.exchange import Exchange
 
 finish = Exchange.finish

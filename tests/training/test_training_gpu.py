@@ -9,15 +9,16 @@ import pytest
 import torch
 from training_runs import last, losses, train_here
 
-from vggrepro.config import Data, load_stage
-from vggrepro.data.index import scan_folder
+from vggrepro.config.recipes import load_stage
+from vggrepro.config.settings import Data
 from vggrepro.data.loader import Batch, make_loader
-from vggrepro.data.plan import MicroBatches, TrainingPlan
 from vggrepro.data.prefetch import prefetch
-from vggrepro.distributed import Topology
+from vggrepro.data.sampler import MicroBatches, TrainingPlan
+from vggrepro.data.scan import scan_folder
 from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
+from vggrepro.ranks.topology import Topology
 from vggrepro.training.step import Trainer
 
 pytestmark = pytest.mark.gpu

@@ -12,12 +12,12 @@ import torch
 from gpu_in_mind import CUDA, Log, gpu_in_mind, on_gpu
 from torch import Tensor, nn
 
-from vggrepro.config import Config, Data, Model, Train
+from vggrepro.config.settings import Config, Data, Model, Train
 from vggrepro.data.loader import Batch, Loader
-from vggrepro.data.plan import TrainingPlan
-from vggrepro.distributed import Topology
+from vggrepro.data.sampler import TrainingPlan
 from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
+from vggrepro.ranks.topology import Topology
 from vggrepro.training import exchange
 from vggrepro.training.health import activation_scales
 from vggrepro.training.step import Trainer

@@ -23,9 +23,9 @@ from training_runs import (
     train_here,
 )
 
-from vggrepro import checkpoint
 from vggrepro.errors import INTERRUPTED_STATUS, Interrupted
-from vggrepro.watch import ABANDONED_STATUS
+from vggrepro.ranks.watch import ABANDONED_STATUS
+from vggrepro.storage import checkpoint
 
 StageFile = Callable[..., Path]
 TWENTY = {"iterations": 20, "log_every": 3}  # a log line straddles most interruptions

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 from training_runs import train_here
 
-from vggrepro.config import load_stage
+from vggrepro.config.recipes import load_stage
 from vggrepro.data.index import Split
 from vggrepro.data.loader import Batch, Loader
 from vggrepro.data.views import Views

@@ -4,7 +4,7 @@ from itertools import accumulate
 
 import pytest
 
-from vggrepro.config import Schedule
+from vggrepro.config.settings import Schedule
 from vggrepro.training.schedule import Plateau, after_validation, learning_rate
 
 PATIENT = Schedule(patience=2, threshold=0.1)

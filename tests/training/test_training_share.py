@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from vggrepro.distributed import Topology
 from vggrepro.errors import UserError
+from vggrepro.ranks.topology import Topology
 from vggrepro.training.step import share_of
 
 

@@ -8,12 +8,12 @@ import torch
 from torch.nn import functional as F
 from training_runs import losses, train_here
 
-from vggrepro.config import load_stage
+from vggrepro.config.recipes import load_stage
 from vggrepro.data.loader import Batch
-from vggrepro.distributed import Topology
 from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture, architecture_of
 from vggrepro.models.vgg import VGG
+from vggrepro.ranks.topology import Topology
 from vggrepro.training.step import Trainer
 from vggrepro.training.throughput import Meter, describe, flop_per_image, peak_flops
 

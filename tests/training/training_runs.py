@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ranks import run_program
+from programs import run_program
 
-from vggrepro import checkpoint, pipeline
-from vggrepro.config import load_stage
+from vggrepro.config.recipes import load_stage
 from vggrepro.errors import run_command
-from vggrepro.tracking import RunDirectory
-from vggrepro.watch import Watch
+from vggrepro.pipeline.session import session
+from vggrepro.pipeline.stage import train_stage
+from vggrepro.ranks.watch import Watch
+from vggrepro.storage import checkpoint
+from vggrepro.storage.directory import RunDirectory
 
 CLASSES = ("ant", "bee", "cat")
 BATCH = 8
@@ -34,8 +36,8 @@ def train_here(file: Path, *changes: str, force: bool = False, stop_after_s: flo
     """Trains a stage in this process, as `vggrepro train` does."""
     torch.set_num_threads(1)
     stage, parent = load_stage(file, changes)
-    with pipeline.session([stage], stop_after_s=stop_after_s) as at:
-        pipeline.train_stage(stage, parent, at, force=force)
+    with session([stage], stop_after_s=stop_after_s) as at:
+        train_stage(stage, parent, at, force=force)
     return RunDirectory(stage.directory)
 
 

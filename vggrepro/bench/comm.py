@@ -13,12 +13,13 @@ from torch import distributed
 from torch.nn import functional as F
 
 from vggrepro.bench.step import name_of, wait_for
-from vggrepro.config import Config
-from vggrepro.distributed import pick_device, process_group, topology
+from vggrepro.config.settings import Config
 from vggrepro.errors import UserError
 from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
+from vggrepro.ranks.group import pick_device, process_group
+from vggrepro.ranks.topology import topology
 from vggrepro.training.exchange import Comm, Exchange
 from vggrepro.training.step import share_of
 

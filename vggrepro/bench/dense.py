@@ -15,11 +15,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from vggrepro.config import Config
+from vggrepro.config.settings import Config
 from vggrepro.data.index import Split
 from vggrepro.data.loader import Loader, make_loader, open_data
 from vggrepro.data.views import rescaled_size
-from vggrepro.distributed import pick_device
 from vggrepro.evaluation.methods import METHODS, Settings, whole_views
 from vggrepro.models.dense import class_scores
 from vggrepro.models.init import init_weights
@@ -27,6 +26,7 @@ from vggrepro.models.precision import autocast, set_arithmetic
 from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
 from vggrepro.paper import value
+from vggrepro.ranks.group import pick_device
 from vggrepro.training.throughput import peak_flops
 
 Timed = Callable[[], NDArray[np.float32]]

@@ -22,11 +22,12 @@ from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from vggrepro.config import Config
+from vggrepro.config.settings import Config
 from vggrepro.data import dali, sample_set
-from vggrepro.data.index import Split, open_index, require_training_images, scan_folder
+from vggrepro.data.index import Split, require_training_images
 from vggrepro.data.loader import make_loader
-from vggrepro.data.plan import MicroBatches, TrainingPlan, colour_components
+from vggrepro.data.sampler import MicroBatches, TrainingPlan, colour_components
+from vggrepro.data.scan import open_index, scan_folder
 
 _UNTIMED = 6  # batches at the start of a turn, which may lie ready since the last one
 

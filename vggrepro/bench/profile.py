@@ -14,8 +14,8 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
 from vggrepro.bench.step import about, mfu, trainer_of, training_step, wait_for
-from vggrepro.config import Config
-from vggrepro.distributed import pick_device
+from vggrepro.config.settings import Config
+from vggrepro.ranks.group import pick_device
 
 _WARM_UP = 3
 _LONGEST_NAME = 100  # characters of a kernel's name, which lists its template's arguments

@@ -15,15 +15,16 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from vggrepro.config import Config, Model, Train
+from vggrepro.config.settings import Config, Model, Train
 from vggrepro.data.loader import Batch
-from vggrepro.data.plan import TrainingPlan
 from vggrepro.data.prefetch import prefetch
-from vggrepro.distributed import Topology, pick_device
+from vggrepro.data.sampler import TrainingPlan
 from vggrepro.errors import UserError
 from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
+from vggrepro.ranks.group import pick_device
+from vggrepro.ranks.topology import Topology
 from vggrepro.training.step import Trainer
 from vggrepro.training.throughput import flop_per_image, peak_flops
 

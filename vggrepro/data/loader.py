@@ -17,14 +17,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vggrepro.config import Config, Data
+from vggrepro.config.settings import Config, Data
 from vggrepro.data import sample_set
 from vggrepro.data.decode import BadImageError, Region, in_groups, resample, whole_region
-from vggrepro.data.index import Index, Split, open_index, require_training_images
+from vggrepro.data.index import Index, Split, require_training_images
+from vggrepro.data.labels import ILSVRC
 from vggrepro.data.prefetch import prefetch, to_device
 from vggrepro.data.processes import in_order, shared_empty
 from vggrepro.data.resample import resample_on_device
-from vggrepro.data.sources import ILSVRC
+from vggrepro.data.scan import open_index
 from vggrepro.data.views import Ints, Views
 from vggrepro.errors import UserError
 from vggrepro.paper import value

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vggrepro.config import Config
+from vggrepro.config.settings import Config
 from vggrepro.evaluation import posteriors
 from vggrepro.evaluation.errors import ErrorRate, error_rate
 from vggrepro.evaluation.posteriors import Protocol
-from vggrepro.tracking import RunDirectory
+from vggrepro.storage.directory import RunDirectory
 
 COMBINED: Mapping[str, tuple[str, ...]] = {"both": ("dense", "multicrop")}
 """Methods that are the mean of others (Section 4.3)."""

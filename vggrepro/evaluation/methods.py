@@ -10,17 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vggrepro.config import Precision
+from vggrepro.config.settings import Precision
 from vggrepro.data.index import Split
 from vggrepro.data.loader import Loader
 from vggrepro.data.views import Views, centre, rescaled_size, whole
-from vggrepro.distributed import Topology, sum_over_ranks
 from vggrepro.evaluation.errors import ErrorRate, true_class_rank
 from vggrepro.models.dense import class_scores, score_map
 from vggrepro.models.precision import autocast
 from vggrepro.models.vgg import VGG
 from vggrepro.paper import value
-from vggrepro.watch import Watch
+from vggrepro.ranks.collectives import sum_over_ranks
+from vggrepro.ranks.topology import Topology
+from vggrepro.ranks.watch import Watch
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,19 @@ from dataclasses import replace
 
 import torch
 
-from vggrepro.config import Config
+from vggrepro.config.settings import Config
 from vggrepro.data.index import Index, Split
 from vggrepro.data.loader import Loader
-from vggrepro.distributed import Topology, from_first_rank, gather_to_first
 from vggrepro.evaluation.measure import methods_of, missing_Q, protocol
 from vggrepro.evaluation.methods import METHODS, Settings, whole_views
 from vggrepro.evaluation.posteriors import Parts
 from vggrepro.models.precision import autocast, set_arithmetic
 from vggrepro.models.vgg import VGG
 from vggrepro.progress import Update, progress
-from vggrepro.tracking import RunDirectory
-from vggrepro.watch import Watch
+from vggrepro.ranks.collectives import from_first_rank, gather_to_first
+from vggrepro.ranks.topology import Topology
+from vggrepro.ranks.watch import Watch
+from vggrepro.storage.directory import RunDirectory
 
 
 def evaluate(

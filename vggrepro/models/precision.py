@@ -2,7 +2,7 @@
 
 import torch
 
-from vggrepro.config import Cudnn, Precision
+from vggrepro.config.settings import Cudnn, Precision
 
 
 def set_arithmetic(device: torch.device, precision: Precision, cudnn: Cudnn = "deterministic") -> None:

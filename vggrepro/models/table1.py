@@ -14,7 +14,7 @@ from vggrepro.errors import UserError
 from vggrepro.paper import facts, value
 
 if TYPE_CHECKING:
-    from vggrepro.config import Config
+    from vggrepro.config.settings import Config
 
 IMAGE_CHANNELS = 3
 TORCHVISION_NAMES: Mapping[str, str] = MappingProxyType({"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"})

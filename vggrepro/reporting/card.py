@@ -17,18 +17,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from vggrepro.config import Config
+from vggrepro.config.settings import Config
 from vggrepro.errors import UserError
 from vggrepro.evaluation.errors import ErrorRate
 from vggrepro.evaluation.measure import COMBINED, Measured, measure
-from vggrepro.ledger import read_ledger
 from vggrepro.models.table1 import TORCHVISION_NAMES, architecture_of
 from vggrepro.paper import facts, value
 from vggrepro.reporting.blocks import DASH, Bullets, Heading, Sheet, Text, to_markdown
-from vggrepro.tracking import RunDirectory
+from vggrepro.storage.directory import RunDirectory
+from vggrepro.storage.ledger import read_ledger
 
 if TYPE_CHECKING:
-    from vggrepro.checkpoint import Checkpoint
+    from vggrepro.storage.checkpoint import Checkpoint
 
 _MARK = "<!-- made by `vggrepro weights export`; SHA-256 of all above: "
 _LICENCE = (

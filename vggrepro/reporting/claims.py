@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from vggrepro.evaluation.significance import Paired
 from vggrepro.paper import Scale, scale_text, value
-from vggrepro.reporting.answers import AnswerBook, Asked, paired_top1
+from vggrepro.reporting.predictions import AnswerBook, Asked, paired_top1
 from vggrepro.reporting.runs import Recipe, StoredRun
 
 Outcome = Literal["supported", "not supported", "undecided at this n", "not measured"]

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from vggrepro.config import flatten, override
+from vggrepro.config.parsing import override
+from vggrepro.config.trees import flatten
 from vggrepro.errors import UserError
 from vggrepro.reporting import figures
-from vggrepro.reporting.answers import AnswerBook, Answers, paired_top1
 from vggrepro.reporting.blocks import DASH, Block, Figure, Heading, Sheet, Text
+from vggrepro.reporting.predictions import AnswerBook, Answers, paired_top1
 from vggrepro.reporting.render import p_text, run_sheet
+from vggrepro.reporting.report import Record, RunNote
 from vggrepro.reporting.runs import StoredRun
-from vggrepro.reporting.tables import Record, RunNote, note_of
-from vggrepro.stages import relocated
+from vggrepro.reporting.tables import note_of
+from vggrepro.storage.status import relocated
 
 if TYPE_CHECKING:
     from vggrepro.data.index import Index

@@ -15,14 +15,15 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from vggrepro.config import load_graph
+from vggrepro.config.recipes import load_graph
 from vggrepro.errors import UserError
-from vggrepro.ledger import ledger
 from vggrepro.paper import facts
 from vggrepro.reporting import blocks
 from vggrepro.reporting.blocks import DASH, Block, Bullets, Sheet, Text
 from vggrepro.reporting.render import blocks_of
-from vggrepro.reporting.tables import Report, build_report
+from vggrepro.reporting.report import Report
+from vggrepro.reporting.tables import build_report
+from vggrepro.storage.ledger import ledger
 
 _SECTION = re.compile(r"<!-- vggrepro:(\S+) -->\n.*?<!-- /vggrepro:\1 -->", re.DOTALL)
 _RECIPES = Path("configs") / "reproduce.yaml"

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggrepro.paper import facts
-from vggrepro.reporting.answers import Answers
-from vggrepro.reporting.tables import Report, Row
-from vggrepro.tracking import RunDirectory
+from vggrepro.reporting.predictions import Answers
+from vggrepro.reporting.report import Report, Row
+from vggrepro.storage.directory import RunDirectory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

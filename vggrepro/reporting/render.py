@@ -10,11 +10,12 @@ from enum import StrEnum
 from pathlib import Path
 
 from vggrepro.errors import UserError
-from vggrepro.ledger import Departure
 from vggrepro.reporting import blocks
 from vggrepro.reporting.blocks import DASH, Block, Bullets, Figure, Heading, Sheet, Text
 from vggrepro.reporting.claims import Claim
-from vggrepro.reporting.tables import TITLES, Group, Report, Row, RunNote, Spread
+from vggrepro.reporting.report import Group, Report, Row, RunNote, Spread
+from vggrepro.reporting.tables import TITLES
+from vggrepro.storage.ledger import Departure
 
 
 class Format(StrEnum):

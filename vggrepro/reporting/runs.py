@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from vggrepro.config import Config, load_resolved
+from vggrepro.config.recipes import load_resolved
+from vggrepro.config.settings import Config
 from vggrepro.errors import UserError
 from vggrepro.evaluation.measure import Scored, methods_of, protocol, scored
-from vggrepro.ledger import Departure, read_ledger
 from vggrepro.paper import Scale, facts, value
 from vggrepro.progress import say
-from vggrepro.stages import FINAL
-from vggrepro.tracking import RunDirectory
+from vggrepro.storage.directory import RunDirectory
+from vggrepro.storage.ledger import Departure, read_ledger
+from vggrepro.storage.status import FINAL
 
 Recipe = tuple[str, Scale]
 """A net and the paper's S that it is trained at."""

@@ -5,23 +5,18 @@ Runs of different images, classes or geometry never share a table: they form gro
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict
+from typing import Any
 
 from vggrepro.evaluation.significance import AgainstPrinted
 from vggrepro.models.table1 import architecture
 from vggrepro.paper import Row as PrintedRow
 from vggrepro.paper import TestedNet, facts, scale_text
-from vggrepro.reporting.answers import AnswerBook, Answers, Asked
-from vggrepro.reporting.claims import Claim, check_claims, dense_over_centre
+from vggrepro.reporting.claims import check_claims, dense_over_centre
+from vggrepro.reporting.predictions import AnswerBook, Answers, Asked
+from vggrepro.reporting.report import Departed, Group, Report, Row, RunNote, Spread, Verdict
 from vggrepro.reporting.runs import Recipe, Setting, StoredRun, recipes_of, setting_of
-
-Verdict = Literal["agrees", "differs", "not measured", "cannot be measured", "not comparable"]
 
 TITLES = {
     1: "Table 1: weight layers of the nets",
@@ -34,128 +29,6 @@ TITLES = {
 }
 _FUSED = " + "
 _PAPER = "ilsvrc-2012"  # the group of rows that no run has measured yet
-
-
-class Record(BaseModel):
-    """Base of what goes into the JSON report: frozen, nothing beside what is declared."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Row(Record):
-    """One row of a table. Errors, intervals and differences in per cent or percentage points."""
-
-    group: str | None
-    """The group of runs it belongs to; None in Tables 1 and 2, which need no run."""
-    table: int
-    net: str
-    """A column of Table 1, several joined by ` + `, a net of one's own, or in Table 7 the system."""
-    S: str | None = None
-    Q: str | None = None
-    method: str | None = None
-    flip: bool | None = None
-    """Whether mirror images are tested too; None where there is no run. A centre crop is never mirrored."""
-    precision: str | None = None
-    """Of the arithmetic of the test."""
-    split: Literal["val", "test"] = "val"
-    """The labels of the test set were never published: what is printed of it cannot be measured."""
-    printed_top1: float | None = None
-    printed_top5: float | None = None
-    measured_top1: float | None = None
-    measured_top5: float | None = None
-    interval_top1: tuple[float, float] | None = None
-    """95 %, Wilson."""
-    interval_top5: tuple[float, float] | None = None
-    difference_top1: float | None = None
-    """Measured minus printed; None where they are not comparable."""
-    difference_top5: float | None = None
-    n: int | None = None
-    verdict: Verdict
-    run: str | None = None
-    """`experiment:stage`, several joined by ` + `."""
-    departures: int | None = None
-    """Settings in which the runs depart from the paper."""
-    note: str = ""
-    printed_count: int | None = None
-    """Table 1: weight layers. Table 2: millions of parameters."""
-    measured_count: int | None = None
-    """Table 1: weight layers. Table 2: parameters."""
-
-
-class Spread(Record):
-    """One protocol over several seeds."""
-
-    group: str
-    table: int
-    net: str
-    S: str
-    Q: str
-    method: str
-    seeds: int
-    mean_top1: float
-    spread_top1: float
-    """Sample standard deviation over the seeds, points."""
-    mean_top5: float
-    spread_top5: float
-    runs: list[str]
-
-
-class Departed(Record):
-    """One line of a fidelity ledger."""
-
-    setting: str
-    paper: Any
-    run: Any
-    why: str
-
-
-class RunNote(Record):
-    """The way back from a number to what made it."""
-
-    name: str
-    directory: str
-    net: str
-    S: str
-    seed: int
-    step: int
-    iterations: int
-    finished: bool
-    imported: bool
-    """From another program's file: what is said of seed and steps is not its own."""
-    weights: str | None
-    """SHA-256 of the final net."""
-    git_commit: str | None
-    git_dirty: bool | None
-    """Whether the code had changes that the commit lacks."""
-    mlflow_run: str | None
-    """Id of its MLflow run."""
-    departures: list[Departed]
-    unused: list[str]
-    """Stored posteriors of another net or index, which no number here is made of."""
-
-
-class Group(Record):
-    """Runs of the same images, classes and geometry."""
-
-    id: str
-    title: str
-    papers: bool
-    """Whether the paper's figures apply: its validation set, classes and geometry."""
-    runs: list[RunNote]
-
-
-class Report(Record):
-    """All tables. The schema is in `tables.schema.json`."""
-
-    format: Literal["vggrepro tables 1"] = "vggrepro tables 1"
-    groups: list[Group]
-    rows: list[Row]
-    seeds: list[Spread]
-    claims: list[Claim]
-    dense_over_centre: list[Claim] = []
-    """What each net of Table 3 gains by the dense test over its centre crop; the paper has no such figures."""
-    left_out: list[str]
-    """Runs that have not begun, and so belong to no group."""
 
 
 def build_report(runs: Sequence[StoredRun]) -> Report:
@@ -459,7 +332,3 @@ def note_of(run: StoredRun) -> RunNote:
         departures=[Departed(setting=one.setting, paper=one.paper, run=one.run, why=one.why) for one in run.departures],
         unused=run.strangers,
     )
-
-
-if __name__ == "__main__":  # renews the schema
-    (Path(__file__).parent / "tables.schema.json").write_text(json.dumps(Report.model_json_schema(), indent=1) + "\n")

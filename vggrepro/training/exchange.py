@@ -17,8 +17,8 @@ from torch import Tensor, distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
-from vggrepro.distributed import Topology
 from vggrepro.models.vgg import VGG
+from vggrepro.ranks.topology import Topology
 from vggrepro.training.throughput import Comm
 
 _BUCKET_MIB = 25  # torch's default; the conv gradients of D fill two

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from vggrepro.distributed import sum_over_ranks
 from vggrepro.errors import UserError
 from vggrepro.models.vgg import VGG
+from vggrepro.ranks.collectives import sum_over_ranks
 
 VANISHED, EXPLODED = 1e-5, 1e2
 """Root mean squares of the class scores at random initialisation between which a net can start.

@@ -12,22 +12,23 @@ from typing import Any
 
 import torch
 
-from vggrepro import checkpoint, lease
-from vggrepro.config import Config
+from vggrepro.config.settings import Config
 from vggrepro.data.index import Index, Split
 from vggrepro.data.loader import Loader
-from vggrepro.data.plan import TrainingPlan
-from vggrepro.distributed import Topology, sum_over_ranks
+from vggrepro.data.sampler import TrainingPlan
 from vggrepro.errors import Interrupted, UserError
 from vggrepro.evaluation.methods import centre_error
 from vggrepro.progress import progress, say
-from vggrepro.tracking import RunDirectory
+from vggrepro.ranks.collectives import sum_over_ranks
+from vggrepro.ranks.topology import Topology
+from vggrepro.ranks.watch import Watch
+from vggrepro.storage import checkpoint, lease
+from vggrepro.storage.directory import RunDirectory
 from vggrepro.training import health
 from vggrepro.training.schedule import after_validation, learning_rate
 from vggrepro.training.stage import State, start
 from vggrepro.training.step import Trainer
 from vggrepro.training.throughput import Meter, describe, flop_per_image, peak_flops
-from vggrepro.watch import Watch
 
 _NAMED_IMAGES = 4
 

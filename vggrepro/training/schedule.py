@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from vggrepro.config import Schedule
+from vggrepro.config.settings import Schedule
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,21 @@ from typing import Any
 
 import torch
 
-from vggrepro import checkpoint
-from vggrepro.config import Config
+from vggrepro.config.settings import Config
 from vggrepro.data.index import Index
-from vggrepro.distributed import Topology, from_every_rank
 from vggrepro.errors import UserError
-from vggrepro.ledger import Departure, ImageCounts, ledger
 from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
 from vggrepro.models.warm_start import warm_start
 from vggrepro.progress import say
-from vggrepro.stages import require_finished
-from vggrepro.tracking import RunDirectory, environment
+from vggrepro.ranks.collectives import from_every_rank
+from vggrepro.ranks.topology import Topology
+from vggrepro.storage import checkpoint
+from vggrepro.storage.directory import RunDirectory
+from vggrepro.storage.environment import environment
+from vggrepro.storage.ledger import Departure, ImageCounts, ledger
+from vggrepro.storage.status import require_finished
 from vggrepro.training.schedule import Plateau
 
 

@@ -17,15 +17,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vggrepro.config import Config
+from vggrepro.config.settings import Config
 from vggrepro.data.index import Split
 from vggrepro.data.loader import Batch, Loader
-from vggrepro.data.plan import MicroBatches, TrainingPlan, dropout_masks
 from vggrepro.data.prefetch import prefetch, to_device
-from vggrepro.distributed import Topology, divisors, from_every_rank, sum_over_ranks
+from vggrepro.data.sampler import MicroBatches, TrainingPlan, dropout_masks
 from vggrepro.errors import UserError
 from vggrepro.models.precision import autocast, set_arithmetic
 from vggrepro.models.vgg import VGG, DropoutMasks
+from vggrepro.ranks.collectives import from_every_rank, sum_over_ranks
+from vggrepro.ranks.topology import Topology, divisors
 from vggrepro.training.exchange import Exchange
 from vggrepro.training.throughput import Comm, comm_of
 

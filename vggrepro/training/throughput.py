@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Literal
 
-from vggrepro.config import Precision
+from vggrepro.config.settings import Precision
 from vggrepro.models.table1 import Architecture
 
 if TYPE_CHECKING:

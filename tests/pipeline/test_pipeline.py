@@ -1,0 +1,239 @@
+"""The whole story on 36 images: the demo's graph with everything small."""
+
+import json
+import re
+import shutil
+import statistics
+from pathlib import Path
+
+import pytest
+from tiny import REPOSITORY
+
+from vggrepro.config.recipes import Graph, load_graph, load_stage
+from vggrepro.errors import Interrupted, UserError
+from vggrepro.paper import value
+from vggrepro.pipeline.graph import reproduce
+from vggrepro.pipeline.nets import evaluate_nets
+from vggrepro.pipeline.session import session
+from vggrepro.pipeline.stage import train_stage
+from vggrepro.reporting.runs import find_runs
+from vggrepro.reporting.tables import build_report
+from vggrepro.storage import checkpoint
+from vggrepro.storage.directory import RunDirectory
+
+DEMO = REPOSITORY / "configs" / "demo.yaml"
+# The demo drops the learning rate, and validates, after more steps than the tests have.
+SMALL = ("train.schedule.kind=plateau", "train.schedule.drops_at=[]", "train.validate_every=1")
+
+
+def graph_of(settings: list[str], *more: str) -> Graph:
+    return load_graph(DEMO, [*settings, *SMALL, *more])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_the_whole_story(settings: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    graph = graph_of(settings)
+    tables = reproduce(graph)
+    printed = capsys.readouterr()
+
+    assert tables is not None
+    assert printed.out.strip() == tables.read_text().strip()
+    rows = [[cell.strip() for cell in line.split("|")] for line in printed.out.splitlines() if line.startswith("| ")]
+    assert [row[1:4] for row in rows if row[1] in "AD"] == [
+        ["A", "37", "37"],
+        ["D", "37", "37"],
+        ["A", "37", "32, 37, 42"],
+        ["D", "37", "32, 37, 42"],
+    ]
+    measured = [row for row in build_report(find_runs([graph.stages["A"].run.root])).rows if row.run]
+    assert len(measured) == 4
+    for row in measured:
+        low, high = row.interval_top1
+        assert row.n == 12
+        assert 0 <= low <= row.measured_top1 <= high <= 100
+        assert row.measured_top5 == 0  # of three classes, five guesses find one
+        assert row.verdict == "not comparable"
+    assert "model.crop: 32 instead of 224" in printed.out
+    gained = re.findall(r"demo:(\w): dense, Q = 37 [+-]\d+\.\d \(", printed.out)
+    assert gained == ["A", "D"], "what the dense test gained over the centre crop"
+
+    A, D = (RunDirectory(config.directory) for config in graph.stages.values())
+    for run in (A, D):
+        assert [record["step"] for record in run.records("train")] == [1, 2, 3, 4, 5, 6]
+        assert [record["step"] for record in run.records("validation")] == [3, 6]  # 24 images, batch 8
+        (evaluation,) = run.records("evaluation")
+        assert {"dense_single_Q_top1_error", "dense_multi_Q_top1_error"} <= evaluation.keys()
+        assert evaluation["centre_single_Q_top1_error"] == run.records("validation")[-1]["top1_error"]
+        assert {path.name for path in run.path.iterdir()} >= {
+            *("config.yaml", "dataset.json", "environment.json", "ledger.json", "metrics.jsonl"),
+            *("checkpoints", "posteriors"),
+        }
+
+    child = checkpoint.load(D.checkpoints / "final.pt")
+    inherited = {layer["child"] for layer in child.provenance["parent"]["layers"] if layer["parent"]}
+    assert inherited == set(value("warm_start_layers"))
+    assert child.provenance["parent"]["weights"] == A.read_json("final.json")["weights"]
+    assert child.preprocessing["mean"] == [123.68, 116.779, 103.939]
+
+
+def test_a_second_call_trains_and_evaluates_nothing(settings: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    graph = graph_of(settings)
+    reproduce(graph)
+    root = graph.stages["A"].run.root
+    before, first = contents(root), capsys.readouterr().out
+    reproduce(graph_of(settings))
+    assert contents(root) == before
+    assert capsys.readouterr().out == first
+
+
+def test_what_is_missing_is_made_again(settings: list[str]) -> None:
+    graph = graph_of(settings)
+    reproduce(graph)
+    run = RunDirectory(graph.stages["D"].directory)
+    before = {file.name: file.read_bytes() for file in run.posteriors.iterdir()}
+    (lost, *_) = run.posteriors.iterdir()
+    lost.unlink()
+    reproduce(graph)
+    assert {file.name: file.read_bytes() for file in run.posteriors.iterdir()} == before
+
+
+def test_another_configuration_never_overwrites_a_run(settings: list[str]) -> None:
+    reproduce(graph_of(settings))
+    with pytest.raises(UserError, match=r"belongs to another configuration \(train.momentum was 0.9, is 0.5\)"):
+        reproduce(graph_of(settings, "train.momentum=0.5"))
+
+
+def test_other_images_never_mix_with_a_run(settings: list[str], images: Path, tmp_path: Path) -> None:
+    reproduce(graph_of(settings))
+    moved = tmp_path / "moved"
+    moved.symlink_to(images)
+    reproduce(graph_of(settings, f"data.root={moved}"))  # the same images elsewhere are the same images
+    fewer = tmp_path / "fewer"
+    for file in images.glob("*/*/*_[0-2].JPEG"):
+        copy = fewer / file.relative_to(images)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    with pytest.raises(UserError, match="was begun with other images"):
+        reproduce(graph_of(settings, f"data.root={fewer}"))
+
+
+def test_the_same_images_under_other_classes_never_mix_with_a_run(
+    settings: list[str], images: Path, tmp_path: Path
+) -> None:
+    reproduce(graph_of(settings))
+    other = shutil.copytree(images, tmp_path / "other")
+    for split in ("train", "val"):
+        (other / split / "n01").rename(other / split / "n04")
+    with pytest.raises(UserError, match="was begun with other images"):
+        reproduce(graph_of(settings, f"data.root={other}"))
+
+
+def test_a_stage_whose_parent_is_not_finished_is_refused(settings: list[str]) -> None:
+    stage, parent = load_stage(REPOSITORY / "configs" / "vgg_D.yaml", settings)
+    with session([stage]) as at, pytest.raises(UserError, match="A-256 is not finished"):
+        train_stage(stage, parent, at)
+
+
+def test_runs_stand_side_by_side_in_mlflow(settings: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    graph = graph_of(settings, "tracking.mlflow=true", "train.iterations=2")
+    reproduce(graph)
+    assert "ui --backend-store-uri sqlite:///" in capsys.readouterr().err
+    from mlflow import MlflowClient
+
+    root = graph.stages["A"].run.root
+    client = MlflowClient(f"sqlite:///{root.absolute() / 'mlruns.db'}")
+    experiment = client.get_experiment_by_name("demo")
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert runs.keys() == {"A", "D"}
+    for name, run in runs.items():
+        assert run.info.status == "FINISHED"
+        assert run.data.params["model.net"] == name
+        assert run.data.params["train.batch"] == "8"
+        assert run.data.metrics.keys() >= {"train/loss", "validation/top1_error", "evaluation/dense_multi_Q_top1_error"}
+        assert {artifact.path for artifact in client.list_artifacts(run.info.run_id)} >= {"config.yaml", "ledger.json"}
+        assert run.data.params["evaluation.multi_Q"] == "[32, 37, 42]"  # those that were used
+        assert "train/epoch" not in run.data.metrics
+        assert run.data.tags["mlflow.note.content"].startswith("Departures from the paper:\n\n- model.classes: 3")
+        assert run.data.tags["mlflow.source.name"]
+        (given,) = run.inputs.dataset_inputs
+        assert (given.dataset.name, len(given.dataset.digest)) == ("images0", 12)
+    assert len(client.get_metric_history(runs["A"].info.run_id, "train/loss")) == 2
+
+
+def test_what_is_evaluated_later_is_in_the_metrics_and_in_mlflow(settings: list[str], tmp_path: Path) -> None:
+    graph = graph_of(settings, "tracking.mlflow=true", "train.iterations=2")
+    reproduce(graph)
+    moved = tmp_path / "moved"
+    graph.stages["A"].run.root.rename(moved)
+    path = moved / "demo" / "D"
+    before = len(RunDirectory(path).records())
+    for again in range(2):
+        (found,) = evaluate_nets([path], ["both"], None) or []
+        assert found.Q == (32, 37, 42)  # Table 5's
+        added = RunDirectory(path).records("evaluation")[1:]
+        assert len(RunDirectory(path).records()) == before + 1, f"call {again + 1}"
+    errors = {f"{method}_multi_Q_top{k}_error" for method in ("dense", "multicrop", "both") for k in (1, 5)}
+    assert added[0].keys() == errors | {"kind", "step", "n", "time"}
+    assert added[0]["both_multi_Q_top1_error"] == found.scored("both").measured.top1.percent
+    evaluate_nets([path], ["centre"], (33, 40))
+    evaluate_nets([path], ["centre"], (37,), ["evaluation.flip=true"])  # a protocol that is not the run's
+    last = RunDirectory(path).records()[-1]
+    assert last.keys() == {"centre_Q_33_40_top1_error", "centre_Q_33_40_top5_error", "kind", "step", "n", "time"}
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{moved / 'mlruns.db'}")
+    run = client.get_run(RunDirectory(path).read_json("mlflow.json")["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics.keys() >= {f"evaluation/{key}" for key in errors} | {"evaluation/centre_Q_33_40_top1_error"}
+    assert len(client.search_runs(["1"])) == 2, "the run that was there goes on"
+
+
+def test_the_run_directory_says_where_the_run_departs(settings: list[str]) -> None:
+    graph = graph_of(settings)
+    reproduce(graph)
+    departures = json.loads((graph.stages["D"].directory / "ledger.json").read_text())
+    assert {"model.width", "data.images.train"} <= {line["setting"] for line in departures}
+
+
+def test_the_graph_over_seeds_has_means_and_spreads(settings: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """On the built-in digits; the runs of the first seed are those that were there without --seeds."""
+    changes = [*settings, *SMALL, "data.root=builtin:digits", "model.classes=10"]
+    reproduce(load_graph(DEMO, changes))
+    alone = capsys.readouterr().out
+    graph = load_graph(DEMO, changes, "0,1,2")
+    kept = {name: contents(graph.stages[name].directory / "checkpoints") for name in ("A", "D")}
+    reproduce(graph)
+    text = capsys.readouterr().out
+    assert {name: contents(graph.stages[name].directory / "checkpoints") for name in kept} == kept
+
+    report = build_report(find_runs([graph.stages["A"].run.root]))
+    assert len(report.groups) == 1
+    assert len({run.weights for run in report.groups[0].runs}) == 6, "each seed is another net"
+    for name in ("D", "D-seed1", "D-seed2"):
+        config, parent = graph.stages[name], graph.stages[graph.parents[name] or ""]
+        inherited = checkpoint.load(config.directory / "checkpoints" / "final.pt").provenance["parent"]
+        assert (config.run.seed, inherited["name"]) == (parent.run.seed, parent.name)
+    measured = [row.measured_top1 for row in report.rows if (row.table, row.net) == (3, "D") and row.run]
+    mean, sd = statistics.mean(measured), statistics.stdev(measured)
+    assert f"| D | 37 | 37 | dense | 3 | **{mean:.2f}** | {sd:.2f} |" in text
+    assert "Mean and standard deviation over seeds" not in alone
+    (claim,) = [one for one in report.claims if "D is better than A" in one.claim]
+    assert claim.seeds == 3
+    assert claim.spread is not None
+
+
+def test_a_graph_that_was_stopped_goes_on(settings: list[str]) -> None:
+    graph = graph_of(settings)
+    with pytest.raises(Interrupted, match="wall time nearly spent"):
+        reproduce(graph, stop_after_s=0.0)
+    assert not (graph.stages["A"].directory / "checkpoints" / "final.pt").exists()
+    reproduce(graph)
+    other = graph_of(settings, "run.experiment=other")
+    reproduce(other)
+    for name in graph.stages:
+        one, two = (RunDirectory(each.stages[name].directory).read_json("final.json") for each in (graph, other))
+        assert one == two

@@ -1,0 +1,184 @@
+"""From a launcher's environment to this process's place among the ranks."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from vggrepro.errors import UserError
+from vggrepro.ranks import collectives, group
+from vggrepro.ranks.collectives import from_first_rank, gather_to_first, sum_over_ranks
+from vggrepro.ranks.group import meeting_point, pick_device
+from vggrepro.ranks.topology import Topology, host_names, topology
+
+TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+
+
+def test_nothing_set_is_a_single_process() -> None:
+    assert topology({}) == Topology(0, 1, 0, 1)
+    assert topology({"PATH": "/bin"}).is_first
+
+
+def test_torchruns_variables() -> None:
+    assert topology(TORCHRUN) == Topology(rank=5, world=8, local_rank=1, local_world=4)
+    assert not topology(TORCHRUN).is_first
+
+
+@pytest.mark.parametrize("missing", TORCHRUN)
+def test_half_an_environment_is_refused_naming_what_is_missing(missing: str) -> None:
+    with pytest.raises(UserError, match=f"but {missing} is not; start the ranks with torchrun"):
+        topology({name: text for name, text in TORCHRUN.items() if name != missing})
+
+
+def test_words_are_refused() -> None:
+    with pytest.raises(UserError, match=r"WORLD_SIZE=many.*expected whole numbers"):
+        topology(TORCHRUN | {"WORLD_SIZE": "many"})
+
+
+# As found in the sixth task of `srun -N 3 --ntasks-per-node ...` within a larger allocation.
+SLURM_STEP = {
+    "SLURM_JOB_ID": "1234",
+    "SLURM_STEP_ID": "1",
+    "SLURM_NTASKS": "16",
+    "SLURM_JOB_NODELIST": "gpu[01-08]",
+    "SLURM_STEP_NODELIST": "gpu[03-04,07]",
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_STEP_TASKS_PER_NODE": "3(x2),2",
+    "SLURM_PROCID": "6",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "2",
+}
+
+
+def test_slurms_step_and_not_its_allocation() -> None:
+    assert topology(SLURM_STEP) == Topology(rank=6, world=8, local_rank=0, local_world=2)
+    assert topology(SLURM_STEP | TORCHRUN) == topology(TORCHRUN), "torchrun inside a step has the last word"
+
+
+def test_a_batch_script_is_a_single_process() -> None:
+    batch = {name: text for name, text in SLURM_STEP.items() if "STEP" not in name}
+    assert topology(batch | {"SLURM_PROCID": "0"}) == Topology()
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"SLURM_STEP_TASKS_PER_NODE": "4"}, "does not add up to SLURM_STEP_NUM_TASKS=8"),
+        ({"SLURM_PROCID": "first"}, "expected whole numbers; start the ranks with srun"),
+    ],
+)
+def test_a_strange_step_is_refused(changed: dict[str, str], expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        topology(SLURM_STEP | changed)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("n1", ["n1"]),
+        ("n[08-10],login", ["n08", "n09", "n10", "login"]),
+        ("r[1-2]-n[1,3].site", ["r1-n1.site", "r1-n3.site", "r2-n1.site", "r2-n3.site"]),
+        ("", []),
+    ],
+)
+def test_lists_of_machines(text: str, expected: list[str]) -> None:
+    assert host_names(text) == expected
+
+
+def test_ranks_meet_on_the_steps_first_machine_at_a_port_of_their_own() -> None:
+    host, port = meeting_point(SLURM_STEP)
+    assert host == "gpu03"
+    others = [{"SLURM_JOB_ID": "1235"}, {"SLURM_STEP_ID": "2"}, {"SLURM_RESTART_COUNT": "1"}]
+    ports = {meeting_point(SLURM_STEP | other)[1] for other in others} | {port}
+    assert len(ports) == 4
+    assert all(15000 <= number < 30000 for number in ports)
+    assert meeting_point(SLURM_STEP | {"MASTER_ADDR": "head", "MASTER_PORT": "77"}) == ("head", 77)
+
+
+def test_ranks_that_do_not_come_are_named(quiet_threads: dict[str, str]) -> None:
+    code = (
+        "import os, torch\n"
+        "from vggrepro.ranks import group\n"
+        "from vggrepro.ranks.topology import topology\n"
+        "group._JOIN_TIMEOUT_S = 4.0\n"
+        "with group.process_group(topology(os.environ), torch.device('cpu')): pass"
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    step = SLURM_STEP | {"SLURM_STEP_NUM_TASKS": "3", "SLURM_STEP_TASKS_PER_NODE": "1(x3)", "SLURM_LOCALID": "0"}
+    here = {"SLURM_PROCID": "0", "SLURM_NODEID": "0", "SLURMD_NODENAME": "gpu03"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=quiet_threads | step | meeting | here,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "rank 1, rank 2 of 3 did not come" in done.stderr
+    assert "no rank at all on gpu04, gpu07" in done.stderr
+
+
+@pytest.mark.parametrize(("count", "local_rank", "expected"), [(0, 0, "cpu"), (1, 3, "cuda:0"), (4, 3, "cuda:3")])
+def test_auto_takes_the_ranks_own_device(
+    monkeypatch: pytest.MonkeyPatch, count: int, local_rank: int, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert pick_device("auto", local_rank) == torch.device(expected)
+    assert pick_device("cpu", local_rank) == torch.device("cpu")
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UserError, match="no CUDA device is visible"):
+        pick_device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="start at most 2 ranks"):
+        pick_device("cuda", 2)
+
+
+def test_alone_everything_is_already_agreed() -> None:
+    assert sum_over_ranks(torch.tensor([1.0, 2.0])).tolist() == [1.0, 2.0]
+    assert from_first_rank({"a": 1}) == {"a": 1}
+    assert gather_to_first("own") == ["own"]
+
+
+@pytest.mark.parametrize(
+    ("of_ranks", "expected"),
+    [
+        ({"a": [range(4), range(4, 8)]}, 4),  # each task is bound to its own
+        ({"a": [range(8), range(8)]}, 4),
+        ({"a": [range(8), range(8), range(8)]}, 2),
+        ({"a": [range(8), range(4)]}, 6),
+        ({"a": [range(1), range(1)]}, 1),
+        ({"a": [range(8)], "b": [range(8), range(8)]}, 8),
+    ],
+)
+def test_a_rank_has_its_share_of_the_cores_that_it_may_run_on(
+    monkeypatch: pytest.MonkeyPatch, of_ranks: dict[str, list[range]], expected: int
+) -> None:
+    everyone = [(host, set(cores)) for host, several in of_ranks.items() for cores in several]
+    monkeypatch.setattr(collectives, "from_every_rank", lambda own: everyone)
+    monkeypatch.setattr(collectives.socket, "gethostname", lambda: "a")
+    monkeypatch.setattr(collectives.os, "sched_getaffinity", lambda _: set(of_ranks["a"][0]))
+    assert collectives.share_of_cores() == expected
+
+
+def test_gloo_listens_where_other_machines_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose own name means itself, as Debian writes it into its hosts file."""
+    monkeypatch.setattr(group.socket, "gethostname", lambda: "node1")
+    monkeypatch.setattr(group.socket, "gethostbyname", lambda _: "127.0.1.1")
+    monkeypatch.setattr(group, "_address", lambda host: "127.0.0.1")  # the only one there is in a test
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")  # to be put back as it was
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    group._keep_gloo_off_loopback(set())
+    assert "GLOO_SOCKET_IFNAME" not in os.environ, "ranks of one machine need no other interface"
+    group._keep_gloo_off_loopback({"node2"})
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
+    group._keep_gloo_off_loopback({"node2"})
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "ib0", "what the user has set stays"
+    assert group.interface_to("no.such.host.invalid") is None

@@ -1,0 +1,133 @@
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from tiny import REPOSITORY
+
+from vggrepro.config.recipes import load_graph
+from vggrepro.config.settings import Config
+from vggrepro.storage.directory import RunDirectory
+from vggrepro.storage.ledger import Departure, ImageCounts, ledger, read_ledger
+
+PAPER = {"train": ImageCounts(1_281_167, 0), "val": ImageCounts(50_000, 0)}
+
+
+@pytest.mark.parametrize("name", list(load_graph(REPOSITORY / "configs" / "reproduce.yaml").stages))
+def test_the_papers_own_configurations_depart_in_nothing(name: str) -> None:
+    graph = load_graph(REPOSITORY / "configs" / "reproduce.yaml")
+    parent = graph.parents[name]
+    assert ledger(graph.stages[name], graph.stages[parent] if parent else None, PAPER) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "run"),
+    [
+        ("model.batch_norm", True),
+        ("model.init", "kaiming"),
+        ("model.dropout", 0.4),
+        ("model.width", 0.5),
+        ("data.flip", False),
+        ("data.colour_shift.mode", "off"),
+        ("data.colour_shift.sigma", 0.2),
+        ("data.mean", [0, 0, 0]),
+        ("train.batch", 512),
+        ("train.momentum", 0.8),
+        ("train.weight_decay", 1e-4),
+        ("train.learning_rate", 0.1),
+        ("train.iterations", 1000),
+        ("train.precision", "bf16"),
+        ("train.schedule.factor", 0.5),
+        ("train.schedule.max_drops", 1),
+        ("evaluation.flip", False),
+        ("evaluation.single_Q", [384]),
+    ],
+)
+def test_each_departure_is_found(setting: str, run: object) -> None:
+    tree: dict = {"model": {"net": "A"}}
+    *path, key = setting.split(".")
+    section = tree
+    for part in path:
+        section = section.setdefault(part, {})
+    section[key] = run
+    found = ledger(Config.model_validate(tree), None)
+    assert [departure.setting for departure in found] == [setting]
+
+
+def test_descent_is_part_of_it() -> None:
+    A, D = Config(model={"net": "A"}), Config(model={"net": "D"})
+    assert [str(d) for d in ledger(D, None)] == [
+        "run.parent: none instead of A at S=256 (no reason given; say why in run.why)"
+    ]
+    assert ledger(D, A) == []
+    assert [d.setting for d in ledger(A, D)] == ["run.parent"]
+
+
+def test_the_data_set_is_part_of_it() -> None:
+    found = ledger(Config(model={"net": "A"}), None, {"train": ImageCounts(100, 3), "val": ImageCounts(50_000, 0)})
+    assert found == [
+        Departure("data.images.train", 1_281_167, 100, "another data set"),
+        Departure("data.rejected.train", 0, 3, "they cannot be read"),
+    ]
+
+
+def test_a_ledger_of_before_images_were_called_so_is_read(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    assert read_ledger(run) is None
+    lines = [Departure(f"data.pictures.{split}", 1_281_167, 100, "another data set") for split in ("train", "val")]
+    run.write_json("ledger.json", [asdict(line) for line in lines])
+    assert [departure.setting for departure in read_ledger(run) or []] == ["data.images.train", "data.images.val"]
+
+
+def test_reasons_come_from_the_nearest_section() -> None:
+    why = {"model": "small machine", "model.width": "very small machine"}
+    config = Config(model={"net": "A", "width": 0.5, "init": "kaiming"}, run={"why": why})
+    assert {d.setting: d.why for d in ledger(config, None)} == {
+        "model.width": "very small machine",
+        "model.init": "small machine",
+    }
+
+
+def test_a_reduced_stage_is_held_to_the_papers_stage_of_its_proportions() -> None:
+    def stage(S: object, **train: object) -> Config:
+        model = {"net": "D", "crop": 128}
+        return Config(model=model, data={"S": S}, train=train, evaluation={"multi_Q": [160]})
+
+    fixed, fine, jitter = stage(160), stage(224, learning_rate=1e-3), stage([160, 288], learning_rate=1e-3)
+    for one, parent in ((fine, fixed), (jitter, fine)):
+        assert not {"run.parent", "train.learning_rate"} & {d.setting for d in ledger(one, parent)}
+    assert [d.paper for d in ledger(fine, jitter) if d.setting == "run.parent"] == ["D at S=256"]
+    assert [d.paper for d in ledger(jitter, None) if d.setting == "run.parent"] == ["D at S=384"]
+    assert [(d.paper, d.run) for d in ledger(fine, fixed) if d.setting == "data.S"] == [(384, 224)]
+    assert [d.paper for d in ledger(stage(224), fixed) if d.setting == "train.learning_rate"] == [1e-3]
+
+
+@pytest.mark.parametrize(("Q", "places"), [(128, [1]), (159, [1]), (160, [])])
+def test_a_dense_test_of_one_place_is_a_departure(Q: int, places: list[int]) -> None:
+    config = Config(model={"net": "A", "crop": 128}, data={"S": Q}, evaluation={"multi_Q": [160]})
+    found = [d for d in ledger(config, None) if d.setting == "evaluation.dense_places"]
+    assert [(d.paper, d.run) for d in found] == [(4, one) for one in places]
+    assert all("shows nothing of Section 3.2" in d.why for d in found)
+
+
+REDUCED = ["demo.yaml", *(f"reduced/{file.name}" for file in (REPOSITORY / "configs" / "reduced").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("file", REDUCED)
+def test_the_reduced_configurations_show_dense_testing(file: str) -> None:
+    """At one Q the map of a square image has at least 2 x 2 places, and S and Q keep the paper's proportions."""
+    for config in load_graph(REPOSITORY / "configs" / Path(file)).stages.values():
+        assert config.dense_places(config.single_Q[0]) >= 4
+        paper = Config(model={"net": config.model.net}, data={"S": config.papers_S})
+        if config.papers_S == 256:
+            assert [config.dense_places(Q) for Q in config.multi_Q] == [paper.dense_places(Q) for Q in paper.multi_Q]
+
+
+@pytest.mark.parametrize("file", REDUCED)
+def test_the_reduced_configurations_give_a_reason_for_each(file: str) -> None:
+    graph = load_graph(REPOSITORY / "configs" / Path(file))
+    for name, config in graph.stages.items():
+        parent = graph.parents[name]
+        images = {"train": ImageCounts(1, 1), "val": ImageCounts(1, 1)}
+        found = ledger(config, graph.stages[parent] if parent else None, images)
+        assert found
+        assert [str(d) for d in found if "no reason given" in d.why] == []

@@ -1,0 +1,387 @@
+import contextlib
+import io
+import json
+import logging
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import REPOSITORY
+
+from vggrepro.errors import UserError
+from vggrepro.storage import directory, mirror
+from vggrepro.storage.directory import RunDirectory
+from vggrepro.storage.environment import environment
+from vggrepro.storage.mirror import MlflowMirror
+from vggrepro.storage.tracking_uri import resolve_uri, ui_command
+
+LONG_S = 60.0
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    return RunDirectory(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """URI of one migrated database, and what its migration printed."""
+    root = tmp_path_factory.mktemp("with space")
+    uri = resolve_uri(str(f"sqlite:///{root}/mlruns.db"), root)
+    with contextlib.redirect_stderr(io.StringIO()) as err, contextlib.redirect_stdout(io.StringIO()) as out:
+        mirror = mirror_of(RunDirectory(root / "first"), uri, run_name="first")
+        mirror.start()
+        assert mirror.close("FINISHED", LONG_S)
+    return uri, err.getvalue() + out.getvalue()
+
+
+@pytest.fixture
+def uri(store: tuple[str, str]) -> str:
+    return store[0]
+
+
+@pytest.fixture
+def closed_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture
+def hanging_server() -> Iterator[str]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def mirror_of(run: RunDirectory, uri: str, **changes: Any) -> MlflowMirror:
+    settings: dict[str, Any] = {"experiment": "vgg", "run_name": "D", "params": {}, "tags": {}}
+    return MlflowMirror(run, uri=uri, artifact_root=run.path.parent / "artifacts", **(settings | changes))
+
+
+def mirrored(run: RunDirectory, uri: str, **changes: Any) -> None:
+    mirror = mirror_of(run, uri, **changes)
+    mirror.start()
+    assert mirror.sync_now(LONG_S)
+    assert mirror.close("FINISHED", LONG_S)
+
+
+def train(run: RunDirectory, first: int, last: int) -> None:
+    for step in range(first, last + 1):
+        run.append({"step": step, "kind": "train", "loss": 1 / step})
+
+
+def history(run: RunDirectory, uri: str, key: str = "train/loss") -> list[tuple[int, float]]:
+    from mlflow import MlflowClient
+
+    points = MlflowClient(uri).get_metric_history(run.read_json("mlflow.json")["run_id"], key)
+    return [(point.step, point.value) for point in points]
+
+
+def losses(first: int, last: int) -> list[tuple[int, float]]:
+    return [(step, 1 / step) for step in range(first, last + 1)]
+
+
+# The run directory
+
+
+def test_append_and_read_back(run: RunDirectory) -> None:
+    before = time.time()
+    run.append({"step": 1, "kind": "train", "loss": 6.9})
+    run.append({"step": 1, "kind": "event", "what": "naïve"})
+    (train_record, event) = run.records()
+    assert before <= train_record.pop("time") <= time.time()
+    assert train_record == {"step": 1, "kind": "train", "loss": 6.9}
+    assert run.records("event") == [event]
+    assert event["what"] == "naïve"
+
+
+def test_events_are_no_metrics() -> None:
+    train = mirror._metrics(b'{"step": 1, "kind": "train", "loss": 6.9, "time": 1.0}', {})
+    assert [(metric.key, metric.value) for metric in train] == [("train/loss", 6.9)]
+    assert not list(mirror._metrics(b'{"step": 1, "kind": "event", "drop": 1, "time": 1.0}', {}))
+
+
+def test_an_evaluation_has_no_step_in_mlflow() -> None:
+    """Of metrics without steps its chart view draws bars side by side."""
+    line = b'{"step": 370, "kind": "evaluation", "dense_multi_Q_top1_error": 24.8, "n": 500, "time": 1.0}'
+    made = [(metric.key, metric.value, metric.step) for metric in mirror._metrics(line, {})]
+    assert made == [("evaluation/dense_multi_Q_top1_error", 24.8, 0), ("evaluation/n", 500, 0)]
+
+
+def test_records_of_a_new_directory(run: RunDirectory) -> None:
+    assert run.records() == []
+    run.rewind(0)
+    assert not run.path.exists()
+
+
+def test_non_finite_numbers_are_strings_in_strict_json(run: RunDirectory) -> None:
+    run.append({"step": 1, "kind": "train", "loss": float("nan"), "norm": float("-inf")})
+    run.write_json("result.json", {"interval": (float("inf"), 1.0)})
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    record = json.loads(run.metrics.read_text(), parse_constant=refuse)
+    assert (record["loss"], record["norm"]) == ("nan", "-inf")
+    assert run.read_json("result.json") == {"interval": ["inf", 1.0]}
+
+
+@pytest.mark.parametrize("torn", [b'{"step": 3, "ki', b'{"step": 3, "kind": "train", "what": "na\xc3'])
+def test_a_torn_line_is_passed_over_and_swallows_nothing(run: RunDirectory, torn: bytes) -> None:
+    train(run, 1, 2)
+    with run.metrics.open("ab") as file:
+        file.write(torn)
+    assert [record["step"] for record in run.records()] == [1, 2]
+    train(run, 3, 3)
+    assert [record["step"] for record in run.records()] == [1, 2, 3]
+
+
+def test_rewind_drops_later_steps_and_the_torn_line(run: RunDirectory) -> None:
+    train(run, 1, 5)
+    kept = run.records()[:3]
+    with run.metrics.open("ab") as file:
+        file.write(b'{"step": 2')
+    run.rewind(3)
+    assert run.records() == kept
+    assert run.metrics.read_bytes().endswith(b"}\n")
+    train(run, 4, 4)
+    assert [record["step"] for record in run.records()] == [1, 2, 3, 4]
+
+
+def test_small_files(run: RunDirectory) -> None:
+    assert run.read_json("config.json") is None
+    run.write_json("config.json", {"seed": 1})
+    run.write_json("config.json", {"seed": 2})
+    assert run.read_json("config.json") == {"seed": 2}
+    run.write_text("config.json", '{"seed":')
+    with pytest.raises(UserError, match=r"config\.json is not JSON"):
+        run.read_json("config.json")
+    assert [path.name for path in run.path.iterdir()] == ["config.json"]
+    assert run.checkpoints.is_dir()
+    assert run.posteriors.is_dir()
+
+
+def test_a_failed_write_leaves_the_old_file(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.write_text("notes.txt", "old")
+
+    def full(_: int) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(directory.os, "fsync", full)
+    with pytest.raises(OSError, match="disk full"):
+        run.write_text("notes.txt", "new")
+    assert [path.read_text() for path in run.path.iterdir()] == ["old"]
+
+
+# The mirror
+
+
+def test_import_is_light() -> None:
+    code = "import sys, vggrepro.storage.mirror; sys.exit(any(m in sys.modules for m in ('mlflow', 'torch', 'numpy')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_mlflow_prints_nothing(store: tuple[str, str]) -> None:
+    assert store[1] == ""
+
+
+def test_mirror_of_a_run(run: RunDirectory, uri: str) -> None:
+    from mlflow import MlflowClient
+
+    train(run, 1, 700)
+    run.append({"step": 700, "kind": "validation", "top1_error": 25.5, "protocol": "dense", "best": True})
+    run.append({"step": 701, "kind": "train", "loss": float("nan")})
+    run.write_text("config.yaml", "net: D\n")
+    mirror = mirror_of(run, uri, experiment="a new one", params={"net": "D", "long": "x" * 7000}, tags={"S": "256"})
+    mirror.start()
+    mirror.log_artifacts([run.path / "config.yaml", run.path / "missing"])
+    assert mirror.close("FINISHED", LONG_S)
+
+    assert history(run, uri) == losses(1, 700)
+    assert history(run, uri, "validation/top1_error") == [(700, 25.5)]
+    client = MlflowClient(uri)
+    found = client.get_run(run.read_json("mlflow.json")["run_id"])
+    assert set(found.data.metrics) == {"train/loss", "validation/top1_error"}
+    assert found.info.run_name == "D"
+    assert found.info.status == "FINISHED"
+    assert found.data.tags["S"] == "256"
+    assert found.data.params["net"] == "D"
+    assert found.data.params["long"].endswith("x…")
+    assert [artifact.path for artifact in client.list_artifacts(found.info.run_id)] == ["config.yaml"]
+    assert (run.path.parent / "artifacts/a new one" / found.info.run_id / "artifacts/config.yaml").exists()
+    (point, *_) = client.get_metric_history(found.info.run_id, "validation/top1_error")
+    assert point.timestamp == int(run.records("validation")[0]["time"] * 1000)
+
+
+def test_a_later_mirror_continues_the_same_run(run: RunDirectory, uri: str) -> None:
+    from mlflow import MlflowClient
+
+    train(run, 1, 3)
+    run.append({"step": 3, "kind": "evaluation", "top1_error": 30.0})
+    mirrored(run, uri, params={"lr": "0.01"}, tags={"job": "1"})
+    run_id = run.read_json("mlflow.json")["run_id"]
+    train(run, 4, 6)
+    run.append({"step": 2, "kind": "evaluation", "top1_error": 31.0})  # of an older checkpoint
+    mirror = mirror_of(run, uri, params={"lr": "0.02", "new": "1"}, tags={"job": "2"})
+    mirror.start()
+    assert mirror.sync_now(LONG_S)
+    assert MlflowClient(uri).get_run(run_id).info.status == "RUNNING"
+    assert mirror.close("KILLED", LONG_S)
+    found = MlflowClient(uri).get_run(run_id)
+    assert run.read_json("mlflow.json")["run_id"] == run_id
+    assert history(run, uri) == losses(1, 6)
+    assert sorted(history(run, uri, "evaluation/top1_error")) == [(0, 30.0), (0, 31.0)]
+    assert found.info.status == "KILLED"
+    assert found.data.params == {"lr": "0.01", "new": "1"}
+    assert found.data.tags["job"] == "2"
+
+
+def test_nothing_twice_after_a_crash_before_the_state_was_saved(run: RunDirectory, uri: str) -> None:
+    train(run, 1, 3)
+    mirrored(run, uri)
+    state = run.read_json("mlflow.json")
+    run.write_json("mlflow.json", {"key": state["key"]})
+    train(run, 4, 4)
+    mirrored(run, uri)
+    assert run.read_json("mlflow.json")["run_id"] == state["run_id"]
+    assert history(run, uri) == losses(1, 4)
+
+
+@pytest.mark.parametrize("retrained", [2, 12], ids=["shorter than before", "longer than before"])
+def test_no_step_twice_after_a_rewind(run: RunDirectory, uri: str, retrained: int) -> None:
+    train(run, 1, 10)
+    mirrored(run, uri)
+    run.rewind(4)
+    train(run, 5, 4 + retrained)
+    mirrored(run, uri)
+    train(run, 5 + retrained, 20)
+    mirrored(run, uri)
+    assert history(run, uri) == losses(1, 20)
+
+
+def test_rewind_under_a_living_mirror(run: RunDirectory, uri: str) -> None:
+    train(run, 1, 10)
+    mirror = mirror_of(run, uri)
+    mirror.start()
+    assert mirror.sync_now(LONG_S)
+    run.rewind(4)
+    train(run, 5, 12)
+    assert mirror.close("FINISHED", LONG_S)
+    assert history(run, uri) == losses(1, 12)
+
+
+def test_a_torn_line_waits_for_its_end(run: RunDirectory, uri: str) -> None:
+    train(run, 1, 2)
+    whole = run.metrics.read_bytes()
+    run.metrics.write_bytes(whole[:-5])
+    mirror = mirror_of(run, uri)
+    mirror.start()
+    assert mirror.sync_now(LONG_S)
+    assert history(run, uri) == losses(1, 1)
+    with run.metrics.open("ab") as file:
+        file.write(whole[-5:])
+    assert mirror.close("FINISHED", LONG_S)
+    assert history(run, uri) == losses(1, 2)
+
+
+def test_another_process_creates_the_experiment_first(
+    run: RunDirectory, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    answers = [None]
+    real = MlflowClient.get_experiment_by_name
+    monkeypatch.setattr(
+        MlflowClient, "get_experiment_by_name", lambda self, name: answers.pop() if answers else real(self, name)
+    )
+    train(run, 1, 1)
+    mirrored(run, uri, experiment="vgg")
+    assert history(run, uri) == losses(1, 1)
+
+
+def test_a_dead_server_costs_training_nothing_and_nothing_is_lost(
+    run: RunDirectory, uri: str, closed_port: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    mirror = mirror_of(run, closed_port)
+    mirror.start()
+    begin = time.monotonic()
+    train(run, 1, 100)
+    assert time.monotonic() - begin < 1
+    assert not mirror.sync_now(2.5)
+    assert not mirror.close("FAILED", 0.5)
+    assert time.monotonic() - begin < 6
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2  # several tries: one cause; the end
+    assert "\n" not in caplog.text.strip().splitlines()[0]
+
+    mirrored(run, uri)
+    assert history(run, uri) == losses(1, 100)
+
+
+def test_a_hanging_server_does_not_hold_the_end(run: RunDirectory, uri: str, hanging_server: str) -> None:
+    mirror = mirror_of(run, hanging_server)
+    mirror.start()
+    train(run, 1, 5)
+    begin = time.monotonic()
+    assert not mirror.close("KILLED", 0.5)
+    assert time.monotonic() - begin < 2
+    mirrored(run, uri)
+    assert history(run, uri) == losses(1, 5)
+
+
+# Addresses and environment
+
+
+def test_resolve_uri_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert resolve_uri("sqlite:///mine.db", tmp_path) == "sqlite:///mine.db"
+    assert resolve_uri(None, tmp_path) == "http://server:5000"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.chdir(tmp_path)
+    assert resolve_uri(None, Path("runs")) == f"sqlite:///{tmp_path}/runs/mlruns.db"
+
+
+@pytest.mark.parametrize("folder", ["mlruns", "./mlruns", "/data/mlruns", "file:///data/mlruns", "file:mlruns"])
+def test_folders_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    with pytest.raises(UserError, match=r"the tracking URI .* use sqlite:///"):
+        resolve_uri(folder, tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", folder)
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI"):
+        resolve_uri(None, tmp_path)
+
+
+def test_ui_command_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "my venv/bin/python"))
+    monkeypatch.chdir(tmp_path)
+    command = ui_command("sqlite:////my runs/mlruns.db")
+    assert shlex.split(command) == [
+        *("my venv/bin/mlflow", "ui", "--backend-store-uri", "sqlite:////my runs/mlruns.db"),
+        *("--host", "127.0.0.1", "--port", "5000"),
+    ]
+    monkeypatch.chdir("/")
+    assert shlex.split(ui_command("sqlite:///x.db"))[0] == str(tmp_path / "my venv/bin/mlflow").lstrip("/")
+    assert ui_command("https://user:secret@server:5000/mlflow") == "https://server:5000/mlflow"
+
+
+def test_environment() -> None:
+    found = environment()
+    json.dumps(found, allow_nan=False)
+    assert found["torch"]
+    assert found["cpus"]
+    assert socket.gethostname() not in found.values()
+    if (REPOSITORY / ".git").exists():
+        assert len(str(found["git_commit"])) == 40
+        assert isinstance(found["git_dirty"], bool)
+
+
+def test_environment_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    found = environment()
+    assert (found["git_commit"], found["git_dirty"]) == (None, None)

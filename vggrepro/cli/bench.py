@@ -1,0 +1,150 @@
+"""Verbs that measure: ours beside the usual way, interleaved in one run."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vggrepro.cli.options import JsonOption, SetOption, print_json, whole_numbers
+
+if TYPE_CHECKING:
+    pass
+
+
+class Backend(StrEnum):
+    """What carries gradients between ranks."""
+
+    nccl = "nccl"
+    gloo = "gloo"
+
+
+def dense(
+    net: Annotated[str, typer.Option(help="A column of Table 1.")] = "D",
+    scales: Annotated[str | None, typer.Option(help="Q values in px; default: three, as in Section 4.2.")] = None,
+    images: Annotated[
+        int, typer.Option("--images", "--pictures", min=1, help="Validation images of the data set to use.")
+    ] = 500,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that each way is timed, in turn.")] = 5,
+    changes: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Dense evaluation: images/s beside one image at a time, and beside torchvision's centre crop.
+
+    Without --set the geometry is small enough for a CPU, crop 64 and an eighth of the width, and the images are the
+    built-in ones.
+    """
+    from vggrepro.bench.dense import run
+    from vggrepro.config.parsing import override
+    from vggrepro.config.settings import Config, Data, Model
+
+    small = Config(
+        model=Model(net=net, classes=10, crop=64, width=0.125), data=Data(root="builtin:digits", S=(73, 146))
+    )
+    config = override(small, changes, Path("bench dense"))
+    _print_bench(run(config, whole_numbers(scales) if scales else config.multi_Q, images, rounds), as_json)
+
+
+def loader(
+    source: Annotated[str, typer.Argument(help="Folder or archives with images, or builtin:digits.")],
+    S: Annotated[str, typer.Option("--S", help="Shorter sides in px, lowest and highest.")] = "256,512",
+    crop: Annotated[int, typer.Option(min=1, help="Side of the training crop, px.")] = 224,
+    images: Annotated[int, typer.Option("--images", "--pictures", min=1, help="Training images to use.")] = 1000,
+    batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 64,
+    batches: Annotated[int, typer.Option(min=1, help="Batches that are timed in a turn.")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each way.")] = 5,
+    threads: Annotated[
+        str, typer.Option(help="Also with these numbers of decoding threads, e.g. 1,2, in one process and in several.")
+    ] = "",
+    changes: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Training images: images per second and core, beside torchvision's ImageFolder in a DataLoader."""
+    from vggrepro.bench.loader import run
+    from vggrepro.config.parsing import override
+    from vggrepro.config.settings import Config, Data, Model
+
+    low, high = (whole_numbers(S, "--S") * 2)[:2]
+    scale = low if low == high else (low, high)
+    plain = Config(model=Model(net="D", crop=crop), data=Data(root=source, S=scale))
+    config = override(plain, changes, Path("bench loader"))
+    numbers = whole_numbers(threads, "--threads") if threads else ()
+    _print_bench(run(config, images, batch, batches, rounds, numbers), as_json)
+
+
+def step(
+    nets: Annotated[str, typer.Option(help="Columns of Table 1, separated by commas.")] = "A,D,E",
+    batches: Annotated[str | None, typer.Option(help="Batch sizes; default: 32,64,128,256, on a CPU 8,32.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that are timed in a turn.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each way.")] = 7,
+    changes: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """The training step: images/s beside torchvision's reference recipe, and beside a bare step.
+
+    Without --set it is the paper's geometry in bf16 and compiled on a GPU, and a small one in fp32 on a CPU.
+    """
+    import torch
+
+    from vggrepro.bench.step import plain, run
+    from vggrepro.config.parsing import override
+
+    config = override(plain(), changes, Path("bench step"))
+    usual = (32, 64, 128, 256) if torch.cuda.is_available() else (8, 32)
+    sizes = whole_numbers(batches, "--batches") if batches else usual
+    _print_bench(run(config, tuple(nets.split(",")), sizes, steps, rounds), as_json)
+
+
+def profile(
+    net: Annotated[str, typer.Option(help="A column of Table 1.")] = "D",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each measurement.")] = 10,
+    top: Annotated[int, typer.Option(min=1, help="Kernels to name, the longest first.")] = 10,
+    changes: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Where a training step spends its time: kernels, gaps between them, launches, the host's share.
+
+    Without --set as `bench step`, at the paper's batch on a GPU.
+    """
+    from vggrepro.bench.profile import run
+    from vggrepro.bench.step import plain
+    from vggrepro.config.parsing import override
+
+    _print_bench(run(override(plain(net), changes, Path("bench profile")), steps, top), as_json)
+
+
+def comm(
+    net: Annotated[str, typer.Option(help="A column of Table 1.")] = "D",
+    steps: Annotated[int, typer.Option(min=1, help="Steps that are timed in a turn.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each exchange.")] = 5,
+    backend: Annotated[
+        Backend | None, typer.Option(help="Default: nccl on GPUs. gloo takes several ranks on one GPU.")
+    ] = None,
+    changes: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Exchange of gradients: bytes and steps/s of factor exchange beside DDP; start it with torchrun."""
+    import torch
+
+    from vggrepro.bench.comm import run
+    from vggrepro.bench.step import small
+    from vggrepro.config.parsing import override
+    from vggrepro.config.settings import Config, Model
+
+    plain = Config(model=Model(net=net)) if torch.cuda.is_available() else small(net)
+    found = run(override(plain, changes, Path("bench comm")), steps, rounds, backend.value if backend else None)
+    if found is not None:  # the first rank
+        _print_bench(found, as_json)
+
+
+def _print_bench(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+        return
+    if "ours" in found:  # a profile has no other way beside it
+        typer.echo(f"{found['name']}: ours {found['ours']:.4g}, usual {found['usual']:.4g} {found['unit']}, ", nl=False)
+        typer.echo(f"ratio {found['ratio']:.3g}" + (f", ceiling {found['ceiling']:.4g}" if found["ceiling"] else ""))
+    for key, item in found["details"].items():
+        typer.echo(f"  {key:40} {item}")

@@ -1,0 +1,78 @@
+"""The verb that indexes images."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vggrepro.cli.options import JsonOption, print_json
+from vggrepro.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+
+
+class Verify(StrEnum):
+    """How closely the index looks at an image."""
+
+    full = "full"
+    header = "header"
+
+
+def index(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Where the images are: ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar with the development kit "
+            "(or meta.bin, LOC_val_solution.csv, a list of labels), a folder that holds these, a folder with train/ "
+            "and val/, Kaggle's tree, WebDataset shards. Validation images alone are enough for testing. Nothing is "
+            "extracted."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The index file to write.")],
+    verify: Annotated[Verify, typer.Option(help="Decode every image once, or read its header only.")] = Verify.full,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            help="All classes, where the images are of some of them only: a file with a name or wnid on a line, the "
+            "development kit, or ilsvrc2012 for its 1000."
+        ),
+    ] = None,
+    mean: Annotated[bool, typer.Option("--mean", help="Compute the mean colour of the training images.")] = False,
+    md5: Annotated[bool, typer.Option("--md5", help="Hold ILSVRC's archives against their published MD5.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Name every image that is odd or rejected.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find and check images where they lie: counts, labels, sizes, odd and unreadable files."""
+    from vggrepro.data.report import render
+    from vggrepro.data.scan import scan
+    from vggrepro.data.sources import check_md5
+    from vggrepro.progress import progress
+
+    if mean and verify is Verify.header:
+        raise UserError("--mean needs the pixels, but --verify header decodes nothing; use --verify full")
+    if out.is_dir() or not out.name:
+        raise UserError(f"--out {out} is a folder; name the file to write in it, e.g. {out / 'images.idx'}")
+    if md5:
+        with progress("MD5", None) as update:
+            check_md5(sources, lambda done, total: update(done, f"of {total} MiB"))
+    with progress("looking at images", None) as update:
+        made = scan(
+            sources,
+            verify.value,
+            classes=classes,
+            mean=mean,
+            journal=out.with_name(f".{out.name}.partial"),
+            found=lambda images: update(0, f"of {images} found so far"),
+            progress=lambda done, total: update(done, f"of {total}"),
+        )
+    made.save(out)
+    if as_json:
+        print_json(made.summary())
+    else:
+        for line in render(made, names=report):
+            typer.echo(line)
+        typer.echo(f"wrote {out}")

@@ -1,0 +1,118 @@
+"""Verbs that test nets: in runs, and the authors' own."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vggrepro.cli.options import JsonOption, SetOption, print_json, whole_numbers
+from vggrepro.errors import UserError
+
+if TYPE_CHECKING:
+    from vggrepro.evaluation.measure import Scored
+
+
+class Method(StrEnum):
+    """How the net is applied to an image (Section 3.2)."""
+
+    centre = "centre"
+    dense = "dense"
+    multicrop = "multicrop"
+    both = "both"
+
+
+def evaluate(
+    nets: Annotated[list[Path], typer.Argument(help="Run directories or checkpoints; several are fused.")],
+    method: Annotated[
+        Method, typer.Option(help="How a net is applied (Section 3.2); both is the mean of dense and multicrop.")
+    ] = Method.dense,
+    scales: Annotated[
+        str | None,
+        typer.Option(
+            help="Q values in px, e.g. 256,384,512; default: each run's own, one of Table 3, or for multicrop and "
+            "both several of Table 5."
+        ),
+    ] = None,
+    changes: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Top-1 and top-5 error on the validation split, averaged over scales and over nets.
+
+    Posteriors are kept in the run directories; what is there is not computed again.
+    """
+    from vggrepro.evaluation.measure import fuse
+    from vggrepro.evaluation.significance import paired
+    from vggrepro.pipeline.nets import evaluate_nets
+
+    evaluated = evaluate_nets(nets, [method.value], whole_numbers(scales) if scales else None, changes)
+    if evaluated is None:  # not the first rank
+        return
+    scored = {str(one.path): one.scored(method.value) for one in evaluated}
+    fused = fuse(list(scored.values()))
+    flip = all(one.config.evaluation.flip for one in evaluated) and method is not Method.centre
+    report: dict[str, Any] = _report(fused, flip)
+    if len(scored) > 1:
+        report["nets"] = [{"net": name} | _report(one, flip) for name, one in scored.items()]
+        for entry, one in zip(report["nets"], scored.values(), strict=True):
+            test = paired(one.values, fused.values, fused.labels, 1)
+            entry |= {"top1_minus_fused": test.difference, "interval": list(test.interval), "p_value": test.p_value}
+    if as_json:
+        print_json(report)
+        return
+    for entry in report.get("nets", []):
+        low, high = entry["interval"]
+        typer.echo(
+            f"{entry['net']}: {_line(entry)}\n  top-1 minus the fused nets': {entry['top1_minus_fused']:+.2f} points "
+            f"(95 % interval {low:+.2f} to {high:+.2f}; McNemar's exact p = {entry['p_value']:.3g})"
+        )
+    typer.echo((f"{len(scored)} nets fused: " if len(scored) > 1 else "") + _line(report))
+
+
+def _report(one: Scored, flip: bool) -> dict[str, Any]:
+    result = one.measured
+    return {
+        "top1_error": result.top1.percent,
+        "top5_error": result.top5.percent,
+        "interval_top1": list(result.top1.interval),
+        "interval_top5": list(result.top5.interval),
+        "n": result.top1.n,
+        "method": result.method,
+        "scales": list(result.Q),
+        "flip": flip,
+    }
+
+
+def _line(report: dict[str, Any]) -> str:
+    low, high = report["interval_top1"]
+    return (
+        f"{report['method']}{'' if report['flip'] or report['method'] == 'centre' else ' without mirror images'} at "
+        f"Q = {', '.join(map(str, report['scales']))}, n = {report['n']}: top-1 error "
+        f"{report['top1_error']:.2f} % (95 % interval {low:.2f} - {high:.2f}), top-5 {report['top5_error']:.2f} %"
+    )
+
+
+def verify_paper(
+    index: Annotated[Path, typer.Option("--index", "-i", help="Index of ILSVRC-2012 with its validation images.")],
+    weights_16: Annotated[Path | None, typer.Option(help="VGG_ILSVRC_16_layers.caffemodel (net D).")] = None,
+    weights_19: Annotated[Path | None, typer.Option(help="VGG_ILSVRC_19_layers.caffemodel (net E).")] = None,
+    runs: Annotated[Path, typer.Option(help="Where posteriors are kept.")] = Path("runs/verify-paper"),
+    changes: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """The authors' own nets against the rows of Tables 3-6 that they determine, before anything is trained."""
+    from vggrepro.evaluation.verify import to_markdown
+    from vggrepro.pipeline.nets import verify_paper
+
+    files = {net: file for net, file in (("D", weights_16), ("E", weights_19)) if file}
+    if not files:
+        raise UserError("verify-paper needs --weights-16 or --weights-19: the authors' Caffe files")
+    found = verify_paper(files, index, runs, changes)
+    if found is None:  # not the first rank
+        return
+    if as_json:
+        print_json(found)
+    else:
+        typer.echo(to_markdown(found))

@@ -1,0 +1,43 @@
+"""The `vggrepro` command and its verbs, in the order of `vggrepro --help`."""
+
+from __future__ import annotations
+
+import typer
+
+from vggrepro.cli import bench, data, evaluate, nets, preflight, report, train
+from vggrepro.errors import run_command
+
+app = typer.Typer(
+    name="vggrepro",
+    help="Very Deep Convolutional Networks for Large-Scale Image Recognition (arXiv 1409.1556), reproduced.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+weights_app = typer.Typer(no_args_is_help=True, help="Weight files of other programs: import, export.")
+app.add_typer(weights_app, name="weights")
+bench_app = typer.Typer(no_args_is_help=True, help="Ours beside the usual way, interleaved in one run.")
+app.add_typer(bench_app, name="bench")
+
+for verb in (
+    nets.summary,
+    data.index,
+    train.train,
+    evaluate.evaluate,
+    evaluate.verify_paper,
+    train.reproduce,
+    report.tables,
+    report.compare,
+    preflight.plan,
+    preflight.doctor,
+):
+    app.command()(verb)
+weights_app.command(name="import")(nets.import_weights)
+weights_app.command(name="export")(nets.export_weights)
+for measure in (bench.dense, bench.loader, bench.step, bench.profile, bench.comm):
+    bench_app.command()(measure)
+
+
+def main() -> None:
+    """The console script."""
+    run_command("vggrepro", app)

@@ -1,0 +1,78 @@
+"""Verbs about nets themselves: Tables 1 and 2, and other programs' weight files."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vggrepro.cli.options import JsonOption, print_json
+
+if TYPE_CHECKING:
+    pass
+
+
+class Input(StrEnum):
+    """What a net's pixels were."""
+
+    paper = "paper"
+    torchvision = "torchvision"
+
+
+def summary(
+    net: Annotated[str | None, typer.Argument(help="A, A-LRN, B, C, D or E; all of them when left out.")] = None,
+    batch_norm: Annotated[bool, typer.Option("--batch-norm", help="With batch normalisation.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Table 1 and 2: layers, output shapes, parameters, multiply-adds."""
+    from vggrepro.models.summary import render, summarise
+    from vggrepro.models.table1 import architecture
+    from vggrepro.paper import facts
+
+    nets = [architecture(name, batch_norm=batch_norm) for name in ([net] if net else facts().architectures)]
+    if as_json:
+        print_json({"nets": summarise(nets)})
+    else:
+        from rich.console import Console
+
+        Console().print(render(nets))
+
+
+def import_weights(
+    file: Annotated[Path, typer.Argument(help="A .caffemodel, MatConvNet's .mat, a .pth of torch, or .safetensors.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The run directory to make.")],
+    net: Annotated[str | None, typer.Option(help="The column of Table 1 that it must be of.")] = None,
+    input_as: Annotated[
+        Input | None,
+        typer.Option("--input", help="What its input was: paper (grey levels minus mean) or torchvision's."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a run directory of another program's weights, for `vggrepro evaluate`."""
+    from vggrepro.pipeline.weights import import_weights
+
+    found = import_weights(file, out, net=net, preprocessing=input_as.value if input_as else None)
+    if as_json:
+        print_json(found)
+        return
+    for key, item in found.items():
+        typer.echo(f"{key:14} {item}")
+
+
+def export_weights(
+    net: Annotated[Path, typer.Argument(help="A run directory, or one of its checkpoints.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A .safetensors, .pth or .onnx file to write.")],
+    dense: Annotated[
+        bool, typer.Option("--dense", help="ONNX: the net for whole images of any size (Section 3.2).")
+    ] = False,
+) -> None:
+    """Write a net for other programs: .safetensors and .onnx carry its preprocessing, .pth has torchvision's keys.
+
+    Beside .safetensors a model card, NAME.md: errors, departures from the paper, data, how to load it.
+    """
+    from vggrepro.pipeline.weights import export_weights
+
+    for written in export_weights(net, out, dense=dense):
+        typer.echo(f"wrote {written}")

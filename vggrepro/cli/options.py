@@ -1,0 +1,55 @@
+"""Options that several verbs take, and how their results are printed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vggrepro.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", help="YAML file, or a name in configs/: a stage or a graph.")
+]
+SetOption = Annotated[list[str], typer.Option("--set", "-s", help="Override a setting, as section.key=value.")]
+RunsOption = Annotated[
+    list[Path], typer.Option("--runs", "-r", help="Folder of all runs, of an experiment, or of one run; repeatable.")
+]
+SeedsOption = Annotated[
+    str | None, typer.Option("--seeds", help="The whole graph once for each of these seeds, e.g. 0,1,2.")
+]
+StopAfterOption = Annotated[
+    float | None, typer.Option(min=0, help="Minutes after which to save and leave with status 75.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+
+
+def write(file: Path, text: str) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror}; choose another place") from None
+
+
+def seconds(minutes: float | None) -> float | None:
+    return None if minutes is None else 60 * minutes
+
+
+def whole_numbers(text: str, option: str = "--scales") -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise UserError(f"{option} {text}: expected whole numbers separated by commas, e.g. 256,384,512")
+    return numbers
+
+
+def print_json(report: dict[str, Any]) -> None:
+    typer.echo(json.dumps(report, indent=2))

@@ -1,0 +1,78 @@
+"""Verbs that report what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vggrepro.cli.options import JsonOption, RunsOption, write
+from vggrepro.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+
+
+def tables(
+    runs: RunsOption = [Path("runs")],  # noqa: B006
+    experiment: Annotated[list[str], typer.Option("--experiment", "-e", help="Only runs of this experiment.")] = [],  # noqa: B006
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write here: .md, .html, .tex, .csv or .json.")
+    ] = None,
+    update: Annotated[
+        Path | None, typer.Option(help="Renew the generated sections of this document, e.g. REPRODUCTION.md.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tables 1-7 of the paper, measured beside printed, and its claims tested, from what runs have stored."""
+    from vggrepro.reporting.render import Format, format_of, render
+    from vggrepro.reporting.runs import find_runs
+    from vggrepro.reporting.tables import build_report
+
+    form = format_of(out) if out else Format.json if as_json else Format.markdown
+    report = build_report(find_runs([place for place in runs if place.exists() or place != Path("runs")], experiment))
+    text = render(report, form, "Very Deep Convolutional Networks (arXiv 1409.1556): measured beside printed")
+    if out:
+        write(out, text)
+    if update:
+        from vggrepro.reporting.document import update_document
+
+        update_document(update, report)
+    if as_json:
+        typer.echo(report.model_dump_json(indent=2))
+    elif not out and not update:
+        typer.echo(text, nl=False)
+
+
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(help="Run directories, stages, experiment:stage, or MLflow run ids; two or more.")
+    ],
+    places: RunsOption = [Path("runs")],  # noqa: B006
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write here, .html with curves and images, or .md.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What differs between runs: settings, curves, errors with paired tests, classes, the images they disagree on."""
+    from vggrepro.progress import say
+    from vggrepro.reporting.blocks import to_html, to_markdown
+    from vggrepro.reporting.compare import blocks_of, open_images
+    from vggrepro.reporting.compare import compare as compare_runs
+    from vggrepro.reporting.runs import resolve
+
+    if out and out.suffix not in (".html", ".md"):
+        raise UserError(f"--out {out}: unknown ending {out.suffix!r}; use .html or .md")
+    chosen = resolve(runs, places)
+    index, why_not = open_images(chosen)
+    made = compare_runs(chosen, index, [why_not] if why_not else [])
+    if as_json:
+        typer.echo(made.model_dump_json(indent=2))
+    if out:
+        blocks = blocks_of(made, chosen, index)
+        write(out, to_html(" against ".join(made.runs), blocks) if out.suffix == ".html" else to_markdown(blocks))
+        say(f"written to {out}")
+    elif not as_json:
+        typer.echo(to_markdown(blocks_of(made, chosen, None)), nl=False)
+        say("with curves and images: --out compare.html")

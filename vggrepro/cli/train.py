@@ -1,0 +1,68 @@
+"""Verbs that train: one stage, or the whole graph."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vggrepro.cli.options import ConfigOption, SeedsOption, SetOption, StopAfterOption, seconds
+from vggrepro.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+
+
+class Resume(StrEnum):
+    """What to do with the checkpoints of an earlier start."""
+
+    auto = "auto"
+    never = "never"
+
+
+def train(
+    config: Annotated[Path, typer.Option("--config", "-c", help="YAML file of one stage, or its name in configs/.")],
+    changes: SetOption = [],  # noqa: B006 (typer wants a list)
+    resume: Annotated[Resume, typer.Option(help="auto: go on from the newest checkpoint; never: refuse one.")] = (
+        Resume.auto
+    ),
+    stop_after: StopAfterOption = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Train although activations vanish or explode at initialisation.")
+    ] = False,
+) -> None:
+    """Train one stage, alone or under torchrun.
+
+    On SIGTERM and SIGUSR2, too, it saves and leaves with status 75; the same command goes on from there.
+    """
+    from vggrepro.config.recipes import load_stage
+    from vggrepro.pipeline.session import session
+    from vggrepro.pipeline.stage import train_stage
+
+    stage, parent = load_stage(config, changes)
+    if resume is Resume.never and any((stage.directory / "checkpoints").glob("*.pt")):
+        raise UserError(
+            f"--resume never, but {stage.directory} has checkpoints; use --resume auto, another run.name, "
+            f"or remove the directory"
+        )
+    with session([stage], stop_after_s=seconds(stop_after)) as at:
+        train_stage(stage, parent, at, force=force)
+
+
+def reproduce(
+    config: ConfigOption,
+    changes: SetOption = [],  # noqa: B006
+    seeds: SeedsOption = None,
+    stop_after: StopAfterOption = None,
+) -> None:
+    """The whole stage graph on this machine: train what is missing, evaluate, print the tables.
+
+    With --seeds once for each seed, whole graphs one after another in one experiment; the tables then give mean and
+    spread. On SIGTERM and SIGUSR2, too, it saves and leaves with status 75; the same command goes on from there.
+    """
+    from vggrepro.config.recipes import load_graph
+    from vggrepro.pipeline.graph import reproduce
+
+    reproduce(load_graph(config, changes, seeds), stop_after_s=seconds(stop_after))

@@ -1,0 +1,87 @@
+"""Values to typed settings: `--set` laid over them, and what is wrong said in one line."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from vggrepro.config.settings import Config, Section
+from vggrepro.config.strict_yaml import load_yaml
+from vggrepro.config.trees import merge
+from vggrepro.errors import UserError
+
+_LONGEST_SHOWN = 80  # characters of a wrong value that a message repeats
+
+
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+def checked(kind: type[AnySection], **settings: Any) -> AnySection:
+    """A section of these settings. Raises UserError, naming the first that is not allowed."""
+    try:
+        return kind(**settings)
+    except ValidationError as error:
+        raise UserError(_first_problem(error)) from None
+
+
+def override(config: Config, overrides: Iterable[str], source: Path) -> Config:
+    """A configuration with some `section.key=value` changes; `source` is named in errors. Raises UserError."""
+    return parse(config.model_dump(mode="json"), overrides, source)
+
+
+def parse(tree: Mapping[str, Any], overrides: Iterable[str], source: Path) -> Config:
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {override}: expected section.key=value")
+        change: Any = load_yaml(text, f"--set {override}")
+        for part in reversed(key.strip().split(".")):
+            change = {part: change}
+        tree = merge(tree, change)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{source}: {_first_problem(error)}") from None
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    """One line: the key, the value, what is allowed; for an unknown key, the nearest known one."""
+    problem = error.errors()[0]
+    path = [str(part) for part in problem["loc"] if not str(part).startswith(("function-", "tuple[", "constrained-"))]
+    if path and path[-1] == "int":
+        path.pop()
+    key = ".".join(path) or "configuration"
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(path[:-1])
+        near = difflib.get_close_matches(path[-1], known, 1, cutoff=0.5)
+        advice = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+        return f"unknown key {key}; {advice}"
+    if problem["type"] == "missing":
+        return f"{key} is missing; set it in the file or with --set {key}=..."
+    message = problem["msg"].removeprefix("Value error, ")
+    if key == "data.S" and "range must rise" not in message:
+        message = "expected a number of px, or a range [low, high]"
+    return f"{key}={shown(problem['input'])} is not allowed: {message[0].lower()}{message[1:]}"
+
+
+def shown(given: Any) -> str:
+    """A wrong value for a message."""
+    text = repr(given)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    section: Any = Config
+    for part in path:
+        section = section.model_fields[part].annotation
+        if typing.get_origin(section) in (typing.Union, types.UnionType):
+            section = typing.get_args(section)[0]
+    return list(section.model_fields)

@@ -1,0 +1,196 @@
+"""Recipes: YAML files to stages and graphs of stages.
+
+A *stage* is one training run with its evaluation, described by one :class:`Config`. A YAML file holds either one stage
+or a whole graph of them::
+
+    extends: base.yaml            # optional; a path relative to this file, or a list of them
+    model: {net: D}               # any section of Config
+    run: {name: D-256, parent: vgg_A.yaml}
+
+    stages: [vgg_A.yaml, vgg_D.yaml]              # a graph of stage files, or
+    stages: {A: {model: {net: A}}, D: {...}}      # stages written in place; the file's own sections are their base
+
+``--set section.key=value`` overrides every stage of the file. A file of configs/ is found by its name from any folder,
+as the installed package has them too: ``--config vgg_D``, ``--config reduced/imagenette``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vggrepro.config.parsing import parse, shown
+from vggrepro.config.settings import Config
+from vggrepro.config.strict_yaml import load_yaml
+from vggrepro.config.trees import merge
+from vggrepro.errors import UserError
+
+_PACKAGE = Path(__file__).parents[1]
+# Beside the code in an installed package (pyproject.toml puts them there), beside the package in a clone.
+RECIPES = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
+
+_MOST_EXTENDED = 20  # files in a row that extend one another
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Stages by name, and each one's parent; parents stand before their children."""
+
+    name: str
+    stages: Mapping[str, Config]
+    parents: Mapping[str, str | None]
+
+
+def _over_seeds(graph: Graph, text: str) -> Graph:
+    """The graph once for each seed of a list such as 0,1,2: whole graphs, one after another, in one experiment.
+
+    A stage keeps its name under its own seed, so that what was trained before is part of it; under another seed n it is
+    named NAME-seedn and starts from the parent of that seed. Raises UserError.
+    """
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise UserError(f"--seeds {text}: expected whole numbers separated by commas, e.g. 0,1,2")
+    seeds = [int(number) for number in text.split(",")]
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds {text}: a seed stands twice; name each once")
+    if max(seeds) >= 2**63:
+        raise UserError(f"--seeds {text}: {max(seeds)} is too large; use numbers below 2^63")
+    stages: dict[str, Config] = {}
+    parents: dict[str, str | None] = {}
+    for seed in seeds:
+        named = {name: name if seed == stage.run.seed else f"{name}-seed{seed}" for name, stage in graph.stages.items()}
+        for name, stage in graph.stages.items():
+            if named[name] in stages:
+                raise UserError(f"--seeds {text}: {named[name]} is a stage already; give that one another run.name")
+            parent = graph.parents[name]
+            run = {"name": named[name], "seed": seed} | ({"parent": named[parent]} if parent else {})
+            stages[named[name]] = stage.model_copy(update={"run": stage.run.model_copy(update=run)})
+            parents[named[name]] = named[parent] if parent else None
+    return Graph(graph.name, stages, parents)
+
+
+def recipe(path: Path) -> Path:
+    """The file that `--config` means: a file as it stands, else the one of this name in configs/."""
+    named = RECIPES / f"{str(path).removesuffix('.yaml')}.yaml"
+    return named if os.path.isfile(named) and not os.path.isfile(path) else path
+
+
+def load_graph(path: Path, overrides: Iterable[str] = (), seeds: str | None = None) -> Graph:
+    """Reads a graph file, or a stage file together with the stages it descends from.
+
+    `seeds`, a list such as "0,1,2", asks for the whole graph once for each seed, one after another: a stage keeps its
+    name under its own seed, and is named NAME-seed1 under another.
+
+    Raises UserError for a missing file, an unknown key, a value that is not allowed, a parent that does not exist.
+    """
+    changes = list(overrides)
+    path = recipe(path)
+    source = _read(path)
+    listed = source.pop("stages", None)
+    stages: dict[str, Config] = {}
+    parents: dict[str, str | None] = {}
+
+    def add_file(file: Path, base: dict[str, Any], below: tuple[Path, ...] = ()) -> str:
+        tree = _read(file)
+        if file.resolve() in below:
+            raise UserError(f"{file}: run.parent leads back to this file; remove one of the links")
+        if "stages" in tree:
+            raise UserError(f"{file}: a graph cannot be a stage of another graph; list its stage files instead")
+        stage = _stage(merge(tree, base), changes, file)
+        parent = None
+        if stage.run.parent:
+            parent = add_file(file.parent / stage.run.parent, base, (*below, file.resolve()))
+        return add(stage, parent, file)
+
+    def add(stage: Config, parent: str | None, file: Path) -> str:
+        if stages.setdefault(stage.name, stage) != stage:
+            raise UserError(f"{file}: two different stages are named {stage.name}; give one of them another run.name")
+        parents[stage.name] = parent
+        return stage.name
+
+    if listed is None:
+        add_file(path, {})
+    elif isinstance(listed, list):
+        for item in listed:
+            add_file(path.parent / str(item), source)
+    elif isinstance(listed, dict):
+        for name, tree in listed.items():
+            if not isinstance(tree, dict | None):
+                raise UserError(f"{path}: stages.{name}={shown(tree)} is not allowed: expected sections, e.g. model")
+            stage = _stage(merge(merge(source, {"run": {"name": str(name)}}), tree or {}), changes, path)
+            if stage.run.parent and stage.run.parent not in stages:
+                raise UserError(
+                    f"{path}: run.parent={stage.run.parent} of stage {name} is not a stage above it; "
+                    f"known: {', '.join(stages) or 'none'}"
+                )
+            add(stage, stage.run.parent, path)
+    else:
+        raise UserError(f"{path}: stages must be a list of stage files or a mapping of stages")
+    if not stages:
+        raise UserError(f"{path}: stages is empty; name at least one")
+    graph = Graph(name=next(iter(stages.values())).run.experiment, stages=stages, parents=parents)
+    return graph if seeds is None else _over_seeds(graph, seeds)
+
+
+def load_stage(path: Path, overrides: Iterable[str] = ()) -> tuple[Config, Config | None]:
+    """The one stage of a stage file, and its parent's configuration where it has one. Raises as load_graph."""
+    graph = load_graph(path, overrides)
+    name, stage = list(graph.stages.items())[-1]
+    if "stages" in _read(recipe(path)):
+        raise UserError(f"{path} holds a graph of stages ({', '.join(graph.stages)}); run it with `vggrepro reproduce`")
+    parent = graph.parents[name]
+    return stage, graph.stages[parent] if parent else None
+
+
+def load_resolved(path: Path) -> Config:
+    """The configuration of a run directory, as written by :meth:`Config.to_yaml`. Raises UserError."""
+    return parse(_read(path), [], path)
+
+
+def _read(path: Path, depth: int = 0) -> dict[str, Any]:
+    """The file's sections over those that it extends; `depth` files extend this one. Raises UserError."""
+    if depth > _MOST_EXTENDED:
+        raise UserError(f"{path}: extends leads back to the same files again and again; remove one of the links")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1)
+        if not near:
+            names = {p.stem: str(p.relative_to(RECIPES).with_suffix("")) for p in RECIPES.rglob("*.yaml")}
+            near = [names[stem] for stem in difflib.get_close_matches(path.stem, names)]
+        raise UserError(
+            f"configuration {path} does not exist" + (f"; did you mean {', '.join(near)}?" if near else "")
+        ) from None
+    except (OSError, ValueError) as error:  # of the text's encoding, of a path with a null byte
+        raise UserError(f"configuration {path} cannot be read ({error}); name another file") from None
+    tree = load_yaml(text, str(path))
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected sections ({', '.join(Config.model_fields)}), found {type(tree).__name__}")
+    bases = tree.pop("extends", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise UserError(f"{path}: extends={shown(bases)} is not allowed: expected a path or a list of paths")
+    merged: dict[str, Any] = {}
+    for base in bases:
+        merged = merge(merged, _read(path.parent / base, depth + 1))
+    return merge(merged, tree)
+
+
+def _stage(tree: Mapping[str, Any], overrides: list[str], source: Path) -> Config:
+    """A stage of a recipe. Its reasons for departures (run.why) are for what it says itself: `--set` has others."""
+    config, data = parse(tree, overrides, source), tree.get("data") or {}
+    changed = {one.partition("=")[0].strip() for one in overrides}
+    given = {key.removeprefix("run.why.") for key in changed if key.startswith("run.why.")}
+    why = dict(config.run.why)
+    if (data.get("root") or data.get("index")) and changed & {"data.root", "data.index"}:
+        about_images = {key for key in why if key.split(".")[0] in ("data", "evaluation")}
+        why |= dict.fromkeys(about_images - given, "the recipe's, made for other images")
+    own = {key for key in changed - given if any(f"{key}.".startswith(f"{known}.") for known in config.run.why)}
+    why |= dict.fromkeys(own, "set on the command line")
+    return config.model_copy(update={"run": config.run.model_copy(update={"why": why})})

@@ -1,0 +1,320 @@
+"""Typed settings of a stage: one frozen section a concern, the paper's values as defaults."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from vggrepro.errors import UserError
+from vggrepro.paper import Scale, facts, scale_text, value
+
+_TOO_MANY = 2**31
+Positive = Annotated[int, Field(gt=0, lt=_TOO_MANY)]
+Count = Annotated[int, Field(ge=0, lt=_TOO_MANY)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Precision = Literal["fp32", "tf32", "bf16"]
+Cudnn = Literal["benchmark", "deterministic"]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Model(Section):
+    """Which net (Section 2, Table 1)."""
+
+    net: str
+    """A, A-LRN, B, C, D or E; with `layers`, any name."""
+    layers: tuple[tuple[str, ...], ...] | None = None
+    """A net of one's own: blocks in the paper's notation, e.g. [[conv3-64, LRN], [conv3-128]]."""
+    batch_norm: bool = False
+    """Batch normalisation after every convolution (torchvision's _bn nets; not in the paper)."""
+    classes: Positive = value("classes")
+    crop: Positive = value("crop")
+    """Side of the square input in pixels; a multiple of 2^blocks (32 for Table 1's nets)."""
+    width: float = Field(default=1.0, gt=0, le=16)
+    """Multiplies the channels of every convolution and the units of fc6 and fc7; at most 16."""
+    init: Literal["paper", "paper_literal_variance", "glorot_uniform", "kaiming"] = "paper"
+    dropout: Fraction = value("dropout")
+
+
+class ColourShift(Section):
+    """Random RGB shift along the principal components of ImageNet's colours (Section 3.1)."""
+
+    mode: Literal["sqrt", "lambda", "off"] = "sqrt"
+    """Scale of a component: square root of its eigenvalue (Krizhevsky's code), the eigenvalue (his text), or none."""
+    sigma: float = Field(default=value("colour_shift_sigma"), ge=0)
+
+
+class Data(Section):
+    """Which images, and how the training views are drawn from them (Section 3.1)."""
+
+    root: str | None = None
+    """Folder with train/<class>/* and val/<class>/*, or builtin:digits for the sample set made on the spot."""
+    index: Path | None = None
+    """An index file made by `vggrepro index`; takes the place of a scan of `root`."""
+    S: Positive | tuple[Positive, Positive] = value("scales")[0]
+    """Shorter side in pixels of the rescaled training image; [low, high] draws it for each image."""
+    flip: bool = True
+    colour_shift: ColourShift = ColourShift()
+    mean: tuple[float, float, float] = tuple(value("mean_rgb"))
+    """Subtracted from each pixel: RGB, grey levels 0-255."""
+    backend: Literal["auto", "dali", "dali_gpu", "torchvision"] = "auto"
+    """Who decodes: DALI on the CPU or with a GPU's help, or PIL as torchvision does; auto: DALI where installed."""
+    workers: Positive | None = None
+    """Decoding threads of each rank; default: as many as are its share of the machine's cores."""
+    processes: Count | None = None
+    """Among which the decoding threads are divided, so that they do not share Python's lock with the thread that feeds
+    the GPU; 0: none but the rank's own. Default: one for two threads where a rank has a GPU, else 0."""
+    max_bad: Count = 20
+    """Most training images of a rank that may turn out unreadable after indexing; others take their places."""
+    max_rejected_val: Count = 0
+    """Most validation images that indexing may have rejected; errors are then of the others, and the ledger says so.
+    """
+
+    @field_validator("S")
+    @classmethod
+    def _ordered(cls, S: int | tuple[int, int]) -> int | tuple[int, int]:
+        if isinstance(S, tuple) and S[0] >= S[1]:
+            raise ValueError("the range must rise: [low, high] with low < high")
+        return S
+
+    @property
+    def S_range(self) -> tuple[int, int]:
+        """(lowest, highest) S in pixels, both included; equal for a fixed S."""
+        return self.S if isinstance(self.S, tuple) else (self.S, self.S)
+
+    @property
+    def S_text(self) -> str:
+        """S as the paper's tables print it."""
+        return scale_text(self.S)
+
+
+class Schedule(Section):
+    """When the learning rate falls (Section 3.1; patience and threshold are ours, the paper is silent)."""
+
+    kind: Literal["plateau", "fixed"] = "plateau"
+    factor: float = Field(default=value("learning_rate_factor"), gt=0, lt=1)
+    max_drops: Count = value("learning_rate_decreases")
+    patience: Positive = 5
+    """Validations in a row without improvement before a drop."""
+    threshold: float = Field(default=0.1, ge=0)
+    """Least fall of the top-1 error, in percentage points, that counts as an improvement."""
+    drops_at: tuple[Positive, ...] = ()
+    """Iterations of the drops when `kind` is fixed."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Schedule:
+        if (self.kind == "fixed") != bool(self.drops_at):
+            raise ValueError("kind: fixed goes with drops_at: [iteration, ...], and kind: plateau without it")
+        if list(self.drops_at) != sorted(set(self.drops_at)):
+            raise ValueError("drops_at must rise")
+        return self
+
+
+class Train(Section):
+    """Optimisation (Section 3.1)."""
+
+    batch: Positive = value("batch_size")
+    """Images in one step over all ranks together."""
+    micro_batch: Positive | None = None
+    """Largest number of images in one forward pass of a rank; a rank's share beyond it is accumulated."""
+    iterations: Positive = value("iterations")
+    learning_rate: float = Field(default=value("learning_rate"), gt=0)
+    momentum: Fraction = value("momentum")
+    weight_decay: float = Field(default=value("weight_decay"), ge=0)
+    schedule: Schedule = Schedule()
+    biases: Literal["paper", "caffe"] = "paper"
+    """`caffe`: biases learn at twice the rate and without weight decay, as in Caffe's files (the paper: none)."""
+    precision: Precision = "fp32"
+    comm: Literal["auto", "ddp", "bf16", "factor"] = "auto"
+    """How ranks exchange gradients: all of them in float32 (ddp), in bfloat16, or for the FC layers their factors;
+    auto: ddp or factor, which are equal up to rounding, by what they cost (`training.throughput.comm_of`)."""
+    compile: bool = False
+    """torch.compile of the convolutional layers, for fixed shapes."""
+    cudnn: Cudnn = "benchmark"
+    """Whose kernels convolve on CUDA: the fastest, timed at the start, so that another start may round differently; or
+    always the same ones, for a course that is repeated bit by bit."""
+    validate_every: Positive = 1
+    """Epochs between two validations (centre crop at Q = S)."""
+    log_every: Positive = 20
+    """Iterations between two log lines."""
+    checkpoint_every: Positive = 1000
+    """Iterations between two checkpoints; one is also written at each validation and at the end."""
+    keep: Positive = 2
+    """How many of the newest checkpoints stay on disk, the best one aside."""
+    stall_after: Count = 10_000
+    """Iterations after which a loss still within 0.02 of ln(classes) stops the run; 0: never."""
+    rank_timeout_s: float = Field(default=600.0, gt=0)
+    """Seconds without progress after which a rank counts as lost, and the others end naming it."""
+
+
+class Evaluation(Section):
+    """Testing (Section 3.2)."""
+
+    single_Q: tuple[Positive, ...] = ()
+    """Q of Table 3 in pixels; default: S, or the middle of its range."""
+    multi_Q: tuple[Positive, ...] = ()
+    """The Q values of Table 4; default: {S-32, S, S+32}, or both ends and the middle of the range."""
+    flip: bool = True
+    """Average the posteriors of the image and its mirror image."""
+    batch: Positive = 64
+    """Most images in one forward pass of a rank, at the size of a training crop; larger images, fewer of them."""
+    precision: Precision = "fp32"
+
+
+class Run(Section):
+    """Name, place and descent of the run."""
+
+    name: str = Field(default="", pattern=r"^[A-Za-z0-9_.+-]*$")
+    experiment: str = Field(default="vgg", pattern=r"^[A-Za-z0-9_.+-]+$")
+    """Groups the runs of one graph: a folder under `root`, an experiment in MLflow."""
+    root: Path = Path("runs")
+    parent: str | None = None
+    """The stage whose weights this one starts from: a stage of the same file, or a stage file's path."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    why: dict[str, str] = {}
+    """Reasons for departures from the paper, by setting or section; they appear in the fidelity ledger."""
+
+
+class Tracking(Section):
+    """Where metrics are mirrored; metrics.jsonl in the run directory is always written."""
+
+    mlflow: bool = True
+    uri: str | None = None
+    """MLflow's tracking URI; default: MLFLOW_TRACKING_URI, else SQLite in the runs folder."""
+
+
+class Cluster(Section):
+    """What is asked of SLURM (`launch/submit.py`)."""
+
+    nodes: Positive = 1
+    gpus_per_node: Positive = 8
+    """GPUs, and so ranks, on each machine."""
+    hours: float = Field(default=24.0, gt=0)
+    """Time limit of one job; a stage that takes longer comes back by itself until it is finished."""
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    cpus_per_task: Positive | None = None
+    mem: str | None = None
+    """Memory of one node, in SLURM's notation: 64G; 0 is all of it."""
+    array_parallelism: Positive | None = None
+    """Most stages that run at the same time; default: all that can."""
+    setup: tuple[str, ...] = ()
+    """Shell lines that each job runs first: module load, source, export."""
+    container: str | None = None
+    """Image the ranks run in: a .sif file or a docker:// address with Apptainer, anything else with Pyxis."""
+    sbatch: dict[str, str] = {}
+    """Further options of sbatch by their long names; an empty text for those without a value."""
+    warning_s: Positive = 180
+    """Seconds before the time limit at which a job is told to save and leave."""
+    max_failures: Positive = 3
+    """Failures in a row without progress after which a stage is given up."""
+
+    @field_validator("mem", mode="before")
+    @classmethod
+    def _zero_is_all(cls, mem: Any) -> Any:
+        return str(mem) if isinstance(mem, int) else mem
+
+    @field_validator("sbatch", mode="before")
+    @classmethod
+    def _texts(cls, options: Any) -> Any:
+        return {key: str(item) for key, item in options.items()} if isinstance(options, dict) else options
+
+
+class Config(Section):
+    """One stage. Defaults are the paper's values."""
+
+    model: Model
+    data: Data = Data()
+    train: Train = Train()
+    evaluation: Evaluation = Evaluation()
+    run: Run = Run()
+    tracking: Tracking = Tracking()
+    cluster: Cluster = Cluster()
+
+    @model_validator(mode="after")
+    def _scales_fit(self) -> Config:
+        for key, sides in {
+            "data.S": (self.data.S_range[0],),
+            "evaluation.single_Q": self.single_Q,
+            "evaluation.multi_Q": self.multi_Q,
+        }.items():
+            if min(sides) < self.model.crop:
+                raise UserError(
+                    f"{key}={min(sides)} is smaller than model.crop={self.model.crop}: "
+                    f"set it to {self.model.crop} or more, or choose a smaller crop"
+                )
+        return self
+
+    @property
+    def name(self) -> str:
+        """The stage's name: run.name, or net and S."""
+        return self.run.name or f"{self.model.net}-{self.data.S_text.strip('[]').replace(';', '-')}"
+
+    @property
+    def directory(self) -> Path:
+        """The run directory."""
+        return self.run.root / self.run.experiment / self.name
+
+    @property
+    def single_Q(self) -> tuple[int, ...]:
+        """Q of the single-scale test, px (Section 4.1: Q = S, or 0.5 (S_min + S_max))."""
+        low, high = self.data.S_range
+        return self.evaluation.single_Q or ((low + high) // 2,)
+
+    @property
+    def multi_Q(self) -> tuple[int, ...]:
+        """Q of the multi-scale test, px (Section 4.2); the 32 px step scales with the crop."""
+        low, high = self.data.S_range
+        step = round(value("test_scale_offset") * self.model.crop / value("crop"))
+        default = (low - step, low, low + step) if low == high else (low, (low + high) // 2, high)
+        return self.evaluation.multi_Q or default
+
+    @property
+    def papers_S(self) -> Scale:
+        """The paper's S that this stage stands for: its own at the paper's crop, else the nearest in proportion."""
+        if self.model.crop == value("crop"):
+            return self.data.S
+        if isinstance(self.data.S, tuple):
+            return value("jitter")
+        proportion = self.data.S / self.model.crop
+        return min(value("scales"), key=lambda one: abs(one / value("crop") - proportion))
+
+    def dense_places(self, Q: int) -> int:
+        """Places of the class score map of a square image rescaled to Q, px (Section 3.2)."""
+        blocks = self.model.layers or facts().architectures.get(self.model.net, ())
+        side = (Q >> len(blocks)) - (self.model.crop >> len(blocks)) + 1
+        return side**2
+
+    def trajectory(self) -> dict[str, Any]:
+        """The settings that decide the course of training; equal for runs that may continue one another.
+
+        The images are not among them: they are held to their own fingerprint.
+        """
+        tree = self.model_dump(mode="json")
+        data = {key: tree["data"][key] for key in ("S", "flip", "colour_shift", "mean")}
+        keeping = {"log_every", "checkpoint_every", "keep", "stall_after", "rank_timeout_s"}
+        keeping |= {"micro_batch", "compile", "cudnn"}  # which differ by rounding
+        train = {key: setting for key, setting in tree["train"].items() if key not in keeping}
+        train["comm"] = "bf16" if self.train.comm == "bf16" else "exact"  # the others differ by rounding only
+        return {"model": tree["model"], "data": data, "train": train, "run": {"seed": self.run.seed}}
+
+    def hash(self) -> str:
+        """SHA-256 (hex) of :meth:`trajectory`."""
+        return hashlib.sha256(json.dumps(self.trajectory(), sort_keys=True).encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """Every setting, defaults included."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

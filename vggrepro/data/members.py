@@ -1,0 +1,25 @@
+"""An image that was found, wherever it lies."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+SPLITS = ("train", "val")
+SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+NUMBERED = "\0"  # marks a class that is the number of a WebDataset shard's .cls
+
+
+class Member(NamedTuple):
+    """An image that was found."""
+
+    split: str
+    class_name: str
+    container: str
+    """The archive that holds it, or its folder."""
+    name: str
+    """File name without folders."""
+    offset: int
+    length: int
+    archive: bool
+    mtime_ns: int = 0
+    """When a file of its own changed last."""

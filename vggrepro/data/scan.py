@@ -1,0 +1,190 @@
+"""How an index is made: every image of the sources looked at once.
+
+What has been looked at is kept in a journal, so that a scan that was interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vggrepro.data.index import Index, load, stamp_of
+from vggrepro.data.members import SPLITS, Member
+from vggrepro.data.sources import find, signature
+from vggrepro.data.verify import Finding, How, Place, verify
+from vggrepro.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Progress = Callable[[int, int], None]
+_CHUNK = 64  # images that a verifying process is given at once
+
+
+def scan(
+    sources: Sequence[Path],
+    how: How = "full",
+    *,
+    classes: str | None = None,
+    mean: bool = False,
+    journal: Path | None = None,
+    found: Callable[[int], None] = lambda images: None,
+    progress: Progress = lambda done, total: None,
+) -> Index:
+    """Indexes sources of any layout (see :func:`vggrepro.data.sources.find`), looking at every image.
+
+    `how="full"` decodes each once, `"header"` reads headers only. `classes` lists all classes, where the images may
+    be of some of them only. `mean` (with full) computes the mean colour of the training images. What has been
+    looked at is kept in `journal` until the end, so that a scan that was interrupted goes on where it was.
+    `found(images)` and `progress(done, total)` report. Raises UserError.
+    """
+    members, all_classes = find(sources, classes, found)
+    if mean and members[0].split != "train":
+        raise UserError(f"--mean is of training images, and {', '.join(map(str, sources))} has none; leave it out")
+    seen = {container: stamp_of(container) for container in dict.fromkeys(member.container for member in members)}
+    findings = _findings(members, how, mean, journal, progress)
+    if journal:
+        journal.unlink(missing_ok=True)
+    return Index(
+        table=_table(members, findings, all_classes),
+        classes=all_classes,
+        source=", ".join(map(str, sources)),
+        verified=how,
+        archives=tuple(dict.fromkeys(member.container for member in members if member.archive)),
+        mean_rgb=_mean_rgb(members, findings) if mean else None,
+        seen={container: then for container, then in seen.items() if then},
+    )
+
+
+def scan_folder(root: Path, progress: Progress = lambda done, total: None) -> Index:
+    """A scan of one source by header. Raises UserError."""
+    return scan([root], "header", progress=progress)
+
+
+def _findings(
+    members: Sequence[Member], how: How, mean: bool, journal: Path | None, progress: Progress
+) -> list[Finding]:
+    """What is seen of each member; taken from the journal as far as it goes."""
+    places = [
+        Place(m.container if m.archive else os.path.join(m.container, m.name), m.offset, m.length) for m in members
+    ]
+    listing = hashlib.sha256(
+        repr((how, mean, [(*p, m.mtime_ns) for p, m in zip(places, members, strict=True)])).encode()
+    )
+    findings: list[Finding] = []
+    if journal and journal.exists():
+        head, *lines = journal.read_text().splitlines(keepends=True) or [""]
+        if head.strip() == listing.hexdigest():
+            for line in lines:
+                if line.endswith("\n"):  # the last one may be torn
+                    findings += [Finding(*finding) for finding in json.loads(line)]
+    left = places[len(findings) :]
+    chunks = [left[start : start + _CHUNK] for start in range(0, len(left), _CHUNK)]
+    with _Journal(journal, listing.hexdigest(), findings) as keep:
+        for chunk in verify(chunks, how, mean=mean):
+            findings += chunk
+            keep(chunk)
+            progress(len(findings), len(members))
+    return findings
+
+
+class _Journal:
+    """Findings on disk, a line a chunk, written anew from those already known."""
+
+    def __init__(self, path: Path | None, listing: str, known: Sequence[Finding]) -> None:
+        self._file = None
+        if path:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = path.open("w")
+            except OSError as error:
+                raise UserError(
+                    f"{path.parent} cannot be written to ({error.strerror}); choose another --out"
+                ) from None
+            self._file.write(listing + "\n")
+            if known:
+                self(known)
+
+    def __call__(self, findings: Sequence[Finding]) -> None:
+        if self._file:
+            self._file.write(json.dumps(findings) + "\n")
+            self._file.flush()
+
+    def __enter__(self) -> _Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file:
+            self._file.close()
+
+
+def _table(members: Sequence[Member], findings: Sequence[Finding], classes: Sequence[str]) -> pa.Table:
+    import pyarrow as pa
+
+    usable = [finding.status.startswith("ok") for finding in findings]
+    order = sorted(range(len(members)), key=lambda row: (SPLITS.index(members[row].split), not usable[row]))
+    rows = [(members[row], findings[row]) for row in order]
+    label = {name: number for number, name in enumerate(classes)}
+    splits = pa.array([SPLITS.index(m.split) for m, _ in rows], pa.int8())
+    sizes = np.array([(f.height, f.width) for _, f in rows], np.int64).reshape(-1)
+    return pa.table(
+        {
+            "container": pa.array([m.container for m, _ in rows]).dictionary_encode(),
+            "name": pa.array([m.name for m, _ in rows]),
+            "offset": pa.array([m.offset for m, _ in rows], pa.int64()),
+            "length": pa.array([m.length for m, _ in rows], pa.int64()),
+            "split": pa.DictionaryArray.from_arrays(splits, pa.array(SPLITS)),
+            "label": pa.array([label[m.class_name] for m, _ in rows], pa.int64()),
+            "size": pa.FixedSizeListArray.from_arrays(pa.array(sizes), 2),
+            "format": _few(pa.array([f.format for _, f in rows])),
+            "status": _few(pa.array([f.status for _, f in rows])),
+        }
+    ).combine_chunks()
+
+
+def _few(column: pa.Array) -> pa.DictionaryArray:
+    """A column of few different words, in two bytes each."""
+    import pyarrow as pa
+
+    encoded = column.dictionary_encode()
+    return pa.DictionaryArray.from_arrays(encoded.indices.cast(pa.int16()), encoded.dictionary)
+
+
+def _mean_rgb(members: Sequence[Member], findings: Sequence[Finding]) -> tuple[float, float, float] | None:
+    means = [f.mean for m, f in zip(members, findings, strict=True) if m.split == "train" and f.mean]
+    if not means:
+        return None
+    red, green, blue = np.mean(means, axis=0).tolist()
+    return red, green, blue
+
+
+def open_index(root: str | None, index: Path | None, cache: Path, progress: Progress) -> Index:
+    """The index a configuration means: `data.index`, or a scan of `data.root` kept in `cache` for the next time.
+
+    A kept scan is used again while the listing (names, sizes, times of change) is what it was. Raises UserError.
+    """
+    if index is not None:
+        return load(index)
+    if root is None:
+        raise UserError(
+            "data.root is not set: name an ImageNet-style folder, or data.index, or data.root=builtin:digits"
+        )
+    folder = Path(root)
+    if not folder.exists():
+        raise UserError(f"data.root={root} does not exist; give a folder with train/ and val/, or with the archives")
+    name = f"{folder.resolve().name}-{signature([folder])[:16]}"
+    kept = cache / f"{name}.arrow"
+    if kept.exists():
+        try:
+            return load(kept)
+        except UserError:
+            pass  # of an earlier version, or torn: made again
+    made = scan([folder], "header", journal=cache / f"{name}.partial", progress=progress)
+    made.save(kept)
+    return made

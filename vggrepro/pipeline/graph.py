@@ -1,0 +1,56 @@
+"""The stage graph on this machine: what is there already, what is still to be done, the tables at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vggrepro.config.recipes import Graph
+from vggrepro.pipeline.session import session
+from vggrepro.pipeline.stage import evaluate_stage, train_stage
+from vggrepro.progress import say
+from vggrepro.reporting.render import Format, render
+from vggrepro.reporting.runs import StoredRun
+from vggrepro.reporting.tables import build_report
+from vggrepro.storage.directory import RunDirectory
+from vggrepro.storage.tracking_uri import resolve_uri, ui_command
+
+if TYPE_CHECKING:
+    pass
+
+
+def reproduce(graph: Graph, *, stop_after_s: float | None = None) -> Path | None:
+    """Trains what is missing, parents first, evaluates, prints and writes the tables; every rank calls it.
+
+    Returns the tables' file on rank 0. Raises UserError, and Interrupted where it was asked to stop or `stop_after_s`
+    seconds have passed; the same call then goes on.
+    """
+    stages = list(graph.stages.values())
+    with session(stages, stop_after_s=stop_after_s) as at:
+        for name, config in graph.stages.items():
+            parent = graph.parents[name]
+            train_stage(config, graph.stages[parent] if parent else None, at)
+            evaluate_stage(config, at)
+        if not at.here.is_first:
+            return None
+    return write_tables(graph)
+
+
+def write_tables(graph: Graph) -> Path:
+    """Prints and writes the tables of what is evaluated by now; returns their file. Raises UserError."""
+    stages = list(graph.stages.values())
+    folder = RunDirectory(stages[0].run.root / graph.name)
+    title = f"{graph.name}: measured beside printed"
+    seen, text = None, ""
+    # Stages that run as jobs of their own end when they will: the tables are written last by who has seen all of it.
+    while seen != (found := sorted(file for stage in stages for file in stage.directory.glob("posteriors/*"))):
+        seen = found
+        report = build_report([StoredRun(config.directory, config) for config in stages])
+        text = render(report, Format.markdown, title, counts=False)
+        folder.write_text("tables.md", text)
+        folder.write_text("tables.html", render(report, Format.html, title, counts=False))
+    print(text)
+    say(f"tables written to {folder.path / 'tables.md'} and tables.html")
+    if stages[0].tracking.mlflow:
+        say(f"runs side by side in MLflow: {ui_command(resolve_uri(stages[0].tracking.uri, stages[0].run.root))}")
+    return folder.path / "tables.md"

@@ -1,0 +1,86 @@
+"""What the stages of one command share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vggrepro.config.settings import Config, Data
+from vggrepro.progress import progress
+from vggrepro.ranks.collectives import first_rank_first, share_of_cores
+from vggrepro.ranks.group import pick_device, process_group
+from vggrepro.ranks.topology import Topology, topology
+from vggrepro.ranks.watch import Watch
+from vggrepro.storage.status import is_finished
+from vggrepro.storage.tracking_uri import resolve_uri
+
+if TYPE_CHECKING:
+    import torch
+
+    from vggrepro.data.index import Index
+    from vggrepro.data.loader import Loader
+
+
+@dataclass(frozen=True)
+class Session:
+    """What all stages of one command share: this rank's place, device and watch, and the data sets opened so far."""
+
+    here: Topology
+    device: torch.device
+    watch: Watch
+    indexes: dict[Data, Index]
+    cores: int
+    """This rank's share of its machine's."""
+    training: bool = True
+    """Whether nets are trained: else validation images are enough."""
+
+    def loader(self, config: Config) -> Loader:
+        """What renders the images of a stage. Raises UserError."""
+        from vggrepro.data.loader import make_loader
+
+        return make_loader(config.data, self.device, self.cores)
+
+    def index(self, config: Config) -> Index:
+        """The data set of a stage; rank 0 makes what others then find made. Raises UserError."""
+        from vggrepro.data.loader import open_data
+
+        if config.data not in self.indexes:
+            with (
+                first_rank_first(self.here),
+                progress("reading image headers", None, shown=self.here.is_first) as update,
+            ):
+                self.indexes[config.data] = open_data(
+                    config, lambda done, total: update(done, f"of {total}"), training=self.training
+                )
+        return self.indexes[config.data]
+
+
+@contextmanager
+def session(configs: list[Config], *, training: bool = True, stop_after_s: float | None = None) -> Iterator[Session]:
+    """Checks what can be checked before anything is spent, then joins the ranks. Raises UserError.
+
+    Without `training`, any number of ranks will do. After `stop_after_s` seconds of wall time the work is asked to
+    stop, as by a signal; where it can be left, Interrupted is then raised.
+    """
+    from vggrepro.data.loader import make_loader
+    from vggrepro.models.table1 import architecture_of
+    from vggrepro.training.step import share_of
+
+    here = topology(os.environ)
+    for config in configs:
+        architecture_of(config)
+        if training:
+            share_of(here, config.train.batch, config.train.micro_batch)
+        is_finished(config)
+        resolve_uri(config.tracking.uri, config.run.root)
+    device = pick_device(configs[0].run.device, here.local_rank)
+    silence_s = configs[0].train.rank_timeout_s
+    watch = Watch(here, silence_s=silence_s, stop_after_s=stop_after_s)
+    for config in configs:
+        make_loader(config.data, device)
+    # The watch names a silent rank; a collective's own time-out, which names none, comes later.
+    with process_group(here, device, timeout_s=max(300.0, 2 * silence_s)), watch:
+        yield Session(here, device, watch, {}, share_of_cores(), training)

@@ -1,0 +1,130 @@
+"""One stage: trained, tested, its errors logged, its figures drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from vggrepro.config.settings import Config
+from vggrepro.evaluation.measure import measure, missing_Q
+from vggrepro.pipeline.figures import draw_figures
+from vggrepro.pipeline.session import Session
+from vggrepro.pipeline.tracking import mirrored
+from vggrepro.progress import say
+from vggrepro.ranks.collectives import from_first_rank
+from vggrepro.storage.directory import RunDirectory
+from vggrepro.storage.status import is_finished, require_finished
+
+if TYPE_CHECKING:
+    pass
+
+
+def train_stage(config: Config, parent: Config | None, at: Session, *, force: bool = False) -> None:
+    """Trains one stage unless it is finished; `force` also where its activations vanish or explode at the start.
+
+    Raises UserError, also when the parent is not finished, and Interrupted.
+    """
+    from vggrepro.training import stage
+    from vggrepro.training.loop import train
+
+    run = RunDirectory(config.directory)
+    if from_first_rank(is_finished(config)):
+        if at.here.is_first:
+            say(f"{config.name}: already trained ({config.directory})")
+        return
+    if parent:
+        require_finished(parent)
+    index = at.index(config)
+    stage.check_data(config, index)
+    if at.here.is_first:
+        departures = stage.begin(config, parent, index, run, at.here.world)
+        say(f"{config.name}: departs from the paper in {len(departures)} settings, see {run.path / 'ledger.json'}")
+    with mirrored(config, run, at.here):
+        train(config, parent, index, at.loader(config), at.here, run, at.watch, force=force)
+        with at.watch.waiting():
+            from_first_rank(None)  # rank 0 has written final.pt, which every rank now reads
+
+
+def evaluate_stage(config: Config, at: Session) -> None:
+    """Stores the posteriors of a finished stage at every Q its tables need, and logs the errors. Raises UserError."""
+    from vggrepro.evaluation.stage import evaluate
+    from vggrepro.training.stage import check_data, load_final, net_of
+
+    run = RunDirectory(config.directory)
+    weights = weights_of(config)
+    index = at.index(config)
+    check_data(config, index)
+    if not from_first_rank(_lacks_posteriors(config, weights, index.fingerprint, run)):
+        return
+    with mirrored(config, run, at.here):
+        evaluate(
+            config,
+            weights,
+            lambda: net_of(load_final(config), at.device),
+            index,
+            at.loader(config),
+            at.here,
+            run,
+            at.watch,
+            _tests(config),
+        )
+        if at.here.is_first:
+            asked = [("dense", config.single_Q), ("dense", config.multi_Q), ("centre", config.single_Q)]
+            if record := error_record(config, weights, index.fingerprint, run, asked):
+                run.append(record)
+            draw_figures(config, run, index, at)
+
+
+def _tests(config: Config) -> dict[str, set[int]]:
+    """The Q at which each method tests a finished stage: what Tables 3 and 4 need, and a centre crop beside them."""
+    return {"dense": {*config.single_Q, *config.multi_Q}, "centre": {*config.single_Q}}
+
+
+def _lacks_posteriors(config: Config, weights: str, data: str, run: RunDirectory) -> bool:
+    """Whether posteriors that the tests of a stage make are not stored."""
+    return any(missing_Q(config, weights, data, run, Q, method) for method, Q in _tests(config).items())
+
+
+def error_record(
+    config: Config, weights: str, data: str, run: RunDirectory, asked: Iterable[tuple[str, tuple[int, ...]]]
+) -> dict[str, Any] | None:
+    """The errors by (method, Q) as a record of `metrics.jsonl`; None where it has them all.
+
+    Named by the protocol: `dense_single_Q_top1_error` at the run's own Q of Table 3, `both_multi_Q_top1_error` at those
+    of Tables 4 and 5, `centre_Q_256_384_top1_error` at others.
+    """
+    names = {config.multi_Q: "multi_Q", config.single_Q: "single_Q"}
+    record: dict[str, Any] = {"kind": "evaluation", "step": config.train.iterations}
+    for method, Q in asked:
+        found = measure(config, weights, data, run, Q, method)
+        assert found is not None, (method, Q)
+        name = f"{method}_{names.get(Q) or 'Q_' + '_'.join(map(str, Q))}"
+        record |= {f"{name}_top1_error": found.top1.percent, f"{name}_top5_error": found.top5.percent}
+        record["n"] = found.top1.n
+    known: dict[str, Any] = {}
+    for one in run.records("evaluation"):
+        known |= one
+    return None if record.items() <= known.items() else record
+
+
+def is_evaluated(config: Config) -> bool:
+    """Whether a stage is finished and the posteriors that its tables need are stored. Raises as is_finished."""
+    run = RunDirectory(config.directory)
+    weights, data = run.read_json("final.json"), run.read_json("dataset.json")
+    if not (is_finished(config) and weights and data):
+        return False
+    return not _lacks_posteriors(config, weights["weights"], data["fingerprint"], run)
+
+
+def weights_of(config: Config) -> str:
+    """The hash of a finished stage's net, computed once. Raises UserError when the stage is not finished."""
+    run = RunDirectory(config.directory)
+    kept = run.read_json("final.json")
+    if kept is None:
+        from vggrepro.storage.checkpoint import weights_hash
+        from vggrepro.training.stage import load_final
+
+        final = load_final(config)
+        kept = {"weights": weights_hash(final.weights), "step": final.step}
+        run.write_json("final.json", kept)
+    return kept["weights"]

@@ -1,0 +1,72 @@
+"""A stage's run in MLflow, for as long as it is worked on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from vggrepro.config.settings import Config
+from vggrepro.config.trees import flatten
+from vggrepro.errors import Interrupted
+from vggrepro.ranks.topology import Topology
+from vggrepro.storage.directory import RunDirectory
+from vggrepro.storage.ledger import read_ledger
+from vggrepro.storage.mirror import MlflowMirror
+from vggrepro.storage.tracking_uri import resolve_uri
+
+if TYPE_CHECKING:
+    pass
+
+_MLFLOW_PATIENCE_S = 60.0
+
+
+@contextmanager
+def mirrored(config: Config, run: RunDirectory, here: Topology) -> Iterator[None]:
+    """Mirrors the run in MLflow for as long as the block takes; on rank 0, unless tracking is off."""
+    if not (here.is_first and config.tracking.mlflow):
+        yield
+        return
+    root = config.run.root
+    params = flatten(config.model_dump(mode="json"))
+    params |= {"evaluation.single_Q": list(config.single_Q), "evaluation.multi_Q": list(config.multi_Q)}
+    mirror = MlflowMirror(
+        run,
+        uri=resolve_uri(config.tracking.uri, root),
+        experiment=config.run.experiment,
+        run_name=config.name,
+        params={key: str(setting) for key, setting in params.items()},
+        tags={"stage": config.name, "net": config.model.net} | _provenance(run),
+        artifact_root=root / "mlartifacts",
+        dataset=run.read_json("dataset.json"),
+    )
+    mirror.start()
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except (KeyboardInterrupt, Interrupted):
+        status = "KILLED"
+        raise
+    finally:
+        names = ("config.yaml", "dataset.json", "environment.json", "ledger.json", "figures")
+        mirror.log_artifacts(run.path / name for name in names if (run.path / name).exists())
+        # asked to stop, there may be half a minute left for all that follows; the next start copies what is missing
+        mirror.close(status, 5.0 if status == "KILLED" else _MLFLOW_PATIENCE_S)  # type: ignore[arg-type]
+
+
+def _provenance(run: RunDirectory) -> dict[str, str]:
+    """What MLflow shows of a run's making: the command, the code's commit, and the departures from the paper."""
+    departures = read_ledger(run) or []
+    made = run.read_json("environment.json") or {}
+    tags = {
+        "departures": str(len(departures)),
+        "mlflow.note.content": "\n".join(
+            ["Departures from the paper:" if departures else "No departure from the paper.", ""]
+            + [f"- {departure}" for departure in departures]
+        ),
+        "mlflow.source.name": made.get("command"),
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": made.get("git_commit"),
+    }
+    return {key: text for key, text in tags.items() if text}

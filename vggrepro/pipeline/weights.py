@@ -1,0 +1,123 @@
+"""Other programs' weight files as run directories, and nets written for other programs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vggrepro.config.parsing import override
+from vggrepro.config.settings import Config, Data, Model
+from vggrepro.errors import UserError
+from vggrepro.paper import value
+from vggrepro.reporting.card import model_card, place_of
+from vggrepro.storage.directory import RunDirectory
+from vggrepro.storage.environment import environment
+from vggrepro.storage.ledger import Departure, ledger
+from vggrepro.storage.status import final_of
+
+if TYPE_CHECKING:
+    from vggrepro.models.weights import Imported, Preprocessing
+    from vggrepro.storage.checkpoint import Checkpoint
+
+
+def import_weights(
+    file: Path, run: Path, *, net: str | None = None, preprocessing: Preprocessing | None = None
+) -> dict[str, Any]:
+    """Makes a run directory of a weight file of another program, as if its net had just been trained.
+
+    Returns what was found: net, classes, crop, width, parameters, source, sha256, preprocessing, weights (the net's
+    hash), run. Raises UserError, also when the run directory holds a net already.
+    """
+    from vggrepro.models.table1 import architecture
+    from vggrepro.models.weights import read
+    from vggrepro.storage import checkpoint
+
+    final = checkpoint.final_file(run / "checkpoints")
+    if final.exists():
+        raise UserError(f"--out {run} holds a net already ({final}); choose another directory, or remove it")
+    found = read(file, net=net, preprocessing=preprocessing)
+    kept = checkpoint_of(found, run)
+    weights = checkpoint.weights_hash(found.weights)
+    directory = RunDirectory(run)
+    directory.write_text("config.yaml", kept.stage.to_yaml())
+    directory.write_json("final.json", {"weights": weights, "step": 0})
+    why = "imported: how it was trained is not known here"
+    departures = [Departure("weights", "trained by this recipe", found.source, why)]
+    departures += [one for one in ledger(kept.stage, None) if one.setting.startswith(("model.", "evaluation."))]
+    directory.write_json("ledger.json", [asdict(departure) for departure in departures])
+    checkpoint.save(kept, final)
+    return {
+        **{key: found.model[key] for key in ("net", "classes", "crop", "width")},
+        "parameters": architecture(**found.model).parameters,
+        "source": found.source,
+        "sha256": found.sha256,
+        "preprocessing": found.preprocessing,
+        "weights": weights,
+        "run": str(run),
+    }
+
+
+def checkpoint_of(found: Imported, run: Path) -> Checkpoint:
+    """Imported weights as the final checkpoint of a run."""
+    from vggrepro.models.weights import ILSVRC_CLASSES_SHA256
+    from vggrepro.storage.checkpoint import Checkpoint
+
+    authors = found.source.startswith(("Caffe", "MatConvNet"))
+    # the authors' nets were trained with scale jitter, so they are tested at 384 or at 256, 384 and 512
+    data = Data(mean=found.preprocessing["mean"], S=value("jitter") if authors else value("scales")[0])
+    place = {"root": run.resolve().parent.parent, "experiment": run.resolve().parent.name, "name": run.resolve().name}
+    changes = [f"run.{key}={json.dumps(str(text))}" for key, text in place.items()]
+    for key, setting in (found.testing or {}).items():
+        changes.append(f"{'data' if key == 'S' else 'evaluation'}.{key}={json.dumps(setting)}")
+    config = override(Config(model=Model(**found.model), data=data), changes, run)
+    ilsvrc = found.classes is None and found.model["classes"] == value("classes")
+    provenance = {
+        "data": None,
+        "classes": found.classes,
+        "classes_sha256": ILSVRC_CLASSES_SHA256 if ilsvrc else None,
+        "versions": environment(),
+        "parent": None,
+        "imported": {"source": found.source, "sha256": found.sha256, "testing": found.testing},
+    }
+    return Checkpoint(config.model_dump(mode="json"), 0, found.weights, found.preprocessing, provenance)
+
+
+def export_weights(net: Path, out: Path, *, dense: bool = False) -> list[Path]:
+    """Writes the net of a run directory or checkpoint as .safetensors, .pth or .onnx; `dense`: ONNX for whole images.
+
+    Beside .safetensors a model card. Returns the files written. Raises UserError, also where a card that was edited
+    would be lost.
+    """
+    from vggrepro.models.weights import write
+    from vggrepro.storage import checkpoint
+
+    kept = checkpoint.load(final_of(net) if net.is_dir() else net)
+    model = {key: setting for key, setting in kept.config["model"].items() if key != "init"}
+    classes = kept.provenance["classes"]
+    card = place_of(out) if out.suffix == ".safetensors" else None
+    write(
+        out,
+        kept.weights,
+        model=model,
+        preprocessing=kept.preprocessing,
+        classes=classes,
+        testing=_testing(kept),
+        dense=dense,
+    )
+    if card is None:
+        return [out]
+    run = RunDirectory(net if net.is_dir() else net.parent.parent)
+    text = model_card(kept, checkpoint.weights_hash(kept.weights), run, out)
+    RunDirectory(card.parent).write_text(card.name, text)
+    return [out, card]
+
+
+def _testing(kept: Checkpoint) -> dict[str, Any] | None:
+    """How the paper would test a net, from how it was trained (Sections 4.1, 4.2); None where that is not known."""
+    if imported := kept.provenance.get("imported"):
+        return imported.get("testing")
+    stage = kept.stage
+    Q = {"single_Q": list(stage.single_Q), "multi_Q": list(stage.multi_Q)}
+    return {"S": kept.config["data"]["S"]} | Q | {"flip": stage.evaluation.flip}

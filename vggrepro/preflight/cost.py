@@ -1,0 +1,196 @@
+"""What one stage costs: hours, traffic, disk.
+
+Counts of floating-point operations and bytes follow from Table 1. What turns them into hours is one rate: measured
+(`--measured NET=images/s`), or assumed from the device's peak. A figure of the second kind is an estimate and says so.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from vggrepro.config.settings import Config
+from vggrepro.models.table1 import Architecture, architecture_of
+from vggrepro.preflight.machine import (
+    FORWARD_SHARE,
+    LINK_GB_PER_S,
+    LONG_SIDE,
+    ImageSet,
+    Machine,
+    decoding_cores,
+    peak_of,
+)
+
+if TYPE_CHECKING:
+    from vggrepro.training.throughput import Comm
+
+Binds = Literal["GPU", "exchange", "loader", "file system"]
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage; its evaluation by the methods of its tables included."""
+
+    name: str
+    depends_on: str | None
+    images: int
+    training_flop: float
+    evaluation_flop: float
+    """Validation during training, and the dense tests at its end."""
+    images_per_s: float
+    """Of all GPUs together."""
+    rate_from: str
+    gpu_hours: float
+    training_hours: float
+    evaluation_hours: float
+    wall_hours: float
+    starts_after_hours: float
+    """On the critical path, with nodes for all stages that can run at once."""
+    step_ms: float
+    binds: Binds
+    """What a step waits for."""
+    comm: str | None
+    """How gradients are exchanged, `auto` resolved; None on a single GPU."""
+    exchange_ms: float
+    """Of a step, as if nothing hid it."""
+    exchange_mb: float
+    """Payload of a step's collectives."""
+    sent_mb: float
+    """What each node (with one node: each GPU) sends in a step, by rings."""
+    read_mb_per_s_node: float
+    read_mb_per_s: float
+    """What the file system must give all nodes together, where nothing is kept in memory."""
+    images_per_s_node: float
+    """To be decoded."""
+    decode_cores_node: int
+    """Cores of a node that keep up with its GPUs and their exchange."""
+    cores_node: int | None
+    """Cores of a node that decode, as far as the configuration says: cluster.cpus_per_task, data.workers."""
+    disk_gb: float
+    """Checkpoints and posteriors."""
+    money: float | None
+
+
+def cost_of(config: Config, parent: str | None, start_hours: float, machine: Machine, data: ImageSet) -> StagePlan:
+    from vggrepro.training.throughput import comm_of, flop_per_image, product_flop
+
+    net = architecture_of(config)
+    flop = flop_per_image(net)
+    speed, rate_from = _flop_per_s(config, machine)
+    batch = config.train.batch
+    comm = comm_of(config.train.comm, net, batch, machine.gpus, config.train.precision)
+    payload, sent, exchange_s = _exchange(config, net, machine, comm)
+    compute_s = batch * flop / (speed * machine.gpus)
+    after_s = 0.0
+    if comm == "factor":  # no rank leaves its share of these products to the others, and nothing overlaps with them
+        after_s = product_flop(net, batch) / speed
+        compute_s -= after_s / machine.gpus
+    gpu_s = max(compute_s, FORWARD_SHARE * compute_s + exchange_s) + after_s
+    cores = decoding_cores(config, machine)
+    takes: dict[Binds, float] = {"GPU": compute_s + after_s, "exchange": gpu_s}
+    if cores is not None and config.data.backend != "dali_gpu":
+        takes["loader"] = batch / (cores * machine.nodes * machine.decode_per_core)
+    if machine.read_mb_per_s is not None:
+        takes["file system"] = batch * data.bytes / 1e6 / machine.read_mb_per_s
+    binds = max(takes, key=lambda part: takes[part])  # the first of equals
+    step_s = takes[binds]
+    images = config.train.iterations * config.train.batch
+    training_hours = config.train.iterations * step_s / 3600
+    validation_flop, test_flop = _evaluation_flop(config, net, data)
+    slower = peak_of(machine, config.train.precision) / peak_of(machine, config.evaluation.precision)
+    evaluation_hours = (validation_flop + slower * test_flop) / (speed * machine.gpus) / 3600
+    wall_hours = training_hours + evaluation_hours
+    images_per_s = config.train.batch / step_s
+    gpu_hours = wall_hours * machine.gpus
+    return StagePlan(
+        name=config.name,
+        depends_on=parent,
+        images=images,
+        training_flop=float(images * flop),
+        evaluation_flop=validation_flop + test_flop,
+        images_per_s=images_per_s,
+        rate_from=rate_from,
+        gpu_hours=gpu_hours,
+        training_hours=training_hours,
+        evaluation_hours=evaluation_hours,
+        wall_hours=wall_hours,
+        starts_after_hours=start_hours,
+        step_ms=1000 * step_s,
+        binds=binds,
+        comm=comm,
+        exchange_ms=1000 * exchange_s,
+        exchange_mb=payload / 1e6,
+        sent_mb=sent / 1e6,
+        read_mb_per_s_node=images_per_s / machine.nodes * data.bytes / 1e6,
+        read_mb_per_s=images_per_s * data.bytes / 1e6,
+        images_per_s_node=images_per_s / machine.nodes,
+        decode_cores_node=math.ceil(batch / gpu_s / machine.nodes / machine.decode_per_core),
+        cores_node=cores,
+        disk_gb=disk_gb(config, data),
+        money=None if machine.price is None else gpu_hours * machine.price,
+    )
+
+
+def _flop_per_s(config: Config, machine: Machine) -> tuple[float, str]:
+    """Sustained FLOP/s of one GPU in training, and where the figure is from."""
+    from vggrepro.training.throughput import flop_per_image
+
+    own = config.model.net
+    if own in machine.measured:
+        rate = machine.measured[own]
+        return rate * flop_per_image(architecture_of(config)), f"measured: {rate:g} images/s a GPU"
+    if machine.measured:
+        other, rate = next(iter(machine.measured.items()))
+        # the same geometry, another column of Table 1
+        model = config.model.model_copy(update={"net": other, "layers": None})
+        flop = flop_per_image(architecture_of(config.model_copy(update={"model": model})))
+        return rate * flop, f"from {other}'s measured {rate:g} images/s a GPU, by FLOPs"
+    peak = peak_of(machine, config.train.precision)
+    return peak * machine.mfu, f"assumed: {machine.mfu:.0%} of {peak / 1e12:g} TFLOP/s ({config.train.precision})"
+
+
+def _exchange(config: Config, net: Architecture, machine: Machine, comm: Comm | None) -> tuple[float, float, float]:
+    """(payload, sent by each node or GPU) in bytes and seconds of a step's collectives."""
+    if comm is None:
+        return 0.0, 0.0, 0.0
+    from vggrepro.training.throughput import bytes_per_factor, payload_bytes, sent_bytes
+
+    width = bytes_per_factor(config.train.precision)
+    ranks = machine.nodes if machine.nodes > 1 else machine.gpus_per_node
+    rate = (machine.node_gb_per_s if machine.nodes > 1 else LINK_GB_PER_S) * 1e9
+    sent = sent_bytes(net, config.train.batch, comm, ranks, width)
+    return float(payload_bytes(net, config.train.batch, comm, width)), sent, sent / rate
+
+
+def _evaluation_flop(config: Config, net: Architecture, data: ImageSet) -> tuple[float, float]:
+    """Of centre-crop validations during training, and of the tests at its end, dense at all Q with mirror images."""
+    forward = 2 * net.multiply_adds
+    epochs = config.train.iterations * config.train.batch / data.train
+    validations = max(1, int(epochs / config.train.validate_every))
+    views = 2 if config.evaluation.flip else 1
+    dense = sum(_dense_flop(net, Q) for Q in {*config.single_Q, *config.multi_Q})
+    centre = forward * len(config.single_Q)
+    return float(data.val * validations * forward), float(data.val * (centre + views * dense))
+
+
+def _dense_flop(net: Architecture, Q: int) -> float:
+    """Of one uncropped image: convolutions by area, fully-connected layers by positions of the score map."""
+    layers = net.layers()
+    conv = 2 * sum(layer.multiply_adds for layer in layers if layer.kind == "conv")
+    fc = 2 * sum(layer.multiply_adds for layer in layers if layer.kind == "fc")
+    height, width = Q, round(Q * LONG_SIDE)
+    positions = (height // net.stride - net.fc6_kernel + 1) * (width // net.stride - net.fc6_kernel + 1)
+    return conv * height * width / net.crop**2 + fc * positions
+
+
+def disk_gb(config: Config, data: ImageSet) -> float:
+    """What a stage keeps on disk, GB: step checkpoints (weights, momentum), the best, the final one, posteriors.
+
+    Raises UserError.
+    """
+    net = architecture_of(config)
+    step = 2 * 4 * net.parameters
+    sets = len({*config.single_Q, *config.multi_Q})
+    posteriors = sets * data.val * net.classes * 4
+    return ((config.train.keep + 1) * step + 4 * net.parameters + posteriors) / 1e9

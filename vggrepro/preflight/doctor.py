@@ -1,0 +1,47 @@
+"""What on this machine or cluster will not work, found before a job is started, and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vggrepro.config.recipes import Graph
+from vggrepro.preflight.check import Check
+from vggrepro.preflight.images import images
+from vggrepro.preflight.site import disk, host, mlflow, runs_folder, slurm
+from vggrepro.preflight.software import gpus, packages
+
+if TYPE_CHECKING:
+    pass
+
+
+def examine(graph: Graph | None, root: Path) -> list[Check]:
+    """All checks; of the machine, and of a configuration where one is given. `root` is the folder of runs."""
+    examinations: list[Callable[[], Iterator[Check]]] = [
+        packages,
+        gpus,
+        slurm,
+        host,
+        lambda: runs_folder(root),
+        lambda: disk(graph, root),
+        lambda: mlflow(graph, root),
+    ]
+    if graph:
+        first = next(iter(graph.stages.values()))
+        examinations.append(lambda: images(first))
+    checks: list[Check] = []
+    for one in examinations:
+        checks += one()
+    return checks
+
+
+def render(checks: list[Check]) -> str:
+    """For the terminal."""
+    width = max(len(check.name) for check in checks)
+    lines = []
+    for check in checks:
+        lines.append(f"{check.status:4}  {check.name:{width}}  {check.found}")
+        if check.remedy:
+            lines.append(f"{'':4}  {'':{width}}  -> {check.remedy}")
+    return "\n".join(lines)

@@ -1,0 +1,81 @@
+"""The images: whether they are there, and how fast they can be read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vggrepro.config.settings import Config
+from vggrepro.errors import UserError
+from vggrepro.preflight.check import Check
+
+if TYPE_CHECKING:
+    from vggrepro.data.index import Index
+_PROBE_IMAGES = 256
+_PROBE_S = 3.0
+_SLOW_IMAGES_PER_S = 100
+
+
+def images(config: Config) -> Iterator[Check]:
+    """Without a scan, which may take hours: an index is held against what it was made of, a folder is looked at."""
+    root, index = config.data.root, config.data.index
+    if index is not None:
+        from vggrepro.data.index import load
+
+        try:
+            made = load(index)
+        except UserError as error:
+            yield Check("index", "fail", str(index), str(error))
+            return
+        summary = made.summary()
+        found = f"{index}: {summary['usable']:,} of {summary['images']:,} images, {summary['classes']} classes"
+        if summary["classes"] != config.model.classes:
+            yield Check("index", "fail", found, f"set model.classes={summary['classes']}, or name another data.index")
+        elif summary["rejected"]:
+            yield Check(
+                "index", "warn", f"{found}, {summary['rejected']} unusable", "`vggrepro index --report` names them"
+            )
+        else:
+            yield Check("index", "ok", found)
+        if not summary["splits"]["train"]:
+            remedy = "enough for `vggrepro evaluate`; to train, index the training images as well"
+            yield Check("training images", "warn", f"{index} has none", remedy)
+        yield from _reading(made)
+    elif root is None:
+        yield Check("images", "fail", "data.root is not set", "set data.root, or data.index")
+    elif root.startswith("builtin:"):
+        yield Check("images", "ok", f"{root}, made on the spot")
+    elif Path(root).exists():
+        yield Check("images", "ok", f"{root}; scanned when a stage first needs it, or now with `vggrepro index`")
+    else:
+        yield Check("images", "fail", f"{root} does not exist", "correct data.root")
+
+
+def _reading(index: Index) -> Iterator[Check]:
+    """Images at random places, as training asks for them; what the page cache has is read from there."""
+    import numpy as np
+
+    from vggrepro.data.decode import BadImageError
+
+    split = index.split("train" if len(index.split("train")) else "val")
+    rows = np.random.default_rng(0).permutation(len(split))[:_PROBE_IMAGES]
+    read = size = 0
+    started = time.perf_counter()
+    try:
+        for row in rows.tolist():
+            size += len(split.read(row))
+            read += 1
+            if time.perf_counter() - started > _PROBE_S:
+                break
+    except BadImageError as error:
+        yield Check("reading", "fail", f"{split.name_of(row)}: {error}", "restore the images, or index them again")
+        return
+    seconds = max(time.perf_counter() - started, 1e-9)
+    found = f"{read / seconds:,.0f} images/s, {size / 2**20 / seconds:,.0f} MiB/s at random, in one thread"
+    if read / seconds < _SLOW_IMAGES_PER_S:
+        remedy = "a GPU trains D with thousands a second: put the images on a faster file system"
+        yield Check("reading", "warn", found, remedy)
+    else:
+        yield Check("reading", "ok", found)

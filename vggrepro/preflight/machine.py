@@ -1,0 +1,127 @@
+"""What a graph runs on: machines and images, with what is assumed of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vggrepro.config.recipes import Graph
+from vggrepro.config.settings import Config, Precision
+from vggrepro.errors import UserError
+from vggrepro.paper import value
+
+if TYPE_CHECKING:
+    pass
+
+# Assumptions, only one of them measured by us; each is printed with what follows from it.
+ASSUMED_MFU = 0.43
+"""4,600 images/s of net D on an H100 in bfloat16: the roofline of an eager step, over the peak of 989 TFLOP/s."""
+ILSVRC_BYTES = 115_000
+"""An image of ILSVRC-2012: the training archive's 148 GB over its images."""
+SAMPLE_BYTES = 5_400
+"""An image of the built-in sample set."""
+LONG_SIDE = 1.33
+"""Mean ratio of a photograph's sides, for the uncropped images of dense evaluation."""
+NODE_GB_PER_S = 50.0
+"""Of the network, each way and node: 400 Gbit/s."""
+LINK_GB_PER_S = 300.0
+"""Between the GPUs of one node."""
+FORWARD_SHARE = 1 / 3
+"""Of a step's arithmetic; the exchange of gradients overlaps with the rest."""
+DECODE_PER_CORE = 540.0
+"""Training images that a core makes in a second: 619 by DALI's threads on an Intel Xeon, S in [256;512], crop 224,
+photographs of 400 x 533 px and 29 kB (benchmarks/results/2026-11-22-loader.md), less the 13 % that it costs to have the
+threads in processes of their own, as ranks with a GPU do (2026-11-25-loader.md). Cores are taken to add up: processes
+share nothing but the memory's bandwidth, which nobody has measured on more than two."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the graph runs on."""
+
+    nodes: int
+    gpus_per_node: int
+    gpu: str = "H100"
+    """A key of `training.throughput.PEAKS`."""
+    mfu: float = ASSUMED_MFU
+    measured: Mapping[str, float] = field(default_factory=dict)
+    """Images/s in training on one GPU, by net; of the geometry and precision that is planned for."""
+    node_gb_per_s: float = NODE_GB_PER_S
+    price: float | None = None
+    """Money for one GPU-hour."""
+    decode_per_core: float = DECODE_PER_CORE
+    """Training images/s that one core decodes."""
+    read_mb_per_s: float | None = None
+    """What the file system gives all nodes together; None: no limit is known."""
+
+    @property
+    def gpus(self) -> int:
+        """Of all nodes."""
+        return self.nodes * self.gpus_per_node
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """What a stage is trained and tested on."""
+
+    name: str
+    train: int
+    val: int
+    bytes: float
+    """Mean size of a training image."""
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.train:,} + {self.val:,} images of {self.bytes / 1000:.3g} kB"
+
+
+def image_sets_of(graph: Graph) -> dict[str, ImageSet]:
+    """What each stage is trained and tested on; an index that stages share is opened once. Raises UserError."""
+    opened: dict[Path | str | None, ImageSet] = {}
+    found = {}
+    for name, config in graph.stages.items():
+        source = config.data.index or config.data.root
+        if source not in opened:
+            opened[source] = _image_set(config)
+        found[name] = opened[source]
+    return found
+
+
+def _image_set(config: Config) -> ImageSet:
+    """The counts of the stage's index, or of the sample set; else those of ILSVRC-2012. Raises UserError."""
+    from vggrepro.data import index, sample_set
+
+    if config.data.index is not None:
+        loaded = index.load(config.data.index)
+        index.require_training_images(loaded)
+        train, val = loaded.split("train"), loaded.split("val")
+        return ImageSet(config.data.index.name, len(train), len(val), float(train.length.mean()))
+    if config.data.root == sample_set.ROOT:
+        return ImageSet(sample_set.ROOT, sample_set.TRAIN_IMAGES, sample_set.VAL_IMAGES, SAMPLE_BYTES)
+    return ImageSet("ILSVRC-2012", value("train_images"), value("val_images"), ILSVRC_BYTES)
+
+
+def decoding_cores(config: Config, machine: Machine) -> int | None:
+    """Of a node, as far as the configuration says."""
+    known = [n for n in (config.cluster.cpus_per_task, config.data.workers) if n is not None]
+    return min(known) * machine.gpus_per_node if known else None
+
+
+def peak_of(machine: Machine, precision: Precision) -> float:
+    """FLOP/s of a GPU whose data sheet we have; 1 for another one, on which all precisions count as equally fast."""
+    from vggrepro.training.throughput import PEAKS
+
+    return PEAKS.get(machine.gpu, {}).get(precision, 1.0)
+
+
+def measured_rates(texts: list[str]) -> dict[str, float]:
+    """`D=4600` and the like as {net: images/s}. Raises UserError."""
+    rates = {}
+    for text in texts:
+        net, _, rate = text.partition("=")
+        try:
+            rates[net] = float(rate)
+        except ValueError:
+            raise UserError(f"--measured {text}: expected NET=IMAGES_PER_S of one GPU, e.g. D=4600") from None
+    return rates

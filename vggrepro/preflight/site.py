@@ -1,0 +1,146 @@
+"""SLURM, the network, the disk, the tracking server."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from vggrepro.config.recipes import Graph
+from vggrepro.errors import UserError
+from vggrepro.preflight.check import PATIENCE_S, Check, installed, output_of
+from vggrepro.storage.tracking_uri import resolve_uri
+
+if TYPE_CHECKING:
+    pass
+_PROBE_MIB = 64
+_SLOW_MIB_PER_S = 50
+_SPARE_GB = 20.0
+_SLURM_CONF = ("/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf", "/run/slurm/conf/slurm.conf")
+
+
+def slurm() -> Iterator[Check]:
+    if not shutil.which("sbatch"):
+        remedy = "on a cluster, load its module or log in to its head node; `vggrepro reproduce` needs none"
+        yield Check("SLURM", "warn", "no sbatch on the path", remedy)
+        return
+    partitions = output_of(["sinfo", "--noheader", "--format=%R"])
+    if partitions is None:
+        configured = "SLURM_CONF" in os.environ or any(Path(file).exists() for file in _SLURM_CONF)
+        remedy = "is slurmctld up? ask `scontrol ping`" if configured else "no cluster is configured on this machine"
+        yield Check("SLURM", "fail" if configured else "warn", "sinfo does not answer", remedy)
+    else:
+        yield Check("SLURM", "ok", f"partitions {', '.join(sorted(set(partitions.split()))) or 'none'}")
+
+
+def host() -> Iterator[Check]:
+    """Ranks meet at a port of the first machine, under its own name."""
+    name = socket.gethostname()
+    try:
+        address = socket.getaddrinfo(name, None, family=socket.AF_INET)[0][4][0]
+    except OSError:
+        yield Check("host name", "warn", f"{name} does not resolve", "several machines need it: add it to DNS or hosts")
+        address = "127.0.0.1"
+    try:
+        with socket.create_server((str(address), 0)) as server:
+            port = server.getsockname()[1]
+            with socket.create_connection((str(address), port), timeout=PATIENCE_S):
+                pass
+        found = f"{name} reaches itself at {address}, port {port}"
+        if str(address).startswith("127.") and shutil.which("sbatch"):
+            remedy = "that address means another machine elsewhere: jobs of several nodes need a name that resolves"
+            yield Check("ports", "warn", found, remedy)
+        else:
+            yield Check("ports", "ok", found)
+    except OSError as error:
+        remedy = "open ports 15000-60999 between the machines, and check what their names resolve to"
+        yield Check("ports", "fail", f"{name} at {address}: {error}", remedy)
+
+
+def runs_folder(root: Path) -> Iterator[Check]:
+    """Checkpoints need atomic renames and hard links; their speed decides how long a save takes."""
+    folder = root / f".doctor-{os.getpid()}"
+    existed = root.exists()
+    try:
+        folder.mkdir(parents=True)
+        block = os.urandom(2**20)
+        started = time.perf_counter()
+        with (folder / "written").open("wb") as file:
+            for _ in range(_PROBE_MIB):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        rate = _PROBE_MIB / (time.perf_counter() - started)
+        os.replace(folder / "written", folder / "renamed")
+        os.link(folder / "renamed", folder / "linked")
+    except OSError as error:
+        remedy = "choose another run.root: it must be writable, with renames and hard links"
+        yield Check("runs folder", "fail", f"{root}: {error.strerror}", remedy)
+        return
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not existed and root.is_dir() and not any(root.iterdir()):
+            root.rmdir()
+    if rate < _SLOW_MIB_PER_S:
+        remedy = f"a checkpoint of net D is 1.1 GB and would take {1056 / rate:.0f} s; choose a faster run.root"
+        yield Check("runs folder", "warn", f"{root} writes {rate:.0f} MiB/s", remedy)
+    else:
+        yield Check("runs folder", "ok", f"{root} writes {rate:.0f} MiB/s")
+
+
+def disk(graph: Graph | None, root: Path) -> Iterator[Check]:
+    from vggrepro.preflight.cost import disk_gb
+    from vggrepro.preflight.machine import image_sets_of
+
+    place = root.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free / 1e9
+    try:
+        sets = image_sets_of(graph) if graph else {}
+        needed = sum(disk_gb(config, sets[name]) for name, config in graph.stages.items()) if graph else _SPARE_GB
+    except UserError:  # of the index, which has a line of its own
+        graph, needed = None, _SPARE_GB
+    text = f"{free:,.0f} GB free, {needed:,.1f} {'' if graph else 'or more '}needed"
+    if free >= needed:
+        yield Check("disk", "ok", text)
+    else:
+        yield Check(
+            "disk", "fail" if graph else "warn", text, f"free some space on {place}, or choose another run.root"
+        )
+
+
+def mlflow(graph: Graph | None, root: Path) -> Iterator[Check]:
+    if graph and not any(config.tracking.mlflow for config in graph.stages.values()):
+        yield Check("MLflow", "ok", "off (tracking.mlflow); metrics.jsonl is always written")
+        return
+    version = installed("mlflow")
+    if version is None:
+        yield Check("MLflow", "fail", "not installed", "install mlflow, or set tracking.mlflow=false")
+        return
+    configured = next(iter(graph.stages.values())).tracking.uri if graph else None
+    try:
+        uri = resolve_uri(configured, root)
+    except UserError as error:
+        yield Check("MLflow", "fail", "tracking.uri", str(error))
+        return
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https"):
+        yield Check("MLflow", "ok", f"{version}, {parts.scheme} database")
+        return
+    host = f"{parts.scheme}://{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+    try:
+        with urllib.request.urlopen(f"{host}{parts.path.rstrip('/')}/health", timeout=PATIENCE_S):
+            yield Check("MLflow", "ok", f"{version}, {host} answers")
+    except urllib.error.HTTPError as error:  # it is there, and wants a password or has no such page
+        yield Check("MLflow", "ok", f"{version}, {host} answers with {error.code}")
+    except OSError as error:
+        remedy = "runs go on and catch up when it is back; start the server, or correct tracking.uri"
+        yield Check("MLflow", "warn", f"{host}: {getattr(error, 'reason', error)}", remedy)

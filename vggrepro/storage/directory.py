@@ -1,0 +1,152 @@
+"""The run directory, whose ``metrics.jsonl`` is the truth of a run."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vggrepro.errors import UserError
+from vggrepro.storage import lease
+
+if TYPE_CHECKING:
+    pass
+
+KINDS = ("train", "validation", "evaluation", "event")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """One run on disk; one process at a time writes to it. Nothing is created before something is written."""
+
+    path: Path
+
+    @property
+    def metrics(self) -> Path:
+        """The file with one JSON object per line, see :meth:`append`."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints, created on demand."""
+        return self._folder("checkpoints")
+
+    @property
+    def posteriors(self) -> Path:
+        """The folder of stored posteriors, created on demand."""
+        return self._folder("posteriors")
+
+    def _folder(self, name: str) -> Path:
+        folder = self.path / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a small UTF-8 file so that a reader, or a crash, meets the old content or the new one, never a part."""
+        self._replace(self.path / name, text.encode())
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Like :meth:`write_text`."""
+        self._replace(self.path / name, content)
+
+    def write_json(self, name: str, obj: Any) -> None:
+        """Like :meth:`write_text`, as strict JSON: the numbers that JSON lacks become "nan", "inf" and "-inf"."""
+        self.write_text(name, json.dumps(_strict(obj), indent=2, allow_nan=False) + "\n")
+
+    def read_json(self, name: str) -> Any | None:
+        """The content of a JSON file, or None where there is no such file.
+
+        Raises:
+            UserError: the file is not JSON.
+        """
+        path = self.path / name
+        try:
+            return json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise UserError(f"{path} is not JSON ({error}); restore or remove it") from error
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add one line to ``metrics.jsonl``; it is in the operating system's hands when this returns.
+
+        Args:
+            record: ``step`` (int), ``kind`` (one of ``KINDS``) and any int, float, str or bool values. ``time`` (unix
+                seconds) is added. JSON has no NaN and infinities: they are written as the strings "nan", "inf" and
+                "-inf", which ``float()`` reads back.
+        """
+        assert isinstance(record["step"], int), record
+        assert record["kind"] in KINDS, record
+        lease.require(self.path)
+        line = json.dumps(_strict({**record, "time": time.time()}), allow_nan=False).encode() + b"\n"
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self.metrics.open("ab+") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # a killed process left a torn line: it must not swallow this one
+                    line = b"\n" + line
+            file.write(line)
+
+    def records(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """All records in the order of writing, or those of one kind; torn lines are passed over."""
+        parsed = map(parse_record, self._lines())
+        return [record for record in parsed if record is not None and kind in (None, record["kind"])]
+
+    def rewind(self, step: int, *, validated: bool = True) -> None:
+        """Drop the records after ``step`` and any torn line: a run resumed at ``step`` writes those steps again.
+
+        Args:
+            step: iterations done.
+            validated: False where the run will still validate at ``step``: then only what was trained by then is kept.
+        """
+
+        def stays(record: dict[str, Any] | None) -> bool:
+            if record is None or record["step"] > step:
+                return False
+            return record["step"] < step or validated or record["kind"] == "train"
+
+        lines = self._lines()
+        kept = [line for line in lines if stays(parse_record(line))]
+        if kept != lines:
+            self._replace(self.metrics, b"".join(line.rstrip(b"\n") + b"\n" for line in kept))
+
+    def _lines(self) -> list[bytes]:
+        try:
+            return self.metrics.read_bytes().splitlines(keepends=True)
+        except FileNotFoundError:
+            return []
+
+    def _replace(self, target: Path, content: bytes) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _strict(obj: Any) -> Any:
+    if isinstance(obj, float) and not math.isfinite(obj):
+        return str(float(obj))
+    if isinstance(obj, Mapping):
+        return {key: _strict(value) for key, value in obj.items()}
+    if isinstance(obj, list | tuple):
+        return [_strict(value) for value in obj]
+    return obj
+
+
+def parse_record(line: bytes) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

@@ -1,0 +1,60 @@
+"""What made a run: versions, machine, command, the code's commit."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+
+def environment() -> dict[str, str | int | bool | None]:
+    """What a run's numbers may depend on: versions, platform, CPUs of this process, command line, the code's commit.
+
+    A package that is not installed is None; so are ``git_commit`` and ``git_dirty`` where the code is no checkout.
+    """
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        **{name: _version(name) for name in ("torch", "torchvision", "numpy", "pillow")},
+        "dali": _version("nvidia-dali-cuda130") or _version("nvidia-dali-cuda120"),
+        **_commit(),
+        "command": shlex.join(sys.orig_argv),
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> dict[str, str | bool | None]:
+    note = Path(__file__).resolve().parents[2] / "commit.json"  # beside the copy of the code that a job runs
+    if note.exists():
+        return json.loads(note.read_bytes())
+    commit = _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain", "--untracked-files=no")  # runs and exports may lie there
+    return {"git_commit": commit, "git_dirty": None if changes is None else bool(changes)}
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of a git command in the checkout that this file belongs to, or None."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # else an installed package would report the checkout around its environment
+        return None
+    try:
+        command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,148 @@
+"""The fidelity ledger: every setting in which a run departs from the paper, with the paper's value and a reason.
+
+Empty for a faithful run. Settings on which the paper is silent are not departures; REPRODUCTION.md lists those choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from vggrepro.config.settings import Config, Data, Model
+from vggrepro.paper import facts, value
+from vggrepro.storage.directory import RunDirectory
+
+_FORMERLY = "data.pictures.", "data.images."  # as runs before November 2026 have it
+# Said where the configuration's run.why says nothing.
+_REASONS = {
+    "model.batch_norm": "batch normalisation came after the paper",
+    "model.crop": "reduced geometry",
+    "model.width": "reduced geometry",
+    "model.classes": "another data set",
+    "data.S": "reduced geometry",
+    "data.images": "another data set",
+    "data.rejected": "they cannot be read",
+    "evaluation": "reduced geometry",
+    "evaluation.dense_places": "of a square image: Q is less than 32 px above the crop, so the dense test sees one "
+    "place, and shows nothing of Section 3.2",
+}
+
+
+@dataclass(frozen=True)
+class Departure:
+    """One line of the ledger."""
+
+    setting: str
+    paper: Any
+    run: Any
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.setting}: {_text(self.run)} instead of {_text(self.paper)} ({self.why})"
+
+
+@dataclass(frozen=True)
+class ImageCounts:
+    """How many images a split has, and how many of them cannot be used."""
+
+    all: int
+    rejected: int
+
+
+def ledger(config: Config, parent: Config | None, images: dict[str, ImageCounts] | None = None) -> list[Departure]:
+    """The departures of a stage; `parent` is the stage it starts from, `images` the counts by split once known."""
+    return [
+        Departure(setting, paper, run, _why(setting, config))
+        for setting, paper, run in _compared(config, parent, images)
+        if paper != run
+    ]
+
+
+def read_ledger(run: RunDirectory) -> list[Departure] | None:
+    """The ledger of a run directory; None where it holds none. Raises UserError."""
+    lines = run.read_json("ledger.json")
+    if lines is None:
+        return None
+    return [Departure(**line | {"setting": line["setting"].replace(*_FORMERLY)}) for line in lines]
+
+
+def _compared(
+    config: Config, parent: Config | None, images: dict[str, ImageCounts] | None
+) -> Iterator[tuple[str, Any, Any]]:
+    """(setting, the paper's value, the run's value)."""
+    model, data, train = config.model, config.data, config.train
+    table = facts().architectures
+    fixed, fine, jitter = value("scales")[0], value("scales")[1], value("jitter")
+    scales = [fixed] if model.net in ("A", "A-LRN", "B") else [fixed, fine, jitter]
+    # at reduced geometry S has another number, and the rest of the recipe is still held to the paper's stage
+    S = config.papers_S
+
+    yield "model.net", " ".join(table), model.net if model.net not in table else " ".join(table)
+    if model.layers is not None:
+        yield "model.layers", _text(table.get(model.net, "none")), _text(model.layers)
+    yield "model.batch_norm", False, model.batch_norm
+    yield "model.classes", value("classes"), model.classes
+    yield "model.crop", value("crop"), model.crop
+    yield "model.width", 1.0, model.width
+    yield "model.init", "paper", model.init
+    yield "model.dropout", value("dropout"), model.dropout
+
+    yield "data.S", scales[0] if S not in scales else S, data.S
+    yield "data.flip", value("flip"), data.flip
+    yield "data.colour_shift.mode", "sqrt", data.colour_shift.mode
+    if data.colour_shift.mode != "off":
+        yield "data.colour_shift.sigma", value("colour_shift_sigma"), data.colour_shift.sigma
+    yield "data.mean", tuple(value("mean_rgb")), data.mean
+    for split, n in (images or {}).items():
+        yield f"data.images.{split}", value(f"{split}_images"), n.all
+        yield f"data.rejected.{split}", 0, n.rejected
+
+    yield "train.batch", value("batch_size"), train.batch
+    yield "train.momentum", value("momentum"), train.momentum
+    yield "train.weight_decay", value("weight_decay"), train.weight_decay
+    yield "train.schedule.kind", "plateau", train.schedule.kind
+    yield "train.schedule.factor", value("learning_rate_factor"), train.schedule.factor
+    yield "train.biases", "paper", train.biases
+    yield "train.precision", "fp32", train.precision
+    yield "train.comm", "exact", "bf16" if train.comm == "bf16" else "exact"
+    # The paper gives the whole schedule for fixed S = 256, the first rate for S = 384, and nothing for the jitter.
+    if S == fine:
+        yield "train.learning_rate", value("learning_rate_384"), train.learning_rate
+    elif S != jitter:
+        yield "train.learning_rate", value("learning_rate"), train.learning_rate
+        yield "train.iterations", value("iterations"), train.iterations
+        if train.schedule.kind == "plateau":
+            yield "train.schedule.max_drops", value("learning_rate_decreases"), train.schedule.max_drops
+
+    expected = "none" if model.net in ("A", "A-LRN") else f"A at S={data.S_text}"
+    if S in (fine, jitter):
+        before = fixed if S == fine else fine
+        expected = f"{model.net} at S={parent.data.S_text if parent and parent.papers_S == before else before}"
+    yield "run.parent", expected, f"{parent.model.net} at S={parent.data.S_text}" if parent else "none"
+
+    paper = Config(model=Model(net="A"), data=Data(S=S if S in scales else scales[0]))
+    yield "evaluation.single_Q", paper.single_Q, config.single_Q
+    if config.dense_places(config.single_Q[0]) == 1:
+        yield "evaluation.dense_places", paper.dense_places(paper.single_Q[0]), 1
+    if model.net not in ("A", "A-LRN"):  # which Table 4 leaves out
+        yield "evaluation.multi_Q", paper.multi_Q, config.multi_Q
+    yield "evaluation.flip", True, config.evaluation.flip
+    yield "evaluation.precision", "fp32", config.evaluation.precision
+
+
+def _why(setting: str, config: Config) -> str:
+    """The reason of the longest prefix of the setting that has one."""
+    for reasons in (config.run.why, _REASONS):
+        parts = setting.split(".")
+        while parts:
+            if reason := reasons.get(".".join(parts)):
+                return reason
+            parts.pop()
+    return "no reason given; say why in run.why"
+
+
+def _text(item: Any) -> str:
+    if isinstance(item, tuple | list):
+        return "[" + ", ".join(map(_text, item)) + "]"
+    return str(item)

@@ -1,0 +1,59 @@
+"""What a run directory says about its stage, without loading anything: is it finished, is it of this configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vggrepro.config.recipes import load_resolved
+from vggrepro.config.settings import Config
+from vggrepro.config.trees import differences
+from vggrepro.errors import UserError
+
+FINAL = "final.pt"
+"""The net of a finished stage, in the folder of checkpoints; that it exists is what finished means."""
+
+
+def is_finished(config: Config) -> bool:
+    """Whether the stage's run directory holds its final net, trained under this configuration.
+
+    Raises UserError when the directory belongs to another configuration, naming what differs.
+    """
+    kept = config.directory / "config.yaml"
+    if kept.exists():
+        changed = differences(load_resolved(kept).trajectory(), config.trajectory())
+        if changed:
+            listed = "; ".join(f"{key} was {old}, is {new}" for key, old, new in changed[:4])
+            more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+            empty = "" if any((config.directory / "checkpoints").glob("*.pt")) else ", in which nothing is trained yet"
+            raise UserError(
+                f"run directory {config.directory} belongs to another configuration ({listed}{more}); "
+                f"choose another run.experiment or run.name, or remove the directory{empty}"
+            )
+    return (config.directory / "checkpoints" / FINAL).exists()
+
+
+def require_finished(config: Config) -> None:
+    """Raises UserError when the stage is not finished."""
+    if not is_finished(config):
+        raise UserError(
+            f"stage {config.name} is not finished (no final.pt in {config.directory}/checkpoints); "
+            f"train it first, or let `vggrepro reproduce` do so"
+        )
+
+
+def final_of(run: Path) -> Path:
+    """The final net of a run directory. Raises UserError where there is none, naming what the folder is instead."""
+    final = run / "checkpoints" / FINAL
+    if final.exists():
+        return final
+    if (run / "config.yaml").exists():
+        raise UserError(f"{run} is not finished (no {final.name}); train it, or name one of its checkpoints")
+    within = sorted(str(one.parent) for one in run.glob("*/config.yaml"))
+    what = f"its runs are {', '.join(within[:8])}" if within else "name one, e.g. runs/demo/D"
+    raise UserError(f"{run} is no run directory (it has no config.yaml); {what}")
+
+
+def relocated(config: Config, directory: Path) -> Config:
+    """The configuration of a run directory with `run.root` where it lies now, which may not be where it was made."""
+    place = config.run.model_copy(update={"root": directory.resolve().parent.parent})
+    return config.model_copy(update={"run": place})
