@@ -25,8 +25,8 @@ from vggrepro.config.parsing import override
 from vggrepro.config.settings import Config
 from vggrepro.data.index import Index
 from vggrepro.data.loader import make_loader, open_data
-from vggrepro.data.sampler import TrainingPlan
-from vggrepro.pipeline.session import session
+from vggrepro.data.sampler import TrainingSampler
+from vggrepro.pipeline.session import open_session
 from vggrepro.pipeline.stage import train_stage
 from vggrepro.ranks.group import pick_device
 from vggrepro.storage.directory import RunDirectory
@@ -64,8 +64,8 @@ def real_epoch(config: Config, index: Index) -> dict[str, Any]:
     iterations = max(2 * config.train.log_every, -(-len(index.split("train")) // config.train.batch))
     config = override(config, [f"train.iterations={iterations}"], Path("epoch"))
     started = time.perf_counter()
-    with session([config]) as at:
-        train_stage(config, None, at, force=True)
+    with open_session([config]) as session:
+        train_stage(config, None, session, force=True)
     seconds = time.perf_counter() - started
     run = RunDirectory(config.directory)
     reports = run.records("train")[1:]
@@ -84,11 +84,11 @@ def in_turns(config: Config, index: Index, steps: int, rounds: int, epoch: dict[
     device = pick_device(config.run.device, 0)
     loader = make_loader(config.data, device)
     split = index.split("train")
-    plan = TrainingPlan(split.size, config.data, config.model.crop, config.run.seed)
+    sampler = TrainingSampler(split.size, config.data, config.model.crop, config.run.seed)
     trainer = trainer_of(config, device)
     batch, number = config.train.batch, count()
     seconds: dict[str, list[float]] = {"photographs": [], "ready": []}
-    with closing(trainer.batches(loader, split, plan, 0)) as photographs:
+    with closing(trainer.batches(loader, split, sampler, 0)) as photographs:
         ways = {"photographs": photographs, "ready": repeat(next(photographs))}
         for _ in range(rounds + 1):
             for way, batches in ways.items():

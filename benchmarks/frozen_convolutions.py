@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from vggrepro.config.settings import ColourShift, Config, Data, Evaluation, Model, Run
 from vggrepro.data.index import Split
 from vggrepro.data.loader import Loader, make_loader
-from vggrepro.data.sampler import TrainingPlan
+from vggrepro.data.sampler import TrainingSampler
 from vggrepro.data.scan import scan_folder
 from vggrepro.data.views import Views
 from vggrepro.evaluation.measure import Scored
@@ -66,10 +66,10 @@ def main() -> None:
             layers = {name: (content[f"{name}.weight"], content[f"{name}.bias"]) for name in names}
         net.load_state_dict(state_of(layers, net.architecture), strict=False)
         split = index.split("train")
-        plan = TrainingPlan(split.size, config.data, config.model.crop, config.run.seed)
+        sampler = TrainingSampler(split.size, config.data, config.model.crop, config.run.seed)
         loader = make_loader(config.data, torch.device("cpu"))
         n = VIEWS * len(split)
-        views = [plan.views(first, min(BATCH, n - first)) for first in range(0, n, BATCH)]
+        views = [sampler.views(first, min(BATCH, n - first)) for first in range(0, n, BATCH)]
         train_head(net, loader, split, views)
         provenance = {"data": index.fingerprint, "classes": list(index.classes), "versions": environment()}
         weights = {key: tensor.clone() for key, tensor in net.state_dict().items()}

@@ -139,7 +139,7 @@ class Visit:
         except (OSError, ValueError, KeyError):
             return None
 
-    def say(self, line: str) -> None:
+    def echo(self, line: str) -> None:
         """On the screen and into the summary."""
         line = f"{datetime.datetime.now():%H:%M:%S} {line}"
         print(line, flush=True)
@@ -185,7 +185,7 @@ class Visit:
         found |= about | {"seconds": round(ran_s, 1), "machine": self.machine, "status": status}
         write(self.file(step, "json"), json.dumps(found, indent=1) + "\n")
         write(self.file(step, "md"), to_markdown(found))
-        self.say(f"{step.name}: {status}, {ran_s:.0f} s of {step.seconds}: {headline(found)}")
+        self.echo(f"{step.name}: {status}, {ran_s:.0f} s of {step.seconds}: {headline(found)}")
         return "ok" if step.may_fail else status
 
 
@@ -205,24 +205,24 @@ def main(arguments: Sequence[str] | None = None, steps: Sequence[Step] = STEPS) 
     images = str(Path(given.images).resolve()) if given.images else None
     visit = Visit(results.resolve(), images, given.minutes, tiny=given.tiny)
     wanted = [step for step in steps if not given.steps or step.name in given.steps]
-    visit.say(f"{visit.machine['gpu'] or 'no GPU'}, torch {visit.machine['torch']}, {given.minutes:g} minutes")
+    visit.echo(f"{visit.machine['gpu'] or 'no GPU'}, torch {visit.machine['torch']}, {given.minutes:g} minutes")
     for what in sorted(visit.missing):
         names = [step.name for step in wanted if what in step.needs]
         if names:
-            visit.say(f"no {what}: left out {', '.join(names)}")
+            visit.echo(f"no {what}: left out {', '.join(names)}")
     if not visit.mlflow:
-        visit.say("no MLflow: runs are not mirrored, and tests of the mirror are left out")
+        visit.echo("no MLflow: runs are not mirrored, and tests of the mirror are left out")
     wanted = [step for step in wanted if not visit.missing.intersection(step.needs)]
     before = {step.name: None if given.again else visit.status(step) for step in wanted}
     failed = []
     for step in sorted(wanted, key=lambda step: (step.takes_the_rest, before[step.name] == "failed")):
         if before[step.name] == "ok" or (before[step.name] == "failed" and step.may_fail):
-            visit.say(f"{step.name}: has a result of today")
+            visit.echo(f"{step.name}: has a result of today")
         elif (0 if given.tiny else step.seconds) > visit.left():
-            visit.say(f"{step.name}: left out, expected {step.seconds} s, {max(0, visit.left()):.0f} s are left")
+            visit.echo(f"{step.name}: left out, expected {step.seconds} s, {max(0, visit.left()):.0f} s are left")
         elif visit.run(step) == "failed":
             failed.append(step.name)
-    visit.say(f"failed: {', '.join(failed)}" if failed else "done")
+    visit.echo(f"failed: {', '.join(failed)}" if failed else "done")
     return int(bool(failed))
 
 

@@ -30,7 +30,7 @@ from vggrepro.bench.step import trainer_of
 from vggrepro.config.settings import Config, Data, Model, Train
 from vggrepro.data.index import Split
 from vggrepro.data.loader import Batch, make_loader
-from vggrepro.data.sampler import MicroBatches, TrainingPlan, dropout_masks, permutation
+from vggrepro.data.sampler import MicroBatches, TrainingSampler, dropout_masks, permutation
 from vggrepro.data.scan import open_index
 from vggrepro.paper import value
 from vggrepro.storage.environment import environment
@@ -44,16 +44,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="for each way of the step, in turns")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    plan = TrainingPlan(np.full((value("train_images"), 2), (500, 375)), Data(S=(256, 512)), value("crop"), 0)
+    sampler = TrainingSampler(np.full((value("train_images"), 2), (500, 375)), Data(S=(256, 512)), value("crop"), 0)
     started = time.thread_time()
-    plan.order(np.zeros(1, np.int64))
+    sampler.order(np.zeros(1, np.int64))
     details: dict[str, Any] = {"permutation of an epoch, s": time.thread_time() - started}
     assert permutation.cache_info().currsize == 1
     for rows in (256, 32):
-        views = plan.views(0, rows)
+        views = sampler.views(0, rows)
         drawn = dropout_masks(0, 0, 256, slice(0, rows), (4096, 4096), 0.5)
         parts: dict[str, Callable[[], object]] = {
-            "views": lambda rows=rows: plan.views(0, rows),
+            "views": lambda rows=rows: sampler.views(0, rows),
             "regions to decode": views.decode_boxes,
             "windows": lambda views=views: (views.decode_box(), views.source_window()),
             "dropout masks": lambda rows=rows: dropout_masks(0, 0, 256, slice(0, rows), (4096, 4096), 0.5),
@@ -144,11 +144,11 @@ class _Loading:
 
     def __init__(self, split: Split, processes: int) -> None:
         data = Data(S=(256, 512), workers=1, processes=processes)
-        plan = TrainingPlan(split.size, data, value("crop"), 0)
+        sampler = TrainingSampler(split.size, data, value("crop"), 0)
         loader = make_loader(data, torch.device("cpu"))
         self.backend = loader.backend
         self.loaded = 0
-        self._batches = loader.batches(split, MicroBatches(plan, 64, (slice(0, 64),), 0, 10**6))
+        self._batches = loader.batches(split, MicroBatches(sampler, 64, (slice(0, 64),), 0, 10**6))
         self._may, self._ended = threading.Event(), False
         self._thread = threading.Thread(target=self._load)
         self.go()

@@ -44,16 +44,16 @@ def run(directory: Path) -> int:
     try:
         from vggrepro.config.recipes import load_graph
         from vggrepro.pipeline.graph import write_tables
-        from vggrepro.pipeline.session import session
+        from vggrepro.pipeline.session import open_session
         from vggrepro.pipeline.stage import evaluate_stage, train_stage
 
         graph = load_graph(directory / GRAPH)
         name = (directory / STAGE).read_text().strip()
         config, parent = graph.stages[name], graph.parents[name]
-        with session([config]) as at:
-            train_stage(config, graph.stages[parent] if parent else None, at)
-            evaluate_stage(config, at)
-            if at.here.is_first:
+        with open_session([config]) as session:
+            train_stage(config, graph.stages[parent] if parent else None, session)
+            evaluate_stage(config, session)
+            if session.topology.is_first:
                 write_tables(graph)
                 (directory / DONE).touch()
     except Interrupted as stop:

@@ -21,7 +21,7 @@ import vggrepro
 from vggrepro import api
 from vggrepro.config.recipes import Graph, load_graph, load_resolved
 from vggrepro.data.loader import make_loader
-from vggrepro.data.sampler import TrainingPlan
+from vggrepro.data.sampler import TrainingSampler
 from vggrepro.models.table1 import TORCHVISION_NAMES
 from vggrepro.pipeline.graph import reproduce
 from vggrepro.pipeline.nets import evaluate_nets
@@ -217,9 +217,9 @@ def few(images: Path, tmp_path: Path) -> vggrepro.Index:
 def test_training_batches_are_those_of_training(graph: Graph, few: vggrepro.Index) -> None:
     config, split = graph.stages["A"], few.split("train")
     loader = make_loader(config.data, torch.device("cpu"))
-    plan = TrainingPlan(split.size, config.data, config.model.crop, config.run.seed)
+    sampler = TrainingSampler(split.size, config.data, config.model.crop, config.run.seed)
     size = config.train.batch
-    expected = list(loader.batches(split, [plan.views(step * size, size) for step in range(3)]))
+    expected = list(loader.batches(split, [sampler.views(step * size, size) for step in range(3)]))
     data = config.data
     settings: dict[str, Any] = {
         "S": data.S, "crop": config.model.crop, "batch": size, "seed": config.run.seed, "flip": data.flip,

@@ -112,12 +112,12 @@ def test_random_settings() -> None:
 def edited(draw: random.Random, text: str) -> str:
     """A recipe with one thing wrong, or not."""
     lines = text.splitlines()
-    row, at = draw.randrange(len(lines)), draw.randrange(len(text))
+    row, session = draw.randrange(len(lines)), draw.randrange(len(text))
     match draw.randrange(6):
         case 0:
-            return text[:at] + wrong(draw)[:100] + text[at:]
+            return text[:session] + wrong(draw)[:100] + text[session:]
         case 1:
-            return text[:at] + text[at + draw.randrange(1, 6) :]
+            return text[:session] + text[session + draw.randrange(1, 6) :]
         case 2:
             lines.insert(row, draw.choice(lines))
         case 3:

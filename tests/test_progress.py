@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from vggrepro.progress import progress, say
+from vggrepro.progress import echo, progress
 
 CODE = """
 from vggrepro.progress import progress
@@ -53,5 +53,5 @@ def test_a_bar_on_a_terminal() -> None:
 
 
 def test_say_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    say("a line")
+    echo("a line")
     assert capsys.readouterr() == ("", "a line\n")

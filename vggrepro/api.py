@@ -21,7 +21,7 @@ from vggrepro.data import sample_set
 from vggrepro.data.index import Index, require_training_images
 from vggrepro.data.index import load as load_index
 from vggrepro.data.loader import Batch, Loader, make_loader
-from vggrepro.data.sampler import TrainingPlan
+from vggrepro.data.sampler import TrainingSampler
 from vggrepro.data.scan import open_index, scan
 from vggrepro.errors import UserError
 from vggrepro.evaluation.measure import Scored, fuse, methods_of  # noqa: F401 (offered as it is)
@@ -203,8 +203,8 @@ def training_batches(
     if data.S_range[0] < crop:
         raise UserError(f"S={scale_text(data.S)} is smaller than crop={crop}; choose S from {crop} on")
     split, loader = index.split("train"), _loader(data, input, device)
-    plan = TrainingPlan(split.size, data, crop, seed)
-    every = (plan.views(step * batch, batch) for step in count(first))
+    sampler = TrainingSampler(split.size, data, crop, seed)
+    every = (sampler.views(step * batch, batch) for step in count(first))
     return loader.batches(split, every if steps is None else islice(every, steps))
 
 

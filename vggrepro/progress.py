@@ -11,7 +11,7 @@ Update = Callable[[int, str], None]
 _SECONDS_BETWEEN_LINES = 5.0
 
 
-def say(line: str) -> None:
+def echo(line: str) -> None:
     """One line to the user."""
     print(line, file=sys.stderr, flush=True)
 
@@ -39,7 +39,7 @@ def _lines(title: str, total: int | None) -> Update:
         now = time.monotonic()
         if now - last >= _SECONDS_BETWEEN_LINES or done == total:
             last = now
-            say(f"{title} {done}{f'/{total}' if total else ''} {note}".rstrip())
+            echo(f"{title} {done}{f'/{total}' if total else ''} {note}".rstrip())
 
     return update
 

@@ -14,7 +14,7 @@ from PIL import Image
 from vggrepro.config.settings import ColourShift, Data
 from vggrepro.data.index import Split
 from vggrepro.data.loader import Batch, Loader
-from vggrepro.data.sampler import TrainingPlan
+from vggrepro.data.sampler import TrainingSampler
 from vggrepro.data.scan import scan_folder
 from vggrepro.data.views import Views, centre, rescaled_size, whole
 
@@ -61,8 +61,10 @@ def assert_close(found: NDArray[np.float32], expected: NDArray[np.float32]) -> N
 
 
 def training_views(split: Split, count: int, batch: int, S: tuple[int, int], crop: int, **data: object) -> list[Views]:
-    plan = TrainingPlan(split.size, Data(**{"S": S, "colour_shift": ColourShift(mode="off")} | data), crop, seed=3)
-    return [plan.views(first, min(batch, count - first)) for first in range(0, count, batch)]
+    sampler = TrainingSampler(
+        split.size, Data(**{"S": S, "colour_shift": ColourShift(mode="off")} | data), crop, seed=3
+    )
+    return [sampler.views(first, min(batch, count - first)) for first in range(0, count, batch)]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -12,7 +12,7 @@ import torch
 from vggrepro.config.settings import ColourShift, Data
 from vggrepro.data.index import Split
 from vggrepro.data.loader import BadImages, Batch, Loader
-from vggrepro.data.sampler import TrainingPlan
+from vggrepro.data.sampler import TrainingSampler
 from vggrepro.data.scan import scan_folder
 from vggrepro.data.views import centre
 from vggrepro.errors import UserError
@@ -59,17 +59,17 @@ def loader(backend: str, limit: int = 20) -> Loader:
     return Loader(backend, (0.0, 0.0, 0.0), 2, torch.device("cpu"), bad=BadImages(limit))
 
 
-def plan(split: Split) -> TrainingPlan:
-    return TrainingPlan(split.size, Data(S=(64, 96), colour_shift=ColourShift(mode="off")), 64, seed=0)
+def sampler(split: Split) -> TrainingSampler:
+    return TrainingSampler(split.size, Data(S=(64, 96), colour_shift=ColourShift(mode="off")), 64, seed=0)
 
 
 def batches(loader: Loader, split: Split, first: int = 0, last: int = STEPS) -> Iterator[Batch]:
-    return loader.batches(split, (plan(split).views(step * BATCH, BATCH) for step in range(first, last)))
+    return loader.batches(split, (sampler(split).views(step * BATCH, BATCH) for step in range(first, last)))
 
 
 @pytest.mark.parametrize("how", SPOILS)
 def test_another_image_takes_the_place(split: Split, backend: str, how: str) -> None:
-    """The rest of the batch is untouched; the place shows what the plan holds for it in the next epoch."""
+    """The rest of the batch is untouched; the place shows what the sampler holds for it in the next epoch."""
     healthy = list(batches(loader(backend), split))
     image = int(healthy[4].views.image[3])
     spoil(Path(split.name_of(image)), how)

@@ -8,7 +8,7 @@ from gpu_in_mind import CUDA, gpu_in_mind
 from vggrepro.config.settings import Data
 from vggrepro.data.decode import Region
 from vggrepro.data.resample import resample_on_device
-from vggrepro.data.sampler import TrainingPlan
+from vggrepro.data.sampler import TrainingSampler
 from vggrepro.models.precision import set_arithmetic
 
 CROP = 64
@@ -18,7 +18,7 @@ CROP = 64
 def test_resampling_waits_for_nothing_and_is_exact_in_any_precision(precision: str, exact: torch.dtype) -> None:
     """TF32 has 11 bits where a sum of weighted grey levels has 24."""
     sizes = np.array([[90, 120], [150, 100], [80, 80], [300, 200]])
-    views = TrainingPlan(sizes, Data(S=(70, 100)), CROP, 0).views(0, 4)
+    views = TrainingSampler(sizes, Data(S=(70, 100)), CROP, 0).views(0, 4)
     boxes = views.decode_box()
     with gpu_in_mind() as log:
         set_arithmetic(CUDA, precision)  # type: ignore[arg-type]

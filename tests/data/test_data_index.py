@@ -21,12 +21,12 @@ from vggrepro.data import scan as scan_module
 from vggrepro.data.decode import BadImageError
 from vggrepro.data.index import Index, load
 from vggrepro.data.loader import Loader
-from vggrepro.data.sampler import TrainingPlan
+from vggrepro.data.sampler import TrainingSampler
 from vggrepro.data.scan import open_index, scan, scan_folder
 from vggrepro.data.sources import check_md5
 from vggrepro.errors import UserError
 from vggrepro.models.weights import ILSVRC_CLASSES_SHA256
-from vggrepro.pipeline.session import session
+from vggrepro.pipeline.session import open_session
 from vggrepro.pipeline.stage import train_stage
 from vggrepro.storage.checkpoint import newest
 from vggrepro.storage.directory import RunDirectory
@@ -154,9 +154,9 @@ def test_original_archives_give_the_batches_that_folders_give(folders: Path, tmp
     of: list[list[torch.Tensor]] = []
     for index in (scan([tmp_path], "header"), scan_folder(folders)):
         split = index.split("train")
-        plan = TrainingPlan(split.size, Data(S=(64, 128)), 64, seed=0)
+        sampler = TrainingSampler(split.size, Data(S=(64, 128)), 64, seed=0)
         loader = Loader(backend, (123.68, 116.779, 103.939), 2, torch.device("cpu"))
-        batches = loader.batches(split, (plan.views(step * 8, 8) for step in range(6)))
+        batches = loader.batches(split, (sampler.views(step * 8, 8) for step in range(6)))
         of.append([part for batch in batches for part in (batch.images, batch.labels)])
     assert len(of[0]) == 12
     assert all(torch.equal(left, right) for left, right in zip(*of, strict=True))
@@ -172,8 +172,8 @@ def test_training_on_original_archives_is_training_on_folders(folders: Path, tmp
         scan([source], "full").save(file)
         texts = [*TINY, "model.classes=2", "data.S=[37, 60]", f"data.index={file}", f"run.root={tmp_path / 'runs'}"]
         stage = override(Config(model={"net": "A"}), [*texts, f"run.name={name}"], file)
-        with session([stage]) as at:
-            train_stage(stage, None, at)
+        with open_session([stage]) as session:
+            train_stage(stage, None, session)
         runs.append(RunDirectory(stage.directory))
     states = []
     for run in runs:

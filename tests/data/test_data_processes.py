@@ -21,7 +21,7 @@ from vggrepro.config.settings import Data
 from vggrepro.data.index import Split
 from vggrepro.data.loader import BadImages, Batch, Loader, make_loader
 from vggrepro.data.processes import in_order
-from vggrepro.data.sampler import MicroBatches, TrainingPlan
+from vggrepro.data.sampler import MicroBatches, TrainingSampler
 from vggrepro.data.scan import open_index, scan_folder
 from vggrepro.data.views import rescaled_size, whole
 from vggrepro.errors import UserError
@@ -42,8 +42,10 @@ def loader(backend: str, processes: int, limit: int = 20) -> Loader:
 
 
 def stream(split: Split, steps: int = 4) -> MicroBatches:
-    plan = TrainingPlan(split.size, Data(S=(64, 96)), 64, seed=0)
-    return MicroBatches(plan, 2 * BATCH, (slice(BATCH, 17), slice(17, 20)), 3, 3 + steps)  # of the second of two ranks
+    sampler = TrainingSampler(split.size, Data(S=(64, 96)), 64, seed=0)
+    return MicroBatches(
+        sampler, 2 * BATCH, (slice(BATCH, 17), slice(17, 20)), 3, 3 + steps
+    )  # of the second of two ranks
 
 
 def assert_same(some: Iterator[Batch], others: Iterator[Batch]) -> int:

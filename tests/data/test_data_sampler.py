@@ -1,4 +1,4 @@
-"""The sampling plan: what it draws, that it draws evenly, and that it depends on nothing but seed and place."""
+"""The sampler: what it draws, that it draws evenly, and that it depends on nothing but seed and place."""
 
 import numpy as np
 import pytest
@@ -6,15 +6,15 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from vggrepro.config.settings import ColourShift, Data
-from vggrepro.data.sampler import TrainingPlan, colour_components, dropout_masks, permutation
+from vggrepro.data.sampler import TrainingSampler, colour_components, dropout_masks, permutation
 from vggrepro.data.views import Views, rescaled_size
 
 FIELDS = ("image", "size", "rescaled", "corner", "flip", "shift")
 
 
-def plan(images: int = 50, seed: int = 0, **data: object) -> TrainingPlan:
+def sampler(images: int = 50, seed: int = 0, **data: object) -> TrainingSampler:
     sizes = np.random.default_rng(1).integers(40, 90, (images, 2))
-    return TrainingPlan(sizes, Data(**{"S": (32, 64)} | data), crop=32, seed=seed)
+    return TrainingSampler(sizes, Data(**{"S": (32, 64)} | data), crop=32, seed=seed)
 
 
 def same(left: Views, right: Views) -> bool:
@@ -27,32 +27,32 @@ def drawn_S(views: Views) -> NDArray[np.int64]:
 
 @pytest.mark.parametrize("images", [1, 3, 4, 7, 1000])
 def test_each_epoch_shows_every_image_once(images: int) -> None:
-    order = plan(images).order(np.arange(3 * images)).reshape(3, images)
+    order = sampler(images).order(np.arange(3 * images)).reshape(3, images)
     assert np.array_equal(np.sort(order, axis=1), np.tile(np.arange(images), (3, 1)))
 
 
 def test_a_batch_that_straddles_epochs_takes_the_end_of_one_and_the_start_of_the_next() -> None:
-    views = plan(50).views(45, 10)
+    views = sampler(50).views(45, 10)
     assert np.array_equal(views.image, np.concatenate([permutation(0, 0, 50)[45:], permutation(0, 1, 50)[:5]]))
 
 
 @pytest.mark.parametrize("splits", [[20, 20, 20, 20], [1] * 80, [7, 33, 40], [80]])
 def test_views_do_not_depend_on_how_they_are_asked_for(splits: list[int]) -> None:
-    whole = plan(50).views(13, 80)
+    whole = sampler(50).views(13, 80)
     first = 0
     for count in splits:
-        assert same(plan(50).views(13 + first, count), whole[first : first + count])
+        assert same(sampler(50).views(13 + first, count), whole[first : first + count])
         first += count
 
 
 def test_ordinals_far_into_training_are_as_cheap_and_distinct() -> None:
-    far = plan(50).views(10**12, 5)
-    assert not same(far, plan(50).views(0, 5))
-    assert same(far[2:], plan(50).views(10**12 + 2, 3))
+    far = sampler(50).views(10**12, 5)
+    assert not same(far, sampler(50).views(0, 5))
+    assert same(far[2:], sampler(50).views(10**12 + 2, 3))
 
 
 def test_draws_are_in_range() -> None:
-    of = plan(50)
+    of = sampler(50)
     views = of.views(0, 5000)
     assert drawn_S(views).min() == 32
     assert drawn_S(views).max() == 64
@@ -65,13 +65,13 @@ def test_draws_are_in_range() -> None:
 
 
 def test_S_is_uniform_on_the_integers_of_its_range() -> None:
-    counts = np.bincount(drawn_S(plan(1000).views(0, 66_000)) - 32, minlength=33)
+    counts = np.bincount(drawn_S(sampler(1000).views(0, 66_000)) - 32, minlength=33)
     assert stats.chisquare(counts).pvalue > 1e-4
 
 
 def test_corners_are_uniform_on_the_places_that_fit() -> None:
     sizes = np.full((1000, 2), (40, 50))
-    views = TrainingPlan(sizes, Data(S=40), crop=32, seed=0).views(0, 40_000)
+    views = TrainingSampler(sizes, Data(S=40), crop=32, seed=0).views(0, 40_000)
     assert np.array_equal(views.rescaled, sizes[views.image])
     rows, columns = views.corner.T
     counts = np.bincount(rows * 19 + columns, minlength=9 * 19)  # jointly: 9 tops times 19 lefts
@@ -80,13 +80,13 @@ def test_corners_are_uniform_on_the_places_that_fit() -> None:
 
 
 def test_half_of_the_images_are_flipped_unless_flips_are_off() -> None:
-    flips = plan(1000).views(0, 40_000).flip
+    flips = sampler(1000).views(0, 40_000).flip
     assert stats.binomtest(int(flips.sum()), len(flips)).pvalue > 1e-4
-    assert not plan(flip=False).views(0, 1000).flip.any()
+    assert not sampler(flip=False).views(0, 1000).flip.any()
 
 
 def test_colour_shifts_follow_the_components_of_the_paper() -> None:
-    shift = plan(1000).views(0, 40_000).shift
+    shift = sampler(1000).views(0, 40_000).shift
     components = colour_components(ColourShift())
     normals = shift @ np.linalg.inv(components)
     for axis in range(3):
@@ -94,7 +94,7 @@ def test_colour_shifts_follow_the_components_of_the_paper() -> None:
     assert np.abs(np.corrcoef(normals.T) - np.eye(3)).max() < 0.03
     assert np.allclose(np.cov(shift.T), components.T @ components, rtol=0.05)
     assert np.isclose(np.linalg.norm(components[0]), 0.1 * 121.780, rtol=1e-3)  # sigma times the first root eigenvalue
-    assert not plan(colour_shift=ColourShift(mode="off")).views(0, 100).shift.any()
+    assert not sampler(colour_shift=ColourShift(mode="off")).views(0, 100).shift.any()
 
 
 def test_lambda_mode_is_krizhevskys_text() -> None:
@@ -106,8 +106,8 @@ def test_lambda_mode_is_krizhevskys_text() -> None:
 def test_seeds_and_epochs_are_independent(other: str) -> None:
     """Draws of the same images under two seeds, or in two epochs, are uncorrelated, and so are the orders."""
     n = 20_000
-    first = plan(n).views(0, n)
-    second = plan(n, seed=1).views(0, n) if other == "seed" else plan(n).views(n, n)
+    first = sampler(n).views(0, n)
+    second = sampler(n, seed=1).views(0, n) if other == "seed" else sampler(n).views(n, n)
     assert not np.array_equal(first.image, second.image)
     left, right = np.argsort(first.image), np.argsort(second.image)
     limit = 4.5 / np.sqrt(n)  # 4.5 standard errors of a correlation
@@ -145,7 +145,7 @@ def test_dropout_drops_at_its_rate_and_anew_each_step(rate: float) -> None:
 def test_the_stream_is_pinned() -> None:
     """These values must never change: a checkpoint resumed by a later version must see the images it would have."""
     sizes = np.array([[400, 500], [333, 500], [500, 375], [256, 256], [1200, 600]])
-    views = TrainingPlan(sizes, Data(S=(256, 512)), crop=224, seed=2014).views(3, 4)
+    views = TrainingSampler(sizes, Data(S=(256, 512)), crop=224, seed=2014).views(3, 4)
     assert views.image.tolist() == [0, 2, 4, 3]
     assert views.rescaled.tolist() == [[488, 610], [525, 394], [586, 293], [318, 318]]
     assert views.corner.tolist() == [[175, 377], [35, 151], [335, 41], [40, 13]]

@@ -21,12 +21,12 @@ from vggrepro.data import verify as verify_module
 from vggrepro.data.decode import opened, rgb
 from vggrepro.data.index import Index
 from vggrepro.data.loader import Loader
-from vggrepro.data.sampler import TrainingPlan
+from vggrepro.data.sampler import TrainingSampler
 from vggrepro.data.scan import scan
 from vggrepro.data.verify import Finding, Place, verify
 from vggrepro.data.views import rescaled_size, whole
 from vggrepro.errors import UserError
-from vggrepro.pipeline.session import session
+from vggrepro.pipeline.session import open_session
 from vggrepro.pipeline.stage import evaluate_stage, train_stage
 from vggrepro.storage.directory import RunDirectory
 
@@ -127,10 +127,10 @@ def test_every_usable_file_is_trained_on_and_tested(hard_index: Index, backend: 
         pytest.importorskip("nvidia.dali")
     split = hard_index.split("train")
     small = np.flatnonzero(split.size.prod(axis=1) < 2e6)
-    plan = TrainingPlan(split.size, Data(S=(32, 64)), 32, seed=0)
+    sampler = TrainingSampler(split.size, Data(S=(32, 64)), 32, seed=0)
     loader = Loader(backend, (0.0, 0.0, 0.0), 2, torch.device("cpu"))
     seen = []
-    for batch in loader.batches(split, (plan.views(first, 10) for first in range(0, len(split), 10))):
+    for batch in loader.batches(split, (sampler.views(first, 10) for first in range(0, len(split), 10))):
         seen += batch.views.image[: len(split) - len(seen)].tolist()
         assert batch.images.isfinite().all()
     assert sorted(seen) == list(range(len(split)))
@@ -151,12 +151,15 @@ def test_a_net_trains_and_is_tested_on_them(hard_index: Index, tmp_path: Path) -
     hard_index.save(file)
     texts = [*TINY, f"model.classes={len(hard_index.classes)}", "train.iterations=24", f"run.root={tmp_path / 'runs'}"]
     stage = override(Config(model={"net": "A"}), [*texts, f"data.index={file}"], file)
-    with session([stage]) as at, pytest.raises(UserError, match=f"set data.max_rejected_val={rejected} to test"):
-        at.index(stage)
+    with (
+        open_session([stage]) as session,
+        pytest.raises(UserError, match=f"set data.max_rejected_val={rejected} to test"),
+    ):
+        session.index(stage)
     stage = override(stage, [f"data.max_rejected_val={rejected}"], file)
-    with session([stage]) as at:
-        train_stage(stage, None, at)
-        evaluate_stage(stage, at)
+    with open_session([stage]) as session:
+        train_stage(stage, None, session)
+        evaluate_stage(stage, session)
     run = RunDirectory(stage.directory)
     trained = list(run.records("train"))
     assert trained[-1]["step"] * 8 > len(hard_index.split("train")), "every image was shown"

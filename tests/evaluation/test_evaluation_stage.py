@@ -22,7 +22,7 @@ from vggrepro.evaluation.measure import fuse, measure, missing_Q, protocol, scor
 from vggrepro.evaluation.posteriors import Parts, Posteriors
 from vggrepro.evaluation.stage import as_the_net_expects, evaluate
 from vggrepro.ranks.group import process_group
-from vggrepro.ranks.topology import Topology, topology
+from vggrepro.ranks.topology import Topology, topology_of
 from vggrepro.ranks.watch import Interrupted, Watch
 from vggrepro.storage.directory import RunDirectory
 
@@ -38,10 +38,10 @@ multiprocessing.set_forkserver_preload(["vggrepro.evaluation.stage", "vggrepro.d
 
 
 def run_evaluation(
-    index: Index, run: RunDirectory, loader: Loader, here: Topology | None = None, **options: Any
+    index: Index, run: RunDirectory, loader: Loader, topology: Topology | None = None, **options: Any
 ) -> None:
     wanted = dict.fromkeys(options.get("methods", METHODS), options.get("wanted", (40, 36)))
-    evaluate(CONFIG, WEIGHTS, tiny_net, index, loader, here or Topology(), run, Watch(), wanted)
+    evaluate(CONFIG, WEIGHTS, tiny_net, index, loader, topology or Topology(), run, Watch(), wanted)
 
 
 def stored(index: Index, run: RunDirectory, Q: int, method: str) -> Posteriors:
@@ -73,10 +73,10 @@ def rank(number: int, world: int, port: int, index: Index, folder: Path) -> None
     torch.set_num_threads(1)
     places = {"RANK": number, "WORLD_SIZE": world, "LOCAL_RANK": number, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
     os.environ.update({name: str(place) for name, place in places.items()} | {"MASTER_ADDR": "127.0.0.1"})
-    here = topology(os.environ)
+    topology = topology_of(os.environ)
     loader = make_loader(CONFIG.data, torch.device("cpu"))
-    with process_group(here, torch.device("cpu")):
-        run_evaluation(index, RunDirectory(folder), loader, here)
+    with process_group(topology, torch.device("cpu")):
+        run_evaluation(index, RunDirectory(folder), loader, topology)
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -231,10 +231,10 @@ def test_precisions(
     changed = CONFIG.model_copy(update={"evaluation": Evaluation(batch=4, precision=precision)})
     found = {}
     for config, where in ((CONFIG, "cpu"), (changed, device)):
-        here = make_loader(config.data, torch.device(where))
+        topology = make_loader(config.data, torch.device(where))
         run = RunDirectory(tmp_path / where / config.evaluation.precision)
         make_net = partial(tiny_net().to, where)
-        evaluate(config, WEIGHTS, make_net, odd_index, here, Topology(), run, Watch(), {"dense": (40,)})
+        evaluate(config, WEIGHTS, make_net, odd_index, topology, Topology(), run, Watch(), {"dense": (40,)})
         kept = posteriors.load(protocol(config, WEIGHTS, odd_index.fingerprint, 40), run.posteriors)
         assert kept is not None
         found[where, config.evaluation.precision] = kept.values

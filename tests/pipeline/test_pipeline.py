@@ -14,7 +14,7 @@ from vggrepro.errors import Interrupted, UserError
 from vggrepro.paper import value
 from vggrepro.pipeline.graph import reproduce
 from vggrepro.pipeline.nets import evaluate_nets
-from vggrepro.pipeline.session import session
+from vggrepro.pipeline.session import open_session
 from vggrepro.pipeline.stage import train_stage
 from vggrepro.reporting.runs import find_runs
 from vggrepro.reporting.tables import build_report
@@ -133,8 +133,8 @@ def test_the_same_images_under_other_classes_never_mix_with_a_run(
 
 def test_a_stage_whose_parent_is_not_finished_is_refused(settings: list[str]) -> None:
     stage, parent = load_stage(REPOSITORY / "configs" / "vgg_D.yaml", settings)
-    with session([stage]) as at, pytest.raises(UserError, match="A-256 is not finished"):
-        train_stage(stage, parent, at)
+    with open_session([stage]) as session, pytest.raises(UserError, match="A-256 is not finished"):
+        train_stage(stage, parent, session)
 
 
 def test_runs_stand_side_by_side_in_mlflow(settings: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,30 +12,30 @@ from vggrepro.errors import UserError
 from vggrepro.ranks import collectives, group
 from vggrepro.ranks.collectives import from_first_rank, gather_to_first, sum_over_ranks
 from vggrepro.ranks.group import meeting_point, pick_device
-from vggrepro.ranks.topology import Topology, host_names, topology
+from vggrepro.ranks.topology import Topology, host_names, topology_of
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
 
 
 def test_nothing_set_is_a_single_process() -> None:
-    assert topology({}) == Topology(0, 1, 0, 1)
-    assert topology({"PATH": "/bin"}).is_first
+    assert topology_of({}) == Topology(0, 1, 0, 1)
+    assert topology_of({"PATH": "/bin"}).is_first
 
 
 def test_torchruns_variables() -> None:
-    assert topology(TORCHRUN) == Topology(rank=5, world=8, local_rank=1, local_world=4)
-    assert not topology(TORCHRUN).is_first
+    assert topology_of(TORCHRUN) == Topology(rank=5, world=8, local_rank=1, local_world=4)
+    assert not topology_of(TORCHRUN).is_first
 
 
 @pytest.mark.parametrize("missing", TORCHRUN)
 def test_half_an_environment_is_refused_naming_what_is_missing(missing: str) -> None:
     with pytest.raises(UserError, match=f"but {missing} is not; start the ranks with torchrun"):
-        topology({name: text for name, text in TORCHRUN.items() if name != missing})
+        topology_of({name: text for name, text in TORCHRUN.items() if name != missing})
 
 
 def test_words_are_refused() -> None:
     with pytest.raises(UserError, match=r"WORLD_SIZE=many.*expected whole numbers"):
-        topology(TORCHRUN | {"WORLD_SIZE": "many"})
+        topology_of(TORCHRUN | {"WORLD_SIZE": "many"})
 
 
 # As found in the sixth task of `srun -N 3 --ntasks-per-node ...` within a larger allocation.
@@ -54,13 +54,13 @@ SLURM_STEP = {
 
 
 def test_slurms_step_and_not_its_allocation() -> None:
-    assert topology(SLURM_STEP) == Topology(rank=6, world=8, local_rank=0, local_world=2)
-    assert topology(SLURM_STEP | TORCHRUN) == topology(TORCHRUN), "torchrun inside a step has the last word"
+    assert topology_of(SLURM_STEP) == Topology(rank=6, world=8, local_rank=0, local_world=2)
+    assert topology_of(SLURM_STEP | TORCHRUN) == topology_of(TORCHRUN), "torchrun inside a step has the last word"
 
 
 def test_a_batch_script_is_a_single_process() -> None:
     batch = {name: text for name, text in SLURM_STEP.items() if "STEP" not in name}
-    assert topology(batch | {"SLURM_PROCID": "0"}) == Topology()
+    assert topology_of(batch | {"SLURM_PROCID": "0"}) == Topology()
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_batch_script_is_a_single_process() -> None:
 )
 def test_a_strange_step_is_refused(changed: dict[str, str], expected: str) -> None:
     with pytest.raises(UserError, match=expected):
-        topology(SLURM_STEP | changed)
+        topology_of(SLURM_STEP | changed)
 
 
 @pytest.mark.parametrize(
@@ -102,18 +102,18 @@ def test_ranks_that_do_not_come_are_named(quiet_threads: dict[str, str]) -> None
     code = (
         "import os, torch\n"
         "from vggrepro.ranks import group\n"
-        "from vggrepro.ranks.topology import topology\n"
+        "from vggrepro.ranks.topology import topology_of\n"
         "group._JOIN_TIMEOUT_S = 4.0\n"
-        "with group.process_group(topology(os.environ), torch.device('cpu')): pass"
+        "with group.process_group(topology_of(os.environ), torch.device('cpu')): pass"
     )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
     step = SLURM_STEP | {"SLURM_STEP_NUM_TASKS": "3", "SLURM_STEP_TASKS_PER_NODE": "1(x3)", "SLURM_LOCALID": "0"}
-    here = {"SLURM_PROCID": "0", "SLURM_NODEID": "0", "SLURMD_NODENAME": "gpu03"}
+    topology = {"SLURM_PROCID": "0", "SLURM_NODEID": "0", "SLURMD_NODENAME": "gpu03"}
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env=quiet_threads | step | meeting | here,
+        env=quiet_threads | step | meeting | topology,
         capture_output=True,
         text=True,
         check=False,
@@ -164,7 +164,7 @@ def test_a_rank_has_its_share_of_the_cores_that_it_may_run_on(
     monkeypatch.setattr(collectives, "from_every_rank", lambda own: everyone)
     monkeypatch.setattr(collectives.socket, "gethostname", lambda: "a")
     monkeypatch.setattr(collectives.os, "sched_getaffinity", lambda _: set(of_ranks["a"][0]))
-    assert collectives.share_of_cores() == expected
+    assert collectives.cores_of_rank() == expected
 
 
 def test_gloo_listens_where_other_machines_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:

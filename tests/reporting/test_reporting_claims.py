@@ -13,7 +13,7 @@ from scipy.stats import binomtest, t, ttest_1samp
 from vggrepro.config.recipes import load_stage
 from vggrepro.models.table1 import architecture
 from vggrepro.reporting.claims import SHALLOW, Claim, check_claims
-from vggrepro.reporting.predictions import Answers, paired_top1
+from vggrepro.reporting.predictions import Predictions, paired_top1
 from vggrepro.reporting.runs import find_runs
 from vggrepro.reporting.tables import build_report
 
@@ -123,26 +123,26 @@ def test_several_seeds_decide_by_their_spread(root: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def public_nets(shared_data: Path) -> dict[str, Answers]:
+def public_nets(shared_data: Path) -> dict[str, Predictions]:
     """Ten public nets on the 50,000 validation images of ILSVRC-2012."""
     with np.load(shared_data / "vgg_ilsvrc2012_val_top5.npz") as stored:
         labels = stored["label"].astype(np.int64)
         guesses = {name: stored[name].astype(np.int64) for name in stored.files if name.startswith("vgg")}
     unknown = np.zeros(len(labels), np.float32)
     return {
-        name: Answers(labels, five[:, 0], unknown, five[:, 0] == labels, (five == labels[:, None]).any(axis=1))
+        name: Predictions(labels, five[:, 0], unknown, five[:, 0] == labels, (five == labels[:, None]).any(axis=1))
         for name, five in guesses.items()
     }
 
 
-def test_public_nets_have_their_published_errors(public_nets: dict[str, Answers]) -> None:
+def test_public_nets_have_their_published_errors(public_nets: dict[str, Predictions]) -> None:
     published = {"vgg16": (28.408, 9.618), "vgg19": (27.624, 9.124), "vgg11_bn": (29.630, 10.190)}
     for name, (top1, top5) in published.items():
-        answers = public_nets[name]
-        assert (round(answers.top1.percent, 3), round(answers.top5.percent, 3)) == (top1, top5)
+        predictions = public_nets[name]
+        assert (round(predictions.top1.percent, 3), round(predictions.top5.percent, 3)) == (top1, top5)
 
 
-def test_all_pairs_of_public_nets(public_nets: dict[str, Answers]) -> None:
+def test_all_pairs_of_public_nets(public_nets: dict[str, Predictions]) -> None:
     assert len(public_nets) == 10
     for first, second in itertools.combinations(public_nets.values(), 2):
         test = paired_top1(first, second)
@@ -154,7 +154,7 @@ def test_all_pairs_of_public_nets(public_nets: dict[str, Answers]) -> None:
         assert (mirrored.difference, mirrored.p_value) == (-test.difference, test.p_value)
 
 
-def test_depth_helps_in_the_public_nets(public_nets: dict[str, Answers]) -> None:
+def test_depth_helps_in_the_public_nets(public_nets: dict[str, Predictions]) -> None:
     for better, worse in (("vgg13", "vgg11"), ("vgg16", "vgg13"), ("vgg19", "vgg16")):
         test = paired_top1(public_nets[worse], public_nets[better])
         assert test.interval[0] > 0

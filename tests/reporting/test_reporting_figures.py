@@ -10,7 +10,7 @@ from PIL import Image
 from reporting_runs import dense, make_run
 
 from vggrepro.reporting import figures
-from vggrepro.reporting.predictions import Answers
+from vggrepro.reporting.predictions import Predictions
 from vggrepro.reporting.runs import find_runs
 from vggrepro.reporting.tables import build_report
 
@@ -66,13 +66,13 @@ def test_lines_have_a_panel_a_title_and_a_colour_a_curve() -> None:
     assert has_colour(two[:, half:], ORANGE) == 0
 
 
-def answers(guess: list[int], label: list[int]) -> Answers:
+def predictions(guess: list[int], label: list[int]) -> Predictions:
     own, first = np.array(label), np.array(guess)
-    return Answers(own, first, np.ones(len(own), np.float32), own == first, np.ones(len(own), bool))
+    return Predictions(own, first, np.ones(len(own), np.float32), own == first, np.ones(len(own), bool))
 
 
 def test_the_worst_classes_come_first() -> None:
-    made = answers(guess=[0, 0, 0, 1, 1, 2], label=[0, 1, 1, 1, 2, 2])
+    made = predictions(guess=[0, 0, 0, 1, 1, 2], label=[0, 1, 1, 1, 2, 2])
     assert figures.worst_classes(made, 3) == [1, 2, 0]
     assert figures.worst_classes(made, 1) == [1]
     assert pixels(figures.confusion(made, ["a", "b", "c"], "dense", worst=2)).std() > 0

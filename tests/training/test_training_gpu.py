@@ -13,7 +13,7 @@ from vggrepro.config.recipes import load_stage
 from vggrepro.config.settings import Data
 from vggrepro.data.loader import Batch, make_loader
 from vggrepro.data.prefetch import prefetch
-from vggrepro.data.sampler import MicroBatches, TrainingPlan
+from vggrepro.data.sampler import MicroBatches, TrainingSampler
 from vggrepro.data.scan import scan_folder
 from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture_of
@@ -83,8 +83,8 @@ def test_a_step_does_not_wait_for_the_device(stage_file: StageFile, compiled: bo
 def test_batches_on_the_device_are_those_on_the_host(images: Path, processes: int) -> None:
     """Copied and converted on a stream of their own, while the device is kept busy on another."""
     split = scan_folder(images).split("train")
-    plan = TrainingPlan(split.size, Data(S=(40, 60)), 32, 0)
-    views = MicroBatches(plan, 8, (slice(0, 8),), 0, 40)
+    sampler = TrainingSampler(split.size, Data(S=(40, 60)), 32, 0)
+    views = MicroBatches(sampler, 8, (slice(0, 8),), 0, 40)
     data = Data(S=(40, 60), workers=2, processes=processes)
     device = torch.device("cuda", 0)
     work = torch.randn(4096, 4096, device=device)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vggrepro.config.settings import Config, Data, Model, Train
 from vggrepro.data.loader import Batch, Loader
-from vggrepro.data.sampler import TrainingPlan
+from vggrepro.data.sampler import TrainingSampler
 from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
 from vggrepro.ranks.topology import Topology
@@ -30,15 +30,15 @@ def config_of(net: str = "A", **train: Any) -> Config:
     return Config(model=model, train=Train(batch=BATCH, **train))
 
 
-def made(config: Config, here: Topology | None = None) -> Trainer:
-    return Trainer(on_gpu(lambda: VGG(architecture_of(config))), config, here or Topology(), CUDA)
+def made(config: Config, topology: Topology | None = None) -> Trainer:
+    return Trainer(on_gpu(lambda: VGG(architecture_of(config))), config, topology or Topology(), CUDA)
 
 
 def batches(trainer: Trainer, log: Log) -> list[Batch]:
     """Those of one step, with their masks; how they come to the device is another test's."""
     half = trainer.config.train.precision == "bf16"
     found = []
-    for rows in trainer.share.rows:
+    for rows in trainer.shard.rows:
         n = rows.stop - rows.start
         shape = (n, CROP, CROP, 3)
         images = torch.empty(shape, device=CUDA, dtype=torch.bfloat16 if half else torch.float32).permute(0, 3, 1, 2)
@@ -105,7 +105,7 @@ def test_a_step_neither_waits_nor_copies(
         assert log.strided == [], "a convolution of maps that are not channels-last"
         # the last maps are flattened channel by channel, as the weights of fc6 have them: the only change of layout
         maps = architecture_of(config).layers()[-4].shape
-        assert log.layouts == [f"clone {(rows.stop - rows.start, *maps)}" for rows in trainer.share.rows]
+        assert log.layouts == [f"clone {(rows.stop - rows.start, *maps)}" for rows in trainer.shard.rows]
         narrow = {torch.bfloat16} if precision == "bf16" else {torch.float32}
         assert log.types["convolution"] == log.types["addmm"] == narrow
         assert log.types["_log_softmax"] == {torch.float32}
@@ -149,15 +149,15 @@ def test_masks_and_batches_come_to_the_device_without_a_wait() -> None:
     """Grey levels from pinned memory, everything else small and pinned on the way; one byte a grey level, not four."""
     config = config_of(precision="bf16", micro_batch=3)
     sizes = np.full((20, 2), 96)
-    plan = TrainingPlan(sizes, Data(S=80), CROP, 0)
+    sampler = TrainingSampler(sizes, Data(S=80), CROP, 0)
     with gpu_in_mind() as log:
         trainer = made(config)
         loader = Loader("torchvision", (123.0, 116.0, 103.0), 1, CUDA, std=(58.0, 57.0, 57.0), dtype=torch.bfloat16)
         log.clear()
-        views = plan.views(0, 3)
+        views = sampler.views(0, 3)
         pixels = loader._empty((3, CROP, CROP, 3))
         images = loader._images(views, pixels)
-        masks = trainer._dropout_masks(0, trainer.share.rows[0])
+        masks = trainer._dropout_masks(0, trainer.shard.rows[0])
         assert masks is not None
         assert images.device == masks[0].device == masks[1].device == CUDA
         assert images.dtype == torch.bfloat16

@@ -20,7 +20,7 @@ from programs import run_program
 
 from vggrepro.config.recipes import load_stage
 from vggrepro.errors import run_command
-from vggrepro.pipeline.session import session
+from vggrepro.pipeline.session import open_session
 from vggrepro.pipeline.stage import train_stage
 from vggrepro.ranks.watch import Watch
 from vggrepro.storage import checkpoint
@@ -36,8 +36,8 @@ def train_here(file: Path, *changes: str, force: bool = False, stop_after_s: flo
     """Trains a stage in this process, as `vggrepro train` does."""
     torch.set_num_threads(1)
     stage, parent = load_stage(file, changes)
-    with session([stage], stop_after_s=stop_after_s) as at:
-        train_stage(stage, parent, at, force=force)
+    with open_session([stage], stop_after_s=stop_after_s) as session:
+        train_stage(stage, parent, session, force=force)
     return RunDirectory(stage.directory)
 
 

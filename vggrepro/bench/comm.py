@@ -19,9 +19,9 @@ from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
 from vggrepro.ranks.group import pick_device, process_group
-from vggrepro.ranks.topology import topology
+from vggrepro.ranks.topology import topology_of
 from vggrepro.training.exchange import Comm, Exchange
-from vggrepro.training.step import share_of
+from vggrepro.training.step import shard_of
 
 Backend = Literal["nccl", "gloo"]
 
@@ -34,25 +34,25 @@ def run(config: Config, steps: int, rounds: int, backend: Backend | None = None)
     CUDA devices and gloo on CPUs unless it is named: gloo copies through host memory, and takes several ranks on one
     GPU, which NCCL does not. Raises UserError on a single rank.
     """
-    here = topology(os.environ)
-    if here.world == 1:
+    topology = topology_of(os.environ)
+    if topology.world == 1:
         raise UserError(
             "bench comm needs several ranks; start it with torchrun --nproc-per-node N -m vggrepro bench comm"
         )
-    device = pick_device(config.run.device, here.local_rank)
-    share = share_of(here, config.train.batch, None).size
+    device = pick_device(config.run.device, topology.local_rank)
+    share = shard_of(topology, config.train.batch, None).size
     if backend == "nccl" and device.type == "cpu":
         raise UserError("--backend nccl needs CUDA devices; leave it out, or use --backend gloo")
     used: Backend = backend or ("nccl" if device.type == "cuda" else "gloo")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    with process_group(here, torch.device("cpu") if used == "gloo" else device):
+    with process_group(topology, torch.device("cpu") if used == "gloo" else device):
         ways: dict[Comm, tuple[VGG, Exchange]] = {}
         for comm in get_args(Comm):
             net = VGG(architecture_of(config))
             init_weights(net, "glorot_uniform", config.run.seed)
             net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-            ways[comm] = net, Exchange(net, here, comm)
+            ways[comm] = net, Exchange(net, topology, comm)
         crop = config.model.crop
         images = (torch.randn(share, 3, crop, crop) * 60).to(device).contiguous(memory_format=torch.channels_last)
         labels = torch.zeros(share, dtype=torch.int64, device=device)
@@ -76,12 +76,12 @@ def run(config: Config, steps: int, rounds: int, backend: Backend | None = None)
                 payload[comm] = (exchange.payload_bytes - before) // steps
                 if number:  # the first round warms up
                     rates[comm].append(steps / (time.perf_counter() - started))
-    if not here.is_first:
+    if not topology.is_first:
         return None
     every = sum(parameter.numel() for parameter in ways["ddp"][0].parameters())
     fc = sum(p.numel() for p in ways["ddp"][0].classifier.parameters())
     gathered = payload["factor"] - 4 * (every - fc)
-    ring = (here.world - 1) / here.world
+    ring = (topology.world - 1) / topology.world
     sent = {
         "ddp": 2 * ring * payload["ddp"],
         "bf16": 2 * ring * payload["bf16"],
@@ -100,7 +100,7 @@ def run(config: Config, steps: int, rounds: int, backend: Backend | None = None)
             **{f"{comm} MB sent by each rank of a ring": size / 1e6 for comm, size in sent.items()},
             "net": f"{config.model.net}, crop {crop}, width {config.model.width:g}, {config.model.classes} classes",
             "batch": config.train.batch,
-            "ranks": here.world,
+            "ranks": topology.world,
             "backend": used,
             "device": name_of(device),
             "precision": config.train.precision,

@@ -26,7 +26,7 @@ from vggrepro.config.settings import Config
 from vggrepro.data import dali, sample_set
 from vggrepro.data.index import Split, require_training_images
 from vggrepro.data.loader import make_loader
-from vggrepro.data.sampler import MicroBatches, TrainingPlan, colour_components
+from vggrepro.data.sampler import MicroBatches, TrainingSampler, colour_components
 from vggrepro.data.scan import open_index, scan_folder
 
 _UNTIMED = 6  # batches at the start of a turn, which may lie ready since the last one
@@ -54,19 +54,19 @@ def run(
         root = Path(folder) / "images"
         _copied(whole.split("train"), whole.classes, images, root)
         split = scan_folder(root).split("train")
-        plan = TrainingPlan(split.size, config.data, config.model.crop, config.run.seed)
+        sampler = TrainingSampler(split.size, config.data, config.model.crop, config.run.seed)
         present = make_loader(config.data, torch.device("cpu")).backend
         on_gpu = present == "dali" and torch.cuda.is_available()
         backends = dict.fromkeys((present, "torchvision", *(["dali_gpu"] if on_gpu else [])))
-        ways = {backend: _ours(config, backend, split, plan, batch) for backend in backends}
+        ways = {backend: _ours(config, backend, split, sampler, batch) for backend in backends}
         for number in threads:
             for processes in (0, -(-number // 2)):
                 data = config.data.model_copy(update={"workers": number, "processes": processes})
                 name = f"{number} threads in {processes} processes" if processes else f"{number} threads"
-                ways[name] = _ours(config.model_copy(update={"data": data}), present, split, plan, batch)
+                ways[name] = _ours(config.model_copy(update={"data": data}), present, split, sampler, batch)
         ways["usual"] = _usual(config, root / "train", batch, workers)
         if present == "dali":
-            ways["decode_only"] = _decode_only(split, plan, batch, workers)
+            ways["decode_only"] = _decode_only(split, sampler, batch, workers)
         wall, cpu = _timed(ways, batches, rounds)
         for way in ways.values():
             way.close()
@@ -129,19 +129,19 @@ def _copied(split: Split, classes: tuple[str, ...], images: int, root: Path) -> 
             file.write_bytes(split.read(int(image)))
 
 
-def _ours(config: Config, backend: str, split: Split, plan: TrainingPlan, batch: int) -> Generator[int]:
+def _ours(config: Config, backend: str, split: Split, sampler: TrainingSampler, batch: int) -> Generator[int]:
     data = config.data.model_copy(update={"backend": backend})
     on_gpu = backend == "dali_gpu"
     loader = make_loader(data, torch.device("cuda", 0) if on_gpu else torch.device("cpu"))
-    with closing(loader.batches(split, MicroBatches(plan, batch, (slice(0, batch),), 0, 2**31))) as endless:
+    with closing(loader.batches(split, MicroBatches(sampler, batch, (slice(0, batch),), 0, 2**31))) as endless:
         for loaded in endless:
             if on_gpu:
                 torch.cuda.synchronize()
             yield len(loaded.labels)
 
 
-def _decode_only(split: Split, plan: TrainingPlan, batch: int, workers: int) -> Generator[int]:
-    wanted = (plan.views(step * batch, batch).decode_boxes()[:2] for step in count())
+def _decode_only(split: Split, sampler: TrainingSampler, batch: int, workers: int) -> Generator[int]:
+    wanted = (sampler.views(step * batch, batch).decode_boxes()[:2] for step in count())
     with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(workers) as readers:
         for regions in dali.regions(split, wanted, threads=workers, pool=pool, readers=readers):
             yield len(regions)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from vggrepro.config.settings import Config, Model, Train
 from vggrepro.data.loader import Batch
 from vggrepro.data.prefetch import prefetch
-from vggrepro.data.sampler import TrainingPlan
+from vggrepro.data.sampler import TrainingSampler
 from vggrepro.errors import UserError
 from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture_of
@@ -125,12 +125,12 @@ def _compare(config: Config, device: torch.device, steps: int, rounds: int) -> d
 def training_step(trainer: Trainer) -> Step:
     """The step of training as `vggrepro train` takes it, but on images that lie ready."""
     config, device = trainer.config, trainer.device
-    plan = TrainingPlan(_sizes(), config.data, config.model.crop, config.run.seed)
+    sampler = TrainingSampler(_sizes(), config.data, config.model.crop, config.run.seed)
     images, labels = _images(config, device, torch.channels_last)
 
     def batches() -> Generator[Batch]:
         for number in itertools.count():
-            yield Batch(images, labels, plan.views(number * len(labels), len(labels)))
+            yield Batch(images, labels, sampler.views(number * len(labels), len(labels)))
 
     endless, number = prefetch(trainer.with_masks(batches(), 0), device), itertools.count()
     return lambda: trainer.step(next(number), endless, config.train.learning_rate)

@@ -56,7 +56,7 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """What differs between runs: settings, curves, errors with paired tests, classes, the images they disagree on."""
-    from vggrepro.progress import say
+    from vggrepro.progress import echo
     from vggrepro.reporting.blocks import to_html, to_markdown
     from vggrepro.reporting.compare import blocks_of, open_images
     from vggrepro.reporting.compare import compare as compare_runs
@@ -72,7 +72,7 @@ def compare(
     if out:
         blocks = blocks_of(made, chosen, index)
         write(out, to_html(" against ".join(made.runs), blocks) if out.suffix == ".html" else to_markdown(blocks))
-        say(f"written to {out}")
+        echo(f"written to {out}")
     elif not as_json:
         typer.echo(to_markdown(blocks_of(made, chosen, None)), nl=False)
-        say("with curves and images: --out compare.html")
+        echo("with curves and images: --out compare.html")

@@ -38,7 +38,7 @@ def train(
     On SIGTERM and SIGUSR2, too, it saves and leaves with status 75; the same command goes on from there.
     """
     from vggrepro.config.recipes import load_stage
-    from vggrepro.pipeline.session import session
+    from vggrepro.pipeline.session import open_session
     from vggrepro.pipeline.stage import train_stage
 
     stage, parent = load_stage(config, changes)
@@ -47,8 +47,8 @@ def train(
             f"--resume never, but {stage.directory} has checkpoints; use --resume auto, another run.name, "
             f"or remove the directory"
         )
-    with session([stage], stop_after_s=seconds(stop_after)) as at:
-        train_stage(stage, parent, at, force=force)
+    with open_session([stage], stop_after_s=seconds(stop_after)) as session:
+        train_stage(stage, parent, session, force=force)
 
 
 def reproduce(

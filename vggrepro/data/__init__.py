@@ -1,1 +1,1 @@
-"""One way for bytes: index -> plan -> backend -> tensor."""
+"""One way for bytes: index -> sampler -> views -> backend -> tensor."""

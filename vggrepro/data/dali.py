@@ -22,7 +22,7 @@ from PIL import Image
 from vggrepro.data.decode import BadImageError, Region, groups, in_groups, whole_region
 from vggrepro.data.index import Split
 from vggrepro.data.views import Ints
-from vggrepro.progress import say
+from vggrepro.progress import echo
 
 MOST = 64
 """Images in one batch at most."""
@@ -68,7 +68,7 @@ def regions(
                 except RuntimeError as error:  # what DALI raises for a file it cannot decode
                     if not decoding:
                         raise
-                    say(f"DALI fails to decode ({_reason(error)}); PIL takes its batch")
+                    echo(f"DALI fails to decode ({_reason(error)}); PIL takes its batch")
                     dead = True
                 while not decoding[0].for_dali:
                     yield decoding.popleft().regions([])

@@ -218,7 +218,7 @@ class Index:
             if n != wanted
         ]
 
-    def census(self) -> Iterator[tuple[str, str]]:
+    def flagged(self) -> Iterator[tuple[str, str]]:
         """(status, place) of every image that is not simply ok."""
         containers = self.table["container"].chunk(0).dictionary.to_pylist()
         container, status = _codes(self.table["container"]), _codes(self.table["status"])

@@ -29,7 +29,7 @@ from vggrepro.data.scan import open_index
 from vggrepro.data.views import Ints, Views
 from vggrepro.errors import UserError
 from vggrepro.paper import value
-from vggrepro.progress import say
+from vggrepro.progress import echo
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class BadImages:
                 f"{name} is bad since it was indexed ({reason}), and data.max_bad={self.limit}; "
                 f"restore the data, or index it again, or raise data.max_bad"
             )
-        say(f"{name} is bad since it was indexed ({reason}); another takes its place ({len(self.reasons)} so far)")
+        echo(f"{name} is bad since it was indexed ({reason}); another takes its place ({len(self.reasons)} so far)")
 
 
 _Piece = tuple[Views, int, Callable[[torch.Tensor], dict[int, BadImageError]]]
@@ -103,8 +103,8 @@ class Loader:
     def batches(self, split: Split, stream: Iterable[Views]) -> Generator[Batch]:
         """The batches of a stream of views, in its order; rendered ahead of their use, in the background.
 
-        An image that has gone bad since it was indexed gives its place to the plan's spare; where there is none (in
-        testing, where every image counts), or with more than `data.max_bad` of them, UserError is raised.
+        An image that has gone bad since it was indexed gives its place to the sampler's replacement. Raises UserError
+        where there is none (in testing, where every image counts) or more than `data.max_bad` have gone bad.
         """
         return prefetch(self.render(split, stream), self.device)
 
@@ -233,14 +233,14 @@ class Loader:
 
     def _replaced(self, split: Split, views: Views, row: int, reason: BadImageError) -> tuple[Views, Region]:
         """The views with a good image in a row, and that image."""
-        if views.spare is None:
+        if views.replacement is None:
             raise UserError(
                 f"{split.name_of(int(views.image[row]))} is bad since it was indexed ({reason}), and an error rate "
                 f"counts every image; restore it, or index the data again"
             )
         self.bad.note(split, int(views.image[row]), reason)
         for attempt in count(1):
-            other = views.spare(row, attempt)
+            other = views.replacement(row, attempt)
             image = int(other.image[0])
             if image in views.image and attempt < len(split):
                 continue  # a batch shows no image twice unless there are too few

@@ -23,8 +23,8 @@ def render(index: Index, *, names: bool) -> Iterator[str]:
         differences = "; ".join(index.against_ilsvrc() or ["complete: counts and classes are ILSVRC-2012's"])
         yield f"  ILSVRC-2012: {differences}"
     if index.mean_rgb:
-        here, paper = (", ".join(f"{x:.3f}" for x in mean) for mean in (index.mean_rgb, value("mean_rgb")))
-        yield f"  mean RGB of training images {here} (the paper's nets subtract {paper})"
+        own, paper = (", ".join(f"{x:.3f}" for x in mean) for mean in (index.mean_rgb, value("mean_rgb")))
+        yield f"  mean RGB of training images {own} (the paper's nets subtract {paper})"
     if names:
-        for status, place in index.census():
+        for status, place in index.flagged():
             yield f"{status}\t{place}"

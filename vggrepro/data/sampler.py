@@ -1,4 +1,4 @@
-"""The sampling plan: every random draw of training, as a pure function of (seed, ordinal).
+"""The sampler: every random draw of training, as a pure function of (seed, ordinal).
 
 Training reads one endless sequence of samples: epoch after epoch, each a fresh permutation of the training set. The
 *ordinal* of a sample is its place in that sequence, so sample `ordinal` belongs to epoch `ordinal // images`, global
@@ -80,7 +80,7 @@ def colour_components(shift: ColourShift) -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True)
-class TrainingPlan:
+class TrainingSampler:
     """Which view of which image each ordinal is (Section 3.1: one random crop per image per iteration)."""
 
     sizes: Ints
@@ -107,8 +107,8 @@ class TrainingPlan:
     def views(self, first: int, count: int) -> Views:
         """The views of the ordinals [first, first + count).
 
-        The spare of an ordinal is its place in the next epoch, or the one after: as good as drawn at random, the same
-        on every rank and after every resumption.
+        The replacement of an ordinal is its place in the next epoch, or the one after: as good as drawn at random, and
+        the same on every rank and after every resumption.
         """
         ordinals = np.arange(first, first + count, dtype=np.int64)
         image = self.order(ordinals)
@@ -130,10 +130,10 @@ class TrainingPlan:
             shape=(self.crop, self.crop),
             flip=(u[:, 3] < 0.5) & self.data.flip,
             shift=(normal @ colour_components(self.data.colour_shift)).astype(np.float32),
-            spare=partial(self._spare, first),
+            replacement=partial(self._replacement, first),
         )
 
-    def _spare(self, first: int, row: int, attempt: int) -> Views:
+    def _replacement(self, first: int, row: int, attempt: int) -> Views:
         return self.views(first + row + attempt * self.images, 1)
 
 
@@ -144,7 +144,7 @@ class MicroBatches:
     Its place in the epochs is a matter of the step alone, so each process that iterates over it sees the same.
     """
 
-    plan: TrainingPlan
+    sampler: TrainingSampler
     batch: int
     rows: tuple[slice, ...]
     """Of the global batch: one slice a micro-batch."""
@@ -155,4 +155,4 @@ class MicroBatches:
     def __iter__(self) -> Iterator[Views]:
         for step in range(self.first_step, self.last_step):
             for rows in self.rows:
-                yield self.plan.views(step * self.batch + rows.start, rows.stop - rows.start)
+                yield self.sampler.views(step * self.batch + rows.start, rows.stop - rows.start)

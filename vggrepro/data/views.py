@@ -1,4 +1,4 @@
-"""A view: what of an image the net is shown. The common language of plans (who draws views) and backends (who render).
+"""A view: what of an image the net is shown. Samplers draw views, backends render them.
 
 A view rescales the image isotropically so that its shorter side is S (training) or Q (testing), cuts a window out of
 the result, mirrors it or not, and shifts its colours. A random training crop, a centre crop, one of 50 test crops and
@@ -34,8 +34,8 @@ class Views:
     """(N,) whether the window is mirrored left to right."""
     shift: NDArray[np.float32]
     """(N, 3) grey levels added to R, G, B."""
-    spare: Callable[[int, int], Views] | None = None
-    """spare(row, attempt), attempt = 1, 2, ...: a view to take the place of a row whose image has gone bad."""
+    replacement: Callable[[int, int], Views] | None = None
+    """replacement(row, attempt), attempt = 1, 2, ...: a view to take the place of a row whose image has gone bad."""
 
     def __len__(self) -> int:
         return len(self.image)

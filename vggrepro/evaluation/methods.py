@@ -145,7 +145,7 @@ def centre_error(
     Q: int,
     *,
     batch: int,
-    here: Topology,
+    topology: Topology,
     precision: Precision = "fp32",
     watch: Watch | None = None,
 ) -> dict[int, ErrorRate]:
@@ -157,7 +157,7 @@ def centre_error(
     was_training = net.training
     net.eval()
     counts = torch.zeros(3, dtype=torch.int64)
-    own = centre_views(split, Q, batch, net.architecture.crop)[here.rank :: here.world]
+    own = centre_views(split, Q, batch, net.architecture.crop)[topology.rank :: topology.world]
     for shown in (watch or Watch()).attend(loader.batches(split, own), "validation"):
         with autocast(loader.device, precision):
             scores = net(shown.images)

@@ -28,7 +28,7 @@ def evaluate(
     make_net: Callable[[], VGG],
     index: Index,
     loader: Loader,
-    here: Topology,
+    topology: Topology,
     run: RunDirectory,
     watch: Watch,
     wanted: Mapping[str, Iterable[int]],
@@ -56,11 +56,11 @@ def evaluate(
         parts = {
             method: Parts(protocol(config, weights, index.fingerprint, Q, method), run.posteriors) for method in pending
         }
-        share = -(-len(split) // here.world)
-        with progress(f"{config.name}: {', '.join(pending)} at Q={Q}", share, shown=here.is_first) as update:
-            score(net, loader, split, Q, parts, config, here, watch, update)
+        share = -(-len(split) // topology.world)
+        with progress(f"{config.name}: {', '.join(pending)} at Q={Q}", share, shown=topology.is_first) as update:
+            score(net, loader, split, Q, parts, config, topology, watch, update)
         gather_to_first(None)  # until every rank has written
-        if here.is_first:
+        if topology.is_first:
             for method in pending:
                 parts[method].finish(split.label, run.posteriors)
 
@@ -73,18 +73,20 @@ def score(
     Q: int,
     parts: dict[str, Parts],
     config: Config,
-    here: Topology,
+    topology: Topology,
     watch: Watch,
     update: Update,
 ) -> None:
     """Adds this rank's share of the images that are not done to the parts of each method."""
     settings = Settings(flip=config.evaluation.flip, batch=config.evaluation.batch)
-    done = from_first_rank({method: part.done(len(split)) for method, part in parts.items()} if here.is_first else None)
+    done = from_first_rank(
+        {method: part.done(len(split)) for method, part in parts.items()} if topology.is_first else None
+    )
     batches = whole_views(split, Q, settings.batch // settings.views, net.architecture.crop)
     left = [views for views in batches if not all(rows[views.image].all() for rows in done.values())]
     tested = 0
     try:
-        for batch in watch.attend(loader.batches(split, left[here.rank :: here.world]), f"evaluation at Q={Q}"):
+        for batch in watch.attend(loader.batches(split, left[topology.rank :: topology.world]), f"evaluation at Q={Q}"):
             rows = batch.views.image
             for method, part in parts.items():
                 if not done[method][rows].all():

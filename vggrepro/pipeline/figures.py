@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from vggrepro.config.settings import Config
 from vggrepro.errors import UserError
 from vggrepro.pipeline.session import Session
-from vggrepro.progress import say
-from vggrepro.reporting.predictions import AnswerBook
+from vggrepro.progress import echo
+from vggrepro.reporting.predictions import PredictionCache
 from vggrepro.reporting.runs import StoredRun, find_runs
 from vggrepro.reporting.tables import build_report
 from vggrepro.storage.directory import RunDirectory
@@ -18,28 +18,28 @@ if TYPE_CHECKING:
     from vggrepro.data.index import Index
 
 
-def draw_figures(config: Config, run: RunDirectory, index: Index, at: Session) -> None:
+def draw_figures(config: Config, run: RunDirectory, index: Index, session: Session) -> None:
     """The figures of one finished run, and those of its experiment by then, in its folder `figures`."""
-    from vggrepro.data.sampler import TrainingPlan
+    from vggrepro.data.sampler import TrainingSampler
     from vggrepro.reporting import figures
     from vggrepro.training.stage import load_final
 
     drawn = {"learning_curves": figures.learning_curves({config.name: run})}
     split, shown = index.split("train"), 24
-    plan = TrainingPlan(split.size, config.data, config.model.crop, config.run.seed)
-    crops = next(iter(replace(at.loader(config), processes=0).batches(split, [plan.views(0, shown)])))
+    sampler = TrainingSampler(split.size, config.data, config.model.crop, config.run.seed)
+    crops = next(iter(replace(session.loader(config), processes=0).batches(split, [sampler.views(0, shown)])))
     images = crops.images.permute(0, 2, 3, 1).float().cpu().numpy()
     titles = [index.classes[label] for label in crops.labels.tolist()]
     drawn["training_crops"] = figures.crops_sheet(images, config.data.mean, titles)
-    answers = AnswerBook().of([(StoredRun(run.path, config), config.multi_Q)], "dense")
-    assert answers is not None
-    protocol = f"dense, Q = {', '.join(map(str, config.multi_Q))}; n = {answers.top1.n:,}"
-    drawn["confusion"] = figures.confusion(answers, index.classes, protocol)
+    predictions = PredictionCache().of([(StoredRun(run.path, config), config.multi_Q)], "dense")
+    assert predictions is not None
+    protocol = f"dense, Q = {', '.join(map(str, config.multi_Q))}; n = {predictions.top1.n:,}"
+    drawn["confusion"] = figures.confusion(predictions, index.classes, protocol)
     drawn["conv1_1"] = figures.filters(load_final(config).weights["features.0.weight"].float().numpy())
     try:
         report = build_report(find_runs([run.path.parent]))
     except UserError as error:  # of another run: this one is none the worse for it
-        say(f"{config.name}: no figures of its experiment: {error}")
+        echo(f"{config.name}: no figures of its experiment: {error}")
     else:
         (group,) = (one.id for one in report.groups if any(note.directory == str(run.path) for note in one.runs))
         for name, draw in (("error_by_depth", figures.error_by_depth), ("error_by_scale", figures.error_by_scale)):

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vggrepro.config.recipes import Graph
-from vggrepro.pipeline.session import session
+from vggrepro.pipeline.session import open_session
 from vggrepro.pipeline.stage import evaluate_stage, train_stage
-from vggrepro.progress import say
+from vggrepro.progress import echo
 from vggrepro.reporting.render import Format, render
 from vggrepro.reporting.runs import StoredRun
 from vggrepro.reporting.tables import build_report
@@ -26,12 +26,12 @@ def reproduce(graph: Graph, *, stop_after_s: float | None = None) -> Path | None
     seconds have passed; the same call then goes on.
     """
     stages = list(graph.stages.values())
-    with session(stages, stop_after_s=stop_after_s) as at:
+    with open_session(stages, stop_after_s=stop_after_s) as session:
         for name, config in graph.stages.items():
             parent = graph.parents[name]
-            train_stage(config, graph.stages[parent] if parent else None, at)
-            evaluate_stage(config, at)
-        if not at.here.is_first:
+            train_stage(config, graph.stages[parent] if parent else None, session)
+            evaluate_stage(config, session)
+        if not session.topology.is_first:
             return None
     return write_tables(graph)
 
@@ -50,7 +50,7 @@ def write_tables(graph: Graph) -> Path:
         folder.write_text("tables.md", text)
         folder.write_text("tables.html", render(report, Format.html, title, counts=False))
     print(text)
-    say(f"tables written to {folder.path / 'tables.md'} and tables.html")
+    echo(f"tables written to {folder.path / 'tables.md'} and tables.html")
     if stages[0].tracking.mlflow:
-        say(f"runs side by side in MLflow: {ui_command(resolve_uri(stages[0].tracking.uri, stages[0].run.root))}")
+        echo(f"runs side by side in MLflow: {ui_command(resolve_uri(stages[0].tracking.uri, stages[0].run.root))}")
     return folder.path / "tables.md"

@@ -14,7 +14,7 @@ from vggrepro.config.parsing import override
 from vggrepro.config.settings import Config, Data, Evaluation
 from vggrepro.errors import UserError
 from vggrepro.evaluation.measure import Scored, methods_of, scored
-from vggrepro.pipeline.session import session
+from vggrepro.pipeline.session import open_session
 from vggrepro.pipeline.stage import error_record
 from vggrepro.pipeline.tracking import mirrored
 from vggrepro.pipeline.weights import checkpoint_of
@@ -82,27 +82,37 @@ def _evaluate(
     stages = [relocated(kept.stage, run.path) if path.is_dir() else kept.stage for path, kept, run in nets]
     configs = [override(stage, changes, path) for stage, (path, _, _) in zip(stages, nets, strict=True)]
     result: list[EvaluatedNet] = []
-    with session(configs, training=False) as at:
+    with open_session(configs, training=False) as session:
         for (path, kept, run), config in zip(nets, configs, strict=True):
-            index = at.index(config)
+            index = session.index(config)
             _require_classes(kept, index, path)
             weights = weights_hash(kept.weights)
             several = any("multicrop" in methods_of(method) for method in methods)
             Q = scales or (config.multi_Q if several else config.single_Q)
             result.append(EvaluatedNet(path, config, weights, index.fingerprint, run.posteriors, Q))
-            if path.is_dir() and at.here.is_first and run.read_json("final.json") is None:
+            if path.is_dir() and session.topology.is_first and run.read_json("final.json") is None:
                 run.write_json("final.json", {"weights": weights, "step": kept.step})
             if result[-1].data != result[0].data:
                 raise UserError(f"{path} and {nets[0][0]} see different images; give them the same data.index")
-            loader = as_the_net_expects(at.loader(config), kept.preprocessing)
-            make_net = partial(net_of, kept, at.device)
-            evaluate(config, weights, make_net, index, loader, at.here, run, at.watch, dict.fromkeys(methods, Q))
-            if not at.here.is_first:
+            loader = as_the_net_expects(session.loader(config), kept.preprocessing)
+            make_net = partial(net_of, kept, session.device)
+            evaluate(
+                config,
+                weights,
+                make_net,
+                index,
+                loader,
+                session.topology,
+                run,
+                session.watch,
+                dict.fromkeys(methods, Q),
+            )
+            if not session.topology.is_first:
                 continue
             if run.read_json("dataset.json") is None:  # imported: trained on nothing known
                 run.write_json("dataset.json", index.summary() | {"opened_as": _place(config.data)})
-            _log_errors(result[-1], methods, run, kept.stage.evaluation, at.here)
-    return result if at.here.is_first else None
+            _log_errors(result[-1], methods, run, kept.stage.evaluation, session.topology)
+    return result if session.topology.is_first else None
 
 
 def _place(data: Data) -> dict[str, str]:
@@ -113,7 +123,9 @@ def _place(data: Data) -> dict[str, str]:
     return {"root": data.root if data.root.startswith("builtin:") else str(Path(data.root).resolve())}
 
 
-def _log_errors(net: EvaluatedNet, methods: Sequence[str], run: RunDirectory, own: Evaluation, here: Topology) -> None:
+def _log_errors(
+    net: EvaluatedNet, methods: Sequence[str], run: RunDirectory, own: Evaluation, topology: Topology
+) -> None:
     """Adds the errors of a run's final net to its metrics, unless its images or its protocol are not its own."""
     final, data = run.read_json("final.json"), run.read_json("dataset.json")
     if not final or not data or (final["weights"], data["fingerprint"]) != (net.weights, net.data):
@@ -123,7 +135,7 @@ def _log_errors(net: EvaluatedNet, methods: Sequence[str], run: RunDirectory, ow
     asked = [(one, net.Q) for method in methods for one in dict.fromkeys((*methods_of(method), method))]
     trained = net.config.model_copy(update={"evaluation": own})
     if record := error_record(trained, net.weights, net.data, run, asked):
-        with mirrored(relocated(trained, run.path), run, here):
+        with mirrored(relocated(trained, run.path), run, topology):
             run.append(record)
 
 

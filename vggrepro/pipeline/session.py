@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from vggrepro.config.settings import Config, Data
 from vggrepro.progress import progress
-from vggrepro.ranks.collectives import first_rank_first, share_of_cores
+from vggrepro.ranks.collectives import cores_of_rank, first_rank_first
 from vggrepro.ranks.group import pick_device, process_group
-from vggrepro.ranks.topology import Topology, topology
+from vggrepro.ranks.topology import Topology, topology_of
 from vggrepro.ranks.watch import Watch
 from vggrepro.storage.status import is_finished
 from vggrepro.storage.tracking_uri import resolve_uri
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Session:
     """What all stages of one command share: this rank's place, device and watch, and the data sets opened so far."""
 
-    here: Topology
+    topology: Topology
     device: torch.device
     watch: Watch
     indexes: dict[Data, Index]
@@ -49,8 +49,8 @@ class Session:
 
         if config.data not in self.indexes:
             with (
-                first_rank_first(self.here),
-                progress("reading image headers", None, shown=self.here.is_first) as update,
+                first_rank_first(self.topology),
+                progress("reading image headers", None, shown=self.topology.is_first) as update,
             ):
                 self.indexes[config.data] = open_data(
                     config, lambda done, total: update(done, f"of {total}"), training=self.training
@@ -59,7 +59,9 @@ class Session:
 
 
 @contextmanager
-def session(configs: list[Config], *, training: bool = True, stop_after_s: float | None = None) -> Iterator[Session]:
+def open_session(
+    configs: list[Config], *, training: bool = True, stop_after_s: float | None = None
+) -> Iterator[Session]:
     """Checks what can be checked before anything is spent, then joins the ranks. Raises UserError.
 
     Without `training`, any number of ranks will do. After `stop_after_s` seconds of wall time the work is asked to
@@ -67,20 +69,20 @@ def session(configs: list[Config], *, training: bool = True, stop_after_s: float
     """
     from vggrepro.data.loader import make_loader
     from vggrepro.models.table1 import architecture_of
-    from vggrepro.training.step import share_of
+    from vggrepro.training.step import shard_of
 
-    here = topology(os.environ)
+    topology = topology_of(os.environ)
     for config in configs:
         architecture_of(config)
         if training:
-            share_of(here, config.train.batch, config.train.micro_batch)
+            shard_of(topology, config.train.batch, config.train.micro_batch)
         is_finished(config)
         resolve_uri(config.tracking.uri, config.run.root)
-    device = pick_device(configs[0].run.device, here.local_rank)
+    device = pick_device(configs[0].run.device, topology.local_rank)
     silence_s = configs[0].train.rank_timeout_s
-    watch = Watch(here, silence_s=silence_s, stop_after_s=stop_after_s)
+    watch = Watch(topology, silence_s=silence_s, stop_after_s=stop_after_s)
     for config in configs:
         make_loader(config.data, device)
     # The watch names a silent rank; a collective's own time-out, which names none, comes later.
-    with process_group(here, device, timeout_s=max(300.0, 2 * silence_s)), watch:
-        yield Session(here, device, watch, {}, share_of_cores(), training)
+    with process_group(topology, device, timeout_s=max(300.0, 2 * silence_s)), watch:
+        yield Session(topology, device, watch, {}, cores_of_rank(), training)

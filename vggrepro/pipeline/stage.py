@@ -10,7 +10,7 @@ from vggrepro.evaluation.measure import measure, missing_Q
 from vggrepro.pipeline.figures import draw_figures
 from vggrepro.pipeline.session import Session
 from vggrepro.pipeline.tracking import mirrored
-from vggrepro.progress import say
+from vggrepro.progress import echo
 from vggrepro.ranks.collectives import from_first_rank
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.status import is_finished, require_finished
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     pass
 
 
-def train_stage(config: Config, parent: Config | None, at: Session, *, force: bool = False) -> None:
+def train_stage(config: Config, parent: Config | None, session: Session, *, force: bool = False) -> None:
     """Trains one stage unless it is finished; `force` also where its activations vanish or explode at the start.
 
     Raises UserError, also when the parent is not finished, and Interrupted.
@@ -29,50 +29,50 @@ def train_stage(config: Config, parent: Config | None, at: Session, *, force: bo
 
     run = RunDirectory(config.directory)
     if from_first_rank(is_finished(config)):
-        if at.here.is_first:
-            say(f"{config.name}: already trained ({config.directory})")
+        if session.topology.is_first:
+            echo(f"{config.name}: already trained ({config.directory})")
         return
     if parent:
         require_finished(parent)
-    index = at.index(config)
+    index = session.index(config)
     stage.check_data(config, index)
-    if at.here.is_first:
-        departures = stage.begin(config, parent, index, run, at.here.world)
-        say(f"{config.name}: departs from the paper in {len(departures)} settings, see {run.path / 'ledger.json'}")
-    with mirrored(config, run, at.here):
-        train(config, parent, index, at.loader(config), at.here, run, at.watch, force=force)
-        with at.watch.waiting():
+    if session.topology.is_first:
+        departures = stage.begin(config, parent, index, run, session.topology.world)
+        echo(f"{config.name}: departs from the paper in {len(departures)} settings, see {run.path / 'ledger.json'}")
+    with mirrored(config, run, session.topology):
+        train(config, parent, index, session.loader(config), session.topology, run, session.watch, force=force)
+        with session.watch.waiting():
             from_first_rank(None)  # rank 0 has written final.pt, which every rank now reads
 
 
-def evaluate_stage(config: Config, at: Session) -> None:
+def evaluate_stage(config: Config, session: Session) -> None:
     """Stores the posteriors of a finished stage at every Q its tables need, and logs the errors. Raises UserError."""
     from vggrepro.evaluation.stage import evaluate
     from vggrepro.training.stage import check_data, load_final, net_of
 
     run = RunDirectory(config.directory)
     weights = weights_of(config)
-    index = at.index(config)
+    index = session.index(config)
     check_data(config, index)
     if not from_first_rank(_lacks_posteriors(config, weights, index.fingerprint, run)):
         return
-    with mirrored(config, run, at.here):
+    with mirrored(config, run, session.topology):
         evaluate(
             config,
             weights,
-            lambda: net_of(load_final(config), at.device),
+            lambda: net_of(load_final(config), session.device),
             index,
-            at.loader(config),
-            at.here,
+            session.loader(config),
+            session.topology,
             run,
-            at.watch,
+            session.watch,
             _tests(config),
         )
-        if at.here.is_first:
+        if session.topology.is_first:
             asked = [("dense", config.single_Q), ("dense", config.multi_Q), ("centre", config.single_Q)]
             if record := error_record(config, weights, index.fingerprint, run, asked):
                 run.append(record)
-            draw_figures(config, run, index, at)
+            draw_figures(config, run, index, session)
 
 
 def _tests(config: Config) -> dict[str, set[int]]:

@@ -22,9 +22,9 @@ _MLFLOW_PATIENCE_S = 60.0
 
 
 @contextmanager
-def mirrored(config: Config, run: RunDirectory, here: Topology) -> Iterator[None]:
+def mirrored(config: Config, run: RunDirectory, topology: Topology) -> Iterator[None]:
     """Mirrors the run in MLflow for as long as the block takes; on rank 0, unless tracking is off."""
-    if not (here.is_first and config.tracking.mlflow):
+    if not (topology.is_first and config.tracking.mlflow):
         yield
         return
     root = config.run.root

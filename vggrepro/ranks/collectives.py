@@ -57,7 +57,7 @@ def from_every_rank(item: Any) -> list[Any]:
     return items
 
 
-def share_of_cores() -> int:
+def cores_of_rank() -> int:
     """How many of its machine's cores are this rank's: each that it may run on, shared with the ranks that may as well.
 
     SLURM may bind every task to cores of its own, or leave all of them to all tasks of a machine.
@@ -80,19 +80,19 @@ def gather_to_first(item: Any) -> list[Any] | None:
 
 
 @contextmanager
-def first_rank_first(here: Topology) -> Iterator[None]:
+def first_rank_first(topology: Topology) -> Iterator[None]:
     """Rank 0 runs the block before the others do: what it makes on disk, they find there."""
-    if here.world == 1:
+    if topology.world == 1:
         yield
         return
     from torch import distributed
 
     group = host_group(_FIRST_RANK_TIMEOUT)
-    if not here.is_first:
+    if not topology.is_first:
         distributed.barrier(group=group)
     try:
         yield
     finally:
-        if here.is_first:
+        if topology.is_first:
             distributed.barrier(group=group)
         distributed.destroy_process_group(group)

@@ -59,7 +59,7 @@ def pick_device(wanted: Literal["auto", "cpu", "cuda"], local_rank: int) -> torc
 
 
 @contextmanager
-def process_group(here: Topology, device: torch.device, timeout_s: float = _TIMEOUT_S) -> Iterator[None]:
+def process_group(topology: Topology, device: torch.device, timeout_s: float = _TIMEOUT_S) -> Iterator[None]:
     """The process group of all ranks, in which the main thread works on `device`; for one process that alone.
 
     What lies on a CUDA device is exchanged by NCCL; what lies on the host, objects included, by gloo. A rank that
@@ -74,14 +74,14 @@ def process_group(here: Topology, device: torch.device, timeout_s: float = _TIME
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
-    if here.world == 1:
+    if topology.world == 1:
         yield
         return
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
-        store=_meet(here),
-        rank=here.rank,
-        world_size=here.world,
+        store=_meet(topology),
+        rank=topology.rank,
+        world_size=topology.world,
         timeout=timedelta(seconds=timeout_s),
         device_id=device if cuda else None,  # or torch guesses which one NCCL is to use
     )
@@ -93,7 +93,7 @@ def process_group(here: Topology, device: torch.device, timeout_s: float = _TIME
     distributed.destroy_process_group()
 
 
-def _meet(here: Topology) -> Store:
+def _meet(topology: Topology) -> Store:
     """The ranks' common store, once all of them are there. Raises ConnectionError."""
     from torch import distributed
 
@@ -106,16 +106,16 @@ def _meet(here: Topology) -> Store:
         server = distributed.TCPStore(
             os.environ["MASTER_ADDR"],
             port,
-            here.world,
-            is_master=here.is_first and not served,
+            topology.world,
+            is_master=topology.is_first and not served,
             timeout=limit,
             wait_for_workers=False,
         )
     except RuntimeError as error:
-        raise ConnectionError(f"rank {here.rank} on {own} cannot reach rank 0 at {host}:{port}: {error}") from None
+        raise ConnectionError(f"rank {topology.rank} on {own} cannot reach rank 0 at {host}:{port}: {error}") from None
     store = distributed.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", server)
-    names = [f"rank {rank}" for rank in range(here.world)]
-    store.set(names[here.rank], own)
+    names = [f"rank {rank}" for rank in range(topology.world)]
+    store.set(names[topology.rank], own)
     try:
         store.wait(names, limit)
     except RuntimeError:
@@ -124,7 +124,8 @@ def _meet(here: Topology) -> Store:
         hosts = [name for name in host_names(os.environ.get("SLURM_STEP_NODELIST", "")) if name not in present]
         silent = f"; no rank at all on {', '.join(hosts)}" if hosts else ""
         raise ConnectionError(
-            f"{', '.join(absent)} of {here.world} did not come to {host}:{port} within {_JOIN_TIMEOUT_S:g} s{silent}"
+            f"{', '.join(absent)} of {topology.world} did not come to {host}:{port} within "
+            f"{_JOIN_TIMEOUT_S:g} s{silent}"
         ) from None
     _keep_gloo_off_loopback({store.get(name).decode() for name in names} - {own})
     return store

@@ -33,7 +33,7 @@ def divisors(batch: int) -> str:
     return ", ".join(str(n) for n in range(1, batch + 1) if batch % n == 0)
 
 
-def topology(environment: Mapping[str, str]) -> Topology:
+def topology_of(environment: Mapping[str, str]) -> Topology:
     """The topology that a launcher has put into the environment.
 
     torchrun's variables, else those of the SLURM step that this process is a task of, else a single process. A step may
@@ -43,11 +43,13 @@ def topology(environment: Mapping[str, str]) -> Topology:
     """
     torchrun = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     if any(name in environment for name in torchrun):
-        here = Topology(*_numbers(environment, torchrun, "start the ranks with torchrun"))
-        if not (0 <= here.rank < here.world and 0 <= here.local_rank < here.local_world <= here.world):
+        topology = Topology(*_numbers(environment, torchrun, "start the ranks with torchrun"))
+        if not (
+            0 <= topology.rank < topology.world and 0 <= topology.local_rank < topology.local_world <= topology.world
+        ):
             given = _given(environment, torchrun)
             raise UserError(f"{given}: no such rank can be (ranks count from 0); start the ranks with torchrun")
-        return here
+        return topology
     if "SLURM_STEP_NUM_TASKS" not in environment:
         return Topology()
     names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NODEID")

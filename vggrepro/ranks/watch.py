@@ -11,7 +11,6 @@ import os
 import select
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -19,6 +18,7 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vggrepro.errors import Interrupted
+from vggrepro.progress import echo
 from vggrepro.ranks.collectives import from_first_rank, host_group, sum_over_ranks
 from vggrepro.ranks.topology import Topology
 
@@ -40,15 +40,15 @@ class Watch:
     """One rank's watch, a context manager around its work.
 
     Args:
-        here: this rank's place.
+        topology: this rank's place.
         silence_s: seconds without a sign of progress after which a rank counts as lost and the others end.
         stop_after_s: wall time in seconds after which the run is asked to stop.
     """
 
     def __init__(
-        self, here: Topology | None = None, *, silence_s: float = 600.0, stop_after_s: float | None = None
+        self, topology: Topology | None = None, *, silence_s: float = 600.0, stop_after_s: float | None = None
     ) -> None:
-        self.here = here or Topology()
+        self.topology = topology or Topology()
         self.reason: str | None = None
         """Why this rank is to stop, once it is."""
         self._silence_s = silence_s
@@ -69,14 +69,14 @@ class Watch:
             # descriptor is written at once, and the thread reads it. The handler only keeps the default one away.
             self._wakeup = signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
             self._handlers = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
-        if self.here.world > 1:
+        if self.topology.world > 1:
             self._join_others()
         self._look_at_clock()
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, RuntimeError) and self.here.world > 1:  # as gloo and NCCL report a lost connection
+        if isinstance(error, RuntimeError) and self.topology.world > 1:  # as gloo and NCCL report a lost connection
             until = time.monotonic() + 3 * _GONE_AFTER_S
             while self._lost is None and time.monotonic() < until:
                 time.sleep(0.1)
@@ -90,7 +90,7 @@ class Watch:
         self._ear.close()
         self._bell.close()
         if isinstance(error, RuntimeError) and self._lost:
-            _say(f"vggrepro: rank {self.here.rank}: {self._lost}; ends here, the newest checkpoint serves")
+            echo(f"vggrepro: rank {self.topology.rank}: {self._lost}; ends here, the newest checkpoint serves")
             raise SystemExit(ABANDONED_STATUS) from error
 
     def beat(self, doing: str) -> bool:
@@ -100,7 +100,7 @@ class Watch:
         """
         self._beats += 1
         starts, self._doing = not self._doing, doing
-        if starts and self.here.world > 1:
+        if starts and self.topology.world > 1:
             self._bell.send(b"\0")  # the others are told now
         return self.reason is not None
 
@@ -146,7 +146,7 @@ class Watch:
 
         Several ranks answer one call late, on a channel of their own, so that neither host nor device waits.
         """
-        if self.here.world == 1:
+        if self.topology.world == 1:
             return self.reason is not None
         import torch
         from torch import distributed
@@ -186,15 +186,15 @@ class Watch:
             os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False
         )
         self._store = distributed.PrefixStore(nonce, server)
-        self._entries: list[tuple[Any, float]] = [(None, time.monotonic())] * self.here.world
-        self._ticks: list[tuple[int, float]] = [(-1, time.monotonic())] * self.here.world
+        self._entries: list[tuple[Any, float]] = [(None, time.monotonic())] * self.topology.world
+        self._ticks: list[tuple[int, float]] = [(-1, time.monotonic())] * self.topology.world
         self._tick = 0
         self._publish()
         distributed.barrier(group=self._group)
 
     def _look(self) -> None:
         """The thread: hears signals at once, looks at the clock and the other ranks every so often."""
-        pause_s = min(1.0, self._silence_s / 10) * max(1, self.here.world / 64)
+        pause_s = min(1.0, self._silence_s / 10) * max(1, self.topology.world / 64)
         unreachable_since: float | None = None
         while not self._closed.is_set():
             if select.select([self._ear], [], [], pause_s)[0]:
@@ -202,7 +202,7 @@ class Watch:
                     if number in _SIGNALS:
                         self._ask(signal.Signals(number).name)
             self._look_at_clock()
-            if self.here.world == 1 or self._closed.is_set():
+            if self.topology.world == 1 or self._closed.is_set():
                 continue
             try:
                 self._publish()
@@ -221,16 +221,16 @@ class Watch:
     def _ask(self, reason: str) -> None:
         if self.reason is None:
             self.reason = reason
-            _say(f"vggrepro: rank {self.here.rank}: asked to stop ({reason}); leaves at the next step")
+            echo(f"vggrepro: rank {self.topology.rank}: asked to stop ({reason}); leaves at the next step")
 
     def _publish(self) -> None:
         self._tick += 1
         entry = [self._tick, self._beats, self._waits, self._doing, self.reason, socket.gethostname()]
-        self._store.set(str(self.here.rank), json.dumps(entry))
+        self._store.set(str(self.topology.rank), json.dumps(entry))
 
     def _read_others(self) -> None:
         now = time.monotonic()
-        entries = [json.loads(text) for text in self._store.multi_get([str(r) for r in range(self.here.world)])]
+        entries = [json.loads(text) for text in self._store.multi_get([str(r) for r in range(self.topology.world)])]
         for rank, (tick, *entry) in enumerate(entries):
             if tick != self._ticks[rank][0]:
                 self._ticks[rank] = (tick, now)
@@ -243,25 +243,21 @@ class Watch:
                 self._lost = f"rank {rank} on {host} is gone ({_last(doing)})"
         if not self._doing:
             return
-        quiet = [rank for rank in range(self.here.world) if now - self._entries[rank][1] > self._silence_s]
+        quiet = [rank for rank in range(self.topology.world) if now - self._entries[rank][1] > self._silence_s]
         for rank in quiet:
             _, waits, doing, _, host = self._entries[rank][0]
             stopped = now - self._ticks[rank][1] > self._silence_s  # not even its thread runs any more
-            own = rank == self.here.rank and now - self._entries[rank][1] < self._silence_s + _GONE_AFTER_S
+            own = rank == self.topology.rank and now - self._entries[rank][1] < self._silence_s + _GONE_AFTER_S
             if not own and (stopped or (doing and not waits)):  # the others name this one first
                 self._abandon(f"rank {rank} on {host} has been silent for {self._silence_s:g} s ({_last(doing)})")
-        if len(quiet) == self.here.world and all(self._entries[rank][0][1] for rank in quiet):
+        if len(quiet) == self.topology.world and all(self._entries[rank][0][1] for rank in quiet):
             self._abandon(f"all ranks have waited for each other for {self._silence_s:g} s ({self._doing})")
 
     def _abandon(self, why: str) -> None:
         if not self._closed.is_set():
-            _say(f"vggrepro: rank {self.here.rank}: {why}; ends here, the newest checkpoint serves")
+            echo(f"vggrepro: rank {self.topology.rank}: {why}; ends here, the newest checkpoint serves")
             os._exit(ABANDONED_STATUS)  # the main thread is blocked for good
 
 
 def _last(doing: str) -> str:
     return f"last seen: {doing}" if doing else "not seen at work"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

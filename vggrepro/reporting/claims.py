@@ -1,4 +1,4 @@
-"""The paper's sentences of Section 4 as paired tests on stored answers. No torch.
+"""The paper's sentences of Section 4 as paired tests on stored posteriors. No torch.
 
 A claim compares two protocols on the same images. Its effect is the fall of the top-1 error that the claim asserts,
 in percentage points, with a 95 % interval; the margins of "does not help" and "about as good" are ours and stated.
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from vggrepro.evaluation.significance import Paired
 from vggrepro.paper import Scale, scale_text, value
-from vggrepro.reporting.predictions import AnswerBook, Asked, paired_top1
+from vggrepro.reporting.predictions import Asked, PredictionCache, paired_top1
 from vggrepro.reporting.runs import Recipe, StoredRun
 
 Outcome = Literal["supported", "not supported", "undecided at this n", "not measured"]
@@ -142,12 +142,12 @@ def _statements() -> Iterator[_Statement]:
             yield _Statement("4.4", text, together, one(net, jitter, 4, method))
 
 
-def check_claims(group: str, recipes: Mapping[Recipe, Sequence[StoredRun]], book: AnswerBook) -> list[Claim]:
+def check_claims(group: str, recipes: Mapping[Recipe, Sequence[StoredRun]], cache: PredictionCache) -> list[Claim]:
     """Every claim, tested where the runs of the group allow it. Raises UserError."""
-    return [_check(group, statement, recipes, book) for statement in _statements()]
+    return [_check(group, statement, recipes, cache) for statement in _statements()]
 
 
-def dense_over_centre(group: str, recipes: Mapping[Recipe, Sequence[StoredRun]], book: AnswerBook) -> list[Claim]:
+def dense_over_centre(group: str, recipes: Mapping[Recipe, Sequence[StoredRun]], cache: PredictionCache) -> list[Claim]:
     """What each net gains by the dense test at one Q over the centre crop at the same Q, where both are stored.
 
     The paper compares dense testing with many crops only, but most published figures are of the one in the middle.
@@ -158,11 +158,13 @@ def dense_over_centre(group: str, recipes: Mapping[Recipe, Sequence[StoredRun]],
     for net, S in recipes:
         dense, centre = (_Side(((net, S),), 3, method) for method in ("dense", "centre"))
         statement = _Statement("3.2", text.format(net, scale_text(S)), dense, centre)
-        tested.append(_check(group, statement, recipes, book))
+        tested.append(_check(group, statement, recipes, cache))
     return [one for one in tested if one.verdict != "not measured"]
 
 
-def _check(group: str, statement: _Statement, recipes: Mapping[Recipe, Sequence[StoredRun]], book: AnswerBook) -> Claim:
+def _check(
+    group: str, statement: _Statement, recipes: Mapping[Recipe, Sequence[StoredRun]], cache: PredictionCache
+) -> Claim:
     sides = (statement.better, statement.worse)
     named: dict[str, Any] = {
         "group": group,
@@ -179,7 +181,7 @@ def _check(group: str, statement: _Statement, recipes: Mapping[Recipe, Sequence[
     used = [recipes[recipe] for side in sides for recipe in side.recipes]
     seeds = set.intersection(*({run.config.run.seed for run in runs} for runs in used))
     asked = [[side.asked(recipes, seed) for side in sides] for seed in sorted(seeds)]
-    found = [[book.of(one, side.method) for one, side in zip(both, sides, strict=True)] for both in asked]
+    found = [[cache.of(one, side.method) for one, side in zip(both, sides, strict=True)] for both in asked]
     measured = [(both, better, worse) for both, (better, worse) in zip(asked, found, strict=True) if better and worse]
     if not measured:
         return Claim(verdict="not measured", note="no seed has stored posteriors of both sides", **named)

@@ -1,4 +1,4 @@
-"""Runs held against each other: what differs in how they were made, and in what they answer. No torch."""
+"""Runs held against each other: what differs in how they were made, and in what they predict. No torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vggrepro.config.trees import flatten
 from vggrepro.errors import UserError
 from vggrepro.reporting import figures
 from vggrepro.reporting.blocks import DASH, Block, Figure, Heading, Sheet, Text
-from vggrepro.reporting.predictions import AnswerBook, Answers, paired_top1
+from vggrepro.reporting.predictions import PredictionCache, Predictions, paired_top1
 from vggrepro.reporting.render import p_text, run_sheet
 from vggrepro.reporting.report import Record, RunNote
 from vggrepro.reporting.runs import StoredRun
@@ -117,29 +117,29 @@ def compare(runs: Sequence[StoredRun], index: Index | None, notes: Sequence[str]
         raise UserError(f"compare needs two different runs or more, got {', '.join(names) or 'none'}; name another")
     if len(set(names)) < len(names):
         names = [str(run.path) for run in runs]
-    book = AnswerBook()
+    cache = PredictionCache()
     errors, paired, said = [], [], list(notes)
     same_images = len({run.dataset.get("fingerprint") for run in runs}) == 1
     if not same_images:
         said.append("The runs are of different images: their errors are not comparable, and no paired test is made.")
-    shown: tuple[str, Answers, Answers] | None = None
-    for method, scales, answers in _protocols(runs, book):
+    shown: tuple[str, Predictions, Predictions] | None = None
+    for method, scales, predictions in _protocols(runs, cache):
         Q = [", ".join(map(str, run.Q_of(3 if scales == "one Q" else 4))) for run in runs]
         errors.append(
             Measured(
                 method=method,
                 scales=scales,
                 Q=Q,
-                top1=[one.top1.percent if one else None for one in answers],
-                interval_top1=[one.top1.interval if one else None for one in answers],
-                top5=[one.top5.percent if one else None for one in answers],
-                interval_top5=[one.top5.interval if one else None for one in answers],
-                n=[one.top1.n if one else None for one in answers],
+                top1=[one.top1.percent if one else None for one in predictions],
+                interval_top1=[one.top1.interval if one else None for one in predictions],
+                top5=[one.top5.percent if one else None for one in predictions],
+                interval_top5=[one.top5.interval if one else None for one in predictions],
+                n=[one.top1.n if one else None for one in predictions],
             )
         )
         if not same_images:
             continue
-        for (a, first), (b, second) in combinations(enumerate(answers), 2):
+        for (a, first), (b, second) in combinations(enumerate(predictions), 2):
             if first and second:
                 test = paired_top1(first, second)
                 paired.append(
@@ -156,8 +156,8 @@ def compare(runs: Sequence[StoredRun], index: Index | None, notes: Sequence[str]
                         n=test.n,
                     )
                 )
-        if answers[0] and answers[1]:
-            shown = f"{method}, Q = {' | '.join(dict.fromkeys(Q[:2]))}", answers[0], answers[1]
+        if predictions[0] and predictions[1]:
+            shown = f"{method}, Q = {' | '.join(dict.fromkeys(Q[:2]))}", predictions[0], predictions[1]
     if len({(run.config.evaluation.flip, run.config.evaluation.precision) for run in runs}) > 1:
         said.append("The runs are tested differently: evaluation.flip or evaluation.precision, see below.")
     elif not any(run.config.evaluation.flip for run in runs):
@@ -200,15 +200,15 @@ def open_images(runs: Sequence[StoredRun]) -> tuple[Index | None, str]:
 
 
 def _protocols(
-    runs: Sequence[StoredRun], book: AnswerBook
-) -> Iterator[tuple[str, Literal["one Q", "several Q"], list[Answers | None]]]:
+    runs: Sequence[StoredRun], cache: PredictionCache
+) -> Iterator[tuple[str, Literal["one Q", "several Q"], list[Predictions | None]]]:
     """The protocols under which any of the runs was evaluated."""
     scales: tuple[Literal["one Q", "several Q"], ...] = ("one Q", "several Q")
     for table, which in zip((3, 4), scales, strict=True):
         for method in _METHODS:
-            answers = [book.of([(run, run.Q_of(table))], method) for run in runs]
-            if any(answers):
-                yield method, which, answers
+            predictions = [cache.of([(run, run.Q_of(table))], method) for run in runs]
+            if any(predictions):
+                yield method, which, predictions
 
 
 def _differences(runs: Sequence[StoredRun]) -> Iterator[Difference]:
@@ -229,7 +229,7 @@ def _class_name(label: int, index: Index | None) -> str:
     return index.classes[label] if index else f"class {label}"
 
 
-def _by_class(first: Answers, second: Answers, index: Index | None) -> list[ClassErrors]:
+def _by_class(first: Predictions, second: Predictions, index: Index | None) -> list[ClassErrors]:
     found = []
     for label in np.unique(first.labels):
         own = first.labels == label
@@ -238,7 +238,7 @@ def _by_class(first: Answers, second: Answers, index: Index | None) -> list[Clas
     return sorted(found, key=lambda one: -abs(one.errors[0] - one.errors[1]))[:_CLASSES_SHOWN]
 
 
-def _disagreements(first: Answers, second: Answers, index: Index | None) -> list[Disagreement]:
+def _disagreements(first: Predictions, second: Predictions, index: Index | None) -> list[Disagreement]:
     differing = np.flatnonzero(first.right1 != second.right1)
     gap = np.abs(first.confidence - second.confidence)[differing]
     chosen = differing[np.argsort(-gap, kind="stable")[:_MOST_SHOWN]]

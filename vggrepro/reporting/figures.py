@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggrepro.paper import facts
-from vggrepro.reporting.predictions import Answers
+from vggrepro.reporting.predictions import Predictions
 from vggrepro.reporting.report import Report, Row
 from vggrepro.storage.directory import RunDirectory
 
@@ -145,13 +145,13 @@ def sheet(images: Sequence[NDArray[Any]], titles: Sequence[str]) -> bytes:
     return _png(figure)
 
 
-def confusion(answers: Answers, classes: Sequence[str], protocol: str, worst: int = 12) -> bytes:
+def confusion(predictions: Predictions, classes: Sequence[str], protocol: str, worst: int = 12) -> bytes:
     """Share of first guesses, row by true class, for the classes with the largest top-1 error."""
-    chosen = worst_classes(answers, worst)
+    chosen = worst_classes(predictions, worst)
     counts = np.zeros((len(chosen), len(chosen) + 1))
     column = {label: number for number, label in enumerate(chosen)}
     for row, label in enumerate(chosen):
-        guesses = answers.guess[answers.labels == label]
+        guesses = predictions.guess[predictions.labels == label]
         for guess in guesses:
             counts[row, column.get(int(guess), len(chosen))] += 1 / len(guesses)
     side = 1.5 + 0.45 * len(chosen)
@@ -169,10 +169,10 @@ def confusion(answers: Answers, classes: Sequence[str], protocol: str, worst: in
     return _png(figure)
 
 
-def worst_classes(answers: Answers, count: int) -> list[int]:
+def worst_classes(predictions: Predictions, count: int) -> list[int]:
     """Class numbers by falling top-1 error."""
-    labels = np.unique(answers.labels)
-    errors = [float((~answers.right1[answers.labels == label]).mean()) for label in labels]
+    labels = np.unique(predictions.labels)
+    errors = [float((~predictions.right1[predictions.labels == label]).mean()) for label in labels]
     return [int(labels[at]) for at in np.argsort([-error for error in errors], kind="stable")[:count]]
 
 

@@ -1,4 +1,4 @@
-"""Which images a net gets right under a protocol: all that tables, claims and comparisons need of the posteriors."""
+"""What a net predicts under a protocol: all that tables, claims and comparisons need of the posteriors."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Asked = tuple[StoredRun, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a net says of n images, in the index's order."""
+class Predictions:
+    """What a net predicts for n images, in the index's order."""
 
     labels: NDArray[np.int64]
     """(n,) true classes."""
@@ -43,21 +43,21 @@ class Answers:
         return ErrorRate(int((~self.right5).sum()), len(self.right5))
 
 
-def paired_top1(first: Answers, second: Answers) -> Paired:
-    """Top-1 of two sets of answers to the same images."""
-    assert np.array_equal(first.labels, second.labels), "answers to different images"
+def paired_top1(first: Predictions, second: Predictions) -> Paired:
+    """Top-1 of two sets of predictions for the same images."""
+    assert np.array_equal(first.labels, second.labels), "predictions for different images"
     a, b = first.right1, second.right1
     return Paired(int((a & ~b).sum()), int((~a & b).sum()), len(a))
 
 
-class AnswerBook:
-    """Answers by runs, Q and method, each read from the posteriors store once: 200 MB of them leave 1 MB here."""
+class PredictionCache:
+    """Predictions by runs, Q and method, each read from the posteriors store once: 200 MB of them leave 1 MB here."""
 
     def __init__(self) -> None:
-        self._kept: dict[object, Answers | None] = {}
+        self._kept: dict[object, Predictions | None] = {}
 
-    def of(self, asked: Sequence[Asked], method: str) -> Answers | None:
-        """The answers of one run, or of several fused; None while posteriors are missing. Raises UserError.
+    def of(self, asked: Sequence[Asked], method: str) -> Predictions | None:
+        """The predictions of one run, or of several fused; None while posteriors are missing. Raises UserError.
 
         Runs to be fused must be of one data set.
         """
@@ -67,7 +67,7 @@ class AnswerBook:
         return self._kept[key]
 
     @staticmethod
-    def _read(asked: Sequence[Asked], method: str) -> Answers | None:
+    def _read(asked: Sequence[Asked], method: str) -> Predictions | None:
         assert len({run.dataset.get("fingerprint") for run, _ in asked}) == 1, "runs of different data sets"
         sets: list[Scored] = []
         for run, Q in asked:
@@ -76,7 +76,7 @@ class AnswerBook:
                 return None
             sets.append(found)
         whole = sets[0] if len(sets) == 1 else fuse(sets)
-        return Answers(
+        return Predictions(
             labels=whole.labels,
             guess=whole.values.argmax(axis=1),
             confidence=whole.values[np.arange(len(whole.labels)), whole.labels],

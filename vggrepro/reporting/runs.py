@@ -16,7 +16,7 @@ from vggrepro.config.settings import Config
 from vggrepro.errors import UserError
 from vggrepro.evaluation.measure import Scored, methods_of, protocol, scored
 from vggrepro.paper import Scale, facts, value
-from vggrepro.progress import say
+from vggrepro.progress import echo
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.ledger import Departure, read_ledger
 from vggrepro.storage.status import FINAL
@@ -222,7 +222,7 @@ def find_runs(places: Iterable[Path], experiments: Sequence[str] = ()) -> list[S
                 except UserError as error:  # of another version, say: the others can still be reported
                     if not depth:
                         raise
-                    say(f"left out: {error}")
+                    echo(f"left out: {error}")
     runs = list(found.values())
     for experiment in experiments:
         if not any(run.config.run.experiment == experiment for run in runs):

@@ -14,7 +14,7 @@ from vggrepro.models.table1 import architecture
 from vggrepro.paper import Row as PrintedRow
 from vggrepro.paper import TestedNet, facts, scale_text
 from vggrepro.reporting.claims import check_claims, dense_over_centre
-from vggrepro.reporting.predictions import AnswerBook, Answers, Asked
+from vggrepro.reporting.predictions import Asked, PredictionCache, Predictions
 from vggrepro.reporting.report import Departed, Group, Report, Row, RunNote, Spread, Verdict
 from vggrepro.reporting.runs import Recipe, Setting, StoredRun, recipes_of, setting_of
 
@@ -33,7 +33,7 @@ _PAPER = "ilsvrc-2012"  # the group of rows that no run has measured yet
 
 def build_report(runs: Sequence[StoredRun]) -> Report:
     """The tables, claims and ledgers of some runs; with none, the paper's tables, not measured. Raises UserError."""
-    book = AnswerBook()
+    cache = PredictionCache()
     grouped: dict[Setting, list[StoredRun]] = {}
     for run in runs:
         if run.dataset:
@@ -47,15 +47,15 @@ def build_report(runs: Sequence[StoredRun]) -> Report:
             runs=[note_of(run) for run in members],
         )
         groups.append(group)
-        own = _rows(group.id, setting, members, book)
+        own = _rows(group.id, setting, members, cache)
         rows += own
         seeds += _spreads(own, members)
-        claims += check_claims(group.id, recipes_of(members), book)
-        gains += dense_over_centre(group.id, recipes_of(members), book)
+        claims += check_claims(group.id, recipes_of(members), cache)
+        gains += dense_over_centre(group.id, recipes_of(members), cache)
     if not groups:
         groups.append(Group(id=_PAPER, title="ILSVRC-2012: no run yet", papers=True, runs=[]))
-        rows += _rows(_PAPER, None, [], book)
-        claims += check_claims(_PAPER, {}, book)
+        rows += _rows(_PAPER, None, [], cache)
+        claims += check_claims(_PAPER, {}, cache)
     return Report(
         groups=groups,
         rows=sorted(rows, key=lambda row: row.table),
@@ -82,7 +82,7 @@ def _counts() -> list[Row]:
     return rows
 
 
-def _rows(group: str, setting: Setting | None, runs: list[StoredRun], book: AnswerBook) -> list[Row]:
+def _rows(group: str, setting: Setting | None, runs: list[StoredRun], cache: PredictionCache) -> list[Row]:
     """Tables 3-7: every row of the paper at least once, and what was measured beside them."""
     recipes: dict[Recipe, list[StoredRun]] = {}
     for run in runs:
@@ -91,7 +91,7 @@ def _rows(group: str, setting: Setting | None, runs: list[StoredRun], book: Answ
     for table in (3, 4, 5, 6):
         printed_rows = facts().table(table)
         for printed in printed_rows:
-            own = _measured(group, setting, printed, recipes, book)
+            own = _measured(group, setting, printed, recipes, cache)
             rows += [*own, *_test_row(own[0], printed.top5_test)]
         if table == 6:
             continue
@@ -101,7 +101,7 @@ def _rows(group: str, setting: Setting | None, runs: list[StoredRun], book: Answ
             if recipe not in known:
                 for run in candidates:
                     own = [
-                        _row(group, setting, table, None, method, [(run, run.Q_of(table))], book) for method in methods
+                        _row(group, setting, table, None, method, [(run, run.Q_of(table))], cache) for method in methods
                     ]
                     # the paper has no multi-crop figures of this net; where it was so tested, dense stands beside
                     if table != 5 or any(row.measured_top1 is not None for row in own[1:]):
@@ -122,7 +122,7 @@ def _measured(
     setting: Setting | None,
     printed: PrintedRow,
     recipes: dict[Recipe, list[StoredRun]],
-    book: AnswerBook,
+    cache: PredictionCache,
 ) -> list[Row]:
     """One row for each run of the printed row's recipe, or one that says what is missing."""
     candidates = [recipes.get((member.net, member.S), []) for member in printed.members]
@@ -145,7 +145,7 @@ def _measured(
             [asked(run, member) for run, member in zip(fused, printed.members, strict=True)]
             for fused in _by_seed(recipes_of(run for found in candidates for run in found), printed)
         ]
-    return [_row(group, setting, printed.table, printed, printed.method, one, book) for one in chosen]
+    return [_row(group, setting, printed.table, printed, printed.method, one, cache) for one in chosen]
 
 
 def _by_seed(recipes: dict[Recipe, list[StoredRun]], printed: PrintedRow) -> list[list[StoredRun]]:
@@ -164,10 +164,10 @@ def _row(
     printed: PrintedRow | None,
     method: str,
     asked: list[Asked],
-    book: AnswerBook,
+    cache: PredictionCache,
 ) -> Row:
     runs = [run for run, _ in asked]
-    answers = book.of(asked, method)
+    predictions = cache.of(asked, method)
     named: dict[str, Any] = {
         "group": group,
         "table": table,
@@ -182,27 +182,27 @@ def _row(
         "printed_top1": printed.top1 if printed else None,
         "printed_top5": printed.top5 if printed else None,
     }
-    if answers is None:
-        lacking = [run.what_is_missing(Q, method) for run, Q in asked if book.of([(run, Q)], method) is None]
+    if predictions is None:
+        lacking = [run.what_is_missing(Q, method) for run, Q in asked if cache.of([(run, Q)], method) is None]
         return Row(verdict="not measured", note="; ".join(lacking), **named)
     named |= {
-        "measured_top1": answers.top1.percent,
-        "measured_top5": answers.top5.percent,
-        "interval_top1": answers.top1.interval,
-        "interval_top5": answers.top5.interval,
-        "n": answers.top1.n,
+        "measured_top1": predictions.top1.percent,
+        "measured_top5": predictions.top5.percent,
+        "interval_top1": predictions.top1.interval,
+        "interval_top5": predictions.top5.interval,
+        "n": predictions.top1.n,
     }
     obstacle = _obstacle(setting, printed, runs)
     if printed is None or obstacle:
         return Row(verdict="not comparable", note=obstacle, **named)
-    return Row(**named, **_against(answers, printed))
+    return Row(**named, **_against(predictions, printed))
 
 
-def _against(answers: Answers, printed: PrintedRow) -> dict[str, Any]:
+def _against(predictions: Predictions, printed: PrintedRow) -> dict[str, Any]:
     """Differences, verdict and, where it differs, in which column."""
     held = {
-        "top-1": AgainstPrinted(answers.top1, printed.top1),
-        "top-5": AgainstPrinted(answers.top5, printed.top5),
+        "top-1": AgainstPrinted(predictions.top1, printed.top1),
+        "top-5": AgainstPrinted(predictions.top5, printed.top5),
     }
     off = [f"{column} {one.verdict}" for column, one in held.items() if one.verdict in ("lower", "higher")]
     return {

@@ -33,20 +33,20 @@ class Exchange:
         comm: see the module; None on a single rank.
     """
 
-    def __init__(self, net: VGG, here: Topology, comm: Comm | None) -> None:
+    def __init__(self, net: VGG, topology: Topology, comm: Comm | None) -> None:
         self.payload_bytes = 0
         """Bytes this rank has handed to all-reduces and all-gathers so far."""
         self.forward: nn.Module = net
-        self._world = here.world
+        self._world = topology.world
         self._last = True
         self._fc = [layer for layer in net.classifier if isinstance(layer, nn.Linear)] if comm == "factor" else []
-        self._fc = self._fc if here.world > 1 else []
+        self._fc = self._fc if topology.world > 1 else []
         self._factors: dict[nn.Linear, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in self._fc}
         self._gathers: list[tuple[nn.Linear, Tensor, Tensor, list[distributed.Work]]] = []
         for layer in self._fc:
             layer.requires_grad_(False)
             layer.register_forward_hook(self._after_forward)
-        if here.world > 1:
+        if topology.world > 1:
             # Buckets are views of the gradients: one copy less.
             self.forward = DistributedDataParallel(net, bucket_cap_mb=_BUCKET_MIB, gradient_as_bucket_view=True)
             average = default_hooks.bf16_compress_hook if comm == "bf16" else default_hooks.allreduce_hook

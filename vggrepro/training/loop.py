@@ -15,10 +15,10 @@ import torch
 from vggrepro.config.settings import Config
 from vggrepro.data.index import Index, Split
 from vggrepro.data.loader import Loader
-from vggrepro.data.sampler import TrainingPlan
+from vggrepro.data.sampler import TrainingSampler
 from vggrepro.errors import Interrupted, UserError
 from vggrepro.evaluation.methods import centre_error
-from vggrepro.progress import progress, say
+from vggrepro.progress import echo, progress
 from vggrepro.ranks.collectives import sum_over_ranks
 from vggrepro.ranks.topology import Topology
 from vggrepro.ranks.watch import Watch
@@ -38,7 +38,7 @@ def train(
     parent: Config | None,
     index: Index,
     loader: Loader,
-    here: Topology,
+    topology: Topology,
     run: RunDirectory,
     watch: Watch,
     *,
@@ -52,22 +52,22 @@ def train(
     to stop and a checkpoint is written from which the same command goes on.
     """
     watch.leave_together()
-    if here.is_first:
+    if topology.is_first:
         checkpoint.clean(run.checkpoints)
     settings, last = config.train, config.train.iterations
     training, validation = index.split("train"), index.split("val")
-    plan = TrainingPlan(training.size, config.data, config.model.crop, config.run.seed)
-    net, kept, state = start(config, parent, index, run.checkpoints, here)
+    sampler = TrainingSampler(training.size, config.data, config.model.crop, config.run.seed)
+    net, kept, state = start(config, parent, index, run.checkpoints, topology)
     net.to(loader.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    trainer = Trainer(net, config, here, loader.device)
+    trainer = Trainer(net, config, topology, loader.device)
     trainer.set_momentum(kept.training["momentum"] if kept.training else {})
-    trainer.restart_loss(state.loss_sum if here.is_first else 0.0)
+    trainer.restart_loss(state.loss_sum if topology.is_first else 0.0)
     meter = Meter()
     flop, peak = flop_per_image(net.architecture), peak_flops(loader.device, settings.precision)
     writer = checkpoint.Writer()
 
     def epochs(step: int) -> float:
-        return step * settings.batch / plan.images
+        return step * settings.batch / sampler.images
 
     def ends_a_period(step: int) -> bool:
         period = settings.validate_every
@@ -77,14 +77,14 @@ def train(
         return ends_a_period(state.step) and state.validated < state.step
 
     def log(record: dict[str, Any]) -> None:
-        if here.is_first:
+        if topology.is_first:
             run.append({"step": state.step, "epoch": epochs(state.step)} | record)
 
     def check_finite() -> None:
         """Raises UserError when a gradient has not been finite; nothing of it is in the weights."""
         bad = trainer.bad_step()
         if bad is not None:
-            raise UserError(_non_finite(bad, plan, training, config, run, here))
+            raise UserError(_non_finite(bad, sampler, training, config, run, topology))
 
     def save(*, best: bool = False) -> None:
         """Copies the state, and writes it while training goes on; every rank calls it."""
@@ -92,7 +92,7 @@ def train(
         with watch.waiting():  # for the device, which waits for the others'
             check_finite()
             state = replace(state, loss_sum=trainer.loss_sum())
-        if here.is_first:
+        if topology.is_first:
             lease.require(run.path)
             writer.wait()
             weights, momentum = trainer.snapshot()
@@ -101,22 +101,22 @@ def train(
             content = replace(kept, step=state.step, weights=weights, training=training_state)
             writer.submit(content, file, lambda: _after_saving(file, run.checkpoints, settings.keep, best=best))
 
-    if here.is_first:
+    if topology.is_first:
         run.rewind(state.step, validated=state.step > 0 and not validation_is_due(state))
         if trainer.comm:
-            say(f"{config.name}: {here.world} ranks exchange gradients by {trainer.comm}")
-        if (trainer.comm, here.world) != _last_exchange(run):
-            log({"kind": "event", "event": "gradient exchange", "comm": trainer.comm, "ranks": here.world})
+            echo(f"{config.name}: {topology.world} ranks exchange gradients by {trainer.comm}")
+        if (trainer.comm, topology.world) != _last_exchange(run):
+            log({"kind": "event", "event": "gradient exchange", "comm": trainer.comm, "ranks": topology.world})
     if state.step == 0:
         alone = replace(loader, processes=0)  # for one batch no others are started
-        with closing(alone.batches(training, trainer.views(plan, 0))) as batches:
+        with closing(alone.batches(training, trainer.views(sampler, 0))) as batches:
             scales = health.activation_scales(net, next(batches).images)
         log({"kind": "event", "event": "activation scales"} | scales)
         if parent is None and not force:
             health.check_start(net, scales)
     with (
-        progress(f"{config.name}: training", last, shown=here.is_first) as update,
-        closing(trainer.batches(loader, training, plan, state.step)) as batches,
+        progress(f"{config.name}: training", last, shown=topology.is_first) as update,
+        closing(trainer.batches(loader, training, sampler, state.step)) as batches,
         writer,
         _collected_at_reports(),
     ):
@@ -133,7 +133,7 @@ def train(
                         validation,
                         Q,
                         batch=config.evaluation.batch,
-                        here=here,
+                        topology=topology,
                         precision=settings.precision,
                         watch=watch,
                     )
@@ -147,8 +147,8 @@ def train(
                     log({"kind": "validation", "Q": Q} | record)
                     if dropped:
                         log({"kind": "event", "event": "learning rate drop", "drop": schedule.drops})
-                    if here.is_first:
-                        say(_validation_line(config, epochs(state.step), top1, schedule.drops if dropped else None))
+                    if topology.is_first:
+                        echo(_validation_line(config, epochs(state.step), top1, schedule.drops if dropped else None))
                     save(best=best)
                 if state.step == last:
                     break
@@ -167,7 +167,7 @@ def train(
                 meter.stop(settings.batch)
                 if reports:
                     check_finite()
-                    speed = meter.read(trainer.waited_s, flop, peak, here.world)
+                    speed = meter.read(trainer.waited_s, flop, peak, topology.world)
                     left = (last - state.step) * settings.batch / speed["images_per_s"]
                     record = {"loss": loss, "learning_rate": rate, "seconds_left": left, "bad_images": bad}
                     log({"kind": "train"} | record | speed)
@@ -182,12 +182,12 @@ def train(
                     save()
         except Interrupted as stop:
             save()
-            if here.is_first and not writer.wait():
+            if topology.is_first and not writer.wait():
                 raise Interrupted(f"{stop}; step {state.step} could not be saved, an earlier one was") from None
             raise Interrupted(f"{stop}; saved at step {state.step}") from None
         finally:
             watch.rest()
-    if here.is_first:
+    if topology.is_first:
         lease.require(run.path)
         weights, _ = trainer.snapshot()
         final = replace(kept, step=last, weights=weights, training={})
@@ -225,13 +225,13 @@ def _validation_line(config: Config, epoch: float, top1: float, drop: int | None
 
 
 def _non_finite(
-    step: int, plan: TrainingPlan, training: Split, config: Config, run: RunDirectory, here: Topology
+    step: int, sampler: TrainingSampler, training: Split, config: Config, run: RunDirectory, topology: Topology
 ) -> str:
     """What to say of a step whose gradient was not finite; its images are listed in the run directory."""
     batch = config.train.batch
-    shown = plan.views(step * batch, batch).image
+    shown = sampler.views(step * batch, batch).image
     images = [training.name_of(int(image)) for image in shown]
-    if here.is_first:
+    if topology.is_first:
         run.write_json("non_finite.json", {"step": step + 1, "images": images})
     return (
         f"loss or gradient of step {step + 1} is not finite and was not applied; its {batch} images are listed in "

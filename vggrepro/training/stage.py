@@ -15,7 +15,7 @@ from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
 from vggrepro.models.warm_start import warm_start
-from vggrepro.progress import say
+from vggrepro.progress import echo
 from vggrepro.ranks.collectives import from_every_rank
 from vggrepro.ranks.topology import Topology
 from vggrepro.storage import checkpoint
@@ -67,7 +67,7 @@ def net_of(kept: checkpoint.Checkpoint, device: torch.device) -> VGG:
 
 
 def start(
-    config: Config, parent: Config | None, index: Index, folder: Path, here: Topology
+    config: Config, parent: Config | None, index: Index, folder: Path, topology: Topology
 ) -> tuple[VGG, checkpoint.Checkpoint, State]:
     """The net to go on from, what its checkpoints carry besides, and where it stands."""
     net = VGG(architecture_of(config))
@@ -79,30 +79,30 @@ def start(
         net.load_state_dict(kept.weights)
         saved = kept.training["state"]
         state = State(**saved | {"schedule": Plateau(**saved["schedule"])})
-        if here.is_first:
-            say(f"{config.name}: goes on from step {state.step}")
+        if topology.is_first:
+            echo(f"{config.name}: goes on from step {state.step}")
         return net, kept, state
     init_weights(net, config.model.init, config.run.seed)
     provenance: dict[str, Any] = {
         "data": index.fingerprint,
         "classes": list(index.classes),
         "versions": environment(),
-        "parent": _inherit(net, parent, index, here) if parent else None,
+        "parent": _inherit(net, parent, index, topology) if parent else None,
     }
     preprocessing = {"channels": "RGB", "range": [0, 255], "mean": list(config.data.mean), "std": [1.0, 1.0, 1.0]}
     return net, checkpoint.Checkpoint(config.model_dump(mode="json"), 0, {}, preprocessing, provenance), State()
 
 
-def _inherit(net: VGG, parent: Config, index: Index, here: Topology) -> dict[str, Any]:
+def _inherit(net: VGG, parent: Config, index: Index, topology: Topology) -> dict[str, Any]:
     """Copies the parent's layers into the net; returns the parent's name, weights hash and the layer map."""
     origin = load_final(parent)
     if origin.provenance["classes"] != list(index.classes):
         raise UserError(f"parent {parent.name} was trained on other classes than {index.source} has; train it on these")
     layers = warm_start(net, origin.weights, architecture_of(origin.stage))
-    if here.is_first:
-        say(f"{net.architecture.name} starts from {parent.name}:")
+    if topology.is_first:
+        echo(f"{net.architecture.name} starts from {parent.name}:")
         for line in layers.table():
-            say(f"  {line}")
+            echo(f"  {line}")
     return {"name": parent.name, "weights": checkpoint.weights_hash(origin.weights)} | layers.to_dict()
 
 

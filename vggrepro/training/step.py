@@ -1,8 +1,8 @@
-"""One iteration (Section 3.1): mini-batch SGD with momentum on the plan's batch.
+"""One iteration (Section 3.1): mini-batch SGD with momentum on the sampler's batch.
 
 The course of a run is a function of (configuration, seed, data set): the views and the dropout units of a step come
-from the plan, for the global batch, and each rank computes its rows. The number of ranks and of micro-batches changes
-the order of floating-point sums and nothing else.
+from the sampler, for the global batch, and each rank computes its rows. The number of ranks and of micro-batches
+changes the order of floating-point sums and nothing else.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vggrepro.config.settings import Config
 from vggrepro.data.index import Split
 from vggrepro.data.loader import Batch, Loader
 from vggrepro.data.prefetch import prefetch, to_device
-from vggrepro.data.sampler import MicroBatches, TrainingPlan, dropout_masks
+from vggrepro.data.sampler import MicroBatches, TrainingSampler, dropout_masks
 from vggrepro.errors import UserError
 from vggrepro.models.precision import autocast, set_arithmetic
 from vggrepro.models.vgg import VGG, DropoutMasks
@@ -32,7 +32,7 @@ from vggrepro.training.throughput import Comm, comm_of
 
 
 @dataclass(frozen=True)
-class Share:
+class Shard:
     """The rows of each global batch that one rank computes, cut into micro-batches."""
 
     batch: int
@@ -45,28 +45,28 @@ class Share:
         return self.rows[-1].stop - self.rows[0].start
 
 
-def share_of(here: Topology, batch: int, micro_batch: int | None) -> Share:
+def shard_of(topology: Topology, batch: int, micro_batch: int | None) -> Shard:
     """This rank's share. Raises UserError when the ranks do not divide the batch, naming the counts that do."""
-    if batch % here.world:
+    if batch % topology.world:
         raise UserError(
-            f"train.batch={batch} cannot be split evenly over {here.world} ranks; "
+            f"train.batch={batch} cannot be split evenly over {topology.world} ranks; "
             f"start one of {divisors(batch)} ranks, or change train.batch"
         )
-    size = batch // here.world
-    start = here.rank * size
+    size = batch // topology.world
+    start = topology.rank * size
     step = min(micro_batch or size, size)
     edges = [*range(start, start + size, step), start + size]
-    return Share(batch, tuple(slice(low, high) for low, high in pairwise(edges)))
+    return Shard(batch, tuple(slice(low, high) for low, high in pairwise(edges)))
 
 
 class Trainer:
     """A net with its momentum, advanced step by step."""
 
-    def __init__(self, net: VGG, config: Config, here: Topology, device: torch.device) -> None:
+    def __init__(self, net: VGG, config: Config, topology: Topology, device: torch.device) -> None:
         self.net = net
         self.config = config
         self.device = device
-        self.share = share_of(here, config.train.batch, config.train.micro_batch)
+        self.shard = shard_of(topology, config.train.batch, config.train.micro_batch)
         self.waited_s = 0.0
         """Seconds that this rank has waited for images so far."""
         set_arithmetic(device, config.train.precision, config.train.cudnn)
@@ -74,9 +74,9 @@ class Trainer:
         if config.train.compile:
             net.compile_features()
         groups = list(_groups(net, config))
-        self.comm = _comm(net, config, here, device)
+        self.comm = _comm(net, config, topology, device)
         """How gradients are exchanged; None on a single rank."""
-        self._exchange = Exchange(net, here, self.comm)
+        self._exchange = Exchange(net, topology, self.comm)
         self._rate_factors = [factor for factor, _ in groups]
         self._optimiser = torch.optim.SGD(
             [group for _, group in groups],
@@ -139,23 +139,23 @@ class Trainer:
             {name: self._host[f"momentum {name}"] for name in momentum},
         )
 
-    def views(self, plan: TrainingPlan, first_step: int) -> MicroBatches:
+    def views(self, sampler: TrainingSampler, first_step: int) -> MicroBatches:
         """This rank's micro-batches from `first_step` (iterations already done) to the end."""
-        return MicroBatches(plan, self.share.batch, self.share.rows, first_step, self.config.train.iterations)
+        return MicroBatches(sampler, self.shard.batch, self.shard.rows, first_step, self.config.train.iterations)
 
-    def batches(self, loader: Loader, training: Split, plan: TrainingPlan, first_step: int) -> Generator[Batch]:
+    def batches(self, loader: Loader, training: Split, sampler: TrainingSampler, first_step: int) -> Generator[Batch]:
         """What :meth:`step` takes, from `first_step` to the end, prefetched."""
         if self.config.train.precision == "bf16":  # what autocast would make of the images, in half the memory
             loader = replace(loader, dtype=torch.bfloat16)
-        rendered = loader.render(training, self.views(plan, first_step))
+        rendered = loader.render(training, self.views(sampler, first_step))
         return prefetch(self.with_masks(rendered, first_step), self.device)
 
     def with_masks(self, batches: Generator[Batch], first_step: int) -> Generator[Batch]:
         """The batches of :meth:`views`, and with each the dropout masks of its place."""
         with closing(batches):
             for number, batch in enumerate(batches):
-                steps, part = divmod(number, len(self.share.rows))
-                yield replace(batch, dropout_masks=self._dropout_masks(first_step + steps, self.share.rows[part]))
+                steps, part = divmod(number, len(self.shard.rows))
+                yield replace(batch, dropout_masks=self._dropout_masks(first_step + steps, self.shard.rows[part]))
 
     def step(self, step: int, batches: Iterator[Batch], learning_rate: float) -> None:
         """The iteration after `step` finished ones, on its micro-batches, which are the next of :meth:`batches`.
@@ -165,7 +165,7 @@ class Trainer:
         """
         for factor, group in zip(self._rate_factors, self._optimiser.param_groups, strict=True):
             group["lr"] = learning_rate * factor
-        for left in reversed(range(len(self.share.rows))):
+        for left in reversed(range(len(self.shard.rows))):
             asked = time.perf_counter()
             batch = next(batches)
             self.waited_s += time.perf_counter() - asked
@@ -197,32 +197,32 @@ class Trainer:
     def _accumulate(self, batch: Batch, *, last: bool) -> None:
         """Adds the gradient of one micro-batch."""
         masks = batch.dropout_masks
-        assert (masks is not None) == (self.config.model.dropout > 0), "dropout is the plan's, never torch's own"
+        assert (masks is not None) == (self.config.model.dropout > 0), "dropout is the sampler's, never torch's own"
         with self._exchange.micro_batch(last=last):
             with autocast(self.device, self.config.train.precision):
                 scores = self._exchange.forward(batch.images, masks)
             loss = F.cross_entropy(scores.float(), batch.labels, reduction="sum")
             # ranks are averaged, so this makes the mean over the global batch
-            (loss / self.share.size).backward()
+            (loss / self.shard.size).backward()
         self._loss_sum += loss.detach()
 
     def _dropout_masks(self, step: int, rows: slice) -> DropoutMasks | None:
         rate = self.config.model.dropout
         if not rate:
             return None
-        masks = dropout_masks(self.config.run.seed, step, self.share.batch, rows, self.net.fc_widths, rate)
+        masks = dropout_masks(self.config.run.seed, step, self.shard.batch, rows, self.net.fc_widths, rate)
         fc6, fc7 = (to_device(torch.from_numpy(mask), self.device) for mask in masks)
         return fc6, fc7
 
 
-def _comm(net: VGG, config: Config, here: Topology, device: torch.device) -> Comm | None:
+def _comm(net: VGG, config: Config, topology: Topology, device: torch.device) -> Comm | None:
     """As `comm_of`, but for ranks on several kinds of GPU, whose products could differ in rounding."""
     setting = config.train.comm
-    if setting == "auto" and here.world > 1:
+    if setting == "auto" and topology.world > 1:
         kinds = from_every_rank(torch.cuda.get_device_name(device) if device.type == "cuda" else device.type)
         if len(set(kinds)) > 1:
             return "ddp"
-    return comm_of(setting, net.architecture, config.train.batch, here.world, config.train.precision)
+    return comm_of(setting, net.architecture, config.train.batch, topology.world, config.train.precision)
 
 
 def _groups(net: VGG, config: Config) -> Iterator[tuple[float, dict[str, object]]]:
