@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from vggrepro.bench.step import name_of
+from vggrepro.bench.machine import name_of
 from vggrepro.config.parsing import override
 from vggrepro.config.settings import Config, Model
 from vggrepro.models.table1 import architecture_of

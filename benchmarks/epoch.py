@@ -20,7 +20,8 @@ from itertools import count, repeat
 from pathlib import Path
 from typing import Any
 
-from vggrepro.bench.step import about, mfu, plain, trainer_of, wait_for
+from vggrepro.bench.machine import wait_for
+from vggrepro.bench.step import about, mfu, plain, trainer_of
 from vggrepro.config.parsing import override
 from vggrepro.config.settings import Config
 from vggrepro.data.index import Index

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from vggrepro.bench.step import Step, about, clock, mfu, plain, trainer_of, training_step, wait_for
+from vggrepro.bench.machine import clock, wait_for
+from vggrepro.bench.step import Step, about, mfu, plain, trainer_of, training_step
 from vggrepro.config.parsing import override
 from vggrepro.config.settings import Config
 from vggrepro.ranks.group import pick_device

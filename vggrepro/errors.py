@@ -41,6 +41,11 @@ _FIRST_SPEAKS_S = 5.0
 """How long another rank leaves it to the first to say a mistake."""
 
 
+def reason_of(error: Exception, most: int = 120) -> str:
+    """The first line of an error's text, at most so many characters; its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
+
+
 def run_command(name: str, command: Callable[[], None]) -> None:
     """Runs a command-line program; a UserError ends it with one line on standard error and status 2.
 

@@ -13,7 +13,6 @@ from vggrepro.data.index import Split
 from vggrepro.data.loader import Loader
 from vggrepro.evaluation.methods import METHODS, Settings, centre_error, centre_views, grid, whole_views
 from vggrepro.models.vgg import VGG
-from vggrepro.ranks.topology import Topology
 from vggrepro.ranks.watch import Watch
 
 Q = 40
@@ -159,7 +158,7 @@ def test_centre_error_against_a_direct_computation(loader: Loader, odd_images: S
             order = np.argsort(-net(crop)[0].numpy())
         rank.append(order.tolist().index(odd_images.label[row]))
     net.train()
-    errors = centre_error(net, loader, odd_images, side, batch=4, topology=Topology(), watch=Watch())
+    errors = centre_error(net, loader, odd_images, side, batch=4, watch=Watch())
     assert net.training, "the caller's mode is restored"
     assert errors[1].wrong == sum(place >= 1 for place in rank)
     assert errors[5].wrong == sum(place >= 5 for place in rank)

@@ -41,7 +41,8 @@ def run_evaluation(
     index: Index, run: RunDirectory, loader: Loader, topology: Topology | None = None, **options: Any
 ) -> None:
     wanted = dict.fromkeys(options.get("methods", METHODS), options.get("wanted", (40, 36)))
-    evaluate(CONFIG, WEIGHTS, tiny_net, index, loader, topology or Topology(), run, Watch(), wanted)
+    with Watch(topology) as watch:
+        evaluate(CONFIG, WEIGHTS, tiny_net, index, loader, run, watch, wanted)
 
 
 def stored(index: Index, run: RunDirectory, Q: int, method: str) -> Posteriors:
@@ -136,7 +137,7 @@ def test_a_signal_is_heeded_and_loses_nothing(
     monkeypatch.setattr(Watch, "beat", beat)
     wanted = dict.fromkeys(METHODS, (36, 40))
     with pytest.raises(Interrupted, match="SIGTERM"):
-        evaluate(CONFIG, WEIGHTS, tiny_net, odd_index, loader, Topology(), run, watch, wanted)
+        evaluate(CONFIG, WEIGHTS, tiny_net, odd_index, loader, run, watch, wanted)
     monkeypatch.undo()
     done = Parts(protocol(CONFIG, WEIGHTS, odd_index.fingerprint, 36, "dense"), run.posteriors).done(11)
     assert 3 <= done.sum() < 11
@@ -182,7 +183,7 @@ def test_what_is_stored_is_not_computed_again(odd_index: Index, whole: RunDirect
         raise AssertionError("the net was made again")
 
     wanted = dict.fromkeys(("dense", "both", "centre"), (36, 40))
-    evaluate(CONFIG, WEIGHTS, never, odd_index, loader, Topology(), whole, Watch(), wanted)
+    evaluate(CONFIG, WEIGHTS, never, odd_index, loader, whole, Watch(), wanted)
     assert missing_Q(CONFIG, WEIGHTS, odd_index.fingerprint, whole, (36, 40, 44), "both") == [44]
 
 
@@ -231,10 +232,10 @@ def test_precisions(
     changed = CONFIG.model_copy(update={"evaluation": Evaluation(batch=4, precision=precision)})
     found = {}
     for config, where in ((CONFIG, "cpu"), (changed, device)):
-        topology = make_loader(config.data, torch.device(where))
+        loader_there = make_loader(config.data, torch.device(where))
         run = RunDirectory(tmp_path / where / config.evaluation.precision)
         make_net = partial(tiny_net().to, where)
-        evaluate(config, WEIGHTS, make_net, odd_index, topology, Topology(), run, Watch(), {"dense": (40,)})
+        evaluate(config, WEIGHTS, make_net, odd_index, loader_there, run, Watch(), {"dense": (40,)})
         kept = posteriors.load(protocol(config, WEIGHTS, odd_index.fingerprint, 40), run.posteriors)
         assert kept is not None
         found[where, config.evaluation.precision] = kept.values

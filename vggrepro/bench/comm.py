@@ -12,7 +12,7 @@ import torch
 from torch import distributed
 from torch.nn import functional as F
 
-from vggrepro.bench.step import name_of, wait_for
+from vggrepro.bench.machine import name_of, wait_for
 from vggrepro.config.settings import Config
 from vggrepro.errors import UserError
 from vggrepro.models.init import init_weights

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from vggrepro.bench.machine import name_of
 from vggrepro.config.settings import Config
 from vggrepro.data.index import Split
 from vggrepro.data.loader import Loader, make_loader, open_data
@@ -93,7 +94,7 @@ def run(config: Config, Q: tuple[int, ...], images: int, rounds: int) -> dict[st
             "rounds": rounds,
             "precision": config.evaluation.precision,
             "backend": loader.backend,
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "device": name_of(device),
             "threads": torch.get_num_threads(),
         },
     }

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision.transforms import v2
 
+from vggrepro.bench.machine import name_of
 from vggrepro.config.settings import Config
 from vggrepro.data import dali, sample_set
 from vggrepro.data.index import Split, require_training_images
@@ -94,7 +95,7 @@ def run(
             "workers": workers,
             "cores": len(os.sched_getaffinity(0)),
             "load_average": os.getloadavg()[0],
-            "processor": _processor(),
+            "processor": name_of(torch.device("cpu")),
             "versions": {"python": platform.python_version()}
             | {name: version(name) for name in ("torch", "torchvision", "pillow")}
             | ({"dali": dali.version()} if present == "dali" else {}),
@@ -108,14 +109,6 @@ def _quiet(done: int, total: int) -> None:
 
 def _spread(rates: list[float]) -> dict[str, float]:
     return {"median": statistics.median(rates), "low": min(rates), "high": max(rates)}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def _copied(split: Split, classes: tuple[str, ...], images: int, root: Path) -> None:

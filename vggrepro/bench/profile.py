@@ -13,7 +13,8 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
-from vggrepro.bench.step import about, mfu, trainer_of, training_step, wait_for
+from vggrepro.bench.machine import wait_for
+from vggrepro.bench.step import about, mfu, trainer_of, training_step
 from vggrepro.config.settings import Config
 from vggrepro.ranks.group import pick_device
 

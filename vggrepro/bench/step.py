@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import os
-import platform
 import statistics
-import time
 from collections.abc import Callable, Generator
 from importlib.metadata import version
 from typing import Any
@@ -15,6 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from vggrepro.bench.machine import clock, name_of, release
 from vggrepro.config.settings import Config, Model, Train
 from vggrepro.data.loader import Batch
 from vggrepro.data.prefetch import prefetch
@@ -204,18 +202,6 @@ def _sizes() -> Any:
     return np.full((1000, 2), 2 * _SIZE, np.int64)
 
 
-def clock(device: torch.device) -> float:
-    """Seconds: of wall time once the device is done, and on a CPU of this process's time on it."""
-    wait_for(device)
-    return time.perf_counter() if device.type == "cuda" else time.process_time()
-
-
-def wait_for(device: torch.device) -> None:
-    """Until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def mfu(config: Config, device: torch.device, images_per_s: float) -> float | None:
     """Share of the device's peak at this rate of training; None where the peak is not known."""
     peak = peak_flops(device, config.train.precision)
@@ -232,18 +218,3 @@ def about(config: Config, device: torch.device) -> dict[str, Any]:
         "load": os.getloadavg()[0],
         "torch": version("torch"),
     }
-
-
-def name_of(device: torch.device) -> str:
-    """The device in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {len(os.sched_getaffinity(0))} cores"
-
-
-def release(device: torch.device) -> None:
-    """Gives back the memory of nets that are not used any more, compiled ones included."""
-    torch.compiler.reset()
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from vggrepro.cli.options import JsonOption, SetOption, print_json, whole_numbers
-
-if TYPE_CHECKING:
-    pass
 
 
 class Backend(StrEnum):

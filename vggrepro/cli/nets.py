@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from vggrepro.cli.options import JsonOption, print_json
-
-if TYPE_CHECKING:
-    pass
 
 
 class Input(StrEnum):

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from vggrepro.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", help="YAML file, or a name in configs/: a stage or a graph.")

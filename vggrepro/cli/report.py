@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from vggrepro.cli.options import JsonOption, RunsOption, write
 from vggrepro.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 
 def tables(

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from vggrepro.cli.options import ConfigOption, SeedsOption, SetOption, StopAfterOption, seconds
 from vggrepro.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 
 class Resume(StrEnum):

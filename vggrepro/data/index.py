@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from vggrepro.data.decode import BadImageError, read
 from vggrepro.data.members import SPLITS
 from vggrepro.data.views import Ints
-from vggrepro.errors import UserError
+from vggrepro.errors import UserError, reason_of
 from vggrepro.paper import value
 
 if TYPE_CHECKING:
@@ -262,8 +262,9 @@ def load(path: Path) -> Index:
     except FileNotFoundError:
         raise UserError(f"index {path} does not exist; make it with `vggrepro index SOURCE --out {path}`") from None
     except (OSError, pa.ArrowInvalid) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"index {path} cannot be read ({reason}); make it again with `vggrepro index`") from None
+        raise UserError(
+            f"index {path} cannot be read ({reason_of(error)}); make it again with `vggrepro index`"
+        ) from None
     metadata = {key.decode(): item.decode() for key, item in (table.schema.metadata or {}).items()}
     if metadata.get("version") != _FORMAT_VERSION:
         raise UserError(f"index {path} is of another version; make it again with `vggrepro index`")

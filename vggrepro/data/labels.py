@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from vggrepro.errors import UserError
+from vggrepro.errors import UserError, reason_of
 from vggrepro.paper import ilsvrc_classes
 
 _GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
@@ -123,8 +123,7 @@ def _read_labels(file: Path) -> dict[str, str]:
     except UserError:
         raise
     except Exception as error:  # pickle, tar and MATLAB files break in many ways
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"labels {file} cannot be read ({reason[:100]}); give another file") from None
+        raise UserError(f"labels {file} cannot be read ({reason_of(error, 100)}); give another file") from None
 
 
 def _devkit(file: Path) -> dict[str, str]:

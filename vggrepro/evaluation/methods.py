@@ -20,7 +20,6 @@ from vggrepro.models.precision import autocast
 from vggrepro.models.vgg import VGG
 from vggrepro.paper import value
 from vggrepro.ranks.collectives import sum_over_ranks
-from vggrepro.ranks.topology import Topology
 from vggrepro.ranks.watch import Watch
 
 
@@ -145,20 +144,18 @@ def centre_error(
     Q: int,
     *,
     batch: int,
-    topology: Topology,
+    watch: Watch,
     precision: Precision = "fp32",
-    watch: Watch | None = None,
 ) -> dict[int, ErrorRate]:
     """Top-1 and top-5 error of the centre crop at shorter side Q, over all ranks: the measure training watches.
 
-    `precision` is that of the steps around it. Raises Interrupted on every rank when `watch` has been asked to stop
-    meanwhile.
+    `precision` is that of the steps around it. Raises Interrupted on every rank when one was asked to stop meanwhile.
     """
     was_training = net.training
     net.eval()
     counts = torch.zeros(3, dtype=torch.int64)
-    own = centre_views(split, Q, batch, net.architecture.crop)[topology.rank :: topology.world]
-    for shown in (watch or Watch()).attend(loader.batches(split, own), "validation"):
+    own = centre_views(split, Q, batch, net.architecture.crop)[watch.topology.rank :: watch.topology.world]
+    for shown in watch.attend(loader.batches(split, own), "validation"):
         with autocast(loader.device, precision):
             scores = net(shown.images)
         rank = true_class_rank(scores.float().cpu().numpy(), split.label[shown.views.image])

@@ -17,7 +17,6 @@ from vggrepro.models.precision import autocast, set_arithmetic
 from vggrepro.models.vgg import VGG
 from vggrepro.progress import Update, progress
 from vggrepro.ranks.collectives import from_first_rank, gather_to_first
-from vggrepro.ranks.topology import Topology
 from vggrepro.ranks.watch import Watch
 from vggrepro.storage.directory import RunDirectory
 
@@ -28,7 +27,6 @@ def evaluate(
     make_net: Callable[[], VGG],
     index: Index,
     loader: Loader,
-    topology: Topology,
     run: RunDirectory,
     watch: Watch,
     wanted: Mapping[str, Iterable[int]],
@@ -39,6 +37,7 @@ def evaluate(
     same decoded images, and batches do not depend on the number of ranks, so neither do the posteriors. Raises
     UserError, and Interrupted.
     """
+    topology = watch.topology
     single: dict[str, set[int]] = {}
     for method, sides in wanted.items():
         for part in methods_of(method):
@@ -58,7 +57,7 @@ def evaluate(
         }
         share = -(-len(split) // topology.world)
         with progress(f"{config.name}: {', '.join(pending)} at Q={Q}", share, shown=topology.is_first) as update:
-            score(net, loader, split, Q, parts, config, topology, watch, update)
+            score(net, loader, split, Q, parts, config, watch, update)
         gather_to_first(None)  # until every rank has written
         if topology.is_first:
             for method in pending:
@@ -73,11 +72,11 @@ def score(
     Q: int,
     parts: dict[str, Parts],
     config: Config,
-    topology: Topology,
     watch: Watch,
     update: Update,
 ) -> None:
     """Adds this rank's share of the images that are not done to the parts of each method."""
+    topology = watch.topology
     settings = Settings(flip=config.evaluation.flip, batch=config.evaluation.batch)
     done = from_first_rank(
         {method: part.done(len(split)) for method, part in parts.items()} if topology.is_first else None

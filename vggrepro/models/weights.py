@@ -11,9 +11,6 @@ import hashlib
 import json
 import math
 import os
-import pickle
-import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +20,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vggrepro.errors import UserError
+from vggrepro.errors import UserError, reason_of
 from vggrepro.models import caffe, matconvnet
 from vggrepro.models.onnx import to_onnx
 from vggrepro.models.table1 import Architecture, architecture
+from vggrepro.models.torch_file import read_torch
 from vggrepro.models.vgg import VGG
 from vggrepro.paper import facts, value
 
@@ -116,7 +114,7 @@ def read(file: Path, *, net: str | None = None, preprocessing: Preprocessing | N
     described: dict[str, Any] = {}
     try:
         if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
-            tensors, source = _read_torch(file), "state dict of torch"
+            tensors, source = _state_dict(read_torch(file)), "state dict of torch"
         elif head[8:9] == b"{":
             tensors, described = _read_safetensors(file)
             source = "safetensors" + (" of this program" if described else "")
@@ -133,8 +131,7 @@ def read(file: Path, *, net: str | None = None, preprocessing: Preprocessing | N
         if odd := [key for key in tensors if not key.isprintable()]:
             raise ValueError(f"a tensor is called {odd[0]!r}")
     except Exception as error:  # damaged bytes provoke whatever they happen to say
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(f"weights {file} cannot be read ({reason}); give another file") from None
+        raise UserError(f"weights {file} cannot be read ({reason_of(error, 160)}); give another file") from None
 
     tensors = _with_torchvisions_names(tensors)
     model = described.get("model") or _recognise(file, tensors, net)
@@ -202,23 +199,12 @@ def write(
             save_file(plain, temporary, metadata={"format": "pt", _METADATA: json.dumps(described)})
         temporary.replace(file)
     except (OSError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"weights {file} cannot be written ({reason}); choose another place") from None
+        raise UserError(f"weights {file} cannot be written ({reason_of(error)}); choose another place") from None
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _read_torch(file: Path) -> dict[str, Tensor]:
-    if zipfile.is_zipfile(file):  # of the newer form; torch.load does not look at the checksums
-        with zipfile.ZipFile(file) as archive:
-            if damaged := archive.testzip():
-                raise ValueError(f"checksum of {damaged}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about unusual pickles; an error says it in one line
-        try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:  # whose text recommends to execute what is in the file
-            raise ValueError("it is torn, or holds more than tensors, and that is not executed") from None
+def _state_dict(content: Any) -> dict[str, Tensor]:
     if isinstance(content, dict) and "format" in content:
         raise ValueError("it is a checkpoint; `vggrepro evaluate` takes it as it is")
     if not isinstance(content, dict) or not content or not all(isinstance(item, Tensor) for item in content.values()):

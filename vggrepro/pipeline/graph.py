@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vggrepro.config.recipes import Graph
 from vggrepro.pipeline.session import open_session
@@ -14,9 +13,6 @@ from vggrepro.reporting.runs import StoredRun
 from vggrepro.reporting.tables import build_report
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.tracking_uri import resolve_uri, ui_command
-
-if TYPE_CHECKING:
-    pass
 
 
 def reproduce(graph: Graph, *, stop_after_s: float | None = None) -> Path | None:

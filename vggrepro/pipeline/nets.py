@@ -102,7 +102,6 @@ def _evaluate(
                 make_net,
                 index,
                 loader,
-                session.topology,
                 run,
                 session.watch,
                 dict.fromkeys(methods, Q),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vggrepro.config.settings import Config
 from vggrepro.evaluation.measure import measure, missing_Q
@@ -15,9 +15,6 @@ from vggrepro.ranks.collectives import from_first_rank
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.status import is_finished, require_finished
 
-if TYPE_CHECKING:
-    pass
-
 
 def train_stage(config: Config, parent: Config | None, session: Session, *, force: bool = False) -> None:
     """Trains one stage unless it is finished; `force` also where its activations vanish or explode at the start.
@@ -25,7 +22,7 @@ def train_stage(config: Config, parent: Config | None, session: Session, *, forc
     Raises UserError, also when the parent is not finished, and Interrupted.
     """
     from vggrepro.training import stage
-    from vggrepro.training.loop import train
+    from vggrepro.training.loop import Training
 
     run = RunDirectory(config.directory)
     if from_first_rank(is_finished(config)):
@@ -40,7 +37,8 @@ def train_stage(config: Config, parent: Config | None, session: Session, *, forc
         departures = stage.begin(config, parent, index, run, session.topology.world)
         echo(f"{config.name}: departs from the paper in {len(departures)} settings, see {run.path / 'ledger.json'}")
     with mirrored(config, run, session.topology):
-        train(config, parent, index, session.loader(config), session.topology, run, session.watch, force=force)
+        session.watch.leave_together()
+        Training(config, parent, index, session.loader(config), run, session.watch).train(force=force)
         with session.watch.waiting():
             from_first_rank(None)  # rank 0 has written final.pt, which every rank now reads
 
@@ -63,7 +61,6 @@ def evaluate_stage(config: Config, session: Session) -> None:
             lambda: net_of(load_final(config), session.device),
             index,
             session.loader(config),
-            session.topology,
             run,
             session.watch,
             _tests(config),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from vggrepro.config.settings import Config
 from vggrepro.config.trees import flatten
@@ -14,9 +13,6 @@ from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.ledger import read_ledger
 from vggrepro.storage.mirror import MlflowMirror
 from vggrepro.storage.tracking_uri import resolve_uri
-
-if TYPE_CHECKING:
-    pass
 
 _MLFLOW_PATIENCE_S = 60.0
 

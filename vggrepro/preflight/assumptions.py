@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from vggrepro.config.recipes import Graph
 from vggrepro.models.table1 import architecture_of
 from vggrepro.preflight.machine import DECODE_PER_CORE, LINK_GB_PER_S, LONG_SIDE, ImageSet, Machine, decoding_cores
-
-if TYPE_CHECKING:
-    pass
 
 
 def assumptions_of(graph: Graph, machine: Machine, sets: Mapping[str, ImageSet]) -> tuple[str, ...]:

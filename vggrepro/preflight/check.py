@@ -6,10 +6,7 @@ import importlib.metadata
 import importlib.util
 import subprocess
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    pass
+from typing import Literal
 
 Status = Literal["ok", "warn", "fail"]
 PATIENCE_S = 10.0

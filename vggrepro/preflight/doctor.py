@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vggrepro.config.recipes import Graph
 from vggrepro.preflight.check import Check
 from vggrepro.preflight.images import images
 from vggrepro.preflight.site import disk, host, mlflow, runs_folder, slurm
 from vggrepro.preflight.software import gpus, packages
-
-if TYPE_CHECKING:
-    pass
 
 
 def examine(graph: Graph | None, root: Path) -> list[Check]:

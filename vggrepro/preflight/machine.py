@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vggrepro.config.recipes import Graph
 from vggrepro.config.settings import Config, Precision
 from vggrepro.errors import UserError
 from vggrepro.paper import value
-
-if TYPE_CHECKING:
-    pass
 
 # Assumptions, only one of them measured by us; each is printed with what follows from it.
 ASSUMED_MFU = 0.43

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from vggrepro.config.parsing import override
 from vggrepro.config.recipes import Graph
@@ -21,8 +21,6 @@ from vggrepro.preflight.machine import ImageSet, Machine, image_sets_of
 from vggrepro.ranks.topology import divisors
 from vggrepro.storage.ledger import ledger
 
-if TYPE_CHECKING:
-    pass
 MOST_CORES = 256
 """Of a machine: a setting that would take more is not offered."""
 WORTH_SAYING = 0.1

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from vggrepro.preflight.cost import Binds, StagePlan
 from vggrepro.preflight.machine import Machine
 from vggrepro.preflight.plan import Cheaper, Plan
-
-if TYPE_CHECKING:
-    pass
 
 
 def render(made: Plan, machine: Machine) -> str:

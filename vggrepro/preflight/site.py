@@ -10,7 +10,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from vggrepro.config.recipes import Graph
@@ -18,8 +17,6 @@ from vggrepro.errors import UserError
 from vggrepro.preflight.check import PATIENCE_S, Check, installed, output_of
 from vggrepro.storage.tracking_uri import resolve_uri
 
-if TYPE_CHECKING:
-    pass
 _PROBE_MIB = 64
 _SLOW_MIB_PER_S = 50
 _SPARE_GB = 20.0

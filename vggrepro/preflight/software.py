@@ -11,12 +11,8 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vggrepro.preflight.check import Check, installed, output_of, version_numbers
-
-if TYPE_CHECKING:
-    pass
 
 _OLDEST = {"torch": (2, 10), "torchvision": (0, 25)}
 _SHM_GIB = 1.0

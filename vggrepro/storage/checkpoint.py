@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import pickle
 import re
 import shutil
 import zipfile
@@ -22,7 +21,8 @@ from typing import Any
 import torch
 
 from vggrepro.config.settings import Config
-from vggrepro.errors import UserError
+from vggrepro.errors import UserError, reason_of
+from vggrepro.models.torch_file import read_torch
 from vggrepro.storage.status import FINAL
 
 _FORMAT = "vggrepro checkpoint 1"
@@ -125,22 +125,15 @@ def is_checkpoint(path: Path) -> bool:
 def load(path: Path) -> Checkpoint:
     """Reads a checkpoint to the CPU. Raises UserError for a file that is missing, torn, or not one of ours."""
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load itself does not look at the checksums
-            if damaged := archive.testzip():
-                raise ValueError(f"checksum of {damaged}")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_torch(path)
     except FileNotFoundError:
         raise UserError(
             f"checkpoint {path} does not exist; name the run directory of a finished stage, or one of its checkpoints"
         ) from None
-    except pickle.UnpicklingError:  # whose text recommends to execute what is in the file
+    except Exception as error:
         raise UserError(
-            f"checkpoint {path} is torn or not a checkpoint (it holds more than tensors and plain values, and that is "
-            f"not executed); use another one"
+            f"checkpoint {path} is torn or not a checkpoint ({reason_of(error)}); use another one"
         ) from None
-    except Exception as error:  # damaged bytes provoke whatever they happen to say
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        raise UserError(f"checkpoint {path} is torn or not a checkpoint ({reason}); use another one") from None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise UserError(f"{path} is not a checkpoint of this program; use one of a run's checkpoints")
     return Checkpoint(**{key: content[key] for key in Checkpoint.__dataclass_fields__})

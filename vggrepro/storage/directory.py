@@ -10,13 +10,10 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vggrepro.errors import UserError
 from vggrepro.storage import lease
-
-if TYPE_CHECKING:
-    pass
 
 KINDS = ("train", "validation", "evaluation", "event")
 

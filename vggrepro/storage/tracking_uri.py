@@ -6,13 +6,9 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from vggrepro.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 
 def resolve_uri(configured: str | None, runs_root: Path) -> str:

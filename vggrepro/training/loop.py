@@ -13,193 +13,245 @@ from typing import Any
 import torch
 
 from vggrepro.config.settings import Config
-from vggrepro.data.index import Index, Split
-from vggrepro.data.loader import Loader
+from vggrepro.data.index import Index
+from vggrepro.data.loader import Batch, Loader
 from vggrepro.data.sampler import TrainingSampler
 from vggrepro.errors import Interrupted, UserError
 from vggrepro.evaluation.methods import centre_error
-from vggrepro.progress import echo, progress
+from vggrepro.progress import Update, echo, progress
 from vggrepro.ranks.collectives import sum_over_ranks
-from vggrepro.ranks.topology import Topology
 from vggrepro.ranks.watch import Watch
 from vggrepro.storage import checkpoint, lease
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.training import health
 from vggrepro.training.schedule import after_validation, learning_rate
-from vggrepro.training.stage import State, start
+from vggrepro.training.stage import start
 from vggrepro.training.step import Trainer
 from vggrepro.training.throughput import Meter, describe, flop_per_image, peak_flops
 
 _NAMED_IMAGES = 4
 
 
-def train(
-    config: Config,
-    parent: Config | None,
-    index: Index,
-    loader: Loader,
-    topology: Topology,
-    run: RunDirectory,
-    watch: Watch,
-    *,
-    force: bool = False,
-) -> None:
-    """Trains a stage to its end, from its newest checkpoint where there is one; every rank calls it.
+class Training:
+    """One rank's part in the training of a stage: the net, where it stands, and what is told and kept of it.
 
-    Leaves `final.pt` in the run directory. `force` trains a net whose activations vanish or explode.
-
-    Raises UserError for a net that does not learn or that diverges, and Interrupted on every rank after one was asked
-    to stop and a checkpoint is written from which the same command goes on.
+    Goes on from the newest checkpoint of the run directory, where there is one; every rank makes and trains one.
     """
-    watch.leave_together()
-    if topology.is_first:
-        checkpoint.clean(run.checkpoints)
-    settings, last = config.train, config.train.iterations
-    training, validation = index.split("train"), index.split("val")
-    sampler = TrainingSampler(training.size, config.data, config.model.crop, config.run.seed)
-    net, kept, state = start(config, parent, index, run.checkpoints, topology)
-    net.to(loader.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    trainer = Trainer(net, config, topology, loader.device)
-    trainer.set_momentum(kept.training["momentum"] if kept.training else {})
-    trainer.restart_loss(state.loss_sum if topology.is_first else 0.0)
-    meter = Meter()
-    flop, peak = flop_per_image(net.architecture), peak_flops(loader.device, settings.precision)
-    writer = checkpoint.Writer()
 
-    def epochs(step: int) -> float:
-        return step * settings.batch / sampler.images
+    def __init__(
+        self,
+        config: Config,
+        parent: Config | None,
+        index: Index,
+        loader: Loader,
+        run: RunDirectory,
+        watch: Watch,
+    ) -> None:
+        if watch.topology.is_first:
+            checkpoint.clean(run.checkpoints)
+        self.config, self.parent, self.loader, self.run, self.watch = config, parent, loader, run, watch
+        self.topology = watch.topology
+        self.images, self.validation = index.split("train"), index.split("val")
+        self.sampler = TrainingSampler(self.images.size, config.data, config.model.crop, config.run.seed)
+        self.net, self.kept, self.state = start(config, parent, index, run.checkpoints, self.topology)
+        self.net.to(loader.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.trainer = Trainer(self.net, config, self.topology, loader.device)
+        self.trainer.set_momentum(self.kept.training["momentum"] if self.kept.training else {})
+        self.trainer.restart_loss(self.state.loss_sum if self.topology.is_first else 0.0)
+        self.writer = checkpoint.Writer()
+        self.meter = Meter()
 
-    def ends_a_period(step: int) -> bool:
-        period = settings.validate_every
-        return step > 0 and (step == last or int(epochs(step) / period) > int(epochs(step - 1) / period))
+    def train(self, *, force: bool = False) -> None:
+        """To the end of the stage, which leaves `final.pt`; `force` also where activations vanish or explode.
 
-    def validation_is_due(state: State) -> bool:
-        return ends_a_period(state.step) and state.validated < state.step
+        Raises UserError for a net that does not learn or that diverges, and Interrupted on every rank after one was
+        asked to stop and a checkpoint is written from which the same command goes on.
+        """
+        self._note_start()
+        if self.state.step == 0:
+            self._check_start(may_fail=self.parent is None and not force)
+        batches = self.trainer.batches(self.loader, self.images, self.sampler, self.state.step)
+        with closing(batches), self.writer, _collected_at_reports():
+            try:
+                self._iterate(self.watch.apart(batches))  # a mistake is a UserError, and nothing is saved after it
+            except Interrupted as request:
+                self._leave(request)
+            finally:
+                self.watch.rest()
+        self._finish()
 
-    def log(record: dict[str, Any]) -> None:
-        if topology.is_first:
-            run.append({"step": state.step, "epoch": epochs(state.step)} | record)
+    def _note_start(self) -> None:
+        """Takes the metrics back to where the checkpoint stands, and notes how gradients are exchanged from here."""
+        if not self.topology.is_first:
+            return
+        self.run.rewind(self.state.step, validated=self.state.step > 0 and not self._validation_is_due())
+        comm, ranks = self.trainer.comm, self.topology.world
+        if comm:
+            echo(f"{self.config.name}: {ranks} ranks exchange gradients by {comm}")
+        if (comm, ranks) != _last_exchange(self.run):
+            self._log({"kind": "event", "event": "gradient exchange", "comm": comm, "ranks": ranks})
 
-    def check_finite() -> None:
-        """Raises UserError when a gradient has not been finite; nothing of it is in the weights."""
-        bad = trainer.bad_step()
-        if bad is not None:
-            raise UserError(_non_finite(bad, sampler, training, config, run, topology))
+    def _check_start(self, *, may_fail: bool) -> None:
+        """Logs how large activations are at the start; raises UserError where the net cannot learn and `may_fail`."""
+        alone = replace(self.loader, processes=0)  # for one batch no others are started
+        with closing(alone.batches(self.images, self.trainer.views(self.sampler, 0))) as batches:
+            scales = health.activation_scales(self.net, next(batches).images)
+        self._log({"kind": "event", "event": "activation scales"} | scales)
+        if may_fail:
+            health.check_start(self.net, scales)
 
-    def save(*, best: bool = False) -> None:
-        """Copies the state, and writes it while training goes on; every rank calls it."""
-        nonlocal state
-        with watch.waiting():  # for the device, which waits for the others'
-            check_finite()
-            state = replace(state, loss_sum=trainer.loss_sum())
-        if topology.is_first:
-            lease.require(run.path)
-            writer.wait()
-            weights, momentum = trainer.snapshot()
-            training_state = {"momentum": momentum, "state": asdict(state)}
-            file = checkpoint.step_file(run.checkpoints, state.step)
-            content = replace(kept, step=state.step, weights=weights, training=training_state)
-            writer.submit(content, file, lambda: _after_saving(file, run.checkpoints, settings.keep, best=best))
-
-    if topology.is_first:
-        run.rewind(state.step, validated=state.step > 0 and not validation_is_due(state))
-        if trainer.comm:
-            echo(f"{config.name}: {topology.world} ranks exchange gradients by {trainer.comm}")
-        if (trainer.comm, topology.world) != _last_exchange(run):
-            log({"kind": "event", "event": "gradient exchange", "comm": trainer.comm, "ranks": topology.world})
-    if state.step == 0:
-        alone = replace(loader, processes=0)  # for one batch no others are started
-        with closing(alone.batches(training, trainer.views(sampler, 0))) as batches:
-            scales = health.activation_scales(net, next(batches).images)
-        log({"kind": "event", "event": "activation scales"} | scales)
-        if parent is None and not force:
-            health.check_start(net, scales)
-    with (
-        progress(f"{config.name}: training", last, shown=topology.is_first) as update,
-        closing(trainer.batches(loader, training, sampler, state.step)) as batches,
-        writer,
-        _collected_at_reports(),
-    ):
-        micro_batches = watch.apart(batches)
-        try:
+    def _iterate(self, micro_batches: Iterator[Batch]) -> None:
+        """To the last iteration and its validation. Raises Interrupted on every rank when one was asked to stop."""
+        last = self.config.train.iterations
+        with progress(f"{self.config.name}: training", last, shown=self.topology.is_first) as update:
             while True:
-                if validation_is_due(state):
-                    with watch.waiting():
-                        trainer.require_one_net()
-                    Q = config.single_Q[0]
-                    errors = centre_error(
-                        net,
-                        loader,
-                        validation,
-                        Q,
-                        batch=config.evaluation.batch,
-                        topology=topology,
-                        precision=settings.precision,
-                        watch=watch,
-                    )
-                    top1 = errors[1].percent
-                    best = state.best_error is None or top1 < state.best_error
-                    schedule = after_validation(state.schedule, top1, settings.schedule)
-                    dropped = schedule.drops > state.schedule.drops
-                    state = replace(state, schedule=schedule, validated=state.step)
-                    state = replace(state, best_error=top1 if best else state.best_error)
-                    record = {"top1_error": top1, "top5_error": errors[5].percent, "n": errors[1].n}
-                    log({"kind": "validation", "Q": Q} | record)
-                    if dropped:
-                        log({"kind": "event", "event": "learning rate drop", "drop": schedule.drops})
-                    if topology.is_first:
-                        echo(_validation_line(config, epochs(state.step), top1, schedule.drops if dropped else None))
-                    save(best=best)
-                if state.step == last:
-                    break
+                if self._validation_is_due():
+                    self._validate()
+                if self.state.step == last:
+                    return
+                self._step(micro_batches, update)
+                if self.watch.vote():
+                    self.watch.leave_together()
+                if self.state.step % self.config.train.checkpoint_every == 0 and not self._ends_a_period():
+                    self._save()
 
-                rate = learning_rate(settings.learning_rate, settings.schedule, state.schedule, state.step)
-                watch.beat(f"step {state.step + 1}")
-                meter.start()
-                with watch.waiting():  # on the CPU in the all-reduces, on CUDA in launching more than a queue holds
-                    trainer.step(state.step, micro_batches, rate)
-                state = replace(state, step=state.step + 1, unreported=state.unreported + 1)
-                reports = state.step % settings.log_every == 0 or state.step == last
-                if reports:
-                    with watch.waiting():  # a device waits for the others' in no call before this one
-                        loss = trainer.loss_sum() / (state.unreported * settings.batch)
-                        bad = int(sum_over_ranks(torch.tensor(len(loader.bad.reasons))))
-                meter.stop(settings.batch)
-                if reports:
-                    check_finite()
-                    speed = meter.read(trainer.waited_s, flop, peak, topology.world)
-                    left = (last - state.step) * settings.batch / speed["images_per_s"]
-                    record = {"loss": loss, "learning_rate": rate, "seconds_left": left, "bad_images": bad}
-                    log({"kind": "train"} | record | speed)
-                    update(state.step, f"loss {loss:.4f}  rate {rate:g}  {describe(speed)}")
-                    health.check_learning(loss, config.model.classes, state.step, settings.stall_after)
-                    trainer.restart_loss()
-                    state = replace(state, unreported=0)
-                    gc.collect()
-                if watch.vote():
-                    watch.leave_together()
-                if state.step % settings.checkpoint_every == 0 and not ends_a_period(state.step):
-                    save()
-        except Interrupted as stop:
-            save()
-            if topology.is_first and not writer.wait():
-                raise Interrupted(f"{stop}; step {state.step} could not be saved, an earlier one was") from None
-            raise Interrupted(f"{stop}; saved at step {state.step}") from None
-        finally:
-            watch.rest()
-    if topology.is_first:
-        lease.require(run.path)
-        weights, _ = trainer.snapshot()
-        final = replace(kept, step=last, weights=weights, training={})
+    def _leave(self, request: Interrupted) -> None:
+        """Saves, and raises Interrupted with what became of it."""
+        self._save()
+        if self.topology.is_first and not self.writer.wait():
+            raise Interrupted(f"{request}; step {self.state.step} could not be saved, an earlier one was") from None
+        raise Interrupted(f"{request}; saved at step {self.state.step}") from None
+
+    def _finish(self) -> None:
+        """Writes the final net. Raises UserError where the disk is full."""
+        if not self.topology.is_first:
+            return
+        lease.require(self.run.path)
+        weights, _ = self.trainer.snapshot()
+        final = replace(self.kept, step=self.state.step, weights=weights, training={})
         try:
-            checkpoint.save(final, checkpoint.final_file(run.checkpoints))
+            checkpoint.save(final, checkpoint.final_file(self.run.checkpoints))
         except OSError as error:
             raise UserError(f"{error}; free some space and run the same command again") from None
+
+    def _step(self, micro_batches: Iterator[Batch], update: Update) -> None:
+        """One iteration, and the report that it may end with."""
+        train, state = self.config.train, self.state
+        rate = learning_rate(train.learning_rate, train.schedule, state.schedule, state.step)
+        self.watch.beat(f"step {state.step + 1}")
+        self.meter.start()
+        with self.watch.waiting():  # on the CPU in the all-reduces, on CUDA in launching more than a queue holds
+            self.trainer.step(state.step, micro_batches, rate)
+        self.state = replace(state, step=state.step + 1, unreported=state.unreported + 1)
+        if self.state.step % train.log_every == 0 or self.state.step == train.iterations:
+            self._report(rate, update)
+        else:
+            self.meter.stop(train.batch)
+
+    def _report(self, rate: float, update: Update) -> None:
+        """Loss and speed since the last report. Raises UserError for a net that diverges or does not learn."""
+        train, state = self.config.train, self.state
+        with self.watch.waiting():  # a device waits for the others' in no call before this one
+            loss = self.trainer.loss_sum() / (state.unreported * train.batch)
+            bad = int(sum_over_ranks(torch.tensor(len(self.loader.bad.reasons))))
+        self.meter.stop(train.batch)
+        self._require_finite()
+        flop, peak = flop_per_image(self.net.architecture), peak_flops(self.loader.device, train.precision)
+        speed = self.meter.read(self.trainer.waited_s, flop, peak, self.topology.world)
+        left = (train.iterations - state.step) * train.batch / speed["images_per_s"]
+        record = {"loss": loss, "learning_rate": rate, "seconds_left": left, "bad_images": bad}
+        self._log({"kind": "train"} | record | speed)
+        update(state.step, f"loss {loss:.4f}  rate {rate:g}  {describe(speed)}")
+        health.check_learning(loss, self.config.model.classes, state.step, train.stall_after)
+        self.trainer.restart_loss()
+        self.state = replace(state, unreported=0)
+        gc.collect()
+
+    def _validate(self) -> None:
+        """The centre crop's error, what the schedule makes of it, and a checkpoint."""
+        config, before = self.config, self.state
+        with self.watch.waiting():
+            self.trainer.require_one_net()
+        Q = config.single_Q[0]
+        errors = centre_error(
+            self.net,
+            self.loader,
+            self.validation,
+            Q,
+            batch=config.evaluation.batch,
+            watch=self.watch,
+            precision=config.train.precision,
+        )
+        top1 = errors[1].percent
+        best = before.best_error is None or top1 < before.best_error
+        schedule = after_validation(before.schedule, top1, config.train.schedule)
+        self.state = replace(before, schedule=schedule, validated=before.step)
+        if best:
+            self.state = replace(self.state, best_error=top1)
+        record = {"top1_error": top1, "top5_error": errors[5].percent, "n": errors[1].n}
+        self._log({"kind": "validation", "Q": Q} | record)
+        line = f"{config.name}: epoch {self._epochs(before.step):.1f}  centre-crop top-1 error {top1:.1f} %"
+        if schedule.drops > before.schedule.drops:
+            self._log({"kind": "event", "event": "learning rate drop", "drop": schedule.drops})
+            line += f"; no better for {config.train.schedule.patience} validations: learning rate drop "
+            line += f"{schedule.drops} of {config.train.schedule.max_drops}"
+        if self.topology.is_first:
+            echo(line)
+        self._save(best=best)
+
+    def _save(self, *, best: bool = False) -> None:
+        """Copies the state, and writes it while training goes on; every rank calls it."""
+        with self.watch.waiting():  # for the device, which waits for the others'
+            self._require_finite()
+            self.state = replace(self.state, loss_sum=self.trainer.loss_sum())
+        if not self.topology.is_first:
+            return
+        lease.require(self.run.path)
+        self.writer.wait()
+        weights, momentum = self.trainer.snapshot()
+        training = {"momentum": momentum, "state": asdict(self.state)}
+        content = replace(self.kept, step=self.state.step, weights=weights, training=training)
+        file, keep = checkpoint.step_file(self.run.checkpoints, self.state.step), self.config.train.keep
+        self.writer.submit(content, file, lambda: _after_saving(file, keep, best=best))
+
+    def _require_finite(self) -> None:
+        """Raises UserError when a gradient has not been finite, and lists the images; nothing of it is in the weights.
+
+        The message names the first of them.
+        """
+        bad = self.trainer.bad_step()
+        if bad is None:
+            return
+        batch = self.config.train.batch
+        images = [self.images.name_of(int(image)) for image in self.sampler.views(bad * batch, batch).image]
+        if self.topology.is_first:
+            self.run.write_json("non_finite.json", {"step": bad + 1, "images": images})
+        raise UserError(
+            f"loss or gradient of step {bad + 1} is not finite and was not applied; its {batch} images are listed in "
+            f"{self.run.path / 'non_finite.json'} ({', '.join(images[:_NAMED_IMAGES])}, ...); the checkpoints before "
+            f"it are intact: lower train.learning_rate, or set train.precision=fp32, in a run of another name"
+        )
+
+    def _epochs(self, step: int) -> float:
+        return step * self.config.train.batch / self.sampler.images
+
+    def _ends_a_period(self) -> bool:
+        """Whether the step that was taken last is followed by a validation."""
+        step, period = self.state.step, self.config.train.validate_every
+        whole = int(self._epochs(step) / period) > int(self._epochs(step - 1) / period)
+        return step > 0 and (step == self.config.train.iterations or whole)
+
+    def _validation_is_due(self) -> bool:
+        return self._ends_a_period() and self.state.validated < self.state.step
+
+    def _log(self, record: dict[str, Any]) -> None:
+        if self.topology.is_first:
+            self.run.append({"step": self.state.step, "epoch": self._epochs(self.state.step)} | record)
 
 
 @contextmanager
 def _collected_at_reports() -> Iterator[None]:
-    """No garbage collection in the middle of a step, where it would hold up one rank and with it all; see the loop."""
+    """No garbage collection in the middle of a step, where it would hold up one rank and with it all; see _report."""
     gc.collect()
     gc.freeze()  # what is there already need not be looked at each time
     gc.disable()
@@ -216,39 +268,11 @@ def _last_exchange(run: RunDirectory) -> tuple[str | None, int]:
     return (noted[-1]["comm"], noted[-1]["ranks"]) if noted else (None, 1)
 
 
-def _validation_line(config: Config, epoch: float, top1: float, drop: int | None) -> str:
-    line = f"{config.name}: epoch {epoch:.1f}  centre-crop top-1 error {top1:.1f} %"
-    if drop is not None:
-        schedule = config.train.schedule
-        line += f"; no better for {schedule.patience} validations: learning rate drop {drop} of {schedule.max_drops}"
-    return line
-
-
-def _non_finite(
-    step: int, sampler: TrainingSampler, training: Split, config: Config, run: RunDirectory, topology: Topology
-) -> str:
-    """What to say of a step whose gradient was not finite; its images are listed in the run directory."""
-    batch = config.train.batch
-    shown = sampler.views(step * batch, batch).image
-    images = [training.name_of(int(image)) for image in shown]
-    if topology.is_first:
-        run.write_json("non_finite.json", {"step": step + 1, "images": images})
-    return (
-        f"loss or gradient of step {step + 1} is not finite and was not applied; its {batch} images are listed in "
-        f"{run.path / 'non_finite.json'} ({', '.join(images[:_NAMED_IMAGES])}, ...); the checkpoints before it are "
-        f"intact: lower train.learning_rate, or set train.precision=fp32, in a run of another name"
-    )
-
-
-def _after_saving(file: Path, folder: Path, keep: int, *, best: bool) -> None:
-    if best:
-        _link(file, checkpoint.best_file(folder))
-    checkpoint.prune(folder, keep)
-
-
-def _link(file: Path, name: Path) -> None:
-    """Gives a file a second name, in place of what had it."""
-    temporary = name.with_name(f".{name.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    os.link(file, temporary)
-    temporary.replace(name)
+def _after_saving(file: Path, keep: int, *, best: bool) -> None:
+    if best:  # under a second name, in place of what had it
+        name = checkpoint.best_file(file.parent)
+        temporary = name.with_name(f".{name.name}.{os.getpid()}")
+        temporary.unlink(missing_ok=True)
+        os.link(file, temporary)
+        temporary.replace(name)
+    checkpoint.prune(file.parent, keep)
