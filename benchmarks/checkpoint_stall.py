@@ -7,8 +7,6 @@ the write goes on behind it (and is over before the next turn begins), the usual
 default the system's for temporary files, takes two files of that size; both ways flush them to the disk.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

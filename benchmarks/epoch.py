@@ -8,8 +8,6 @@ device still computes, and that costs nothing. What steps lose is therefore time
 loader brings them, and the same steps on a batch that lies ready, in turns.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import statistics

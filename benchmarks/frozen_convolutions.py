@@ -9,8 +9,6 @@ FOLDER has train/<class>/* and val/<class>/*. Training views are drawn as in Sec
 pooling maps are computed once. Geometry is reduced (crop 64, S in [73;146], Q 73, 109, 146), for a CPU's sake.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Sequence

@@ -8,8 +8,6 @@ hardly any arithmetic in it, in operations and in time; and, given a folder or a
 while the loader decodes beside it: in threads of the same process, which share Python's lock, and in another process.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json

@@ -13,8 +13,6 @@ Thirty epochs for each net, not as many as the recipe has: the effect is there l
 FOLDER has train/<class>/* and val/<class>/* with ten classes. What is trained and tested already is taken from --runs.
 """
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -7,8 +7,6 @@ A way is `eager`, a mode of torch.compile (reduce-overhead: CUDA graphs), or a s
 to the first way, medians of the rounds. Another way that fails is reported and keeps none from being timed.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import statistics

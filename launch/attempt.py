@@ -8,8 +8,6 @@ and decides what becomes of the job, after asking SLURM what it has decided alre
 must stay cancelled. Both leave a line in the run directory's attempts.jsonl.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

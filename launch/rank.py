@@ -3,8 +3,6 @@
 srun python -m launch.rank RUN_DIRECTORY
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

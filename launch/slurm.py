@@ -1,7 +1,5 @@
 """What is asked of SLURM, and what it answers. Standard library only: it also runs on compute nodes, for `attempt`."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import shutil

@@ -10,8 +10,6 @@
 The folder `submission` is its user's alone: unpickling what somebody else put there would run it.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shlex

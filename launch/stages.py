@@ -1,7 +1,5 @@
 """Where each stage of a graph stands: on the disk, and in SLURM's queue."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ python launch/submit.py --config configs/vgg_D.yaml --local               # the 
 python launch/submit.py status --config configs/vgg_D.yaml                # and cancel, logs
 """
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os
@@ -34,8 +32,9 @@ from vggrepro.config.parsing import override
 from vggrepro.config.recipes import Graph, load_graph
 from vggrepro.config.strict_yaml import load_yaml
 from vggrepro.errors import UserError, run_command
+from vggrepro.preflight.cost import Cheaper
 from vggrepro.preflight.machine import Machine
-from vggrepro.preflight.plan import Cheaper, plan
+from vggrepro.preflight.plan import plan
 from vggrepro.preflight.plan_text import cheaper_lines
 from vggrepro.ranks.topology import divisors
 from vggrepro.storage.status import is_finished

@@ -1,7 +1,5 @@
 """What tests of several rooms share: small images in ImageNet's layout, and settings under which nets are small."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -6,8 +6,6 @@ autograd's engine, which wants a context on the device; fused SGD, which has no 
 every copy between host and device is written down, with whether the host waits for it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field

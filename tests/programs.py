@@ -1,7 +1,5 @@
 """A program on this machine, alone or as several ranks under torchrun."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """What notebooks import: the page that shows it is run, and each name does what its command does."""
 
-from __future__ import annotations
-
 import ast
 import re
 import subprocess

@@ -4,8 +4,6 @@
 of ELSEWHERE, which need weight files or time, by the tests that stand beside them.
 """
 
-from __future__ import annotations
-
 import re
 import shlex
 import sys

@@ -1,7 +1,5 @@
 """How a command ends on a mistake: one line, whoever has found it."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -2,8 +2,6 @@
 traceback. Seeds are fixed. Work that would take time is cut off where it would begin.
 """
 
-from __future__ import annotations
-
 import random
 import shutil
 import sys
@@ -21,10 +19,9 @@ from tiny import REPOSITORY
 from launch import slurm, submit
 from vggrepro.bench import comm, dense, loader, step
 from vggrepro.cli import main as cli
-from vggrepro.config.parsing import override
+from vggrepro.config.parsing import flatten, override
 from vggrepro.config.recipes import load_graph
 from vggrepro.config.settings import Config, Model
-from vggrepro.config.trees import flatten
 from vggrepro.data import scan
 from vggrepro.data.verify import Finding
 from vggrepro.errors import Interrupted, UserError, run_command

@@ -1,7 +1,5 @@
 """What is installed without a clone: the wheel and the sdist, built here, and the command run out of the wheel."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

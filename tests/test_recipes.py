@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from tiny import REPOSITORY
 
+from vggrepro.config.parsing import differences
 from vggrepro.config.recipes import Graph, load_graph, load_stage
-from vggrepro.config.trees import differences
 from vggrepro.paper import facts
 
 RECIPES = sorted((REPOSITORY / "configs").glob("vgg_*.yaml"))

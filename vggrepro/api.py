@@ -3,8 +3,6 @@
 `import vggrepro` offers these names and loads nothing heavy until one is used. docs/notebook.md shows them at work.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice

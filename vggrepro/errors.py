@@ -1,7 +1,5 @@
 """The exceptions for what a user can cause and for being asked to stop, and how a command ends on them."""
 
-from __future__ import annotations
-
 import errno
 import os
 import sys

@@ -1,7 +1,5 @@
 """What a person sees while something runs: a bar on a terminal, plain lines anywhere else. On standard error."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """`benchmarks/gpu.py`: the order of steps, its budget, what a second call does, and commands that the CLI takes."""
 
-from __future__ import annotations
-
 import datetime
 import importlib.util
 import json

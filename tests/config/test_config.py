@@ -4,9 +4,9 @@ import pytest
 import torch
 from tiny import REPOSITORY
 
+from vggrepro.config.parsing import differences
 from vggrepro.config.recipes import load_graph, load_resolved, load_stage
 from vggrepro.config.settings import Config
-from vggrepro.config.trees import differences
 from vggrepro.errors import UserError
 from vggrepro.models.dense import score_map
 from vggrepro.models.table1 import architecture_of

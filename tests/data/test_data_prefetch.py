@@ -1,7 +1,5 @@
 """What is made ahead of its use: in order, on a thread and a stream of its own, and never in use twice."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Generator
 from contextlib import closing

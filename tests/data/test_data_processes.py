@@ -1,7 +1,5 @@
 """Decoding in other processes: the same images, the same replacements, and no process left behind."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import shutil

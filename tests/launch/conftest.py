@@ -1,7 +1,5 @@
 """The development cluster, once for all tests that need SLURM."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

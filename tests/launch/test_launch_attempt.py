@@ -1,7 +1,5 @@
 """What becomes of a job: the verdict, the count of failures, and the lease, with SLURM's answers written down."""
 
-from __future__ import annotations
-
 import json
 import signal
 from pathlib import Path

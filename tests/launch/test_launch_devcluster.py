@@ -1,7 +1,5 @@
 """slurm/devcluster: what it needs it says in one line, and it comes and goes without a trace."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -3,8 +3,6 @@
 Minutes each; run by hand: pytest -m slow tests/launch/test_launch_failures.py
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

@@ -1,7 +1,5 @@
 """Graphs on a real SLURM: what happens to a job must not show in the net it leaves behind."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """What a submission leaves in the run directory, and how it survives strange names."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import subprocess

@@ -1,7 +1,5 @@
 """Each thing that can be wrong is found, with a remedy, and nothing is left behind."""
 
-from __future__ import annotations
-
 import http.server
 import json
 import shutil

@@ -1,7 +1,5 @@
 """The plan's arithmetic by hand, and its rates against runs measured here."""
 
-from __future__ import annotations
-
 import json
 import statistics
 import sys

@@ -1,7 +1,5 @@
 """Run directories with fabricated posteriors, so that every error rate is known beforehand."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The model card of an exported net: what stands in it is what the run directory holds, and edits are not lost."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import sys

@@ -1,7 +1,5 @@
 """Two runs held against each other: everything that differs is named, and nothing is compared that must not be."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A data set of a few dozen images, and a stage that trains a net of a few thousand weights on it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

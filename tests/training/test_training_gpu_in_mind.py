@@ -1,7 +1,5 @@
 """The training step on a CUDA device in the mind: nothing waits, nothing is copied, everything lies where it should."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """Running stages, here, in forked processes with faults, or by the real command; and comparing what they leave."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

@@ -1,7 +1,5 @@
 """The three exchanges of gradients beside one another: bytes and time of a step on the ranks that run this."""
 
-from __future__ import annotations
-
 import os
 import statistics
 import time

@@ -1,7 +1,5 @@
 """Dense evaluation beside the usual way: image by image, and beside the centre crop that most people report."""
 
-from __future__ import annotations
-
 import io
 import statistics
 import time

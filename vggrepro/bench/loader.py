@@ -1,7 +1,5 @@
 """Training images beside the usual way: torchvision's ImageFolder in a DataLoader, with the same augmentation."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import platform

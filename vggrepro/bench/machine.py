@@ -1,7 +1,5 @@
 """What benchmarks say of the machine, and how they wait for it."""
 
-from __future__ import annotations
-
 import gc
 import os
 import platform

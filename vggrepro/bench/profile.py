@@ -1,7 +1,5 @@
 """Where a training step spends its time: the device's kernels, the gaps between them, and the host beside it."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """The training step beside torchvision's reference recipe, on synthetic images, interleaved in one run."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import statistics

@@ -1,21 +1,11 @@
 """Verbs that measure: ours beside the usual way, interleaved in one run."""
 
-from __future__ import annotations
-
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from vggrepro.cli.options import JsonOption, SetOption, print_json, whole_numbers
-
-
-class Backend(StrEnum):
-    """What carries gradients between ranks."""
-
-    nccl = "nccl"
-    gloo = "gloo"
 
 
 def dense(
@@ -117,7 +107,7 @@ def comm(
     steps: Annotated[int, typer.Option(min=1, help="Steps that are timed in a turn.")] = 5,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each exchange.")] = 5,
     backend: Annotated[
-        Backend | None, typer.Option(help="Default: nccl on GPUs. gloo takes several ranks on one GPU.")
+        Literal["nccl", "gloo"] | None, typer.Option(help="Default: nccl on GPUs. gloo takes several ranks on one GPU.")
     ] = None,
     changes: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
@@ -131,7 +121,7 @@ def comm(
     from vggrepro.config.settings import Config, Model
 
     plain = Config(model=Model(net=net)) if torch.cuda.is_available() else small(net)
-    found = run(override(plain, changes, Path("bench comm")), steps, rounds, backend.value if backend else None)
+    found = run(override(plain, changes, Path("bench comm")), steps, rounds, backend)
     if found is not None:  # the first rank
         _print_bench(found, as_json)
 

@@ -1,22 +1,12 @@
 """The verb that indexes images."""
 
-from __future__ import annotations
-
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from vggrepro.cli.options import JsonOption, print_json
 from vggrepro.errors import UserError
-
-
-class Verify(StrEnum):
-    """How closely the index looks at an image."""
-
-    full = "full"
-    header = "header"
 
 
 def index(
@@ -30,7 +20,9 @@ def index(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The index file to write.")],
-    verify: Annotated[Verify, typer.Option(help="Decode every image once, or read its header only.")] = Verify.full,
+    verify: Annotated[
+        Literal["full", "header"], typer.Option(help="Decode every image once, or read its header only.")
+    ] = "full",
     classes: Annotated[
         str | None,
         typer.Option(
@@ -49,7 +41,7 @@ def index(
     from vggrepro.data.sources import check_md5
     from vggrepro.progress import progress
 
-    if mean and verify is Verify.header:
+    if mean and verify == "header":
         raise UserError("--mean needs the pixels, but --verify header decodes nothing; use --verify full")
     if out.is_dir() or not out.name:
         raise UserError(f"--out {out} is a folder; name the file to write in it, e.g. {out / 'images.idx'}")
@@ -59,7 +51,7 @@ def index(
     with progress("looking at images", None) as update:
         made = scan(
             sources,
-            verify.value,
+            verify,
             classes=classes,
             mean=mean,
             journal=out.with_name(f".{out.name}.partial"),

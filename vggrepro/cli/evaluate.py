@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,20 +14,12 @@ if TYPE_CHECKING:
     from vggrepro.evaluation.measure import Scored
 
 
-class Method(StrEnum):
-    """How the net is applied to an image (Section 3.2)."""
-
-    centre = "centre"
-    dense = "dense"
-    multicrop = "multicrop"
-    both = "both"
-
-
 def evaluate(
     nets: Annotated[list[Path], typer.Argument(help="Run directories or checkpoints; several are fused.")],
     method: Annotated[
-        Method, typer.Option(help="How a net is applied (Section 3.2); both is the mean of dense and multicrop.")
-    ] = Method.dense,
+        Literal["centre", "dense", "multicrop", "both"],
+        typer.Option(help="How a net is applied (Section 3.2); both is the mean of dense and multicrop."),
+    ] = "dense",
     scales: Annotated[
         str | None,
         typer.Option(
@@ -47,12 +38,12 @@ def evaluate(
     from vggrepro.evaluation.significance import paired
     from vggrepro.pipeline.nets import evaluate_nets
 
-    evaluated = evaluate_nets(nets, [method.value], whole_numbers(scales) if scales else None, changes)
+    evaluated = evaluate_nets(nets, [method], whole_numbers(scales) if scales else None, changes)
     if evaluated is None:  # not the first rank
         return
-    scored = {str(one.path): one.scored(method.value) for one in evaluated}
+    scored = {str(one.path): one.scored(method) for one in evaluated}
     fused = fuse(list(scored.values()))
-    flip = all(one.config.evaluation.flip for one in evaluated) and method is not Method.centre
+    flip = all(one.config.evaluation.flip for one in evaluated) and method != "centre"
     report: dict[str, Any] = _report(fused, flip)
     if len(scored) > 1:
         report["nets"] = [{"net": name} | _report(one, flip) for name, one in scored.items()]

@@ -1,7 +1,5 @@
 """The `vggrepro` command and its verbs, in the order of `vggrepro --help`."""
 
-from __future__ import annotations
-
 import typer
 
 from vggrepro.cli import bench, data, evaluate, nets, preflight, report, train

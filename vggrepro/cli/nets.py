@@ -1,21 +1,11 @@
 """Verbs about nets themselves: Tables 1 and 2, and other programs' weight files."""
 
-from __future__ import annotations
-
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from vggrepro.cli.options import JsonOption, print_json
-
-
-class Input(StrEnum):
-    """What a net's pixels were."""
-
-    paper = "paper"
-    torchvision = "torchvision"
 
 
 def summary(
@@ -42,7 +32,7 @@ def import_weights(
     out: Annotated[Path, typer.Option("--out", "-o", help="The run directory to make.")],
     net: Annotated[str | None, typer.Option(help="The column of Table 1 that it must be of.")] = None,
     input_as: Annotated[
-        Input | None,
+        Literal["paper", "torchvision"] | None,
         typer.Option("--input", help="What its input was: paper (grey levels minus mean) or torchvision's."),
     ] = None,
     as_json: JsonOption = False,
@@ -50,7 +40,7 @@ def import_weights(
     """Make a run directory of another program's weights, for `vggrepro evaluate`."""
     from vggrepro.pipeline.weights import import_weights
 
-    found = import_weights(file, out, net=net, preprocessing=input_as.value if input_as else None)
+    found = import_weights(file, out, net=net, preprocessing=input_as)
     if as_json:
         print_json(found)
         return

@@ -1,7 +1,5 @@
 """Verbs for before anything is spent."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Verbs that report what was measured."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,10 +1,7 @@
 """Verbs that train: one stage, or the whole graph."""
 
-from __future__ import annotations
-
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,19 +9,12 @@ from vggrepro.cli.options import ConfigOption, SeedsOption, SetOption, StopAfter
 from vggrepro.errors import UserError
 
 
-class Resume(StrEnum):
-    """What to do with the checkpoints of an earlier start."""
-
-    auto = "auto"
-    never = "never"
-
-
 def train(
     config: Annotated[Path, typer.Option("--config", "-c", help="YAML file of one stage, or its name in configs/.")],
     changes: SetOption = [],  # noqa: B006 (typer wants a list)
-    resume: Annotated[Resume, typer.Option(help="auto: go on from the newest checkpoint; never: refuse one.")] = (
-        Resume.auto
-    ),
+    resume: Annotated[
+        Literal["auto", "never"], typer.Option(help="auto: go on from the newest checkpoint; never: refuse one.")
+    ] = "auto",
     stop_after: StopAfterOption = None,
     force: Annotated[
         bool, typer.Option("--force", help="Train although activations vanish or explode at initialisation.")
@@ -39,7 +29,7 @@ def train(
     from vggrepro.pipeline.stage import train_stage
 
     stage, parent = load_stage(config, changes)
-    if resume is Resume.never and any((stage.directory / "checkpoints").glob("*.pt")):
+    if resume == "never" and any((stage.directory / "checkpoints").glob("*.pt")):
         raise UserError(
             f"--resume never, but {stage.directory} has checkpoints; use --resume auto, another run.name, "
             f"or remove the directory"

@@ -1,7 +1,5 @@
 """Values to typed settings: `--set` laid over them, and what is wrong said in one line."""
 
-from __future__ import annotations
-
 import difflib
 import types
 import typing
@@ -13,13 +11,33 @@ from pydantic import ValidationError
 
 from vggrepro.config.settings import Config, Section
 from vggrepro.config.strict_yaml import load_yaml
-from vggrepro.config.trees import merge
 from vggrepro.errors import UserError
 
 _LONGEST_SHOWN = 80  # characters of a wrong value that a message repeats
-
-
 AnySection = TypeVar("AnySection", bound=Section)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as {"section.key": value}."""
+    flat: dict[str, Any] = {}
+    for key, item in tree.items():
+        flat |= flatten(item, f"{prefix}{key}.") if isinstance(item, Mapping) else {prefix + key: item}
+    return flat
+
+
+def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(key, left value, right value) for each setting in which two trees of settings differ."""
+    a, b = flatten(left), flatten(right)
+    return [(key, a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree of settings with another laid over it: sections are merged, all else is replaced, lists included."""
+    merged = dict(base)
+    for key, item in over.items():
+        both = isinstance(item, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], item) if both else item
+    return merged
 
 
 def checked(kind: type[AnySection], **settings: Any) -> AnySection:

@@ -14,8 +14,6 @@ or a whole graph of them::
 as the installed package has them too: ``--config vgg_D``, ``--config reduced/imagenette``.
 """
 
-from __future__ import annotations
-
 import difflib
 import os
 import re
@@ -24,10 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vggrepro.config.parsing import parse, shown
+from vggrepro.config.parsing import merge, parse, shown
 from vggrepro.config.settings import Config
 from vggrepro.config.strict_yaml import load_yaml
-from vggrepro.config.trees import merge
 from vggrepro.errors import UserError
 
 _PACKAGE = Path(__file__).parents[1]

@@ -1,7 +1,5 @@
 """YAML text to plain values, strictly, with errors in one line."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import yaml

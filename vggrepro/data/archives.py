@@ -1,7 +1,5 @@
 """Images inside archives: an uncompressed tar is a list of offsets, and so is a tar of tars."""
 
-from __future__ import annotations
-
 import io
 import os
 import re

@@ -1,7 +1,5 @@
 """The classes of validation images that lie flat, and lists of classes."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re

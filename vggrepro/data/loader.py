@@ -1,7 +1,5 @@
 """From views to batches on a device, by whichever backend."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 from collections import deque

@@ -1,7 +1,5 @@
 """An image that was found, wherever it lies."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 SPLITS = ("train", "val")

@@ -1,7 +1,5 @@
 """Work for other processes of this machine, by torch's DataLoader: tensors come back in order, in shared memory."""
 
-from __future__ import annotations
-
 import math
 import multiprocessing
 import signal

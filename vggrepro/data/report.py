@@ -1,7 +1,5 @@
 """What an index holds, for people."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from vggrepro.data.index import Index

@@ -6,8 +6,6 @@ window's borders are taken in double precision, so this is rescaling the whole i
 Like PIL it computes with weights in fixed point.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ Made on the spot, deterministic, without network, as JPEG files in ImageNet's la
 to 160 px and digits of very different sizes, so that S and Q matter as they do in the paper.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path

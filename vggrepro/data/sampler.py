@@ -10,8 +10,6 @@ counters, whoever asks for it, in whatever order. NumPy guarantees the raw strea
 (NEP 19), which it does not for distributions: those are built here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial

@@ -3,8 +3,6 @@
 Nothing is extracted.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence

@@ -3,8 +3,6 @@
 PIL lets go of the interpreter's lock while it decodes, so threads scale and nothing is forked.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -5,8 +5,6 @@ its own (`python -m vggrepro.data.verify full`) that is told a place on a line o
 standard output; when it dies or falls silent, the image it was at is to blame, and another takes over behind it.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import queue

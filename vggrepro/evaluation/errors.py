@@ -1,7 +1,5 @@
 """Error rates from posteriors, with their uncertainty. No torch: arithmetic on arrays."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

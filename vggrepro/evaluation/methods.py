@@ -1,7 +1,5 @@
 """How a net is applied to an image (Section 3.2), and the quick centre-crop error that training watches."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType

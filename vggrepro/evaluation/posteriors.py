@@ -4,8 +4,6 @@ Everything else that evaluation prints is arithmetic on these arrays, and needs 
 float32, as computed: nothing is rounded, so the order of the guesses is the net's own. No torch.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Is one error different from another? Paired tests, and comparison with a printed figure. No torch."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any, Literal

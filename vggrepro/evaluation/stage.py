@@ -1,7 +1,5 @@
 """The evaluation of one net: posteriors for each method and Q, kept in its run directory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """The authors' own nets against the paper's tables: the acceptance test of this evaluator. No torch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any

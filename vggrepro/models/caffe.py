@@ -1,7 +1,5 @@
 """Caffe models: the authors' own files, and any other of Table 1's nets with the same names of layers."""
 
-from __future__ import annotations
-
 import math
 import mmap
 import os

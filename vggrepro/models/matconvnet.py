@@ -3,8 +3,6 @@
 SciPy's reader of MATLAB files is not used: a damaged file can end the process in it, and it passes over checksums.
 """
 
-from __future__ import annotations
-
 import math
 import struct
 import zlib

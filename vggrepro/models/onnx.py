@@ -1,7 +1,5 @@
 """Nets as ONNX files, through torch's exporter, which needs the packages onnx and onnxscript (the extra `onnx`)."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """What `torch.save` has written, read without executing anything."""
 
-from __future__ import annotations
-
 import pickle
 import warnings
 import zipfile

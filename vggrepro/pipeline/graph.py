@@ -1,7 +1,5 @@
 """The stage graph on this machine: what is there already, what is still to be done, the tables at the end."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from vggrepro.config.recipes import Graph

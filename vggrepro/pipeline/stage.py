@@ -1,7 +1,5 @@
 """One stage: trained, tested, its errors logged, its figures drawn."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -1,12 +1,10 @@
 """A stage's run in MLflow, for as long as it is worked on."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from vggrepro.config.parsing import flatten
 from vggrepro.config.settings import Config
-from vggrepro.config.trees import flatten
 from vggrepro.errors import Interrupted
 from vggrepro.ranks.topology import Topology
 from vggrepro.storage.directory import RunDirectory

@@ -1,7 +1,5 @@
 """One line of what `vggrepro doctor` finds."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 import subprocess

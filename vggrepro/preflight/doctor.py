@@ -1,7 +1,5 @@
 """What on this machine or cluster will not work, found before a job is started, and the remedy."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 

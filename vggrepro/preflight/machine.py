@@ -1,7 +1,5 @@
 """What a graph runs on: machines and images, with what is assumed of them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

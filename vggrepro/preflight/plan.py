@@ -3,21 +3,19 @@
 A plan also says what binds each stage, and which settings would make it cheaper: those it finds by planning again.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from vggrepro.config.parsing import override
 from vggrepro.config.recipes import Graph
 from vggrepro.config.settings import Train
 from vggrepro.errors import UserError
-from vggrepro.preflight.assumptions import assumptions_of
-from vggrepro.preflight.cost import StagePlan, cost_of
+from vggrepro.preflight.cost import Cheaper, Plan, StagePlan, cost_of
 from vggrepro.preflight.machine import ImageSet, Machine, image_sets_of
+from vggrepro.preflight.plan_text import assumptions_of
 from vggrepro.ranks.topology import divisors
 from vggrepro.storage.ledger import ledger
 
@@ -25,47 +23,6 @@ MOST_CORES = 256
 """Of a machine: a setting that would take more is not offered."""
 WORTH_SAYING = 0.1
 """Least share of the GPU-hours that a setting must save to be offered."""
-
-
-@dataclass(frozen=True)
-class Cheaper:
-    """The same graph under other settings."""
-
-    settings: tuple[str, ...]
-    """As `--set` takes them."""
-    gpu_hours: float
-    wall_hours: float
-    saved_gpu_hours: float
-    saved_wall_hours: float
-    """On the critical path."""
-    departures: tuple[str, ...]
-    """From the paper, which the graph has not as it is."""
-    decode_cores_node: int
-    """Cores of each node that must decode for it."""
-    read_mb_per_s: float
-    """What the file system must give all nodes together for it."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A whole graph."""
-
-    stages: tuple[StagePlan, ...]
-    total_gpu_hours: float
-    wall_hours: float
-    """The critical path."""
-    wall_hours_in_a_row: float
-    """With the nodes of one stage only."""
-    most_stages_at_once: int
-    disk_gb: float
-    money: float | None
-    assumptions: tuple[str, ...]
-    cheaper: tuple[Cheaper, ...]
-    """The setting that saves most GPU-hours, then with the one that saves most beside it; only what is worth saying."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The contract of `vggrepro plan --json`."""
-        return asdict(self)
 
 
 def plan(graph: Graph, machine: Machine) -> Plan:

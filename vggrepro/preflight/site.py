@@ -1,7 +1,5 @@
 """SLURM, the network, the disk, the tracking server."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import socket

@@ -1,7 +1,5 @@
 """The packages, the driver and the GPUs of this machine."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 import os

@@ -1,7 +1,5 @@
 """Where this process stands among the ranks, as the launcher says."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

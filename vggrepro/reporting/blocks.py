@@ -1,7 +1,5 @@
 """A report as a list of blocks, written as Markdown, as one self-contained HTML file, or as LaTeX (booktabs)."""
 
-from __future__ import annotations
-
 import base64
 import html
 import re

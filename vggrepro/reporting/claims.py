@@ -4,8 +4,6 @@ A claim compares two protocols on the same images. Its effect is the fall of the
 in percentage points, with a 95 % interval; the margins of "does not help" and "about as good" are ours and stated.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from vggrepro.config.parsing import override
-from vggrepro.config.trees import flatten
+from vggrepro.config.parsing import flatten, override
 from vggrepro.errors import UserError
 from vggrepro.reporting import figures
 from vggrepro.reporting.blocks import DASH, Block, Figure, Heading, Sheet, Text

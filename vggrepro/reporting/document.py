@@ -7,8 +7,6 @@
 The report they are made of is kept beside the document, so that a test can tell whether they are stale.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a net predicts under a protocol: all that tables, claims and comparisons need of the posteriors."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

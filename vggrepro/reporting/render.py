@@ -1,7 +1,5 @@
 """The tables' report for readers: Markdown, HTML, LaTeX, CSV, JSON."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections import Counter

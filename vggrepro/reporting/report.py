@@ -1,7 +1,5 @@
 """The report as data: what `vggrepro tables --json` prints."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """The runs on disk, as reports see them: found by folder, read once, and grouped so that unlike ones never mix."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 Runs of different images, classes or geometry never share a table: they form groups, each with tables of its own.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The run directory, whose ``metrics.jsonl`` is the truth of a run."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

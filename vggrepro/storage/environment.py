@@ -1,7 +1,5 @@
 """What made a run: versions, machine, command, the code's commit."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import os

@@ -5,8 +5,6 @@ came back. The launcher names each attempt in the environment and takes the run 
 there asks whether it still may. A process that no launcher named holds no lease and is not asked for one.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import time

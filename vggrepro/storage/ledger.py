@@ -3,8 +3,6 @@
 Empty for a faithful run. Settings on which the paper is silent are not departures; REPRODUCTION.md lists those choices.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any

@@ -1,12 +1,10 @@
 """What a run directory says about its stage, without loading anything: is it finished, is it of this configuration."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
+from vggrepro.config.parsing import differences
 from vggrepro.config.recipes import load_resolved
 from vggrepro.config.settings import Config
-from vggrepro.config.trees import differences
 from vggrepro.errors import UserError
 
 FINAL = "final.pt"

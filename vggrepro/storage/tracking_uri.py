@@ -1,7 +1,5 @@
 """Where MLflow keeps runs, and what shows them."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import sys

@@ -1,7 +1,5 @@
 """Nets that cannot learn, found early instead of after days."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """The training loop: steps, reports, validations and checkpoints, until the iterations are done or a stop is asked."""
 
-from __future__ import annotations
-
 import gc
 import os
 from collections.abc import Iterator

@@ -5,8 +5,6 @@ all. What counts as "stopped" is ours: `patience` validations in a row none of w
 least `threshold` points. The state is part of the checkpoint, so a resumed run neither forgets nor repeats a drop.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from vggrepro.config.settings import Schedule

@@ -1,7 +1,5 @@
 """One stage in its run directory: how it begins, where it stands, and the net it ends with."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ from the sampler, for the global batch, and each rank computes its rows. The num
 changes the order of floating-point sums and nothing else.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
