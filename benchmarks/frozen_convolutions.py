@@ -31,7 +31,7 @@ from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
 from vggrepro.models.weights import PREPROCESSING
-from vggrepro.pipeline.nets import evaluate_nets
+from vggrepro.pipeline.evaluate import evaluate_nets
 from vggrepro.storage import checkpoint
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.environment import environment

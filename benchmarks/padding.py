@@ -23,8 +23,8 @@ from vggrepro.evaluation.measure import Scored
 from vggrepro.evaluation.significance import Paired, paired
 from vggrepro.models.dense import receptive_field
 from vggrepro.models.table1 import architecture_of
+from vggrepro.pipeline.evaluate import evaluate_nets
 from vggrepro.pipeline.graph import reproduce
-from vggrepro.pipeline.nets import evaluate_nets
 from vggrepro.reporting.figures import lines
 
 RECIPE = Path(__file__).parents[1] / "configs" / "reduced" / "imagenette.yaml"

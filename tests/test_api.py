@@ -21,8 +21,8 @@ from vggrepro.config.recipes import Graph, load_graph, load_resolved
 from vggrepro.data.loader import make_loader
 from vggrepro.data.sampler import TrainingSampler
 from vggrepro.models.table1 import TORCHVISION_NAMES
+from vggrepro.pipeline.evaluate import evaluate_nets
 from vggrepro.pipeline.graph import reproduce
-from vggrepro.pipeline.nets import evaluate_nets
 from vggrepro.pipeline.weights import export_weights, import_weights
 
 PAGE = REPOSITORY / "docs" / "notebook.md"

@@ -1,6 +1,7 @@
 """Rules of the house, as tests: who imports what, how light the commands are, what the lock says."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -69,6 +70,24 @@ def test_no_file_is_longer_than_one_reads_at_once(file: Path) -> None:
 def test_the_corridor_stays_short() -> None:
     own = {room_of(name_of(file)) for file in PACKAGE.glob("*.py")}
     assert own == {"__init__", "__main__", "api", "errors", "progress"}, "what has a room belongs into it"
+
+
+def test_the_page_on_architecture_is_true() -> None:
+    """Its ways through the house name files, each once, and its rooms stand in the order of the floors."""
+    page = (REPOSITORY / "docs" / "architecture.md").read_text()
+    ways = re.findall(r"^    a .*?:(.*?)(?=^    a |^$)", page, re.DOTALL | re.MULTILINE)
+    assert len(ways) == 3
+    for way in ways:
+        steps = way.replace(">", " ").split()
+        assert len(set(steps)) == len(steps)
+        for step in steps:
+            assert ((REPOSITORY if step.startswith("launch/") else PACKAGE) / f"{step}.py").is_file(), step
+    rows = re.findall(r"^\| (`.*?`) \|", page, re.MULTILINE)
+    named = [name.rstrip("/").removesuffix(".py") for row in rows for name in re.findall(r"`(.*?)`", row)]
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    assert set(named) == floor.keys() - {"__main__"}
+    heights = [floor[name] for name in named if name not in ("errors", "progress")]
+    assert heights == sorted(heights, reverse=True)
 
 
 def test_no_circle_of_imports() -> None:

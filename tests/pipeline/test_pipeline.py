@@ -12,8 +12,8 @@ from tiny import REPOSITORY
 from vggrepro.config.recipes import Graph, load_graph, load_stage
 from vggrepro.errors import Interrupted, UserError
 from vggrepro.paper import value
+from vggrepro.pipeline.evaluate import evaluate_nets
 from vggrepro.pipeline.graph import reproduce
-from vggrepro.pipeline.nets import evaluate_nets
 from vggrepro.pipeline.session import open_session
 from vggrepro.pipeline.stage import train_stage
 from vggrepro.reporting.runs import find_runs

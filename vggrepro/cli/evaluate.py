@@ -36,7 +36,7 @@ def evaluate(
     """
     from vggrepro.evaluation.measure import fuse
     from vggrepro.evaluation.significance import paired
-    from vggrepro.pipeline.nets import evaluate_nets
+    from vggrepro.pipeline.evaluate import evaluate_nets
 
     evaluated = evaluate_nets(nets, [method], whole_numbers(scales) if scales else None, changes)
     if evaluated is None:  # not the first rank
@@ -95,7 +95,7 @@ def verify_paper(
 ) -> None:
     """The authors' own nets against the rows of Tables 3-6 that they determine, before anything is trained."""
     from vggrepro.evaluation.verify import to_markdown
-    from vggrepro.pipeline.nets import verify_paper
+    from vggrepro.pipeline.evaluate import verify_paper
 
     files = {net: file for net, file in (("D", weights_16), ("E", weights_19)) if file}
     if not files:
