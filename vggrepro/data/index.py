@@ -26,6 +26,7 @@ from vggrepro.data.decode import BadImageError, read
 from vggrepro.data.members import SPLITS
 from vggrepro.data.views import Ints
 from vggrepro.errors import UserError, reason_of
+from vggrepro.files import replacing
 from vggrepro.paper import value
 
 if TYPE_CHECKING:
@@ -241,14 +242,12 @@ class Index:
             "mean_rgb": json.dumps(self.mean_rgb),
             "seen": json.dumps(self.seen),
         }
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with pa.OSFile(str(temporary), "wb") as sink:
+            with replacing(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
                 table = self.table.replace_schema_metadata(metadata)
                 with pa.ipc.new_file(sink, table.schema) as writer:
                     writer.write_table(table)
-            os.replace(temporary, path)
         except OSError as error:
             raise UserError(f"index {path} cannot be written: {error.strerror}; choose another place") from None
 

@@ -5,7 +5,6 @@ float32, as computed: nothing is rounded, so the order of the guesses is the net
 """
 
 import json
-import os
 import shutil
 import time
 import uuid
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggrepro.errors import UserError
+from vggrepro.files import replacing
 
 _SECONDS_BETWEEN_PARTS = 30.0
 
@@ -141,15 +141,8 @@ class Parts:
 
 def _write(file: Path, **arrays: NDArray[Any]) -> None:
     """All or nothing: a file with its final name is whole."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as out:
-            np.savez(out, **arrays)  # type: ignore[arg-type]
-            out.flush()
-            os.fsync(out.fileno())
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(file) as temporary, temporary.open("wb") as out:
+        np.savez(out, **arrays)  # type: ignore[arg-type]
 
 
 def _read(file: Path) -> dict[str, NDArray[Any]]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from vggrepro.errors import UserError, reason_of
+from vggrepro.files import replacing
 from vggrepro.models import caffe, matconvnet
 from vggrepro.models.onnx import to_onnx
 from vggrepro.models.table1 import Architecture, architecture
@@ -188,20 +188,17 @@ def write(
         net = VGG(architecture(**model)).eval()
         net.load_state_dict(dict(weights))
         program = to_onnx(net, described, dense=dense)
-    temporary = file.with_name(f".{os.getpid()}.{file.name}")
     try:
-        if program:
-            program.save(temporary)
-        elif file.suffix == ".pth":
-            torch.save(dict(weights), temporary)
-        else:
-            plain = {key: tensor.contiguous() for key, tensor in weights.items()}
-            save_file(plain, temporary, metadata={"format": "pt", _METADATA: json.dumps(described)})
-        temporary.replace(file)
+        with replacing(file) as temporary:
+            if program:
+                program.save(temporary)
+            elif file.suffix == ".pth":
+                torch.save(dict(weights), temporary)
+            else:
+                plain = {key: tensor.contiguous() for key, tensor in weights.items()}
+                save_file(plain, temporary, metadata={"format": "pt", _METADATA: json.dumps(described)})
     except (OSError, RuntimeError, SafetensorError) as error:
         raise UserError(f"weights {file} cannot be written ({reason_of(error)}); choose another place") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _state_dict(content: Any) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
 import shutil
 import zipfile
@@ -22,6 +21,7 @@ import torch
 
 from vggrepro.config.settings import Config
 from vggrepro.errors import UserError, reason_of
+from vggrepro.files import replacing
 from vggrepro.models.torch_file import read_torch
 from vggrepro.storage.status import FINAL
 
@@ -64,15 +64,10 @@ def weights_hash(weights: dict[str, torch.Tensor]) -> str:
 def save(checkpoint: Checkpoint, path: Path) -> None:
     """Writes all or nothing. Raises OSError (disk full, say); what was there before stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             torch.save({"format": _FORMAT} | vars(checkpoint), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError when the disk is full
-        temporary.unlink(missing_ok=True)
         free = shutil.disk_usage(path.parent).free / 2**20  # torch's writer does not say that the disk was full
         raise OSError(f"checkpoint {path} could not be written, {free:.0f} MiB are free there: {error}") from error
 
@@ -166,7 +161,7 @@ def newest(folder: Path) -> Checkpoint | None:
 
 def clean(folder: Path) -> None:
     """Removes what a killed writer has left half written; for the one process that writes here, before it does."""
-    for file in folder.glob(".*.pt.*"):
+    for file in folder.glob(".*.pt*"):
         file.unlink(missing_ok=True)
 
 

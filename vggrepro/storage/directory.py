@@ -4,13 +4,13 @@ import json
 import math
 import os
 import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vggrepro.errors import UserError
+from vggrepro.files import replacing
 from vggrepro.storage import lease
 
 KINDS = ("train", "validation", "evaluation", "event")
@@ -119,15 +119,8 @@ class RunDirectory:
 
     def _replace(self, target: Path, content: bytes) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(target) as temporary:
+            temporary.write_bytes(content)
 
 
 def _strict(obj: Any) -> Any:

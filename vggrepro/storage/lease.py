@@ -10,6 +10,8 @@ import os
 import time
 from pathlib import Path
 
+from vggrepro.files import replacing
+
 VARIABLE = "VGGREPRO_ATTEMPT"
 """Environment variable with the name of the attempt that this process belongs to."""
 LOST_STATUS = 77
@@ -33,9 +35,8 @@ def holder(directory: Path) -> str | None:
 def take(directory: Path, attempt: str) -> None:
     """Takes the directory over, whoever has it."""
     directory.mkdir(parents=True, exist_ok=True)
-    temporary = directory / f".{_FILE}.{os.getpid()}"
-    temporary.write_text(json.dumps({"attempt": attempt, "time": time.time()}) + "\n")
-    temporary.replace(directory / _FILE)
+    with replacing(directory / _FILE) as temporary:
+        temporary.write_text(json.dumps({"attempt": attempt, "time": time.time()}) + "\n")
 
 
 def require(directory: Path) -> None:

@@ -16,6 +16,7 @@ from vggrepro.data.loader import Batch, Loader
 from vggrepro.data.sampler import TrainingSampler
 from vggrepro.errors import Interrupted, UserError
 from vggrepro.evaluation.methods import centre_error
+from vggrepro.files import replacing
 from vggrepro.progress import Update, echo, progress
 from vggrepro.ranks.collectives import sum_over_ranks
 from vggrepro.ranks.watch import Watch
@@ -268,9 +269,6 @@ def _last_exchange(run: RunDirectory) -> tuple[str | None, int]:
 
 def _after_saving(file: Path, keep: int, *, best: bool) -> None:
     if best:  # under a second name, in place of what had it
-        name = checkpoint.best_file(file.parent)
-        temporary = name.with_name(f".{name.name}.{os.getpid()}")
-        temporary.unlink(missing_ok=True)
-        os.link(file, temporary)
-        temporary.replace(name)
+        with replacing(checkpoint.best_file(file.parent)) as temporary:
+            os.link(file, temporary)
     checkpoint.prune(file.parent, keep)
