@@ -67,6 +67,7 @@ def code_of_the_clone() -> set[str]:
 def test_the_wheel_holds_code_facts_and_recipes(wheel: Path) -> None:
     files = files_of(wheel)
     assert {"vggrepro/paper/facts.yaml", "vggrepro/reporting/tables.schema.json", "vggrepro/py.typed"} <= files
+    assert "vggrepro/reporting/templates/report.html.j2" in files
     info = f"vggrepro-{vggrepro.__version__}.dist-info/"
     own = {name for name in files if not name.startswith(info)}
     assert own == code_of_the_clone() | {f"vggrepro/{name}" for name in RECIPES}
