@@ -4,7 +4,7 @@ from itertools import accumulate
 
 import pytest
 
-from vggrepro.config.settings import Schedule
+from vggrepro.config.settings import Schedule, Train
 from vggrepro.training.schedule import Plateau, after_validation, learning_rate
 
 PATIENT = Schedule(patience=2, threshold=0.1)
@@ -40,10 +40,10 @@ def test_golden_sequence_of_a_plateau_schedule() -> None:
 
 
 def test_the_paper_allows_three_drops_by_ten() -> None:
-    paper = Schedule()
-    state = states([50.0] * 100, paper)[-1]
+    paper = Train()
+    state = states([50.0] * 100, paper.schedule)[-1]
     assert state.drops == 3
-    assert learning_rate(1e-2, paper, state, step=369_999) == pytest.approx(1e-5)
+    assert learning_rate(paper, state, step=369_999) == pytest.approx(1e-5)
 
 
 def test_a_state_taken_up_from_a_checkpoint_neither_forgets_nor_repeats_a_drop() -> None:
@@ -57,6 +57,6 @@ def test_a_state_taken_up_from_a_checkpoint_neither_forgets_nor_repeats_a_drop()
 
 
 def test_fixed_drops_take_effect_after_the_named_iterations_whatever_the_errors() -> None:
-    fixed = Schedule(kind="fixed", drops_at=(10, 20), factor=0.5)
-    rates = [learning_rate(0.8, fixed, Plateau(drops=7), step) for step in (0, 9, 10, 19, 20, 99)]
+    fixed = Train(learning_rate=0.8, schedule=Schedule(kind="fixed", drops_at=(10, 20), factor=0.5))
+    rates = [learning_rate(fixed, Plateau(drops=7), step) for step in (0, 9, 10, 19, 20, 99)]
     assert rates == pytest.approx([0.8, 0.8, 0.4, 0.4, 0.2, 0.2])

@@ -25,6 +25,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 
 
 def write(file: Path, text: str) -> None:
+    """Writes a file that `--out` names. Raises UserError."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
@@ -33,10 +34,12 @@ def write(file: Path, text: str) -> None:
 
 
 def seconds(minutes: float | None) -> float | None:
+    """Of so many minutes."""
     return None if minutes is None else 60 * minutes
 
 
 def whole_numbers(text: str, option: str = "--scales") -> tuple[int, ...]:
+    """The value of an option such as 256,384,512. Raises UserError."""
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -47,4 +50,5 @@ def whole_numbers(text: str, option: str = "--scales") -> tuple[int, ...]:
 
 
 def print_json(report: dict[str, Any]) -> None:
+    """What `--json` prints."""
     typer.echo(json.dumps(report, indent=2))

@@ -54,6 +54,7 @@ def override(config: Config, overrides: Iterable[str], source: Path) -> Config:
 
 
 def parse(tree: Mapping[str, Any], overrides: Iterable[str], source: Path) -> Config:
+    """Values as typed settings, with `section.key=value` changes; errors name `source`. Raises UserError."""
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:

@@ -287,6 +287,7 @@ def load(path: Path) -> Index:
 
 
 def stamp_of(file: str) -> tuple[int, int] | None:
+    """(bytes, time of change in ns) of an archive, (0, time of change) of a folder; None where there is neither."""
     try:
         stat = os.stat(file)
     except OSError:

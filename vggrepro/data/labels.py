@@ -56,6 +56,7 @@ def listed_classes(class_list: str) -> tuple[str, ...]:
 
 
 def is_label_file(file: Path) -> bool:
+    """Whether a file of this name holds labels, and no images."""
     return file.name.endswith((".bin", ".csv", ".txt")) or ("devkit" in file.name and file.name.endswith("gz"))
 
 

@@ -21,6 +21,7 @@ class Check:
 
 
 def installed(package: str) -> str | None:
+    """The version of a package; None where it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -28,11 +29,13 @@ def installed(package: str) -> str | None:
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
+    """2.10.1+cu128 as (2, 10, 1)."""
     parts = version.partition("+")[0].split(".")
     return tuple(int("".join(filter(str.isdigit, part)) or 0) for part in parts)
 
 
 def output_of(command: list[str]) -> str | None:
+    """What a command prints; None where it fails or does not answer in time."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     except (OSError, subprocess.SubprocessError):

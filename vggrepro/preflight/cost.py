@@ -74,6 +74,7 @@ class StagePlan:
 
 
 def cost_of(config: Config, parent: str | None, start_hours: float, machine: Machine, data: ImageSet) -> StagePlan:
+    """The plan of one stage, which begins after so many hours. Raises UserError."""
     from vggrepro.training.throughput import comm_of, flop_per_image, product_flop
 
     net = architecture_of(config)

@@ -107,6 +107,7 @@ def _number(amount: float) -> str:
 
 
 def assumptions_of(graph: Graph, machine: Machine, sets: Mapping[str, ImageSet]) -> tuple[str, ...]:
+    """What a plan for these machines and images assumes, a sentence each."""
     from vggrepro.training.throughput import comm_of
 
     nets = {config.model.net for config in graph.stages.values()}

@@ -22,6 +22,7 @@ _SLURM_CONF = ("/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf", "/run/slur
 
 
 def slurm() -> Iterator[Check]:
+    """Whether jobs can be submitted from here."""
     if not shutil.which("sbatch"):
         remedy = "on a cluster, load its module or log in to its head node; `vggrepro reproduce` needs none"
         yield Check("SLURM", "warn", "no sbatch on the path", remedy)
@@ -91,6 +92,7 @@ def runs_folder(root: Path) -> Iterator[Check]:
 
 
 def disk(graph: Graph | None, root: Path) -> Iterator[Check]:
+    """Whether the runs of a graph find room."""
     from vggrepro.preflight.cost import disk_gb
     from vggrepro.preflight.machine import image_sets_of
 
@@ -113,6 +115,7 @@ def disk(graph: Graph | None, root: Path) -> Iterator[Check]:
 
 
 def mlflow(graph: Graph | None, root: Path) -> Iterator[Check]:
+    """Whether the tracking server answers, where one is named."""
     if graph and not any(config.tracking.mlflow for config in graph.stages.values()):
         yield Check("MLflow", "ok", "off (tracking.mlflow); metrics.jsonl is always written")
         return

@@ -30,6 +30,7 @@ _BUILDS = {13: Build("580.65.06", (7, 5)), 12: Build("525.60.13", (7, 0))}
 
 
 def packages() -> Iterator[Check]:
+    """Versions of Python, torch and DALI."""
     yield Check("Python", "ok", platform.python_version())
     install = _install_command(_best_build(_driver()) or max(_BUILDS))
     for name, oldest in _OLDEST.items():
@@ -82,6 +83,7 @@ def _driver() -> str | None:
 
 
 def gpus() -> Iterator[Check]:
+    """The driver, and what torch makes of the GPUs."""
     driver = _driver()
     try:
         import torch

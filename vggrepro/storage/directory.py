@@ -134,6 +134,7 @@ def _strict(obj: Any) -> Any:
 
 
 def parse_record(line: bytes) -> dict[str, Any] | None:
+    """A line of `metrics.jsonl`; None where it is torn."""
     try:
         return json.loads(line)
     except ValueError:

@@ -136,7 +136,7 @@ class Training:
     def _step(self, micro_batches: Iterator[Batch], update: Update) -> None:
         """One iteration, and the report that it may end with."""
         train, state = self.config.train, self.state
-        rate = learning_rate(train.learning_rate, train.schedule, state.schedule, state.step)
+        rate = learning_rate(train, state.schedule, state.step)
         self.watch.beat(f"step {state.step + 1}")
         self.meter.start()
         with self.watch.waiting():  # on the CPU in the all-reduces, on CUDA in launching more than a queue holds

@@ -7,7 +7,7 @@ least `threshold` points. The state is part of the checkpoint, so a resumed run 
 
 from dataclasses import dataclass, replace
 
-from vggrepro.config.settings import Schedule
+from vggrepro.config.settings import Schedule, Train
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ def after_validation(state: Plateau, error: float, settings: Schedule) -> Platea
     return replace(state, drops=state.drops + 1, waited=0)
 
 
-def learning_rate(initial: float, settings: Schedule, state: Plateau, step: int) -> float:
+def learning_rate(settings: Train, state: Plateau, step: int) -> float:
     """The rate of the iteration that follows `step` finished ones."""
-    drops = state.drops if settings.kind == "plateau" else sum(step >= at for at in settings.drops_at)
-    return initial * settings.factor**drops
+    schedule = settings.schedule
+    drops = state.drops if schedule.kind == "plateau" else sum(step >= at for at in schedule.drops_at)
+    return settings.learning_rate * schedule.factor**drops
