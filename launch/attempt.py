@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launch import slurm
-from vggrepro.errors import INTERRUPTED_STATUS
+from vggrepro.errors import INTERRUPTED_STATUS, ending_of
 from vggrepro.storage import lease
 
 HISTORY = "attempts.jsonl"
@@ -86,8 +86,8 @@ def describe(status: int) -> str:
         return "a rank ended early, see the log"
     if status > 128 and (number := status - 128) in set(signal.Signals):
         hint = "; out of memory?" if number == signal.SIGKILL else ""
-        return f"a rank was ended by {signal.Signals(number).name}{hint}"
-    return f"a rank ended with status {status}"
+        return f"a rank {ending_of(-number)}{hint}"
+    return f"a rank {ending_of(status)}"
 
 
 def progress_of(directory: Path) -> list[int]:

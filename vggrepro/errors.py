@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import sys
 import time
 import traceback
@@ -37,6 +38,11 @@ _OF_THE_FILE_SYSTEM = {
 
 _FIRST_SPEAKS_S = 5.0
 """How long another rank leaves it to the first to say a mistake."""
+
+
+def ending_of(status: int) -> str:
+    """How a process ended, by its return code: "was killed by SIGKILL" (-9), "ended with status 3"."""
+    return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
 
 def reason_of(error: Exception, most: int = 120) -> str:

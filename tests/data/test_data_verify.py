@@ -203,7 +203,7 @@ def test_a_decoder_that_dies_or_hangs_costs_one_image(monkeypatch: pytest.Monkey
     names = ["a", "crash1", "b", "crash2", "crash3", "hang", "c", "exit", "d"]
     chunks = [[Place(name, 0, 1) for name in names], [Place(name, 0, 1) for name in "ef"]]
     found = [[finding.status for finding in chunk] for chunk in verify(chunks, "full", workers=2)]
-    crashed, ended = "rejected: killed the decoder (SIGSEGV)", "rejected: ended it (3)"
+    crashed, ended = "rejected: its decoder was killed by SIGSEGV", "rejected: its decoder ended with status 3"
     assert found[0] == ["ok", crashed, "ok", crashed, crashed, "rejected: no end in 1 s", "ok", ended, "ok"]
     assert found[1] == ["ok", "ok"]
 

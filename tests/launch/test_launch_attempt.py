@@ -85,8 +85,8 @@ def test_reasons_say_what_is_known() -> None:
     def reason(status: int, error: str | None) -> str:
         return judge(status, "running", error, progressed=True, failures=0, max_failures=3).reason
 
-    assert reason(KILLED, None) == "a rank was ended by SIGKILL; out of memory?"
-    assert reason(KILLED, "rank 0 on n1: lost") == "a rank was ended by SIGKILL; out of memory? (rank 0 on n1: lost)"
+    assert reason(KILLED, None) == "a rank was killed by SIGKILL; out of memory?"
+    assert reason(KILLED, "rank 0 on n1: lost") == "a rank was killed by SIGKILL; out of memory? (rank 0 on n1: lost)"
     assert reason(1, "rank 0 on n1: lost") == "rank 0 on n1: lost"
     assert reason(76, None) == "a rank ended with status 76"
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from vggrepro.errors import UserError
+from vggrepro.errors import UserError, ending_of
 
 _AHEAD = 2  # items that a process has ready
 _PRELOADED = ["vggrepro.data.loader", "nvidia.dali.fn"]
@@ -63,8 +63,8 @@ def in_order(parts: Parts[Item_co], processes: int) -> Generator[Item_co]:
         if not (killed := _killed(started)):
             raise
         raise UserError(
-            f"a process that decodes images was killed ({killed}); perhaps for want of memory or of room in /dev/shm "
-            f"(in a container: --shm-size); set data.processes lower, or to 0 for none"
+            f"a process that decodes images {killed}; perhaps for want of memory or of room in /dev/shm (in a "
+            f"container: --shm-size); set data.processes lower, or to 0 for none"
         ) from None
     finally:
         end()
@@ -86,7 +86,7 @@ def _killed(processes: set[BaseProcess]) -> str:
     while True:
         for process in processes:
             if process.exitcode:
-                return f"pid {process.pid}, exit code {process.exitcode}"
+                return f"{ending_of(process.exitcode)} (pid {process.pid})"
         if time.monotonic() > until:
             return ""
         time.sleep(0.01)

@@ -10,7 +10,6 @@ import os
 import queue
 import resource
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from vggrepro.data.decode import BadImageError, opened, read, rgb
+from vggrepro.errors import ending_of
 
 How = Literal["full", "header"]
 _SILENCE_S = 120.0
@@ -99,8 +99,7 @@ class _Worker:
                 if tried < len(found) and not isinstance(error, TimeoutError):
                     tried = len(found)  # once more: it may have been killed from outside, for want of memory
                     continue
-                code = process.returncode
-                died = f"killed the decoder ({signal.Signals(-code).name})" if code < 0 else f"ended it ({code})"
+                died = f"its decoder {ending_of(process.returncode)}"
                 why = f"no end in {_SILENCE_S:.0f} s" if isinstance(error, TimeoutError) else died
                 found.append(Finding(0, 0, "", f"rejected: {why}"))
         return found
