@@ -3,21 +3,21 @@
 import os
 import statistics
 import time
-from importlib.metadata import version
 from typing import Any, Literal, get_args
 
 import torch
 from torch import distributed
 from torch.nn import functional as F
 
-from vggrepro.bench.machine import name_of, wait_for
+from vggrepro.bench.machine import conditions, wait_for
 from vggrepro.config.settings import Config
 from vggrepro.errors import UserError
 from vggrepro.models.init import init_weights
+from vggrepro.models.precision import autocast
 from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
 from vggrepro.ranks.group import pick_device, process_group
-from vggrepro.ranks.topology import topology_of
+from vggrepro.ranks.topology import Topology, topology_of
 from vggrepro.training.exchange import Comm, Exchange
 from vggrepro.training.step import shard_of
 
@@ -45,37 +45,11 @@ def run(config: Config, steps: int, rounds: int, backend: Backend | None = None)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     with process_group(topology, torch.device("cpu") if used == "gloo" else device):
-        ways: dict[Comm, tuple[VGG, Exchange]] = {}
-        for comm in get_args(Comm):
-            net = VGG(architecture_of(config))
-            init_weights(net, "glorot_uniform", config.run.seed)
-            net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-            ways[comm] = net, Exchange(net, topology, comm)
-        crop = config.model.crop
-        images = (torch.randn(share, 3, crop, crop) * 60).to(device).contiguous(memory_format=torch.channels_last)
-        labels = torch.zeros(share, dtype=torch.int64, device=device)
-        rates: dict[str, list[float]] = {comm: [] for comm in ways}
-        payload: dict[str, int] = {}
-        for number in range(rounds + 1):
-            for comm, (net, exchange) in ways.items():
-                distributed.barrier()
-                before, started = exchange.payload_bytes, time.perf_counter()
-                for _ in range(steps):
-                    with (
-                        exchange.micro_batch(last=True),
-                        torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"),
-                    ):
-                        loss = F.cross_entropy(exchange.forward(images).float(), labels)
-                    loss.backward()
-                    exchange.finish()
-                    net.zero_grad(set_to_none=True)
-                wait_for(device)
-                distributed.barrier()
-                payload[comm] = (exchange.payload_bytes - before) // steps
-                if number:  # the first round warms up
-                    rates[comm].append(steps / (time.perf_counter() - started))
+        ways = {comm: _way(config, topology, comm, device) for comm in get_args(Comm)}
+        rates, payload = _measured(ways, config, share, device, steps, rounds)
     if not topology.is_first:
         return None
+    model = config.model
     every = sum(parameter.numel() for parameter in ways["ddp"][0].parameters())
     fc = sum(p.numel() for p in ways["ddp"][0].classifier.parameters())
     gathered = payload["factor"] - 4 * (every - fc)
@@ -96,15 +70,47 @@ def run(config: Config, steps: int, rounds: int, backend: Backend | None = None)
             **{f"{comm} steps/s": statistics.median(several) for comm, several in rates.items()},
             **{f"{comm} MB in collectives": size / 1e6 for comm, size in payload.items()},
             **{f"{comm} MB sent by each rank of a ring": size / 1e6 for comm, size in sent.items()},
-            "net": f"{config.model.net}, crop {crop}, width {config.model.width:g}, {config.model.classes} classes",
+            "net": f"{model.net}, crop {model.crop}, width {model.width:g}, {model.classes} classes",
             "batch": config.train.batch,
             "ranks": topology.world,
             "backend": used,
-            "device": name_of(device),
             "precision": config.train.precision,
             "steps": steps,
             "rounds": rounds,
-            "load": os.getloadavg()[0],
-            "torch": version("torch"),
+            **conditions(device),
         },
     }
+
+
+def _way(config: Config, topology: Topology, comm: Comm, device: torch.device) -> tuple[VGG, Exchange]:
+    net = VGG(architecture_of(config))
+    init_weights(net, "glorot_uniform", config.run.seed)
+    net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return net, Exchange(net, topology, comm)
+
+
+def _measured(
+    ways: dict[Comm, tuple[VGG, Exchange]], config: Config, rows: int, device: torch.device, steps: int, rounds: int
+) -> tuple[dict[Comm, list[float]], dict[Comm, int]]:
+    """Steps a second in each round, and bytes handed to collectives in a step, by exchange."""
+    crop = config.model.crop
+    images = (torch.randn(rows, 3, crop, crop) * 60).to(device).contiguous(memory_format=torch.channels_last)
+    labels = torch.zeros(rows, dtype=torch.int64, device=device)
+    rates: dict[Comm, list[float]] = {comm: [] for comm in ways}
+    payload: dict[Comm, int] = {}
+    for number in range(rounds + 1):
+        for comm, (net, exchange) in ways.items():
+            distributed.barrier()
+            before, started = exchange.payload_bytes, time.perf_counter()
+            for _ in range(steps):
+                with exchange.micro_batch(last=True), autocast(device, config.train.precision):
+                    loss = F.cross_entropy(exchange.forward(images).float(), labels)
+                loss.backward()
+                exchange.finish()
+                net.zero_grad(set_to_none=True)
+            wait_for(device)
+            distributed.barrier()
+            payload[comm] = (exchange.payload_bytes - before) // steps
+            if number:  # the first round warms up
+                rates[comm].append(steps / (time.perf_counter() - started))
+    return rates, payload

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from vggrepro.bench.machine import name_of
+from vggrepro.bench.machine import conditions
 from vggrepro.config.settings import Config
 from vggrepro.data.index import Split
 from vggrepro.data.loader import Loader, make_loader, open_data
@@ -92,8 +92,7 @@ def run(config: Config, Q: tuple[int, ...], images: int, rounds: int) -> dict[st
             "rounds": rounds,
             "precision": config.evaluation.precision,
             "backend": loader.backend,
-            "device": name_of(device),
-            "threads": torch.get_num_threads(),
+            **conditions(device),
         },
     }
 

@@ -5,6 +5,7 @@ import os
 import platform
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,6 +32,16 @@ def name_of(device: torch.device) -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return f"{next(names, platform.machine())}, {len(os.sched_getaffinity(0))} cores"
+
+
+def conditions(device: torch.device) -> dict[str, Any]:
+    """What every result says of the machine it was measured on."""
+    return {
+        "device": name_of(device),
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
+        "torch": torch.__version__,
+    }
 
 
 def release(device: torch.device) -> None:

@@ -1,16 +1,14 @@
 """The training step beside torchvision's reference recipe, on synthetic images, interleaved in one run."""
 
 import itertools
-import os
 import statistics
 from collections.abc import Callable, Generator
-from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from vggrepro.bench.machine import clock, name_of, release
+from vggrepro.bench.machine import clock, conditions, name_of, release
 from vggrepro.config.settings import Config, Model, Train
 from vggrepro.data.loader import Batch
 from vggrepro.data.prefetch import prefetch
@@ -75,11 +73,7 @@ def run(config: Config, nets: tuple[str, ...], batches: tuple[int, ...], steps: 
         "compile": config.train.compile,
         "steps": steps,
         "rounds": rounds,
-        "device": name_of(device),
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],
-        "torch": version("torch"),
-    }
+    } | conditions(device)
     unit = "images/s" if device.type == "cuda" else "images/s of processor time"
     return {"name": "step", "unit": unit, **head, "details": details}
 
@@ -212,7 +206,4 @@ def about(config: Config, device: torch.device) -> dict[str, Any]:
         "net": f"{config.model.net}, crop {config.model.crop}, width {config.model.width:g}",
         "batch": config.train.batch,
         "precision": config.train.precision,
-        "device": name_of(device),
-        "load": os.getloadavg()[0],
-        "torch": version("torch"),
-    }
+    } | conditions(device)
