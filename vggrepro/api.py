@@ -318,7 +318,7 @@ def _index(images: Source) -> Index:
 
 
 def _loader(data: Data, input: Pretrained | Preprocessing, device: str | torch.device) -> Loader:
-    # in this process: others would import the caller's program anew, which may be a notebook
+    # in this process: others would import the caller's program again, which may be a notebook
     loader = replace(make_loader(data, torch.device(device)), processes=0)
     if isinstance(input, Pretrained):
         return replace(loader, mean=input.mean, std=input.std)

@@ -28,7 +28,7 @@ from vggrepro.data.loader import make_loader
 from vggrepro.data.sampler import MicroBatches, TrainingSampler, colour_components
 from vggrepro.data.scan import open_index, scan_folder
 
-_UNTIMED = 6  # batches at the start of a turn, which may lie ready since the last one
+_UNTIMED = 6  # batches at the start of a turn, which may be ready since the last one
 
 
 def run(
@@ -41,7 +41,7 @@ def run(
     dali_gpu: the same with a GPU's help, where there is one; ceiling: DALI decoding the same regions and nothing else.
     For each number of `threads` ours once more with so many, in this process and, as on a rank with a GPU, in others.
     Rates are images per second of processor time, which other users of the machine disturb least; images per second of
-    wall time stand in the details. Raises UserError.
+    wall time are in the details. Raises UserError.
     """
     workers = config.data.workers or len(os.sched_getaffinity(0))
     config = config.model_copy(update={"data": config.data.model_copy(update={"workers": workers})})

@@ -24,7 +24,7 @@ Interval = tuple[float, float]
 
 
 def run(config: Config, steps: int, top: int) -> dict[str, Any]:
-    """Takes `steps` steps on images that lie ready, three times: in a row, one at a time, and under torch's profiler.
+    """Takes `steps` steps on images that are ready, three times: in a row, one at a time, and under torch's profiler.
 
     In a row gives the rate. One at a time gives what the host needs to launch a step: where that is more than the step
     takes, the device waits for the host. The profiler gives the kernels, of which the `top` longest are named, and how

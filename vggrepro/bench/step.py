@@ -46,7 +46,7 @@ def run(config: Config, nets: tuple[str, ...], batches: tuple[int, ...], steps: 
     Rates are images per second, on a CPU per second of processor time, which other users of the machine disturb least.
 
     ours: the step of training, under `config`. usual: torchvision's reference recipe as users run it: NCHW, automatic
-    mixed precision on CUDA, metrics read at every step. The same in channels_last stands in the details, and as ceiling
+    mixed precision on CUDA, metrics read at every step. The same in channels_last is in the details, and as ceiling
     the bare step: our layout and precision without anything of ours around it. The head figures are of the last net
     and batch size.
     """
@@ -113,7 +113,7 @@ def _compare(config: Config, device: torch.device, steps: int, rounds: int) -> d
 
 
 def training_step(trainer: Trainer) -> Step:
-    """The step of training as `vggrepro train` takes it, but on images that lie ready."""
+    """The step of training as `vggrepro train` takes it, but on images that are ready."""
     config, device = trainer.config, trainer.device
     sampler = TrainingSampler(_sizes(), config.data, config.model.crop, config.run.seed)
     images, labels = _images(config, device, torch.channels_last)

@@ -31,7 +31,7 @@ def index(
         ),
     ] = None,
     mean: Annotated[bool, typer.Option("--mean", help="Compute the mean colour of the training images.")] = False,
-    md5: Annotated[bool, typer.Option("--md5", help="Hold ILSVRC's archives against their published MD5.")] = False,
+    md5: Annotated[bool, typer.Option("--md5", help="Compare ILSVRC's archives with their published MD5.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Name every image that is odd or rejected.")] = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -33,7 +33,7 @@ class Model(Section):
     net: str
     """A, A-LRN, B, C, D or E; with `layers`, any name."""
     layers: tuple[tuple[str, ...], ...] | None = None
-    """A net of one's own: blocks in the paper's notation, e.g. [[conv3-64, LRN], [conv3-128]]."""
+    """The user's own net: blocks in the paper's notation, e.g. [[conv3-64, LRN], [conv3-128]]."""
     batch_norm: bool = False
     """Batch normalisation after every convolution (torchvision's _bn nets; not in the paper)."""
     classes: Positive = value("classes")

@@ -42,7 +42,7 @@ def regions(
 
     Without a device pixels are PIL's images, with one they are tensors there, which a GPU has helped to decode. PIL
     decodes what is not an ordinary JPEG, so that grey, CMYK and PNG files become RGB in one way; and every image
-    of a batch at which DALI fails. That kills its pipeline, which is built anew for the batches after.
+    of a batch at which DALI fails. That kills its pipeline, which is built again for the batches after.
 
     Tensors are good for what torch's current stream is given before the next batch is asked for.
     """
@@ -80,7 +80,7 @@ def regions(
 class _InUse:
     """Keeps what DALI has decoded on a GPU until torch's kernels have read it; nothing on the CPU.
 
-    DALI fills a buffer anew once no tensor holds it any more: on the host, where kernels that are queued do not count.
+    DALI fills a buffer again once no tensor holds it any more: on the host, where kernels that are queued do not count.
     """
 
     def __init__(self, device: torch.device | None) -> None:

@@ -253,7 +253,7 @@ class Index:
 
 
 def load(path: Path) -> Index:
-    """An index written by :meth:`Index.save`, mapped into memory and held against its files. Raises UserError."""
+    """An index written by :meth:`Index.save`, mapped into memory and checked against its files. Raises UserError."""
     import pyarrow as pa
 
     try:

@@ -165,7 +165,7 @@ class Loader:
                 yield views, first, partial(self._fill, of_row, views[first : first + self.piece], pool)
 
     def _by_processes(self, split: Split, stream: Iterable[Views]) -> Generator[_Piece]:
-        """The same by other processes, each of which renders every so-manyth piece; they iterate over it themselves."""
+        """The same by other processes, each of which iterates over the stream and renders its share of the pieces."""
         alone = replace(
             self,
             device=torch.device("cpu"),
@@ -253,7 +253,7 @@ class Loader:
 
 
 class _Pieces:
-    """What one of several processes renders: every so-manyth piece, as (grey levels, bad rows)."""
+    """What one of n processes renders: every n-th piece, as (grey levels, bad rows)."""
 
     def __init__(self, loader: Loader, split: Split, stream: Iterable[Views]) -> None:
         self._loader, self._split, self._stream = loader, split, stream
@@ -312,7 +312,7 @@ def make_loader(data: Data, device: torch.device, cores: int | None = None) -> L
 def open_data(
     config: Config, progress: Callable[[int, int], None] = lambda done, total: None, *, training: bool = True
 ) -> Index:
-    """The data set of a configuration, held against it. Without `training` validation images are enough.
+    """The data set of a configuration, checked against it. Without `training` validation images are enough.
 
     Raises UserError.
     """

@@ -95,7 +95,7 @@ def _findings(
 
 
 class _Journal:
-    """Findings on disk, a line a chunk, written anew from those already known."""
+    """Findings on disk, a line a chunk, rewritten from those already known."""
 
     def __init__(self, path: Path | None, listing: str, known: Sequence[Finding]) -> None:
         self._file = None

@@ -43,7 +43,7 @@ def find(
     labels of validation images. `count` is called with the number found so far.
 
     The classes are those of the training images. Validation images alone, which are enough for testing, have the
-    classes that their label file names, be it of more images than are there, or else their own. `class_list`, a file
+    classes that their label file names, even of images that are not there, or else their own. `class_list`, a file
     or `ilsvrc2012`, says them in either case: a net of 1000 classes is tested on a part of them as one of 1000.
 
     Raises UserError for what is none of these, for half-copied archives, and for validation images without labels.

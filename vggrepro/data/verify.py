@@ -76,7 +76,7 @@ def verify(
 
 
 class _Worker:
-    """One process, started anew when it dies."""
+    """One process, started again when it dies."""
 
     def __init__(self, how: How, mean: bool) -> None:
         self._command = [sys.executable, "-m", "vggrepro.data.verify", how, *(["mean"] if mean else [])]

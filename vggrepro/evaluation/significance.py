@@ -52,7 +52,7 @@ Verdict = Literal["equal", "agrees", "lower", "higher"]
 
 @dataclass(frozen=True)
 class AgainstPrinted:
-    """A measured error held against a figure that the paper prints, both in per cent."""
+    """A measured error beside a figure that the paper prints, both in per cent."""
 
     measured: ErrorRate
     printed: float

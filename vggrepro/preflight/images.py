@@ -19,7 +19,7 @@ _SLOW_IMAGES_PER_S = 100
 
 
 def images(config: Config) -> Iterator[Check]:
-    """Without a scan, which may take hours: an index is held against what it was made of, a folder is looked at."""
+    """Without a scan, which may take hours: an index is compared with its files, a folder need only exist."""
     root, index = config.data.root, config.data.index
     if index is not None:
         from vggrepro.data.index import load

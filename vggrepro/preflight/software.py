@@ -89,7 +89,7 @@ def gpus() -> Iterator[Check]:
         import torch
     except Exception as error:
         remedy = (
-            f"remove the environment and install it anew: `{_install_command(_best_build(driver) or max(_BUILDS))}`"
+            f"remove the environment and install it again: `{_install_command(_best_build(driver) or max(_BUILDS))}`"
         )
         yield Check("CUDA", "fail", f"torch cannot be imported: {error}", remedy)
         return

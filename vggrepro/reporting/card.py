@@ -1,7 +1,7 @@
 """The model card beside an exported net: Markdown with the Hub's metadata, made from what the run directory holds.
 
 Nothing in it is typed by hand: errors come from stored posteriors, departures from the ledger, the rest from the
-checkpoint and the run's own files. What is not known is said to be not known. No torch.
+checkpoint and the run's own files. Where something is not known, the card says so. No torch.
 """
 
 from __future__ import annotations
@@ -244,7 +244,7 @@ def _errors(config: Config, tested: list[Tested], imported: bool) -> Iterator[Te
     text = (
         "Of the validation images, each counted once, with 95 % Wilson intervals. `dense`, `multicrop` and `both` "
         "are the methods of Section 3.2, averaged over the values of Q (shorter side, px); `centre` is one crop, and "
-        "must not be held against the paper's figures."
+        "must not be compared with the paper's figures."
     )
     if printed_any:
         text += " Printed: the paper's figure for this net, S, Q and method."

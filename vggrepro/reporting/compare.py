@@ -1,4 +1,4 @@
-"""Runs held against each other: what differs in how they were made, and in what they predict. No torch."""
+"""Runs compared: what differs in how they were made, and in what they predict. No torch."""
 
 from __future__ import annotations
 

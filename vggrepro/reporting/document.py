@@ -61,7 +61,7 @@ def _of_the_paper(report: Report) -> set[tuple[object, ...]]:
 
 
 def renew(text: str, report: Report, root: Path) -> str:
-    """The text with its sections made anew; `root` is the folder that has `configs/`. Raises UserError."""
+    """The text with its sections made again; `root` is the folder that has `configs/`. Raises UserError."""
     makers: dict[str, Callable[[], list[Block]]] = {
         "tables": lambda: blocks_of(report),
         "recipes": lambda: _recipes(root),

@@ -24,7 +24,7 @@ class Row(Record):
     """The group of runs it belongs to; None in Tables 1 and 2, which need no run."""
     table: int
     net: str
-    """A column of Table 1, several joined by ` + `, a net of one's own, or in Table 7 the system."""
+    """A column of Table 1, several joined by ` + `, the user's own net, or in Table 7 the system."""
     S: str | None = None
     Q: str | None = None
     method: str | None = None

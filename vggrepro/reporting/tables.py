@@ -101,7 +101,7 @@ def _rows(group: str, setting: Setting | None, runs: list[StoredRun], cache: Pre
                     own = [
                         _row(group, setting, table, None, method, [(run, run.Q_of(table))], cache) for method in methods
                     ]
-                    # the paper has no multi-crop figures of this net; where it was so tested, dense stands beside
+                    # the paper has no multi-crop figures of this net; where it was so tested, dense is shown beside it
                     if table != 5 or any(row.measured_top1 is not None for row in own[1:]):
                         rows += own
     rows.sort(key=_paper_order)

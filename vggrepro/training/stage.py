@@ -42,7 +42,7 @@ class State:
 
 
 def check_data(config: Config, index: Index) -> None:
-    """Holds the data set against the one the run directory was begun with. Raises UserError."""
+    """Checks that the data set is the one that the run directory was begun with. Raises UserError."""
     kept = RunDirectory(config.directory).read_json("dataset.json")
     if kept and kept["fingerprint"] != index.fingerprint:
         raise UserError(

@@ -184,7 +184,7 @@ class Trainer:
         return float(sum_over_ranks(self._loss_sum.clone()))
 
     def restart_loss(self, start: float = 0.0) -> None:
-        """Sums the losses anew, from `start` over all ranks: give it to the first and 0 to the others."""
+        """Starts the sum of losses again, from `start` over all ranks: given to the first rank, and 0 to the others."""
         self._loss_sum.fill_(start)
 
     def bad_step(self) -> int | None:

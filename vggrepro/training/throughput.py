@@ -1,4 +1,4 @@
-"""Speed, and what it is held against."""
+"""Speed, and the peak that it is compared with."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class Meter:
     def read(self, waited_s: float, flop: int, peak: float | None, world: int) -> dict[str, float]:
         """images/s with and without the wait for images, the wait's share, memory, and MFU where a peak is known.
 
-        Starts anew. `waited_s` is this rank's waiting so far, `flop` an image's, `peak` one rank's FLOP/s.
+        Starts again from zero. `waited_s` is this rank's waiting so far, `flop` an image's, `peak` one rank's FLOP/s.
         """
         waited = waited_s - self._waited_before
         busy = max(self._seconds - waited, 1e-9)
