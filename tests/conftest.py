@@ -1,12 +1,17 @@
 """What tests of several rooms share: small images in ImageNet's layout, and settings under which nets are small."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import REPOSITORY, TINY
+from tiny import TINY, PublicAnswers, shared
+
+from vggrepro.data.scan import scan_folder
+
+pytest.register_assert_rewrite("programs")
+
+from programs import Command  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -56,16 +61,23 @@ def paper_of_2000(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "value", lambda name: other.get(name) or value(name))
 
 
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder of real images beside the checkout; tests that need it are skipped where there is none."""
-    folder = REPOSITORY.parent / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip("no shared images beside the checkout")
-    return folder
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Runs `vggrepro`; what libraries print behind Python's back is in its output, too."""
+    return Command(monkeypatch, capfd)
 
 
 @pytest.fixture(scope="session")
-def quiet_threads() -> dict[str, str]:
-    """Environment of a subprocess that shares few cores with others."""
-    return os.environ | {"OMP_NUM_THREADS": "1"}
+def index_file(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The index of `images`."""
+    file = tmp_path_factory.mktemp("index") / "mine.idx"
+    scan_folder(images).save(file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def public_answers() -> PublicAnswers:
+    """Labels of the 50,000 validation images of ILSVRC-2012, and the five guesses of each public net, best first."""
+    with np.load(shared("vgg_ilsvrc2012_val_top5.npz"), allow_pickle=False) as stored:
+        guesses = {name: stored[name].astype(np.int64) for name in stored.files if name.startswith("vgg")}
+        return stored["label"].astype(np.int64), guesses

@@ -2,8 +2,6 @@
 
 import ast
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from programs import run_program
 from safetensors.torch import load_file, save_file
-from tiny import REPOSITORY, TINY
+from tiny import CONFIGS, REPOSITORY, TWO_STEPS, tiny_graph
 from torch import Tensor
 
 import vggrepro
@@ -26,7 +25,6 @@ from vggrepro.pipeline.graph import reproduce
 from vggrepro.pipeline.weights import export_weights, import_weights
 
 PAGE = REPOSITORY / "docs" / "notebook.md"
-SMALL = ("train.iterations=2", "train.schedule.kind=plateau", "train.schedule.drops_at=[]", "tracking.mlflow=false")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,8 +35,7 @@ def one_thread() -> None:
 @pytest.fixture(scope="module")
 def graph(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Graph:
     """A and D from A, barely trained, as `vggrepro reproduce` leaves them."""
-    runs = tmp_path_factory.mktemp("api") / "runs"
-    graph = load_graph(REPOSITORY / "configs/demo.yaml", [*TINY, *SMALL, f"data.root={images}", f"run.root={runs}"])
+    graph = tiny_graph("demo.yaml", images, tmp_path_factory.mktemp("api") / "runs", *TWO_STEPS)
     reproduce(graph)
     return graph
 
@@ -50,8 +47,7 @@ def run(graph: Graph) -> Path:
 
 def test_importing_it_is_light_and_names_are_found() -> None:
     code = "import sys, vggrepro; print('torch' in sys.modules, 'vgg' in dir(vggrepro), vggrepro.vgg.__name__)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "True", "vgg"]
+    assert run_program("-c", code, check=True).stdout.split() == ["False", "True", "vgg"]
     assert all(getattr(vggrepro, name) is getattr(api, name) for name in vggrepro.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'vvg'"):
         _ = vggrepro.vvg
@@ -63,7 +59,7 @@ def test_importing_it_is_light_and_names_are_found() -> None:
 def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Statement by statement; where a comment says a shape, it is the shape."""
     monkeypatch.chdir(tmp_path)
-    reproduce(load_graph(REPOSITORY / "configs/demo.yaml", [*SMALL, "model.width=0.015625"]))
+    reproduce(load_graph(CONFIGS / "demo.yaml", [*TWO_STEPS, "tracking.mlflow=false", "model.width=0.015625"]))
     capsys.readouterr()
     named: dict[str, Any] = {}
     shapes = 0

@@ -6,13 +6,13 @@ of ELSEWHERE, which need weight files or time, by the tests that stand beside th
 
 import re
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
-from tiny import REPOSITORY, TINY
+from programs import Command
+from tiny import REPOSITORY, TINY, TWO_STEPS, set_words, tiny_graph
 
 from launch import submit
 from vggrepro.cli import main as cli
@@ -23,7 +23,6 @@ from vggrepro.pipeline.graph import reproduce
 
 DOCS = REPOSITORY / "docs"
 PAGES = {page.stem: page for page in (REPOSITORY / "README.md", REPOSITORY / "REPRODUCTION.md", *DOCS.glob("*.md"))}
-SMALL = ("train.schedule.kind=plateau", "train.schedule.drops_at=[]", "train.iterations=2")
 ELSEWHERE = {
     "weights": "tests/evaluation/test_evaluation_commands.py",
     "verify-paper": "tests/evaluation/test_evaluation_commands.py",
@@ -110,8 +109,7 @@ def desk(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("configs", "REPRODUCTION.md", "REPRODUCTION.json"):
         source = REPOSITORY / name
         (folder / name).symlink_to(source) if source.is_dir() else (folder / name).write_bytes(source.read_bytes())
-    settings = [*TINY, *SMALL, f"data.root={images}", f"run.root={folder / 'runs'}"]
-    reproduce(load_graph(REPOSITORY / "configs" / "demo.yaml", settings))
+    reproduce(tiny_graph("demo.yaml", images, folder / "runs", *TWO_STEPS))
     part = folder / "part" / "val" / ilsvrc_classes()[0]  # some validation images of ImageNet
     part.mkdir(parents=True)
     first = next(file for file in sorted((images / "val").rglob("*")) if file.is_file())
@@ -120,7 +118,9 @@ def desk(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("line", [pytest.param(line, id=line[:60]) for line in RUN])
-def test_the_command_runs(line: str, desk: Path, images: Path, monkeypatch, capsys) -> None:
+def test_the_command_runs(
+    line: str, desk: Path, images: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
     monkeypatch.chdir(desk)
     for pattern, own in OWN.items():
         line = re.sub(pattern, own.replace("IMAGES", str(images)), line)
@@ -128,18 +128,16 @@ def test_the_command_runs(line: str, desk: Path, images: Path, monkeypatch, caps
     if words[0] in ELSEWHERE:
         pytest.skip(f"run by {ELSEWHERE[words[0]]}")
     if words[0] in ("reproduce", "train"):
-        own = [*TINY, *SMALL]
+        own = [*TINY, *TWO_STEPS]
         if "run.experiment" not in line:  # else later lines of the page look at these runs
             own.append("run.root=trained")
         if "data." not in line:
             own.append(f"data.root={images}")
-        words += [word for setting in own for word in ("--set", setting)]
+        words += set_words(*own)
     if words[0] == "doctor":  # a SLURM of this machine must not decide how the test ends
         monkeypatch.setenv("PATH", str(desk))
-    monkeypatch.setattr(sys, "argv", ["vggrepro", *words])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    assert not left.value.code, capsys.readouterr().err
+    status, _, err = command(*words)
+    assert status == 0, err
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,13 +1,10 @@
 """How a command ends on a mistake: one line, whoever has found it."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from programs import run_program
-from tiny import REPOSITORY
+from tiny import CONFIGS
 
 from vggrepro.errors import UserError, run_command
 
@@ -73,10 +70,7 @@ run_command("vggrepro", command)
 def test_a_rank_that_ends_on_a_mistake_ends_at_once(tmp_path: Path, error: str, status: int, said: str) -> None:
     program = tmp_path / "program.py"
     program.write_text(HELD_UP.format(error=error))
-    command = [sys.executable, str(program)]
-    done = subprocess.run(
-        command, env=os.environ | {"RANK": "0"}, capture_output=True, text=True, timeout=50, check=False
-    )
+    done = run_program(program, timeout=50, RANK="0")
     assert (done.returncode, done.stdout) == (status, "said before\n")
     assert done.stderr.endswith(said)
     assert (said == "") == (done.stderr == "")
@@ -85,9 +79,8 @@ def test_a_rank_that_ends_on_a_mistake_ends_at_once(tmp_path: Path, error: str, 
 
 @pytest.mark.parametrize("rank", ["two", "-1", "1.5", "2"])
 def test_a_rank_that_cannot_be_is_a_mistake_like_any_other(rank: str) -> None:
-    environment = os.environ | {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-    command = [sys.executable, "-m", "vggrepro", "reproduce", "--config", str(REPOSITORY / "configs" / "demo.yaml")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    places = {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    done = run_program("-m", "vggrepro", "reproduce", "--config", CONFIGS / "demo.yaml", timeout=120, **places)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert f"RANK={rank}, WORLD_SIZE=2" in done.stderr
 

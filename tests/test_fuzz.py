@@ -13,6 +13,7 @@ import pytest
 import torch
 import typer
 from caffe_files import caffe_model
+from nets import tiny_vgg
 from PIL import Image
 from tiny import REPOSITORY
 
@@ -25,9 +26,7 @@ from vggrepro.config.settings import Config, Model
 from vggrepro.data import scan
 from vggrepro.data.verify import Finding
 from vggrepro.errors import Interrupted, UserError, run_command
-from vggrepro.models.init import init_weights
-from vggrepro.models.table1 import architecture, architecture_of
-from vggrepro.models.vgg import VGG
+from vggrepro.models.table1 import architecture_of
 from vggrepro.pipeline.session import Session
 from vggrepro.pipeline.weights import import_weights
 from vggrepro.preflight import site
@@ -35,21 +34,8 @@ from vggrepro.storage.ledger import ledger
 
 WRONG = [
     *("", "0", "-1", "1", "3.5", "1e308", "-1e308", "1e400", ".nan", ".inf", "-.inf", "nan", "1" * 400, "9" * 5000),
-    *(
-        "null",
-        "~",
-        "true",
-        "no",
-        "0x1f",
-        "1_000",
-        "2020-01-01",
-        "12:30:45",
-        "1:30",
-        "x" * 5000,
-        "é",
-        "\ud800",
-        "\ufeffa",
-    ),
+    *("null", "~", "true", "no", "0x1f", "1_000", "2020-01-01", "12:30:45", "1:30"),
+    *("x" * 5000, "é", "\ud800", "\ufeffa"),
     *("[256", "[[", "]", "{a: b", "{a: b}", "{}", "[]", "a: b: c", "a: b", "- a\n- b", "? a", "? [a]", "{[1]: 2}"),
     *("'", '"', "|", ">", "|1 [*", "&a", "*a", "&a [*a]", "@", "`", "%HOME%", "%YAML 1.1", "#", "---", "--- a\n--- b"),
     *("!!python/object:os.system x", "!x", "!!binary x", "!!timestamp 2020", "!!int x", "!!float x", "!!set {a}"),
@@ -160,8 +146,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (desk / "images" / "val" / "cat").mkdir(parents=True)
     Image.new("RGB", (40, 40)).save(desk / "images" / "val" / "cat" / "1.png")
     scan.scan_folder(desk / "images").save(desk / "val.idx")
-    net = VGG(architecture("D", classes=1, crop=32, width=0.0625)).eval()
-    init_weights(net, "kaiming", 0)
+    net = tiny_vgg("D", classes=1)
     torch.save(net.state_dict(), desk / "net.pth")
     (desk / "net.caffemodel").write_bytes(caffe_model(net, "V1LayerParameter").SerializeToString())
     import_weights(desk / "net.pth", desk / "runs" / "own" / "D")

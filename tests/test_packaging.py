@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tarfile
 import tomllib
 import zipfile
@@ -15,7 +14,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
-from tiny import REPOSITORY, TINY
+from programs import run_program
+from tiny import REPOSITORY, TINY, set_words
 
 import vggrepro
 from vggrepro.preflight import software
@@ -26,8 +26,7 @@ RECIPES = {str(file.relative_to(REPOSITORY)) for file in (REPOSITORY / "configs"
 
 
 def build(source: Path, out: Path, target: str) -> Path:
-    command = [sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", str(out)]
-    subprocess.run(command, cwd=source, check=True, capture_output=True, text=True)
+    run_program("-m", "hatchling", "build", "--target", target, "--directory", out, cwd=source, check=True)
     (made,) = out.iterdir()
     return made
 
@@ -86,9 +85,7 @@ def test_the_sdist_builds_the_same_wheel_and_is_clean(wheel: Path, sdist: Path, 
 
 def run(site: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The command of the unpacked wheel, in a folder of its own."""
-    command = [sys.executable, "-m", "vggrepro", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(site), "PYTHONSAFEPATH": "1"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    return run_program("-m", "vggrepro", *arguments, cwd=cwd, PYTHONPATH=str(site), PYTHONSAFEPATH="1")
 
 
 def test_the_command_runs_out_of_the_wheel(site: Path, tmp_path: Path) -> None:
@@ -103,8 +100,7 @@ def test_the_command_runs_out_of_the_wheel(site: Path, tmp_path: Path) -> None:
 
 
 def test_training_runs_out_of_the_wheel(site: Path, images: Path, tmp_path: Path) -> None:
-    settings = [*TINY, f"data.root={images}", "train.iterations=1"]
-    words = [word for setting in settings for word in ("--set", setting)]
+    words = set_words(*TINY, f"data.root={images}", "train.iterations=1")
     done = run(site, tmp_path, "train", "--config", "vgg_A", *words)
     assert done.returncode == 0, done.stderr
     stage = tmp_path / "runs" / "paper" / "A-256"
@@ -113,15 +109,10 @@ def test_training_runs_out_of_the_wheel(site: Path, images: Path, tmp_path: Path
 
 
 def test_the_shell_completes_verbs() -> None:
-    environment = os.environ | {"COMP_WORDS": "vggrepro ver", "COMP_CWORD": "1"}
-    for instruction, expected in (
-        ("source_bash", "_VGGREPRO_COMPLETE=complete_bash"),
-        ("complete_bash", "verify-paper"),
-    ):
-        command = [sys.executable, "-c", "import sys; sys.argv = ['vggrepro']; import vggrepro.cli.main as c; c.main()"]
-        shell = environment | {"_VGGREPRO_COMPLETE": instruction}
-        done = subprocess.run(command, env=shell, capture_output=True, text=True, check=False)
-        assert expected in done.stdout
+    code = "import sys; sys.argv = ['vggrepro']; import vggrepro.cli.main as c; c.main()"
+    shell = {"COMP_WORDS": "vggrepro ver", "COMP_CWORD": "1"}
+    for asked, expected in {"source_bash": "_VGGREPRO_COMPLETE=complete_bash", "complete_bash": "verify-paper"}.items():
+        assert expected in run_program("-c", code, **shell, _VGGREPRO_COMPLETE=asked).stdout
 
 
 def pinned(lock: Path) -> dict[str, set[Version]]:

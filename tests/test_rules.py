@@ -2,12 +2,11 @@
 
 import ast
 import re
-import subprocess
-import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from programs import modules_after, run_program
 from tiny import REPOSITORY
 
 PACKAGE = REPOSITORY / "vggrepro"
@@ -113,21 +112,15 @@ def test_models_know_no_ranks_and_no_tracking() -> None:
     ["cli.main", "config.recipes", "storage.ledger", "storage.mirror", "ranks.topology", "preflight.plan"],
 )
 def test_light_modules_stay_light(module: str) -> None:
-    heavy = ("torch", "mlflow", "nvidia.dali", "pandas")
-    code = f"import sys, vggrepro.{module}; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert not {"torch", "mlflow", "nvidia.dali", "pandas"} & modules_after(f"import vggrepro.{module}")
 
 
 def test_tables_need_no_torch_and_jinja2_only_to_be_written() -> None:
-    code = "import sys, vggrepro.reporting.render; print([m for m in ('torch', 'jinja2') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert not {"torch", "jinja2"} & modules_after("import vggrepro.reporting.render")
 
 
 def test_help_imports_nothing_heavy() -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "vggrepro", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = run_program("-X", "importtime", "-m", "vggrepro", "--help", check=True)
     assert "reproduce" in done.stdout
     assert not {"torch", "pydantic", "numpy", "yaml", "jinja2"} & {
         line.split("|")[-1].strip() for line in done.stderr.splitlines()

@@ -1,84 +1,54 @@
-import json
-import sys
 from pathlib import Path
 
 import pytest
-from tiny import REPOSITORY
+from programs import Command
+from tiny import CONFIGS, set_words
 
-from vggrepro.cli import main as cli
 from vggrepro.paper import facts
-
-CONFIGS = REPOSITORY / "configs"
-
-
-@pytest.fixture
-def vggrepro(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Runs the command; returns (exit status, standard output, standard error)."""
-
-    def vggrepro(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vggrepro", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        printed = capsys.readouterr()
-        return int(left.value.code or 0), printed.out, printed.err
-
-    return vggrepro
-
-
-def set_all(settings: list[str]) -> list[str]:
-    return [word for setting in settings for word in ("--set", setting)]
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
-def test_summary_gives_the_papers_counts(vggrepro, batch_norm: bool) -> None:
-    status, out, _ = vggrepro("summary", "--json", *(["--batch-norm"] if batch_norm else []))
-    counts = {net["net"]: net["parameters"] for net in json.loads(out)["nets"]}
-    assert status == 0
+def test_summary_gives_the_papers_counts(command: Command, batch_norm: bool) -> None:
+    found = command.json("summary", *(["--batch-norm"] if batch_norm else []))
+    counts = {net["net"]: net["parameters"] for net in found["nets"]}
     assert counts == (facts().parameters_batch_norm if batch_norm else facts().parameters)
 
 
-def test_summary_of_one_net_is_a_table(vggrepro) -> None:
-    status, out, _ = vggrepro("summary", "D")
+def test_summary_of_one_net_is_a_table(command: Command) -> None:
+    status, out, _ = command("summary", "D")
     assert (status, "conv5_3" in out, "138,357,544" in out) == (0, True, True)
 
 
-def test_index_reports_and_writes(vggrepro, images: Path, tmp_path: Path) -> None:
-    status, out, _ = vggrepro("index", images, "--out", tmp_path / "x.idx", "--json")
-    found = json.loads(out)
-    assert status == 0
-    assert (found["images"], found["usable"], found["splits"], found["classes"]) == (
-        36,
-        36,
-        {"train": 24, "val": 12},
-        3,
-    )
+def test_index_reports_and_writes(command: Command, images: Path, tmp_path: Path) -> None:
+    found = command.json("index", images, "--out", tmp_path / "x.idx")
+    assert (found["images"], found["usable"], found["classes"]) == (36, 36, 3)
+    assert found["splits"] == {"train": 24, "val": 12}
     assert (tmp_path / "x.idx").exists()
 
 
-def test_train_then_evaluate(vggrepro, settings: list[str], tmp_path: Path) -> None:
-    status, out, err = vggrepro("train", "-c", CONFIGS / "vgg_A.yaml", *set_all(settings))
+def test_train_then_evaluate(command: Command, settings: list[str], tmp_path: Path) -> None:
+    status, out, err = command("train", "-c", CONFIGS / "vgg_A.yaml", *set_words(*settings))
     assert (status, out) == (0, ""), err
     run = tmp_path / "runs" / "paper" / "A-256"
-    status, out, err = vggrepro("evaluate", run, "--method", "dense", "--scales", "32,40", "--json")
-    report = json.loads(out)
-    assert status == 0, err
+    report = command.json("evaluate", run, "--method", "dense", "--scales", "32,40")
     assert (report["n"], report["method"], report["scales"]) == (12, "dense", [32, 40])
     assert 0 <= report["interval_top1"][0] <= report["top1_error"] <= report["interval_top1"][1] <= 100
-    status, again, _ = vggrepro("evaluate", run / "checkpoints" / "final.pt", "--scales", "32,40", "--json")
-    assert json.loads(again) == report
+    assert command.json("evaluate", run / "checkpoints" / "final.pt", "--scales", "32,40") == report
 
 
-def test_resume_never_refuses_checkpoints(vggrepro, settings: list[str]) -> None:
-    assert vggrepro("train", "-c", CONFIGS / "vgg_A.yaml", *set_all(settings))[0] == 0
-    status, _, err = vggrepro("train", "-c", CONFIGS / "vgg_A.yaml", "--resume", "never", *set_all(settings))
+def test_resume_never_refuses_checkpoints(command: Command, settings: list[str]) -> None:
+    assert command("train", "-c", CONFIGS / "vgg_A.yaml", *set_words(*settings))[0] == 0
+    status, _, err = command("train", "-c", CONFIGS / "vgg_A.yaml", "--resume", "never", *set_words(*settings))
     assert status == 2
     assert "--resume never, but" in err
 
 
-def test_an_index_file_takes_the_place_of_the_folder(vggrepro, settings: list[str], images: Path, tmp_path) -> None:
-    vggrepro("index", images, "-o", tmp_path / "x.idx")
+def test_an_index_file_takes_the_place_of_the_folder(
+    command: Command, settings: list[str], images: Path, tmp_path
+) -> None:
+    command("index", images, "-o", tmp_path / "x.idx")
     changes = [*settings, "data.root=null", f"data.index={tmp_path / 'x.idx'}"]
-    assert vggrepro("train", "-c", CONFIGS / "vgg_A.yaml", *set_all(changes))[0] == 0
+    assert command("train", "-c", CONFIGS / "vgg_A.yaml", *set_words(*changes))[0] == 0
 
 
 def without_class(images: Path, root: Path) -> Path:
@@ -108,7 +78,7 @@ def without_class(images: Path, root: Path) -> Path:
     ],
 )
 def test_each_mistake_is_one_line_and_status_2(
-    vggrepro, settings: list[str], images: Path, tmp_path: Path, changes: list[str], expected: str
+    command: Command, settings: list[str], images: Path, tmp_path: Path, changes: list[str], expected: str
 ) -> None:
     if "cuda" in changes[0]:
         torch = pytest.importorskip("torch")
@@ -116,7 +86,7 @@ def test_each_mistake_is_one_line_and_status_2(
             pytest.skip("this machine has a CUDA device")
     places = {"hollow": without_class(images, tmp_path / "hollow"), "images": images}
     filled = [change.format(**places) for change in changes]
-    status, out, err = vggrepro("train", "-c", CONFIGS / "vgg_A.yaml", *set_all([*settings, *filled]))
+    status, out, err = command("train", "-c", CONFIGS / "vgg_A.yaml", *set_words(*settings, *filled))
     assert status == 2
     assert out == ""
     message = [line for line in err.splitlines() if line.startswith("vggrepro: ")]
@@ -125,10 +95,12 @@ def test_each_mistake_is_one_line_and_status_2(
     assert "Traceback" not in err
 
 
-def test_a_world_that_does_not_divide_the_batch(vggrepro, settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_world_that_does_not_divide_the_batch(
+    command: Command, settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, number in {"RANK": 0, "WORLD_SIZE": 3, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 3}.items():
         monkeypatch.setenv(name, str(number))
-    status, _, err = vggrepro("train", "-c", CONFIGS / "vgg_A.yaml", *set_all(settings))
+    status, _, err = command("train", "-c", CONFIGS / "vgg_A.yaml", *set_words(*settings))
     assert status == 2
     assert "train.batch=8 cannot be split evenly over 3 ranks; start one of 1, 2, 4, 8 ranks" in err
 
@@ -147,8 +119,8 @@ def test_a_world_that_does_not_divide_the_batch(vggrepro, settings: list[str], m
         ),
     ],
 )
-def test_mistakes_on_the_command_line(vggrepro, arguments: list[str], expected: str) -> None:
-    status, _, err = vggrepro(*arguments)
+def test_mistakes_on_the_command_line(command: Command, arguments: list[str], expected: str) -> None:
+    status, _, err = command(*arguments)
     assert status == 2
     assert expected in err
     assert len([line for line in err.splitlines() if line.startswith("vggrepro: ")]) == 1

@@ -17,6 +17,11 @@ SIZES = [(48, 64), (64, 48), (48, 64), (50, 50), (20, 31), (27, 800), (40, 41), 
 MODES = {3: "L", 6: "CMYK"}  # image number: another mode than RGB
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def odd_index(tmp_path_factory: pytest.TempPathFactory) -> Index:
     """Real JPEG files: SIZES in `val`, one image a class in `train`."""

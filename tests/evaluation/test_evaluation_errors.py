@@ -1,10 +1,9 @@
 """Error rates: ties, scores that are not numbers, intervals, and the real answers of public nets."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from scipy.stats import binomtest
+from tiny import PublicAnswers
 
 from vggrepro.evaluation.errors import ErrorRate, error_rate, true_class_rank
 
@@ -46,14 +45,10 @@ def test_interval_is_wilsons(wrong: int, n: int) -> None:
 @pytest.mark.parametrize(
     ("net", "top1", "top5"), [("vgg16", 28.408, 9.618), ("vgg19", 27.624, 9.124), ("vgg11_bn", 29.630, 10.190)]
 )
-def test_real_answers_of_public_nets(shared_data: Path, net: str, top1: float, top5: float) -> None:
-    file = shared_data / "vgg_ilsvrc2012_val_top5.npz"
-    if not file.exists():
-        pytest.skip(f"no {file.name}")
-    with np.load(file, allow_pickle=False) as answers:
-        labels, guesses = answers["label"].astype(np.int64), answers[net].astype(np.int64)
+def test_real_answers_of_public_nets(public_answers: PublicAnswers, net: str, top1: float, top5: float) -> None:
+    labels, guesses = public_answers
     scores = np.zeros((len(labels), 1000), np.float32)
-    np.put_along_axis(scores, guesses, np.arange(5, 0, -1, dtype=np.float32)[None], axis=1)
+    np.put_along_axis(scores, guesses[net], np.arange(5, 0, -1, dtype=np.float32)[None], axis=1)
     one, five = error_rate(scores, labels, 1), error_rate(scores, labels, 5)
     assert (one.n, five.n) == (50_000, 50_000)
     assert one.percent == pytest.approx(top1, abs=1e-9)

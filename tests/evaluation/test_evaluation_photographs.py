@@ -2,13 +2,13 @@
 
 import io
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from evaluation_nets import tiny_net
 from PIL import Image
+from tiny import shared
 
 from vggrepro.data.index import Index
 from vggrepro.data.loader import Loader
@@ -29,13 +29,10 @@ PIXELS = BATCH * 32**2
 
 
 @pytest.fixture(scope="module")
-def photographs(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Index:
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Index:
     """The odd ones, and a grey 27x800, a CMYK 5000x400 and a plain 400x5000 made of one of them."""
-    archive = shared_data / "hard-files.tar"
-    if not archive.exists():
-        pytest.skip(f"no {archive.name}")
     root = tmp_path_factory.mktemp("photographs")
-    with tarfile.open(archive) as opened:
+    with tarfile.open(shared("hard-files.tar")) as opened:
         for split in ("train", "val"):
             for number, name in enumerate(ODD.values()):
                 member = opened.extractfile(name)
@@ -52,7 +49,6 @@ def photographs(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.mark.parametrize("method", ["dense", "multicrop", "centre"])
 def test_equal_to_the_plain_way_and_within_the_memory(photographs: Index, loader: Loader, method: str) -> None:
-    torch.set_num_threads(1)
     net, split = tiny_net(net="D"), photographs.split("val")
     assert len(split) == len(ODD) + 3
     seen: list[int] = []

@@ -1,10 +1,10 @@
 """Paired tests and comparison with printed figures."""
 
 from math import comb
-from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import PublicAnswers
 
 from vggrepro.evaluation.errors import ErrorRate
 from vggrepro.evaluation.significance import AgainstPrinted, Paired, paired
@@ -42,13 +42,9 @@ def test_interval_of_a_difference() -> None:
     assert Paired(only_first_right=10, only_second_right=25, n=200).interval == pytest.approx(expected)
 
 
-def test_real_answers_of_public_nets(shared_data: Path) -> None:
-    file = shared_data / "vgg_ilsvrc2012_val_top5.npz"
-    if not file.exists():
-        pytest.skip(f"no {file.name}")
-    with np.load(file, allow_pickle=False) as answers:
-        labels = answers["label"].astype(np.int64)
-        first = {net: answers[net][:, 0].astype(np.int64) for net in ("vgg16", "vgg19", "vgg_16_tf")}
+def test_real_answers_of_public_nets(public_answers: PublicAnswers) -> None:
+    labels, guesses = public_answers
+    first = {net: five[:, 0] for net, five in guesses.items()}
 
     def scores(net: str) -> np.ndarray:
         made = np.zeros((len(labels), 1000), np.float32)

@@ -1,7 +1,6 @@
 """Evaluation of a whole split: any number of ranks, interrupted and resumed, from the store."""
 
 import os
-import socket
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from evaluation_nets import CLASSES, tiny_net
+from programs import free_port, rank_variables
 from torch import multiprocessing
 
 from vggrepro.config.settings import Config, Data, Evaluation, Model
@@ -54,7 +54,6 @@ def stored(index: Index, run: RunDirectory, Q: int, method: str) -> Posteriors:
 @pytest.fixture(scope="module")
 def whole(odd_index: Index, loader: Loader, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """An undisturbed evaluation on one rank."""
-    torch.set_num_threads(1)
     run = RunDirectory(tmp_path_factory.mktemp("whole"))
     run_evaluation(odd_index, run, loader)
     return run
@@ -72,8 +71,7 @@ def assert_same(index: Index, one: RunDirectory, other: RunDirectory) -> None:
 def rank(number: int, world: int, port: int, index: Index, folder: Path) -> None:
     """What each rank of the test below does."""
     torch.set_num_threads(1)
-    places = {"RANK": number, "WORLD_SIZE": world, "LOCAL_RANK": number, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
-    os.environ.update({name: str(place) for name, place in places.items()} | {"MASTER_ADDR": "127.0.0.1"})
+    os.environ.update(rank_variables(number, world, port))
     topology = topology_of(os.environ)
     loader = make_loader(CONFIG.data, torch.device("cpu"))
     with process_group(topology, torch.device("cpu")):
@@ -84,10 +82,8 @@ def rank(number: int, world: int, port: int, index: Index, folder: Path) -> None
 def test_any_number_of_ranks_gives_identical_posteriors(
     odd_index: Index, whole: RunDirectory, tmp_path: Path, world: int
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.start_processes(rank, (world, port, odd_index, tmp_path), nprocs=world, start_method="forkserver")
+    places = (world, free_port(), odd_index, tmp_path)
+    multiprocessing.start_processes(rank, places, nprocs=world, start_method="forkserver")
     assert_same(odd_index, whole, RunDirectory(tmp_path))
 
 
@@ -225,9 +221,7 @@ def test_mean_and_std_of_the_weights_are_used(odd_index: Index, loader: Loader) 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("tf32", 1e-2), ("bf16", 5e-2)])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_precisions(
-    odd_index: Index, loader: Loader, tmp_path: Path, device: str, precision: Any, tolerance: float
-) -> None:
+def test_precisions(odd_index: Index, tmp_path: Path, device: str, precision: Any, tolerance: float) -> None:
     """Each is stored apart, and near the plain one."""
     changed = CONFIG.model_copy(update={"evaluation": Evaluation(batch=4, precision=precision)})
     found = {}

@@ -1,57 +1,22 @@
 """Validation images alone: enough to test a net on, be it on some of its classes only, and not to train one."""
 
-import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from evaluation_nets import tiny_net
+from caffe_files import caffe_model
+from evaluation_nets import SETTINGS, tiny_net
 from PIL import Image
+from programs import Command
+from tiny import set_words
 
-from vggrepro.cli import main as cli
 from vggrepro.data.index import load
 from vggrepro.paper import ilsvrc_classes
 
 IMAGES = 1300
 PRESENT = sorted(np.random.default_rng(0).permutation(1000)[:725].tolist())
 """Classes of which there are images."""
-SETTINGS = ("run.device=cpu", "data.backend=torchvision", "data.workers=1", "tracking.mlflow=false")
-
-
-class Program:
-    """The command, run inside this process."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        self.capsys, self.monkeypatch = capsys, monkeypatch
-
-    def __call__(self, *arguments: Any) -> tuple[int, str, str]:
-        self.monkeypatch.setattr(sys, "argv", ["vggrepro", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = self.capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    def json(self, *arguments: Any) -> Any:
-        """What it prints with --json."""
-        status, out, err = self(*arguments, "--json")
-        assert status == 0, err
-        return json.loads(out)
-
-    def refused(self, *arguments: Any) -> str:
-        """The one line that it ends in."""
-        status, out, err = self(*arguments)
-        assert (status, out) == (2, "")
-        assert err.count("\n") == 1
-        return err
-
-
-@pytest.fixture
-def program(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Program:
-    torch.set_num_threads(1)
-    return Program(capsys, monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -78,24 +43,20 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def settings(*more: str) -> list[str]:
-    return [part for one in (*SETTINGS, *more) for part in ("--set", one)]
-
-
 def test_a_net_of_1000_classes_on_images_of_725(
-    program: Program, validation: Path, weights: Path, tmp_path: Path
+    command: Command, validation: Path, weights: Path, tmp_path: Path
 ) -> None:
     net, part, whole = tmp_path / "imported" / "A", tmp_path / "part.idx", tmp_path / "whole.idx"
-    program.json("weights", "import", weights, "--out", net)
-    found = program.json("index", validation, "--out", part, "--verify", "header")
+    command.json("weights", "import", weights, "--out", net)
+    found = command.json("index", validation, "--out", part, "--verify", "header")
     assert (found["classes"], found["splits"]) == (725, {"train": 0, "val": IMAGES})
-    here = settings(f"run.root={tmp_path}")
+    here = set_words(*SETTINGS, f"run.root={tmp_path}")
     evaluate = ("evaluate", net, "--scales", "36", *here)
-    assert "model.classes=1000, but" in program.refused(*evaluate, "--set", f"data.index={part}")
+    assert "model.classes=1000, but" in command.mistake(*evaluate, "--set", f"data.index={part}")
 
-    found = program.json("index", validation, "--out", whole, "--verify", "header", "--classes", "ilsvrc2012")
+    found = command.json("index", validation, "--out", whole, "--verify", "header", "--classes", "ilsvrc2012")
     assert (found["classes"], found["splits"]) == (1000, {"train": 0, "val": IMAGES})
-    measured = program.json(*evaluate, "--set", f"data.index={whole}")
+    measured = command.json(*evaluate, "--set", f"data.index={whole}")
     assert measured["n"] == IMAGES
 
     # the same by hand: every image through the net, the label its class's place among all 1000
@@ -117,37 +78,35 @@ def test_a_net_of_1000_classes_on_images_of_725(
     assert measured["top5_error"] == pytest.approx(100 * np.mean(top5))
 
 
-def test_what_needs_no_training_images(program: Program, validation: Path, weights: Path, tmp_path: Path) -> None:
+def test_what_needs_no_training_images(command: Command, validation: Path, weights: Path, tmp_path: Path) -> None:
     index = tmp_path / "val.idx"
-    program.json("index", validation, "--out", index, "--verify", "header", "--classes", "ilsvrc2012")
-    here = settings(f"run.root={tmp_path}", f"data.index={index}")
+    command.json("index", validation, "--out", index, "--verify", "header", "--classes", "ilsvrc2012")
+    here = set_words(*SETTINGS, f"run.root={tmp_path}", f"data.index={index}")
     nets = [tmp_path / "imported" / name for name in ("one", "two")]
     other = tmp_path / "other.pth"
     torch.save(tiny_net(1, classes=1000).state_dict(), other)
     for net, file in zip(nets, (weights, other), strict=True):
-        program.json("weights", "import", file, "--out", net)
-        program.json("evaluate", net, "--scales", "256", "--method", "centre", *here)
-    compared = program.json("compare", *nets)
+        command.json("weights", "import", file, "--out", net)
+        command.json("evaluate", net, "--scales", "256", "--method", "centre", *here)
+    compared = command.json("compare", *nets)
     assert compared["paired"][0]["n"] == IMAGES
     names = [Path(one["file"]).name for one in compared["disagreements"]]
     assert names, "the nets differ somewhere"
     assert set(names) <= {file.name for file in (validation / "val").iterdir()}
 
     geometry = ["model.classes=1000", "model.crop=32", "model.width=0.0625", "data.S=40"]
-    timed = program.json(
+    timed = command.json(
         "bench", "dense", "--net", "A", "--scales", "36", "--images", "8", "--rounds", "1",
-        *here, *settings(*geometry),
+        *here, *set_words(*geometry),
     )  # fmt: skip
     assert timed["details"]["images"] == 8
 
-    _, out, _ = program("doctor", "--config", "configs/vgg_A.yaml", *here)
+    _, out, _ = command("doctor", "--config", "configs/vgg_A.yaml", *here)
     assert "training images" in out
     assert f"{index} has none" in out
 
 
-def test_verify_paper_on_validation_images_alone(program: Program, validation: Path, tmp_path: Path) -> None:
-    from caffe_files import caffe_model
-
+def test_verify_paper_on_validation_images_alone(command: Command, validation: Path, tmp_path: Path) -> None:
     caffe = tmp_path / "D.caffemodel"
     caffe.write_bytes(caffe_model(tiny_net(net="D", classes=1000), "V1LayerParameter").SerializeToString())
     few = tmp_path / "few"
@@ -156,17 +115,17 @@ def test_verify_paper_on_validation_images_alone(program: Program, validation: P
         (few / "val" / file.name).symlink_to(file)
     (few / "val_labels.txt").write_text((validation / "val_labels.txt").read_text())
     index = tmp_path / "few.idx"
-    program.json("index", few, "--out", index, "--classes", "ilsvrc2012")
-    found = program.json(
+    command.json("index", few, "--out", index, "--classes", "ilsvrc2012")
+    found = command.json(
         "verify-paper", "--index", index, "--weights-16", caffe, "--runs", tmp_path / "verify",
-        *settings(f"run.root={tmp_path}"),
+        *set_words(*SETTINGS, f"run.root={tmp_path}"),
     )  # fmt: skip
     assert found["n"] == 3
     assert len(found["rows"]) == 5
 
 
 @pytest.mark.parametrize(
-    "command",
+    "verb",
     [
         ("train", "--config", "configs/vgg_A.yaml"),
         ("reproduce", "--config", "configs/vgg_A.yaml"),
@@ -174,11 +133,11 @@ def test_verify_paper_on_validation_images_alone(program: Program, validation: P
     ],
 )
 def test_training_needs_training_images(
-    program: Program, validation: Path, tmp_path: Path, command: tuple[str, ...]
+    command: Command, validation: Path, tmp_path: Path, verb: tuple[str, ...]
 ) -> None:
     index = tmp_path / "val.idx"
-    program.json("index", validation, "--out", index, "--verify", "header", "--classes", "ilsvrc2012")
+    command.json("index", validation, "--out", index, "--verify", "header", "--classes", "ilsvrc2012")
     geometry = ["model.crop=32", "model.width=0.0625", "data.S=40"]
-    said = program.refused(*command, *settings(f"run.root={tmp_path}", f"data.index={index}", *geometry))
+    said = command.mistake(*verb, *set_words(*SETTINGS, f"run.root={tmp_path}", f"data.index={index}", *geometry))
     assert "has no training images, only validation images: enough for `vggrepro evaluate`" in said
     assert not (tmp_path / "vgg" / "A").exists(), "nothing was begun"

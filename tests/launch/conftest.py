@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from launch_cluster import REPOSITORY, Experiment
+from launch_cluster import Experiment
 from programs import run_program
+from tiny import REPOSITORY
 
 DEVCLUSTER = REPOSITORY / "slurm" / "devcluster"
 

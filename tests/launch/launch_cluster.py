@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import yaml
+from tiny import REPOSITORY
 
 from launch.attempt import history
 from vggrepro.config.recipes import load_graph
@@ -22,7 +23,7 @@ from vggrepro.config.settings import Config
 from vggrepro.storage.checkpoint import final_file, load
 from vggrepro.storage.directory import RunDirectory
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+SUBMIT = REPOSITORY / "launch" / "submit.py"
 PATIENCE_S = 900
 ITERATIONS = 200
 
@@ -71,14 +72,7 @@ class Experiment:
         """submit.py with the configuration."""
         words = [str(word) for word in arguments]
         verb = [words.pop(0)] if words and not words[0].startswith("-") else []
-        command = [
-            sys.executable,
-            str(REPOSITORY / "launch" / "submit.py"),
-            *verb,
-            "--config",
-            str(self.config),
-            *words,
-        ]
+        command = [sys.executable, str(SUBMIT), *verb, "--config", str(self.config), *words]
         return subprocess.run(command, capture_output=True, text=True, check=False, cwd=self.config.parent)
 
     def submit(self, *arguments: object) -> dict[str, dict[str, Any]]:

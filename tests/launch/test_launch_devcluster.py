@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from launch_cluster import REPOSITORY, slurm
+from launch_cluster import slurm
+from tiny import REPOSITORY
 
 DEVCLUSTER = REPOSITORY / "slurm" / "devcluster"
 

@@ -14,17 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from launch_cluster import (
-    ITERATIONS,
-    REPOSITORY,
-    Experiment,
-    ended,
-    kill,
-    ranks_of,
-    same_run,
-    slurm,
-    wait_for,
-)
+from launch_cluster import ITERATIONS, Experiment, ended, kill, ranks_of, same_run, slurm, wait_for
+from programs import free_port, put_program
+from tiny import REPOSITORY
 
 from launch.snapshot import SCRIPT
 
@@ -174,9 +166,7 @@ def _mlflow_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
 def test_mlflow_down_for_a_while(cluster: Path, images: Path, tmp_path: Path, undisturbed: Experiment) -> None:
     from mlflow import MlflowClient
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     tracking = {"mlflow": True, "uri": f"http://127.0.0.1:{port}"}
     experiment = Experiment.make(tmp_path / "a", images, ["A"], tracking=tracking)
     server = _mlflow_server(tmp_path, port)
@@ -277,12 +267,8 @@ def test_without_submit_py(experiment: Experiment, undisturbed: Experiment, way:
 def test_in_a_container(experiment: Experiment, undisturbed: Experiment, tmp_path: Path) -> None:
     """Apptainer's place is taken by a script that runs the command after the image."""
     fake = tmp_path / "bin" / "apptainer"
-    fake.parent.mkdir()
-    fake.write_text(
-        f'#!/bin/bash\necho "$@" >> {tmp_path}/asked\n'
-        f'while [ "$1" != {tmp_path}/image.sif ]; do shift; done\nshift 2\nexec {sys.executable} "$@"\n'
-    )
-    fake.chmod(0o755)
+    skip = f'while [ "$1" != {tmp_path}/image.sif ]; do shift; done\nshift 2'
+    put_program(fake, f'echo "$@" >> {tmp_path}/asked\n{skip}\nexec {sys.executable} "$@"', "/bin/bash")
     (tmp_path / "image.sif").touch()
     experiment.submit("--container", tmp_path / "image.sif", "--setup", f"export PATH={fake.parent}:$PATH")
     experiment.finish()

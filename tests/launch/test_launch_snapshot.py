@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from launch_cluster import settings
+from programs import put_program
 
 from launch import snapshot
 from launch.attempt import DONE, history
@@ -81,14 +82,12 @@ def test_the_script_runs_in_a_strange_place(graph: Graph, tmp_path: Path, status
     changed = with_cluster(graph, "cluster.setup=['export NOTE=\"a b\"']")
     snapshot.take(directory, changed, "A", {"chdir": str(tmp_path / STRANGE), "exclusive": ""})
     fakes = tmp_path / "bin"
-    fakes.mkdir()
     for name, line in {
         "srun": f'printf "%s\\n" "$NOTE" "$@" > "{tmp_path}/arguments"; touch "$DONE"; exit {status}',
         "scontrol": 'echo "$@" >> "$FAKES/asked"; echo JobState=RUNNING Restarts=0; exit 0',
         "squeue": "true",
     }.items():
-        (fakes / name).write_text(f"#!/bin/bash\n{line}\n")
-        (fakes / name).chmod(0o755)
+        put_program(fakes / name, line, "/bin/bash")
     (fakes / "python").symlink_to(sys.executable)
     environment = os.environ | {"PATH": f"{fakes}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "FAKES": str(fakes)}
     environment["DONE"] = str(directory / DONE)

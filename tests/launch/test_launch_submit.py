@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from launch_cluster import REPOSITORY
+from launch_cluster import SUBMIT
+from programs import run_program
+from tiny import CONFIGS, REPOSITORY, set_words
 from typer.testing import CliRunner
 
 import launch.submit
@@ -36,9 +38,7 @@ def submit(*arguments: object) -> Done:
 
 def call(*arguments: object, cwd: Path, **changed: str) -> subprocess.CompletedProcess[str]:
     """submit.py as a process of its own, on a machine without SLURM unless PATH says otherwise."""
-    command = [sys.executable, str(REPOSITORY / "launch" / "submit.py"), *map(str, arguments)]
-    environment = os.environ | {"PATH": str(Path(sys.executable).parent)} | changed
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environment)
+    return run_program(SUBMIT, *arguments, cwd=cwd, **({"PATH": str(Path(sys.executable).parent)} | changed))
 
 
 @pytest.fixture(autouse=True)
@@ -47,9 +47,6 @@ def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(slurm, "is_reachable", lambda: False)
     return tmp_path
-
-
-CONFIGS = REPOSITORY / "configs"
 
 
 def test_dry_run_prints_the_graph_of_descent(tmp_path: Path) -> None:
@@ -70,7 +67,7 @@ def test_dry_run_prints_the_graph_of_descent(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [], "a dry run leaves nothing behind"
 
 
-def test_dry_run_for_people(tmp_path: Path) -> None:
+def test_dry_run_for_people() -> None:
     done = submit("-c", CONFIGS / "reproduce.yaml", "--nodes", 2, "--partition", "gpu", "--dry-run")
     assert not done.mistake
     lines = done.stdout.splitlines()
@@ -154,18 +151,9 @@ def test_time_limits_as_sbatch_takes_them(text: str, hours: float) -> None:
     assert _hours(text) == pytest.approx(hours)
 
 
-def test_no_gpus_are_asked_for_on_the_cpu(tmp_path: Path) -> None:
-    done = submit(
-        "-c",
-        CONFIGS / "vgg_A.yaml",
-        "--dry-run",
-        "--json",
-        "--set",
-        "run.device=cpu",
-        "--gpus-per-node",
-        2,
-    )
-    asked = json.loads(done.stdout)["sbatch"]
+def test_no_gpus_are_asked_for_on_the_cpu() -> None:
+    size = ["--set", "run.device=cpu", "--gpus-per-node", 2]
+    asked = json.loads(submit("-c", CONFIGS / "vgg_A.yaml", "--dry-run", "--json", *size).stdout)["sbatch"]
     assert "gpus-per-node" not in asked
     assert asked["ntasks-per-node"] == 2
 
@@ -201,15 +189,8 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_needs_neither_slurm_nor_anything_heavy(tmp_path: Path) -> None:
-    command = [sys.executable, "-X", "importtime", str(REPOSITORY / "launch" / "submit.py")]
-    done = subprocess.run(
-        [*command, "-c", str(CONFIGS / "vgg_D.yaml"), "--dry-run"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=tmp_path,
-        env=os.environ | {"PATH": ""},
-    )
+    words = ["-c", CONFIGS / "vgg_D.yaml", "--dry-run"]
+    done = run_program("-X", "importtime", SUBMIT, *words, check=True, cwd=tmp_path, PATH="")
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
     assert "A-256" in done.stdout
     assert not {"torch", "mlflow", "submitit", "matplotlib", "scipy"} & imported
@@ -311,10 +292,8 @@ def test_a_submission_says_where_its_images_are(tmp_path: Path) -> None:
     dry = call(*where, "--dry-run", cwd=tmp_path)
     assert dry.returncode == 0
     assert "submit.py: SLURM was not asked: sbatch is missing" in dry.stderr
-    assert (
-        "to be set before it is submitted: data.root of stage A-256 is not set; add --set data.root=FOLDER"
-        in dry.stderr
-    )
+    missing = "data.root of stage A-256 is not set; add --set data.root=FOLDER"
+    assert f"to be set before it is submitted: {missing}" in dry.stderr
 
 
 def test_a_submission_without_images_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,8 +304,7 @@ def test_a_submission_without_images_is_refused(tmp_path: Path, monkeypatch: pyt
 
 
 def test_without_its_environment_it_says_which_command_is_missing(tmp_path: Path) -> None:
-    bare = [sys.executable, "-S", str(REPOSITORY / "launch" / "submit.py"), "--help"]
-    done = subprocess.run(bare, capture_output=True, text=True, check=False, cwd=tmp_path)
+    done = run_program("-S", SUBMIT, "--help", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "activate the environment first: source .venv/bin/activate" in done.stderr
 
@@ -353,7 +331,6 @@ def test_slurm_is_asked_before_anything_is_submitted(
 
 
 def test_local_runs_the_graph_here(settings: list[str], tmp_path: Path) -> None:
-    changes = [word for setting in settings for word in ("--set", setting)]
-    done = call("-c", CONFIGS / "vgg_D.yaml", "--local", *changes, cwd=tmp_path)
+    done = call("-c", CONFIGS / "vgg_D.yaml", "--local", *set_words(*settings), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "| D | 37 | 37 |" in done.stdout

@@ -2,22 +2,16 @@
 
 import pytest
 import torch
+from nets import tiny_vgg, with_biases
 from torch import Tensor
 
 from vggrepro.errors import UserError
 from vggrepro.models.dense import class_scores, receptive_field, score_map
-from vggrepro.models.init import init_weights
-from vggrepro.models.table1 import architecture
 from vggrepro.models.vgg import VGG
 
 
 def built(net: str = "A", **options: object) -> VGG:
-    module = VGG(architecture(net, **{"crop": 64, "width": 0.0625, "classes": 10} | options)).eval()
-    init_weights(module, "glorot_uniform", seed=0)
-    with torch.no_grad():
-        for layer in module.named_layers().values():
-            layer.bias.uniform_(-0.1, 0.1, generator=torch.Generator().manual_seed(0))
-    return module
+    return with_biases(tiny_vgg(net, "glorot_uniform", **{"crop": 64, "classes": 10} | options))
 
 
 def random_images(height: int, width: int, n: int = 2) -> Tensor:

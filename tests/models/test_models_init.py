@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torchvision
+from nets import tiny_vgg
 from torch import nn
 
 from vggrepro.errors import UserError
@@ -13,10 +14,8 @@ from vggrepro.models.table1 import architecture
 from vggrepro.models.vgg import VGG
 
 
-def built(net: str = "A", scheme: str = "paper", seed: int = 0, **options: object) -> VGG:
-    module = VGG(architecture(net, **{"crop": 32, "width": 0.25} | options))
-    init_weights(module, scheme, seed)
-    return module
+def built(net: str = "A", scheme: str = "paper", seed: int = 0, width: float = 0.25) -> VGG:
+    return tiny_vgg(net, scheme, seed, classes=1000, width=width)
 
 
 @pytest.mark.filterwarnings("ignore:init scheme paper_literal_variance")

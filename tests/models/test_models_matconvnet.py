@@ -8,22 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nets import GEOMETRY, tiny_vgg
 from scipy.io import savemat
 
 from vggrepro.errors import UserError
 from vggrepro.models import weights
-from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture
 from vggrepro.models.vgg import VGG
 from vggrepro.models.weights import PREPROCESSING, read
 
-GEOMETRY: dict[str, Any] = {"classes": 7, "crop": 64, "width": 0.0625}
 MEAN = (120.5, 115.25, 101.0)
 
 
 def built(net: str, **options: Any) -> VGG:
-    module = VGG(architecture(net, **(GEOMETRY | options))).eval()
-    init_weights(module, "kaiming", seed=1)
+    module = tiny_vgg(net, seed=1, **(GEOMETRY | options))
     with torch.no_grad():
         for layer in module.named_layers().values():
             layer.bias.uniform_(-0.1, 0.1)  # type: ignore[operator, union-attr]

@@ -6,24 +6,20 @@ from typing import Any
 
 import pytest
 import torch
+from nets import GEOMETRY, tiny_vgg
 
 from vggrepro.errors import UserError
 from vggrepro.models import onnx
 from vggrepro.models.dense import class_scores, score_map
-from vggrepro.models.init import init_weights
-from vggrepro.models.table1 import architecture
 from vggrepro.models.vgg import VGG
 from vggrepro.models.weights import PREPROCESSING, write
-
-GEOMETRY: dict[str, Any] = {"classes": 7, "crop": 64, "width": 0.0625}
 
 
 def exported(file: Path, model: dict[str, Any], *, dense: bool) -> tuple[VGG, Any]:
     """A net, and ONNX Runtime's session of its file."""
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    net = VGG(architecture(**model)).eval()
-    init_weights(net, "kaiming", seed=1)
+    net = tiny_vgg(seed=1, **model)
     names = list("abcdefg")
     write(file, net.state_dict(), model=model, preprocessing=PREPROCESSING["paper"], classes=names, dense=dense)
     assert [one.name for one in file.parent.iterdir()] == [file.name], "one file, with the weights in it"
@@ -84,7 +80,7 @@ def test_the_file_says_what_it_is(tmp_path: Path, dense: bool) -> None:
 
 def test_without_the_packages_it_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx, "find_spec", lambda name: None)
-    net = VGG(architecture("A", **GEOMETRY))
+    net = tiny_vgg("A", **GEOMETRY)
     model, preprocessing = {"net": "A"} | GEOMETRY, PREPROCESSING["paper"]
     with pytest.raises(UserError, match=r"^ONNX export needs onnx and onnxscript; install with: pip install [a-z ]+$"):
         write(tmp_path / "net.onnx", net.state_dict(), model=model, preprocessing=preprocessing, classes=None)
@@ -94,4 +90,4 @@ def test_without_the_packages_it_is_one_line(tmp_path: Path, monkeypatch: pytest
 def test_a_net_that_is_too_large_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx, "_MOST_BYTES", 1000)
     with pytest.raises(UserError, match=r"too many for one ONNX file; export it as .safetensors"):
-        onnx.to_onnx(VGG(architecture("A", **GEOMETRY)).eval(), {}, dense=False)
+        onnx.to_onnx(tiny_vgg("A", **GEOMETRY), {}, dense=False)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from nets import tiny_vgg
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from vggrepro.errors import UserError
 from vggrepro.models.dense import class_scores
-from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture
 from vggrepro.models.vgg import VGG
 from vggrepro.paper import facts
@@ -138,14 +138,8 @@ def test_order_of_layers(batch_norm: bool) -> None:
     assert net.named_layers()["fc8"] is net.classifier[6]
 
 
-def small(**options: object) -> VGG:
-    net = VGG(architecture("A", **{"crop": 32, "width": 0.0625, "classes": 7} | options))
-    init_weights(net, "kaiming", seed=0)
-    return net
-
-
 def test_dropout_masks_replace_the_nets_own() -> None:
-    net = small(dropout=0.2)
+    net = tiny_vgg(dropout=0.2)
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(4, 3, 32, 32, generator=generator)
     masks = tuple(torch.rand(4, width, generator=generator) > 0.2 for width in net.fc_widths)
@@ -163,7 +157,7 @@ def test_dropout_masks_replace_the_nets_own() -> None:
 
 
 def test_dropout_is_off_in_eval_mode() -> None:
-    net = small().eval()
+    net = tiny_vgg()
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     nothing = tuple(torch.zeros(2, width, dtype=torch.bool) for width in net.fc_widths)
     fc6, fc7, fc8 = (net.named_layers()[name] for name in ("fc6", "fc7", "fc8"))
@@ -174,7 +168,7 @@ def test_dropout_is_off_in_eval_mode() -> None:
 
 def test_in_training_the_convolutions_are_one_graph_for_each_shape_whatever_hangs_on_the_rest() -> None:
     """Masks, hooks on the FC layers as the exchange of factors has them, a shorter last micro-batch; not in testing."""
-    net = VGG(architecture("A", classes=10, crop=32, width=0.0625))
+    net = tiny_vgg(classes=10).train()
     counting = CompileCounterWithBackend("aot_eager")
     seen: list[Tensor] = []
 
@@ -200,7 +194,7 @@ def test_in_training_the_convolutions_are_one_graph_for_each_shape_whatever_hang
 
 
 def test_compiles_without_graph_breaks() -> None:
-    net = small().train()
+    net = tiny_vgg().train()
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     masks = tuple(torch.rand(2, width, generator=torch.Generator().manual_seed(1)) > 0.5 for width in net.fc_widths)
     compiled = torch.compile(net, backend="eager", fullgraph=True)
@@ -209,4 +203,4 @@ def test_compiles_without_graph_breaks() -> None:
 
 def test_wrong_input_size_is_named() -> None:
     with pytest.raises(UserError, match="images of 32x64 pixels: this net takes 32x32"):
-        small()(torch.zeros(1, 3, 32, 64))
+        tiny_vgg()(torch.zeros(1, 3, 32, 64))

@@ -4,11 +4,10 @@ import json
 
 import pytest
 import torch
+from nets import tiny_vgg
 from torch import Tensor
 
 from vggrepro.errors import UserError
-from vggrepro.models.init import init_weights
-from vggrepro.models.table1 import architecture
 from vggrepro.models.vgg import VGG
 from vggrepro.models.warm_start import warm_start
 
@@ -16,8 +15,7 @@ INHERITED = ["conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8"]
 
 
 def built(net: str, seed: int, **options: object) -> VGG:
-    module = VGG(architecture(net, **{"crop": 32, "width": 0.0625, "classes": 10} | options))
-    init_weights(module, "paper", seed)
+    module = tiny_vgg(net, "paper", seed, **{"classes": 10} | options)
     with torch.no_grad():
         for tensor in module.state_dict().values():
             tensor.add_(seed)  # biases and batch norm of different seeds differ too

@@ -13,24 +13,22 @@ import pytest
 import torch
 import torchvision
 from caffe_files import caffe_model, messages
+from nets import GEOMETRY, tiny_vgg
+from tiny import shared
 
 from vggrepro.errors import UserError
 from vggrepro.models import weights
 from vggrepro.models.caffe import state_of
-from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture
 from vggrepro.models.vgg import VGG
 from vggrepro.models.weights import PREPROCESSING, read, write
 
-GEOMETRY: dict[str, Any] = {"classes": 7, "crop": 64, "width": 0.0625}
-
 
 def built(net: str = "D", **options: Any) -> VGG:
-    module = VGG(architecture(net, **(GEOMETRY | options))).eval()
-    init_weights(module, "kaiming", seed=1)
+    module = tiny_vgg(net, seed=1, **(GEOMETRY | options))
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
-        for tensor in (tensor for key, tensor in module.state_dict().items() if tensor.is_floating_point()):
+        for tensor in (tensor for tensor in module.state_dict().values() if tensor.is_floating_point()):
             tensor.add_(torch.rand(tensor.shape, generator=generator) * 0.1)
     return module
 
@@ -306,12 +304,9 @@ def test_another_suffix_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_authors_real_convolutions(shared_data: Path) -> None:
+def test_the_authors_real_convolutions() -> None:
     """13 layers, BGR, fit net D; for RGB input they answer what the file's own say to BGR."""
-    file = shared_data / "vgg16_imagenet_conv_fp16.npz"
-    if not file.exists():
-        pytest.skip(f"no {file.name}")
-    with np.load(file, allow_pickle=False) as content:
+    with np.load(shared("vgg16_imagenet_conv_fp16.npz"), allow_pickle=False) as content:
         names = sorted({key.split(".")[0] for key in content})
         layers = {name: (content[f"{name}.weight"], content[f"{name}.bias"]) for name in names}
     net = VGG(architecture("D", classes=10, crop=32))

@@ -1,19 +1,17 @@
 """Each thing that can be wrong is found, with a remedy, and nothing is left behind."""
 
 import http.server
-import json
 import shutil
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import REPOSITORY
+from programs import Command, put_program
+from tiny import CONFIGS
 
-from vggrepro.cli import main as cli
 from vggrepro.config.recipes import Graph, load_graph
 from vggrepro.data.scan import scan_folder
 from vggrepro.preflight import images as image_checks
@@ -21,7 +19,7 @@ from vggrepro.preflight import site, software
 from vggrepro.preflight.check import Check
 from vggrepro.preflight.doctor import examine, render
 
-DEMO = REPOSITORY / "configs" / "demo.yaml"
+DEMO = CONFIGS / "demo.yaml"
 
 
 @pytest.fixture(autouse=True)
@@ -63,12 +61,9 @@ def gpu_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
     def examined(
         driver: str, cuda: str | None, gpus: int = 0, capability: tuple[int, int] = (9, 0)
     ) -> dict[str, Check]:
-        programs = tmp_path / "driver"
-        programs.mkdir(exist_ok=True)
-        smi = f'#!/bin/sh\ntest "$1" = --query-gpu=driver_version || exit 1\necho {driver}\necho {driver}\n'
-        (programs / "nvidia-smi").write_text(smi)
-        (programs / "nvidia-smi").chmod(0o755)
-        monkeypatch.setenv("PATH", str(programs))
+        smi = f'test "$1" = --query-gpu=driver_version || exit 1\necho {driver}\necho {driver}'
+        put_program(tmp_path / "driver" / "nvidia-smi", smi)
+        monkeypatch.setenv("PATH", str(tmp_path / "driver"))
         monkeypatch.setattr(torch.version, "cuda", cuda)
         kernels = ["sm_75", "sm_90", "compute_90"] if cuda and cuda.startswith("13") else ["sm_70", "sm_90"]
         for name, answer in {
@@ -162,13 +157,11 @@ def test_both_kinds_of_dali_spoil_each_other(tmp_path: Path, monkeypatch: pytest
 
 def test_slurm_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     programs = tmp_path / "bin"
-    programs.mkdir()
-    for name, script in (("sbatch", "exit 0"), ("sinfo", "echo gpu; echo cpu")):
-        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
-        (programs / name).chmod(0o755)
+    put_program(programs / "sbatch", "exit 0")
+    put_program(programs / "sinfo", "echo gpu; echo cpu")
     monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
     assert checks_of(tmp_path, config=None)["SLURM"] == Check("SLURM", "ok", "partitions cpu, gpu")
-    (programs / "sinfo").write_text("#!/bin/sh\nexit 1\n")
+    put_program(programs / "sinfo", "exit 1")
     monkeypatch.setattr(site, "_SLURM_CONF", ())
     monkeypatch.delenv("SLURM_CONF", raising=False)
     alone = checks_of(tmp_path, config=None)["SLURM"]
@@ -186,7 +179,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_slow_disk_and_a_full_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(site, "_SLOW_MIB_PER_S", 10**9)
     monkeypatch.setattr(site.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 1e6})())
-    found = checks_of(tmp_path, config=REPOSITORY / "configs" / "vgg_D.yaml")
+    found = checks_of(tmp_path, config=CONFIGS / "vgg_D.yaml")
     assert found["runs folder"].status == "warn"
     assert found["disk"].status == "fail"
     assert "8.8 needed" in found["disk"].found  # two stages of 0.55 GB x (3 x 2 + 1) and 3 x 0.2 GB, A's less
@@ -207,9 +200,8 @@ def test_images_that_are_not_there(tmp_path: Path, change: str, status: str, wor
     assert words in check.found
 
 
-def test_an_index_of_another_data_set(tmp_path: Path, images: Path, monkeypatch, capsys) -> None:
-    assert run(monkeypatch, "index", images, "--out", tmp_path / "x.idx") == 0
-    capsys.readouterr()
+def test_an_index_of_another_data_set(tmp_path: Path, images: Path, command: Command) -> None:
+    assert command("index", images, "--out", tmp_path / "x.idx")[0] == 0
     found = checks_of(tmp_path, f"data.index={tmp_path / 'x.idx'}")["index"]
     assert (found.status, found.remedy) == ("fail", "set model.classes=3, or name another data.index")
     assert checks_of(tmp_path, f"data.index={tmp_path / 'x.idx'}", "model.classes=3")["index"].status == "ok"
@@ -217,8 +209,7 @@ def test_an_index_of_another_data_set(tmp_path: Path, images: Path, monkeypatch,
 
 def test_reading_images(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = shutil.copytree(images, tmp_path / "copy")
-    index = scan_folder(copy)
-    index.save(tmp_path / "x.idx")
+    scan_folder(copy).save(tmp_path / "x.idx")
     settings = (f"data.index={tmp_path / 'x.idx'}", "model.classes=3")
     assert checks_of(tmp_path, *settings)["reading"].status == "ok"
     monkeypatch.setattr(image_checks, "_SLOW_IMAGES_PER_S", 10**9)
@@ -259,20 +250,12 @@ def test_mlflow_servers(tmp_path: Path, server: str) -> None:
     assert checks_of(tmp_path, "tracking.uri=./mlruns")["MLflow"].status == "fail"
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["vggrepro", *map(str, arguments)])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    return int(left.value.code or 0)
-
-
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run(monkeypatch, "doctor", "--json") == 0
-    checks = json.loads(capsys.readouterr().out)["checks"]
+    checks = command.json("doctor")["checks"]
     assert {check["status"] for check in checks} <= {"ok", "warn"}
-    assert run(monkeypatch, "doctor", "--config", DEMO, "--set", "data.root=nowhere") == 1
-    text = capsys.readouterr().out
+    status, text, _ = command("doctor", "--config", DEMO, "--set", "data.root=nowhere")
+    assert status == 1
     assert "fail  images" in text
     assert "-> correct data.root" in text
 

@@ -1,21 +1,18 @@
 """The plan's arithmetic by hand, and its rates against runs measured here."""
 
-import json
 import statistics
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny import REPOSITORY
+from programs import Command
+from tiny import CONFIGS, REPOSITORY
 
 from vggrepro.bench import step as bench_step
-from vggrepro.cli import main as cli
 from vggrepro.config.recipes import Graph, load_graph
 from vggrepro.data import index as index_module
 from vggrepro.data import sample_set
-from vggrepro.data.scan import scan_folder
 from vggrepro.errors import UserError
 from vggrepro.models.table1 import architecture
 from vggrepro.pipeline.graph import reproduce
@@ -24,7 +21,6 @@ from vggrepro.preflight.plan import plan
 from vggrepro.preflight.plan_text import render
 from vggrepro.storage.directory import RunDirectory
 
-CONFIGS = REPOSITORY / "configs"
 BF16 = ["train.precision=bf16"]
 
 
@@ -208,26 +204,19 @@ def test_the_documentation_shows_what_the_plan_prints() -> None:
     assert {line.strip() for line in shown} <= set(printed)
 
 
-def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["vggrepro", "plan", "-c", str(CONFIGS / "vgg_D.yaml"), "--nodes", "4", "--json", "--measured", "D=4600"]
-    command += ["--decode-rate", "500", "--read", "1e6"]
-    monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    made = json.loads(capsys.readouterr().out)
-    assert not left.value.code
+def test_the_command(command: Command) -> None:
+    rates = ["--measured", "D=4600", "--decode-rate", "500", "--read", "1e6"]
+    made = command.json("plan", "-c", CONFIGS / "vgg_D.yaml", "--nodes", "4", *rates)
     assert made.keys() >= {"stages", "total_gpu_hours", "wall_hours", "assumptions"}
     assert made["stages"][1].keys() >= {"name", "gpu_hours", "wall_hours", "binds", "decode_cores_node"}
     assert made["cheaper"] == []  # at a measured rate the exchange is the best already
 
 
-def test_the_counts_are_those_of_the_stages_own_images(images: Path, tmp_path: Path) -> None:
-    index = scan_folder(images)
-    index.save(tmp_path / "mine.idx")
+def test_the_counts_are_those_of_the_stages_own_images(images: Path, index_file: Path) -> None:
     one_gpu = Machine(1, 1, measured={"A": 100.0})
     assumed, mine, digits = (
         plan(graph_of("vgg_A.yaml", change, "model.classes=10"), one_gpu)
-        for change in ("data.root=somewhere", f"data.index={tmp_path / 'mine.idx'}", "data.root=builtin:digits")
+        for change in ("data.root=somewhere", f"data.index={index_file}", "data.root=builtin:digits")
     )
     sizes = [file.stat().st_size for file in (images / "train").rglob("*.JPEG")]
     assert mine.stages[0].read_mb_per_s == pytest.approx(100 * sum(sizes) / len(sizes) / 1e6)
@@ -241,15 +230,14 @@ def test_the_counts_are_those_of_the_stages_own_images(images: Path, tmp_path: P
     assert sample_set.VAL_IMAGES * 10 * 4 * 3 / 1e9 < digits.disk_gb < assumed.disk_gb
 
 
-def test_an_index_is_opened_once_for_all_stages(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_is_opened_once_for_all_stages(index_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That of ImageNet takes most of a second, and a dry run of twelve stages has three."""
-    scan_folder(images).save(tmp_path / "mine.idx")
     opened = []
     load = index_module.load
     monkeypatch.setattr(index_module, "load", lambda path: opened.append(path) or load(path))
-    graph = graph_of("reproduce.yaml", f"data.index={tmp_path / 'mine.idx'}")
+    graph = graph_of("reproduce.yaml", f"data.index={index_file}")
     assert len(plan(graph, Machine(1, 1)).stages) == 12
-    assert opened == [tmp_path / "mine.idx"]
+    assert opened == [index_file]
 
 
 def test_a_rate_measured_on_a_speaks_for_d_by_flops() -> None:

@@ -1,12 +1,10 @@
 """From a launcher's environment to this process's place among the ranks."""
 
 import os
-import socket
-import subprocess
-import sys
 
 import pytest
 import torch
+from programs import free_port, run_program
 
 from vggrepro.errors import UserError
 from vggrepro.ranks import collectives, group
@@ -98,7 +96,7 @@ def test_ranks_meet_on_the_steps_first_machine_at_a_port_of_their_own() -> None:
     assert meeting_point(SLURM_STEP | {"MASTER_ADDR": "head", "MASTER_PORT": "77"}) == ("head", 77)
 
 
-def test_ranks_that_do_not_come_are_named(quiet_threads: dict[str, str]) -> None:
+def test_ranks_that_do_not_come_are_named() -> None:
     code = (
         "import os, torch\n"
         "from vggrepro.ranks import group\n"
@@ -106,18 +104,10 @@ def test_ranks_that_do_not_come_are_named(quiet_threads: dict[str, str]) -> None
         "group._JOIN_TIMEOUT_S = 4.0\n"
         "with group.process_group(topology_of(os.environ), torch.device('cpu')): pass"
     )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     step = SLURM_STEP | {"SLURM_STEP_NUM_TASKS": "3", "SLURM_STEP_TASKS_PER_NODE": "1(x3)", "SLURM_LOCALID": "0"}
     topology = {"SLURM_PROCID": "0", "SLURM_NODEID": "0", "SLURMD_NODENAME": "gpu03"}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=quiet_threads | step | meeting | topology,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_program("-c", code, **(step | meeting | topology))
     assert "rank 1, rank 2 of 3 did not come" in done.stderr
     assert "no rank at all on gpu04, gpu07" in done.stderr
 

@@ -10,7 +10,6 @@ from vggrepro.config.settings import Config, Data, Evaluation, Model, Run
 from vggrepro.evaluation.posteriors import Posteriors, Protocol
 from vggrepro.storage.directory import RunDirectory
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 CLASSES = 10
 IMAGES = 2000
 
@@ -61,15 +60,9 @@ def make_run(
     )
     run = RunDirectory(config.directory)
     run.write_text("config.yaml", config.to_yaml())
-    run.write_json(
-        "dataset.json",
-        {
-            "source": "images",
-            "fingerprint": fingerprint,
-            "splits": {"train": 9, "val": images},
-            "classes": CLASSES,
-        },
-    )
+    splits = {"train": 9, "val": images}
+    described = {"source": "images", "fingerprint": fingerprint, "splits": splits, "classes": CLASSES}
+    run.write_json("dataset.json", described)
     run.write_json("ledger.json", departures or [])
     run.append({"kind": "train", "step": 100, "loss": 2.0, "learning_rate": 0.01})
     weights = f"{config.name}-{experiment}".encode().hex().ljust(64, "0")

@@ -2,18 +2,18 @@
 
 import hashlib
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from nets import tiny_vgg
+from programs import Command
 from reporting_runs import make_run, posteriors_with
-from tiny import REPOSITORY, TINY
+from tiny import tiny_graph
 
-from vggrepro.cli import main as cli
-from vggrepro.config.recipes import load_graph, load_resolved
+from vggrepro.config.recipes import load_resolved
 from vggrepro.errors import UserError
 from vggrepro.models.table1 import architecture
 from vggrepro.models.vgg import VGG
@@ -34,22 +34,16 @@ def header_of(text: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A, trained for a moment and tested."""
-    settings = [*TINY, f"data.root={images}", f"run.root={tmp_path_factory.mktemp('runs')}"]
-    graph = load_graph(REPOSITORY / "configs" / "vgg_A.yaml", settings)
+    graph = tiny_graph("vgg_A.yaml", images, tmp_path_factory.mktemp("runs"))
     reproduce(graph)
     (config,) = graph.stages.values()
     return RunDirectory(config.directory)
 
 
-def test_a_card_says_what_the_run_directory_holds(
-    trained: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_card_says_what_the_run_directory_holds(trained: RunDirectory, tmp_path: Path, command: Command) -> None:
     file = tmp_path / "A.safetensors"
-    monkeypatch.setattr(sys, "argv", ["vggrepro", "weights", "export", str(trained.path), "--out", str(file)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert not ended.value.code
-    assert capsys.readouterr().out == f"wrote {file}\nwrote {tmp_path / 'A.md'}\n"
+    status, out, _ = command("weights", "export", trained.path, "--out", file)
+    assert (status, out) == (0, f"wrote {file}\nwrote {tmp_path / 'A.md'}\n")
     text = (tmp_path / "A.md").read_text()
 
     known: dict[str, Any] = {}
@@ -108,7 +102,7 @@ def test_an_edited_card_is_not_overwritten_and_one_as_made_is(trained: RunDirect
 def test_what_is_not_known_is_said_to_be(trained: RunDirectory, tmp_path: Path) -> None:
     """A file of another program, never evaluated; and a checkpoint that was taken out of its run directory."""
     small = {"net": "D", "classes": 3, "crop": 32, "width": 0.0625}
-    weights = VGG(architecture(**small)).state_dict()
+    weights = tiny_vgg("D", classes=3).state_dict()
     described = {"model": small | {"batch_norm": False}, "preprocessing": PREPROCESSING["torchvision"], "classes": None}
     write(tmp_path / "theirs.safetensors", weights, **described)  # type: ignore[arg-type]
     import_weights(tmp_path / "theirs.safetensors", tmp_path / "imported" / "D")
@@ -130,16 +124,19 @@ def test_what_is_not_known_is_said_to_be(trained: RunDirectory, tmp_path: Path) 
     assert "there is no dataset.json beside this net" in text
 
 
+def card_of(run: RunDirectory, file: Path) -> str:
+    config = load_resolved(run.path / "config.yaml")
+    provenance = {"classes": None, "parent": None, "versions": {}}
+    kept = Checkpoint(config.model_dump(mode="json"), 370_000, {}, PREPROCESSING["paper"], provenance)
+    return card.model_card(kept, run.read_json("final.json")["weights"], run, file)
+
+
 def fabricated(root: Path, file: Path, **changes: Any) -> str:
     """The card of a run of D with posteriors of known errors."""
     wrong = {("dense", 256): (540, 176), ("multicrop", 256): (500, 150), ("dense", 224): (600, 200)}
     stored = {key: posteriors_with(*counts) for key, counts in wrong.items()}
-    run = make_run(root, "D", posteriors=stored, **changes)
-    config = load_resolved(run.path / "config.yaml")
-    provenance = {"classes": None, "parent": None, "versions": {}}
-    kept = Checkpoint(config.model_dump(mode="json"), 370_000, {}, PREPROCESSING["paper"], provenance)
     file.write_bytes(b"")
-    return card.model_card(kept, run.read_json("final.json")["weights"], run, file)
+    return card_of(make_run(root, "D", posteriors=stored, **changes), file)
 
 
 def test_printed_figures_stand_beside_the_papers_protocols_only(
@@ -173,11 +170,7 @@ def test_ilsvrc_is_known_to_the_hub(root: Path, tmp_path: Path) -> None:
     assert "datasets" not in header_of(fabricated(root, tmp_path / "D.safetensors"))
     run = RunDirectory(root / "paper" / "D-256")
     run.write_json("dataset.json", run.read_json("dataset.json") | {"ilsvrc": []})
-    kept = Checkpoint(
-        load_resolved(run.path / "config.yaml").model_dump(mode="json"), 370_000, {}, PREPROCESSING["paper"],
-        {"classes": None},
-    )  # fmt: skip
-    header = header_of(card.model_card(kept, run.read_json("final.json")["weights"], run, tmp_path / "D.safetensors"))
+    header = header_of(card_of(run, tmp_path / "D.safetensors"))
     assert header["datasets"] == ["ILSVRC/imagenet-1k"]
     (model,) = header["model-index"]
     assert {result["dataset"]["type"] for result in model["results"]} == {"ILSVRC/imagenet-1k"}
@@ -188,14 +181,7 @@ def test_torn_posteriors_are_named(root: Path, tmp_path: Path) -> None:
     (torn,) = (root / "paper" / "D-256" / "posteriors").glob("dense-Q224-*.npz")
     torn.write_bytes(b"PK")
     with pytest.raises(UserError, match=re.escape(f"posteriors {torn} cannot be read")):
-        fabricated_again(root, tmp_path / "D.safetensors")
-
-
-def fabricated_again(root: Path, file: Path) -> str:
-    run = RunDirectory(root / "paper" / "D-256")
-    config = load_resolved(run.path / "config.yaml")
-    kept = Checkpoint(config.model_dump(mode="json"), 370_000, {}, PREPROCESSING["paper"], {"classes": None})
-    return card.model_card(kept, run.read_json("final.json")["weights"], run, file)
+        card_of(RunDirectory(root / "paper" / "D-256"), tmp_path / "D.safetensors")
 
 
 def test_folders_of_the_machine_stay_there() -> None:
@@ -208,7 +194,7 @@ def test_folders_of_the_machine_stay_there() -> None:
 
 
 @pytest.mark.slow
-def test_torchvision_loads_it_as_shown(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchvision_loads_it_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a gigabyte: A at its true size."""
     import safetensors.torch
     import torchvision

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reporting_runs import IMAGES, REPOSITORY, dense, make_run, posteriors_with
+from reporting_runs import IMAGES, dense, make_run, posteriors_with
 from scipy.stats import binomtest, t, ttest_1samp
+from tiny import CONFIGS, PublicAnswers
 
 from vggrepro.config.recipes import load_stage
 from vggrepro.models.table1 import architecture
@@ -85,7 +86,7 @@ def test_protocols_of_one_net_are_compared(root: Path) -> None:
 
 
 def test_the_twin_of_b_is_compared_by_centre_crops(root: Path) -> None:
-    twin, _ = load_stage(REPOSITORY / "configs" / "ablation_B-5x5.yaml")
+    twin, _ = load_stage(CONFIGS / "ablation_B-5x5.yaml")
     assert twin.model.net == SHALLOW
     make_run(root, "B", posteriors={("centre", 256): posteriors_with(600, 0)})
     make_run(root, twin.model.net, layers=twin.model.layers, posteriors={("centre", 256): posteriors_with(740, 0)})
@@ -94,7 +95,7 @@ def test_the_twin_of_b_is_compared_by_centre_crops(root: Path) -> None:
 
 
 def test_the_twin_of_b_sees_as_far_as_b_with_half_its_layers() -> None:
-    twin, parent = load_stage(REPOSITORY / "configs" / "ablation_B-5x5.yaml")
+    twin, parent = load_stage(CONFIGS / "ablation_B-5x5.yaml")
     ours = architecture(twin.model.net, layers=twin.model.layers)
     convs = [layer for layer in ours.layers() if layer.kind == "conv"]
     of_B = [layer for layer in architecture("B").layers() if layer.kind == "conv"]
@@ -123,11 +124,9 @@ def test_several_seeds_decide_by_their_spread(root: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def public_nets(shared_data: Path) -> dict[str, Predictions]:
+def public_nets(public_answers: PublicAnswers) -> dict[str, Predictions]:
     """Ten public nets on the 50,000 validation images of ILSVRC-2012."""
-    with np.load(shared_data / "vgg_ilsvrc2012_val_top5.npz") as stored:
-        labels = stored["label"].astype(np.int64)
-        guesses = {name: stored[name].astype(np.int64) for name in stored.files if name.startswith("vgg")}
+    labels, guesses = public_answers
     unknown = np.zeros(len(labels), np.float32)
     return {
         name: Predictions(labels, five[:, 0], unknown, five[:, 0] == labels, (five == labels[:, None]).any(axis=1))

@@ -1,17 +1,15 @@
 """Two runs held against each other: everything that differs is named, and nothing is compared that must not be."""
 
-import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from reporting_runs import CLASSES, IMAGES, REPOSITORY, dense, labels, make_run, posteriors_with
+from programs import Command
+from reporting_runs import CLASSES, IMAGES, dense, labels, make_run, posteriors_with
 from scipy.stats import binomtest
+from tiny import TWO_STEPS, tiny_graph
 
-from vggrepro.cli import main as cli
-from vggrepro.config.recipes import load_graph
 from vggrepro.errors import UserError
 from vggrepro.pipeline.graph import reproduce
 from vggrepro.reporting.blocks import to_html, to_markdown
@@ -134,31 +132,20 @@ def test_markdown_and_html(root: Path) -> None:
 
 
 @pytest.fixture
-def run_twice(settings: list[str], tmp_path: Path) -> Path:
+def run_twice(images: Path, tmp_path: Path) -> Path:
     """Two seconds of the demo: A, and D from A."""
-    small = ("train.schedule.kind=plateau", "train.schedule.drops_at=[]", "train.iterations=2")
-    reproduce(load_graph(REPOSITORY / "configs" / "demo.yaml", [*settings, *small]))
+    reproduce(tiny_graph("demo.yaml", images, tmp_path / "runs", *TWO_STEPS))
     return tmp_path / "runs"
 
 
-def test_the_commands(run_twice: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    def vggrepro(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vggrepro", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        printed = capsys.readouterr()
-        return int(left.value.code or 0), printed.out, printed.err
-
-    capsys.readouterr()
+def test_the_commands(run_twice: Path, tmp_path: Path, command: Command) -> None:
     page = tmp_path / "page.html"
-    status, out, err = vggrepro("compare", "A", "demo:D", "--runs", run_twice, "--out", page, "--json")
-    made = json.loads(out)
-    assert (status, made["runs"]) == (0, ["demo:A", "demo:D"]), err
+    made = command.json("compare", "A", "demo:D", "--runs", run_twice, "--out", page)
+    assert made["runs"] == ["demo:A", "demo:D"]
     assert {one["true"] for one in made["classes"] if "true" in one} | {one["name"] for one in made["classes"]} == {
         "n01", "n02", "n03",
     }  # fmt: skip
-    shown = page.read_text()
-    assert shown.count("data:image/png;base64,") == 1 + bool(made["disagreements"])
+    assert page.read_text().count("data:image/png;base64,") == 1 + bool(made["disagreements"])
 
     for folder in (run_twice / "demo" / "A", run_twice / "demo" / "D"):
         figures = {file.name for file in (folder / "figures").iterdir()}
@@ -168,10 +155,8 @@ def test_the_commands(run_twice: Path, tmp_path: Path, monkeypatch, capsys) -> N
             with Image.open(file) as image:
                 assert image.convert("L").getextrema()[0] < 128, f"{file.name} is blank"
 
-    status, out, _ = vggrepro("tables", "--runs", run_twice, "--json")
-    assert [row["n"] for row in json.loads(out)["rows"] if row["run"]] == [12, 12, 12, 12]
-    status, out, err = vggrepro("compare", "A", "nowhere", "--runs", run_twice)
-    assert (status, out) == (2, "")
-    assert "run nowhere is no run directory" in err
-    assert vggrepro("compare", "A", "D", "--runs", run_twice, "--out", "x.pdf")[0] == 2
-    assert vggrepro("tables", "--runs", tmp_path / "nowhere")[0] == 2
+    shown = command.json("tables", "--runs", run_twice)
+    assert [row["n"] for row in shown["rows"] if row["run"]] == [12, 12, 12, 12]
+    assert "run nowhere is no run directory" in command.mistake("compare", "A", "nowhere", "--runs", run_twice)
+    assert command("compare", "A", "D", "--runs", run_twice, "--out", "x.pdf")[0] == 2
+    assert command("tables", "--runs", tmp_path / "nowhere")[0] == 2

@@ -4,7 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from reporting_runs import REPOSITORY, dense, make_run
+from reporting_runs import dense, make_run
+from tiny import REPOSITORY
 
 from vggrepro.errors import UserError
 from vggrepro.paper import facts

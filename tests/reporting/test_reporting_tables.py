@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reporting_runs import IMAGES, REPOSITORY, dense, labels, make_run, posteriors_with
+from reporting_runs import IMAGES, dense, labels, make_run, posteriors_with
 from scipy.stats import binomtest
+from tiny import REPOSITORY
 
 from vggrepro.errors import UserError
 from vggrepro.evaluation.posteriors import Posteriors, Protocol

@@ -1,18 +1,23 @@
 """The course of a run does not depend on ranks, micro-batches or interruptions."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from training_runs import assert_same_course, final, losses, run_of, run_to_the_end, train_command, train_here
+from training_runs import (
+    StageFile,
+    assert_same_course,
+    final,
+    losses,
+    run_of,
+    run_to_the_end,
+    train_command,
+    train_here,
+)
 
 from vggrepro.errors import UserError
 from vggrepro.storage import checkpoint
 from vggrepro.storage.directory import RunDirectory
 
-StageFile = Callable[..., Path]
 # Other ranks and micro-batches change the order of float32 sums and nothing else: over 50 steps the relative
 # difference of the losses stays below this (8e-7 was seen).
 ROUNDING = 1e-5

@@ -1,13 +1,12 @@
 """Factor exchange: the gradients of DDP, at a fraction of the bytes."""
 
 import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-from programs import run_program
-from tiny import REPOSITORY, TINY
+from programs import free_port, rank_variables, run_program
+from tiny import CONFIGS, TINY, set_words
 from torch import distributed, multiprocessing, nn
 
 from vggrepro.config.settings import Config, Model
@@ -30,7 +29,7 @@ def small_net() -> VGG:
 def _gradients(
     rank: int, world: int, port: int, comm: Comm, micro_batches: int, place: Path, compiled: bool = False
 ) -> None:
-    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"})
+    os.environ.update(rank_variables(rank, world, port))
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", rank=rank, world_size=world)
     net = small_net()
@@ -59,12 +58,8 @@ def _gradients(
 
 
 def exchanged(world: int, comm: Comm, place: Path, micro_batches: int = 1, *, compiled: bool = False) -> list[dict]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.start_processes(
-        _gradients, (world, port, comm, micro_batches, place, compiled), nprocs=world, start_method="forkserver"
-    )
+    arguments = (world, free_port(), comm, micro_batches, place, compiled)
+    multiprocessing.start_processes(_gradients, arguments, nprocs=world, start_method="forkserver")
     return [torch.load(place / f"{comm}-{rank}.pt") for rank in range(world)]
 
 
@@ -183,8 +178,7 @@ cli.main()
 """
     )
     own = ["train.iterations=3", "train.comm=factor", f"data.root={images}", f"run.root={tmp_path / 'runs'}"]
-    words = [word for setting in [*TINY, *own] for word in ("--set", setting)]
-    done = run_program(program, "train", "--config", str(REPOSITORY / "configs" / "vgg_A.yaml"), *words, ranks=2)
+    done = run_program(program, "train", "--config", CONFIGS / "vgg_A.yaml", *set_words(*TINY, *own), ranks=2)
     said = [line for line in done.stderr.splitlines() if line.startswith("vggrepro:")]
     assert (done.returncode == 0) == (status == 0), done.stderr
     if status:

@@ -1,13 +1,12 @@
 """Training on a CUDA device; `make test-gpu` runs these."""
 
-from collections.abc import Callable
 from contextlib import closing
 from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
-from training_runs import last, losses, train_here
+from training_runs import StageFile, last, losses, train_here
 
 from vggrepro.config.recipes import load_stage
 from vggrepro.config.settings import Data
@@ -22,7 +21,6 @@ from vggrepro.ranks.topology import Topology
 from vggrepro.training.step import Trainer
 
 pytestmark = pytest.mark.gpu
-StageFile = Callable[..., Path]
 
 
 @pytest.mark.parametrize(

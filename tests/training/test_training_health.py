@@ -2,28 +2,23 @@
 
 import json
 import math
-from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
-from training_runs import last, losses, train_here
+from nets import tiny_vgg
+from training_runs import StageFile, last, losses, train_here
 
 from vggrepro.errors import UserError
-from vggrepro.models.init import init_weights
-from vggrepro.models.table1 import architecture
 from vggrepro.models.vgg import VGG
 from vggrepro.training.exchange import Exchange
 from vggrepro.training.health import activation_scales, check_learning, check_start
 from vggrepro.training.step import Trainer
 
-StageFile = Callable[..., Path]
-
 
 def test_scales_are_the_root_mean_square_of_each_layer() -> None:
-    net = VGG(architecture("A", classes=7, crop=32, width=0.0625))
-    init_weights(net, "glorot_uniform", 0)
+    net = tiny_vgg("A", "glorot_uniform").train()
     images = torch.randn(4, 3, 32, 32) * 60
     scales = activation_scales(net, images)
     assert list(scales) == list(net.named_layers())
@@ -38,7 +33,7 @@ def test_scales_are_the_root_mean_square_of_each_layer() -> None:
     ("scores", "word"), [(9.9e-6, "vanish"), (1e-20, "vanish"), (101.0, "explode"), (math.inf, "explode")]
 )
 def test_dead_starts_are_refused_with_advice(scores: float, word: str) -> None:
-    net = VGG(architecture("D", classes=7, crop=32, width=0.0625))
+    net = tiny_vgg("D")
     with pytest.raises(UserError, match=f"{word} at initialisation .*run.parent.*glorot_uniform.*--force"):
         check_start(net, {"conv1_1": 1.0, "fc8": scores})
     check_start(net, {"conv1_1": 1.0, "fc8": 5e-4})  # A in the paper's geometry
@@ -46,7 +41,7 @@ def test_dead_starts_are_refused_with_advice(scores: float, word: str) -> None:
 
 def test_not_a_number_is_refused() -> None:
     with pytest.raises(UserError, match="explode"):
-        check_start(VGG(architecture("A", classes=7, crop=32, width=0.0625)), {"fc8": math.nan})
+        check_start(tiny_vgg("A"), {"fc8": math.nan})
 
 
 def test_d_from_scratch_with_the_papers_standard_deviation_is_refused(stage_file: StageFile) -> None:
@@ -58,8 +53,7 @@ def test_d_from_scratch_with_the_papers_standard_deviation_is_refused(stage_file
 
 @pytest.mark.filterwarnings("ignore:init scheme paper_literal_variance")
 def test_the_variance_taken_literally_is_refused_in_the_papers_geometry() -> None:
-    net = VGG(architecture("A", classes=7, width=0.25))
-    init_weights(net, "paper_literal_variance", 0)
+    net = tiny_vgg("A", "paper_literal_variance", crop=224, width=0.25)
     with pytest.raises(UserError, match="activations of A explode at initialisation"):
         check_start(net, activation_scales(net, torch.randn(2, 3, 224, 224) * 60))
 

@@ -7,27 +7,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from training_runs import (
-    Fault,
-    Ranks,
-    assert_same_course,
-    last,
-    losses,
-    run_of,
-    run_to_the_end,
-    train_here,
-)
+from training_runs import Fault, Ranks, StageFile, assert_same_course, last, losses, run_of, run_to_the_end, train_here
 
 from vggrepro.errors import INTERRUPTED_STATUS, Interrupted
 from vggrepro.ranks.watch import ABANDONED_STATUS
 from vggrepro.storage import checkpoint
 
-StageFile = Callable[..., Path]
 TWENTY = {"iterations": 20, "log_every": 3}  # a log line straddles most interruptions
 
 
@@ -74,18 +64,15 @@ def test_interruptions_leave_no_trace(stage_file: StageFile, faults: list[Fault]
     assert_same_course(run_of(file), undisturbed)
 
 
-def test_a_run_that_decodes_in_processes_is_the_same_and_interrupted_like_any_other(
-    stage_file: StageFile, quiet_threads: dict[str, str]
-) -> None:
+def test_a_run_that_decodes_in_processes_is_the_same_and_interrupted_like_any_other(stage_file: StageFile) -> None:
     """Signals go to all of its processes, as SLURM sends them."""
     long = {"iterations": 400, "log_every": 20, "checkpoint_every": 50, "validate_every": 20, "learning_rate": 1e-5}
     undisturbed = train_here(stage_file("undisturbed", train=long))
     file = stage_file("disturbed", train=long, data={"processes": 1})
     command = [sys.executable, "-m", "vggrepro", "train", "--config", str(file)]
+    quiet = os.environ | {"OMP_NUM_THREADS": "1"}
     for step, number, status in ((60, signal.SIGKILL, -signal.SIGKILL), (160, signal.SIGTERM, INTERRUPTED_STATUS)):
-        with subprocess.Popen(
-            command, env=quiet_threads, start_new_session=True, stderr=subprocess.PIPE, text=True
-        ) as process:
+        with subprocess.Popen(command, env=quiet, start_new_session=True, stderr=subprocess.PIPE, text=True) as process:
             until = time.monotonic() + 60
             while max((one["step"] for one in run_of(file).records("train")), default=0) < step:
                 assert process.poll() is None, process.communicate()[1]
@@ -95,7 +82,7 @@ def test_a_run_that_decodes_in_processes_is_the_same_and_interrupted_like_any_ot
             said = process.communicate()[1]
         assert process.returncode == status, said
         assert "Traceback" not in said
-    assert subprocess.run(command, env=quiet_threads, check=False, timeout=120).returncode == 0
+    assert subprocess.run(command, env=quiet, check=False, timeout=120).returncode == 0
     assert_same_course(run_of(file), undisturbed)
 
 
@@ -209,14 +196,8 @@ def test_a_full_disk_keeps_the_previous_checkpoint(
 
 @pytest.mark.slow
 def test_killed_at_thirty_random_instants(stage_file: StageFile) -> None:
-    train = {
-        "iterations": 3000,
-        "log_every": 7,
-        "checkpoint_every": 1,
-        "keep": 2,
-        "validate_every": 10,
-        "stall_after": 0,
-    }
+    often = {"log_every": 7, "checkpoint_every": 1, "keep": 2, "validate_every": 10}
+    train = {"iterations": 3000, "stall_after": 0} | often
     undisturbed = train_here(stage_file("undisturbed", train=train))
     file = stage_file("disturbed", train=train)
     draw = random.Random(0)

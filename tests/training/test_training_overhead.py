@@ -4,13 +4,12 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
-from training_runs import train_here
+from training_runs import StageFile, train_here
 
 from vggrepro.config.recipes import load_stage
 from vggrepro.data.index import Split
@@ -50,9 +49,7 @@ class Interleaved(Loader):
 
 
 @pytest.mark.slow
-def test_the_loop_costs_less_than_three_per_cent(
-    stage_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_loop_costs_less_than_three_per_cent(stage_file: StageFile, monkeypatch: pytest.MonkeyPatch) -> None:
     file = stage_file(
         "A",
         model={"crop": 64, "width": 0.25},

@@ -1,12 +1,9 @@
 """One iteration against textbook SGD, and the speed it is reported with."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 import torch
 from torch.nn import functional as F
-from training_runs import losses, train_here
+from training_runs import StageFile, losses, train_here
 
 from vggrepro.config.recipes import load_stage
 from vggrepro.data.loader import Batch
@@ -16,8 +13,6 @@ from vggrepro.models.vgg import VGG
 from vggrepro.ranks.topology import Topology
 from vggrepro.training.step import Trainer
 from vggrepro.training.throughput import Meter, describe, flop_per_image, peak_flops
-
-StageFile = Callable[..., Path]
 
 
 @pytest.mark.parametrize("biases", ["paper", "caffe"])

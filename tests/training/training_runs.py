@@ -3,18 +3,18 @@
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
-from programs import run_program
+from programs import free_port, rank_variables, run_program
+from tiny import set_words
 
 from vggrepro.config.recipes import load_stage
 from vggrepro.errors import run_command
@@ -25,6 +25,8 @@ from vggrepro.storage import checkpoint
 from vggrepro.storage.directory import RunDirectory
 
 CLASSES = ("ant", "bee", "cat")
+StageFile = Callable[..., Path]
+"""The fixture `stage_file`."""
 BATCH = 8
 _forks = multiprocessing.get_context("forkserver")  # a process with everything imported, in a moment
 _forks.set_forkserver_preload(["vggrepro.training.loop", "vggrepro.data.torchvision", "torch._dynamo", "pyarrow"])
@@ -54,9 +56,7 @@ class Ranks:
     """A run on some ranks, each a process; they end with `join`."""
 
     def __init__(self, file: Path, *changes: str, world: int = 1, fault: Fault | None = None) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self._texts = [file.with_name(f"{file.stem}-{time.monotonic_ns()}-rank{rank}.txt") for rank in range(world)]
         self.processes: list[BaseProcess] = []
         for rank, text in enumerate(self._texts):
@@ -102,9 +102,7 @@ def _rank_main(
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)  # the fork server's own object may be closed
     sys.stdout = sys.stderr
     if world > 1:
-        places = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
-        os.environ.update({name: str(number) for name, number in places.items()})
-        os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"})
+        os.environ.update(rank_variables(rank, world, port))
     if fault and fault.rank == rank:
         _arm(fault)
     run_command("vggrepro", lambda: train_here(file, *changes))
@@ -135,8 +133,7 @@ def run_to_the_end(file: Path, *changes: str, world: int = 1) -> None:
 
 def train_command(file: Path, *changes: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
     """Runs the real command to its end, under torchrun where there are several ranks."""
-    settings = (part for change in changes for part in ("--set", change))
-    return run_program("-m", "vggrepro", "train", "--config", file, *settings, ranks=ranks)
+    return run_program("-m", "vggrepro", "train", "--config", file, *set_words(*changes), ranks=ranks)
 
 
 def run_of(file: Path) -> RunDirectory:
