@@ -1,12 +1,16 @@
 """Photographs to test on: made from scikit-learn's two images, and the shared ones where they are."""
 
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from data_archives import unpacked
 from PIL import Image
 from sklearn.datasets import load_sample_images
+from tiny import shared
+
+from vggrepro.data.index import Split
+from vggrepro.data.scan import scan_folder
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +35,36 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def train_split(photographs: Path) -> Split:
+    return scan_folder(photographs).split("train")
+
+
+@pytest.fixture(scope="session")
+def val_split(photographs: Path) -> Split:
+    return scan_folder(photographs).split("val")
+
+
+@pytest.fixture(params=["dali", "torchvision"])
+def backend(request: pytest.FixtureRequest) -> str:
+    if request.param == "dali":
+        pytest.importorskip("nvidia.dali")
+    return request.param
+
+
+def unpacked(name: str, folder: Path) -> Path:
+    """A shared archive, unpacked; skips the test where it is absent."""
+    with tarfile.open(shared(name)) as tar:
+        tar.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def clothing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """1,249 phone photographs of ten classes, shorter side 400 px."""
     return unpacked("clothing10-400-cc0-1k.tar", tmp_path_factory.mktemp("clothing"))
+
+
+@pytest.fixture(scope="session")
+def hard_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """248 files that trouble decoders, with a manifest of what is wrong with them."""
+    return unpacked("hard-files.tar", tmp_path_factory.mktemp("hard_files"))

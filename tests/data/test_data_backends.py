@@ -69,66 +69,61 @@ def training_views(split: Split, count: int, batch: int, S: tuple[int, int], cro
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("S", "crop"), [((64, 128), 64), ((224, 512), 224), ((400, 800), 64)])
-def test_training_crops_are_plain_crops(photographs: Path, backend: Backend, S: tuple[int, int], crop: int) -> None:
-    split = scan_folder(photographs).split("train")
-    stream = training_views(split, 48, 16, S, crop)
-    for views, batch in zip(stream, loaded(split, stream, backend), strict=True):
+def test_training_crops_are_plain_crops(train_split: Split, backend: Backend, S: tuple[int, int], crop: int) -> None:
+    stream = training_views(train_split, 48, 16, S, crop)
+    for views, batch in zip(stream, loaded(train_split, stream, backend), strict=True):
         assert batch.images.shape == (len(views), 3, crop, crop)
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
-        assert_close(pixels(batch), rescaled_then_cropped(split, views))
+        assert_close(pixels(batch), rescaled_then_cropped(train_split, views))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_borders_are_as_good_as_the_middle(photographs: Path, backend: Backend) -> None:
+def test_borders_are_as_good_as_the_middle(train_split: Split, backend: Backend) -> None:
     """Crops at all four corners of strongly reduced images, where a missing margin shows most."""
-    split = scan_folder(photographs).split("train")
     image = np.repeat(np.arange(4), 5)
-    size = split.size[image]
+    size = train_split.size[image]
     rescaled = rescaled_size(size, 48)
     far = rescaled - 32
     corner = np.concatenate([[(0, 0), (0, w), (h, 0), (h, w), (h // 2, w // 2)] for h, w in far[::5]])
     n = len(image)
     views = Views(image, size, rescaled, corner, (32, 32), np.zeros(n, bool), np.zeros((n, 3), np.float32))
-    (batch,) = loaded(split, [views], backend)
-    assert_close(pixels(batch), rescaled_then_cropped(split, views))
+    (batch,) = loaded(train_split, [views], backend)
+    assert_close(pixels(batch), rescaled_then_cropped(train_split, views))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_dense_views_are_the_whole_rescaled_images(photographs: Path, backend: Backend) -> None:
-    split = scan_folder(photographs).split("val")
-    rescaled = rescaled_size(split.size, 96)
+def test_dense_views_are_the_whole_rescaled_images(val_split: Split, backend: Backend) -> None:
+    rescaled = rescaled_size(val_split.size, 96)
     shapes = sorted({(int(h), int(w)) for h, w in rescaled})
     assert len(shapes) > 2
     assert any(side % 2 for shape in shapes for side in shape)
     of_shape = [(rescaled == shape).all(axis=1).nonzero()[0] for shape in shapes]
-    stream = [whole(rows, split.size[rows], rescaled[rows]) for rows in sorted(of_shape, key=len, reverse=True)]
-    batches = loaded(split, stream, backend)
+    stream = [whole(rows, val_split.size[rows], rescaled[rows]) for rows in sorted(of_shape, key=len, reverse=True)]
+    batches = loaded(val_split, stream, backend)
     for views, batch in zip(stream, batches, strict=True):
         assert batch.images.shape[2:] == views.shape
-        assert_close(pixels(batch), rescaled_then_cropped(split, views))
+        assert_close(pixels(batch), rescaled_then_cropped(val_split, views))
     seen = np.concatenate([batch.views.image for batch in batches])
-    assert np.array_equal(np.sort(seen), np.arange(len(split)))
+    assert np.array_equal(np.sort(seen), np.arange(len(val_split)))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_flips_mirror_left_and_right(photographs: Path, backend: Backend) -> None:
-    split = scan_folder(photographs).split("val")
-    straight = centre(np.arange(4), split.size[:4], 80, 64)
+def test_flips_mirror_left_and_right(val_split: Split, backend: Backend) -> None:
+    straight = centre(np.arange(4), val_split.size[:4], 80, 64)
     views = Views(*(getattr(straight, f) for f in ("image", "size", "rescaled", "corner", "shape")),
                   np.array([True, False, True, False]), straight.shift)  # fmt: skip
-    (flipped,), (plain,) = loaded(split, [views], backend), loaded(split, [straight], backend)
+    (flipped,), (plain,) = loaded(val_split, [views], backend), loaded(val_split, [straight], backend)
     for row, mirrored in enumerate(views.flip):
         expected = plain.images[row].flip(-1) if mirrored else plain.images[row]
         assert torch.equal(flipped.images[row], expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_mean_is_subtracted_and_colours_are_shifted_without_clipping(photographs: Path, backend: Backend) -> None:
-    split = scan_folder(photographs).split("val")
-    bare = centre(np.arange(8), split.size, 80, 64)
+def test_mean_is_subtracted_and_colours_are_shifted_without_clipping(val_split: Split, backend: Backend) -> None:
+    bare = centre(np.arange(8), val_split.size, 80, 64)
     shift = np.random.default_rng(0).normal(0, 30, (8, 3)).astype(np.float32)
     views = Views(bare.image, bare.size, bare.rescaled, bare.corner, bare.shape, bare.flip, shift)
-    (shifted,), (plain,) = loaded(split, [views], backend, MEAN), loaded(split, [bare], backend)
+    (shifted,), (plain,) = loaded(val_split, [views], backend, MEAN), loaded(val_split, [bare], backend)
     expected = pixels(plain) - np.array(MEAN, np.float32) + shift[:, None, None, :]
     assert np.allclose(pixels(shifted), expected, atol=1e-3)
     assert expected.min() < -124  # beyond what clipped grey levels could give
@@ -136,14 +131,13 @@ def test_mean_is_subtracted_and_colours_are_shifted_without_clipping(photographs
 
 @needs_dali
 @pytest.mark.parametrize("backend", ["dali", "dali_gpu"])
-def test_backends_agree(photographs: Path, backend: Backend) -> None:
-    split = scan_folder(photographs).split("train")
-    stream = training_views(split, 48, 16, (64, 160), 64, colour_shift=ColourShift())
+def test_backends_agree(train_split: Split, backend: Backend) -> None:
+    stream = training_views(train_split, 48, 16, (64, 160), 64, colour_shift=ColourShift())
     for left, right in zip(
-        loaded(split, stream, backend, MEAN), loaded(split, stream, "torchvision", MEAN), strict=True
+        loaded(train_split, stream, backend, MEAN), loaded(train_split, stream, "torchvision", MEAN), strict=True
     ):
         assert torch.equal(left.labels, right.labels)
-        assert np.array_equal(left.labels.numpy(), split.label[left.views.image])
+        assert np.array_equal(left.labels.numpy(), train_split.label[left.views.image])
         if backend == "dali":
             assert torch.equal(left.images, right.images)
         else:
@@ -151,12 +145,11 @@ def test_backends_agree(photographs: Path, backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_half_precision(photographs: Path, backend: Backend) -> None:
-    split = scan_folder(photographs).split("train")
-    stream = training_views(split, 8, 8, (64, 128), 64)
-    (plain,) = loaded(split, stream, backend, MEAN)
+def test_half_precision(train_split: Split, backend: Backend) -> None:
+    stream = training_views(train_split, 8, 8, (64, 128), 64)
+    (plain,) = loaded(train_split, stream, backend, MEAN)
     loader = Loader(backend, MEAN, 2, torch.device("cpu"), dtype=torch.bfloat16)
-    (half,) = loader.batches(split, stream)
+    (half,) = loader.batches(train_split, stream)
     assert half.images.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(half.images, plain.images.bfloat16())
 
@@ -164,36 +157,33 @@ def test_half_precision(photographs: Path, backend: Backend) -> None:
 @needs_dali
 @pytest.mark.gpu
 @pytest.mark.parametrize(("S", "crop"), [((64, 128), 64), ((224, 512), 224)])
-def test_decoded_on_a_gpu_crops_are_plain_crops(photographs: Path, S: tuple[int, int], crop: int) -> None:
+def test_decoded_on_a_gpu_crops_are_plain_crops(train_split: Split, S: tuple[int, int], crop: int) -> None:
     """The GPU's decoder rounds in its own way, and interpolates chroma in its own way at edges of colour."""
-    split = scan_folder(photographs).split("train")
-    stream = training_views(split, 48, 16, S, crop)
-    batches = list(Loader("dali_gpu", NO_MEAN, 2, torch.device("cuda", 0)).batches(split, stream))
+    stream = training_views(train_split, 48, 16, S, crop)
+    batches = list(Loader("dali_gpu", NO_MEAN, 2, torch.device("cuda", 0)).batches(train_split, stream))
     for views, batch in zip(stream, batches, strict=True):
         assert batch.images.is_cuda
-        error = np.abs(pixels(batch) - rescaled_then_cropped(split, views))
+        error = np.abs(pixels(batch) - rescaled_then_cropped(train_split, views))
         assert error.mean() < 1
         assert (error > 8).mean() < 1e-2
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_any_batch_split_and_any_number_of_threads_give_the_same_images(photographs: Path, backend: Backend) -> None:
-    split = scan_folder(photographs).split("train")
-    in_one = loaded(split, training_views(split, 40, 40, (64, 128), 64), backend, workers=1)
-    in_parts = loaded(split, training_views(split, 40, 16, (64, 128), 64), backend, workers=3)
+def test_any_batch_split_and_any_number_of_threads_give_the_same_images(train_split: Split, backend: Backend) -> None:
+    in_one = loaded(train_split, training_views(train_split, 40, 40, (64, 128), 64), backend, workers=1)
+    in_parts = loaded(train_split, training_views(train_split, 40, 16, (64, 128), 64), backend, workers=3)
     assert torch.equal(torch.cat([b.images for b in in_one]), torch.cat([b.images for b in in_parts]))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_stream_may_be_left_early_or_be_empty(photographs: Path, backend: Backend) -> None:
-    split = scan_folder(photographs).split("train")
-    stream = training_views(split, 480, 16, (64, 128), 64)
-    batches = Loader(backend, MEAN, 2, torch.device("cpu")).batches(split, stream)
+def test_a_stream_may_be_left_early_or_be_empty(train_split: Split, backend: Backend) -> None:
+    stream = training_views(train_split, 480, 16, (64, 128), 64)
+    batches = Loader(backend, MEAN, 2, torch.device("cpu")).batches(train_split, stream)
     first = next(batches)
     del batches
-    (again,) = loaded(split, stream[:1], backend, MEAN)
+    (again,) = loaded(train_split, stream[:1], backend, MEAN)
     assert torch.equal(first.images, again.images)
-    assert loaded(split, [], backend) == []
+    assert loaded(train_split, [], backend) == []
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -205,14 +195,13 @@ def test_crops_of_real_photographs_are_plain_crops(clothing: Path, backend: Back
 
 
 @needs_dali
-def test_pixels_do_not_depend_on_the_precision_of_training(photographs: Path) -> None:
+def test_pixels_do_not_depend_on_the_precision_of_training(train_split: Split) -> None:
     """In double precision, which TF32's switch does not touch, sums are what they are in float32: exact."""
-    split = scan_folder(photographs).split("train")
-    stream = training_views(split, 16, 8, (64, 128), 64)
-    plain = loaded(split, stream, "dali_gpu")
+    stream = training_views(train_split, 16, 8, (64, 128), 64)
+    plain = loaded(train_split, stream, "dali_gpu")
     torch.backends.cuda.matmul.allow_tf32 = True
     try:
-        doubled = loaded(split, stream, "dali_gpu")
+        doubled = loaded(train_split, stream, "dali_gpu")
     finally:
         torch.backends.cuda.matmul.allow_tf32 = False
     assert all(torch.equal(one.images, other.images) for one, other in zip(plain, doubled, strict=True))

@@ -42,13 +42,6 @@ def spoil(file: Path, how: str) -> None:
 SPOILS = ["deleted", "truncated", "emptied", "overwritten", "mangled", "unreadable"]
 
 
-@pytest.fixture(params=["dali", "torchvision"])
-def backend(request: pytest.FixtureRequest) -> str:
-    if request.param == "dali":
-        pytest.importorskip("nvidia.dali")
-    return request.param
-
-
 @pytest.fixture
 def split(photographs: Path, tmp_path: Path) -> Split:
     shutil.copytree(photographs, tmp_path / "data")

@@ -27,13 +27,6 @@ from vggrepro.errors import UserError
 BATCH = 10
 
 
-@pytest.fixture(params=["dali", "torchvision"])
-def backend(request: pytest.FixtureRequest) -> str:
-    if request.param == "dali":
-        pytest.importorskip("nvidia.dali")
-    return request.param
-
-
 def loader(backend: str, processes: int, limit: int = 20) -> Loader:
     mean = (123.68, 116.779, 103.939)
     return Loader(backend, mean, 2, torch.device("cpu"), processes=processes, bad=BadImages(limit))  # type: ignore[arg-type]
@@ -41,9 +34,8 @@ def loader(backend: str, processes: int, limit: int = 20) -> Loader:
 
 def stream(split: Split, steps: int = 4) -> MicroBatches:
     sampler = TrainingSampler(split.size, Data(S=(64, 96)), 64, seed=0)
-    return MicroBatches(
-        sampler, 2 * BATCH, (slice(BATCH, 17), slice(17, 20)), 3, 3 + steps
-    )  # of the second of two ranks
+    of_the_second_rank = (slice(BATCH, 17), slice(17, 20))
+    return MicroBatches(sampler, 2 * BATCH, of_the_second_rank, 3, 3 + steps)
 
 
 def assert_same(some: Iterator[Batch], others: Iterator[Batch]) -> int:
@@ -58,20 +50,18 @@ def assert_same(some: Iterator[Batch], others: Iterator[Batch]) -> int:
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_batches_are_those_of_threads_whatever_the_number_of_processes(
-    photographs: Path, backend: str, processes: int
+    train_split: Split, backend: str, processes: int
 ) -> None:
     """Micro-batches of several pieces, too."""
-    split = scan_folder(photographs).split("train")
-    views, beside = stream(split), replace(loader(backend, processes), piece=4)
-    assert assert_same(beside.batches(split, views), loader(backend, 0).batches(split, views)) == 8
+    views, beside = stream(train_split), replace(loader(backend, processes), piece=4)
+    assert assert_same(beside.batches(train_split, views), loader(backend, 0).batches(train_split, views)) == 8
 
 
 def test_uncropped_images_of_many_shapes_from_an_archive(photographs: Path, tmp_path: Path, backend: str) -> None:
     with tarfile.open(tmp_path / "photographs.tar", "w") as archive:
         archive.add(photographs, ".")
-    split = open_index(str(tmp_path / "photographs.tar"), None, tmp_path / "index", lambda done, total: None).split(
-        "val"
-    )
+    index = open_index(str(tmp_path / "photographs.tar"), None, tmp_path / "index", lambda done, total: None)
+    split = index.split("val")
     rescaled = rescaled_size(split.size, 96)
     rows = np.arange(len(split))
     views = [whole(rows[row : row + 1], split.size[row : row + 1], rescaled[row : row + 1]) for row in rows]
@@ -91,9 +81,8 @@ def test_images_that_go_bad_are_replaced_and_counted_as_ever(photographs: Path, 
         list(loader(backend, 2, limit=1).batches(split, stream(split, 6)))
 
 
-def test_closing_leaves_no_process(photographs: Path) -> None:
-    split = scan_folder(photographs).split("train")
-    with closing(loader("torchvision", 2).batches(split, stream(split, 1000))) as batches:
+def test_closing_leaves_no_process(train_split: Split) -> None:
+    with closing(loader("torchvision", 2).batches(train_split, stream(train_split, 1000))) as batches:
         next(batches)
         assert len(multiprocessing.active_children()) == 2
     until = time.monotonic() + 10
@@ -102,9 +91,8 @@ def test_closing_leaves_no_process(photographs: Path) -> None:
     assert not multiprocessing.active_children()
 
 
-def test_a_killed_process_is_one_line_and_signals_to_stop_are_not_for_them(photographs: Path) -> None:
-    split = scan_folder(photographs).split("train")
-    with closing(loader("torchvision", 2).batches(split, stream(split, 10_000))) as batches:
+def test_a_killed_process_is_one_line_and_signals_to_stop_are_not_for_them(train_split: Split) -> None:
+    with closing(loader("torchvision", 2).batches(train_split, stream(train_split, 10_000))) as batches:
         next(batches)
         children = multiprocessing.active_children()
         for child in children:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_archives import unpacked
 from PIL import Image
 from tiny import TINY
 
@@ -33,11 +32,6 @@ from vggrepro.storage.directory import RunDirectory
 
 def places(files: Sequence[Path]) -> list[Place]:
     return [Place(str(file), 0, file.stat().st_size) for file in files]
-
-
-@pytest.fixture(scope="module")
-def hard_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return unpacked("hard-files.tar", tmp_path_factory.mktemp("hard_files"))
 
 
 @pytest.fixture(scope="module")
@@ -120,11 +114,8 @@ def test_the_index_counts_them(hard_index: Index) -> None:
     assert len(hard_index.split("train")) == len(hard_index.split("val")) == 248 - 153
 
 
-@pytest.mark.parametrize("backend", ["dali", "torchvision"])
 def test_every_usable_file_is_trained_on_and_tested(hard_index: Index, backend: str) -> None:
     """Both backends show each hard file, none replaced, with the pixels of PIL's plain rescaling."""
-    if backend == "dali":
-        pytest.importorskip("nvidia.dali")
     split = hard_index.split("train")
     small = np.flatnonzero(split.size.prod(axis=1) < 2e6)
     sampler = TrainingSampler(split.size, Data(S=(32, 64)), 32, seed=0)
