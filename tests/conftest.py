@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import TINY, PublicAnswers, shared
+from tiny import TINY, PublicPredictions, shared
 
 from vggrepro.data.scan import scan_folder
 
@@ -76,7 +76,7 @@ def index_file(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def public_answers() -> PublicAnswers:
+def public_predictions() -> PublicPredictions:
     """Labels of the 50,000 validation images of ILSVRC-2012, and the five guesses of each public net, best first."""
     with np.load(shared("vgg_ilsvrc2012_val_top5.npz"), allow_pickle=False) as stored:
         guesses = {name: stored[name].astype(np.int64) for name in stored.files if name.startswith("vgg")}

@@ -29,7 +29,7 @@ TINY = (
 # For the demo, which drops the learning rate after more steps than these.
 TWO_STEPS = ("train.schedule.kind=plateau", "train.schedule.drops_at=[]", "train.iterations=2")
 
-PublicAnswers = tuple[NDArray[np.int64], dict[str, NDArray[np.int64]]]
+PublicPredictions = tuple[NDArray[np.int64], dict[str, NDArray[np.int64]]]
 """Labels, (images,), and guesses by net, (images, 5)."""
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from scipy.stats import binomtest
-from tiny import PublicAnswers
+from tiny import PublicPredictions
 
 from vggrepro.evaluation.errors import ErrorRate, error_rate, true_class_rank
 
@@ -45,8 +45,8 @@ def test_interval_is_wilsons(wrong: int, n: int) -> None:
 @pytest.mark.parametrize(
     ("net", "top1", "top5"), [("vgg16", 28.408, 9.618), ("vgg19", 27.624, 9.124), ("vgg11_bn", 29.630, 10.190)]
 )
-def test_real_answers_of_public_nets(public_answers: PublicAnswers, net: str, top1: float, top5: float) -> None:
-    labels, guesses = public_answers
+def test_real_answers_of_public_nets(public_predictions: PublicPredictions, net: str, top1: float, top5: float) -> None:
+    labels, guesses = public_predictions
     scores = np.zeros((len(labels), 1000), np.float32)
     np.put_along_axis(scores, guesses[net], np.arange(5, 0, -1, dtype=np.float32)[None], axis=1)
     one, five = error_rate(scores, labels, 1), error_rate(scores, labels, 5)

@@ -4,7 +4,7 @@ from math import comb
 
 import numpy as np
 import pytest
-from tiny import PublicAnswers
+from tiny import PublicPredictions
 
 from vggrepro.evaluation.errors import ErrorRate
 from vggrepro.evaluation.significance import AgainstPrinted, Paired, paired
@@ -42,8 +42,8 @@ def test_interval_of_a_difference() -> None:
     assert Paired(only_first_right=10, only_second_right=25, n=200).interval == pytest.approx(expected)
 
 
-def test_real_answers_of_public_nets(public_answers: PublicAnswers) -> None:
-    labels, guesses = public_answers
+def test_real_answers_of_public_nets(public_predictions: PublicPredictions) -> None:
+    labels, guesses = public_predictions
     first = {net: five[:, 0] for net, five in guesses.items()}
 
     def scores(net: str) -> np.ndarray:

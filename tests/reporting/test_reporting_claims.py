@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from reporting_runs import IMAGES, dense, make_run, posteriors_with
 from scipy.stats import binomtest, t, ttest_1samp
-from tiny import CONFIGS, PublicAnswers
+from tiny import CONFIGS, PublicPredictions
 
 from vggrepro.config.recipes import load_stage
 from vggrepro.models.table1 import architecture
@@ -124,9 +124,9 @@ def test_several_seeds_decide_by_their_spread(root: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def public_nets(public_answers: PublicAnswers) -> dict[str, Predictions]:
+def public_nets(public_predictions: PublicPredictions) -> dict[str, Predictions]:
     """Ten public nets on the 50,000 validation images of ILSVRC-2012."""
-    labels, guesses = public_answers
+    labels, guesses = public_predictions
     unknown = np.zeros(len(labels), np.float32)
     return {
         name: Predictions(labels, five[:, 0], unknown, five[:, 0] == labels, (five == labels[:, None]).any(axis=1))
