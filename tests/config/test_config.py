@@ -192,8 +192,8 @@ def test_seeds_are_whole_graphs_one_after_another() -> None:
     assert [stage.name for stage in graph.stages.values()] == list(graph.stages)
     assert {stage.run.experiment for stage in graph.stages.values()} == {graph.name}
     plain = load_graph(file)
-    assert {name: graph.stages[name].hash() for name in plain.stages} == {
-        name: stage.hash() for name, stage in plain.stages.items()
+    assert {name: graph.stages[name].trajectory() for name in plain.stages} == {
+        name: stage.trajectory() for name, stage in plain.stages.items()
     }, "what was trained without --seeds is the part of its own seed"
     assert list(load_graph(file, ["run.seed=3"], seeds="0,3").stages)[:2] == ["A-256-seed0", "D-256-seed0"]
 
@@ -268,9 +268,9 @@ def test_the_resolved_configuration_reads_back(write) -> None:
 def test_the_hash_covers_what_decides_the_trajectory_and_nothing_else() -> None:
     base = Config(model={"net": "D"})
     same = Config(model={"net": "D"}, data={"root": "x", "workers": 3}, train={"keep": 9, "micro_batch": 4})
-    assert base.hash() == same.hash()
+    assert base.trajectory() == same.trajectory()
     for change in ({"run": {"seed": 1}}, {"train": {"batch": 128}}, {"data": {"flip": False}}):
-        assert Config.model_validate({"model": {"net": "D"}} | change).hash() != base.hash()
+        assert Config.model_validate({"model": {"net": "D"}} | change).trajectory() != base.trajectory()
 
 
 def test_differences_name_the_settings() -> None:

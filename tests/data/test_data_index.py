@@ -297,10 +297,7 @@ def test_a_list_says_all_classes(folders: Path, tmp_path: Path) -> None:
     part = scan([tmp_path / "data"], "header", classes="ilsvrc2012")
     assert len(part.classes) == 1000
     assert hashlib.sha256("\n".join(part.classes).encode()).hexdigest() == ILSVRC_CLASSES_SHA256
-    assert part.against_ilsvrc() == [
-        "0 train images, ILSVRC-2012 has 1281167",
-        "4 val images, ILSVRC-2012 has 50000",
-    ]
+    assert part.against_ilsvrc() == ["0 train images, ILSVRC-2012 has 1281167", "4 val images, ILSVRC-2012 has 50000"]
 
 
 def test_numbers_of_shards_are_places_in_the_list_of_classes(folders: Path, tmp_path: Path) -> None:

@@ -89,12 +89,7 @@ def test_any_number_of_ranks_gives_identical_posteriors(
 
 @pytest.mark.parametrize("when", ["first", "between", "second"])
 def test_interrupted_and_resumed_gives_identical_posteriors(
-    odd_index: Index,
-    whole: RunDirectory,
-    loader: Loader,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    when: str,
+    odd_index: Index, whole: RunDirectory, loader: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """The interrupt comes in the first Q, between the two, or in the second."""
     batches = [len(methods.whole_views(odd_index.split("val"), Q, CONFIG.evaluation.batch // 2, 32)) for Q in (36, 40)]

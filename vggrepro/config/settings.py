@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -310,10 +308,6 @@ class Config(Section):
         train = {key: setting for key, setting in tree["train"].items() if key not in keeping}
         train["comm"] = "bf16" if self.train.comm == "bf16" else "exact"  # the others differ by rounding only
         return {"model": tree["model"], "data": data, "train": train, "run": {"seed": self.run.seed}}
-
-    def hash(self) -> str:
-        """SHA-256 (hex) of :meth:`trajectory`."""
-        return hashlib.sha256(json.dumps(self.trajectory(), sort_keys=True).encode()).hexdigest()
 
     def to_yaml(self) -> str:
         """Every setting, defaults included."""

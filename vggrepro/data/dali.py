@@ -177,12 +177,7 @@ def _build(inputs: Iterator[tuple[Any, ...]], threads: int, device: torch.device
 
     gpu = (device.index or 0) if device is not None and device.type == "cuda" else None
 
-    @pipeline_def(
-        batch_size=MOST,
-        num_threads=threads,
-        device_id=gpu,
-        prefetch_queue_depth=_AHEAD,
-    )
+    @pipeline_def(batch_size=MOST, num_threads=threads, device_id=gpu, prefetch_queue_depth=_AHEAD)
     def regions() -> Any:
         encoded, anchor, extent = fn.external_source(
             inputs, num_outputs=3, ndim=1, dtype=[types.UINT8, types.INT32, types.INT32]

@@ -214,11 +214,7 @@ class Loader:
         return _huge(shape, np.uint8)
 
     def _regions(
-        self,
-        split: Split,
-        wanted: Iterator[tuple[Ints, Ints]],
-        pool: ThreadPoolExecutor,
-        readers: ThreadPoolExecutor,
+        self, split: Split, wanted: Iterator[tuple[Ints, Ints]], pool: ThreadPoolExecutor, readers: ThreadPoolExecutor
     ) -> Iterator[list[Region | BadImageError]]:
         if self.backend != "torchvision":
             from vggrepro.data import dali

@@ -31,10 +31,7 @@ def ensure(folder: Path) -> Path:
     scans, labels = digits.images, digits.target
     held_out = len(scans) // 5
     work = folder / f".digits-v{_VERSION}.{os.getpid()}"
-    for split, count, first, last in (
-        ("train", TRAIN_IMAGES, held_out, len(scans)),
-        ("val", VAL_IMAGES, 0, held_out),
-    ):
+    for split, count, first, last in (("train", TRAIN_IMAGES, held_out, len(scans)), ("val", VAL_IMAGES, 0, held_out)):
         for name in sorted({str(label) for label in labels}):
             (work / split / name).mkdir(parents=True)
         for number in range(count):

@@ -136,14 +136,7 @@ def centre_views(split: Split, Q: int, batch: int, crop: int) -> list[Views]:
 
 @torch.inference_mode()
 def centre_error(
-    net: VGG,
-    loader: Loader,
-    split: Split,
-    Q: int,
-    *,
-    batch: int,
-    watch: Watch,
-    precision: Precision = "fp32",
+    net: VGG, loader: Loader, split: Split, Q: int, *, batch: int, watch: Watch, precision: Precision = "fp32"
 ) -> dict[int, ErrorRate]:
     """Top-1 and top-5 error of the centre crop at shorter side Q, over all ranks: the measure training watches.
 

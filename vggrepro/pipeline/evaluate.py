@@ -96,16 +96,7 @@ def _evaluate(
                 raise UserError(f"{path} and {nets[0][0]} see different images; give them the same data.index")
             loader = as_the_net_expects(session.loader(config), kept.preprocessing)
             make_net = partial(net_of, kept, session.device)
-            evaluate(
-                config,
-                weights,
-                make_net,
-                index,
-                loader,
-                run,
-                session.watch,
-                dict.fromkeys(methods, Q),
-            )
+            evaluate(config, weights, make_net, index, loader, run, session.watch, dict.fromkeys(methods, Q))
             if not session.topology.is_first:
                 continue
             if run.read_json("dataset.json") is None:  # imported: trained on nothing known

@@ -38,13 +38,7 @@ class Training:
     """
 
     def __init__(
-        self,
-        config: Config,
-        parent: Config | None,
-        index: Index,
-        loader: Loader,
-        run: RunDirectory,
-        watch: Watch,
+        self, config: Config, parent: Config | None, index: Index, loader: Loader, run: RunDirectory, watch: Watch
     ) -> None:
         if watch.topology.is_first:
             checkpoint.clean(run.checkpoints)
