@@ -265,7 +265,7 @@ def test_the_resolved_configuration_reads_back(write) -> None:
     assert load_resolved(write(stage.to_yaml(), "config.yaml")) == stage
 
 
-def test_the_hash_covers_what_decides_the_trajectory_and_nothing_else() -> None:
+def test_the_trajectory_is_what_decides_training_and_nothing_else() -> None:
     base = Config(model={"net": "D"})
     same = Config(model={"net": "D"}, data={"root": "x", "workers": 3}, train={"keep": 9, "micro_batch": 4})
     assert base.trajectory() == same.trajectory()

@@ -49,8 +49,8 @@ def test_stage_files_are_put_into_one_graph(tmp_path: Path) -> None:
     snapshot.take(tmp_path, graph, "D-384", {})
     again = load_graph(tmp_path / snapshot.GRAPH)
     assert again.parents == graph.parents
-    assert {name: stage.hash() for name, stage in again.stages.items()} == {
-        name: stage.hash() for name, stage in graph.stages.items()
+    assert {name: stage.trajectory() for name, stage in again.stages.items()} == {
+        name: stage.trajectory() for name, stage in graph.stages.items()
     }
 
 
