@@ -13,7 +13,8 @@ def train(
     config: Annotated[Path, typer.Option("--config", "-c", help="YAML file of one stage, or its name in configs/.")],
     changes: SetOption = [],  # noqa: B006 (typer wants a list)
     resume: Annotated[
-        Literal["auto", "never"], typer.Option(help="auto: go on from the newest checkpoint; never: refuse one.")
+        Literal["auto", "never"],
+        typer.Option(help="auto: go on from the newest checkpoint; never: stop with an error if there is one."),
     ] = "auto",
     stop_after: StopAfterOption = None,
     force: Annotated[
