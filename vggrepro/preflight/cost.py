@@ -73,6 +73,47 @@ class StagePlan:
     money: float | None
 
 
+@dataclass(frozen=True)
+class Cheaper:
+    """The same graph under other settings."""
+
+    settings: tuple[str, ...]
+    """As `--set` takes them."""
+    gpu_hours: float
+    wall_hours: float
+    saved_gpu_hours: float
+    saved_wall_hours: float
+    """On the critical path."""
+    departures: tuple[str, ...]
+    """From the paper, which the graph has not as it is."""
+    decode_cores_node: int
+    """Cores of each node that must decode for it."""
+    read_mb_per_s: float
+    """What the file system must give all nodes together for it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole graph."""
+
+    stages: tuple[StagePlan, ...]
+    total_gpu_hours: float
+    wall_hours: float
+    """The critical path."""
+    wall_hours_in_a_row: float
+    """With the nodes of one stage only."""
+    most_stages_at_once: int
+    disk_gb: float
+    money: float | None
+    assumptions: tuple[str, ...]
+    cheaper: tuple[Cheaper, ...]
+    """The setting that saves most GPU-hours, then with the one that saves most beside it; only what is worth saying."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The contract of `vggrepro plan --json`."""
+        return asdict(self)
+
+
 def cost_of(config: Config, parent: str | None, start_hours: float, machine: Machine, data: ImageSet) -> StagePlan:
     """The plan of one stage, which begins after so many hours. Raises UserError."""
     from vggrepro.training.throughput import comm_of, flop_per_image, product_flop
@@ -196,44 +237,3 @@ def disk_gb(config: Config, data: ImageSet) -> float:
     sets = len({*config.single_Q, *config.multi_Q})
     posteriors = sets * data.val * net.classes * 4
     return ((config.train.keep + 1) * step + 4 * net.parameters + posteriors) / 1e9
-
-
-@dataclass(frozen=True)
-class Cheaper:
-    """The same graph under other settings."""
-
-    settings: tuple[str, ...]
-    """As `--set` takes them."""
-    gpu_hours: float
-    wall_hours: float
-    saved_gpu_hours: float
-    saved_wall_hours: float
-    """On the critical path."""
-    departures: tuple[str, ...]
-    """From the paper, which the graph has not as it is."""
-    decode_cores_node: int
-    """Cores of each node that must decode for it."""
-    read_mb_per_s: float
-    """What the file system must give all nodes together for it."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A whole graph."""
-
-    stages: tuple[StagePlan, ...]
-    total_gpu_hours: float
-    wall_hours: float
-    """The critical path."""
-    wall_hours_in_a_row: float
-    """With the nodes of one stage only."""
-    most_stages_at_once: int
-    disk_gb: float
-    money: float | None
-    assumptions: tuple[str, ...]
-    cheaper: tuple[Cheaper, ...]
-    """The setting that saves most GPU-hours, then with the one that saves most beside it; only what is worth saying."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The contract of `vggrepro plan --json`."""
-        return asdict(self)
