@@ -35,6 +35,7 @@ from vggrepro.pipeline.evaluate import evaluate_nets
 from vggrepro.storage import checkpoint
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.environment import environment
+from vggrepro.storage.status import final_file
 
 VIEWS = 4  # of each training image
 PASSES = 20  # over all of them
@@ -55,7 +56,7 @@ def main() -> None:
         evaluation=Evaluation(batch=64),
         run=Run(root=arguments.runs, experiment="frozen-convolutions", name="D-authors-convolutions", device="cpu"),
     )
-    final = checkpoint.final_file(config.directory / "checkpoints")
+    final = final_file(config.directory)
     if not final.exists():
         net = VGG(architecture_of(config)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         init_weights(net, "paper", seed=0)

@@ -28,6 +28,7 @@ FLOORS = (
     ("cli",),
     ("__main__",),
 )
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 OWNERS = {"mlflow": {"storage/mirror.py"}, "nvidia": {"data/dali.py"}, "submitit": set()}
 MOST_LINES = 350
 
@@ -53,11 +54,10 @@ def imported(file: Path) -> set[str]:
 
 @pytest.mark.parametrize("file", [f for f in MODULES if f.name != "__init__.py"], ids=name_of)
 def test_imports_point_down(file: Path) -> None:
-    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
     own = room_of(name_of(file))
-    assert own in floor, f"{own} has no place among the rooms"
+    assert own in FLOOR, f"{own} has no place among the rooms"
     used = {name.split(".")[1] for name in imported(file) if name.startswith("vggrepro.")} - {"__version__"}
-    below = {room for room in floor if floor[room] < floor[own]}
+    below = {room for room in FLOOR if FLOOR[room] < FLOOR[own]}
     assert used <= below | {own}, f"{sorted(used - below - {own})} must not be imported here"
 
 
@@ -83,9 +83,8 @@ def test_the_page_on_architecture_is_true() -> None:
             assert ((REPOSITORY if step.startswith("launch/") else PACKAGE) / f"{step}.py").is_file(), step
     rows = re.findall(r"^\| (`.*?`) \|", page, re.MULTILINE)
     named = [name.rstrip("/").removesuffix(".py") for row in rows for name in re.findall(r"`(.*?)`", row)]
-    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-    assert set(named) == floor.keys() - {"__main__"}
-    heights = [floor[name] for name in named if name not in ("errors", "files", "progress")]
+    assert set(named) == FLOOR.keys() - {"__main__"}
+    heights = [FLOOR[name] for name in named if name not in ("errors", "files", "progress")]
     assert heights == sorted(heights, reverse=True)
 
 

@@ -38,7 +38,7 @@ from vggrepro.reporting.report import Report
 from vggrepro.reporting.runs import StoredRun, find_runs
 from vggrepro.reporting.tables import build_report
 from vggrepro.storage import checkpoint
-from vggrepro.storage.status import final_of
+from vggrepro.storage.status import locate
 from vggrepro.training.stage import net_of
 
 Source = Index | str | Path
@@ -124,7 +124,7 @@ def load(
         UserError: the file is missing, torn, or of no net of Table 1; a run is not finished.
     """
     source = Path(source)
-    file = final_of(source) if source.is_dir() else source
+    file, _ = locate(source)
     kept = checkpoint.load(file) if checkpoint.is_checkpoint(file) else None
     if kept is not None:
         built, preprocessing, said = net_of(kept, torch.device(device)), kept.preprocessing, str(source)

@@ -45,8 +45,8 @@ def ending_of(status: int) -> str:
     return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
 
-def reason_of(error: Exception, most: int = 120) -> str:
-    """The first line of an error's text, at most so many characters; its type where it has none."""
+def reason_of(error: Exception, most: int | None = None) -> str:
+    """The first line of an error's text, or so many characters of it; its type where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
 
 

@@ -20,8 +20,9 @@ from tiny import REPOSITORY
 from launch.attempt import history
 from vggrepro.config.recipes import load_graph
 from vggrepro.config.settings import Config
-from vggrepro.storage.checkpoint import final_file, load
+from vggrepro.storage.checkpoint import load
 from vggrepro.storage.directory import RunDirectory
+from vggrepro.storage.status import final_file
 
 SUBMIT = REPOSITORY / "launch" / "submit.py"
 PATIENCE_S = 900
@@ -105,7 +106,7 @@ class Experiment:
 
     def weights(self, stage: str = "A") -> dict[str, torch.Tensor]:
         """The final net."""
-        return load(final_file(self.directory(stage) / "checkpoints")).weights
+        return load(final_file(self.directory(stage))).weights
 
     def history(self, stage: str = "A") -> list[dict[str, Any]]:
         """Its attempts."""

@@ -21,10 +21,10 @@ from vggrepro.models.weights import PREPROCESSING, write
 from vggrepro.pipeline.graph import reproduce
 from vggrepro.pipeline.weights import export_weights, import_weights
 from vggrepro.reporting import card
-from vggrepro.storage import checkpoint
 from vggrepro.storage.checkpoint import Checkpoint
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.ledger import Departure
+from vggrepro.storage.status import final_file
 
 
 def header_of(text: str) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def test_what_is_not_known_is_said_to_be(trained: RunDirectory, tmp_path: Path) 
 
     stray = tmp_path / "elsewhere" / "checkpoints" / "A.pt"
     stray.parent.mkdir(parents=True)
-    stray.write_bytes(checkpoint.final_file(trained.checkpoints).read_bytes())
+    stray.write_bytes(final_file(trained.path).read_bytes())
     _, made = export_weights(stray, tmp_path / "stray.safetensors")
     text = made.read_text()
     assert "Not evaluated" in text

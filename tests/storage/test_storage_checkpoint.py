@@ -90,7 +90,7 @@ def test_newest_passes_over_torn_ones_with_a_warning(tmp_path: Path, caplog: pyt
     assert checkpoint.newest(tmp_path / "missing") is None
     for step in (5, 10, 15, 20_000_000, 100_000_000):
         checkpoint.save(make(step), checkpoint.step_file(tmp_path, step))
-    checkpoint.save(make(99), checkpoint.final_file(tmp_path))
+    checkpoint.save(make(99), tmp_path / "final.pt")
     (tmp_path / ".step-00000020.pt.123").write_bytes(b"half")  # what a killed writer leaves
     for step in (15, 20_000_000, 100_000_000):
         checkpoint.step_file(tmp_path, step).write_bytes(b"torn")
@@ -106,7 +106,7 @@ def test_newest_passes_over_torn_ones_with_a_warning(tmp_path: Path, caplog: pyt
 def test_prune_keeps_the_newest_and_touches_nothing_else(tmp_path: Path) -> None:
     for step in range(1, 6):
         checkpoint.save(make(step), checkpoint.step_file(tmp_path, step))
-    checkpoint.save(make(), checkpoint.final_file(tmp_path))
+    checkpoint.save(make(), tmp_path / "final.pt")
     os.link(checkpoint.step_file(tmp_path, 2), checkpoint.best_file(tmp_path))
     checkpoint.prune(tmp_path, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == [

@@ -23,6 +23,7 @@ from vggrepro.pipeline.stage import train_stage
 from vggrepro.ranks.watch import Watch
 from vggrepro.storage import checkpoint
 from vggrepro.storage.directory import RunDirectory
+from vggrepro.storage.status import final_file
 
 CLASSES = ("ant", "bee", "cat")
 StageFile = Callable[..., Path]
@@ -143,7 +144,7 @@ def run_of(file: Path) -> RunDirectory:
 
 def final(run: RunDirectory) -> checkpoint.Checkpoint:
     """The net a run has ended with."""
-    return checkpoint.load(checkpoint.final_file(run.checkpoints))
+    return checkpoint.load(final_file(run.path))
 
 
 def last(run: RunDirectory) -> checkpoint.Checkpoint:

@@ -10,14 +10,13 @@ from torch import distributed
 from torch.nn import functional as F
 
 from vggrepro.bench.machine import conditions, wait_for
+from vggrepro.bench.step import untrained
 from vggrepro.config.settings import Config
 from vggrepro.errors import UserError
-from vggrepro.models.init import init_weights
 from vggrepro.models.precision import autocast
-from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
 from vggrepro.ranks.group import pick_device, process_group
-from vggrepro.ranks.topology import Topology, topology_of
+from vggrepro.ranks.topology import topology_of
 from vggrepro.training.exchange import Comm, Exchange
 from vggrepro.training.step import shard_of
 
@@ -45,7 +44,8 @@ def run(config: Config, steps: int, rounds: int, backend: Backend | None = None)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     with process_group(topology, torch.device("cpu") if used == "gloo" else device):
-        ways = {comm: _way(config, topology, comm, device) for comm in get_args(Comm)}
+        nets = {comm: untrained(config, device) for comm in get_args(Comm)}
+        ways = {comm: (net, Exchange(net, topology, comm)) for comm, net in nets.items()}
         rates, payload = _measured(ways, config, share, device, steps, rounds)
     if not topology.is_first:
         return None
@@ -80,13 +80,6 @@ def run(config: Config, steps: int, rounds: int, backend: Backend | None = None)
             **conditions(device),
         },
     }
-
-
-def _way(config: Config, topology: Topology, comm: Comm, device: torch.device) -> tuple[VGG, Exchange]:
-    net = VGG(architecture_of(config))
-    init_weights(net, "glorot_uniform", config.run.seed)
-    net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return net, Exchange(net, topology, comm)
 
 
 def _measured(

@@ -4,6 +4,7 @@ import gc
 import os
 import platform
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def conditions(device: torch.device) -> dict[str, Any]:
         "device": name_of(device),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],
-        "torch": torch.__version__,
+        "torch": version("torch"),
     }
 
 

@@ -128,12 +128,12 @@ def training_step(trainer: Trainer) -> Step:
 
 def trainer_of(config: Config, device: torch.device) -> Trainer:
     """A net at the start of its training, on its own."""
-    return Trainer(_net(config, device, torch.channels_last), config, Topology(), device)
+    return Trainer(untrained(config, device), config, Topology(), device)
 
 
 def _usual(config: Config, device: torch.device, layout: torch.memory_format) -> Step:
     """One batch of `references/classification/train.py`: autocast and GradScaler on CUDA, accuracy and loss read."""
-    net = _net(config, device, layout)
+    net = untrained(config, device, layout)
     images, labels = _images(config, device, layout)
     train = config.train
     optimiser = torch.optim.SGD(
@@ -158,7 +158,7 @@ def _usual(config: Config, device: torch.device, layout: torch.memory_format) ->
 
 def _bare(config: Config, device: torch.device) -> Step:
     """Forward, backward, SGD: nothing else."""
-    net = _net(config, device, torch.channels_last)
+    net = untrained(config, device)
     images, labels = _images(config, device, torch.channels_last)
     train = config.train
     optimiser = torch.optim.SGD(
@@ -175,7 +175,8 @@ def _bare(config: Config, device: torch.device) -> Step:
     return step
 
 
-def _net(config: Config, device: torch.device, layout: torch.memory_format) -> VGG:
+def untrained(config: Config, device: torch.device, layout: torch.memory_format = torch.channels_last) -> VGG:
+    """A net with random weights, in training mode."""
     net = VGG(architecture_of(config))
     init_weights(net, "glorot_uniform", config.run.seed)
     return net.to(device, memory_format=layout).train()  # type: ignore[call-overload]

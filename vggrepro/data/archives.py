@@ -14,9 +14,6 @@ from vggrepro.errors import UserError
 _VAL_NAMES = ("val", "valid", "validation")
 
 
-# Archives
-
-
 def in_archive(file: Path, labels: Labels) -> Iterator[Member]:
     """The images of one tar, whatever its layout; each layout shows in the names of its members."""
     classes: dict[str, str] = {}  # WebDataset: the class file of a key

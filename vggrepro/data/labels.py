@@ -60,9 +60,6 @@ def is_label_file(file: Path) -> bool:
     return file.name.endswith((".bin", ".csv", ".txt")) or ("devkit" in file.name and file.name.endswith("gz"))
 
 
-# Labels of flat validation sets
-
-
 @dataclass
 class Labels:
     """Classes of validation images, looked up when the first one is asked for."""
@@ -110,9 +107,9 @@ def _read_labels(file: Path) -> dict[str, str]:
         if file.name.endswith("gz"):
             return _devkit(file)
         if file.suffix == ".bin":
-            import torch
+            from vggrepro.models.torch_file import read_torch  # loads torch
 
-            _, wnids = torch.load(file, weights_only=True)
+            _, wnids = read_torch(file)
             return {str(number): wnid for number, wnid in enumerate(wnids, 1)}
         if file.name == _GROUND_TRUTH:
             return _ground_truth(file.read_text(), (file.parent / "meta.mat").read_bytes())

@@ -139,9 +139,6 @@ def _expanded(source: Path) -> list[Path]:
     return [source.resolve()]
 
 
-# Folders
-
-
 def _in_folder(root: Path, labels: Labels) -> Iterator[Member]:
     for tree in (root, root / "CLS-LOC", root / "Data/CLS-LOC", root / "ILSVRC/Data/CLS-LOC"):
         if any((tree / split).is_dir() for split in SPLITS):

@@ -20,7 +20,7 @@ from vggrepro.pipeline.tracking import mirrored
 from vggrepro.pipeline.weights import checkpoint_of
 from vggrepro.ranks.topology import Topology
 from vggrepro.storage.directory import RunDirectory
-from vggrepro.storage.status import final_of, relocated
+from vggrepro.storage.status import locate, relocated
 
 if TYPE_CHECKING:
     from vggrepro.data.index import Index
@@ -62,10 +62,9 @@ def evaluate_nets(
     """
     from vggrepro.storage import checkpoint
 
-    files = [final_of(net) if net.is_dir() else net for net in nets]
-    folders = [RunDirectory(net if net.is_dir() else net.parent.parent) for net in nets]
-    kept = [checkpoint.load(file) for file in files]
-    return _evaluate(list(zip(nets, kept, folders, strict=True)), methods, scales, overrides)
+    places = [locate(net) for net in nets]
+    kept = [(net, checkpoint.load(file), RunDirectory(run)) for net, (file, run) in zip(nets, places, strict=True)]
+    return _evaluate(kept, methods, scales, overrides)
 
 
 def _evaluate(

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 class Session:
     """What all stages of one command share: this rank's place, device and watch, and the data sets opened so far."""
 
-    topology: Topology
     device: torch.device
     watch: Watch
     indexes: dict[Data, Index]
@@ -36,6 +35,11 @@ class Session:
     """This rank's share of its machine's."""
     training: bool = True
     """Whether nets are trained: else validation images are enough."""
+
+    @property
+    def topology(self) -> Topology:
+        """This rank's place."""
+        return self.watch.topology
 
     def loader(self, config: Config) -> Loader:
         """What renders the images of a stage. Raises UserError."""
@@ -85,4 +89,4 @@ def open_session(
         make_loader(config.data, device)
     # The watch names a silent rank; a collective's own time-out, which names none, comes later.
     with process_group(topology, device, timeout_s=max(300.0, 2 * silence_s)), watch:
-        yield Session(topology, device, watch, {}, cores_of_rank(), training)
+        yield Session(device, watch, {}, cores_of_rank(), training)

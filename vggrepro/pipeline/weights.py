@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,8 @@ from vggrepro.paper import value
 from vggrepro.reporting.card import model_card, place_of
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.environment import environment
-from vggrepro.storage.ledger import Departure, ledger
-from vggrepro.storage.status import final_of
+from vggrepro.storage.ledger import Departure, ledger, write_ledger
+from vggrepro.storage.status import final_file, locate
 
 if TYPE_CHECKING:
     from vggrepro.models.weights import Imported, Preprocessing
@@ -34,7 +33,7 @@ def import_weights(
     from vggrepro.models.weights import read
     from vggrepro.storage import checkpoint
 
-    final = checkpoint.final_file(run / "checkpoints")
+    final = final_file(run)
     if final.exists():
         raise UserError(f"--out {run} holds a net already ({final}); choose another directory, or remove it")
     found = read(file, net=net, preprocessing=preprocessing)
@@ -46,7 +45,7 @@ def import_weights(
     why = "imported: how it was trained is not known here"
     departures = [Departure("weights", "trained by this recipe", found.source, why)]
     departures += [one for one in ledger(kept.stage, None) if one.setting.startswith(("model.", "evaluation."))]
-    directory.write_json("ledger.json", [asdict(departure) for departure in departures])
+    write_ledger(directory, departures)
     checkpoint.save(kept, final)
     return {
         **{key: found.model[key] for key in ("net", "classes", "crop", "width")},
@@ -93,7 +92,8 @@ def export_weights(net: Path, out: Path, *, dense: bool = False) -> list[Path]:
     from vggrepro.models.weights import write
     from vggrepro.storage import checkpoint
 
-    kept = checkpoint.load(final_of(net) if net.is_dir() else net)
+    file, run = locate(net)
+    kept = checkpoint.load(file)
     model = {key: setting for key, setting in kept.config["model"].items() if key != "init"}
     classes = kept.provenance["classes"]
     card = place_of(out) if out.suffix == ".safetensors" else None
@@ -108,8 +108,7 @@ def export_weights(net: Path, out: Path, *, dense: bool = False) -> list[Path]:
     )
     if card is None:
         return [out]
-    run = RunDirectory(net if net.is_dir() else net.parent.parent)
-    text = model_card(kept, checkpoint.weights_hash(kept.weights), run, out)
+    text = model_card(kept, checkpoint.weights_hash(kept.weights), RunDirectory(run), out)
     RunDirectory(card.parent).write_text(card.name, text)
     return [out, card]
 

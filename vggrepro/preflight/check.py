@@ -1,7 +1,5 @@
 """One line of what `vggrepro doctor` finds."""
 
-import importlib.metadata
-import importlib.util
 import subprocess
 from dataclasses import dataclass
 from typing import Literal
@@ -18,14 +16,6 @@ class Check:
     status: Status
     found: str
     remedy: str = ""
-
-
-def installed(package: str) -> str | None:
-    """The version of a package; None where it is not installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def version_numbers(version: str) -> tuple[int, ...]:

@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 
 from vggrepro.config.recipes import Graph
 from vggrepro.errors import UserError
-from vggrepro.preflight.check import PATIENCE_S, Check, installed, output_of
+from vggrepro.preflight.check import PATIENCE_S, Check, output_of
+from vggrepro.storage.environment import installed
 from vggrepro.storage.tracking_uri import resolve_uri
 
 _PROBE_MIB = 64

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vggrepro.preflight.check import Check, installed, output_of, version_numbers
+from vggrepro.preflight.check import Check, output_of, version_numbers
+from vggrepro.storage.environment import installed
 
 _OLDEST = {"torch": (2, 10), "torchvision": (0, 25)}
 _SHM_GIB = 1.0

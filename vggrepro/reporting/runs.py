@@ -17,7 +17,7 @@ from vggrepro.paper import Scale, facts, value
 from vggrepro.progress import echo
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.ledger import Departure, read_ledger
-from vggrepro.storage.status import FINAL
+from vggrepro.storage.status import final_file
 
 Recipe = tuple[str, Scale]
 """A net and the paper's S that it is trained at."""
@@ -74,7 +74,7 @@ class StoredRun:
     @cached_property
     def finished(self) -> bool:
         """Whether the final net is there."""
-        return (self.path / "checkpoints" / FINAL).exists()
+        return final_file(self.path).exists()
 
     def Q_of(self, table: int) -> tuple[int, ...]:
         """The run's own test scales for a table, px: one for Table 3, several for the others."""

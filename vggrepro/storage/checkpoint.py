@@ -23,7 +23,6 @@ from vggrepro.config.settings import Config
 from vggrepro.errors import UserError, reason_of
 from vggrepro.files import replacing
 from vggrepro.models.torch_file import read_torch
-from vggrepro.storage.status import FINAL
 
 _FORMAT = "vggrepro checkpoint 1"
 _log = logging.getLogger(__name__)
@@ -127,7 +126,7 @@ def load(path: Path) -> Checkpoint:
         ) from None
     except Exception as error:
         raise UserError(
-            f"checkpoint {path} is torn or not a checkpoint ({reason_of(error)}); use another one"
+            f"checkpoint {path} is torn or not a checkpoint ({reason_of(error, 120)}); use another one"
         ) from None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise UserError(f"{path} is not a checkpoint of this program; use one of a run's checkpoints")
@@ -137,11 +136,6 @@ def load(path: Path) -> Checkpoint:
 def step_file(folder: Path, step: int) -> Path:
     """The name of the checkpoint of a step."""
     return folder / f"step-{step:08d}.pt"
-
-
-def final_file(folder: Path) -> Path:
-    """The net of a finished stage."""
-    return folder / FINAL
 
 
 def best_file(folder: Path) -> Path:

@@ -19,16 +19,17 @@ def environment() -> dict[str, str | int | bool | None]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        **{name: _version(name) for name in ("torch", "torchvision", "numpy", "pillow")},
-        "dali": _version("nvidia-dali-cuda130") or _version("nvidia-dali-cuda120"),
+        **{name: installed(name) for name in ("torch", "torchvision", "numpy", "pillow")},
+        "dali": installed("nvidia-dali-cuda130") or installed("nvidia-dali-cuda120"),
         **_commit(),
         "command": shlex.join(sys.orig_argv),
     }
 
 
-def _version(distribution: str) -> str | None:
+def installed(package: str) -> str | None:
+    """The version of a package; None where it is not installed."""
     try:
-        return importlib.metadata.version(distribution)
+        return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
 

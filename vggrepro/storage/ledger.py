@@ -3,8 +3,8 @@
 Empty for a faithful run. Settings on which the paper is silent are not departures; REPRODUCTION.md lists those choices.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from vggrepro.config.settings import Config, Data, Model
@@ -55,6 +55,11 @@ def ledger(config: Config, parent: Config | None, images: dict[str, ImageCounts]
         for setting, paper, run in _compared(config, parent, images)
         if paper != run
     ]
+
+
+def write_ledger(run: RunDirectory, departures: Sequence[Departure]) -> None:
+    """Keeps the ledger of a run in its directory."""
+    run.write_json("ledger.json", [asdict(departure) for departure in departures])
 
 
 def read_ledger(run: RunDirectory) -> list[Departure] | None:

@@ -7,8 +7,10 @@ from vggrepro.config.recipes import load_resolved
 from vggrepro.config.settings import Config
 from vggrepro.errors import UserError
 
-FINAL = "final.pt"
-"""The net of a finished stage, in the folder of checkpoints; that it exists is what finished means."""
+
+def final_file(run: Path) -> Path:
+    """The net of a finished stage in its run directory; that it exists is what finished means."""
+    return run / "checkpoints" / "final.pt"
 
 
 def is_finished(config: Config) -> bool:
@@ -27,7 +29,7 @@ def is_finished(config: Config) -> bool:
                 f"run directory {config.directory} belongs to another configuration ({listed}{more}); "
                 f"choose another run.experiment or run.name, or remove the directory{empty}"
             )
-    return (config.directory / "checkpoints" / FINAL).exists()
+    return final_file(config.directory).exists()
 
 
 def require_finished(config: Config) -> None:
@@ -39,9 +41,16 @@ def require_finished(config: Config) -> None:
         )
 
 
-def final_of(run: Path) -> Path:
-    """The final net of a run directory. Raises UserError where there is none, naming what the folder is instead."""
-    final = run / "checkpoints" / FINAL
+def locate(net: Path) -> tuple[Path, Path]:
+    """(file, run directory) of a net that is named by its run directory, or by one of its checkpoints.
+
+    Raises UserError for a directory without a final net, naming what it is instead.
+    """
+    return (_final_of(net), net) if net.is_dir() else (net, net.parent.parent)
+
+
+def _final_of(run: Path) -> Path:
+    final = final_file(run)
     if final.exists():
         return final
     if (run / "config.yaml").exists():

@@ -22,6 +22,7 @@ from vggrepro.ranks.collectives import sum_over_ranks
 from vggrepro.ranks.watch import Watch
 from vggrepro.storage import checkpoint, lease
 from vggrepro.storage.directory import RunDirectory
+from vggrepro.storage.status import final_file
 from vggrepro.training import health
 from vggrepro.training.schedule import after_validation, learning_rate
 from vggrepro.training.stage import start
@@ -53,6 +54,8 @@ class Training:
         self.trainer.restart_loss(self.state.loss_sum if self.topology.is_first else 0.0)
         self.writer = checkpoint.Writer()
         self.meter = Meter()
+        self.flop = flop_per_image(self.net.architecture)
+        self.peak = peak_flops(loader.device, config.train.precision)
 
     def train(self, *, force: bool = False) -> None:
         """To the end of the stage, which leaves `final.pt`; `force` also where activations vanish or explode.
@@ -123,7 +126,7 @@ class Training:
         weights, _ = self.trainer.snapshot()
         final = replace(self.kept, step=self.state.step, weights=weights, training={})
         try:
-            checkpoint.save(final, checkpoint.final_file(self.run.checkpoints))
+            checkpoint.save(final, final_file(self.run.path))
         except OSError as error:
             raise UserError(f"{error}; free some space and run the same command again") from None
 
@@ -149,8 +152,7 @@ class Training:
             bad = int(sum_over_ranks(torch.tensor(len(self.loader.bad.reasons))))
         self.meter.stop(train.batch)
         self._require_finite()
-        flop, peak = flop_per_image(self.net.architecture), peak_flops(self.loader.device, train.precision)
-        speed = self.meter.read(self.trainer.waited_s, flop, peak, self.topology.world)
+        speed = self.meter.read(self.trainer.waited_s, self.flop, self.peak, self.topology.world)
         left = (train.iterations - state.step) * train.batch / speed["images_per_s"]
         record = {"loss": loss, "learning_rate": rate, "seconds_left": left, "bad_images": bad}
         self._log({"kind": "train"} | record | speed)

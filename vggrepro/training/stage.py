@@ -1,6 +1,6 @@
 """One stage in its run directory: how it begins, where it stands, and the net it ends with."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from vggrepro.ranks.topology import Topology
 from vggrepro.storage import checkpoint
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.environment import environment
-from vggrepro.storage.ledger import Departure, ImageCounts, ledger
-from vggrepro.storage.status import require_finished
+from vggrepro.storage.ledger import Departure, ImageCounts, ledger, write_ledger
+from vggrepro.storage.status import final_file, require_finished
 from vggrepro.training.schedule import Plateau
 
 
@@ -54,7 +54,7 @@ def check_data(config: Config, index: Index) -> None:
 def load_final(config: Config) -> checkpoint.Checkpoint:
     """The final net of a finished stage. Raises UserError when the stage is not finished."""
     require_finished(config)
-    return checkpoint.load(checkpoint.final_file(config.directory / "checkpoints"))
+    return checkpoint.load(final_file(config.directory))
 
 
 def net_of(kept: checkpoint.Checkpoint, device: torch.device) -> VGG:
@@ -112,5 +112,5 @@ def begin(config: Config, parent: Config | None, index: Index, run: RunDirectory
     run.write_text("config.yaml", config.to_yaml())
     run.write_json("dataset.json", summary)
     run.write_json("environment.json", environment() | {"ranks": ranks})
-    run.write_json("ledger.json", [asdict(departure) for departure in departures])
+    write_ledger(run, departures)
     return departures
