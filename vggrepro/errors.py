@@ -10,6 +10,11 @@ from collections.abc import Callable
 from typing import NoReturn
 
 
+def printable(text: str) -> str:
+    """Text on one line: what was typed, or read from a file, may hold line breaks and bytes that terminals obey."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class UserError(Exception):
     """A mistake in a setting, a file or a command.
 
@@ -18,8 +23,7 @@ class UserError(Exception):
     """
 
     def __init__(self, text: str) -> None:
-        # what a user has typed, or a library has said of it, may hold line breaks and bytes that terminals obey
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
+        super().__init__(printable(text))
 
 
 class Interrupted(Exception):

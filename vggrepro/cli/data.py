@@ -1,4 +1,4 @@
-"""The verb that indexes images."""
+"""The verbs that look at a data set: its images, and the boxes of what they show."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -43,8 +43,7 @@ def index(
 
     if mean and verify == "header":
         raise UserError("--mean needs the pixels, but --verify header decodes nothing; use --verify full")
-    if out.is_dir() or not out.name:
-        raise UserError(f"--out {out} is a folder; name the file to write in it, e.g. {out / 'images.idx'}")
+    _check_out(out, "images.idx")
     if md5:
         with progress("MD5", None) as update:
             check_md5(sources, lambda done, total: update(done, f"of {total} MiB"))
@@ -65,3 +64,66 @@ def index(
         for line in render(made, names=report):
             typer.echo(line)
         typer.echo(f"wrote {out}")
+
+
+def boxes(
+    images: Annotated[
+        str, typer.Argument(help="An index file made by `vggrepro index`, a folder of images, or builtin:digits.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")],
+    sources: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Where the boxes are: ILSVRC2012_bbox_train_v2.tar.gz and ILSVRC2012_bbox_val_v3.tgz, a folder of XML "
+            "files, LOC_train_solution.csv and LOC_val_solution.csv, Tiny ImageNet's tables, a table of one's own with "
+            "the columns file, xmin, ymin, xmax, ymax. Default: those beside the images."
+        ),
+    ] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Name every box and file that is clipped, left out or unread.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find and check the boxes of objects (Appendix A): which images have some, what does not fit."""
+    from vggrepro.config.settings import Run
+    from vggrepro.data import sample_set
+    from vggrepro.data.box_scan import open_boxes, read_boxes
+    from vggrepro.data.index import load
+    from vggrepro.data.report import render_boxes
+    from vggrepro.data.scan import open_index
+    from vggrepro.progress import progress
+
+    _check_out(out, "boxes.npz")
+    runs = Run().root
+    cache = runs / "index"
+    root = sample_set.ensure(runs / "data") if images == sample_set.ROOT else Path(images)
+    if not root.exists():
+        raise UserError(f"{images} does not exist; give an index file, a folder of images, or {sample_set.ROOT}")
+    with progress("looking at images", None) as update:
+        index = (
+            load(root)
+            if root.is_file()
+            else open_index(str(root), None, cache, lambda done, total: update(done, f"of {total}"))
+        )
+    with progress("reading annotations", None) as update:
+
+        def read(annotations: int) -> None:
+            update(annotations, "")
+
+        found = (
+            read_boxes(index, sources, read)
+            if sources
+            else open_boxes(index, None, root if root.is_dir() else None, cache, read)
+        )
+    found.save(out)
+    if as_json:
+        print_json(found.summary())
+    else:
+        for line in render_boxes(found, names=report):
+            typer.echo(line)
+        typer.echo(f"wrote {out}")
+
+
+def _check_out(out: Path, example: str) -> None:
+    if out.is_dir() or not out.name:
+        raise UserError(f"--out {out} is a folder; name the file to write in it, e.g. {out / example}")

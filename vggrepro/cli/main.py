@@ -20,6 +20,7 @@ app.add_typer(bench_app, name="bench")
 for verb in (
     nets.summary,
     data.index,
+    data.boxes,
     train.train,
     evaluate.evaluate,
     evaluate.verify_paper,

@@ -58,6 +58,8 @@ class Data(Section):
     """Folder with train/<class>/* and val/<class>/*, or builtin:digits for the sample set made on the spot."""
     index: Path | None = None
     """An index file made by `vggrepro index`; takes the place of a scan of `root`."""
+    boxes: Path | None = None
+    """A file made by `vggrepro boxes`; takes the place of the annotations found beside the images."""
     S: Positive | tuple[Positive, Positive] = value("scales")[0]
     """Shorter side in pixels of the rescaled training image; [low, high] draws it for each image."""
     flip: bool = True

@@ -1,7 +1,8 @@
-"""What an index holds, for people."""
+"""What an index holds, and what boxes there are, for people."""
 
 from collections.abc import Iterator
 
+from vggrepro.data.boxes import BoxSet
 from vggrepro.data.index import Index
 from vggrepro.paper import value
 
@@ -25,4 +26,21 @@ def render(index: Index, *, names: bool) -> Iterator[str]:
         yield f"  mean RGB of training images {own} (the paper's nets subtract {paper})"
     if names:
         for status, place in index.flagged():
+            yield f"{status}\t{place}"
+
+
+def render_boxes(boxes: BoxSet, *, names: bool) -> Iterator[str]:
+    """Lines of text; with `names`, one for every box and file that is not simply ok."""
+    found = boxes.counts
+    yield f"{', '.join(boxes.sources)}: {found['boxes']:,} boxes, of {found['annotations']:,} annotations"
+    for split, images in found["images"].items():
+        yield f"  {split:6} {images['with']:>9,} images with boxes, {images['without']:,} without"
+    yield f"  clipped  {found['clipped']:>7,}"
+    for kind, title in (("left_out", "left out"), ("unread", "unread")):
+        yield f"  {title:8} {sum(found[kind].values()):>7,}"
+        for reason, n in found[kind].items():
+            yield f"    {n:>9,}  {reason}"
+    yield f"  of rejected images {found['rejected']:,}, of images that the index does not have {found['unknown']:,}"
+    if names:
+        for status, place in boxes.flagged:
             yield f"{status}\t{place}"

@@ -1,0 +1,409 @@
+"""Boxes: what every format says, how they find their images, what is kept, and the verb."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from boxes_as_files import FORMATS, FOUND_BESIDE, Objects, put_archives, put_table, put_xml_tree, tar_of, voc
+from PIL import Image
+from programs import Command
+from tiny import shared
+
+from vggrepro.data import box_scan, sample_set
+from vggrepro.data.box_scan import beside, open_boxes, read_boxes
+from vggrepro.data.boxes import Boxes, BoxSet, load
+from vggrepro.data.index import Index
+from vggrepro.data.scan import open_index, scan, scan_folder
+from vggrepro.errors import UserError
+
+WNIDS = ("n03028079", "n11669921")
+Put = Callable[[Objects, Path], list[Path]]
+
+
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of 40 px and more under ILSVRC's names: 2 x 4 to train on, 2 x 2 to validate."""
+    root = tmp_path_factory.mktemp("pictured")
+    number = 0
+    for split, count in (("train", 4), ("val", 2)):
+        for wnid in WNIDS:
+            (root / split / wnid).mkdir(parents=True)
+            for n in range(count):
+                number += 1
+                name = f"{wnid}_{n}" if split == "train" else f"ILSVRC2012_val_{number:08d}"
+                Image.new("RGB", (40 + number, 60 + number)).save(root / split / wnid / f"{name}.JPEG")
+    return root
+
+
+@pytest.fixture(scope="module")
+def index(pictured: Path) -> Index:
+    return scan_folder(pictured)
+
+
+def places(index: Index, split: str) -> list[str]:
+    """split/class/name of the images of a split, in index order."""
+    part = index.split(split)
+    return ["/".join(Path(part.name_of(n)).parts[-3:]) for n in range(len(part))]
+
+
+@pytest.fixture(scope="module")
+def objects(index: Index) -> Objects:
+    """No box, one, two or three in an image; the last one runs to the image's width and height themselves."""
+    said: Objects = {}
+    for split in ("train", "val"):
+        for n, place in enumerate(places(index, split)):
+            height, width = index.split(split).size[n].tolist()
+            boxes = [(n, 2, n + 10, 20), (5, 6 + n, 5, 6 + n), (7, 8, width, height)]
+            if n % 4:
+                said[place] = boxes[: n % 4]
+    return said
+
+
+def expected(index: Index, objects: Objects, split: str) -> Boxes:
+    """Edges, in index order."""
+    found, start = [], [0]
+    for n, place in enumerate(places(index, split)):
+        height, width = index.split(split).size[n].tolist()
+        found += [(a, b, min(c + 1, width), min(d + 1, height)) for a, b, c, d in objects.get(place, [])]
+        start.append(len(found))
+    return Boxes(np.array(start), np.array(found, np.float64).reshape(-1, 4))
+
+
+def same(found: BoxSet, index: Index, objects: Objects) -> bool:
+    wanted = {split: expected(index, objects, split) for split in ("train", "val")}
+    return all(
+        np.array_equal(found.split(split).start, boxes.start) and np.array_equal(found.split(split).box, boxes.box)
+        for split, boxes in wanted.items()
+    )
+
+
+@pytest.mark.parametrize("put", FORMATS)
+def test_every_format_says_the_same_boxes(index: Index, objects: Objects, tmp_path: Path, put: Put) -> None:
+    found = read_boxes(index, put(objects, tmp_path))
+    assert same(found, index, objects)
+    assert found.flagged == ()
+    assert found.counts["boxes"] == sum(map(len, objects.values()))
+    assert found.counts["images"]["train"] == {"with": 6, "without": 2}
+    assert found.counts["images"]["val"] == {"with": 3, "without": 1}
+    assert found.counts["rejected"] == found.counts["unknown"] == found.counts["clipped"] == 0
+
+
+@pytest.mark.parametrize("put", FOUND_BESIDE)
+def test_boxes_are_found_beside_their_images(
+    pictured: Path, index: Index, objects: Objects, tmp_path: Path, put: Put
+) -> None:
+    root = tmp_path / "imagenet"
+    shutil.copytree(pictured, root)
+    sources = put(objects, root)
+    own = scan_folder(root)
+    assert own.fingerprint == index.fingerprint, "annotations are no images"
+    assert beside(root) == sources
+    for folder in (root, None):
+        found = open_boxes(own, None, folder, tmp_path / "cache")
+        assert same(found, own, objects)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+@pytest.mark.parametrize("put", [put_xml_tree, put_archives])
+def test_boxes_are_found_in_kaggles_tree_from_any_folder_of_it(
+    pictured: Path, objects: Objects, tmp_path: Path, put: Put
+) -> None:
+    images = tmp_path / "kaggle" / "ILSVRC" / "Data" / "CLS-LOC"
+    shutil.copytree(pictured, images)
+    sources = put(objects, tmp_path / "kaggle" / "ILSVRC")
+    for root in (tmp_path / "kaggle", tmp_path / "kaggle" / "ILSVRC", images):
+        assert beside(root) == sources
+        assert same(open_boxes(scan_folder(root), None, root, tmp_path / "cache"), scan_folder(root), objects)
+
+
+def test_archives_of_images_and_of_boxes_may_lie_in_one_folder(
+    pictured: Path, index: Index, objects: Objects, tmp_path: Path
+) -> None:
+    def images(split: str) -> Iterator[tuple[str, bytes]]:
+        for file in sorted((pictured / split).rglob("*.JPEG")):
+            yield f"{split}/{file.parent.name}/{file.name}", file.read_bytes()
+
+    (tmp_path / "images.tar").write_bytes(tar_of([*images("train"), *images("val")]))
+    put_archives(objects, tmp_path)
+    own = open_index(str(tmp_path), None, tmp_path / "cache", lambda done, total: None)
+    for root in (tmp_path, None):
+        found = open_boxes(own, None, root, tmp_path / "cache")
+        assert all(
+            np.array_equal(found.split(s).box, expected(index, objects, s).box) and not found.flagged
+            for s in ("train", "val")
+        )
+    assert beside(tmp_path / "images.tar") == beside(tmp_path)
+
+
+def test_a_table_of_ones_own_takes_the_place_of_others(pictured: Path, objects: Objects, tmp_path: Path) -> None:
+    put_archives(objects, tmp_path)
+    assert beside(tmp_path) == [tmp_path / "ILSVRC2012_bbox_train_v2.tar.gz", tmp_path / "ILSVRC2012_bbox_val_v3.tgz"]
+    assert beside(tmp_path) != put_table(objects, tmp_path) == beside(tmp_path)
+
+
+def test_boxes_of_an_image_largest_and_some(index: Index, objects: Objects, tmp_path: Path) -> None:
+    boxes = read_boxes(index, put_table(objects, tmp_path)).split("train")
+    assert boxes.counts.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+    assert boxes.has.tolist() == [False, True, True, True] * 2
+    assert boxes.of(0).shape == (0, 4)
+    assert boxes.of(2).tolist() == [[2, 2, 13, 21], [5, 8, 6, 9]]
+    largest = boxes.largest()
+    assert np.isnan(largest[0]).all()
+    for image in boxes.has.nonzero()[0]:
+        of = boxes.of(image)
+        area = (of[:, 2] - of[:, 0]) * (of[:, 3] - of[:, 1])
+        assert largest[image].tolist() == of[area.argmax()].tolist()
+    some = boxes.take(np.array([3, 0, 2, 3]))
+    assert some.counts.tolist() == [3, 0, 2, 3]
+    assert [some.of(n).tolist() for n in range(4)] == [boxes.of(n).tolist() for n in (3, 0, 2, 3)]
+    assert boxes.take(np.array([], np.int64)).largest().shape == (0, 4)
+    equal = Boxes(np.array([0, 2]), np.array([[0.0, 0, 2, 3], [1, 1, 4, 3]]))
+    assert equal.largest().tolist() == [[0, 0, 2, 3]]
+
+
+def test_a_box_said_twice_counts_once(index: Index, objects: Objects, tmp_path: Path) -> None:
+    found = read_boxes(index, [*put_table(objects, tmp_path), *put_archives(objects, tmp_path)])
+    assert same(found, index, objects)
+    assert found.counts["left_out"] == {"said before": sum(map(len, objects.values()))}
+    assert all("ILSVRC2012_bbox" in place for _, place in found.flagged), "the later ones are left out"
+
+
+@pytest.fixture
+def alike(tmp_path: Path) -> Index:
+    """1.png in both classes and both splits, 2.png only in train/cat, all of one size."""
+    for place in ("train/cat/1.png", "train/dog/1.png", "val/cat/1.png", "val/dog/1.png", "train/cat/2.png"):
+        file = tmp_path / "alike" / place
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (50, 50)).save(file)
+    Image.new("RGB", (50, 50)).save(tmp_path / "alike" / "train" / "dog" / "1.jpg")
+    return scan_folder(tmp_path / "alike")
+
+
+def with_boxes(found: BoxSet, index: Index) -> dict[str, list[list[float]]]:
+    return {
+        place: found.split(split).of(n).tolist()
+        for split in ("train", "val")
+        for n, place in enumerate(places(index, split))
+        if found.split(split).has[n]
+    }
+
+
+def test_images_of_one_name_are_told_by_class_split_and_suffix(alike: Index, tmp_path: Path) -> None:
+    named = ["train/cat/1.png", "train/dog/1.jpg", "train/dog/1.png", "val/cat/1.png", "val/dog/1.png"]
+    table = put_table({place: [(n, n, 20, 20)] for n, place in enumerate(named)}, tmp_path)
+    assert with_boxes(read_boxes(alike, table), alike) == {p: [[n, n, 21, 21]] for n, p in enumerate(named)}
+    for split, wnid, told in (
+        ("val", "dog", True),
+        ("train", "cat", True),
+        ("train", "dog", False),
+        ("", "cat", False),
+    ):
+        file = tmp_path / "xml" / split / "1.xml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(voc([(1, 1, 20, 20)], wnid))
+        found = read_boxes(alike, [tmp_path / "xml"])
+        if told:
+            assert with_boxes(found, alike) == {f"{split}/{wnid}/1.png": [[1, 1, 21, 21]]}
+        else:
+            assert with_boxes(found, alike) == {}
+            assert found.counts["left_out"] == {"of one of several images": 1}
+        file.unlink()
+
+
+def test_another_split_or_class_is_not_taken_for_the_image(alike: Index, tmp_path: Path) -> None:
+    table = put_table({"val/cat/2.png": [(1, 1, 9, 9)], "train/cat/1.png": [(1, 1, 9, 9)]}, tmp_path)
+    found = read_boxes(alike, table)
+    assert list(with_boxes(found, alike)) == ["train/cat/1.png"]
+    assert found.counts["unknown"] == 1
+    table = put_table({"train/dog/2.png": [(1, 1, 9, 9)], "cat/2.png": [(2, 2, 9, 9)]}, tmp_path)
+    found = read_boxes(alike, table)
+    assert with_boxes(found, alike) == {"train/cat/2.png": [[2, 2, 10, 10]]}
+    assert found.counts["left_out"] == {"of another class than the image": 1}
+
+
+def test_ilsvrcs_own_names_are_found_in_another_split(pictured: Path, objects: Objects, tmp_path: Path) -> None:
+    """Who validates on a part of the training images still has their boxes."""
+    root = tmp_path / "own"
+    shutil.copytree(pictured / "train", root / "train")
+    moved = root / "val" / WNIDS[0] / f"{WNIDS[0]}_1.JPEG"
+    moved.parent.mkdir(parents=True)
+    shutil.move(root / "train" / WNIDS[0] / moved.name, moved)
+    own = scan_folder(root)
+    found = read_boxes(own, put_archives(objects, tmp_path))
+    assert found.split("val").of(0).tolist() == [[1, 2, 12, 21]]
+    assert found.counts["unknown"] == 3, "of the validation images that are not there"
+
+
+def test_rejected_images_and_those_that_are_not_there_are_counted(
+    pictured: Path, objects: Objects, tmp_path: Path
+) -> None:
+    root = tmp_path / "own"
+    shutil.copytree(pictured, root)
+    with_box = [place for place in objects if place.startswith("train")]
+    (root / with_box[0]).write_bytes(b"no image")
+    (root / with_box[1]).unlink()
+    own = scan_folder(root)
+    left = {place: boxes for place, boxes in objects.items() if place not in with_box[:2]}
+    found = read_boxes(own, put_xml_tree(objects, tmp_path))
+    assert same(found, own, left)
+    assert (found.counts["rejected"], found.counts["unknown"]) == (1, 1)
+
+
+def test_boxes_are_kept_in_a_file(index: Index, objects: Objects, tmp_path: Path) -> None:
+    found = read_boxes(index, [*put_table({**objects, places(index, "val")[0]: [(9, 9, 3, 3)]}, tmp_path)])
+    file = tmp_path / "new" / "boxes.npz"
+    found.save(file)
+    again = load(file, index)
+    assert (again.fingerprint, again.summary(), again.flagged) == (found.fingerprint, found.summary(), found.flagged)
+    assert len(again.flagged) == 1
+    assert np.array_equal(again.split("train").box, found.split("train").box)
+    assert open_boxes(index, file, None, tmp_path / "unused").fingerprint == found.fingerprint
+    assert not (tmp_path / "unused").exists()
+    other = read_boxes(index, put_table({place: boxes[:1] for place, boxes in objects.items()}, tmp_path))
+    assert other.fingerprint != found.fingerprint
+
+
+def test_files_that_are_none_or_of_other_images(pictured: Path, index: Index, objects: Objects, tmp_path: Path) -> None:
+    file = tmp_path / "boxes.npz"
+    with pytest.raises(UserError, match=r"does not exist; make it with `vggrepro boxes"):
+        load(file, index)
+    read_boxes(index, put_table(objects, tmp_path)).save(file)
+    shutil.copytree(pictured / "val", tmp_path / "other" / "val")
+    with pytest.raises(UserError, match="is of other images than"):
+        load(file, scan_folder(tmp_path / "other"))
+    whole = file.read_bytes()
+    for damaged in (b"", whole[:100], whole[: len(whole) // 2], whole[:-30], b"x" * 1000, b"PK" + bytes(500)):
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"cannot be read .*; make it again"):
+            load(file, index)
+    with np.load(put_again(file, whole)) as stored:
+        arrays = dict(stored)
+    for name, wrong in {
+        "start_train": arrays["start_train"][::-1],
+        "box_val": arrays["box_val"][:-1],
+        "box_train": arrays["box_train"] * np.nan,
+        "start_val": np.zeros(2, np.int64),
+    }.items():
+        np.savez(file, **(arrays | {name: wrong}))
+        with pytest.raises(UserError, match=r"(is damaged|cannot be read .*); make it again"):
+            load(file, index)
+
+
+def put_again(file: Path, content: bytes) -> Path:
+    file.write_bytes(content)
+    return file
+
+
+def test_kept_boxes_are_read_again_when_a_file_or_an_image_changes(
+    pictured: Path, objects: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, cache = tmp_path / "own", tmp_path / "cache"
+    shutil.copytree(pictured, root)
+    put_xml_tree(objects, root)
+    readings = []
+
+    def read(*arguments: object) -> BoxSet:
+        readings.append(1)
+        return read_boxes(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(box_scan, "read_boxes", read)
+
+    def reads() -> int:
+        before = len(readings)
+        open_boxes(scan_folder(root), None, root, cache)
+        return len(readings) - before
+
+    assert (reads(), reads()) == (1, 0)
+    one = next((root / "Annotations").rglob("*.xml"))
+    os.utime(one, ns=(1, 1))
+    assert (reads(), reads()) == (1, 0)
+    one.unlink()
+    assert (reads(), reads()) == (1, 0)
+    image = next((root / "train").rglob("*.JPEG"))
+    Image.new("RGB", (99, 99)).save(image)
+    assert (reads(), reads()) == (1, 0)
+    for kept in cache.iterdir():
+        kept.write_bytes(b"torn")
+    assert (reads(), reads()) == (1, 0)
+
+
+def test_without_any_boxes_it_says_what_is_looked_for(index: Index, pictured: Path, tmp_path: Path) -> None:
+    for root in (pictured, None):
+        with pytest.raises(UserError, match=r"no boxes beside its images \(boxes.tsv, .* in data.boxes$"):
+            open_boxes(index, None, root, tmp_path)
+    with pytest.raises(UserError, match="does not exist; give a file or folder of boxes"):
+        read_boxes(index, [tmp_path / "nothing"])
+    with pytest.raises(UserError, match="holds no annotations"):
+        read_boxes(index, [pictured])
+
+
+def test_the_verb(
+    pictured: Path, index: Index, objects: Objects, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    index.save(tmp_path / "images.idx")
+    wrong = next(iter(objects))
+    (table,) = put_table({**objects, wrong: [(0, 0, 500, 20), (9, 9, 3, 3)]}, tmp_path)
+    status, out, _ = command("boxes", "images.idx", table, "--out", "boxes.npz", "--report")
+    assert status == 0
+    assert "of another" not in out
+    assert f"left out: inverted\t{table}:3: 9 9 3 3\n" in out
+    assert f"clipped: reaches beyond the image\t{table}:2: 0 0 500 20\n" in out
+    assert out.endswith("wrote boxes.npz\n")
+    printed = command.json("boxes", pictured, table, "--out", "again.npz")
+    assert printed == load(tmp_path / "boxes.npz", index).summary()
+    assert printed["left_out"] == {"inverted": 1}
+    assert "no boxes beside" in command.mistake("boxes", pictured, "--out", "x.npz")
+    assert "is a folder" in command.mistake("boxes", pictured, "--out", tmp_path)
+    assert "does not exist" in command.mistake("boxes", "nowhere", "--out", "x.npz")
+
+
+def test_tiny_imagenets_real_boxes(tmp_path: Path) -> None:
+    images, table = shared("tiny-imagenet-60c-sub.tar"), shared("tiny-imagenet-60c-boxes.tsv")
+    index = scan([images], "header")
+    found = read_boxes(index, [table])
+    assert found.flagged == ()
+    assert found.counts["images"] == {"train": {"with": 18000, "without": 0}, "val": {"with": 3000, "without": 0}}
+    assert found.counts["boxes"] == found.counts["annotations"] == 21000
+    largest = found.split("val").largest()
+    assert (largest[:, 2:] > largest[:, :2]).all()
+    assert largest.max() == 64
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sample_set.ensure(tmp_path_factory.mktemp("digits"))
+
+
+def test_the_digits_know_their_boxes(digits: Path, tmp_path: Path) -> None:
+    index = scan_folder(digits)
+    found = open_boxes(index, None, digits, tmp_path)
+    assert found.flagged == ()
+    assert found.counts["images"] == {"train": {"with": 2000, "without": 0}, "val": {"with": 500, "without": 0}}
+    assert found.counts["boxes"] == 2500
+
+
+def test_the_box_of_a_digit_is_tight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a plain background the digit is what differs by more than half of what differs most."""
+    monkeypatch.setattr(sample_set, "_texture", lambda height, width, random: np.full((height, width, 3), 127.0))
+    for _, image, box in islice(sample_set._images(), 60):
+        difference = np.abs(np.asarray(image, np.float64) - 127).sum(axis=2)
+        rows, columns = np.nonzero(difference > difference.max() / 2)
+        assert np.allclose(box, [columns.min(), rows.min(), columns.max(), rows.max()], atol=1)
+
+
+def test_digits_made_before_there_were_boxes_get_them(digits: Path, tmp_path: Path) -> None:
+    old = tmp_path / digits.name
+    shutil.copytree(digits, old)
+    (old / "boxes.tsv").unlink()
+    index = open_index(str(old), None, tmp_path / "cache", lambda done, total: None)
+    assert sample_set.ensure(tmp_path) == old
+    assert (old / "boxes.tsv").read_bytes() == (digits / "boxes.tsv").read_bytes()
+    kept = [file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()]
+    again = open_index(str(old), None, tmp_path / "cache", lambda done, total: None)
+    assert again.fingerprint == index.fingerprint
+    assert [file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()] == kept

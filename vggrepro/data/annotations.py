@@ -1,0 +1,261 @@
+"""What annotation files say of boxes: each format told apart by looking, archives read where they lie.
+
+Nothing is believed here: numbers stay as they are written, and whether they fit an image is found out in
+:mod:`vggrepro.data.box_scan`. What cannot be read is named and never ends the reading.
+"""
+
+from __future__ import annotations
+
+import bz2
+import fnmatch
+import gzip
+import io
+import lzma
+import os
+import re
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from vggrepro.data.members import SUFFIXES
+from vggrepro.errors import UserError
+
+KNOWN = ("*.xml", "*_boxes.txt", "val_annotations.txt", "LOC_*_solution.csv", "*boxes.tsv", "ILSVRC*_bbox_*.t*")
+"""Names of the files in a folder that are looked at."""
+_IS_KNOWN = re.compile("|".join(fnmatch.translate(name) for name in KNOWN))
+NUMBERS = ("xmin", "ymin", "xmax", "ymax")
+_XML_MOST = 1 << 20  # bytes; ILSVRC's largest has some 10,000
+_LINE_MOST = 1 << 20  # bytes
+_READ_MOST = 16 << 20  # bytes that an archive's own headers may ask for at once
+_DEEPEST = 3  # archives in archives
+_BLOCK = 512  # bytes of a tar's header, and of its end
+_ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+
+
+class Annotation(NamedTuple):
+    """What one XML file, or one row of a table, says of the objects of an image."""
+
+    place: str
+    """Where it stands, for messages."""
+    folders: tuple[str, ...]
+    """Folders and archives that it lies in, outermost first, of those that were named or found inside them."""
+    name: str
+    """The image's file name without folders, with or without its suffix."""
+    size: tuple[int, int] | None
+    """Height and width of the image, px, where it is said."""
+    objects: Sequence[tuple[str | None, Sequence[str]]]
+    """Class, where it is said, and xmin, ymin, xmax, ymax as written."""
+
+
+class Unread(NamedTuple):
+    """A file, or a part of one, that could not be read."""
+
+    reason: str
+    place: str
+
+
+Read = Iterator[Annotation | Unread]
+
+
+def annotation_files(source: Path) -> list[Path]:
+    """The files that a source stands for: itself, or all in a folder that look like annotations, at any depth.
+
+    Raises UserError where there is none.
+    """
+    if not source.exists():
+        raise UserError(f"{source} does not exist; give a file or folder of boxes: {', '.join(KNOWN)}")
+    if not source.is_dir():
+        return [source]
+    found = [
+        Path(folder, name)
+        for folder, _, names in os.walk(source)
+        for name in names
+        if _IS_KNOWN.match(name) and not name.startswith(".")
+    ]
+    if not found:
+        raise UserError(f"{source} holds no annotations; give a file or folder of boxes: {', '.join(KNOWN)}")
+    return sorted(found)
+
+
+def read_annotations(source: Path) -> Read:
+    """Everything that a file or a folder says, in the order of names. Raises UserError where there is no such file."""
+    for file in annotation_files(source):
+        inside = file.relative_to(source.parent) if source.is_dir() else Path(file.name)
+        yield from _in_file(file, inside.parts[:-1])
+
+
+def stem_of(name: str) -> str:
+    """An image's name without the suffix of an image file."""
+    stem, dot, suffix = name.rpartition(".")
+    return stem if dot and f".{suffix.lower()}" in SUFFIXES else name
+
+
+def _in_file(file: Path, folders: tuple[str, ...]) -> Read:
+    place = str(file)
+    try:
+        with file.open("rb") as stream:
+            head = stream.peek(_BLOCK)
+            if file.suffix == ".xml":
+                yield _voc(stream.read(_XML_MOST + 1), place, folders, file.stem)
+            elif _opener(head) or head[257:262] == b"ustar" or file.name.endswith(_ARCHIVES):
+                yield from _in_archive(stream, place, (*folders, file.name), 1)
+            else:
+                yield from _in_text(stream, file.name, place, (*folders, file.name))
+    except OSError as error:
+        yield Unread(f"cannot be opened ({error.strerror})", place)
+
+
+def _opener(head: bytes) -> Callable[[IO[bytes]], IO[bytes]] | None:
+    """What uncompresses a file that starts so."""
+    openers: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+    return next((opener for start, opener in openers.items() if head.startswith(start)), None)
+
+
+class _Watched(io.RawIOBase):
+    """A stream that remembers what it gave last, and gives no more at once than an annotation needs."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.last = b""
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _READ_MOST:
+            raise tarfile.ReadError("a header asks for too much")
+        self.last = self._stream.read(size)
+        return self.last
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, to: int, whence: int = 0) -> int:
+        return self._stream.seek(to, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+
+def _in_archive(stream: IO[bytes], place: str, folders: tuple[str, ...], depth: int) -> Read:
+    """The XML files of a tar and of the tars in it, front to back and once, so that nothing is uncompressed twice."""
+    try:
+        head = stream.read(8)
+        stream.seek(0)
+        opener = _opener(head)
+        watched = _Watched(opener(stream) if opener else stream)
+        last = -1
+        with tarfile.open(fileobj=watched, mode="r:") as tar:
+            while member := tar.next():
+                tar.members = []  # type: ignore[attr-defined]  # else it remembers all of them
+                if member.size < 0 or member.offset <= last:
+                    raise tarfile.ReadError("a header points back")
+                last = member.offset
+                above, _, name = member.name.rpartition("/")
+                if not member.isfile() or name.startswith("."):
+                    continue
+                where, inside = f"{place}/{member.name}", folders + _parts(above)
+                if name.endswith(".xml"):
+                    if member.size > _XML_MOST:
+                        yield Unread(f"longer than {_XML_MOST >> 20} MiB", where)
+                    elif content := tar.extractfile(member):
+                        yield _voc(content.read(), where, inside, name[:-4])
+                elif name.endswith(_ARCHIVES) and (content := tar.extractfile(member)):
+                    if depth < _DEEPEST:
+                        yield from _in_archive(content, where, (*inside, name), depth + 1)
+                    else:
+                        yield Unread("too many archives in one another", where)
+            # Python's reader takes damage for the end, which is a block of zeros
+            if len(watched.last) < _BLOCK or any(watched.last):
+                yield Unread("archive cut off or damaged", place)
+    except Exception:  # tars and compressed streams break in many ways
+        yield Unread("archive cut off or damaged", place)
+
+
+@lru_cache(maxsize=4096)
+def _parts(folder: str) -> tuple[str, ...]:
+    return tuple(part for part in folder.split("/") if part not in ("", "."))
+
+
+def _voc(content: bytes, place: str, folders: tuple[str, ...], name: str) -> Annotation | Unread:
+    """PASCAL VOC's XML. Its own <filename> is not asked: ILSVRC's is `%s` in some files."""
+    from defusedxml import DefusedXmlException
+    from defusedxml.ElementTree import ParseError, fromstring
+
+    if len(content) > _XML_MOST:
+        return Unread(f"longer than {_XML_MOST >> 20} MiB", place)
+    try:
+        root = fromstring(content, forbid_dtd=True)
+    except DefusedXmlException:
+        return Unread("declares a DTD or entities", place)
+    except (ParseError, ValueError, LookupError):  # the last two: of encodings
+        return Unread("torn or invalid XML", place)
+    if root.tag != "annotation":
+        return Unread("no annotation of PASCAL VOC", place)
+    size = None
+    if (said := root.find("size")) is not None:
+        height, width = (said.findtext(side, "").strip() for side in ("height", "width"))
+        if len(height) < 10 and len(width) < 10 and height.isdecimal() and width.isdecimal():
+            size = (int(height), int(width))
+    objects = []
+    for one in root.iterfind("object"):
+        box = one.find("bndbox")
+        numbers = [""] * 4 if box is None else [box.findtext(number, "").strip() for number in NUMBERS]
+        objects.append((one.findtext("name", "").strip() or None, numbers))
+    return Annotation(place, folders, stem_of(name), size if size and min(size) > 0 else None, objects)
+
+
+def _in_text(stream: IO[bytes], name: str, place: str, folders: tuple[str, ...]) -> Read:
+    """A table, told by its first line: one's own, Kaggle's or Tiny ImageNet's."""
+    columns: list[str] | None = None
+    for number in range(1, 1 << 62):
+        line = stream.readline(_LINE_MOST + 1)
+        if not line:
+            break
+        where = f"{place}:{number}"
+        if len(line) > _LINE_MOST:
+            yield Unread(f"a line longer than {_LINE_MOST >> 20} MiB, where reading ended", where)
+            break
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError:
+            yield Unread("not UTF-8", where)
+            text = ""
+        cells = text.split("\t")
+        if columns is None:
+            if {"file", *NUMBERS} <= set(cells):
+                columns = cells
+                continue
+            if text.startswith("ImageId,"):
+                columns = []
+                continue
+            tiny = {5: ["file", *NUMBERS], 6: ["file", "class", *NUMBERS]}.get(len(cells))
+            if tiny is None:
+                yield Unread("neither XML, an archive of XML, nor a table of boxes", place)
+                break
+            columns = tiny
+            if name.endswith("_boxes.txt"):
+                folders = (*folders, name.removesuffix("_boxes.txt"))
+        if text.strip():
+            yield (
+                _kaggle(text, where, folders)
+                if not columns
+                else _row(dict(zip(columns, cells, strict=False)), where, folders)
+            )
+
+
+def _row(cells: dict[str, str], place: str, folders: tuple[str, ...]) -> Annotation | Unread:
+    above, _, name = cells["file"].strip().replace("\\", "/").rpartition("/")
+    if not name:
+        return Unread("names no image", place)
+    numbers = [cells.get(number, "").strip() for number in NUMBERS]
+    return Annotation(place, folders + _parts(above), name, None, [(cells.get("class", "").strip() or None, numbers)])
+
+
+def _kaggle(text: str, place: str, folders: tuple[str, ...]) -> Annotation | Unread:
+    """`ImageId,wnid xmin ymin xmax ymax wnid xmin ...`."""
+    name, _, said = text.partition(",")
+    words = said.strip(' "').split()
+    if not name.strip():
+        return Unread("names no image", place)
+    objects = [(words[n], words[n + 1 : n + 5]) for n in range(0, len(words), 5)]
+    return Annotation(place, folders, name.strip(), None, objects)
