@@ -29,6 +29,7 @@ NUMBERS = ("xmin", "ymin", "xmax", "ymax")
 _XML_MOST = 1 << 20  # bytes; ILSVRC's largest has some 10,000
 _LINE_MOST = 1 << 20  # bytes
 _READ_MOST = 16 << 20  # bytes that an archive's own headers may ask for at once
+_MAGIC = 6  # bytes that say how a file is compressed
 _DEEPEST = 3  # archives in archives
 _BLOCK = 512  # bytes of a tar's header, and of its end
 _ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
@@ -107,42 +108,61 @@ def _in_file(file: Path, folders: tuple[str, ...]) -> Read:
         yield Unread(f"cannot be opened ({error.strerror})", place)
 
 
-def _opener(head: bytes) -> Callable[[IO[bytes]], IO[bytes]] | None:
+def _opener(head: bytes) -> Callable[[IO[bytes] | _Window], IO[bytes]] | None:
     """What uncompresses a file that starts so."""
     openers: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
     return next((opener for start, opener in openers.items() if head.startswith(start)), None)
 
 
-class _Watched(io.RawIOBase):
-    """A stream that remembers what it gave last, and gives no more at once than an annotation needs."""
+class _Window(io.RawIOBase):
+    """So many bytes of a stream from where it stands, or all; gives no more at once than an annotation needs.
 
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
+    tarfile's own reader of a member gives nothing of the last 10 KiB before a cut.
+    """
+
+    def __init__(self, stream: IO[bytes] | _Window, size: int | None = None, head: bytes = b"") -> None:
+        """`head` has been read from the stream already: a step back would uncompress all from its start again."""
+        self._stream, self._size, self._head, self._start = stream, size, head, stream.tell() - len(head)
+        self._at = 0
         self.last = b""
+        """What was read last."""
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= _READ_MOST:
             raise tarfile.ReadError("a header asks for too much")
-        self.last = self._stream.read(size)
+        if self._size is not None:
+            size = min(size, self._size - self._at)
+        self.last = self._head[self._at : self._at + size]
+        if size > len(self.last):
+            self.last += self._stream.read(size - len(self.last))
+        self._at += len(self.last)
         return self.last
 
     def seekable(self) -> bool:
         return True
 
-    def seek(self, to: int, whence: int = 0) -> int:
-        return self._stream.seek(to, whence)
+    def seek(self, to: int, whence: int = io.SEEK_SET) -> int:
+        to += self._at if whence == io.SEEK_CUR else 0
+        self._at = to if self._size is None else min(to, self._size)
+        self._stream.seek(self._start + max(self._at, len(self._head)))
+        return self._at
 
     def tell(self) -> int:
-        return self._stream.tell()
+        return self._at
 
 
-def _in_archive(stream: IO[bytes], place: str, folders: tuple[str, ...], depth: int) -> Read:
-    """The XML files of a tar and of the tars in it, front to back and once, so that nothing is uncompressed twice."""
+def _in_archive(
+    stream: IO[bytes] | _Window, place: str, folders: tuple[str, ...], depth: int, size: int | None = None
+) -> Read:
+    """The XML files of a tar of `size` bytes, from where the stream stands, and of the tars in it.
+
+    All is read front to back, so that nothing is uncompressed twice.
+    """
     try:
-        head = stream.read(8)
-        stream.seek(0)
+        head = stream.read(_MAGIC)
+        opened = _Window(stream, size, head)
         opener = _opener(head)
-        watched = _Watched(opener(stream) if opener else stream)
+        watched = _Window(opener(opened)) if opener else opened
         last = -1
         with tarfile.open(fileobj=watched, mode="r:") as tar:
             while member := tar.next():
@@ -159,11 +179,11 @@ def _in_archive(stream: IO[bytes], place: str, folders: tuple[str, ...], depth: 
                         yield Unread(f"longer than {_XML_MOST >> 20} MiB", where)
                     elif content := tar.extractfile(member):
                         yield _voc(content.read(), where, inside, name[:-4])
-                elif name.endswith(_ARCHIVES) and (content := tar.extractfile(member)):
-                    if depth < _DEEPEST:
-                        yield from _in_archive(content, where, (*inside, name), depth + 1)
-                    else:
-                        yield Unread("too many archives in one another", where)
+                elif name.endswith(_ARCHIVES) and depth == _DEEPEST:
+                    yield Unread("too many archives in one another", where)
+                elif name.endswith(_ARCHIVES):
+                    watched.seek(member.offset_data)
+                    yield from _in_archive(watched, where, (*inside, name), depth + 1, member.size)
             # Python's reader takes damage for the end, which is a block of zeros
             if len(watched.last) < _BLOCK or any(watched.last):
                 yield Unread("archive cut off or damaged", place)
