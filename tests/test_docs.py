@@ -1,7 +1,7 @@
 """The documentation's commands: every one names verbs and options that exist, and every whole one of vggrepro is run.
 
 `launch/submit.py`, sbatch, srun and slurm/devcluster are run by tests/launch, torchrun by tests/training, and the verbs
-of ELSEWHERE, which need weight files or time, by the tests that stand beside them.
+of ELSEWHERE, which need weight files, boxes or time, by the tests that stand beside them.
 """
 
 import re
@@ -24,6 +24,7 @@ from vggrepro.pipeline.graph import reproduce
 DOCS = REPOSITORY / "docs"
 PAGES = {page.stem: page for page in (REPOSITORY / "README.md", REPOSITORY / "REPRODUCTION.md", *DOCS.glob("*.md"))}
 ELSEWHERE = {
+    "boxes": "tests/data/test_data_boxes.py",
     "weights": "tests/evaluation/test_evaluation_commands.py",
     "verify-paper": "tests/evaluation/test_evaluation_commands.py",
     "bench": "tests/bench, tests/data/test_data_bench_loader.py, tests/training/test_training_bench.py",

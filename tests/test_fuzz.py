@@ -140,12 +140,13 @@ def test_random_recipes(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with what the verbs take: images, an index, weights, a run, recipes."""
+    """A working directory with what the verbs take: images, an index, boxes, weights, a run, recipes."""
     torch.set_num_threads(1)
     desk = tmp_path_factory.mktemp("far") / "from" / "home"  # so that .. leads nowhere else
     (desk / "images" / "val" / "cat").mkdir(parents=True)
     Image.new("RGB", (40, 40)).save(desk / "images" / "val" / "cat" / "1.png")
     scan.scan_folder(desk / "images").save(desk / "val.idx")
+    (desk / "boxes.tsv").write_text("file\txmin\tymin\txmax\tymax\n1.png\t0\t0\t9\t9\n")
     net = tiny_vgg("D", classes=1)
     torch.save(net.state_dict(), desk / "net.pth")
     (desk / "net.caffemodel").write_bytes(caffe_model(net, "V1LayerParameter").SerializeToString())
@@ -175,6 +176,7 @@ def cut_short(monkeypatch: pytest.MonkeyPatch, desk: Path) -> None:
 LINES = [
     "summary D --batch-norm --json",
     "index images --out x.idx --verify header --classes ilsvrc2012 --md5",
+    "boxes val.idx boxes.tsv --out x.npz --report --json",
     "train --config configs/vgg_A.yaml --set data.root=images --resume auto --stop-after 5",
     "reproduce --config configs/demo.yaml --seeds 0,1 --set data.root=images --stop-after 1.5",
     "evaluate runs/own/D --method both --scales 40,48 --set data.index=val.idx --json",

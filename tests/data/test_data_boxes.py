@@ -1,5 +1,6 @@
 """Boxes: what every format says, how they find their images, what is kept, and the verb."""
 
+import gzip
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -8,7 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from boxes_as_files import FORMATS, FOUND_BESIDE, Objects, put_archives, put_table, put_xml_tree, tar_of, voc
+from boxes_as_files import (
+    FORMATS,
+    FOUND_BESIDE,
+    Objects,
+    put_archives,
+    put_kaggle,
+    put_table,
+    put_xml_tree,
+    tar_of,
+    voc,
+)
 from PIL import Image
 from programs import Command
 from tiny import shared
@@ -137,6 +148,30 @@ def test_archives_of_images_and_of_boxes_may_lie_in_one_folder(
             for s in ("train", "val")
         )
     assert beside(tmp_path / "images.tar") == beside(tmp_path)
+
+
+@pytest.mark.parametrize("put", [put_archives, put_kaggle])
+def test_ilsvrcs_own_folder(pictured: Path, index: Index, objects: Objects, tmp_path: Path, put: Put) -> None:
+    """Images, labels and boxes as they were downloaded, the boxes uncompressed or not."""
+
+    def flat(folder: Path) -> list[tuple[str, bytes]]:
+        return [(file.name, file.read_bytes()) for file in sorted(folder.rglob("*.JPEG"))]
+
+    classes = [(f"{wnid}.tar", tar_of(flat(pictured / "train" / wnid))) for wnid in WNIDS]
+    (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(tar_of(classes))
+    (tmp_path / "ILSVRC2012_img_val.tar").write_bytes(tar_of(flat(pictured / "val")))
+    labels = [f"{file.name} {file.parent.name}\n" for file in sorted((pictured / "val").rglob("*.JPEG"))]
+    (tmp_path / "val_labels.txt").write_text("".join(labels))
+    said = {place: [(1, 1, 5, 5)] for split in ("train", "val") for place in places(index, split)} | objects
+    for file in put(said, tmp_path):
+        if file.suffix == ".tgz":
+            file.with_suffix(".tar").write_bytes(gzip.decompress(file.read_bytes()))
+            file.unlink()
+    own = open_index(str(tmp_path), None, tmp_path / "cache", lambda done, total: None)
+    assert own.fingerprint == index.fingerprint
+    found = open_boxes(own, None, tmp_path, tmp_path / "cache")
+    for split in ("train", "val"):
+        assert np.array_equal(found.split(split).box, expected(index, said, split).box)
 
 
 def test_a_table_of_ones_own_takes_the_place_of_others(pictured: Path, objects: Objects, tmp_path: Path) -> None:
@@ -357,6 +392,9 @@ def test_the_verb(
     printed = command.json("boxes", pictured, table, "--out", "again.npz")
     assert printed == load(tmp_path / "boxes.npz", index).summary()
     assert printed["left_out"] == {"inverted": 1}
+    shutil.copytree(pictured, "imagenet")
+    put_table(objects, Path("imagenet"))
+    assert command.json("boxes", "imagenet", "--out", "beside.npz")["boxes"] == sum(map(len, objects.values()))
     assert "no boxes beside" in command.mistake("boxes", pictured, "--out", "x.npz")
     assert "is a folder" in command.mistake("boxes", pictured, "--out", tmp_path)
     assert "does not exist" in command.mistake("boxes", "nowhere", "--out", "x.npz")

@@ -133,6 +133,7 @@ def _expanded(source: Path) -> list[Path]:
         names = sorted(os.listdir(source))
     except OSError as error:
         raise UserError(f"{source} cannot be read ({error.strerror}); change its permissions") from None
+    names = [name for name in names if "_bbox_" not in name and name != "LOC_train_solution.csv"]  # of boxes
     archives = [name for name in names if name.endswith(".tar")]
     if archives and not {"train", "ILSVRC"} & set(names):
         return [(source / name).resolve() for name in names if name in archives or is_label_file(source / name)]
