@@ -107,6 +107,8 @@ def check(graph: Graph) -> None:
         data = config.data
         if data.index and not data.index.exists():
             raise UserError(f"data.index={data.index} of stage {name} does not exist; make it with `vggrepro index`")
+        if data.boxes and not data.boxes.exists():
+            raise UserError(f"data.boxes={data.boxes} of stage {name} does not exist; make it with `vggrepro boxes`")
         if data.root and not data.root.startswith("builtin:") and not Path(data.root).exists():
             raise UserError(f"data.root={data.root} of stage {name} does not exist; set it to the images' place")
         if cluster.container and cluster.container.endswith((".sif", ".sqsh")) and not Path(cluster.container).exists():

@@ -4,18 +4,21 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import random
+import shutil
 import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from boxes_as_files import tar_of, voc
 from PIL import Image
 
-from vggrepro.data.box_scan import read_boxes
+from vggrepro.data.box_scan import open_boxes, read_boxes
 from vggrepro.data.boxes import BoxSet
 from vggrepro.data.index import Index
 from vggrepro.data.scan import scan_folder
@@ -164,6 +167,31 @@ def test_files_that_cannot_be_opened(index: Index, tmp_path: Path) -> None:
     found = read_boxes(index, [tmp_path])
     assert found.counts["unread"] == {"cannot be opened (No such file or directory)": 1}
     assert found.counts["boxes"] == 1
+    assert open_boxes(index, None, put_beside(tmp_path), tmp_path / "cache").counts == found.counts
+
+
+def test_folders_that_cannot_be_listed(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("closed", "open"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.xml").write_bytes(GOOD)
+    listed = os.scandir
+
+    def scandir(folder: str) -> Any:
+        if Path(folder).name == "closed":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = read_boxes(index, [tmp_path])
+    assert found.counts["boxes"] == 1
+    assert [place for _, place in found.flagged] == [str(tmp_path / "closed")]
+
+
+def put_beside(files: Path) -> Path:
+    """A folder of images with these XML files where Kaggle has them."""
+    root = files / "root"
+    shutil.copytree(files, root / "Annotations" / "CLS-LOC" / "train", symlinks=True, ignore=lambda *_: ["root"])
+    return root
 
 
 def test_tables_that_are_damaged(index: Index, tmp_path: Path) -> None:

@@ -168,6 +168,7 @@ def test_no_gpus_are_asked_for_on_the_cpu() -> None:
         (["--time", "2"], "a time limit of 2 min leaves nothing beside cluster.warning_s=180"),
         (["--sbatch", "comment=x"], "cluster.sbatch.comment is set by submit.py itself"),
         (["--set", "data.index=none.parquet"], "data.index=none.parquet of stage A-256 does not exist"),
+        (["--set", "data.boxes=none.npz"], "data.boxes=none.npz of stage A-256 does not exist"),
         (["--set", "data.root=nowhere"], "data.root=nowhere of stage A-256 does not exist"),
         (["--container", "none.sif"], "container none.sif does not exist"),
         (["--cluster", "none.yaml"], "--cluster none.yaml cannot be read"),

@@ -69,12 +69,10 @@ def annotation_files(source: Path) -> list[Path]:
         raise UserError(f"{source} does not exist; give a file or folder of boxes: {', '.join(KNOWN)}")
     if not source.is_dir():
         return [source]
-    found = [
-        Path(folder, name)
-        for folder, _, names in os.walk(source)
-        for name in names
-        if _IS_KNOWN.match(name) and not name.startswith(".")
-    ]
+    found: list[Path] = []
+    # a folder that cannot be listed cannot be opened either, which is said when its turn comes
+    for folder, _, names in os.walk(source, onerror=lambda error: found.append(Path(error.filename))):
+        found.extend(Path(folder, name) for name in names if _IS_KNOWN.match(name) and not name.startswith("."))
     if not found:
         raise UserError(f"{source} holds no annotations; give a file or folder of boxes: {', '.join(KNOWN)}")
     return sorted(found)

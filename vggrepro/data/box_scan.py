@@ -8,16 +8,16 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from vggrepro.data.annotations import KNOWN, Annotation, Unread, annotation_files, read_annotations, stem_of
 from vggrepro.data.boxes import Boxes, BoxSet, load
-from vggrepro.data.index import Index, Split
+from vggrepro.data.index import Index, Split, stamp_of
 from vggrepro.data.members import SPLITS
 from vggrepro.errors import UserError, printable
 
@@ -66,7 +66,7 @@ class _Images:
         self._rows: dict[str, list[int]] = {}
         for row, name in enumerate(self._names):
             self._rows.setdefault(stem_of(name), []).append(row)
-        self.hints = lru_cache(maxsize=4096)(self._hints)
+        self._hints: dict[tuple[str, ...], tuple[str | None, int | None]] = {}
 
     def at(self, row: int) -> tuple[Split, int]:
         """Split and number of the image in a row; not below the length of the split where it is rejected."""
@@ -89,16 +89,18 @@ class _Images:
             rows = [row for row in rows if self._names[row] == said.name] or rows
         return rows
 
-    def _hints(self, folders: tuple[str, ...]) -> tuple[str | None, int | None]:
+    def hints(self, folders: tuple[str, ...]) -> tuple[str | None, int | None]:
         """Split and label that folders say, the innermost first."""
-        split = label = None
-        for folder in reversed(folders):
-            words = set(re.split(r"[^a-z]+", folder.lower()))
-            if split is None and ("train" in words) != bool(words & _VAL_WORDS):
-                split = "train" if "train" in words else "val"
-            if label is None:
-                label = self.number.get(folder)
-        return split, label
+        if folders not in self._hints:
+            split = label = None
+            for folder in reversed(folders):
+                words = set(re.split(r"[^a-z]+", folder.lower()))
+                if split is None and ("train" in words) != bool(words & _VAL_WORDS):
+                    split = "train" if "train" in words else "val"
+                if label is None:
+                    label = self.number.get(folder)
+            self._hints[folders] = split, label
+        return self._hints[folders]
 
 
 class _Found:
@@ -108,8 +110,8 @@ class _Found:
         self.annotations = 0
         self._flagged: list[tuple[str, str]] = []
         self._without_image: Counter[str] = Counter()
-        self._images: dict[str, list[int]] = {name: [] for name in SPLITS}
-        self._boxes: dict[str, list[Edges]] = {name: [] for name in SPLITS}
+        self._images = {name: array("q") for name in SPLITS}
+        self._boxes = {name: array("d") for name in SPLITS}
         self._places: dict[str, list[str]] = {name: [] for name in SPLITS}
 
     def flag(self, status: str, place: str) -> None:
@@ -145,7 +147,7 @@ class _Found:
                 if clipped:
                     self.flag("clipped: reaches beyond the image", _place(said.place, name, numbers))
                 self._images[split.name].append(image)
-                self._boxes[split.name].append(cut)
+                self._boxes[split.name].extend(cut)
                 self._places[split.name].append(said.place)
 
     def _leave_out(self, reason: str, said: Annotation, name: str | None, numbers: Sequence[str]) -> None:
@@ -300,6 +302,5 @@ def _signature(index: Index, sources: Sequence[Path]) -> str:
     digest = hashlib.sha256(f"{_READER_VERSION} {index.fingerprint}\n".encode())
     for source in sources:
         for file in annotation_files(source):
-            stat = file.stat()
-            digest.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
+            digest.update(f"{file}\0{stamp_of(str(file))}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
