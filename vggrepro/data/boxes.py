@@ -132,18 +132,16 @@ def load(path: Path, index: Index) -> BoxSet:
             about["counts"],
             tuple((status, place) for status, place in about["flagged"]),
         )
-        whole = all(_whole(boxes) for boxes in splits.values())
+        whole = all(map(_whole, splits.values()))
     except UserError:
         raise
     except FileNotFoundError:
         raise UserError(f"boxes {path} does not exist; make it with `vggrepro boxes IMAGES --out {path}`") from None
     except Exception as error:  # zip files and what is in them break in many ways
         raise UserError(f"boxes {path} cannot be read ({reason_of(error, 100)}); {again}") from None
-    if not whole:
-        raise UserError(f"boxes {path} is damaged; {again}")
     if loaded.index != index.fingerprint:
         raise UserError(f"boxes {path} is of other images than {index.source}; {again}")
-    if any(len(splits[name].start) != len(index.split(name)) + 1 for name in SPLITS):
+    if not whole or any(len(boxes.counts) != len(index.split(name)) for name, boxes in splits.items()):
         raise UserError(f"boxes {path} is damaged; {again}")
     return loaded
 
