@@ -47,10 +47,10 @@ def run(directory: Path) -> int:
 
         graph = load_graph(directory / GRAPH)
         name = (directory / STAGE).read_text().strip()
-        config, parent = graph.stages[name], graph.parents[name]
+        config, parent = graph.stages[name], graph.parent_of(name)
         with open_session([config]) as session:
-            train_stage(config, graph.stages[parent] if parent else None, session)
-            evaluate_stage(config, session)
+            train_stage(config, parent, session)
+            evaluate_stage(config, parent, session)
             if session.topology.is_first:
                 write_tables(graph)
                 (directory / DONE).touch()

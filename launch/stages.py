@@ -64,7 +64,7 @@ def stages_of(graph: Graph, jobs: Mapping[str, slurm.Job]) -> list[Stage]:
         state: State
         if job:
             state = {"RUNNING": "running", "COMPLETING": "ending"}.get(job.state, "queued")  # type: ignore[assignment]
-        elif is_evaluated(config):
+        elif is_evaluated(config, graph.parent_of(name)):
             state = "finished"
         else:
             state = "trained" if trained[name] else "waiting" if waits_for else "ready"

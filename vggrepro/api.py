@@ -126,6 +126,8 @@ def load(
     source = Path(source)
     file, _ = locate(source)
     kept = checkpoint.load(file) if checkpoint.is_checkpoint(file) else None
+    if kept is not None and kept.stage.localisation:
+        raise UserError(f"{source} predicts boxes, not classes; name the net it was trained from, its run.parent")
     if kept is not None:
         built, preprocessing, said = net_of(kept, torch.device(device)), kept.preprocessing, str(source)
         names, weights = kept.provenance["classes"], checkpoint.weights_hash(kept.weights)

@@ -150,7 +150,7 @@ def test_a_net_trains_and_is_tested_on_them(hard_index: Index, tmp_path: Path) -
     stage = override(stage, [f"data.max_rejected_val={rejected}"], file)
     with open_session([stage]) as session:
         train_stage(stage, None, session)
-        evaluate_stage(stage, session)
+        evaluate_stage(stage, None, session)
     run = RunDirectory(stage.directory)
     trained = list(run.records("train"))
     assert trained[-1]["step"] * 8 > len(hard_index.split("train")), "every image was shown"

@@ -19,7 +19,8 @@ from vggrepro.data.loader import Loader, make_loader
 from vggrepro.errors import UserError
 from vggrepro.evaluation import methods, posteriors
 from vggrepro.evaluation.measure import fuse, measure, missing_Q, protocol, scored
-from vggrepro.evaluation.posteriors import Parts, Posteriors
+from vggrepro.evaluation.parts import Parts
+from vggrepro.evaluation.posteriors import Posteriors
 from vggrepro.evaluation.stage import as_the_net_expects, evaluate
 from vggrepro.ranks.group import process_group
 from vggrepro.ranks.topology import Topology, topology_of
@@ -130,7 +131,7 @@ def test_a_signal_is_heeded_and_loses_nothing(
     with pytest.raises(Interrupted, match="SIGTERM"):
         evaluate(CONFIG, WEIGHTS, tiny_net, odd_index, loader, run, watch, wanted)
     monkeypatch.undo()
-    done = Parts(protocol(CONFIG, WEIGHTS, odd_index.fingerprint, 36, "dense"), run.posteriors).done(11)
+    done = Parts(protocol(CONFIG, WEIGHTS, odd_index.fingerprint, 36, "dense").file(run.posteriors)).done(11)
     assert 3 <= done.sum() < 11
     run_evaluation(odd_index, run, loader)
     assert_same(odd_index, whole, run)
@@ -144,7 +145,7 @@ def test_killed_outright_after_some_parts(
     for method in METHODS:
         values = stored(odd_index, whole, 40, method).values
         for rows in ([0, 2], [2, 3, 9]):
-            parts = Parts(protocol(CONFIG, WEIGHTS, odd_index.fingerprint, 40, method), run.posteriors)
+            parts = Parts(protocol(CONFIG, WEIGHTS, odd_index.fingerprint, 40, method).file(run.posteriors))
             parts.add(np.array(rows), values[rows])
             parts.flush()
         (parts.folder / ".torn.npz.1").write_bytes(b"half")
@@ -154,7 +155,7 @@ def test_killed_outright_after_some_parts(
 
 def test_a_torn_part_is_one_line(odd_index: Index, loader: Loader, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    parts = Parts(protocol(CONFIG, WEIGHTS, odd_index.fingerprint, 40, "dense"), run.posteriors)
+    parts = Parts(protocol(CONFIG, WEIGHTS, odd_index.fingerprint, 40, "dense").file(run.posteriors))
     parts.folder.mkdir()
     (parts.folder / "torn.npz").write_bytes(b"PK half")
     with pytest.raises(UserError, match=r"torn.npz cannot be read .*; remove the file and evaluate again"):
@@ -162,11 +163,11 @@ def test_a_torn_part_is_one_line(odd_index: Index, loader: Loader, tmp_path: Pat
 
 
 def test_rows_that_another_rank_wrote_elsewhere_are_missed(odd_index: Index, tmp_path: Path) -> None:
-    parts = Parts(protocol(CONFIG, WEIGHTS, odd_index.fingerprint, 40, "dense"), tmp_path)
+    parts = Parts(protocol(CONFIG, WEIGHTS, odd_index.fingerprint, 40, "dense").file(tmp_path))
     parts.add(np.arange(4), np.full((4, 3), 1 / 3, np.float32))
     parts.flush()
     with pytest.raises(UserError, match=r"7 of 11 images are missing .* shared file system"):
-        parts.finish(odd_index.split("val").label, tmp_path)
+        parts.gather(11)
 
 
 def test_what_is_stored_is_not_computed_again(odd_index: Index, whole: RunDirectory, loader: Loader) -> None:

@@ -64,7 +64,7 @@ def test_a_step_does_not_wait_for_the_device(stage_file: StageFile, compiled: bo
     images = torch.randn(4, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(4, dtype=torch.int64, device=device)
     ready = (Batch(images, labels, None) for _ in count())  # type: ignore[arg-type]
-    with closing(prefetch(trainer.with_masks(ready, 0), device)) as batches:
+    with closing(prefetch(trainer.completed(ready, 0), device)) as batches:
         for step in range(3):
             trainer.step(step, batches, 0.01)
         torch.cuda.synchronize()

@@ -15,8 +15,9 @@ from PIL import Image
 
 from vggrepro.bench.machine import conditions
 from vggrepro.config.settings import Config
+from vggrepro.data.dataset import open_data
 from vggrepro.data.index import Split
-from vggrepro.data.loader import Loader, make_loader, open_data
+from vggrepro.data.loader import Loader, make_loader
 from vggrepro.data.views import rescaled_size
 from vggrepro.evaluation.methods import METHODS, Settings, whole_views
 from vggrepro.models.dense import class_scores

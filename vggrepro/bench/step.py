@@ -122,7 +122,7 @@ def training_step(trainer: Trainer) -> Step:
         for number in itertools.count():
             yield Batch(images, labels, sampler.views(number * len(labels), len(labels)))
 
-    endless, number = prefetch(trainer.with_masks(batches(), 0), device), itertools.count()
+    endless, number = prefetch(trainer.completed(batches(), 0), device), itertools.count()
     return lambda: trainer.step(next(number), endless, config.train.learning_rate)
 
 

@@ -11,6 +11,7 @@ from vggrepro.cli.options import JsonOption, SetOption, print_json, whole_number
 from vggrepro.errors import UserError
 
 if TYPE_CHECKING:
+    from vggrepro.evaluation.errors import ErrorRate
     from vggrepro.evaluation.measure import Scored
 
 
@@ -83,6 +84,70 @@ def _line(report: dict[str, Any]) -> str:
         f"Q = {', '.join(map(str, report['scales']))}, n = {report['n']}: top-1 error "
         f"{report['top1_error']:.2f} % (95 % interval {low:.2f} - {high:.2f}), top-5 {report['top5_error']:.2f} %"
     )
+
+
+def localise(
+    nets: Annotated[list[Path], typer.Argument(help="Runs of nets that predict boxes; those of several are pooled.")],
+    classes_from: Annotated[
+        list[Path],
+        typer.Option(
+            "--classes-from",
+            help="Run that names five classes for each image; several are fused. Default: those of the best row of the "
+            "experiment's Tables 4 to 6.",
+        ),
+    ] = [],  # noqa: B006
+    method: Annotated[
+        Literal["dense", "multicrop", "both"], typer.Option(help="Whose posteriors name them, with --classes-from.")
+    ] = "dense",
+    scales: Annotated[
+        str | None, typer.Option(help="Q values in px, e.g. 352,384; default: each run's own of Table 9.")
+    ] = None,
+    changes: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Localisation error on the validation split (Appendix A): five guessed classes, each with one merged box.
+
+    Boxes at all places are kept in the run directories; what is there is not computed again.
+    """
+    from vggrepro.pipeline.localise import localise
+
+    found = localise(nets, classes_from, method, whole_numbers(scales) if scales else None, changes)
+    if found is None:  # not the first rank
+        return
+    report = {
+        "tested": [
+            {"nets": list(one.nets), "scales": [list(Q) for Q in one.Q]}
+            | _rate("localisation_error", one.errors.localisation)
+            | _rate("given_class_error", one.errors.given_class)
+            for one in found.tested
+        ],
+        "classes_from": found.guesses.told,
+        "classes_top5_error": found.guesses.top5,
+        "yardsticks": {
+            "whole_image": _rate("given_class_error", found.whole_image),
+            "random_box": _rate("given_class_error", found.random),
+        },
+        "n": found.whole_image.n,
+    }
+    if as_json:
+        print_json(report)
+        return
+    typer.echo(f"classes from {found.guesses.told}, top-5 error {found.guesses.top5:.2f} %; n = {report['n']}")
+    for one in found.tested:
+        Q = " + ".join(", ".join(map(str, sides)) for sides in one.Q)
+        low, high = one.errors.localisation.interval
+        typer.echo(
+            f"{' + '.join(one.nets)} at Q = {Q}: localisation error {one.errors.localisation.percent:.2f} % (95 % "
+            f"interval {low:.2f} - {high:.2f}); {one.errors.given_class.percent:.2f} % if the class is given"
+        )
+    typer.echo(
+        f"yardsticks, the class given: the whole image {found.whole_image.percent:.2f} %, a random box "
+        f"{found.random.percent:.2f} %"
+    )
+
+
+def _rate(name: str, rate: ErrorRate) -> dict[str, Any]:
+    return {name: rate.percent, f"interval_{name}": list(rate.interval)}
 
 
 def verify_paper(

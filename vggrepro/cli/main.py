@@ -23,6 +23,7 @@ for verb in (
     data.boxes,
     train.train,
     evaluate.evaluate,
+    evaluate.localise,
     evaluate.verify_paper,
     train.reproduce,
     report.tables,

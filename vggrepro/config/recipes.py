@@ -42,6 +42,11 @@ class Graph:
     stages: Mapping[str, Config]
     parents: Mapping[str, str | None]
 
+    def parent_of(self, name: str) -> Config | None:
+        """The configuration that a stage starts from."""
+        parent = self.parents[name]
+        return self.stages[parent] if parent else None
+
 
 def _over_seeds(graph: Graph, text: str) -> Graph:
     """The graph once for each seed of a list such as 0,1,2: whole graphs, one after another, in one experiment.

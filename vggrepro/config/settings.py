@@ -97,6 +97,17 @@ class Data(Section):
         return scale_text(self.S)
 
 
+class Localisation(Section):
+    """A net whose last layer predicts boxes in place of class scores (Appendix A)."""
+
+    regression: Literal["SCR", "PCR"] = "PCR"
+    """One box for all classes together (single-class regression), or one for each class (per-class regression)."""
+    fine_tune: Literal["all", "fc"] = "all"
+    """All layers, or fc6 and fc7 alone; the last layer is trained from random weights either way."""
+    merge_below: float = Field(default=0.5, ge=0)
+    """Distance below which two boxes are merged in the dense test: see `evaluation.merging` (the paper is silent)."""
+
+
 class Schedule(Section):
     """When the learning rate falls (Section 3.1; patience and threshold are ours, the paper is silent)."""
 
@@ -238,6 +249,8 @@ class Config(Section):
 
     model: Model
     data: Data = Data()
+    localisation: Localisation | None = None
+    """Set where the net predicts boxes; else it predicts classes."""
     train: Train = Train()
     evaluation: Evaluation = Evaluation()
     run: Run = Run()
@@ -258,6 +271,20 @@ class Config(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _boxes_need_classes(self) -> Config:
+        if self.localisation is None:
+            return self
+        if not self.run.parent:
+            raise UserError("run.parent is missing: a net that predicts boxes starts from one that predicts classes")
+        if self.model.batch_norm and self.localisation.fine_tune == "fc":
+            raise UserError("localisation.fine_tune=fc keeps the convolutions, and model.batch_norm=true changes them")
+        if self.train.comm == "factor" and self.localisation.fine_tune == "fc":
+            raise UserError("train.comm=factor needs convolutions that are trained; set train.comm=ddp or auto")
+        if isinstance(self.data.S, tuple):
+            raise UserError(f"data.S={list(self.data.S)}: boxes are learnt at one S; give a number of px")
+        return self
+
     @property
     def name(self) -> str:
         """The stage's name: run.name, or net and S."""
@@ -276,11 +303,18 @@ class Config(Section):
 
     @property
     def multi_Q(self) -> tuple[int, ...]:
-        """Q of the multi-scale test, px (Section 4.2); the 32 px step scales with the crop."""
+        """Q of the multi-scale test, px (Section 4.2, Table 9); the 32 px step scales with the crop."""
         low, high = self.data.S_range
         step = round(value("test_scale_offset") * self.model.crop / value("crop"))
+        if self.localisation and not self.evaluation.multi_Q:
+            return (low - step, low) if self.papers_S == value("scales")[1] else (low,)
         default = (low - step, low, low + step) if low == high else (low, (low + high) // 2, high)
         return self.evaluation.multi_Q or default
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether the convolutional layers stay as they are, and only the FC layers are trained (Appendix A)."""
+        return self.localisation is not None and self.localisation.fine_tune == "fc"
 
     @property
     def papers_S(self) -> Scale:
@@ -309,7 +343,10 @@ class Config(Section):
         keeping |= {"micro_batch", "compile", "cudnn"}  # which differ by rounding
         train = {key: setting for key, setting in tree["train"].items() if key not in keeping}
         train["comm"] = "bf16" if self.train.comm == "bf16" else "exact"  # the others differ by rounding only
-        return {"model": tree["model"], "data": data, "train": train, "run": {"seed": self.run.seed}}
+        course = {"model": tree["model"], "data": data, "train": train, "run": {"seed": self.run.seed}}
+        if self.localisation:
+            course["localisation"] = self.localisation.model_dump(mode="json", exclude={"merge_below"})
+        return course
 
     def to_yaml(self) -> str:
         """Every setting, defaults included."""

@@ -14,7 +14,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +61,13 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.label)
+
+    def take(self, rows: Ints) -> Split:
+        """Some of the images, in that order, as a split of their own."""
+        taken = {
+            key: getattr(self, key)[rows] for key in ("container", "offset", "length", "label", "size", "ordinary")
+        }
+        return replace(self, names=self.names.take(rows), **taken)
 
     def name_of(self, image: int) -> str:
         """Where an image is, for messages."""

@@ -15,18 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vggrepro.config.settings import Config, Data
-from vggrepro.data import sample_set
+from vggrepro.config.settings import Data
 from vggrepro.data.decode import BadImageError, Region, in_groups, resample, whole_region
-from vggrepro.data.index import Index, Split, require_training_images
-from vggrepro.data.labels import ILSVRC
+from vggrepro.data.index import Split
 from vggrepro.data.prefetch import prefetch, to_device
 from vggrepro.data.processes import in_order, shared_empty
 from vggrepro.data.resample import resample_on_device
-from vggrepro.data.scan import open_index
 from vggrepro.data.views import Ints, Views
 from vggrepro.errors import UserError
-from vggrepro.paper import value
 from vggrepro.progress import echo
 
 
@@ -42,11 +38,14 @@ class Batch:
     """What is shown: the views asked for, but for the places of bad images."""
     dropout_masks: tuple[torch.Tensor, torch.Tensor] | None = None
     """In training with dropout, which units of fc6 and fc7 each image keeps: bool (N, units)."""
+    targets: torch.Tensor | None = None
+    """In training on boxes, what is to be predicted: (N, 4) float32, as of `models.boxes.encode`."""
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Keeps the memory from being used again before what `stream` has been given so far is done."""
-        for tensor in (self.images, self.labels, *(self.dropout_masks or ())):
-            tensor.record_stream(stream)
+        for tensor in (self.images, self.labels, self.targets, *(self.dropout_masks or ())):
+            if tensor is not None:
+                tensor.record_stream(stream)
 
 
 class BadImages:
@@ -303,37 +302,3 @@ def make_loader(data: Data, device: torch.device, cores: int | None = None) -> L
     if backend == "dali_gpu":
         processes = 0  # its work is on the device
     return Loader(backend, data.mean, workers, device, processes=min(processes, workers), bad=BadImages(data.max_bad))
-
-
-def open_data(
-    config: Config, progress: Callable[[int, int], None] = lambda done, total: None, *, training: bool = True
-) -> Index:
-    """The data set of a configuration, checked against it. Without `training` validation images are enough.
-
-    Raises UserError.
-    """
-    root = config.data.root
-    if root == sample_set.ROOT:
-        root = str(sample_set.ensure(config.run.root / "data"))
-    elif root is not None and root.startswith("builtin:"):
-        raise UserError(f"data.root={root} is not built in; known: {sample_set.ROOT}")
-    index = open_index(root, config.data.index, config.run.root / "index", progress)
-    if training:
-        require_training_images(index)
-    if len(index.classes) != config.model.classes:
-        remedy = (
-            f"set model.classes={len(index.classes)} or another data.root"
-            if training
-            else "a net is tested on images of its own classes; where they are of some of these only, name all of "
-            f"them: `vggrepro index ... --classes {ILSVRC if config.model.classes == value('classes') else 'FILE'}`"
-        )
-        raise UserError(f"model.classes={config.model.classes}, but {index.source} has {len(index.classes)}; {remedy}")
-    if not len(index.split("val")):
-        raise UserError(f"{index.source} has no usable image in val; see `vggrepro index`")
-    if (rejected := index.split("val").rejected) > config.data.max_rejected_val:
-        raise UserError(
-            f"{rejected} validation images of {index.source} cannot be read, and an error rate counts all of them; "
-            f"`vggrepro index --report` names them: replace them, or set data.max_rejected_val={rejected} to test on "
-            f"the others"
-        )
-    return index

@@ -86,6 +86,8 @@ class TrainingSampler:
     data: Data
     crop: int
     seed: int
+    boxes: NDArray[np.float64] | None = None
+    """(images, 4) left, top, right, bottom in px of an object whose centre every crop shows (Appendix A is silent)."""
 
     @property
     def images(self) -> int:
@@ -116,7 +118,8 @@ class TrainingSampler:
         S = low + (u[:, 0] * (high - low + 1)).astype(np.int64)
         size = self.sizes[image]
         rescaled = rescaled_size(size, S)
-        corner = (u[:, 1:3] * (rescaled - self.crop + 1)).astype(np.int64)
+        lowest, highest = self._corners(image, rescaled / size, rescaled)
+        corner = lowest + (u[:, 1:3] * (highest - lowest + 1)).astype(np.int64)
         radius = np.sqrt(-2 * np.log1p(-u[:, [4, 6]]))  # Box-Muller; 1 - u is never 0
         angle = 2 * np.pi * u[:, [5, 7]]
         normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)[:, :3]
@@ -130,6 +133,16 @@ class TrainingSampler:
             shift=(normal @ colour_components(self.data.colour_shift)).astype(np.float32),
             replacement=partial(self._replacement, first),
         )
+
+    def _corners(self, image: Ints, scale: NDArray[np.float64], rescaled: Ints) -> tuple[Ints, Ints]:
+        """(N, 2) the first and the last place, top and left in px, of crops that may be shown of rescaled images."""
+        first, last = np.zeros_like(rescaled), rescaled - self.crop
+        if self.boxes is None:
+            return first, last
+        box = self.boxes[image]
+        centre = (box[:, [1, 0]] + box[:, [3, 2]]) / 2 * scale
+        lowest = np.clip(np.ceil(centre).astype(np.int64) - self.crop, first, last)
+        return lowest, np.clip(np.floor(centre).astype(np.int64), lowest, last)
 
     def _replacement(self, first: int, row: int, attempt: int) -> Views:
         return self.views(first + row + attempt * self.images, 1)

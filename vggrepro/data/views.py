@@ -58,6 +58,27 @@ class Views:
         window = np.concatenate([self.corner, self.corner + np.array(self.shape)], axis=1)
         return window * np.tile(scale, 2)
 
+    def boxes_in_window(self, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Boxes (N, ..., 4) of the images, moved as their pixels are: rescaled, cut out with the window, mirrored.
+
+        Left, top, right, bottom; from px of the image as it is to px of the window, beyond which a box may reach.
+        """
+        scale, corner, flip = self._as_boxes(boxes.ndim)
+        moved = boxes * scale - corner
+        return np.where(flip, _mirrored(moved, self.shape[1]), moved)
+
+    def boxes_in_image(self, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The inverse of :meth:`boxes_in_window`."""
+        scale, corner, flip = self._as_boxes(boxes.ndim)
+        return (np.where(flip, _mirrored(boxes, self.shape[1]), boxes) + corner) / scale
+
+    def _as_boxes(self, ndim: int) -> tuple[NDArray[np.float64], Ints, NDArray[np.bool_]]:
+        """(scale, corner, flip) in the order of a box's edges, to be broadcast against boxes of so many dimensions."""
+        rows = (len(self), *[1] * (ndim - 2))
+        edges = [1, 0, 1, 0]  # x stands before y in boxes, and behind it in views
+        scale, corner = (self.rescaled / self.size)[:, edges], self.corner[:, edges]
+        return scale.reshape(*rows, 4), corner.reshape(*rows, 4), self.flip.reshape(*rows, 1)
+
     def with_row(self, row: int, other: Views) -> Views:
         """These views with one row replaced by the only row of `other`."""
         changed = {}
@@ -86,6 +107,11 @@ class Views:
         low = np.maximum(np.floor(window[:, :2] - reach[:, :2]), 0)
         high = np.minimum(np.ceil(window[:, 2:] + reach[:, 2:]), self.size)
         return np.concatenate([low, high], axis=1).astype(np.int64)
+
+
+def _mirrored(boxes: NDArray[np.float64], width: int) -> NDArray[np.float64]:
+    """Boxes in a window of this width, px, mirrored left to right."""
+    return np.array([width, 0, width, 0]) + boxes[..., [2, 1, 0, 3]] * np.array([-1, 1, -1, 1])
 
 
 def rescaled_size(size: Ints, short_side: Ints | int) -> Ints:

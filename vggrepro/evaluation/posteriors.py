@@ -5,10 +5,6 @@ float32, as computed: nothing is rounded, so the order of the guesses is the net
 """
 
 import json
-import shutil
-import time
-import uuid
-import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,9 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggrepro.errors import UserError
-from vggrepro.files import replacing
-
-_SECONDS_BETWEEN_PARTS = 30.0
+from vggrepro.evaluation.parts import Parts, read_arrays, write_arrays
 
 
 @dataclass(frozen=True)
@@ -59,7 +53,7 @@ class Posteriors:
         """Writes all or nothing."""
         folder.mkdir(parents=True, exist_ok=True)
         protocol = np.array(json.dumps(asdict(self.protocol)))
-        _write(self.protocol.file(folder), values=self.values, labels=self.labels, protocol=protocol)
+        write_arrays(self.protocol.file(folder), values=self.values, labels=self.labels, protocol=protocol)
 
 
 def load(protocol: Protocol, folder: Path) -> Posteriors | None:
@@ -67,7 +61,7 @@ def load(protocol: Protocol, folder: Path) -> Posteriors | None:
     file = protocol.file(folder)
     if not file.exists():
         return None
-    content = _read(file)
+    content = read_arrays(file)
     try:
         stored: dict[str, Any] = json.loads(str(content["protocol"]))
         found = Posteriors(Protocol(**stored), content["values"], content["labels"])
@@ -78,79 +72,14 @@ def load(protocol: Protocol, folder: Path) -> Posteriors | None:
     return found
 
 
-class Parts:
-    """Posteriors that are still being made: small files that any number of ranks add to, until all rows are there.
+def finish(parts: Parts, protocol: Protocol, labels: NDArray[np.int64], folder: Path) -> None:
+    """Turns the parts, once all rows are there, into the stored posteriors. Rank 0 only, after all have flushed.
 
-    What a killed evaluation leaves, the next one continues, on however many ranks. One object for each rank.
+    Raises UserError when rows are missing.
     """
-
-    def __init__(self, protocol: Protocol, folder: Path) -> None:
-        self.protocol = protocol
-        self.folder = protocol.file(folder).with_suffix(".parts")
-        self._rows: list[NDArray[np.int64]] = []
-        self._values: list[NDArray[np.float32]] = []
-        self._written = time.monotonic()
-
-    def done(self, n: int) -> NDArray[np.bool_]:
-        """(n,) which rows are on disk. Raises UserError for a file that cannot be read."""
-        done = np.zeros(n, np.bool_)
-        for part in self._files():
-            done[_read(part)["rows"]] = True
-        return done
-
-    def add(self, rows: NDArray[np.int64], values: NDArray[np.float32]) -> None:
-        """Takes rows (k,) with posteriors (k, classes); writes what it has from time to time."""
-        self._rows.append(rows)
-        self._values.append(values)
-        if time.monotonic() - self._written > _SECONDS_BETWEEN_PARTS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Writes what has not been written."""
-        if self._rows:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            rows, values = np.concatenate(self._rows), np.concatenate(self._values)
-            _write(self.folder / f"{uuid.uuid4().hex}.npz", rows=rows, values=values)
-            self._rows, self._values = [], []
-        self._written = time.monotonic()
-
-    def finish(self, labels: NDArray[np.int64], folder: Path) -> None:
-        """Turns the parts, once all rows are there, into the stored posteriors. Rank 0 only, after all have flushed.
-
-        Raises UserError when rows are missing: another rank wrote its own where this one does not see them.
-        """
-        values: NDArray[np.float32] | None = None
-        done = np.zeros(len(labels), np.bool_)
-        for part in self._files():
-            content = _read(part)
-            if values is None:
-                values = np.empty((len(labels), content["values"].shape[1]), np.float32)
-            values[content["rows"]] = content["values"]
-            done[content["rows"]] = True
-        if values is None or not done.all():
-            raise UserError(
-                f"{(~done).sum()} of {len(labels)} images are missing in {self.folder}: the ranks do not see each "
-                f"other's files; put the run directory on a shared file system"
-            )
-        Posteriors(self.protocol, values, labels).save(folder)
-        shutil.rmtree(self.folder)
-
-    def _files(self) -> list[Path]:
-        return sorted(self.folder.glob("[!.]*.npz"))
-
-
-def _write(file: Path, **arrays: NDArray[Any]) -> None:
-    """All or nothing: a file with its final name is whole."""
-    with replacing(file) as temporary, temporary.open("wb") as out:
-        np.savez(out, **arrays)  # type: ignore[arg-type]
-
-
-def _read(file: Path) -> dict[str, NDArray[Any]]:
-    try:
-        with np.load(file, allow_pickle=False) as content:
-            return dict(content)
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"posteriors {file} cannot be read ({error}); remove the file and evaluate again") from None
+    _, values = parts.gather(len(labels))
+    Posteriors(protocol, values, labels).save(folder)
+    parts.remove()
 
 
 def average(sets: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:

@@ -10,7 +10,8 @@ from vggrepro.data.index import Index, Split
 from vggrepro.data.loader import Loader
 from vggrepro.evaluation.measure import methods_of, missing_Q, protocol
 from vggrepro.evaluation.methods import METHODS, Settings, whole_views
-from vggrepro.evaluation.posteriors import Parts
+from vggrepro.evaluation.parts import Parts
+from vggrepro.evaluation.posteriors import finish
 from vggrepro.models.precision import autocast, set_arithmetic
 from vggrepro.models.vgg import VGG
 from vggrepro.progress import Update, progress
@@ -51,7 +52,8 @@ def evaluate(
     net, split = make_net().eval(), index.split("val")
     for Q, pending in sorted(missing.items()):
         parts = {
-            method: Parts(protocol(config, weights, index.fingerprint, Q, method), run.posteriors) for method in pending
+            method: Parts(protocol(config, weights, index.fingerprint, Q, method).file(run.posteriors))
+            for method in pending
         }
         share = -(-len(split) // topology.world)
         with progress(f"{config.name}: {', '.join(pending)} at Q={Q}", share, shown=topology.is_first) as update:
@@ -59,7 +61,8 @@ def evaluate(
         gather_to_first(None)  # until every rank has written
         if topology.is_first:
             for method in pending:
-                parts[method].finish(split.label, run.posteriors)
+                made = protocol(config, weights, index.fingerprint, Q, method)
+                finish(parts[method], made, split.label, run.posteriors)
 
 
 @torch.inference_mode()

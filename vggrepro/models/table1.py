@@ -34,6 +34,9 @@ class LRN:
     """Local response normalisation, after the ReLU of the convolution before it (Section 2.1)."""
 
 
+Regression = Literal["SCR", "PCR"]
+BOX_NUMBERS = 4
+"""Of a predicted box: centre x and y, width, height (Appendix A)."""
 Blocks = tuple[tuple[Conv | LRN, ...], ...]
 
 
@@ -60,7 +63,8 @@ class Architecture:
     """A column of Table 1, or a net in its manner; build one with ``architecture()``.
 
     ``blocks`` are what stands between the max-pools, with channels already multiplied by ``width``. ``crop`` is the
-    side of the square input in pixels, ``dropout`` the share of units dropped after fc6 and fc7.
+    side of the square input in pixels, ``dropout`` the share of units dropped after fc6 and fc7. Where ``regression``
+    is set, fc8 gives boxes in place of class scores: one for all classes (SCR) or one for each (PCR; Appendix A).
 
     Raises:
         UserError: ``crop`` is not a positive multiple of ``stride``, or ``classes`` or ``dropout`` is out of range.
@@ -73,6 +77,7 @@ class Architecture:
     crop: int
     width: float
     dropout: float
+    regression: Regression | None = None
 
     def __post_init__(self) -> None:
         if self.crop <= 0 or self.crop % self.stride:
@@ -99,6 +104,11 @@ class Architecture:
     def fc_units(self) -> int:
         """Units of fc6 and of fc7; 4096 in the paper."""
         return _scaled(value("fc_units"), self.width)
+
+    @property
+    def outputs(self) -> int:
+        """Units of fc8: class scores, or the numbers of one box or of one for each class."""
+        return {None: self.classes, "SCR": BOX_NUMBERS, "PCR": BOX_NUMBERS * self.classes}[self.regression]
 
     @property
     def parameters(self) -> int:
@@ -154,7 +164,7 @@ class Architecture:
             rows.append(Layer(f"pool{b}", "pool", f"features.{index}", 2, (channels, side, side), 0, 0))
             index += 1
         units = channels * side**2
-        heads = {"fc6": (0, self.fc_units), "fc7": (3, self.fc_units), "fc8": (6, self.classes)}
+        heads = {"fc6": (0, self.fc_units), "fc7": (3, self.fc_units), "fc8": (6, self.outputs)}
         for name, (position, out) in heads.items():
             weights = units * out
             rows.append(Layer(name, "fc", f"classifier.{position}", None, (out,), weights + out, weights))
@@ -171,6 +181,7 @@ def architecture(
     crop: int = 224,
     width: float = 1.0,
     dropout: float = 0.5,
+    regression: Regression | None = None,
 ) -> Architecture:
     """A column of Table 1 (``net`` is A, A-LRN, B, C, D or E), or a net of your own; the defaults are the paper's.
 
@@ -178,10 +189,11 @@ def architecture(
         net: the column; with ``layers``, any name.
         layers: blocks in Table 1's notation, e.g. ``[["conv3-64", "LRN"], ["conv5-128"]]``, in place of a column.
         batch_norm: batch normalisation between each convolution and its ReLU (not in the paper).
-        classes: units of fc8.
+        classes: how many there are; units of fc8 unless it predicts boxes.
         crop: side of the square input in pixels, a multiple of 2 ** blocks.
         width: multiplies all channels and the units of fc6 and fc7 (rounded, at least 1).
         dropout: share of units dropped after fc6 and fc7.
+        regression: fc8 predicts one box for all classes (SCR) or one for each (PCR) in place of class scores.
 
     Raises:
         UserError: no such column, a layer text that cannot be read, an even kernel, or a value out of range.
@@ -196,12 +208,13 @@ def architecture(
     blocks = tuple(_block(block, width) for block in (columns[net] if layers is None else layers))
     if not blocks:
         raise UserError("layers []: a net needs at least one block, e.g. [[conv3-64]]")
-    return Architecture(net, blocks, batch_norm, classes, crop, width, dropout)
+    return Architecture(net, blocks, batch_norm, classes, crop, width, dropout, regression)
 
 
 def architecture_of(config: Config) -> Architecture:
     """The net a configuration describes. Raises UserError."""
-    return architecture(**config.model.model_dump(exclude={"init"}))
+    regression = config.localisation.regression if config.localisation else None
+    return architecture(**config.model.model_dump(exclude={"init"}), regression=regression)
 
 
 def _block(texts: Sequence[str], width: float) -> tuple[Conv | LRN, ...]:

@@ -35,7 +35,7 @@ class VGG(nn.Module):
             nn.Linear(units, units),
             nn.ReLU(inplace=True),
             nn.Dropout(architecture.dropout),
-            nn.Linear(units, architecture.classes),
+            nn.Linear(units, architecture.outputs),
         )
 
     @property
@@ -55,8 +55,12 @@ class VGG(nn.Module):
         """
         self._compiled = torch.compile(self.features.forward, dynamic=False, **options)
 
+    def freeze_features(self) -> None:
+        """From now on the convolutional layers stay as they are, and nothing is computed for their gradients."""
+        self.features.requires_grad_(False)
+
     def forward(self, images_NCHW: Tensor, dropout_masks: DropoutMasks | None = None) -> Tensor:
-        """Class scores (logits) of shape (N, classes) for images of shape (N, 3, crop, crop).
+        """Class scores (logits) of shape (N, classes) for images of shape (N, 3, crop, crop); or boxes: `models.boxes`.
 
         In training mode ``dropout_masks`` replace nn.Dropout's own draws. Drawn outside for the global batch, they make
         the trajectory independent of the number of ranks. In eval mode dropout is off and they are ignored.

@@ -41,7 +41,8 @@ class LayerMap:
 def warm_start(net: VGG, parent_state: Mapping[str, Tensor], parent: Architecture) -> LayerMap:
     """Copy a trained parent's layers into ``net`` and say which; what is not copied keeps its random start.
 
-    From the same layers (S=384 from S=256, the jitter from S=384) everything is copied. Otherwise the paper's rule
+    From the same layers (S=384 from S=256, the jitter from S=384) everything is copied, but for the last layer where
+    one net predicts boxes and the other does not (Appendix A: it is trained from scratch). Otherwise the paper's rule
     holds: the first four convolutions of A and the three fully-connected layers. The first four of a deeper net have
     other shapes, so they are taken by place in their block: conv1_1, conv2_1, conv3_1 and conv3_2. Batch norm goes
     along with its convolution where both nets have it. Nothing is copied if anything does not fit.
@@ -53,18 +54,24 @@ def warm_start(net: VGG, parent_state: Mapping[str, Tensor], parent: Architectur
 
     Raises:
         UserError: a layer has another shape in the parent (another width, crop or number of classes), or the state dict
-            lacks it.
+            lacks it; or a net that predicts boxes has other convolutions than its parent.
     """
     child_state = net.state_dict()
     parents = {layer.name: layer for layer in parent.layers()}
     everything = parent.blocks == net.architecture.blocks
+    same_outputs = parent.regression == net.architecture.regression
+    if not everything and not same_outputs:
+        raise UserError(
+            f"a net {net.architecture.name} that predicts boxes starts from a net {net.architecture.name} that "
+            f"predicts classes; parent {parent.name} has other layers"
+        )
     copies: dict[str, Tensor] = {}
     rows = []
     for layer in net.architecture.layers():
         if not layer.parameters:
             continue
         inherits = everything or layer.name.replace("bn", "conv") in value("warm_start_layers")
-        source = parents.get(layer.name) if inherits else None
+        source = parents.get(layer.name) if inherits and (same_outputs or layer.name != "fc8") else None
         rows.append(Inherited(layer.name, source.name if source else None, layer.parameters))
         if source is None:
             continue

@@ -1,4 +1,4 @@
-"""The paper as data: Table 1's columns, every hyper-parameter with its section, the figures of Tables 2-7.
+"""The paper as data: Table 1's columns, every hyper-parameter with its section, the figures of Tables 2-10.
 
 The figures themselves are in ``facts.yaml``; this module only gives them types. It imports neither torch nor numpy.
 """
@@ -82,6 +82,31 @@ class PublishedResult:
 
 
 @dataclass(frozen=True)
+class BoxRow:
+    """One row of Table 8 or 9 (Appendix A): localisation errors in per cent.
+
+    ``error`` is the validation set's, ``error_test`` the test set's where the paper prints it. ``members`` are several
+    nets where their boxes are pooled.
+    """
+
+    table: int
+    members: tuple[TestedNet, ...]
+    regression: Literal["SCR", "PCR"]
+    fine_tune: Literal["all", "fc"]
+    error: float
+    error_test: float | None
+
+
+@dataclass(frozen=True)
+class PublishedLocalisation:
+    """One row of Table 10 (Appendix A): localisation errors in per cent, None where the paper prints none."""
+
+    method: str
+    error: float | None
+    error_test: float | None
+
+
+@dataclass(frozen=True)
 class Facts:
     """Everything that ``facts.yaml`` states; the keys of the mappings are Table 1's columns (A, A-LRN, B, C, D, E)."""
 
@@ -100,6 +125,10 @@ class Facts:
     """Tables 3-6."""
     state_of_the_art: tuple[PublishedResult, ...]
     """Table 7."""
+    localisation: Mapping[int, tuple[BoxRow, ...]]
+    """Tables 8 and 9."""
+    localisation_state_of_the_art: tuple[PublishedLocalisation, ...]
+    """Table 10."""
 
     def table(self, number: int) -> tuple[Row, ...]:
         """The rows of Table 3, 4, 5 or 6 in the paper's order."""
@@ -126,6 +155,17 @@ def facts() -> Facts:
             PublishedResult(row["method"], row.get("top1"), row.get("top5"), row.get("top5_test"))
             for row in raw["state_of_the_art"]
         ),
+        localisation={
+            number: tuple(
+                BoxRow(number, _members(row), row["regression"], row["fine_tune"], row["error"], row.get("error_test"))
+                for row in rows
+            )
+            for number, rows in raw["localisation"].items()
+        },
+        localisation_state_of_the_art=tuple(
+            PublishedLocalisation(row["method"], row.get("error"), row.get("error_test"))
+            for row in raw["localisation_state_of_the_art"]
+        ),
     )
 
 
@@ -145,8 +185,11 @@ def ilsvrc_classes() -> tuple[str, ...]:
 
 
 def _row(table: int, raw: dict[str, Any]) -> Row:
-    members = tuple(TestedNet(net["net"], _frozen(net["S"]), _frozen(net["Q"])) for net in raw["nets"])
-    return Row(table, members, raw["method"], raw["top1"], raw["top5"], raw.get("top5_test"))
+    return Row(table, _members(raw), raw["method"], raw["top1"], raw["top5"], raw.get("top5_test"))
+
+
+def _members(raw: dict[str, Any]) -> tuple[TestedNet, ...]:
+    return tuple(TestedNet(net["net"], _frozen(net["S"]), _frozen(net["Q"])) for net in raw["nets"])
 
 
 def _frozen(raw: Any) -> Any:

@@ -20,7 +20,7 @@ from vggrepro.pipeline.tracking import mirrored
 from vggrepro.pipeline.weights import checkpoint_of
 from vggrepro.ranks.topology import Topology
 from vggrepro.storage.directory import RunDirectory
-from vggrepro.storage.status import locate, relocated
+from vggrepro.storage.status import known_weights, locate, note_weights, relocated
 
 if TYPE_CHECKING:
     from vggrepro.data.index import Index
@@ -64,6 +64,9 @@ def evaluate_nets(
 
     places = [locate(net) for net in nets]
     kept = [(net, checkpoint.load(file), RunDirectory(run)) for net, (file, run) in zip(nets, places, strict=True)]
+    for net, found, _ in kept:
+        if found.stage.localisation:
+            raise UserError(f"{net} predicts boxes, not classes; test it with `vggrepro localise {net}`")
     return _evaluate(kept, methods, scales, overrides)
 
 
@@ -89,8 +92,8 @@ def _evaluate(
             several = any("multicrop" in methods_of(method) for method in methods)
             Q = scales or (config.multi_Q if several else config.single_Q)
             result.append(EvaluatedNet(path, config, weights, index.fingerprint, run.posteriors, Q))
-            if path.is_dir() and session.topology.is_first and run.read_json("final.json") is None:
-                run.write_json("final.json", {"weights": weights, "step": kept.step})
+            if path.is_dir() and session.topology.is_first and known_weights(run) is None:
+                note_weights(run, weights, kept.step)
             if result[-1].data != result[0].data:
                 raise UserError(f"{path} and {nets[0][0]} see different images; give them the same data.index")
             loader = as_the_net_expects(session.loader(config), kept.preprocessing)
@@ -116,8 +119,8 @@ def _log_errors(
     net: EvaluatedNet, methods: Sequence[str], run: RunDirectory, own: Evaluation, topology: Topology
 ) -> None:
     """Adds the errors of a run's final net to its metrics, unless its images or its protocol are not its own."""
-    final, data = run.read_json("final.json"), run.read_json("dataset.json")
-    if not final or not data or (final["weights"], data["fingerprint"]) != (net.weights, net.data):
+    data = run.read_json("dataset.json")
+    if not data or (known_weights(run), data["fingerprint"]) != (net.weights, net.data):
         return
     if (net.config.evaluation.flip, net.config.evaluation.precision) != (own.flip, own.precision):
         return

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from vggrepro.config.settings import Config
 from vggrepro.errors import UserError
 from vggrepro.pipeline.session import Session
@@ -16,6 +18,30 @@ from vggrepro.storage.directory import RunDirectory
 
 if TYPE_CHECKING:
     from vggrepro.data.index import Index
+    from vggrepro.evaluation.boxes import Found
+    from vggrepro.evaluation.localise import Annotated
+
+_SHOWN = 24  # images
+
+
+def draw_box_figures(config: Config, run: RunDirectory, found: Found, test: Annotated, session: Session) -> None:
+    """The figures of a finished run that predicts boxes: its curves, and boxes beside the true ones."""
+    from vggrepro.data.views import rescaled_size, whole
+    from vggrepro.reporting import figures
+
+    drawn = {"learning_curves": figures.learning_curves({config.name: run})}
+    shown = np.linspace(0, len(test.split) - 1, min(_SHOWN, len(test.split))).astype(np.int64)
+    loader, images, boxes = replace(session.loader(config), processes=0), [], []
+    for row in shown:  # one by one, as each has a shape of its own
+        size = test.split.size[[row]]
+        view = whole(np.array([row]), size, rescaled_size(size, config.single_Q[0]))
+        batch = next(iter(loader.batches(test.split, [view])))
+        images.append(batch.images[0].permute(1, 2, 0).float().cpu().numpy() + np.array(config.data.mean, np.float32))
+        both = (test.boxes.of(int(row)), found.boxes[row, -1:].astype(np.float64))
+        boxes.append(tuple(view.boxes_in_window(one[None])[0] for one in both))
+    drawn["boxes"] = figures.boxes_sheet(images, boxes)
+    for name, png in drawn.items():
+        run.write_bytes(f"figures/{name}.png", png)
 
 
 def draw_figures(config: Config, run: RunDirectory, index: Index, session: Session) -> None:
@@ -25,7 +51,7 @@ def draw_figures(config: Config, run: RunDirectory, index: Index, session: Sessi
     from vggrepro.training.stage import load_final
 
     drawn = {"learning_curves": figures.learning_curves({config.name: run})}
-    split, shown = index.split("train"), 24
+    split, shown = index.split("train"), _SHOWN
     sampler = TrainingSampler(split.size, config.data, config.model.crop, config.run.seed)
     crops = next(iter(replace(session.loader(config), processes=0).batches(split, [sampler.views(0, shown)])))
     images = crops.images.permute(0, 2, 3, 1).float().cpu().numpy()

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from vggrepro.config.recipes import Graph
+from vggrepro.config.settings import Config
 from vggrepro.pipeline.session import open_session
 from vggrepro.pipeline.stage import evaluate_stage, train_stage
 from vggrepro.progress import echo
@@ -22,12 +23,16 @@ def reproduce(graph: Graph, *, stop_after_s: float | None = None) -> Path | None
     stages = list(graph.stages.values())
     with open_session(stages, stop_after_s=stop_after_s) as session:
         for name, config in graph.stages.items():
-            parent = graph.parents[name]
-            train_stage(config, graph.stages[parent] if parent else None, session)
-            evaluate_stage(config, session)
+            parent = graph.parent_of(name)
+            train_stage(config, parent, session)
+            evaluate_stage(config, parent, session)
         if not session.topology.is_first:
             return None
     return write_tables(graph)
+
+
+def _stored(stage: Config) -> list[Path]:
+    return [file for folder in ("posteriors", "boxes") for file in stage.directory.glob(f"{folder}/*")]
 
 
 def write_tables(graph: Graph) -> Path:
@@ -37,7 +42,7 @@ def write_tables(graph: Graph) -> Path:
     title = f"{graph.name}: measured beside printed"
     seen, text = None, ""
     # Stages that run as jobs of their own end when they will: the tables are written last by who has seen all of it.
-    while seen != (found := sorted(file for stage in stages for file in stage.directory.glob("posteriors/*"))):
+    while seen != (found := sorted(file for stage in stages for file in _stored(stage))):
         seen = found
         report = build_report([StoredRun(config.directory, config) for config in stages])
         text = render(report, Format.markdown, title, counts=False)

@@ -20,6 +20,7 @@ from vggrepro.storage.tracking_uri import resolve_uri
 if TYPE_CHECKING:
     import torch
 
+    from vggrepro.data.boxes import BoxSet
     from vggrepro.data.index import Index
     from vggrepro.data.loader import Loader
 
@@ -31,6 +32,7 @@ class Session:
     device: torch.device
     watch: Watch
     indexes: dict[Data, Index]
+    box_sets: dict[Data, BoxSet]
     cores: int
     """This rank's share of its machine's."""
     training: bool = True
@@ -49,7 +51,7 @@ class Session:
 
     def index(self, config: Config) -> Index:
         """The data set of a stage; rank 0 makes what others then find made. Raises UserError."""
-        from vggrepro.data.loader import open_data
+        from vggrepro.data.dataset import open_data
 
         if config.data not in self.indexes:
             with (
@@ -60,6 +62,21 @@ class Session:
                     config, lambda done, total: update(done, f"of {total}"), training=self.training
                 )
         return self.indexes[config.data]
+
+    def boxes(self, config: Config) -> BoxSet | None:
+        """The boxes of a stage's data set, where the stage predicts them; made as the index is. Raises UserError."""
+        from vggrepro.data.dataset import open_boxes_of
+
+        if config.localisation is None:
+            return None
+        if config.data not in self.box_sets:
+            index = self.index(config)
+            with (
+                first_rank_first(self.topology),
+                progress("reading boxes", None, shown=self.topology.is_first) as update,
+            ):
+                self.box_sets[config.data] = open_boxes_of(config, index, lambda done: update(done, "annotations"))
+        return self.box_sets[config.data]
 
 
 @contextmanager
@@ -89,4 +106,4 @@ def open_session(
         make_loader(config.data, device)
     # The watch names a silent rank; a collective's own time-out, which names none, comes later.
     with process_group(topology, device, timeout_s=max(300.0, 2 * silence_s)), watch:
-        yield Session(device, watch, {}, cores_of_rank(), training)
+        yield Session(device, watch, {}, {}, cores_of_rank(), training)

@@ -5,13 +5,14 @@ from typing import Any
 
 from vggrepro.config.settings import Config
 from vggrepro.evaluation.measure import measure, missing_Q
+from vggrepro.pipeline.boxes import evaluate_boxes, has_boxes
 from vggrepro.pipeline.figures import draw_figures
 from vggrepro.pipeline.session import Session
 from vggrepro.pipeline.tracking import mirrored
 from vggrepro.progress import echo
 from vggrepro.ranks.collectives import from_first_rank
 from vggrepro.storage.directory import RunDirectory
-from vggrepro.storage.status import is_finished, require_finished
+from vggrepro.storage.status import is_finished, known_weights, require_finished
 
 
 def train_stage(config: Config, parent: Config | None, session: Session, *, force: bool = False) -> None:
@@ -29,22 +30,33 @@ def train_stage(config: Config, parent: Config | None, session: Session, *, forc
         return
     if parent:
         require_finished(parent)
-    index = session.index(config)
-    stage.check_data(config, index)
+    index, boxes = session.index(config), session.boxes(config)
+    stage.check_data(config, index, boxes)
     if session.topology.is_first:
-        departures = stage.begin(config, parent, index, run, session.topology.world)
+        departures = stage.begin(config, parent, index, boxes, run, session.topology.world)
         echo(f"{config.name}: departs from the paper in {len(departures)} settings, see {run.path / 'ledger.json'}")
     with mirrored(config, run, session.topology):
         session.watch.leave_together()
-        Training(config, parent, index, session.loader(config), run, session.watch).train(force=force)
+        Training(config, parent, index, boxes, session.loader(config), run, session.watch).train(force=force)
         with session.watch.waiting():
             from_first_rank(None)  # rank 0 has written final.pt, which every rank now reads
 
 
-def evaluate_stage(config: Config, session: Session) -> None:
-    """Stores the posteriors of a finished stage at every Q its tables need, and logs the errors. Raises UserError."""
+def evaluate_stage(config: Config, parent: Config | None, session: Session) -> None:
+    """Stores what the tables need of a finished stage, posteriors or boxes at every Q, and logs the errors.
+
+    Raises UserError.
+    """
+    if config.localisation:
+        assert parent is not None
+        evaluate_boxes(config, parent, session)
+    else:
+        _evaluate_classes(config, session)
+
+
+def _evaluate_classes(config: Config, session: Session) -> None:
     from vggrepro.evaluation.stage import evaluate
-    from vggrepro.training.stage import check_data, load_final, net_of
+    from vggrepro.training.stage import check_data, load_final, net_of, weights_of
 
     run = RunDirectory(config.directory)
     weights = weights_of(config)
@@ -102,24 +114,13 @@ def error_record(
     return None if record.items() <= known.items() else record
 
 
-def is_evaluated(config: Config) -> bool:
-    """Whether a stage is finished and the posteriors that its tables need are stored. Raises as is_finished."""
+def is_evaluated(config: Config, parent: Config | None) -> bool:
+    """Whether a stage is finished and what its tables need is stored. Raises as is_finished."""
     run = RunDirectory(config.directory)
-    weights, data = run.read_json("final.json"), run.read_json("dataset.json")
+    weights, data = known_weights(run), run.read_json("dataset.json")
     if not (is_finished(config) and weights and data):
         return False
-    return not _lacks_posteriors(config, weights["weights"], data["fingerprint"], run)
-
-
-def weights_of(config: Config) -> str:
-    """The hash of a finished stage's net, computed once. Raises UserError when the stage is not finished."""
-    run = RunDirectory(config.directory)
-    kept = run.read_json("final.json")
-    if kept is None:
-        from vggrepro.storage.checkpoint import weights_hash
-        from vggrepro.training.stage import load_final
-
-        final = load_final(config)
-        kept = {"weights": weights_hash(final.weights), "step": final.step}
-        run.write_json("final.json", kept)
-    return kept["weights"]
+    if config.localisation:
+        assert parent is not None
+        return has_boxes(config, parent, weights, data)
+    return not _lacks_posteriors(config, weights, data["fingerprint"], run)

@@ -14,7 +14,7 @@ from vggrepro.reporting.card import model_card, place_of
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.environment import environment
 from vggrepro.storage.ledger import Departure, ledger, write_ledger
-from vggrepro.storage.status import final_file, locate
+from vggrepro.storage.status import final_file, locate, note_weights
 
 if TYPE_CHECKING:
     from vggrepro.models.weights import Imported, Preprocessing
@@ -41,7 +41,7 @@ def import_weights(
     weights = checkpoint.weights_hash(found.weights)
     directory = RunDirectory(run)
     directory.write_text("config.yaml", kept.stage.to_yaml())
-    directory.write_json("final.json", {"weights": weights, "step": 0})
+    note_weights(directory, weights, 0)
     why = "imported: how it was trained is not known here"
     departures = [Departure("weights", "trained by this recipe", found.source, why)]
     departures += [one for one in ledger(kept.stage, None) if one.setting.startswith(("model.", "evaluation."))]
@@ -94,6 +94,8 @@ def export_weights(net: Path, out: Path, *, dense: bool = False) -> list[Path]:
 
     file, run = locate(net)
     kept = checkpoint.load(file)
+    if kept.stage.localisation:
+        raise UserError(f"{net} predicts boxes, which no other program's nets do; name a net that predicts classes")
     model = {key: setting for key, setting in kept.config["model"].items() if key != "init"}
     classes = kept.provenance["classes"]
     card = place_of(out) if out.suffix == ".safetensors" else None

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from vggrepro.config.settings import Config
-from vggrepro.models.table1 import Architecture, architecture_of
+from vggrepro.models.table1 import BOX_NUMBERS, Architecture, architecture_of
+from vggrepro.paper import value
 from vggrepro.preflight.machine import (
     FORWARD_SHARE,
     LINK_GB_PER_S,
@@ -119,10 +120,11 @@ def cost_of(config: Config, parent: str | None, start_hours: float, machine: Mac
     from vggrepro.training.throughput import comm_of, flop_per_image, product_flop
 
     net = architecture_of(config)
-    flop = flop_per_image(net)
+    frozen = config.keeps_features
+    flop = flop_per_image(net, frozen=frozen)
     speed, rate_from = _flop_per_s(config, machine)
     batch = config.train.batch
-    comm = comm_of(config.train.comm, net, batch, machine.gpus, config.train.precision)
+    comm = comm_of(config.train.comm, net, batch, machine.gpus, config.train.precision, frozen=frozen)
     payload, sent, exchange_s = _exchange(config, net, machine, comm)
     compute_s = batch * flop / (speed * machine.gpus)
     after_s = 0.0
@@ -211,7 +213,7 @@ def _evaluation_flop(config: Config, net: Architecture, data: ImageSet) -> tuple
     forward = 2 * net.multiply_adds
     epochs = config.train.iterations * config.train.batch / data.train
     validations = max(1, int(epochs / config.train.validate_every))
-    views = 2 if config.evaluation.flip else 1
+    views = 2 if config.evaluation.flip or config.localisation else 1  # mirror images; or two nets, one to score places
     dense = sum(_dense_flop(net, Q) for Q in {*config.single_Q, *config.multi_Q})
     centre = forward * len(config.single_Q)
     return float(data.val * validations * forward), float(data.val * (centre + views * dense))
@@ -223,17 +225,25 @@ def _dense_flop(net: Architecture, Q: int) -> float:
     conv = 2 * sum(layer.multiply_adds for layer in layers if layer.kind == "conv")
     fc = 2 * sum(layer.multiply_adds for layer in layers if layer.kind == "fc")
     height, width = Q, round(Q * LONG_SIDE)
-    positions = (height // net.stride - net.fc6_kernel + 1) * (width // net.stride - net.fc6_kernel + 1)
-    return conv * height * width / net.crop**2 + fc * positions
+    return conv * height * width / net.crop**2 + fc * _positions(net, Q)
+
+
+def _positions(net: Architecture, Q: int) -> int:
+    """Places of the map of an image of usual proportions."""
+    sides = (Q, round(Q * LONG_SIDE))
+    return math.prod(side // net.stride - net.fc6_kernel + 1 for side in sides)
 
 
 def disk_gb(config: Config, data: ImageSet) -> float:
-    """What a stage keeps on disk, GB: step checkpoints (weights, momentum), the best, the final one, posteriors.
+    """What a stage keeps on disk, GB: step checkpoints (weights, momentum), best and final ones, posteriors or boxes.
 
     Raises UserError.
     """
     net = architecture_of(config)
     step = 2 * 4 * net.parameters
-    sets = len({*config.single_Q, *config.multi_Q})
-    posteriors = sets * data.val * net.classes * 4
-    return ((config.train.keep + 1) * step + 4 * net.parameters + posteriors) / 1e9
+    sets = {*config.single_Q, *config.multi_Q}
+    if config.localisation:  # five guesses and the true class, each with a box and a confidence at every place
+        per_image = sum(_positions(net, Q) for Q in sets) * (value("localisation_guesses") + 1) * (BOX_NUMBERS + 1)
+    else:
+        per_image = len(sets) * net.classes
+    return ((config.train.keep + 1) * step + 4 * net.parameters + 4 * data.val * per_image) / 1e9

@@ -69,7 +69,10 @@ def _cheaper(graph: Graph, machine: Machine, sets: Mapping[str, ImageSet], made:
         trials = []
         for setting in _candidates(now_graph, machine, now):
             if setting.partition("=")[0] not in {taken.partition("=")[0] for taken in settings}:
-                changed = _changed(now_graph, setting)
+                try:
+                    changed = _changed(now_graph, setting)
+                except UserError:  # some stage cannot have it
+                    continue
                 trials.append((_plan(changed, machine, sets), changed, setting))
         best = min(trials, key=lambda trial: trial[0].total_gpu_hours, default=None)
         if best is None or best[0].total_gpu_hours > (1 - WORTH_SAYING) * now.total_gpu_hours:

@@ -126,7 +126,15 @@ def assumptions_of(graph: Graph, machine: Machine, sets: Mapping[str, ImageSet])
         f"{machine.node_gb_per_s:g} GB/s each way and node" if machine.nodes > 1 else f"{LINK_GB_PER_S:g} GB/s a GPU"
     )
     factors = any(
-        comm_of(one.train.comm, architecture_of(one), one.train.batch, machine.gpus, one.train.precision) == "factor"
+        comm_of(
+            one.train.comm,
+            architecture_of(one),
+            one.train.batch,
+            machine.gpus,
+            one.train.precision,
+            frozen=one.keeps_features,
+        )
+        == "factor"
         for one in graph.stages.values()
     )
     return (

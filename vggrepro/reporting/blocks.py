@@ -50,6 +50,26 @@ class Figure:
 Block = Heading | Text | Bullets | Sheet | Figure
 
 
+def error_text(error: float | None) -> str:
+    """An error rate for a cell, per cent."""
+    return DASH if error is None else f"{error:.1f}"
+
+
+def signed_text(points: float | None, digits: int = 1) -> str:
+    """A difference for a cell."""
+    return DASH if points is None else f"{points:+.{digits}f}"
+
+
+def interval_text(ends: tuple[float, float] | None) -> str:
+    """An interval for a cell."""
+    return DASH if ends is None else f"{ends[0]:.1f} to {ends[1]:.1f}"
+
+
+def count_text(n: int | None) -> str:
+    """A number of things for a cell."""
+    return DASH if n is None else f"{n:,}"
+
+
 def to_markdown(blocks: Iterable[Block]) -> str:
     """GitHub's Markdown."""
     lines: list[str] = []

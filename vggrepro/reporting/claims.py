@@ -6,7 +6,7 @@ in percentage points, with a 95 % interval; the margins of "does not help" and "
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from vggrepro.paper import Scale, scale_text, value
 from vggrepro.reporting.predictions import Asked, PredictionCache, paired_top1
 from vggrepro.reporting.runs import Recipe, StoredRun
 
+Kind = Literal["better", "no gain", "about as good"]
 Outcome = Literal["supported", "not supported", "undecided at this n", "not measured"]
 
 MARGIN = 0.5
@@ -36,7 +37,8 @@ class Claim(BaseModel):
     claim: str
     verdict: Outcome
     effect: float | None = None
-    """Top-1 error of `worse` minus that of `better`, points; with several pairs of seeds, the mean over them."""
+    """Top-1 error, of Appendix A localisation error, of `worse` minus that of `better`, points; with several pairs of
+    seeds, the mean over them."""
     interval: tuple[float, float] | None = None
     """95 %: over the images, or with several pairs of seeds over these (Student's t)."""
     p_value: float | None = None
@@ -87,7 +89,7 @@ class _Statement:
     text: str
     better: _Side
     worse: _Side
-    kind: Literal["better", "no gain", "about as good"] = "better"
+    kind: Kind = "better"
 
 
 def _statements() -> Iterator[_Statement]:
@@ -183,7 +185,18 @@ def _check(
     measured = [(both, better, worse) for both, (better, worse) in zip(asked, found, strict=True) if better and worse]
     if not measured:
         return Claim(verdict="not measured", note="no seed has stored posteriors of both sides", **named)
+    for n, side in enumerate(("better", "worse")):
+        named[side] = sides[n].told([both[n] for both, *_ in measured])
+    runs = [run for both, *_ in measured for side in both for run, _ in side]
     tests = [paired_top1(worse, better) for _, better, worse in measured]
+    return Claim(**judge(statement.kind, tests), departures=departures_of(runs), **named)
+
+
+def judge(kind: Kind, tests: Sequence[Paired]) -> dict[str, Any]:
+    """What a claim's paired tests, one a seed, say of it: verdict, effect, interval, p_value, n, seeds, spread.
+
+    Each compares the side that is said to be worse with the better one.
+    """
     effects = [test.difference for test in tests]
     effect = statistics.mean(effects)
     spread = statistics.stdev(effects) if len(effects) > 1 else None
@@ -191,21 +204,20 @@ def _check(
         interval, p_value = tests[0].interval, tests[0].p_value
     else:
         interval, p_value = _over_seeds(effect, spread, len(effects))
-    for n, side in enumerate(("better", "worse")):
-        named[side] = sides[n].told([both[n] for both, *_ in measured])
-    return Claim(
-        verdict=_outcome(statement.kind, tests, interval),
-        effect=effect,
-        interval=interval,
-        p_value=p_value,
-        n=tests[0].n,
-        seeds=len(tests),
-        spread=spread,
-        departures=len(
-            {str(one) for both, *_ in measured for side in both for run, _ in side for one in run.departures}
-        ),
-        **named,
-    )
+    return {
+        "verdict": _outcome(kind, tests, interval),
+        "effect": effect,
+        "interval": interval,
+        "p_value": p_value,
+        "n": tests[0].n,
+        "seeds": len(tests),
+        "spread": spread,
+    }
+
+
+def departures_of(runs: Iterable[StoredRun]) -> int:
+    """In how many settings some runs together depart from the paper."""
+    return len({str(one) for run in runs for one in run.departures})
 
 
 def _over_seeds(mean: float, spread: float, n: int) -> tuple[tuple[float, float], float]:
@@ -218,7 +230,7 @@ def _over_seeds(mean: float, spread: float, n: int) -> tuple[tuple[float, float]
     return (mean - half, mean + half), p_value
 
 
-def _outcome(kind: str, tests: Sequence[Paired], interval: tuple[float, float]) -> Outcome:
+def _outcome(kind: Kind, tests: Sequence[Paired], interval: tuple[float, float]) -> Outcome:
     low, high = interval
     if kind == "better":
         # one pair: the exact test decides; several: the interval over seeds does

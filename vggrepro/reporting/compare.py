@@ -112,6 +112,9 @@ def compare(runs: Sequence[StoredRun], index: Index | None, notes: Sequence[str]
     Raises UserError: fewer than two runs, or one given twice.
     """
     names = [run.name for run in runs]
+    for run in runs:
+        if run.config.localisation:
+            raise UserError(f"{run.name} predicts boxes, which `vggrepro compare` does not compare; see the tables")
     if len(runs) < 2 or len({run.path.resolve() for run in runs}) < len(runs):
         raise UserError(f"compare needs two different runs or more, got {', '.join(names) or 'none'}; name another")
     if len(set(names)) < len(names):
@@ -184,7 +187,7 @@ def open_images(runs: Sequence[StoredRun]) -> tuple[Index | None, str]:
     fingerprints = {run.dataset.get("fingerprint") for run in runs}
     if len(fingerprints) > 1:
         return None, ""
-    from vggrepro.data.loader import open_data  # imports torch
+    from vggrepro.data.dataset import open_data
 
     run = runs[0]
     # an imported net's configuration names no data; what it was first tested on does

@@ -56,8 +56,11 @@ def is_fresh(document: Path) -> bool:
 
 def _of_the_paper(report: Report) -> set[tuple[object, ...]]:
     """What a report says of the paper itself: its figures and its claims."""
-    printed = {(row.table, row.net, row.printed_top1, row.printed_top5, row.printed_count) for row in report.rows}
-    return printed | {(claim.section, claim.claim) for claim in report.claims}
+    return {
+        *((row.table, row.net, row.printed_top1, row.printed_top5, row.printed_count) for row in report.rows),
+        *((row.table, row.net, row.S, row.Q, row.fine_tune, row.printed) for row in report.boxes if row.printed),
+        *((claim.section, claim.claim) for claim in report.claims),
+    }
 
 
 def renew(text: str, report: Report, root: Path) -> str:

@@ -32,8 +32,11 @@ def learning_curves(runs: Mapping[str, RunDirectory]) -> bytes:
         colour = _COLOURS[number % len(_COLOURS)]
         train, validation = run.records("train"), run.records("validation")
         _line(loss, train, "loss", label=name, color=colour)
-        _line(error, validation, "top1_error", label=f"{name}, top-1", color=colour, marker=".")
-        _line(error, validation, "top5_error", label=f"{name}, top-5", color=colour, linestyle="--", linewidth=1)
+        if any("box_error" in one for one in validation):
+            _line(error, validation, "box_error", label=f"{name}, box of the true class", color=colour, marker=".")
+        else:
+            _line(error, validation, "top1_error", label=f"{name}, top-1", color=colour, marker=".")
+            _line(error, validation, "top5_error", label=f"{name}, top-5", color=colour, linestyle="--", linewidth=1)
         for before, after in pairwise(train):
             if after["learning_rate"] < before["learning_rate"]:
                 for axes in (loss, error):
@@ -142,6 +145,28 @@ def sheet(images: Sequence[NDArray[Any]], titles: Sequence[str]) -> bytes:
     for axes, image, title in zip(grid.flat, images, titles, strict=False):
         axes.imshow(np.clip(image, 0, 255).astype(np.uint8))
         axes.set_title(title, fontsize=7)
+    return _png(figure)
+
+
+def boxes_sheet(
+    images: Sequence[NDArray[Any]], boxes: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]
+) -> bytes:
+    """Images (height, width, 3) in grey levels with their true boxes (k, 4) in green and predicted ones in orange.
+
+    Boxes are left, top, right, bottom in px of what is shown.
+    """
+    from matplotlib.patches import Rectangle
+
+    rows = math.ceil(len(images) / _PER_ROW)
+    figure, grid = _figure(rows, _PER_ROW, 1.5 * _PER_ROW, 1.6 * rows, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, image, both in zip(grid.flat, images, boxes, strict=False):
+        axes.imshow(np.clip(image, 0, 255).astype(np.uint8), extent=(0, image.shape[1], image.shape[0], 0))
+        for colour, some in zip((_COLOURS[2], _COLOURS[1]), both, strict=True):
+            for left, top, right, bottom in some:
+                axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec=colour, lw=1.5))
+        axes.set(xlim=(0, image.shape[1]), ylim=(image.shape[0], 0))
     return _png(figure)
 
 

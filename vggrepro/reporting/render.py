@@ -9,9 +9,22 @@ from pathlib import Path
 
 from vggrepro.errors import UserError
 from vggrepro.reporting import blocks
-from vggrepro.reporting.blocks import DASH, Block, Bullets, Figure, Heading, Sheet, Text
+from vggrepro.reporting.blocks import (
+    DASH,
+    Block,
+    Bullets,
+    Figure,
+    Heading,
+    Sheet,
+    Text,
+    count_text,
+    error_text,
+    interval_text,
+    signed_text,
+)
 from vggrepro.reporting.claims import Claim
-from vggrepro.reporting.report import Group, Report, Row, RunNote, Spread
+from vggrepro.reporting.render_boxes import box_blocks
+from vggrepro.reporting.report import BoxRow, Group, Report, Row, RunNote, Spread
 from vggrepro.reporting.tables import TITLES
 from vggrepro.storage.ledger import Departure
 
@@ -102,6 +115,7 @@ def _group_blocks(group: Group, rows: list[Row], report: Report) -> Iterator[Blo
             yield Text(_gains(gains))
         if notes := list(dict.fromkeys(_notes(shown, group))):
             yield Bullets(notes)
+    yield from box_blocks([row for row in report.boxes if row.group == group.id], group)
     if hidden:
         counts = Counter(row.table for row in hidden)
         listed = ", ".join(f"{n} of Table {table}" for table, n in sorted(counts.items()))
@@ -124,7 +138,8 @@ def _group_blocks(group: Group, rows: list[Row], report: Report) -> Iterator[Blo
         yield Text(
             "Effect: top-1 error of the worse minus that of the better, as the paper has it, in points; interval: "
             "95 %, paired, over images; p: McNemar's exact test, two-sided. Several seeds: the mean effect with its "
-            "standard deviation, interval and p over seeds (Student's t)."
+            "standard deviation, interval and p over seeds (Student's t). Section A: localisation errors in place of "
+            "top-1 errors."
         )
     if group.runs:
         yield Heading(3, "Runs")
@@ -163,7 +178,7 @@ def _count_sheet(rows: list[Row]) -> Sheet:
 
 def _error_sheet(rows: list[Row], group: Group) -> Sheet:
     def printed(error: float | None) -> str:
-        return _error(error) if error is None or group.papers else f"({_error(error)})"
+        return error_text(error) if error is None or group.papers else f"({error_text(error)})"
 
     columns: dict[str, tuple[list[str], bool]] = {
         "net": ([row.net + (", test set" if row.split == "test" else "") for row in rows], False),
@@ -171,16 +186,16 @@ def _error_sheet(rows: list[Row], group: Group) -> Sheet:
         "Q": ([row.Q or DASH for row in rows], False),
         "method": ([_method(row) for row in rows], False),
         "top-1 printed": ([printed(row.printed_top1) for row in rows], True),
-        "top-1 measured": ([_error(row.measured_top1) for row in rows], True),
-        "top-1 difference": ([_signed(row.difference_top1) for row in rows], True),
-        "top-1 95 % interval": ([_interval(row.interval_top1) for row in rows], True),
+        "top-1 measured": ([error_text(row.measured_top1) for row in rows], True),
+        "top-1 difference": ([signed_text(row.difference_top1) for row in rows], True),
+        "top-1 95 % interval": ([interval_text(row.interval_top1) for row in rows], True),
         "top-5 printed": ([printed(row.printed_top5) for row in rows], True),
-        "top-5 measured": ([_error(row.measured_top5) for row in rows], True),
-        "top-5 difference": ([_signed(row.difference_top5) for row in rows], True),
-        "top-5 95 % interval": ([_interval(row.interval_top5) for row in rows], True),
-        "n": ([_count(row.n) for row in rows], True),
+        "top-5 measured": ([error_text(row.measured_top5) for row in rows], True),
+        "top-5 difference": ([signed_text(row.difference_top5) for row in rows], True),
+        "top-5 95 % interval": ([interval_text(row.interval_top5) for row in rows], True),
+        "n": ([count_text(row.n) for row in rows], True),
         "verdict": ([row.verdict for row in rows], False),
-        "departures": ([_count(row.departures) for row in rows], True),
+        "departures": ([count_text(row.departures) for row in rows], True),
         "run": ([row.run or DASH for row in rows], False),
     }
     if not group.papers:  # no difference is taken there
@@ -223,14 +238,14 @@ def _claim_sheet(claims: list[Claim]) -> Sheet:
             claim.section,
             claim.claim,
             claim.verdict,
-            _signed(claim.effect, 2) + ("" if claim.spread is None else f" (sd {claim.spread:.2f})"),
+            signed_text(claim.effect, 2) + ("" if claim.spread is None else f" (sd {claim.spread:.2f})"),
             DASH if claim.interval is None else f"{claim.interval[0]:+.2f} to {claim.interval[1]:+.2f}",
             p_text(claim.p_value),
-            _count(claim.n),
-            _count(claim.seeds or None),
+            count_text(claim.n),
+            count_text(claim.seeds or None),
             claim.better,
             claim.worse,
-            _count(claim.departures),
+            count_text(claim.departures),
         )
         for claim in claims
     ]
@@ -280,13 +295,15 @@ def _ledger(group: Group) -> Iterator[Block]:
 def _csv(report: Report) -> str:
     out = io.StringIO()
     titles = {group.id: group.title for group in report.groups}
-    writer = csv.writer(out, lineterminator="\n")
-    fields = [field for field in Row.model_fields if field != "group"]
-    writer.writerow(["group", *fields])
-    for row in report.rows:
-        values = (getattr(row, field) for field in fields)
-        cells = (" to ".join(f"{end:.4f}" for end in one) if isinstance(one, tuple) else one for one in values)
-        writer.writerow([titles.get(row.group or "", ""), *cells])
+    fields = list(dict.fromkeys((*Row.model_fields, *BoxRow.model_fields)))  # a cell is empty where a table has none
+    writer = csv.DictWriter(out, fields, lineterminator="\n")
+    writer.writeheader()
+    rows: list[Row | BoxRow] = [*report.rows, *report.boxes]
+    for row in rows:
+        cells = {
+            field: " to ".join(f"{end:.4f}" for end in one) if isinstance(one, tuple) else one for field, one in row
+        }
+        writer.writerow(cells | {"group": titles.get(row.group or "", "")})
     return out.getvalue()
 
 
@@ -320,22 +337,6 @@ def _gains(gains: list[Claim]) -> str:
 
 def _p_phrase(p: float | None) -> str:
     return p_text(p) if p is not None and p < 1e-4 else f"= {p_text(p)}"
-
-
-def _error(error: float | None) -> str:
-    return DASH if error is None else f"{error:.1f}"
-
-
-def _signed(points: float | None, digits: int = 1) -> str:
-    return DASH if points is None else f"{points:+.{digits}f}"
-
-
-def _interval(ends: tuple[float, float] | None) -> str:
-    return DASH if ends is None else f"{ends[0]:.1f} to {ends[1]:.1f}"
-
-
-def _count(n: int | None) -> str:
-    return DASH if n is None else f"{n:,}"
 
 
 def p_text(p: float | None) -> str:

@@ -57,6 +57,36 @@ class Row(Record):
     """Table 1: weight layers. Table 2: parameters."""
 
 
+class BoxRow(Record):
+    """One row of Tables 8-10 (Appendix A). Errors, intervals and differences in per cent or percentage points."""
+
+    group: str
+    table: int
+    net: str
+    """D, several joined by ` + ` where their boxes are pooled, a yardstick, or in Table 10 the system."""
+    S: str | None = None
+    Q: str | None = None
+    regression: str | None = None
+    """SCR or PCR: one box for all classes, or one for each."""
+    fine_tune: str | None = None
+    """all or fc: which layers were trained."""
+    guesses: str | None = None
+    """Who named the five classes of each image; None in Table 8, where the true one is given."""
+    split: Literal["val", "test"] = "val"
+    printed: float | None = None
+    measured: float | None = None
+    interval: tuple[float, float] | None = None
+    """95 %, Wilson."""
+    difference: float | None = None
+    """Measured minus printed; None where they are not comparable."""
+    n: int | None = None
+    verdict: Verdict
+    run: str | None = None
+    """`experiment:stage`, several joined by ` + `."""
+    departures: int | None = None
+    note: str = ""
+
+
 class Spread(Record):
     """One protocol over several seeds."""
 
@@ -127,6 +157,8 @@ class Report(Record):
     rows: list[Row]
     seeds: list[Spread]
     claims: list[Claim]
+    boxes: list[BoxRow] = []
+    """Tables 8-10, which Appendix A has."""
     dense_over_centre: list[Claim] = []
     """What each net of Table 3 gains by the dense test over its centre crop; the paper has no such figures."""
     left_out: list[str]

@@ -1,11 +1,11 @@
 """The runs on disk, as reports see them: found by folder, read once, and grouped so that unlike ones never mix."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,10 +17,11 @@ from vggrepro.paper import Scale, facts, value
 from vggrepro.progress import echo
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.ledger import Departure, read_ledger
-from vggrepro.storage.status import final_file
+from vggrepro.storage.status import final_file, known_weights
 
 Recipe = tuple[str, Scale]
 """A net and the paper's S that it is trained at."""
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,7 @@ class StoredRun:
     @cached_property
     def weights(self) -> str | None:
         """Hash of the final net; None while it is not evaluated."""
-        kept = self.directory.read_json("final.json")
-        return kept["weights"] if kept else None
+        return known_weights(self.directory)
 
     @cached_property
     def step(self) -> int:
@@ -110,6 +110,12 @@ class StoredRun:
         ]
         return f"{self.name} lacks {', '.join(missing)}"
 
+    def what_boxes_lack(self) -> str:
+        """Why boxes that a table needs are not there, for a reader."""
+        if not self.finished:
+            return f"{self.name} is at step {self.step:,} of {self.config.train.iterations:,}"
+        return f"{self.name} has no such boxes stored; run `vggrepro localise {self.path}`"
+
     @property
     def strangers(self) -> list[str]:
         """Stored posteriors that are not of this run's final net and index, and therefore not used."""
@@ -128,6 +134,11 @@ class StoredRun:
     def variant(self) -> str:
         """Equal for runs that differ in nothing but the seed."""
         return json.dumps(self.config.trajectory() | {"run": {}}, sort_keys=True)
+
+    @property
+    def boxes_fingerprint(self) -> str:
+        """Of the true boxes that a net that predicts boxes was trained and tested on."""
+        return self.dataset["boxes"]["fingerprint"]
 
     @property
     def S(self) -> Scale:
@@ -190,16 +201,27 @@ def recipes_of(runs: Iterable[StoredRun]) -> dict[Recipe, list[StoredRun]]:
 
     Where several variants were trained, the one with the fewest departures from the paper stands for the recipe.
     """
-    variants: dict[Recipe, dict[str, list[StoredRun]]] = {}
+    return chosen_by(lambda run: (run.net, run.S), runs)
+
+
+def chosen_by(key: Callable[[StoredRun], Key], runs: Iterable[StoredRun]) -> dict[Key, list[StoredRun]]:
+    """As :func:`recipes_of`, for recipes of any kind."""
+    variants: dict[Key, dict[str, list[StoredRun]]] = {}
     for run in runs:
-        variants.setdefault((run.net, run.S), {}).setdefault(run.variant, []).append(run)
-    chosen: dict[Recipe, list[StoredRun]] = {}
+        variants.setdefault(key(run), {}).setdefault(run.variant, []).append(run)
+    chosen: dict[Key, list[StoredRun]] = {}
     for recipe, found in variants.items():
         same = min(found.values(), key=lambda runs: len(runs[0].departures))
         chosen[recipe] = [
             run for n, run in enumerate(same) if run.config.run.seed not in {one.config.run.seed for one in same[:n]}
         ]
     return chosen
+
+
+def by_output(runs: Iterable[StoredRun]) -> tuple[list[StoredRun], list[StoredRun]]:
+    """(the runs of nets that predict classes, those of nets that predict boxes)."""
+    runs = list(runs)
+    return [run for run in runs if not run.config.localisation], [run for run in runs if run.config.localisation]
 
 
 def find_runs(places: Iterable[Path], experiments: Sequence[str] = ()) -> list[StoredRun]:

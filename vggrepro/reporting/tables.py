@@ -1,4 +1,4 @@
-"""The paper's Tables 1-7, measured beside printed, from run directories and stored posteriors. No torch.
+"""The whole report, and in it the paper's Tables 1-7, measured beside printed, from run directories. No torch.
 
 Runs of different images, classes or geometry never share a table: they form groups, each with tables of its own.
 """
@@ -11,10 +11,13 @@ from vggrepro.evaluation.significance import AgainstPrinted
 from vggrepro.models.table1 import architecture
 from vggrepro.paper import Row as PrintedRow
 from vggrepro.paper import TestedNet, facts, scale_text
+from vggrepro.reporting.box_claims import check_box_claims
 from vggrepro.reporting.claims import check_claims, dense_over_centre
+from vggrepro.reporting.found_boxes import BoxCache
+from vggrepro.reporting.localisation import box_rows
 from vggrepro.reporting.predictions import Asked, PredictionCache, Predictions
-from vggrepro.reporting.report import Departed, Group, Report, Row, RunNote, Spread, Verdict
-from vggrepro.reporting.runs import Recipe, Setting, StoredRun, recipes_of, setting_of
+from vggrepro.reporting.report import BoxRow, Departed, Group, Report, Row, RunNote, Spread, Verdict
+from vggrepro.reporting.runs import Recipe, Setting, StoredRun, by_output, recipes_of, setting_of
 
 TITLES = {
     1: "Table 1: weight layers of the nets",
@@ -31,12 +34,13 @@ _PAPER = "ilsvrc-2012"  # the group of rows that no run has measured yet
 
 def build_report(runs: Sequence[StoredRun]) -> Report:
     """The tables, claims and ledgers of some runs; with none, the paper's tables, not measured. Raises UserError."""
-    cache = PredictionCache()
+    cache, boxes = PredictionCache(), BoxCache(by_output(runs)[1])
     grouped: dict[Setting, list[StoredRun]] = {}
     for run in runs:
         if run.dataset:
             grouped.setdefault(setting_of(run), []).append(run)
     groups, rows, seeds, claims, gains = [], _counts(), [], [], []
+    localised: list[BoxRow] = []
     for number, (setting, members) in enumerate(grouped.items(), 1):
         group = Group(
             id=f"{number}-{setting.fingerprint[:8]}",
@@ -45,20 +49,25 @@ def build_report(runs: Sequence[StoredRun]) -> Report:
             runs=[note_of(run) for run in members],
         )
         groups.append(group)
-        own = _rows(group.id, setting, members, cache)
+        classifiers, localisers = by_output(members)
+        own = _rows(group.id, setting, classifiers, cache)
         rows += own
-        seeds += _spreads(own, members)
-        claims += check_claims(group.id, recipes_of(members), cache)
-        gains += dense_over_centre(group.id, recipes_of(members), cache)
+        localised += box_rows(group.id, setting, localisers, boxes)
+        seeds += _spreads(own, classifiers)
+        claims += check_claims(group.id, recipes_of(classifiers), cache)
+        claims += check_box_claims(group.id, localisers, boxes)
+        gains += dense_over_centre(group.id, recipes_of(classifiers), cache)
     if not groups:
         groups.append(Group(id=_PAPER, title="ILSVRC-2012: no run yet", papers=True, runs=[]))
         rows += _rows(_PAPER, None, [], cache)
-        claims += check_claims(_PAPER, {}, cache)
+        localised += box_rows(_PAPER, None, [], boxes)
+        claims += [*check_claims(_PAPER, {}, cache), *check_box_claims(_PAPER, [], boxes)]
     return Report(
         groups=groups,
         rows=sorted(rows, key=lambda row: row.table),
         seeds=seeds,
         claims=claims,
+        boxes=localised,
         dense_over_centre=gains,
         left_out=[run.name for run in runs if not run.dataset],
     )

@@ -37,6 +37,11 @@ class RunDirectory:
         """The folder of stored posteriors, created on demand."""
         return self._folder("posteriors")
 
+    @property
+    def boxes(self) -> Path:
+        """The folder of stored boxes, created on demand."""
+        return self._folder("boxes")
+
     def _folder(self, name: str) -> Path:
         folder = self.path / name
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vggrepro.config.settings import Config, Data, Model
-from vggrepro.paper import facts, value
+from vggrepro.paper import Scale, facts, value
 from vggrepro.storage.directory import RunDirectory
 
 _FORMERLY = "data.pictures.", "data.images."  # as runs before November 2026 have it
@@ -78,10 +78,13 @@ def _compared(
     table = facts().architectures
     fixed, fine, jitter = value("scales")[0], value("scales")[1], value("jitter")
     scales = [fixed] if model.net in ("A", "A-LRN", "B") else [fixed, fine, jitter]
+    if config.localisation:
+        scales = [fixed, fine]
     # at reduced geometry S has another number, and the rest of the recipe is still held to the paper's stage
     S = config.papers_S
 
-    yield "model.net", " ".join(table), model.net if model.net not in table else " ".join(table)
+    if not config.localisation:
+        yield "model.net", " ".join(table), model.net if model.net not in table else " ".join(table)
     if model.layers is not None:
         yield "model.layers", _text(table.get(model.net, "none")), _text(model.layers)
     yield "model.batch_norm", False, model.batch_norm
@@ -109,6 +112,9 @@ def _compared(
     yield "train.biases", "paper", train.biases
     yield "train.precision", "fp32", train.precision
     yield "train.comm", "exact", "bf16" if train.comm == "bf16" else "exact"
+    if config.localisation:
+        yield from _of_boxes(config, parent, S)
+        return
     # The paper gives the whole schedule for fixed S = 256, the first rate for S = 384, and nothing for the jitter.
     if S == fine:
         yield "train.learning_rate", value("learning_rate_384"), train.learning_rate
@@ -131,6 +137,23 @@ def _compared(
     if model.net not in ("A", "A-LRN"):  # which Table 4 leaves out
         yield "evaluation.multi_Q", paper.multi_Q, config.multi_Q
     yield "evaluation.flip", True, config.evaluation.flip
+    yield "evaluation.precision", "fp32", config.evaluation.precision
+
+
+def _of_boxes(config: Config, parent: Config | None, S: Scale) -> Iterator[tuple[str, Any, Any]]:
+    """What Appendix A says of a net that predicts boxes, besides what holds for all nets."""
+    net = value("localisation_net")
+    yield "model.net", net, config.model.net
+    yield "train.learning_rate", value("localisation_learning_rate"), config.train.learning_rate
+    classes = parent is not None and parent.localisation is None and parent.data.S == config.data.S
+    started = f"{parent.model.net} at S={parent.data.S_text}" if parent else "none"
+    yield "run.parent", started if classes else f"{net} at S={config.data.S_text}, of classes", started
+    tested = {Q for row in facts().localisation[9] for one in row.members if one.S == S for Q in one.Q}
+    yield "evaluation.single_Q", (S,), config.single_Q
+    if config.dense_places(config.single_Q[0]) == 1:
+        paper = Config(model=Model(net=net), data=Data(S=S))
+        yield "evaluation.dense_places", paper.dense_places(paper.single_Q[0]), 1
+    yield "evaluation.multi_Q", tuple(sorted(tested)), config.multi_Q
     yield "evaluation.precision", "fp32", config.evaluation.precision
 
 

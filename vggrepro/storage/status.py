@@ -6,11 +6,23 @@ from vggrepro.config.parsing import differences
 from vggrepro.config.recipes import load_resolved
 from vggrepro.config.settings import Config
 from vggrepro.errors import UserError
+from vggrepro.storage.directory import RunDirectory
 
 
 def final_file(run: Path) -> Path:
     """The net of a finished stage in its run directory; that it exists is what finished means."""
     return run / "checkpoints" / "final.pt"
+
+
+def known_weights(run: RunDirectory) -> str | None:
+    """The hash of a run's final net, as far as it has been computed. Raises UserError for a torn file."""
+    kept = run.read_json("final.json")
+    return kept["weights"] if kept else None
+
+
+def note_weights(run: RunDirectory, weights: str, step: int) -> None:
+    """Keeps the hash of a run's final net, and the iterations that made it."""
+    run.write_json("final.json", {"weights": weights, "step": step})
 
 
 def is_finished(config: Config) -> bool:

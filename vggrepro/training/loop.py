@@ -11,11 +11,10 @@ from typing import Any
 import torch
 
 from vggrepro.config.settings import Config
+from vggrepro.data.boxes import BoxSet
 from vggrepro.data.index import Index
 from vggrepro.data.loader import Batch, Loader
-from vggrepro.data.sampler import TrainingSampler
 from vggrepro.errors import Interrupted, UserError
-from vggrepro.evaluation.methods import centre_error
 from vggrepro.files import replacing
 from vggrepro.progress import Update, echo, progress
 from vggrepro.ranks.collectives import sum_over_ranks
@@ -27,6 +26,7 @@ from vggrepro.training import health
 from vggrepro.training.schedule import after_validation, learning_rate
 from vggrepro.training.stage import start
 from vggrepro.training.step import Trainer
+from vggrepro.training.task import task_of
 from vggrepro.training.throughput import Meter, describe, flop_per_image, peak_flops
 
 _NAMED_IMAGES = 4
@@ -39,22 +39,28 @@ class Training:
     """
 
     def __init__(
-        self, config: Config, parent: Config | None, index: Index, loader: Loader, run: RunDirectory, watch: Watch
+        self,
+        config: Config,
+        parent: Config | None,
+        index: Index,
+        boxes: BoxSet | None,
+        loader: Loader,
+        run: RunDirectory,
+        watch: Watch,
     ) -> None:
         if watch.topology.is_first:
             checkpoint.clean(run.checkpoints)
         self.config, self.parent, self.loader, self.run, self.watch = config, parent, loader, run, watch
         self.topology = watch.topology
-        self.images, self.validation = index.split("train"), index.split("val")
-        self.sampler = TrainingSampler(self.images.size, config.data, config.model.crop, config.run.seed)
+        self.task = task_of(config, index, boxes)
         self.net, self.kept, self.state = start(config, parent, index, run.checkpoints, self.topology)
         self.net.to(loader.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.trainer = Trainer(self.net, config, self.topology, loader.device)
+        self.trainer = Trainer(self.net, config, self.topology, loader.device, self.task.objective)
         self.trainer.set_momentum(self.kept.training["momentum"] if self.kept.training else {})
         self.trainer.restart_loss(self.state.loss_sum if self.topology.is_first else 0.0)
         self.writer = checkpoint.Writer()
         self.meter = Meter()
-        self.flop = flop_per_image(self.net.architecture)
+        self.flop = flop_per_image(self.net.architecture, frozen=config.keeps_features)
         self.peak = peak_flops(loader.device, config.train.precision)
 
     def train(self, *, force: bool = False) -> None:
@@ -66,7 +72,7 @@ class Training:
         self._note_start()
         if self.state.step == 0:
             self._check_start(may_fail=self.parent is None and not force)
-        batches = self.trainer.batches(self.loader, self.images, self.sampler, self.state.step)
+        batches = self.trainer.batches(self.loader, self.task.images, self.task.sampler, self.state.step)
         with closing(batches), self.writer, _collected_at_reports():
             try:
                 self._iterate(self.watch.apart(batches))  # a mistake is a UserError, and nothing is saved after it
@@ -90,7 +96,7 @@ class Training:
     def _check_start(self, *, may_fail: bool) -> None:
         """Logs how large activations are at the start; raises UserError where the net cannot learn and `may_fail`."""
         alone = replace(self.loader, processes=0)  # for one batch no others are started
-        with closing(alone.batches(self.images, self.trainer.views(self.sampler, 0))) as batches:
+        with closing(alone.batches(self.task.images, self.trainer.views(self.task.sampler, 0))) as batches:
             scales = health.activation_scales(self.net, next(batches).images)
         self._log({"kind": "event", "event": "activation scales"} | scales)
         if may_fail:
@@ -157,7 +163,7 @@ class Training:
         record = {"loss": loss, "learning_rate": rate, "seconds_left": left, "bad_images": bad}
         self._log({"kind": "train"} | record | speed)
         update(state.step, f"loss {loss:.4f}  rate {rate:g}  {describe(speed)}")
-        health.check_learning(loss, self.config.model.classes, state.step, train.stall_after)
+        self.task.check_learning(loss, state.step)
         self.trainer.restart_loss()
         self.state = replace(state, unreported=0)
         gc.collect()
@@ -167,25 +173,14 @@ class Training:
         config, before = self.config, self.state
         with self.watch.waiting():
             self.trainer.require_one_net()
-        Q = config.single_Q[0]
-        errors = centre_error(
-            self.net,
-            self.loader,
-            self.validation,
-            Q,
-            batch=config.evaluation.batch,
-            watch=self.watch,
-            precision=config.train.precision,
-        )
-        top1 = errors[1].percent
-        best = before.best_error is None or top1 < before.best_error
-        schedule = after_validation(before.schedule, top1, config.train.schedule)
+        found = self.task.validate(self.net, self.loader, self.watch)
+        best = before.best_error is None or found.error < before.best_error
+        schedule = after_validation(before.schedule, found.error, config.train.schedule)
         self.state = replace(before, schedule=schedule, validated=before.step)
         if best:
-            self.state = replace(self.state, best_error=top1)
-        record = {"top1_error": top1, "top5_error": errors[5].percent, "n": errors[1].n}
-        self._log({"kind": "validation", "Q": Q} | record)
-        line = f"{config.name}: epoch {self._epochs(before.step):.1f}  centre-crop top-1 error {top1:.1f} %"
+            self.state = replace(self.state, best_error=found.error)
+        self._log({"kind": "validation", "Q": config.single_Q[0]} | found.record)
+        line = f"{config.name}: epoch {self._epochs(before.step):.1f}  {found.told}"
         if schedule.drops > before.schedule.drops:
             self._log({"kind": "event", "event": "learning rate drop", "drop": schedule.drops})
             line += f"; no better for {config.train.schedule.patience} validations: learning rate drop "
@@ -218,7 +213,8 @@ class Training:
         if bad is None:
             return
         batch = self.config.train.batch
-        images = [self.images.name_of(int(image)) for image in self.sampler.views(bad * batch, batch).image]
+        shown = self.task.sampler.views(bad * batch, batch).image
+        images = [self.task.images.name_of(int(image)) for image in shown]
         if self.topology.is_first:
             self.run.write_json("non_finite.json", {"step": bad + 1, "images": images})
         raise UserError(
@@ -228,7 +224,7 @@ class Training:
         )
 
     def _epochs(self, step: int) -> float:
-        return step * self.config.train.batch / self.sampler.images
+        return step * self.config.train.batch / self.task.sampler.images
 
     def _ends_a_period(self) -> bool:
         """Whether the step that was taken last is followed by a validation."""

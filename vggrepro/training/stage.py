@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from vggrepro.config.settings import Config
+from vggrepro.data.boxes import BoxSet
 from vggrepro.data.index import Index
 from vggrepro.errors import UserError
 from vggrepro.models.init import init_weights
@@ -20,7 +21,7 @@ from vggrepro.storage import checkpoint
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.environment import environment
 from vggrepro.storage.ledger import Departure, ImageCounts, ledger, write_ledger
-from vggrepro.storage.status import final_file, require_finished
+from vggrepro.storage.status import final_file, known_weights, note_weights, require_finished
 from vggrepro.training.schedule import Plateau
 
 
@@ -41,9 +42,14 @@ class State:
     """Steps since the last report."""
 
 
-def check_data(config: Config, index: Index) -> None:
+def check_data(config: Config, index: Index, boxes: BoxSet | None = None) -> None:
     """Checks that the data set is the one that the run directory was begun with. Raises UserError."""
     kept = RunDirectory(config.directory).read_json("dataset.json")
+    if kept and boxes and kept["boxes"]["fingerprint"] != boxes.fingerprint:
+        raise UserError(
+            f"run directory {config.directory} was begun with other boxes ({', '.join(kept['boxes']['sources'])}) than "
+            f"{', '.join(boxes.sources)} now has; choose another run.experiment, or restore the annotations"
+        )
     if kept and kept["fingerprint"] != index.fingerprint:
         raise UserError(
             f"run directory {config.directory} was begun with other images ({kept['source']}, {kept['splits']}) "
@@ -55,6 +61,17 @@ def load_final(config: Config) -> checkpoint.Checkpoint:
     """The final net of a finished stage. Raises UserError when the stage is not finished."""
     require_finished(config)
     return checkpoint.load(final_file(config.directory))
+
+
+def weights_of(config: Config) -> str:
+    """The hash of a finished stage's net, computed once. Raises UserError when the stage is not finished."""
+    run = RunDirectory(config.directory)
+    known = known_weights(run)
+    if known is None:
+        final = load_final(config)
+        known = checkpoint.weights_hash(final.weights)
+        note_weights(run, known, final.step)
+    return known
 
 
 def net_of(kept: checkpoint.Checkpoint, device: torch.device) -> VGG:
@@ -104,9 +121,11 @@ def _inherit(net: VGG, parent: Config, index: Index, topology: Topology) -> dict
     return {"name": parent.name, "weights": checkpoint.weights_hash(origin.weights)} | layers.to_dict()
 
 
-def begin(config: Config, parent: Config | None, index: Index, run: RunDirectory, ranks: int) -> list[Departure]:
+def begin(
+    config: Config, parent: Config | None, index: Index, boxes: BoxSet | None, run: RunDirectory, ranks: int
+) -> list[Departure]:
     """Writes what makes the run directory self-contained; returns the fidelity ledger. Rank 0 of some ranks only."""
-    summary = index.summary()
+    summary = index.summary() | ({"boxes": boxes.summary()} if boxes else {})
     images = {name: ImageCounts(n, summary["rejected_splits"][name]) for name, n in summary["splits"].items()}
     departures = ledger(config, parent, images)
     run.write_text("config.yaml", config.to_yaml())

@@ -13,7 +13,6 @@ from itertools import pairwise
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from vggrepro.config.settings import Config
 from vggrepro.data.index import Split
@@ -26,6 +25,7 @@ from vggrepro.models.vgg import VGG, DropoutMasks
 from vggrepro.ranks.collectives import from_every_rank, sum_over_ranks
 from vggrepro.ranks.topology import Topology, divisors
 from vggrepro.training.exchange import Exchange
+from vggrepro.training.objective import CrossEntropy, Objective
 from vggrepro.training.throughput import Comm, comm_of
 
 
@@ -60,15 +60,21 @@ def shard_of(topology: Topology, batch: int, micro_batch: int | None) -> Shard:
 class Trainer:
     """A net with its momentum, advanced step by step."""
 
-    def __init__(self, net: VGG, config: Config, topology: Topology, device: torch.device) -> None:
+    def __init__(
+        self, net: VGG, config: Config, topology: Topology, device: torch.device, objective: Objective | None = None
+    ) -> None:
+        """On these ranks, towards an objective: by default the images' classes."""
         self.net = net
         self.config = config
+        self.objective = objective or CrossEntropy()
         self.device = device
         self.shard = shard_of(topology, config.train.batch, config.train.micro_batch)
         self.waited_s = 0.0
         """Seconds that this rank has waited for images so far."""
         set_arithmetic(device, config.train.precision, config.train.cudnn)
         net.train()
+        if config.keeps_features:
+            net.freeze_features()
         if config.train.compile:
             net.compile_features()
         groups = list(_groups(net, config))
@@ -146,14 +152,18 @@ class Trainer:
         if self.config.train.precision == "bf16":  # what autocast would make of the images, in half the memory
             loader = replace(loader, dtype=torch.bfloat16)
         rendered = loader.render(training, self.views(sampler, first_step))
-        return prefetch(self.with_masks(rendered, first_step), self.device)
+        return prefetch(self.completed(rendered, first_step), self.device)
 
-    def with_masks(self, batches: Generator[Batch], first_step: int) -> Generator[Batch]:
-        """The batches of :meth:`views`, and with each the dropout masks of its place."""
+    def completed(self, batches: Generator[Batch], first_step: int) -> Generator[Batch]:
+        """The batches of :meth:`views`, with the targets of their images and the dropout masks of their place."""
         with closing(batches):
             for number, batch in enumerate(batches):
                 steps, part = divmod(number, len(self.shard.rows))
-                yield replace(batch, dropout_masks=self._dropout_masks(first_step + steps, self.shard.rows[part]))
+                masks = self._dropout_masks(first_step + steps, self.shard.rows[part])
+                targets = self.objective.targets(batch.views)
+                if targets is not None:
+                    targets = to_device(targets, self.device)
+                yield replace(batch, dropout_masks=masks, targets=targets)
 
     def step(self, step: int, batches: Iterator[Batch], learning_rate: float) -> None:
         """The iteration after `step` finished ones, on its micro-batches, which are the next of :meth:`batches`.
@@ -198,8 +208,8 @@ class Trainer:
         assert (masks is not None) == (self.config.model.dropout > 0), "dropout is the sampler's, never torch's own"
         with self._exchange.micro_batch(last=last):
             with autocast(self.device, self.config.train.precision):
-                scores = self._exchange.forward(batch.images, masks)
-            loss = F.cross_entropy(scores.float(), batch.labels, reduction="sum")
+                outputs = self._exchange.forward(batch.images, masks)
+            loss = self.objective.loss(outputs.float(), batch)
             # ranks are averaged, so this makes the mean over the global batch
             (loss / self.shard.size).backward()
         self._loss_sum += loss.detach()
@@ -220,14 +230,16 @@ def _comm(net: VGG, config: Config, topology: Topology, device: torch.device) ->
         kinds = from_every_rank(torch.cuda.get_device_name(device) if device.type == "cuda" else device.type)
         if len(set(kinds)) > 1:
             return "ddp"
-    return comm_of(setting, net.architecture, config.train.batch, topology.world, config.train.precision)
+    precision, frozen = config.train.precision, config.keeps_features
+    return comm_of(setting, net.architecture, config.train.batch, topology.world, precision, frozen=frozen)
 
 
 def _groups(net: VGG, config: Config) -> Iterator[tuple[float, dict[str, object]]]:
     """(factor of the learning rate, group of parameters)."""
+    trained = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
     if config.train.biases == "paper":
-        yield 1.0, {"params": list(net.parameters())}
+        yield 1.0, {"params": list(trained.values())}
         return
-    biases = [parameter for name, parameter in net.named_parameters() if name.endswith("bias")]
-    yield 1.0, {"params": [parameter for name, parameter in net.named_parameters() if not name.endswith("bias")]}
+    biases = [parameter for name, parameter in trained.items() if name.endswith("bias")]
+    yield 1.0, {"params": [parameter for name, parameter in trained.items() if not name.endswith("bias")]}
     yield 2.0, {"params": biases, "weight_decay": 0.0}

@@ -1,0 +1,291 @@
+"""Appendix A's whole story on 36 images: nets of classes, nets of boxes from them, both tests, the tables."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from programs import Command, run_program
+from tiny import TINY, set_words
+
+from vggrepro.config.recipes import Graph, load_graph
+from vggrepro.data.scan import scan_folder
+from vggrepro.errors import Interrupted
+from vggrepro.evaluation.box_store import list_found, load_places
+from vggrepro.evaluation.localise import boxes_at_places
+from vggrepro.pipeline.graph import reproduce
+from vggrepro.pipeline.stage import is_evaluated
+from vggrepro.ranks.watch import Watch
+from vggrepro.reporting.runs import find_runs
+from vggrepro.reporting.tables import build_report
+from vggrepro.storage.directory import RunDirectory
+
+GRAPH = {
+    "run": {"experiment": "boxes"},
+    "model": {"net": "D"},
+    "data": {"S": 37},
+    "stages": {
+        "D": {},
+        "D-fine": {"run": {"parent": "D"}, "data": {"S": 55}, "evaluation": {"single_Q": [64], "multi_Q": [64]}},
+        "boxes": {"localisation": {}, "run": {"parent": "D"}, "evaluation": {"single_Q": [40], "multi_Q": [40]}},
+        "boxes-fine": {
+            "localisation": {},
+            "run": {"parent": "D-fine"},
+            "data": {"S": 55},
+            "evaluation": {"single_Q": [64], "multi_Q": [40, 64]},
+        },
+        "boxes-SCR": {
+            "localisation": {"regression": "SCR", "fine_tune": "fc"},
+            "run": {"parent": "D-fine"},
+            "data": {"S": 55},
+            "evaluation": {"single_Q": [64], "multi_Q": [64]},
+        },
+    },
+}
+SETTINGS = [one for one in TINY if not one.startswith(("data.S", "evaluation.multi_Q", "train.iterations"))]
+
+
+@pytest.fixture(scope="module")
+def boxed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images, with a box in the middle of each; one validation image has none, one has two."""
+    root = tmp_path_factory.mktemp("boxed") / "images"
+    shutil.copytree(images, root)
+    lines = ["file\txmin\tymin\txmax\tymax"]
+    index = scan_folder(root)
+    for name in ("train", "val"):
+        split = index.split(name)
+        for row, (height, width) in enumerate(split.size.tolist()):
+            times = {("val", 3): 0, ("val", 5): 2}.get((name, row), 1)
+            place = f"{name}/{split.names[row].as_py()}"
+            lines += [f"{place}\t{width // 8}\t{height // 8}\t{width * 7 // 8}\t{height * 7 // 8}"] * times
+    (root / "boxes.tsv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """The graph as a file."""
+    file = tmp_path / "boxes.yaml"
+    file.write_text(yaml.safe_dump(GRAPH, sort_keys=False))
+    return file
+
+
+def changes(boxed: Path, runs: Path, *more: str) -> list[str]:
+    return [*SETTINGS, "train.iterations=3", f"data.root={boxed}", f"run.root={runs}", *more]
+
+
+def graph_of(recipe: Path, boxed: Path, runs: Path, *more: str) -> Graph:
+    return load_graph(recipe, changes(boxed, runs, *more))
+
+
+@pytest.fixture(scope="module")
+def whole(boxed: Path, tmp_path_factory: pytest.TempPathFactory) -> Graph:
+    """The graph, finished."""
+    folder = tmp_path_factory.mktemp("whole")
+    file = folder / "boxes.yaml"
+    file.write_text(yaml.safe_dump(GRAPH, sort_keys=False))
+    graph = graph_of(file, boxed, folder / "runs")
+    torch.set_num_threads(1)  # as ranks have: with more, sums have another order
+    reproduce(graph)
+    return graph
+
+
+def stored(run: RunDirectory) -> dict[str, dict[str, np.ndarray]]:
+    """Every stored set of boxes, by file name."""
+    found = {}
+    for file in sorted((run.path / "boxes").glob("*.npz")):
+        with np.load(file) as content:
+            found[file.name] = dict(content)
+    return found
+
+
+def assert_same_boxes(one: RunDirectory, other: RunDirectory) -> None:
+    first, second = stored(one), stored(other)
+    assert first.keys() == second.keys()
+    for name, content in first.items():
+        for key, array in content.items():
+            np.testing.assert_array_equal(second[name][key], array, err_msg=f"{name}: {key}")
+
+
+def test_every_stage_stores_what_its_tables_need(whole: Graph) -> None:
+    for name in ("boxes", "boxes-fine", "boxes-SCR"):
+        config = whole.stages[name]
+        run = RunDirectory(config.directory)
+        (record,) = run.records("evaluation")
+        assert record["n"] == 11  # of 12 images one has no box
+        assert record["centre_single_Q_given_class_error"] == pytest.approx(run.records("validation")[-1]["box_error"])
+        for Q in ("single_Q", "multi_Q"):
+            assert 0 <= record[f"dense_{Q}_given_class_error"] <= record[f"dense_{Q}_localisation_error"] <= 100
+        assert {file.name for file in (run.path / "figures").iterdir()} == {"learning_curves.png", "boxes.png"}
+        assert is_evaluated(config, whole.parent_of(name))
+        # three classes, so three guesses, and the true one
+        assert all(content["classes"].shape == (11, 4) for key, content in stored(run).items() if "dense" in key)
+
+
+def test_a_second_call_computes_nothing(whole: Graph, capsys: pytest.CaptureFixture[str]) -> None:
+    root = whole.stages["D"].run.root
+    before = {file: file.stat().st_mtime_ns for file in root.rglob("*.npz")}
+    reproduce(whole)
+    assert {file: file.stat().st_mtime_ns for file in root.rglob("*.npz")} == before
+    printed = capsys.readouterr().out
+    assert "### Table 8: localisation given the class" in printed
+    assert "| the whole image |" in printed
+    assert "| a random box |" in printed
+
+
+def test_what_is_missing_is_made_again(whole: Graph, boxed: Path, recipe: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole.stages["D"].run.root, tmp_path / "runs")
+    graph = graph_of(recipe, boxed, tmp_path / "runs")
+    run = RunDirectory(graph.stages["boxes-fine"].directory)
+    for file in run.boxes.glob("*-Q64*.npz"):
+        file.unlink()
+    assert not is_evaluated(graph.stages["boxes-fine"], graph.stages["D-fine"])
+    reproduce(graph)
+    assert_same_boxes(run, RunDirectory(whole.stages["boxes-fine"].directory))
+
+
+def test_stopped_in_the_middle_of_a_test_it_goes_on(
+    whole: Graph, boxed: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(whole.stages["D"].run.root, tmp_path / "runs")
+    graph = graph_of(recipe, boxed, tmp_path / "runs")
+    run = RunDirectory(graph.stages["boxes-fine"].directory)
+    shutil.rmtree(run.path / "boxes")
+    original, beats = Watch.beat, []
+
+    def beat(self: Watch, doing: str) -> bool:
+        beats.append(doing)
+        self.reason = "SIGTERM" if beats.count("boxes, dense at Q=64") == 3 else None
+        return original(self, doing)
+
+    monkeypatch.setattr(Watch, "beat", beat)
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        reproduce(graph)
+    monkeypatch.undo()
+    assert list(run.boxes.glob("places-Q64-*.parts/*.npz"))
+    computed = []
+    monkeypatch.setattr(
+        "vggrepro.evaluation.localise.boxes_at_places",
+        lambda *given: computed.extend(given[2].views.image.tolist()) or boxes_at_places(*given),
+    )
+    reproduce(graph)
+    assert 0 < len(computed) < 11  # of one Q; the other was done
+    assert_same_boxes(run, RunDirectory(whole.stages["boxes-fine"].directory))
+
+
+def test_two_ranks_store_the_same_boxes(whole: Graph, boxed: Path, recipe: Path, tmp_path: Path) -> None:
+    """Of the same nets; how ranks train is another matter."""
+    shutil.copytree(whole.stages["D"].run.root, tmp_path / "runs")
+    for name in ("boxes", "boxes-fine", "boxes-SCR"):
+        shutil.rmtree(tmp_path / "runs" / "boxes" / name / "boxes")
+    words = set_words(*changes(boxed, tmp_path / "runs"))
+    done = run_program("-m", "vggrepro", "reproduce", "--config", recipe, *words, ranks=2)
+    assert done.returncode == 0, done.stderr
+    for name in ("boxes", "boxes-fine", "boxes-SCR"):
+        assert_same_boxes(RunDirectory(tmp_path / "runs" / "boxes" / name), RunDirectory(whole.stages[name].directory))
+
+
+def test_the_tables_of_a_whole_graph(whole: Graph, command: Command) -> None:
+    runs = [str(whole.stages[name].directory) for name in ("boxes", "boxes-fine")]
+    found = command.json("localise", *runs)
+    assert [(one["nets"], one["scales"]) for one in found["tested"]] == [
+        (["boxes"], [[40]]),
+        (["boxes-fine"], [[64]]),
+        (["boxes-fine"], [[40, 64]]),
+        (["boxes", "boxes-fine"], [[40], [40, 64]]),
+    ]
+    assert found["n"] == 11
+    assert found["classes_top5_error"] == 0  # of three classes
+    report = build_report(find_runs([whole.stages["D"].directory.parent]))
+    # nets of boxes are in no table of classes
+    assert {row.run for row in report.rows if row.run} == {"boxes:D", "boxes:D-fine"}
+    rows = {(row.table, row.run, row.Q): row for row in report.boxes if row.run}
+    assert rows[8, "boxes:boxes-SCR", "64"].printed == 36.4
+    assert rows[8, "boxes:boxes-fine", "64"].printed == 33.1
+    assert rows[9, "boxes:boxes", "40"].printed == 29.5
+    assert rows[9, "boxes:boxes-fine", "64"].printed == 28.2
+    assert rows[9, "boxes:boxes-fine", "40, 64"].printed == 27.5
+    pooled = rows[9, "boxes:boxes + boxes:boxes-fine", "40 + 40, 64"]
+    assert pooled.printed == 26.9
+    assert pooled.measured == found["tested"][-1]["localisation_error"]
+    claims = {claim.claim: claim for claim in report.claims if claim.section == "A"}
+    assert len(claims) == 8
+    measured = [claim for claim in claims.values() if claim.n]
+    assert {claim.n for claim in measured} == {11}
+    assert len(measured) == 6  # all but those that need a PCR net with its convolutions kept
+
+
+def test_a_failing_guess_fails_the_image(whole: Graph) -> None:
+    """By hand from the arrays: the error of the report is that of the rule."""
+    run = RunDirectory(whole.stages["boxes-fine"].directory)
+    with np.load(run.boxes / "truth.npz") as truth:
+        labels, start, box = truth["labels"], truth["start"], truth["box"]
+    for protocol, _ in list_found(run.boxes):
+        if protocol.method != "dense" or len({part.weights for part in protocol.parts}) > 1:
+            continue
+        with np.load(protocol.file(run.boxes)) as content:
+            boxes, classes = content["boxes"].astype(float), content["classes"]
+        wrong = 0
+        for image, label in enumerate(labels):
+            right = False
+            for guess in range(3):
+                for left, top, end, bottom in box[start[image] : start[image + 1]]:
+                    own = boxes[image, guess]
+                    width = max(0.0, min(end, own[2]) - max(left, own[0]))
+                    height = max(0.0, min(bottom, own[3]) - max(top, own[1]))
+                    areas = (end - left) * (bottom - top) + (own[2] - own[0]) * (own[3] - own[1])
+                    overlap = width * height / (areas - width * height)
+                    right |= bool(classes[image, guess] == label and overlap > 0.5)
+            wrong += not right
+        name = "multi_Q" if len(protocol.parts) > 1 else "single_Q"
+        (record,) = run.records("evaluation")
+        assert record[f"dense_{name}_localisation_error"] == pytest.approx(100 * wrong / len(labels))
+
+
+def test_places_lie_in_the_order_of_the_map(whole: Graph) -> None:
+    """At Q = 64 a crop of 32 px has 2 x 2 places in a square; more along the longer side."""
+    run = RunDirectory(whole.stages["boxes-SCR"].directory)
+    (protocol,) = {part for one, _ in list_found(run.boxes) for part in one.parts if part.method == "dense"}
+    places = load_places(protocol, run.boxes)
+    assert places is not None
+    with np.load(run.boxes / "truth.npz") as truth:
+        size = truth["size"]
+    for image, (height, width) in enumerate(size.tolist()):
+        sides = [round(64 * side / min(height, width) + 1e-9) // 32 for side in (height, width)]
+        assert places.start[image + 1] - places.start[image] == sides[0] * sides[1]
+    # SCR: one box for all classes, and each class's own posterior
+    assert (places.values[:, :1, :4] == places.values[..., :4]).all()
+    assert not (places.values[:, :1, 4] == places.values[..., 4]).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["localise", "{runs}/D"], "D predicts classes, not boxes; test it with `vggrepro evaluate"),
+        (["evaluate", "{runs}/boxes"], "boxes predicts boxes, not classes; test it with `vggrepro localise"),
+        (["localise", "{runs}/nothing"], "nothing is no run directory"),
+        (["localise", "{runs}/boxes", "--classes-from", "{runs}/D", "--method", "both"], "has no both posteriors of"),
+        (["compare", "{runs}/boxes", "{runs}/boxes-fine"], "predicts boxes"),
+        (["weights", "export", "{runs}/boxes", "--out", "{runs}/x.pth"], "predicts boxes, which no other program"),
+    ],
+)
+def test_mistakes_are_one_line(whole: Graph, command: Command, words: list[str], said: str) -> None:
+    runs = whole.stages["D"].directory.parent
+    assert said in command.mistake(*(word.format(runs=runs) for word in words))
+
+
+def test_a_parent_that_was_trained_anew_is_not_taken_for_the_old_one(
+    whole: Graph, boxed: Path, recipe: Path, tmp_path: Path, command: Command
+) -> None:
+    shutil.copytree(whole.stages["D"].run.root, tmp_path / "runs")
+    runs = tmp_path / "runs" / "boxes"
+    shutil.rmtree(runs / "D")
+    shutil.copytree(runs / "D-fine", runs / "D")
+    note = json.loads((runs / "D-fine" / "final.json").read_text())
+    assert "restore that net, or train boxes again" in command.mistake(
+        "localise", runs / "boxes", "--classes-from", runs / "D-fine", "--scales", "33"
+    )
+    assert note["weights"]

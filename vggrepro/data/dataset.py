@@ -1,0 +1,59 @@
+"""The data set that a configuration names, held against it: its index, and its boxes where they are predicted."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vggrepro.config.settings import Config
+from vggrepro.data import sample_set
+from vggrepro.data.box_scan import open_boxes
+from vggrepro.data.boxes import BoxSet
+from vggrepro.data.index import Index, require_training_images
+from vggrepro.data.labels import ILSVRC
+from vggrepro.data.scan import open_index
+from vggrepro.errors import UserError
+from vggrepro.paper import value
+
+Progress = Callable[[int, int], None]
+
+
+def open_data(config: Config, progress: Progress = lambda done, total: None, *, training: bool = True) -> Index:
+    """The data set of a configuration, checked against it. Without `training` validation images are enough.
+
+    Raises UserError.
+    """
+    root = _root_of(config)
+    index = open_index(root, config.data.index, config.run.root / "index", progress)
+    if training:
+        require_training_images(index)
+    if len(index.classes) != config.model.classes:
+        remedy = (
+            f"set model.classes={len(index.classes)} or another data.root"
+            if training
+            else "a net is tested on images of its own classes; where they are of some of these only, name all of "
+            f"them: `vggrepro index ... --classes {ILSVRC if config.model.classes == value('classes') else 'FILE'}`"
+        )
+        raise UserError(f"model.classes={config.model.classes}, but {index.source} has {len(index.classes)}; {remedy}")
+    if not len(index.split("val")):
+        raise UserError(f"{index.source} has no usable image in val; see `vggrepro index`")
+    if (rejected := index.split("val").rejected) > config.data.max_rejected_val:
+        raise UserError(
+            f"{rejected} validation images of {index.source} cannot be read, and an error rate counts all of them; "
+            f"`vggrepro index --report` names them: replace them, or set data.max_rejected_val={rejected} to test on "
+            f"the others"
+        )
+    return index
+
+
+def open_boxes_of(config: Config, index: Index, progress: Callable[[int], None]) -> BoxSet:
+    """The boxes of a configuration's images; `progress` is told the annotations read. Raises UserError."""
+    root, cache = _root_of(config), config.run.root / "index"
+    return open_boxes(index, config.data.boxes, None if root is None else Path(root), cache, progress)
+
+
+def _root_of(config: Config) -> str | None:
+    root = config.data.root
+    if root == sample_set.ROOT:
+        return str(sample_set.ensure(config.run.root / "data"))
+    if root is not None and root.startswith("builtin:"):
+        raise UserError(f"data.root={root} is not built in; known: {sample_set.ROOT}")
+    return root

@@ -1,0 +1,192 @@
+"""A net that predicts boxes, applied to images: the centre crop and the dense test of Appendix A."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vggrepro.config.settings import Config, Precision
+from vggrepro.data.boxes import Boxes
+from vggrepro.data.index import Split
+from vggrepro.data.loader import Batch, Loader
+from vggrepro.data.views import Ints, Views
+from vggrepro.evaluation.box_store import (
+    BoxProtocol,
+    FoundProtocol,
+    Places,
+    load_found,
+    load_places,
+    save_found,
+    save_places,
+)
+from vggrepro.evaluation.boxes import Found, Truth, error_of
+from vggrepro.evaluation.errors import ErrorRate
+from vggrepro.evaluation.methods import centre_views, whole_views
+from vggrepro.evaluation.parts import Parts
+from vggrepro.models.boxes import decode, of_classes
+from vggrepro.models.dense import score_map
+from vggrepro.models.precision import autocast, set_arithmetic
+from vggrepro.models.vgg import VGG
+from vggrepro.progress import progress
+from vggrepro.ranks.collectives import from_first_rank, gather_to_first, sum_over_ranks
+from vggrepro.ranks.watch import Watch
+from vggrepro.storage.directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """The images of one split that have boxes, and these: what localisation trains and is tested on."""
+
+    split: Split
+    boxes: Boxes
+
+    @property
+    def truth(self) -> Truth:
+        """What is to be found in them."""
+        return Truth(self.split.label, self.split.size, self.boxes)
+
+
+def annotated(split: Split, boxes: Boxes) -> Annotated:
+    """The images of a split that have boxes, in its order."""
+    rows = np.flatnonzero(boxes.has)
+    return Annotated(split.take(rows), boxes.take(rows))
+
+
+@torch.inference_mode()
+def centre_boxes(net: VGG, batch: Batch) -> NDArray[np.float64]:
+    """(N, 1, 4) the box of the true class that a net predicts from each centre crop; in px of the image."""
+    outputs = net(batch.images).float()
+    edges = decode(of_classes(outputs, batch.labels[:, None]), net.architecture.crop)
+    return batch.views.boxes_in_image(edges.double().cpu().numpy())
+
+
+@torch.inference_mode()
+def boxes_at_places(net: VGG, scorer: VGG, batch: Batch, classes: Ints, pixels_at_once: int) -> NDArray[np.float64]:
+    """(N, places, K, 5) of whole images: at each place a box for each of K classes (N, K), and the class's posterior.
+
+    Boxes are in px of the image; posteriors are the scorer's, a net of the same geometry that predicts classes.
+    """
+    crop, stride = net.architecture.crop, net.architecture.stride
+    asked = torch.from_numpy(classes).to(batch.images.device)
+    maps = score_map(net, batch.images, pixels_at_once=pixels_at_once).float()
+    posteriors = score_map(scorer, batch.images, pixels_at_once=pixels_at_once).float().softmax(dim=1)
+    edges = decode(of_classes(maps, asked).permute(0, 3, 4, 1, 2), crop)  # (N, h, w, K, 4)
+    height, width = edges.shape[1:3]
+    top, left = np.meshgrid(stride * np.arange(height), stride * np.arange(width), indexing="ij")
+    window = np.stack([left, top, left, top], axis=-1)[None, :, :, None]
+    boxes = batch.views.boxes_in_image(edges.double().cpu().numpy() + window)
+    rows = torch.arange(len(classes), device=asked.device)[:, None]
+    confidence = posteriors[rows, asked].permute(0, 2, 3, 1).cpu().numpy()  # (N, h, w, K)
+    return np.concatenate([boxes, confidence[..., None]], axis=-1).reshape(len(classes), -1, classes.shape[1], 5)
+
+
+def centre_box_error(
+    net: VGG, loader: Loader, images: Annotated, Q: int, *, batch: int, watch: Watch, precision: Precision
+) -> tuple[ErrorRate, float]:
+    """(error, mean intersection over union) of the true class's box, centre crop at shorter side Q, over all ranks.
+
+    What training watches. Raises Interrupted on every rank when one was asked to stop meanwhile.
+    """
+    was_training = net.training
+    net.eval()
+    sums = torch.zeros(3, dtype=torch.float64)
+    own = centre_views(images.split, Q, batch, net.architecture.crop)[watch.topology.rank :: watch.topology.world]
+    for shown in watch.attend(loader.batches(images.split, own), "validation"):
+        with autocast(loader.device, precision):
+            predicted = centre_boxes(net, shown)
+        rows = shown.views.image
+        found = Found(predicted.astype(np.float32), images.split.label[rows][:, None])
+        truth = Truth(images.split.label[rows], images.split.size[rows], images.boxes.take(rows))
+        rate = error_of(found.right_given_class(truth))
+        sums += torch.tensor([rate.wrong, truth.best_iou(predicted).sum(), rate.n], dtype=torch.float64)
+    net.train(was_training)
+    wrong, overlap, n = sum_over_ranks(sums).tolist()
+    assert n == len(images.split), f"validation counted {n} of {len(images.split)} images"
+    return ErrorRate(int(wrong), int(n)), overlap / n
+
+
+@dataclass(frozen=True)
+class Localisation:
+    """One net's tests on the images of a validation split that have boxes, on one of some ranks; what they share."""
+
+    config: Config
+    images: Annotated
+    loader: Loader
+    run: RunDirectory
+    watch: Watch
+    nets: Callable[[], tuple[VGG, VGG]]
+    """The net that predicts boxes and the one that scores places: made when they are needed."""
+
+    def centre(self, protocol: BoxProtocol) -> None:
+        """Stores the true class's box of every centre crop. Raises UserError and Interrupted."""
+        final = FoundProtocol((protocol,))
+        if from_first_rank(load_found(final, self.run.boxes) is not None):
+            return
+        net, _ = self._made()
+        views = centre_views(self.images.split, protocol.Q, self.config.evaluation.batch, net.architecture.crop)
+        parts = Parts(final.file(self.run.boxes))
+        self._compute(protocol, parts, views, lambda batch: centre_boxes(net, batch))
+        if self.watch.topology.is_first:
+            _, boxes = parts.gather(len(self.images.split))
+            found = Found(boxes.reshape(-1, 1, 4), self.images.split.label[:, None])
+            save_found(final, found, self.run.boxes)
+            parts.remove()
+
+    def dense(self, protocol: BoxProtocol, guesses: Ints) -> None:
+        """Stores the boxes of guessed classes (images, 5), and of the true one, at every place. Raises as centre."""
+        if from_first_rank(load_places(protocol, self.run.boxes) is not None):
+            return
+        net, scorer = self._made()
+        classes = np.concatenate([guesses, self.images.split.label[:, None]], axis=1)
+        batch, crop = self.config.evaluation.batch, net.architecture.crop
+        views = whole_views(self.images.split, protocol.Q, batch, crop)
+        parts = Parts(protocol.file(self.run.boxes))
+        self._compute(
+            protocol,
+            parts,
+            views,
+            lambda shown: boxes_at_places(net, scorer, shown, classes[shown.views.image], batch * crop**2),
+        )
+        if self.watch.topology.is_first:
+            start, values = parts.gather(len(self.images.split))
+            save_places(protocol, Places(start, values, classes), self.run.boxes)
+            parts.remove()
+
+    def _made(self) -> tuple[VGG, VGG]:
+        set_arithmetic(self.loader.device, self.config.evaluation.precision)
+        net, scorer = self.nets()
+        return net.eval(), scorer.eval()
+
+    def _compute(
+        self,
+        protocol: BoxProtocol,
+        parts: Parts,
+        views: Sequence[Views],
+        predict: Callable[[Batch], NDArray[np.float64]],
+    ) -> None:
+        """Adds this rank's share of what is not done to the parts, an image's entries in a row."""
+        topology, n = self.watch.topology, len(self.images.split)
+        done = from_first_rank(parts.done(n) if topology.is_first else None)
+        left = [one for one in views if not done[one.image].all()][topology.rank :: topology.world]
+        doing = f"boxes, {protocol.method} at Q={protocol.Q}"
+        tested, share = 0, -(-int((~done).sum()) // topology.world)
+        with progress(f"{self.config.name}: {doing}", share, shown=topology.is_first) as update:
+            try:
+                for batch in self.watch.attend(self.loader.batches(self.images.split, left), doing):
+                    with autocast(self.loader.device, self.config.evaluation.precision):
+                        predicted = predict(batch)
+                    rows = batch.views.image
+                    counts = np.full(len(rows), predicted.shape[1])
+                    parts.add(rows, predicted.reshape(-1, *predicted.shape[2:]).astype(np.float32), counts)
+                    tested += len(rows)
+                    update(tested, "")
+            finally:  # an interrupt loses nothing that was computed
+                parts.flush()
+        gather_to_first(None)  # until every rank has written
+
+
+def merged(protocols: Iterable[BoxProtocol], below: float) -> FoundProtocol:
+    """The protocol of several nets' or Q's boxes pooled and merged."""
+    return FoundProtocol(tuple(protocols), below)

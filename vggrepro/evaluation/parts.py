@@ -1,0 +1,103 @@
+"""Arrays on disk, and those that are still being made: small files that any number of ranks add to. No torch."""
+
+import shutil
+import time
+import uuid
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggrepro.data.views import Ints
+from vggrepro.errors import UserError
+from vggrepro.files import replacing
+
+_SECONDS_BETWEEN_PARTS = 30.0
+
+
+class Parts:
+    """What is computed for each image of a split, until all images are there.
+
+    An image has one entry, or with `counts` any number of them. What a killed evaluation leaves, the next one
+    continues, on however many ranks. One object for each rank.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.folder = file.with_suffix(".parts")
+        self._kept: list[dict[str, NDArray[Any]]] = []
+        self._written = time.monotonic()
+
+    def done(self, n: int) -> NDArray[np.bool_]:
+        """(n,) which rows are on disk. Raises UserError for a file that cannot be read."""
+        done = np.zeros(n, np.bool_)
+        for part in self._files():
+            done[read_arrays(part)["rows"]] = True
+        return done
+
+    def add(self, rows: Ints, values: NDArray[np.float32], counts: Ints | None = None) -> None:
+        """Takes rows (k,) with entries (k, ...) or (sum of counts, ...); writes what it has from time to time."""
+        self._kept.append({"rows": rows, "values": values, "counts": np.ones_like(rows) if counts is None else counts})
+        if time.monotonic() - self._written > _SECONDS_BETWEEN_PARTS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what has not been written."""
+        if self._kept:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            joined = {key: np.concatenate([one[key] for one in self._kept]) for key in self._kept[0]}
+            write_arrays(self.folder / f"{uuid.uuid4().hex}.npz", **joined)
+            self._kept = []
+        self._written = time.monotonic()
+
+    def gather(self, n: int) -> tuple[Ints, NDArray[np.float32]]:
+        """(start (n + 1,), entries), those of image i from start[i] to start[i + 1]; after all ranks have flushed.
+
+        Raises UserError when rows are missing: another rank wrote its own where this one does not see them.
+        """
+        parts = [read_arrays(part) for part in self._files()]
+        for part in parts:
+            part.setdefault("counts", np.ones_like(part["rows"]))  # as of before December 2026
+        counts = np.full(n, -1, np.int64)
+        for part in parts:
+            counts[part["rows"]] = part["counts"]
+        if missing := int((counts < 0).sum()):
+            raise UserError(
+                f"{missing} of {n} images are missing in {self.folder}: the ranks do not see each other's files; put "
+                f"the run directory on a shared file system"
+            )
+        start = np.concatenate([[0], np.cumsum(counts)])
+        values = np.empty((start[-1], *parts[0]["values"].shape[1:]), np.float32)
+        for part in parts:
+            values[spans(start[part["rows"]], part["counts"])] = part["values"]
+        return start, values
+
+    def remove(self) -> None:
+        """Removes what has been gathered and stored elsewhere."""
+        shutil.rmtree(self.folder)
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("[!.]*.npz"))
+
+
+def spans(start: Ints, counts: Ints) -> Ints:
+    """(sum of counts,) the numbers start[i] .. start[i] + counts[i] - 1 of every i in turn."""
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(start - ends + counts, counts)
+
+
+def write_arrays(file: Path, **arrays: NDArray[Any]) -> None:
+    """All or nothing: a file with its final name is whole."""
+    with replacing(file) as temporary, temporary.open("wb") as out:
+        np.savez(out, **arrays)  # type: ignore[arg-type]
+
+
+def read_arrays(file: Path) -> dict[str, NDArray[Any]]:
+    """What :func:`write_arrays` wrote. Raises UserError."""
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            return dict(content)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        what = file.parent.with_suffix("").name if file.parent.suffix == ".parts" else file.parent.name
+        raise UserError(f"{what} {file} cannot be read ({error}); remove the file and evaluate again") from None

@@ -1,0 +1,119 @@
+"""Nets that predict boxes, each by itself and all pooled, with classes from the best posteriors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vggrepro.config.parsing import override
+from vggrepro.config.recipes import load_resolved
+from vggrepro.config.settings import Config
+from vggrepro.errors import UserError
+from vggrepro.evaluation.boxes import BoxErrors
+from vggrepro.evaluation.errors import ErrorRate
+from vggrepro.evaluation.guesses import Guesses
+from vggrepro.pipeline.boxes import BoxNet, BoxTest
+from vggrepro.pipeline.session import open_session
+from vggrepro.ranks.collectives import from_first_rank
+from vggrepro.reporting.runs import find_runs, resolve
+from vggrepro.reporting.tables import build_report
+from vggrepro.storage.status import locate, relocated
+
+
+@dataclass(frozen=True)
+class Tested:
+    """Some nets and the Q at which their boxes were taken, pooled, with the errors."""
+
+    nets: tuple[str, ...]
+    Q: tuple[tuple[int, ...], ...]
+    """Of each net."""
+    errors: BoxErrors
+
+
+@dataclass(frozen=True)
+class Localised:
+    """What `vggrepro localise` found: each net by itself, and after them all together."""
+
+    tested: list[Tested]
+    guesses: Guesses
+    whole_image: ErrorRate
+    """Where every box is the whole image and the class is given."""
+    random: ErrorRate
+    """Where every box lies between two random points and the class is given."""
+
+
+def localise(
+    runs: Sequence[Path],
+    namers: Sequence[Path] = (),
+    method: str = "dense",
+    scales: tuple[int, ...] | None = None,
+    overrides: Sequence[str] = (),
+) -> Localised | None:
+    """Tests nets that predict boxes, and all of them pooled before merging; None on all ranks but the first.
+
+    Each is tested at every Q of `scales`, or where that is None at its own configuration's of Table 9: at one, and at
+    several, which are pooled. The guessed classes are those of `namers`, classification runs that are fused, by a
+    method at their own Q of Table 4; by default those of the best row of the experiment's Tables 4 to 6. What is not
+    stored yet is computed and kept in the run directories; what is pooled, in the first one's. Raises UserError and
+    Interrupted.
+    """
+    nets = [_net_at(run, overrides) for run in runs]
+    with open_session([net.config for net in nets], training=False) as session:
+        test = BoxTest.opened(nets[0].config, session)
+        for net in nets[1:]:
+            if session.index(net.config).fingerprint != test.index.fingerprint:
+                raise UserError(f"{net.config.directory} and {runs[0]} see different images; give them one data.index")
+        if namers:
+            stages = [_stage_at(run) for run in namers]
+        else:
+            stages, method = from_first_rank(
+                _best(runs[0].resolve().parent, test.index.fingerprint) if session.topology.is_first else None
+            )
+        guesses = test.guesses(stages, method)
+        asked = [[(net, Q)] for net in nets for Q in dict.fromkeys((net.config.single_Q, net.config.multi_Q))]
+        if scales:
+            asked = [[(net, scales)] for net in nets]
+        if len(nets) > 1:
+            asked.append([(net, scales or net.config.multi_Q) for net in nets])
+        for net in nets:
+            test.predict(net, guesses, {side for one in asked for other, Q in one if other is net for side in Q})
+        if not session.topology.is_first:
+            return None
+        tested = [
+            Tested(tuple(net.config.name for net, _ in one), tuple(Q for _, Q in one), test.errors(one, guesses))
+            for one in asked
+        ]
+        return Localised(tested, guesses, *test.yardsticks())
+
+
+def _net_at(run: Path, changes: Sequence[str]) -> BoxNet:
+    """A finished net that predicts boxes, and its parent beside it. Raises UserError."""
+    from vggrepro.storage import checkpoint
+
+    file, _ = locate(run)
+    config = _stage_at(run)
+    if config.localisation is None:
+        raise UserError(f"{run} predicts classes, not boxes; test it with `vggrepro evaluate {run}`")
+    parent = checkpoint.load(file).provenance["parent"]["name"]
+    return BoxNet(override(config, changes, run), _stage_at(run.resolve().parent / parent))
+
+
+def _stage_at(run: Path) -> Config:
+    """The configuration of a run directory, where it lies now. Raises UserError."""
+    if not (run / "config.yaml").exists():
+        raise UserError(f"{run} is no run directory (it has no config.yaml); name one, e.g. runs/localisation/D")
+    return relocated(load_resolved(run / "config.yaml"), run)
+
+
+def _best(experiment: Path, data: str) -> tuple[list[Config], str]:
+    """The runs and the method of an experiment's best row in Tables 4 to 6, by top-5 error. Raises UserError."""
+    runs = [run for run in find_runs([experiment]) if run.dataset.get("fingerprint") == data]
+    rows = [row for row in build_report(runs).rows if row.table in (4, 5, 6) and row.measured_top5 is not None]
+    if not rows:
+        raise UserError(f"no run of {experiment} has posteriors that name classes; say which have: --classes-from RUN")
+    best = min(rows, key=lambda row: (row.measured_top5, row.measured_top1))
+    assert best.run is not None
+    assert best.method is not None
+    chosen = resolve(best.run.split(" + "), [experiment])
+    return [relocated(run.config, run.path) for run in chosen], best.method

@@ -1,0 +1,147 @@
+"""What nets that predict boxes got right, read from the stores of their runs: all that Tables 8 to 10 need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggrepro.evaluation.box_store import CENTRE, FoundProtocol, list_found, load_found, load_truth
+from vggrepro.evaluation.boxes import Found, Truth, error_of
+from vggrepro.evaluation.errors import ErrorRate
+from vggrepro.evaluation.significance import Paired
+from vggrepro.paper import Scale
+from vggrepro.reporting.runs import StoredRun
+
+AskedBoxes = tuple[StoredRun, tuple[int, ...]]
+"""A run and the Q at which its boxes are taken, px."""
+Kind = tuple[Scale, str, str]
+"""The paper's S that a net is trained at, SCR or PCR, and all or fc."""
+
+
+def kind_of(run: StoredRun) -> Kind:
+    """What Table 8 tells nets apart by."""
+    localisation = run.config.localisation
+    assert localisation is not None
+    return run.S, localisation.regression, localisation.fine_tune
+
+
+@dataclass(frozen=True)
+class StoredBoxes:
+    """One stored set of final boxes."""
+
+    protocol: FoundProtocol
+    folder: Path
+    guesses: str
+    """Who named the classes; empty for the centre crop, which is given the true one."""
+    top5: float
+    """Their top-5 classification error, per cent."""
+
+    @cached_property
+    def found(self) -> Found:
+        """The boxes. Raises UserError."""
+        found = load_found(self.protocol, self.folder)
+        assert found is not None
+        return found
+
+    @cached_property
+    def truth(self) -> Truth:
+        """What was to be found. Raises UserError."""
+        truth = load_truth(self.folder)
+        assert truth is not None
+        return truth
+
+    @cached_property
+    def right(self) -> NDArray[np.bool_]:
+        """(n,) which images are right by the protocol's measure: Table 8's for the centre crop, else Table 9's."""
+        return self.right_given_class if self.is_centre else self.found.right(self.truth)
+
+    @cached_property
+    def right_given_class(self) -> NDArray[np.bool_]:
+        """(n,) which images are right by Table 8's measure."""
+        return self.found.right_given_class(self.truth)
+
+    @property
+    def error(self) -> ErrorRate:
+        """Of :attr:`right`."""
+        return error_of(self.right)
+
+    @property
+    def is_centre(self) -> bool:
+        """Whether it is Table 8's test."""
+        return self.protocol.method == CENTRE
+
+    def yardsticks(self) -> dict[str, ErrorRate]:
+        """The same measure with boxes that know nothing of the image, by what they are."""
+        truth, classes = self.truth, self.found.classes
+        boxes = {"the whole image": truth.whole_images(), "a random box": truth.random_boxes()}
+        errors = {}
+        for name, one in boxes.items():
+            blind = Found(np.repeat(one, classes.shape[1], axis=1).astype(np.float32), classes)
+            errors[name] = error_of(blind.right_given_class(truth) if self.is_centre else blind.right(truth))
+        return errors
+
+
+class BoxCache:
+    """The stored boxes of some runs, by nets, Q and method; each read once."""
+
+    def __init__(self, runs: Iterable[StoredRun]) -> None:
+        self._kept: dict[tuple[object, ...], dict[str, StoredBoxes]] = {}
+        known = [(run, run.boxes_fingerprint) for run in runs if run.weights and run.dataset]
+        weights = {run.weights: (run, boxes) for run, boxes in known}
+        for run, _ in known:
+            folder = run.path / "boxes"
+            for protocol, said in list_found(folder):
+                if all(self._belongs(protocol, number, weights) for number in range(len(protocol.parts))):
+                    key = _key([(part.weights, part.Q) for part in protocol.parts], protocol.method)
+                    guesses = protocol.parts[0].guesses
+                    made = StoredBoxes(protocol, folder, said.get("guesses", ""), said.get("top5", 0.0))
+                    self._kept.setdefault(key, {})[guesses] = made
+
+    @staticmethod
+    def _belongs(protocol: FoundProtocol, number: int, weights: dict[str | None, tuple[StoredRun, str]]) -> bool:
+        """Whether a part is of a final net among the runs, on its own images, boxes and settings."""
+        part = protocol.parts[number]
+        if part.weights not in weights:
+            return False
+        run, boxes = weights[part.weights]
+        config = run.config
+        assert config.localisation is not None
+        own = (run.dataset["fingerprint"], boxes, config.evaluation.precision)
+        below = None if protocol.method == CENTRE else config.localisation.merge_below
+        return (part.data, part.boxes, part.precision) == own and (number > 0 or protocol.merge_below == below)
+
+    def of(self, asked: Sequence[AskedBoxes], method: str) -> StoredBoxes | None:
+        """The boxes of some nets, pooled where several, with the best guesses for which there are any; or None."""
+        return min(self._options(asked, method).values(), key=lambda one: one.top5, default=None)
+
+    def both(
+        self, first: Sequence[AskedBoxes], second: Sequence[AskedBoxes], method: str
+    ) -> tuple[StoredBoxes, StoredBoxes] | None:
+        """The boxes of two sides for the same guesses, the best that both have; None where there are none."""
+        one, other = self._options(first, method), self._options(second, method)
+        shared = min(one.keys() & other.keys(), key=lambda key: one[key].top5, default=None)
+        return None if shared is None else (one[shared], other[shared])
+
+    def pooled(self) -> list[StoredBoxes]:
+        """Every set of boxes that is of several nets, the best guesses of each."""
+        sets = (min(options.values(), key=lambda one: one.top5) for options in self._kept.values())
+        return [one for one in sets if len({part.weights for part in one.protocol.parts}) > 1]
+
+    def _options(self, asked: Sequence[AskedBoxes], method: str) -> dict[str, StoredBoxes]:
+        return self._kept.get(_key([(run.weights, side) for run, Q in asked for side in Q], method), {})
+
+
+def _key(parts: Sequence[tuple[str | None, int]], method: str) -> tuple[object, ...]:
+    return method, *sorted(parts, key=str)
+
+
+def paired_boxes(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:
+    """Two sets of boxes on the same images, by which images each gets right (n,)."""
+    assert len(first) == len(second), "boxes of different images"
+    a, b = first, second
+    return Paired(int((a & ~b).sum()), int((~a & b).sum()), len(a))
