@@ -1,13 +1,20 @@
-"""Run directories with fabricated posteriors, so that every error rate is known beforehand."""
+"""Run directories with fabricated posteriors and boxes, so that every error rate is known beforehand."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vggrepro.config.settings import Config, Data, Evaluation, Model, Run
+from vggrepro.config.settings import Config, Data, Evaluation, Localisation, Model, Precision, Run
+from vggrepro.data.boxes import Boxes
+from vggrepro.evaluation.box_store import CENTRE, DENSE, BoxProtocol, FoundProtocol, save_found, save_truth
+from vggrepro.evaluation.boxes import Found, Truth
 from vggrepro.evaluation.posteriors import Posteriors, Protocol
+from vggrepro.reporting.report import BoxRow, Report
+from vggrepro.reporting.runs import StoredRun, find_runs
+from vggrepro.reporting.tables import build_report
 from vggrepro.storage.directory import RunDirectory
 
 CLASSES = 10
@@ -78,3 +85,144 @@ def make_run(
 def dense(*sides: int, wrong1: int, wrong5: int, first: int = 0) -> dict[tuple[str, int], NDArray[np.float32]]:
     """The same answers at each Q, so that their average has them too."""
     return {("dense", Q): posteriors_with(wrong1, wrong5, first) for Q in sides}
+
+
+COARSE, FINE, BOTH = (256,), (384,), (352, 384)
+"""Q of Table 9, px."""
+LARGE = 500
+"""Images whose object nearly fills them, so that the whole image is a right box."""
+OBJECT, FILLING, NOWHERE = (10, 10, 50, 50), (0, 0, 90, 90), (60, 60, 95, 95)
+
+
+def box_run(
+    root: Path,
+    S: int = 384,
+    regression: Literal["SCR", "PCR"] = "PCR",
+    fine_tune: Literal["all", "fc"] = "all",
+    *,
+    net: str = "D",
+    name: str = "",
+    experiment: str = "paper",
+    seed: int = 0,
+    fingerprint: str = "f" * 64,
+    boxes: str = "b" * 64,
+    merge_below: float = 0.5,
+    precision: Precision = "fp32",
+    single_Q: tuple[int, ...] = (),
+    multi_Q: tuple[int, ...] = (),
+    crop: int = 224,
+    finished: bool = True,
+    departures: list[dict[str, Any]] | None = None,
+) -> StoredRun:
+    """A run of a net that predicts boxes, none of which is stored yet; its parent is nowhere."""
+    config = Config(
+        model=Model(net=net, classes=CLASSES, crop=crop),
+        data=Data(S=S),
+        localisation=Localisation(regression=regression, fine_tune=fine_tune, merge_below=merge_below),
+        evaluation=Evaluation(single_Q=single_Q, multi_Q=multi_Q, precision=precision),
+        run=Run(
+            name=name or f"{S}-{regression}-{fine_tune}-{seed}",
+            experiment=experiment,
+            root=root,
+            seed=seed,
+            parent=f"of-classes-{S}",
+        ),
+    )
+    run = RunDirectory(config.directory)
+    run.write_text("config.yaml", config.to_yaml())
+    described = {"source": "images", "fingerprint": fingerprint, "splits": {"train": 9, "val": IMAGES}}
+    run.write_json("dataset.json", described | {"classes": CLASSES, "boxes": {"fingerprint": boxes}})
+    run.write_json("ledger.json", departures or [])
+    run.append({"kind": "train", "step": 100, "loss": 2.0, "learning_rate": 0.01})
+    if finished:
+        (run.checkpoints / "final.pt").touch()
+        weights = f"{config.name}-{experiment}".encode().hex().ljust(64, "0")
+        run.write_json("final.json", {"weights": weights, "step": config.train.iterations})
+    return StoredRun(run.path, config)
+
+
+def truth(images: int = IMAGES) -> Truth:
+    """An object in each image of 100 x 100 px, in the first `LARGE` ones a large one."""
+    box = np.array([FILLING] * LARGE + [OBJECT] * (images - LARGE), np.float64)
+    return Truth(labels(images), np.full((images, 2), 100), Boxes(np.arange(images + 1), box))
+
+
+def find_centre(run: StoredRun, wrong: int, first: int = 0, Q: int | None = None, **other: Any) -> Path:
+    """Stores the boxes of a net's centre crops: wrong in `wrong` images from `first` on. Returns the file."""
+    protocol = FoundProtocol((_part(run, CENTRE, Q or run.config.single_Q[0], "", **other),))
+    return _store(protocol, Found(_boxes(wrong, first)[:, None], labels()[:, None]), run)
+
+
+def find_dense(
+    asked: Sequence[tuple[StoredRun, tuple[int, ...]]],
+    wrong: int,
+    first: int = 0,
+    *,
+    lost: int = 0,
+    guesses: str = "parent",
+    merge_below: float | None = None,
+    **other: Any,
+) -> Path:
+    """Stores boxes of some nets at their Q, in the first one's run. Returns the file.
+
+    In `wrong` images from `first` on the true class's box is wrong; in the last `lost` ones no guess is of that class.
+    """
+    run, _ = asked[0]
+    assert run.config.localisation
+    below = run.config.localisation.merge_below if merge_below is None else merge_below
+    key = guesses.encode().hex()
+    parts = tuple(_part(one, DENSE, side, key, **other) for one, Q in asked for side in Q)
+    own = labels()
+    classes = np.stack([(own + step) % CLASSES for step in (1, 2, 0, 3, 4, 0)], axis=1)  # guessed third
+    classes[IMAGES - lost :, 2] = (own[IMAGES - lost :] + 5) % CLASSES
+    boxes = np.full((IMAGES, 6, 4), FILLING, np.float32)  # of wrong classes, right in some images, which helps nobody
+    boxes[:, 2] = boxes[:, 5] = _boxes(wrong, first)
+    said = {"guesses": guesses, "top5": 100 * lost / IMAGES}
+    return _store(FoundProtocol(parts, below), Found(boxes, classes), run, **said)
+
+
+def _part(run: StoredRun, method: str, Q: int, guesses: str, **other: Any) -> BoxProtocol:
+    said = {
+        "weights": run.weights,
+        "data": run.dataset["fingerprint"],
+        "boxes": run.boxes_fingerprint,
+        "precision": run.config.evaluation.precision,
+    }
+    return BoxProtocol(method=method, Q=Q, guesses=guesses, **said | other)
+
+
+def _boxes(wrong: int, first: int) -> NDArray[np.float32]:
+    """(images, 4) of the true class."""
+    boxes = truth().boxes.box.astype(np.float32)
+    boxes[np.arange(first, first + wrong) % IMAGES] = NOWHERE
+    return boxes
+
+
+def _store(protocol: FoundProtocol, found: Found, run: StoredRun, **said: Any) -> Path:
+    folder = run.directory.boxes
+    save_found(protocol, found, folder, **said)
+    save_truth(truth(), folder, protocol.parts[0].data, protocol.parts[0].boxes)
+    return protocol.file(folder)
+
+
+def three_seeds(root: Path) -> list[StoredRun]:
+    """Pairs of nets of three seeds, with their boxes; 27, 28, 30 % pooled."""
+    runs = []
+    for seed, wrong in enumerate((540, 560, 600)):
+        coarse, fine = box_run(root, 256, seed=seed), box_run(root, seed=seed)
+        find_centre(fine, wrong + 100)
+        find_dense([(fine, FINE)], wrong + 20)
+        find_dense([(coarse, COARSE), (fine, BOTH)], wrong)
+        runs += [coarse, fine]
+    return runs
+
+
+def report_of(root: Path) -> Report:
+    """Of all runs there."""
+    return build_report(find_runs([root]))
+
+
+def rows_of(root: Path, table: int, **wanted: object) -> list[BoxRow]:
+    """Rows of Tables 8-10 with these values."""
+    found = report_of(root).boxes
+    return [row for row in found if row.table == table and all(getattr(row, k) == v for k, v in wanted.items())]

@@ -4,12 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from reporting_runs import dense, make_run
+from reporting_runs import box_run, dense, find_centre, find_dense, make_run
 from tiny import REPOSITORY
 
 from vggrepro.errors import UserError
 from vggrepro.paper import facts
-from vggrepro.reporting import tables
+from vggrepro.reporting import localisation, tables
 from vggrepro.reporting.document import is_fresh, kept_report, update_document
 from vggrepro.reporting.runs import find_runs
 from vggrepro.reporting.tables import build_report
@@ -63,6 +63,30 @@ def test_other_figures_of_the_paper_make_it_stale(document: Path, monkeypatch: p
     corrected = replace(facts(), tables={**facts().tables, 3: rows})
     monkeypatch.setattr(tables, "facts", lambda: corrected)
     assert not is_fresh(document)
+
+
+def test_other_figures_of_appendix_a_make_it_stale(document: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_fresh(document)
+    rows = tuple(replace(row, regression="PCR") if row.regression == "SCR" else row for row in facts().localisation[8])
+    corrected = replace(facts(), localisation={**facts().localisation, 8: rows})
+    monkeypatch.setattr(localisation, "facts", lambda: corrected)
+    assert not is_fresh(document)
+
+
+@pytest.mark.parametrize("crop", [32, 224])
+def test_boxes_that_were_measured_keep_it_fresh(root: Path, tmp_path: Path, crop: int, paper_of_2000: None) -> None:
+    """S and Q of another geometry, and nets pooled in another order, are none of the paper's figures."""
+    small = crop == 32
+    coarse, fine = (box_run(root, S, crop=crop) for S in ((37, 55) if small else (256, 384)))
+    find_centre(fine, 600)
+    find_dense([(fine, fine.config.multi_Q), (coarse, coarse.config.multi_Q)], 538)
+    file = tmp_path / "notes.md"
+    file.write_text("<!-- vggrepro:tables -->\n<!-- /vggrepro:tables -->\n")
+    update_document(file, build_report(find_runs([root])))
+    assert "| **26.9** |" in file.read_text()
+    assert is_fresh(file)
+    file.write_text(file.read_text().replace("**26.9**", "**25.9**"))
+    assert not is_fresh(file)
 
 
 @pytest.mark.parametrize(

@@ -292,7 +292,7 @@ def report(root: Path, paper_of_2000: None) -> Report:
 def test_json_is_the_reports_and_its_schema_is_kept(report: Report) -> None:
     assert Report.model_validate_json(render(report, Format.json, "t")) == report
     assert json.loads(SCHEMA.read_text()) == Report.model_json_schema(), (
-        "the report's fields changed: renew the schema with `python -m vggrepro.reporting.tables`"
+        "the report's fields changed: renew the schema with `python -m vggrepro.reporting.report`"
     )
     contract = {"table", "net", "S", "Q", "method", "printed_top1", "printed_top5", "measured_top1", "measured_top5"}
     for row in json.loads(render(report, Format.json, "t"))["rows"]:
@@ -301,7 +301,7 @@ def test_json_is_the_reports_and_its_schema_is_kept(report: Report) -> None:
 
 def test_csv_has_every_row(report: Report) -> None:
     read = list(csv.DictReader(io.StringIO(render(report, Format.csv, "t"))))
-    assert len(read) == len(report.rows)
+    assert len(read) == len(report.rows) + len(report.boxes)
     (A,) = [row for row in read if (row["table"], row["net"]) == ("3", "A")]
     assert (A["measured_top1"], A["verdict"]) == ("29.6", "agrees")
 

@@ -123,17 +123,25 @@ def list_found(folder: Path) -> list[tuple[FoundProtocol, dict[str, Any]]]:
     return listed
 
 
-def save_truth(truth: Truth, folder: Path) -> None:
+def truth_file(folder: Path, data: str, boxes: str) -> Path:
+    """Where what is to be found in the images of an index is stored, by the fingerprints of index and true boxes.
+
+    One file for each: a folder may hold boxes that were predicted for other true ones before.
+    """
+    return folder / f"truth-{hashlib.sha256(f'{data} {boxes}'.encode()).hexdigest()[:16]}.npz"
+
+
+def save_truth(truth: Truth, folder: Path, data: str, boxes: str) -> None:
     """Keeps what is to be found beside what is."""
     arrays = {"labels": truth.labels, "size": truth.size, "start": truth.boxes.start, "box": truth.boxes.box}
-    write_arrays(folder / "truth.npz", **arrays)
+    write_arrays(truth_file(folder, data, boxes), **arrays)
 
 
-def load_truth(folder: Path) -> Truth | None:
-    """What is to be found, or None where nothing was evaluated. Raises UserError."""
-    file = folder / "truth.npz"
+def load_truth(folder: Path, data: str, boxes: str) -> Truth:
+    """What is to be found. Raises UserError."""
+    file = truth_file(folder, data, boxes)
     if not file.exists():
-        return None
+        raise UserError(f"boxes in {folder} lack the true ones, {file.name}; remove the folder and test again")
     content = read_arrays(file)
     return Truth(content["labels"], content["size"], Boxes(content["start"], content["box"]))
 

@@ -187,12 +187,12 @@ class BoxTest:
         loader = self.session.loader(net.config)
         made = cached_nets(net, self.session)
         tests = Localisation(net.config, self.images, loader, net.run, self.session.watch, made)
+        if self.session.topology.is_first:  # before any box, so that none is ever without it
+            save_truth(self.images.truth, net.run.boxes, self.ids.data, self.ids.boxes)
         if centre:
             tests.centre(net.centre(net.weights, self.ids).parts[0])
         for protocol in net.places(net.weights, self.ids, guesses.key, sorted(Q)):
             tests.dense(protocol, guesses.classes)
-        if self.session.topology.is_first:
-            save_truth(self.images.truth, net.run.boxes)
 
     def pooled(self, asked: Sequence[tuple[BoxNet, tuple[int, ...]]], guesses: Guesses) -> Found:
         """The final boxes of some nets at their Q; merged now, unless they are stored. On the first rank."""

@@ -13,7 +13,7 @@ from vggrepro.evaluation.box_store import CENTRE, DENSE
 from vggrepro.evaluation.significance import Paired
 from vggrepro.paper import Scale, scale_text, value
 from vggrepro.reporting.claims import Claim, departures_of, judge
-from vggrepro.reporting.found_boxes import AskedBoxes, BoxCache, Kind, kind_of, paired_boxes
+from vggrepro.reporting.found_boxes import AskedBoxes, BoxCache, Kind, kind_of, own_Q, paired_boxes
 from vggrepro.reporting.runs import StoredRun, chosen_by
 
 
@@ -35,7 +35,7 @@ class _Side:
     def asked(self, recipes: Mapping[Kind, Sequence[StoredRun]], seed: int) -> list[AskedBoxes]:
         """Its runs of one seed, and the Q they are tested at."""
         return [
-            (run, run.config.multi_Q if several else run.config.single_Q)
+            (run, own_Q(run, self.method, several=several))
             for kind, several in self.nets
             for run in recipes[kind]
             if run.config.run.seed == seed
@@ -111,10 +111,13 @@ def _check(group: str, statement: _Statement, recipes: Mapping[Kind, Sequence[St
     measured: list[tuple[list[list[AskedBoxes]], Paired]] = []
     for seed in seeds:
         asked = [side.asked(recipes, seed) for side in sides]
+        if sides[0].method == sides[1].method and asked[0] == asked[1]:
+            return Claim(verdict="not measured", note="both sides are tested at the same Q", **named)
         if test := _test(statement, asked, cache):
             measured.append((asked, test))
     if not measured:
-        return Claim(verdict="not measured", note="no seed has stored boxes of both sides", **named)
+        note = "no seed has boxes of both sides for the same images and guesses"
+        return Claim(verdict="not measured", note=note, **named)
     for n, side in enumerate(("better", "worse")):
         named[side] = _told(sides[n], [asked[n] for asked, _ in measured])
     runs = [run for asked, _ in measured for side in asked for run, _ in side]
@@ -127,7 +130,9 @@ def _test(statement: _Statement, asked: Sequence[Sequence[AskedBoxes]], cache: B
     if statement.given_class:  # no guess matters
         first = cache.of(worse, statement.worse.method)
         second = cache.of(better, statement.better.method)
-        return paired_boxes(first.right_given_class, second.right_given_class) if first and second else None
+        if not first or not second or first.sought[0] != second.sought[0]:
+            return None
+        return paired_boxes(first.right_given_class, second.right_given_class)
     both = cache.both(worse, better, DENSE)
     return paired_boxes(both[0].right, both[1].right) if both else None
 

@@ -58,7 +58,7 @@ def _of_the_paper(report: Report) -> set[tuple[object, ...]]:
     """What a report says of the paper itself: its figures and its claims."""
     return {
         *((row.table, row.net, row.printed_top1, row.printed_top5, row.printed_count) for row in report.rows),
-        *((row.table, row.net, row.S, row.Q, row.fine_tune, row.printed) for row in report.boxes if row.printed),
+        *((row.table, row.net, row.regression, row.fine_tune, row.printed) for row in report.boxes if row.printed),
         *((claim.section, claim.claim) for claim in report.claims),
     }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vggrepro.errors import UserError
 from vggrepro.evaluation.box_store import CENTRE, FoundProtocol, list_found, load_found, load_truth
 from vggrepro.evaluation.boxes import Found, Truth, error_of
 from vggrepro.evaluation.errors import ErrorRate
@@ -28,6 +29,13 @@ def kind_of(run: StoredRun) -> Kind:
     localisation = run.config.localisation
     assert localisation is not None
     return run.S, localisation.regression, localisation.fine_tune
+
+
+def own_Q(run: StoredRun, method: str, *, several: bool) -> tuple[int, ...]:
+    """The Q at which a run's own configuration has it tested, px; the centre crop is of one only."""
+    if method == CENTRE:
+        return run.config.single_Q[:1]
+    return run.config.multi_Q if several else run.config.single_Q
 
 
 @dataclass(frozen=True)
@@ -51,8 +59,13 @@ class StoredBoxes:
     @cached_property
     def truth(self) -> Truth:
         """What was to be found. Raises UserError."""
-        truth = load_truth(self.folder)
-        assert truth is not None
+        part = self.protocol.parts[0]
+        truth = load_truth(self.folder, part.data, part.boxes)
+        if len(truth.labels) != len(self.found.classes):
+            raise UserError(
+                f"boxes {self.protocol.file(self.folder)} are of {len(self.found.classes)} images and the true ones "
+                f"beside them of {len(truth.labels)}; remove {self.folder} and test again"
+            )
         return truth
 
     @cached_property
@@ -71,6 +84,11 @@ class StoredBoxes:
         return error_of(self.right)
 
     @property
+    def sought(self) -> tuple[str, str]:
+        """Equal for sets of which the same is asked: the true boxes, and who named the classes."""
+        return self.protocol.parts[0].boxes, self.protocol.parts[0].guesses
+
+    @property
     def is_centre(self) -> bool:
         """Whether it is Table 8's test."""
         return self.protocol.method == CENTRE
@@ -87,10 +105,10 @@ class StoredBoxes:
 
 
 class BoxCache:
-    """The stored boxes of some runs, by nets, Q and method; each read once."""
+    """The stored boxes of some runs of one group, by nets, Q and method; each read once."""
 
     def __init__(self, runs: Iterable[StoredRun]) -> None:
-        self._kept: dict[tuple[object, ...], dict[str, StoredBoxes]] = {}
+        self._kept: dict[tuple[object, ...], dict[tuple[str, str], StoredBoxes]] = {}
         known = [(run, run.boxes_fingerprint) for run in runs if run.weights and run.dataset]
         weights = {run.weights: (run, boxes) for run, boxes in known}
         for run, _ in known:
@@ -98,9 +116,9 @@ class BoxCache:
             for protocol, said in list_found(folder):
                 if all(self._belongs(protocol, number, weights) for number in range(len(protocol.parts))):
                     key = _key([(part.weights, part.Q) for part in protocol.parts], protocol.method)
-                    guesses = protocol.parts[0].guesses
                     made = StoredBoxes(protocol, folder, said.get("guesses", ""), said.get("top5", 0.0))
-                    self._kept.setdefault(key, {})[guesses] = made
+                    # nets may have been pooled in any order: the first one that is found stands for all
+                    self._kept.setdefault(key, {}).setdefault(made.sought, made)
 
     @staticmethod
     def _belongs(protocol: FoundProtocol, number: int, weights: dict[str | None, tuple[StoredRun, str]]) -> bool:
@@ -117,23 +135,28 @@ class BoxCache:
 
     def of(self, asked: Sequence[AskedBoxes], method: str) -> StoredBoxes | None:
         """The boxes of some nets, pooled where several, with the best guesses for which there are any; or None."""
-        return min(self._options(asked, method).values(), key=lambda one: one.top5, default=None)
+        return min(self._options(asked, method).values(), key=_best_first, default=None)
 
     def both(
         self, first: Sequence[AskedBoxes], second: Sequence[AskedBoxes], method: str
     ) -> tuple[StoredBoxes, StoredBoxes] | None:
-        """The boxes of two sides for the same guesses, the best that both have; None where there are none."""
+        """The boxes of two sides for the same true boxes and guesses, the best that both have; None without such."""
         one, other = self._options(first, method), self._options(second, method)
-        shared = min(one.keys() & other.keys(), key=lambda key: one[key].top5, default=None)
-        return None if shared is None else (one[shared], other[shared])
+        shared = min((one[key] for key in one if key in other), key=_best_first, default=None)
+        return None if shared is None else (shared, other[shared.sought])
 
     def pooled(self) -> list[StoredBoxes]:
         """Every set of boxes that is of several nets, the best guesses of each."""
-        sets = (min(options.values(), key=lambda one: one.top5) for options in self._kept.values())
+        sets = (min(options.values(), key=_best_first) for options in self._kept.values())
         return [one for one in sets if len({part.weights for part in one.protocol.parts}) > 1]
 
-    def _options(self, asked: Sequence[AskedBoxes], method: str) -> dict[str, StoredBoxes]:
+    def _options(self, asked: Sequence[AskedBoxes], method: str) -> dict[tuple[str, str], StoredBoxes]:
         return self._kept.get(_key([(run.weights, side) for run, Q in asked for side in Q], method), {})
+
+
+def _best_first(one: StoredBoxes) -> tuple[float, tuple[str, str]]:
+    """By the guesses' error; of equals always the same one, whatever the order of files."""
+    return one.top5, one.sought
 
 
 def _key(parts: Sequence[tuple[str | None, int]], method: str) -> tuple[object, ...]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import statistics
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vggrepro.evaluation.box_store import CENTRE, DENSE
 from vggrepro.evaluation.significance import AgainstPrinted
 from vggrepro.paper import BoxRow as PrintedRow
-from vggrepro.paper import facts, scale_text, value
-from vggrepro.reporting.found_boxes import AskedBoxes, BoxCache, StoredBoxes, kind_of
-from vggrepro.reporting.report import BoxRow, Verdict
-from vggrepro.reporting.runs import Setting, StoredRun
+from vggrepro.paper import TestedNet, facts, scale_text
+from vggrepro.reporting.found_boxes import AskedBoxes, BoxCache, StoredBoxes, kind_of, own_Q
+from vggrepro.reporting.report import BoxRow, BoxSpread, Verdict
+from vggrepro.reporting.runs import Setting, StoredRun, chosen_by
 
 BOX_TITLES = {
     8: "Table 8: localisation given the class, centre crop (Appendix A)",
@@ -37,43 +39,73 @@ def _single_rows(
     group: str, setting: Setting | None, runs: Sequence[StoredRun], cache: BoxCache, table: int
 ) -> Iterator[BoxRow]:
     """The rows of one net by itself: the paper's, and those of runs that it has no row for."""
-    printed_rows = [row for row in facts().localisation[table] if len(row.members) == 1]
+    method = CENTRE if table == 8 else DENSE
     used: set[tuple[str, tuple[int, ...]]] = set()
-    for printed in printed_rows:
+    for printed in facts().localisation[table]:
+        if len(printed.members) > 1:
+            continue
         (member,) = printed.members
-        several = len(member.Q) > 1
-        fits = [run for run in runs if kind_of(run) == (member.S, printed.regression, printed.fine_tune)]
-        asked = [(run, run.config.multi_Q if several else run.config.single_Q) for run in fits if run.net == member.net]
-        for one in asked:
-            used.add((one[0].name, one[1]))
-            yield from _row(group, setting, table, printed, [one], cache)
-        if not asked:
-            yield from _unmeasured(group, printed)
+        fits = [
+            run
+            for run in runs
+            if (run.net, *kind_of(run)) == (member.net, member.S, printed.regression, printed.fine_tune)
+        ]
+        asked = [(run, Q) for run in fits if (Q := _Q_of(run, member, setting, method))]
+        rows = [_row(group, setting, table, printed, [one], cache) for one in asked]
+        rows = rows or [_unmeasured(group, printed)]
+        used |= {(run.name, Q) for run, Q in asked}
+        yield from (*rows, *_test_row(printed, rows[0]))
     for run in runs:
-        for Q in dict.fromkeys((run.config.single_Q, run.config.multi_Q) if table == 9 else (run.config.single_Q,)):
+        own = (own_Q(run, method, several=False), own_Q(run, method, several=True))
+        for Q in dict.fromkeys(own):
             if (run.name, Q) not in used:
-                yield from _row(group, setting, table, None, [(run, Q)], cache)
+                yield _row(group, setting, table, None, [(run, Q)], cache)
+
+
+def _Q_of(run: StoredRun, member: TestedNet, setting: Setting | None, method: str) -> tuple[int, ...]:
+    """The Q that a run is tested at for a row of the paper: the row's own, or in another geometry the run's; () if it
+    has but one where the row has several."""
+    if setting is not None and setting.is_the_papers:
+        return member.Q
+    Q = own_Q(run, method, several=len(member.Q) > 1)
+    return Q if len(Q) > 1 or len(member.Q) == 1 else ()
 
 
 def _pooled_rows(group: str, setting: Setting | None, runs: Sequence[StoredRun], cache: BoxCache) -> Iterator[BoxRow]:
     """The rows of several nets whose boxes are pooled."""
-    by_weights = {run.weights: run for run in runs}
     (printed,) = (row for row in facts().localisation[9] if len(row.members) > 1)
-    wanted = {(member.S, len(member.Q) > 1) for member in printed.members}
-    measured = False
+    nets: dict[str | None, StoredRun] = {}
+    for run in runs:  # a copy of a run has the same net
+        nets.setdefault(run.weights, run)
+    papers: list[BoxRow] = []
+    others: list[BoxRow] = []
     for stored in cache.pooled():
         sides: dict[str, list[int]] = {}
         for part in stored.protocol.parts:
             sides.setdefault(part.weights, []).append(part.Q)
-        asked = [(by_weights[weights], tuple(Q)) for weights, Q in sides.items()]
-        kinds = {(run.net, *kind_of(run)[1:]) for run, _ in asked}
-        papers = kinds == {(value("localisation_net"), "PCR", "all")} and wanted == {
-            (run.S, len(Q) > 1) for run, Q in asked
-        }
-        measured |= papers
-        yield from _row(group, setting, 9, printed if papers else None, asked, cache)
-    if not measured:
-        yield from _unmeasured(group, printed)
+        # in the order of the runs, in whichever they were pooled
+        asked = [(run, tuple(sorted(sides[run.weights]))) for run in nets.values() if run.weights in sides]
+        is_papers = _is_papers_pool(asked, printed, setting)
+        row = _row(group, setting, 9, printed if is_papers else None, asked, cache)
+        (papers if is_papers else others).append(row)
+    order = {run.name: number for number, run in enumerate(runs)}
+    for rows in (papers, others):
+        rows.sort(key=lambda row: ([order[name] for name in (row.run or "").split(_FUSED)], row.Q))
+    rows = papers or [_unmeasured(group, printed)]
+    yield from (*rows, *_test_row(printed, rows[0]), *others)
+
+
+def _is_papers_pool(asked: Sequence[AskedBoxes], printed: PrintedRow, setting: Setting | None) -> bool:
+    """Whether nets and Q are those of a pooled row: each once, at its Q, or in another geometry at one or several."""
+    exact = setting is not None and setting.is_the_papers
+
+    def tested(Q: tuple[int, ...]) -> object:
+        return Q if exact else len(Q) > 1
+
+    ours = Counter((run.net, *kind_of(run), tested(Q)) for run, Q in asked)
+    return ours == Counter(
+        (member.net, member.S, printed.regression, printed.fine_tune, tested(member.Q)) for member in printed.members
+    )
 
 
 def _row(
@@ -81,11 +113,12 @@ def _row(
     setting: Setting | None,
     table: int,
     printed: PrintedRow | None,
-    asked: list[AskedBoxes],
+    asked: Sequence[AskedBoxes],
     cache: BoxCache,
-) -> Iterator[BoxRow]:
+) -> BoxRow:
     runs = [run for run, _ in asked]
-    stored = cache.of(asked, CENTRE if table == 8 else DENSE)
+    method = CENTRE if table == 8 else DENSE
+    stored = cache.of(asked, method)
     named: dict[str, Any] = {
         "group": group,
         "table": table,
@@ -99,14 +132,15 @@ def _row(
         "printed": printed.error if printed else None,
     }
     if stored is None:
-        lacking = [run.what_boxes_lack() for run in runs]
-        yield BoxRow(verdict="not measured", note="; ".join(dict.fromkeys(lacking)), **named)
-    else:
-        named |= {"measured": stored.error.percent, "interval": stored.error.interval, "n": stored.error.n}
-        named |= {"guesses": None if table == 8 else f"{stored.guesses} (top-5 error {stored.top5:.1f} %)"}
-        yield BoxRow(**named, **_against(stored, setting, printed))
-    if printed:
-        yield from _test_row(printed, named)
+        lacking = [run.what_boxes_lack(Q, method) for run, Q in asked]
+        return BoxRow(verdict="not measured", note="; ".join(lacking), **named)
+    named |= {"measured": stored.error.percent, "interval": stored.error.interval, "n": stored.error.n}
+    return BoxRow(**named, guesses=_named_by(stored), **_against(stored, setting, printed))
+
+
+def _named_by(stored: StoredBoxes) -> str | None:
+    """Who named the classes, where somebody had to."""
+    return None if stored.is_centre else f"{stored.guesses} (top-5 error {stored.top5:.1f} %)"
 
 
 def _against(stored: StoredBoxes, setting: Setting | None, printed: PrintedRow | None) -> dict[str, Any]:
@@ -121,45 +155,74 @@ def _against(stored: StoredBoxes, setting: Setting | None, printed: PrintedRow |
     return {"verdict": verdict, "difference": held.difference, "note": held.verdict if verdict == "differs" else ""}
 
 
-def _unmeasured(group: str, printed: PrintedRow) -> Iterator[BoxRow]:
-    named: dict[str, Any] = {
-        "group": group,
-        "table": printed.table,
-        "net": _FUSED.join(member.net for member in printed.members),
-        "S": _FUSED.join(scale_text(member.S) for member in printed.members),
-        "Q": _FUSED.join(", ".join(map(str, member.Q)) for member in printed.members),
-        "regression": printed.regression,
-        "fine_tune": printed.fine_tune,
-        "printed": printed.error,
-    }
+def _unmeasured(group: str, printed: PrintedRow) -> BoxRow:
     what = "pooled boxes; see `vggrepro localise`" if len(printed.members) > 1 else "run of this recipe"
-    yield BoxRow(verdict="not measured", note=f"no {what}", **named)
-    yield from _test_row(printed, named)
+    return BoxRow(
+        group=group,
+        table=printed.table,
+        net=_FUSED.join(member.net for member in printed.members),
+        S=_FUSED.join(scale_text(member.S) for member in printed.members),
+        Q=_FUSED.join(", ".join(map(str, member.Q)) for member in printed.members),
+        regression=printed.regression,
+        fine_tune=printed.fine_tune,
+        printed=printed.error,
+        verdict="not measured",
+        note=f"no {what}",
+    )
 
 
-def _test_row(printed: PrintedRow, named: dict[str, Any]) -> Iterator[BoxRow]:
+def _test_row(printed: PrintedRow, beside: BoxRow) -> list[BoxRow]:
+    """The row of the test set, once, however many runs are measured beside it."""
     if printed.error_test is None:
-        return
-    kept = {key: named[key] for key in ("group", "table", "net", "S", "Q", "regression", "fine_tune")}
+        return []
+    kept = {key: getattr(beside, key) for key in ("group", "table", "net", "S", "Q", "regression", "fine_tune")}
     note = "the labels of the ILSVRC test set were never published, and its server is closed"
-    yield BoxRow(**kept, split="test", printed=printed.error_test, verdict="cannot be measured", note=note)
+    return [BoxRow(**kept, split="test", printed=printed.error_test, verdict="cannot be measured", note=note)]
 
 
 def _yardsticks(group: str, runs: Sequence[StoredRun], cache: BoxCache) -> Iterator[BoxRow]:
     """What boxes that know nothing of an image get, on the images and with the guesses of the rows above."""
     for table, method in ((8, CENTRE), (9, DENSE)):
-        stored = {
-            (run.boxes_fingerprint, one.guesses): one
-            for run in runs
-            if (one := cache.of([(run, run.config.single_Q)], method))
-        }
+        asked = [(run, own_Q(run, method, several=several)) for run in runs for several in (False, True)]
+        stored = {one.sought: one for each in asked if (one := cache.of([each], method))}
         for one in stored.values():
             for name, error in one.yardsticks().items():
-                guesses = None if table == 8 else f"{one.guesses} (top-5 error {one.top5:.1f} %)"
                 yield BoxRow(
-                    group=group, table=table, net=name, guesses=guesses, measured=error.percent,
+                    group=group, table=table, net=name, guesses=_named_by(one), measured=error.percent,
                     interval=error.interval, n=error.n, verdict="not comparable", note="a yardstick",
                 )  # fmt: skip
+
+
+def box_spreads(rows: Sequence[BoxRow], runs: Sequence[StoredRun]) -> list[BoxSpread]:
+    """Mean and spread of the rows that differ in nothing but the seed; each has the best guesses that it has.
+
+    A pooled row counts where all its nets are of one seed, so that no net counts twice.
+    """
+    chosen = {run.name: run for same in chosen_by(_recipe, runs).values() for run in same}
+    alike: dict[tuple[object, ...], dict[int, BoxRow]] = {}
+    for row in rows:
+        made_of = [chosen.get(name) for name in (row.run or "").split(_FUSED)]
+        known = [run for run in made_of if run]
+        seeds = {run.config.run.seed for run in known}
+        if row.table < 10 and row.measured is not None and len(known) == len(made_of) and len(seeds) == 1:
+            variants = [(run.variant, run.config.localisation, run.config.evaluation.precision) for run in known]
+            alike.setdefault((row.table, row.Q, *variants), {}).setdefault(seeds.pop(), row)
+    return [
+        BoxSpread(
+            **{key: getattr(first, key) for key in ("group", "table", "net", "S", "Q", "regression", "fine_tune")},
+            seeds=len(same),
+            mean=statistics.mean(errors),
+            spread=statistics.stdev(errors),
+            runs=[row.run for row in same.values() if row.run],
+        )
+        for same in alike.values()
+        if len(errors := [row.measured for row in same.values() if row.measured is not None]) > 1
+        for first in [next(iter(same.values()))]
+    ]
+
+
+def _recipe(run: StoredRun) -> tuple[object, ...]:
+    return run.net, kind_of(run)
 
 
 def _table10(group: str, rows: Sequence[BoxRow]) -> list[BoxRow]:

@@ -115,7 +115,7 @@ def _group_blocks(group: Group, rows: list[Row], report: Report) -> Iterator[Blo
             yield Text(_gains(gains))
         if notes := list(dict.fromkeys(_notes(shown, group))):
             yield Bullets(notes)
-    yield from box_blocks([row for row in report.boxes if row.group == group.id], group)
+    yield from box_blocks(report, group)
     if hidden:
         counts = Counter(row.table for row in hidden)
         listed = ", ".join(f"{n} of Table {table}" for table, n in sorted(counts.items()))

@@ -15,11 +15,12 @@ from vggrepro.reporting.blocks import (
     signed_text,
 )
 from vggrepro.reporting.localisation import BOX_TITLES
-from vggrepro.reporting.report import BoxRow, Group
+from vggrepro.reporting.report import BoxRow, BoxSpread, Group, Report
 
 
-def box_blocks(rows: list[BoxRow], group: Group) -> Iterator[Block]:
-    """The tables of Appendix A, as far as there is something to say."""
+def box_blocks(report: Report, group: Group) -> Iterator[Block]:
+    """A group's tables of Appendix A, as far as there is something to say."""
+    rows = [row for row in report.boxes if row.group == group.id]
     any_shown = False
     for table, title in BOX_TITLES.items():
         # where the paper's figures do not apply, its rows without a run say nothing
@@ -29,6 +30,9 @@ def box_blocks(rows: list[BoxRow], group: Group) -> Iterator[Block]:
         any_shown = True
         yield Heading(3, title)
         yield _sheet(shown, group)
+        if spreads := [one for one in report.box_seeds if (one.group, one.table) == (group.id, table)]:
+            yield Text("Mean and standard deviation over seeds:")
+            yield _spread_sheet(spreads)
         if notes := list(dict.fromkeys(_notes(shown, group))):
             yield Bullets(notes)
     if any_shown:
@@ -50,6 +54,19 @@ def _notes(rows: list[BoxRow], group: Group) -> Iterator[str]:
             yield row.note
         elif group.papers and row.run and row.note:
             yield f"{row.run}: {row.note}"
+
+
+def _spread_sheet(spreads: list[BoxSpread]) -> Sheet:
+    header = ("net", "S", "Q", "regression", "trained", "seeds", "mean", "sd", "runs")
+    rows = [
+        (
+            *(one.net, one.S, one.Q, one.regression, one.fine_tune, str(one.seeds)),
+            *(f"{points:.2f}" for points in (one.mean, one.spread)),
+            ", ".join(one.runs),
+        )
+        for one in spreads
+    ]
+    return Sheet(header, rows, strong=6, numbers=frozenset({5, 6, 7}))
 
 
 def _sheet(rows: list[BoxRow], group: Group) -> Sheet:

@@ -105,6 +105,23 @@ class Spread(Record):
     runs: list[str]
 
 
+class BoxSpread(Record):
+    """One protocol of Table 8 or 9 over several seeds."""
+
+    group: str
+    table: int
+    net: str
+    S: str
+    Q: str
+    regression: str
+    fine_tune: str
+    seeds: int
+    mean: float
+    spread: float
+    """Sample standard deviation over the seeds, points."""
+    runs: list[str]
+
+
 class Departed(Record):
     """One line of a fidelity ledger."""
 
@@ -159,6 +176,7 @@ class Report(Record):
     claims: list[Claim]
     boxes: list[BoxRow] = []
     """Tables 8-10, which Appendix A has."""
+    box_seeds: list[BoxSpread] = []
     dense_over_centre: list[Claim] = []
     """What each net of Table 3 gains by the dense test over its centre crop; the paper has no such figures."""
     left_out: list[str]

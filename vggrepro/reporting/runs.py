@@ -110,11 +110,15 @@ class StoredRun:
         ]
         return f"{self.name} lacks {', '.join(missing)}"
 
-    def what_boxes_lack(self) -> str:
+    def what_boxes_lack(self, Q: tuple[int, ...], method: str) -> str:
         """Why boxes that a table needs are not there, for a reader."""
         if not self.finished:
             return f"{self.name} is at step {self.step:,} of {self.config.train.iterations:,}"
-        return f"{self.name} has no such boxes stored; run `vggrepro localise {self.path}`"
+        sides = ",".join(map(str, Q))
+        missing = f"{self.name} lacks {method} boxes at Q = {sides.replace(',', ', ')}"
+        if method == "centre":  # which only the stage itself is tested by
+            return f"{missing}; train its stage again, which tests what is trained"
+        return f"{missing}; run `vggrepro localise {self.path} --scales {sides}`"
 
     @property
     def strangers(self) -> list[str]:
@@ -137,8 +141,8 @@ class StoredRun:
 
     @property
     def boxes_fingerprint(self) -> str:
-        """Of the true boxes that a net that predicts boxes was trained and tested on."""
-        return self.dataset["boxes"]["fingerprint"]
+        """Of the true boxes that a net that predicts boxes was trained and tested on; empty where nothing says so."""
+        return self.dataset.get("boxes", {}).get("fingerprint", "")
 
     @property
     def S(self) -> Scale:

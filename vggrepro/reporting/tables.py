@@ -14,9 +14,9 @@ from vggrepro.paper import TestedNet, facts, scale_text
 from vggrepro.reporting.box_claims import check_box_claims
 from vggrepro.reporting.claims import check_claims, dense_over_centre
 from vggrepro.reporting.found_boxes import BoxCache
-from vggrepro.reporting.localisation import box_rows
+from vggrepro.reporting.localisation import box_rows, box_spreads
 from vggrepro.reporting.predictions import Asked, PredictionCache, Predictions
-from vggrepro.reporting.report import BoxRow, Departed, Group, Report, Row, RunNote, Spread, Verdict
+from vggrepro.reporting.report import BoxRow, BoxSpread, Departed, Group, Report, Row, RunNote, Spread, Verdict
 from vggrepro.reporting.runs import Recipe, Setting, StoredRun, by_output, recipes_of, setting_of
 
 TITLES = {
@@ -34,13 +34,14 @@ _PAPER = "ilsvrc-2012"  # the group of rows that no run has measured yet
 
 def build_report(runs: Sequence[StoredRun]) -> Report:
     """The tables, claims and ledgers of some runs; with none, the paper's tables, not measured. Raises UserError."""
-    cache, boxes = PredictionCache(), BoxCache(by_output(runs)[1])
+    cache = PredictionCache()
     grouped: dict[Setting, list[StoredRun]] = {}
     for run in runs:
         if run.dataset:
             grouped.setdefault(setting_of(run), []).append(run)
     groups, rows, seeds, claims, gains = [], _counts(), [], [], []
     localised: list[BoxRow] = []
+    box_seeds: list[BoxSpread] = []
     for number, (setting, members) in enumerate(grouped.items(), 1):
         group = Group(
             id=f"{number}-{setting.fingerprint[:8]}",
@@ -52,7 +53,10 @@ def build_report(runs: Sequence[StoredRun]) -> Report:
         classifiers, localisers = by_output(members)
         own = _rows(group.id, setting, classifiers, cache)
         rows += own
-        localised += box_rows(group.id, setting, localisers, boxes)
+        boxes = BoxCache(localisers)
+        own_boxes = box_rows(group.id, setting, localisers, boxes)
+        localised += own_boxes
+        box_seeds += box_spreads(own_boxes, localisers)
         seeds += _spreads(own, classifiers)
         claims += check_claims(group.id, recipes_of(classifiers), cache)
         claims += check_box_claims(group.id, localisers, boxes)
@@ -60,14 +64,15 @@ def build_report(runs: Sequence[StoredRun]) -> Report:
     if not groups:
         groups.append(Group(id=_PAPER, title="ILSVRC-2012: no run yet", papers=True, runs=[]))
         rows += _rows(_PAPER, None, [], cache)
-        localised += box_rows(_PAPER, None, [], boxes)
-        claims += [*check_claims(_PAPER, {}, cache), *check_box_claims(_PAPER, [], boxes)]
+        localised += box_rows(_PAPER, None, [], BoxCache([]))
+        claims += [*check_claims(_PAPER, {}, cache), *check_box_claims(_PAPER, [], BoxCache([]))]
     return Report(
         groups=groups,
         rows=sorted(rows, key=lambda row: row.table),
         seeds=seeds,
         claims=claims,
         boxes=localised,
+        box_seeds=box_seeds,
         dense_over_centre=gains,
         left_out=[run.name for run in runs if not run.dataset],
     )
