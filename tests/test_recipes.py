@@ -8,8 +8,11 @@ from tiny import REPOSITORY
 
 from vggrepro.config.parsing import differences
 from vggrepro.config.recipes import Graph, load_graph, load_stage
+from vggrepro.config.settings import Config
 from vggrepro.paper import facts
+from vggrepro.storage.ledger import ledger
 
+BOXES = sorted((REPOSITORY / "configs" / "localisation").glob("D_*.yaml"))
 RECIPES = sorted((REPOSITORY / "configs").glob("vgg_*.yaml"))
 
 
@@ -53,6 +56,74 @@ def test_the_test_scales_are_those_of_tables_3_and_4(file: Path) -> None:
         for row in facts().table(table):
             if row.nets == (stage.model.net,) and row.S == stage.data.S:
                 assert row.Q == Q
+
+
+@pytest.mark.parametrize("file", BOXES, ids=lambda file: file.stem)
+def test_the_head_states_the_papers_rows_of_boxes(file: Path) -> None:
+    stage, parent = load_stage(file)
+    assert stage.localisation is not None
+    head = head_of(file)
+    given = re.findall(r"Table (8): Q = ([\d, ]+): error ([\d.]+) % where the class is given$", head, re.MULTILINE)
+    guessed = re.findall(r"Table (9): Q = ([\d, ]+): localisation error ([\d.]+) %$", head, re.MULTILINE)
+    stated = [(int(table), tuple(map(int, Q.split(", "))), float(error)) for table, Q, error in given + guessed]
+    own = stage.localisation.regression, stage.localisation.fine_tune
+    printed = [
+        (row.table, row.members[0].Q, row.error)
+        for rows in facts().localisation.values()
+        for row in rows
+        if len(row.members) == 1
+        and (row.members[0].net, row.members[0].S) == (stage.model.net, stage.data.S)
+        and (row.regression, row.fine_tune) == own
+    ]
+    assert stated == printed
+    assert printed
+    assert len(re.findall(r"Table \d: Q = ", head)) == len(stated)
+    for table, Q, _ in printed:
+        assert Q in ((stage.single_Q,) if table == 8 else (stage.single_Q, stage.multi_Q))
+    assert f"--config configs/localisation/{file.name} " in head
+    assert parent is not None
+    assert (parent.model.net, parent.data.S, parent.localisation) == (stage.model.net, stage.data.S, None)
+    assert not ledger(stage, parent)
+
+
+def test_every_net_of_tables_8_and_9_has_a_recipe_and_is_in_their_graph() -> None:
+    def kind(stage: Config) -> tuple[object, ...]:
+        assert stage.localisation is not None
+        return stage.model.net, stage.data.S, stage.localisation.regression, stage.localisation.fine_tune
+
+    printed = {
+        (member.net, member.S, row.regression, row.fine_tune)
+        for rows in facts().localisation.values()
+        for row in rows
+        for member in row.members
+    }
+    graph = load_graph(REPOSITORY / "configs" / "localisation" / "reproduce.yaml")
+    assert {kind(load_stage(file)[0]) for file in BOXES} == printed
+    assert {kind(stage) for stage in graph.stages.values() if stage.localisation} == printed
+
+
+def test_the_nets_of_the_pooled_row_are_named_in_order() -> None:
+    """Table 9's last row is made by a command of its own, which both who train its nets are told."""
+    folder = REPOSITORY / "configs" / "localisation"
+    graph = load_graph(folder / "reproduce.yaml")
+    (pooled,) = (row for row in facts().localisation[9] if len(row.members) > 1)
+    stages = [
+        next(
+            stage
+            for stage in graph.stages.values()
+            if stage.localisation
+            and (stage.data.S, stage.localisation.regression, stage.localisation.fine_tune)
+            == (member.S, pooled.regression, pooled.fine_tune)
+        )
+        for member in pooled.members
+    ]
+    command = "vggrepro localise " + " ".join(str(stage.directory) for stage in stages)
+    for file in ("reproduce.yaml", "D_384.yaml"):
+        assert f"#   {command}" in head_of(folder / file).splitlines()
+    assert [stage.multi_Q for stage in stages] == [member.Q for member in pooled.members]
+    assert f"the last row of Table 9 ({pooled.error} %)" in head_of(folder / "D_384.yaml")
+    assert "--config configs/localisation/reproduce.yaml " in head_of(folder / "reproduce.yaml")
+    assert "Table 9's last row" in head_of(folder / "reproduce.yaml")
 
 
 def descent(graph: Graph) -> set[tuple[object, ...]]:

@@ -65,6 +65,48 @@ def test_tables_repeat_each_others_figures() -> None:
     assert (submission.top1, submission.top5, submission.top5_test) == (fused.top1, fused.top5, fused.top5_test)
 
 
+def test_tables_8_to_10_are_complete() -> None:
+    assert {number: len(rows) for number, rows in facts().localisation.items()} == {8: 3, 9: 4}
+    assert len(facts().localisation_state_of_the_art) == 4
+    for number, rows in facts().localisation.items():
+        assert [row.table for row in rows] == [number] * len(rows)
+        errors = [row.error for row in rows]
+        assert errors == sorted(set(errors), reverse=True)  # the paper goes from worse to better
+        for row in rows:
+            assert row.error_test is None or row.error_test < row.error
+            assert {member.net for member in row.members} == {value("localisation_net")}
+            assert row.regression in ("SCR", "PCR")
+            assert row.fine_tune in ("all", "fc")
+            assert (len(row.members) > 1) == (row is facts().localisation[9][-1])
+    assert all((row.regression, row.fine_tune) == ("PCR", "all") for row in facts().localisation[9])
+    assert [(row.regression, row.fine_tune) for row in facts().localisation[8]] == [
+        ("SCR", "fc"),
+        ("PCR", "fc"),
+        ("PCR", "all"),
+    ]
+
+
+def test_test_scales_of_boxes_follow_from_s() -> None:
+    """Appendix A: Q = S, and for the larger S one step below it, too."""
+    fixed, fine = value("scales")
+    for row in facts().localisation[8]:
+        assert [(member.S, member.Q) for member in row.members] == [(fine, (fine,))]
+    *alone, pooled = facts().localisation[9]
+    several = (fine - value("test_scale_offset"), fine)
+    tested = [(member.S, member.Q) for row in alone for member in row.members]
+    assert tested == [(fixed, (fixed,)), (fine, (fine,)), (fine, several)]
+    # what is pooled is each net as it is best by itself
+    assert [(member.S, member.Q) for member in pooled.members] == [(fixed, (fixed,)), (fine, several)]
+
+
+def test_table_10_repeats_the_last_row_of_table_9() -> None:
+    ours, *others = facts().localisation_state_of_the_art
+    last = facts().localisation[9][-1]
+    assert (ours.method, ours.error, ours.error_test) == ("VGG", last.error, last.error_test)
+    assert [other.method for other in others] == ["GoogLeNet", "OverFeat", "AlexNet"]
+    assert all(other.error_test is not None and other.error_test > last.error_test for other in others)
+
+
 def test_hyperparameters() -> None:
     assert (value("batch_size"), value("momentum"), value("weight_decay"), value("dropout")) == (256, 0.9, 5e-4, 0.5)
     assert (value("learning_rate"), value("learning_rate_384"), value("iterations")) == (1e-2, 1e-3, 370_000)
