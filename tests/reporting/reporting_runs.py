@@ -106,6 +106,7 @@ def box_run(
     seed: int = 0,
     fingerprint: str = "f" * 64,
     boxes: str = "b" * 64,
+    images: int = IMAGES,
     merge_below: float = 0.5,
     precision: Precision = "fp32",
     single_Q: tuple[int, ...] = (),
@@ -130,7 +131,7 @@ def box_run(
     )
     run = RunDirectory(config.directory)
     run.write_text("config.yaml", config.to_yaml())
-    described = {"source": "images", "fingerprint": fingerprint, "splits": {"train": 9, "val": IMAGES}}
+    described = {"source": "images", "fingerprint": fingerprint, "splits": {"train": 9, "val": images}}
     run.write_json("dataset.json", described | {"classes": CLASSES, "boxes": {"fingerprint": boxes}})
     run.write_json("ledger.json", departures or [])
     run.append({"kind": "train", "step": 100, "loss": 2.0, "learning_rate": 0.01})

@@ -1,5 +1,6 @@
 """Tables 8-10 from fabricated boxes, of which it is known in how many images they are right."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from reporting_runs import (
 )
 from scipy.stats import binomtest
 
+from vggrepro.paper import value
+from vggrepro.reporting import runs
 from vggrepro.reporting.render import Format, render
 from vggrepro.reporting.tables import build_report
 
@@ -151,6 +154,21 @@ def test_another_geometry_is_not_held_against_the_paper(root: Path) -> None:
     assert "| D | 55 | 55 | PCR | all | (33.1) | **33.1** | 31.1 to 35.2 | 2,000 | not comparable |" in text
     assert "### Table 10" not in text
     assert "no run of this recipe" not in text
+
+
+def test_images_without_a_box_make_it_another_test(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2,000 of 2,010 validation images have boxes; the paper's all have."""
+    sizes = {"classes": 10, "val_images": IMAGES + 10}
+    monkeypatch.setattr(runs, "value", lambda name: sizes.get(name) or value(name))
+    run = box_run(root, images=IMAGES + 10)
+    find_centre(run, 662)
+    (row,) = rows_of(root, 8, run="paper:384-PCR-all-0")
+    assert (row.measured, row.n, row.difference, row.verdict) == (33.1, IMAGES, None, "not comparable")
+    assert row.note == "10 of 2,010 validation images have no box"
+    described = json.loads((run.path / "dataset.json").read_text())
+    (run.path / "dataset.json").write_text(json.dumps(described | {"rejected_splits": {"val": 10}}))
+    (row,) = rows_of(root, 8, run="paper:384-PCR-all-0")
+    assert row.verdict == "agrees"  # they cannot be read, which the ledger says
 
 
 def test_one_q_is_no_row_of_several(root: Path) -> None:

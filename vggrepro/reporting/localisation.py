@@ -135,7 +135,7 @@ def _row(
         lacking = [run.what_boxes_lack(Q, method) for run, Q in asked]
         return BoxRow(verdict="not measured", note="; ".join(lacking), **named)
     named |= {"measured": stored.error.percent, "interval": stored.error.interval, "n": stored.error.n}
-    return BoxRow(**named, guesses=_named_by(stored), **_against(stored, setting, printed))
+    return BoxRow(**named, guesses=_named_by(stored), **_against(stored, setting, printed, runs[0]))
 
 
 def _named_by(stored: StoredBoxes) -> str | None:
@@ -143,13 +143,18 @@ def _named_by(stored: StoredBoxes) -> str | None:
     return None if stored.is_centre else f"{stored.guesses} (top-5 error {stored.top5:.1f} %)"
 
 
-def _against(stored: StoredBoxes, setting: Setting | None, printed: PrintedRow | None) -> dict[str, Any]:
+def _against(
+    stored: StoredBoxes, setting: Setting | None, printed: PrintedRow | None, run: StoredRun
+) -> dict[str, Any]:
     """The verdict, with the difference where there is one to be had."""
     assert setting is not None
     if printed is None:
         return {"verdict": "not comparable", "note": "the paper has no such row"}
     if not setting.is_the_papers:
         return {"verdict": "not comparable", "note": "another data set or geometry than the paper's"}
+    if stored.error.n < run.usable_val:
+        note = f"{run.usable_val - stored.error.n:,} of {run.usable_val:,} validation images have no box"
+        return {"verdict": "not comparable", "note": note}
     held = AgainstPrinted(stored.error, printed.error)
     verdict: Verdict = "differs" if held.verdict in ("lower", "higher") else "agrees"
     return {"verdict": verdict, "difference": held.difference, "note": held.verdict if verdict == "differs" else ""}
@@ -205,7 +210,10 @@ def box_spreads(rows: Sequence[BoxRow], runs: Sequence[StoredRun]) -> list[BoxSp
         known = [run for run in made_of if run]
         seeds = {run.config.run.seed for run in known}
         if row.table < 10 and row.measured is not None and len(known) == len(made_of) and len(seeds) == 1:
-            variants = [(run.variant, run.config.localisation, run.config.evaluation.precision) for run in known]
+            variants = [
+                (run.variant, run.config.localisation, run.config.evaluation.precision, run.boxes_fingerprint)
+                for run in known
+            ]
             alike.setdefault((row.table, row.Q, *variants), {}).setdefault(seeds.pop(), row)
     return [
         BoxSpread(

@@ -49,7 +49,7 @@ def _notes(rows: list[BoxRow], group: Group) -> Iterator[str]:
     """Why a row differs, has nothing measured, or cannot have."""
     for row in rows:
         if row.verdict == "cannot be measured":
-            yield f"{'test set' if row.split == 'test' else 'other systems'}: cannot be measured: {row.note}"
+            yield f"{'test set' if row.fine_tune else 'other systems'}: cannot be measured: {row.note}"
         elif row.verdict == "not measured":
             yield row.note
         elif group.papers and row.run and row.note:

@@ -86,14 +86,18 @@ class StoredRun:
             return None
         # the folder is not made by looking into it
         found = scored(self.config, self.weights, self.dataset["fingerprint"], self.path / "posteriors", Q, method)
-        usable = self.dataset["splits"]["val"] - self.dataset.get("rejected_splits", {}).get("val", 0)
-        expected = (usable, self.config.model.classes)
+        expected = (self.usable_val, self.config.model.classes)
         if found and found.values.shape != expected:
             raise UserError(
                 f"{method} posteriors in {self.path / 'posteriors'} are of {found.values.shape} images and "
                 f"classes, the run's data set has {expected}: another index or class list; remove it and evaluate again"
             )
         return found
+
+    @property
+    def usable_val(self) -> int:
+        """Validation images that can be read."""
+        return self.dataset["splits"]["val"] - self.dataset.get("rejected_splits", {}).get("val", 0)
 
     def what_is_missing(self, Q: tuple[int, ...], method: str) -> str:
         """Why :meth:`scored` gives nothing, for a reader."""
