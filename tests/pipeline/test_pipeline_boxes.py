@@ -166,6 +166,8 @@ def test_stopped_in_the_middle_of_a_test_it_goes_on(
         reproduce(graph)
     monkeypatch.undo()
     assert list(run.boxes.glob("places-Q64-*.parts/*.npz"))
+    rows = build_report(find_runs([tmp_path / "runs"])).boxes  # of what is there, with what it is held against
+    assert {row.table for row in rows if row.run == "boxes:boxes-fine" and row.measured is not None} == {8}
     computed = []
     monkeypatch.setattr(
         "vggrepro.evaluation.localise.boxes_at_places",
@@ -275,6 +277,17 @@ def test_places_lie_in_the_order_of_the_map(whole: Graph) -> None:
 def test_mistakes_are_one_line(whole: Graph, command: Command, words: list[str], said: str) -> None:
     runs = whole.stages["D"].directory.parent
     assert said in command.mistake(*(word.format(runs=runs) for word in words))
+
+
+def test_without_a_box_there_is_nothing_to_test(whole: Graph, boxed: Path, tmp_path: Path, command: Command) -> None:
+    shutil.copytree(boxed, tmp_path / "images")
+    table = tmp_path / "images" / "boxes.tsv"
+    table.write_text("".join(line for line in table.read_text().splitlines(True) if not line.startswith("val/")))
+    shutil.copytree(whole.stages["D"].run.root, tmp_path / "runs")
+    said = command.mistake(
+        "localise", tmp_path / "runs" / "boxes" / "boxes", "--set", f"data.root={tmp_path / 'images'}"
+    )
+    assert f"none of the validation images of {tmp_path / 'images'} has a box in {table}; name their" in said
 
 
 def test_a_parent_that_was_trained_anew_is_not_taken_for_the_old_one(

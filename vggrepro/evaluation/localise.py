@@ -8,10 +8,11 @@ import torch
 from numpy.typing import NDArray
 
 from vggrepro.config.settings import Config, Precision
-from vggrepro.data.boxes import Boxes
-from vggrepro.data.index import Split
+from vggrepro.data.boxes import Boxes, BoxSet
+from vggrepro.data.index import Index, Split
 from vggrepro.data.loader import Batch, Loader
 from vggrepro.data.views import Ints, Views
+from vggrepro.errors import UserError
 from vggrepro.evaluation.box_store import (
     BoxProtocol,
     FoundProtocol,
@@ -48,10 +49,16 @@ class Annotated:
         return Truth(self.split.label, self.split.size, self.boxes)
 
 
-def annotated(split: Split, boxes: Boxes) -> Annotated:
-    """The images of a split that have boxes, in its order."""
-    rows = np.flatnonzero(boxes.has)
-    return Annotated(split.take(rows), boxes.take(rows))
+def annotated(index: Index, boxes: BoxSet, name: str) -> Annotated:
+    """The images of a split that have boxes, in its order. Raises UserError where none has."""
+    found = boxes.split(name)
+    rows = np.flatnonzero(found.has)
+    if not len(rows):
+        raise UserError(
+            f"none of the {'training' if name == 'train' else 'validation'} images of {index.source} has a box in "
+            f"{', '.join(boxes.sources)}; name their annotations, too: `vggrepro boxes`"
+        )
+    return Annotated(index.split(name).take(rows), found.take(rows))
 
 
 @torch.inference_mode()

@@ -154,8 +154,8 @@ class BoxTest:
 
         index, boxes = session.index(config), session.boxes(config)
         assert boxes is not None
-        split = boxes.split("val")
-        return cls(session, index, boxes, annotated(index.split("val"), split), np.flatnonzero(split.has))
+        rows = np.flatnonzero(boxes.split("val").has)
+        return cls(session, index, boxes, annotated(index, boxes, "val"), rows)
 
     @property
     def ids(self) -> DataIds:

@@ -9,7 +9,6 @@ from vggrepro.data.boxes import BoxSet
 from vggrepro.data.index import Index, Split
 from vggrepro.data.loader import Loader
 from vggrepro.data.sampler import TrainingSampler
-from vggrepro.errors import UserError
 from vggrepro.evaluation.localise import annotated, centre_box_error
 from vggrepro.evaluation.methods import centre_error
 from vggrepro.models.vgg import VGG
@@ -86,14 +85,8 @@ class BoxRegression(Task):
 
     def __init__(self, config: Config, index: Index, boxes: BoxSet) -> None:
         self.config = config
-        training = annotated(index.split("train"), boxes.split("train"))
-        self._validation = annotated(index.split("val"), boxes.split("val"))
-        for name, one in (("training", training), ("validation", self._validation)):
-            if not len(one.split):
-                raise UserError(
-                    f"none of the {name} images of {index.source} has a box in {', '.join(boxes.sources)}; name their "
-                    f"annotations, too: `vggrepro boxes`"
-                )
+        training = annotated(index, boxes, "train")
+        self._validation = annotated(index, boxes, "val")
         self.images, largest = training.split, training.boxes.largest()
         crop = config.model.crop
         self.objective = BoxDistance(largest, crop)
