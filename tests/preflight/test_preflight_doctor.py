@@ -266,3 +266,17 @@ def test_remedies_stand_under_their_lines() -> None:
         "fail  bb  2",
         "          -> do it",
     ]
+
+
+def test_boxes_that_are_not_there(tmp_path: Path, images: Path) -> None:
+    """Only a stage that predicts boxes asks for them."""
+    digits = CONFIGS / "reduced" / "localisation_digits.yaml"
+    assert checks_of(tmp_path, config=digits)["boxes"].found == "of builtin:digits, made on the spot"
+    copy = shutil.copytree(images, tmp_path / "copy")
+    found = checks_of(tmp_path, f"data.root={copy}", config=digits)["boxes"]
+    assert (found.status, found.found) == ("fail", f"no annotations beside {copy}")
+    (copy / "boxes.tsv").touch()
+    assert checks_of(tmp_path, f"data.root={copy}", config=digits)["boxes"].status == "ok"
+    found = checks_of(tmp_path, "data.boxes=nowhere.npz", config=digits)["boxes"]
+    assert (found.status, found.remedy) == ("fail", "make it with `vggrepro boxes`")
+    assert "boxes" not in checks_of(tmp_path, f"data.root={copy}")

@@ -285,3 +285,20 @@ def test_the_demos_wall_time_within_a_factor(tmp_path: Path) -> None:
         predicted = 3600 * plan(graph, Machine(1, 1, measured=measured)).wall_hours
         print(f"{measured}: {predicted:.0f} s predicted, {seconds:.0f} s measured")
         assert seconds / WALL_FACTOR < predicted < seconds * WALL_FACTOR, (rates, predicted, seconds)
+
+
+def test_kept_convolutions_cost_their_forward_pass_only() -> None:
+    """Of D's 15.47 G multiply-adds 0.12 G are fully connected: three times these, and the rest once."""
+    made = {one.name: one for one in plan(graph_of("localisation/reproduce.yaml"), Machine(1, 1)).stages}
+    whole, kept = made["D-384-boxes"], made["D-384-boxes-PCR-fc"]
+    assert whole.images == kept.images == 50_000 * 256
+    assert whole.training_flop / whole.images == pytest.approx(92.7e9, rel=2e-3)
+    assert kept.training_flop / kept.images == pytest.approx(2 * (15.48e9 + 2 * 0.136e9 - 0.103e9), rel=2e-3)
+    assert kept.depends_on == "D-384"
+    assert made["D-384-boxes-SCR-fc"].disk_gb < kept.disk_gb  # 4 outputs in place of 4,000
+
+
+def test_the_plan_offers_no_exchange_that_a_stage_cannot_have() -> None:
+    made = plan(graph_of("localisation/reproduce.yaml"), Machine(4, 8))
+    assert not any("factor" in setting for one in made.cheaper for setting in one.settings)
+    assert {one.comm for one in made.stages if one.name.endswith("fc")} == {"ddp"}

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from tiny import REPOSITORY
 
+from vggrepro.config.parsing import override
 from vggrepro.config.recipes import load_graph
 from vggrepro.config.settings import Config
 from vggrepro.storage.directory import RunDirectory
@@ -131,3 +132,35 @@ def test_the_reduced_configurations_give_a_reason_for_each(file: str) -> None:
         found = ledger(config, graph.stages[parent] if parent else None, images)
         assert found
         assert [str(d) for d in found if "no reason given" in d.why] == []
+
+
+LOCALISATION = load_graph(REPOSITORY / "configs" / "localisation" / "reproduce.yaml")
+
+
+@pytest.mark.parametrize("name", list(LOCALISATION.stages))
+def test_the_papers_nets_of_boxes_depart_in_nothing(name: str) -> None:
+    assert ledger(LOCALISATION.stages[name], LOCALISATION.parent_of(name), PAPER) == []
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "said"),
+    [
+        ("D-384-boxes", "train.learning_rate=0.01", "train.learning_rate: 0.01 instead of 0.001"),
+        ("D-384-boxes", "evaluation.multi_Q=[384]", "evaluation.multi_Q: [384] instead of [352, 384]"),
+        ("D-256-boxes", "evaluation.single_Q=[288]", "evaluation.single_Q: [288] instead of [256]"),
+        ("D-384-boxes", "data.flip=false", "data.flip: False instead of True"),
+        ("D-384-boxes", "evaluation.precision=bf16", "evaluation.precision: bf16 instead of fp32"),
+    ],
+)
+def test_departures_of_nets_of_boxes(stage: str, change: str, said: str) -> None:
+    config = override(LOCALISATION.stages[stage], [change], Path("test"))
+    (found,) = ledger(config, LOCALISATION.parent_of(stage), PAPER)
+    assert str(found).startswith(said)
+
+
+def test_a_net_of_boxes_starts_from_the_net_of_classes_at_its_own_scale() -> None:
+    stage, other = LOCALISATION.stages["D-384-boxes"], LOCALISATION.stages["D-256"]
+    (found,) = ledger(stage, other, PAPER)
+    assert str(found).startswith("run.parent: D at S=256 instead of D at S=384, of classes")
+    (found,) = ledger(stage, stage, PAPER)
+    assert found.setting == "run.parent"

@@ -1,11 +1,12 @@
 """What on this machine or cluster will not work, found before a job is started, and the remedy."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from vggrepro.config.recipes import Graph
 from vggrepro.preflight.check import Check
-from vggrepro.preflight.images import images
+from vggrepro.preflight.images import boxes, images
 from vggrepro.preflight.site import disk, host, mlflow, runs_folder, slurm
 from vggrepro.preflight.software import gpus, packages
 
@@ -24,6 +25,7 @@ def examine(graph: Graph | None, root: Path) -> list[Check]:
     if graph:
         first = next(iter(graph.stages.values()))
         examinations.append(lambda: images(first))
+        examinations += [partial(boxes, config) for config in graph.stages.values() if config.localisation][:1]
     checks: list[Check] = []
     for one in examinations:
         checks += one()

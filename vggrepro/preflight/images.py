@@ -1,4 +1,4 @@
-"""The images: whether they are there, and how fast they can be read."""
+"""The images and their boxes: whether they are there, and how fast images can be read."""
 
 from __future__ import annotations
 
@@ -51,6 +51,31 @@ def images(config: Config) -> Iterator[Check]:
         yield Check("images", "ok", f"{root}; scanned when a stage first needs it, or now with `vggrepro index`")
     else:
         yield Check("images", "fail", f"{root} does not exist", "correct data.root")
+
+
+def boxes(config: Config) -> Iterator[Check]:
+    """Of a stage that predicts boxes: whether there is anything that says where objects are; not what it says."""
+    if config.localisation is None:
+        return
+    root, index, made = config.data.root, config.data.index, config.data.boxes
+    remedy = "put the annotations beside the images, or make data.boxes with `vggrepro boxes`"
+    if made is not None:
+        if made.exists():
+            yield Check("boxes", "ok", str(made))
+        else:
+            yield Check("boxes", "fail", f"{made} does not exist", "make it with `vggrepro boxes`")
+    elif root is not None and root.startswith("builtin:"):
+        yield Check("boxes", "ok", f"of {root}, made on the spot")
+    elif root is not None and Path(root).exists():
+        from vggrepro.data.box_scan import beside
+
+        found = beside(Path(root))
+        if found:
+            yield Check("boxes", "ok", f"{', '.join(map(str, found))}; read when a stage first needs them")
+        else:
+            yield Check("boxes", "fail", f"no annotations beside {root}", remedy)
+    elif index is not None:
+        yield Check("boxes", "warn", "data.boxes is not set: looked for beside the images of the index", remedy)
 
 
 def _reading(index: Index) -> Iterator[Check]:
