@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,28 @@ class FoundProtocol:
         """Where it is stored."""
         Q = "_".join(dict.fromkeys(str(part.Q) for part in self.parts))
         return folder / f"{self.method}-Q{Q}-{_key(self)}.npz"
+
+
+@dataclass(frozen=True)
+class NetProtocols:
+    """All that is stored of one net, on some images."""
+
+    weights: str
+    data: str
+    boxes: str
+    precision: str
+
+    def centre(self, Q: int) -> FoundProtocol:
+        """Table 8's test: the centre crop, the true class."""
+        return FoundProtocol((BoxProtocol(CENTRE, Q, **asdict(self)),))
+
+    def places(self, Q: Iterable[int], guesses: str) -> tuple[BoxProtocol, ...]:
+        """What Table 9's test pools: all places at each Q, for guesses of a key."""
+        return tuple(BoxProtocol(DENSE, side, guesses=guesses, **asdict(self)) for side in Q)
+
+    def dense(self, Q: Iterable[int], guesses: str, merge_below: float) -> FoundProtocol:
+        """Table 9's test of this net alone."""
+        return FoundProtocol(self.places(Q, guesses), merge_below)
 
 
 def _key(protocol: BoxProtocol | FoundProtocol) -> str:

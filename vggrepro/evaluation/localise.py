@@ -1,6 +1,6 @@
 """A net that predicts boxes, applied to images: the centre crop and the dense test of Appendix A."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -192,8 +192,3 @@ class Localisation:
             finally:  # an interrupt loses nothing that was computed
                 parts.flush()
         gather_to_first(None)  # until every rank has written
-
-
-def merged(protocols: Iterable[BoxProtocol], below: float) -> FoundProtocol:
-    """The protocol of several nets' or Q's boxes pooled and merged."""
-    return FoundProtocol(tuple(protocols), below)

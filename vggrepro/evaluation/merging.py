@@ -15,6 +15,8 @@ stops.
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -22,8 +24,8 @@ from numpy.typing import NDArray
 
 from vggrepro.evaluation.boxes import area, iou
 
-_MOST_DISTANCES = 2**24
-"""In memory at once."""
+_MOST_DISTANCES = 2**19
+"""In one array: more of them do not fit a core's cache."""
 
 
 def distance(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
@@ -43,42 +45,57 @@ def merge(boxes: NDArray[Any], scores: NDArray[Any], below: float) -> tuple[NDAr
     sets, n = scores.shape
     best, top = np.empty((sets, 4)), np.empty(sets)
     at_once = max(1, _MOST_DISTANCES // n**2)
-    for start in range(0, sets, at_once):
+
+    def some(start: int) -> None:
         rows = slice(start, start + at_once)
         merged, summed = _merge(boxes[rows].astype(np.float64), scores[rows].astype(np.float64), below)
         winner = summed.argmax(axis=1)
         each = np.arange(len(winner))
         best[rows], top[rows] = merged[each, winner], summed[each, winner]
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for _ in pool.map(some, range(0, sets, at_once)):
+            pass
     return best, top
 
 
 def _merge(
     boxes: NDArray[np.float64], scores: NDArray[np.float64], below: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Boxes and scores after merging, in place; the score of a box that went into another is -inf."""
+    """Boxes and scores after merging, in place; the score of a box that went into another is -inf.
+
+    Each box knows the one nearest to it, so that a merge costs a look at the few boxes whose nearest is gone.
+    """
     n = scores.shape[1]
     apart = distance(boxes[:, :, None], boxes[:, None])
     apart[:, np.arange(n), np.arange(n)] = np.inf
+    nearest, least = apart.argmin(axis=2), apart.min(axis=2)
     members = np.ones_like(scores)
-    live = np.arange(len(boxes))  # sets in which two may still be merged; `apart` has a row for each
-    while len(live):
-        nearest = apart.reshape(len(live), -1).argmin(axis=1)
-        kept, gone = np.divmod(nearest, n)
-        each = np.arange(len(live))
-        close = apart[each, kept, gone] < below
-        if not close.all():
-            live, kept, gone, apart = live[close], kept[close], gone[close], apart[close]
-            each = each[: len(live)]
+    live = np.arange(len(boxes))  # sets in which two may still be merged
+    while True:
+        kept = least[live].argmin(axis=1)
+        close = least[live, kept] < below
+        live, kept = live[close], kept[close]
         if not len(live):
-            break
+            return boxes, scores
+        gone = nearest[live, kept]
         weight, other = members[live, kept, None], members[live, gone, None]
         boxes[live, kept] = (boxes[live, kept] * weight + boxes[live, gone] * other) / (weight + other)
         members[live, kept] += members[live, gone]
         scores[live, kept] += scores[live, gone]
         scores[live, gone] = -np.inf
-        apart[each, gone] = apart[each, :, gone] = np.inf
         changed = distance(boxes[live, kept][:, None], boxes[live])
         changed[scores[live] == -np.inf] = np.inf
-        changed[each, kept] = np.inf
-        apart[each, kept] = apart[each, :, kept] = changed
-    return boxes, scores
+        changed[np.arange(len(live)), kept] = np.inf
+        apart[live, gone] = apart[live, :, gone] = np.inf
+        apart[live, kept] = apart[live, :, kept] = changed
+        # of boxes that are alike the first is the nearest, as argmin has it
+        theirs, mine = nearest[live], kept[:, None]
+        lost = (theirs == mine) | (theirs == gone[:, None])
+        nearer = (changed < least[live]) | ((changed == least[live]) & (mine < theirs))
+        rows, columns = np.nonzero(~lost & nearer)
+        least[live[rows], columns], nearest[live[rows], columns] = changed[rows, columns], kept[rows]
+        lost[np.arange(len(live)), kept] = lost[np.arange(len(live)), gone] = True
+        rows, columns = np.nonzero(lost)
+        left = apart[live[rows], columns]
+        nearest[live[rows], columns], least[live[rows], columns] = left.argmin(axis=1), left.min(axis=1)

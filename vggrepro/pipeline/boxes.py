@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,10 +12,9 @@ import numpy as np
 from vggrepro.config.settings import Config
 from vggrepro.errors import UserError
 from vggrepro.evaluation.box_store import (
-    CENTRE,
     DENSE,
-    BoxProtocol,
     FoundProtocol,
+    NetProtocols,
     load_found,
     load_places,
     merge_places,
@@ -36,18 +35,9 @@ from vggrepro.storage.status import known_weights
 if TYPE_CHECKING:
     from vggrepro.data.boxes import BoxSet
     from vggrepro.data.index import Index
+    from vggrepro.data.views import Ints
     from vggrepro.evaluation.localise import Annotated
     from vggrepro.models.vgg import VGG
-
-
-@dataclass(frozen=True)
-class DataIds:
-    """Which images and which boxes: parts of every protocol."""
-
-    data: str
-    """Fingerprint of the index."""
-    boxes: str
-    """Fingerprint of the boxes."""
 
 
 @dataclass(frozen=True)
@@ -81,23 +71,15 @@ class BoxNet:
             )
         return net_of(kept, session.device), net_of(load_final(self.parent), session.device)
 
-    def centre(self, weights: str, ids: DataIds) -> FoundProtocol:
-        """Table 8's test: the centre crop at Q = S, the true class."""
-        precision = self.config.evaluation.precision
-        return FoundProtocol(
-            (BoxProtocol(CENTRE, self.config.single_Q[0], weights, ids.data, ids.boxes, precision=precision),)
-        )
+    @property
+    def merge_below(self) -> float:
+        """Where merging stops."""
+        assert self.config.localisation is not None
+        return self.config.localisation.merge_below
 
-    def places(self, weights: str, ids: DataIds, key: str, Q: Iterable[int]) -> tuple[BoxProtocol, ...]:
-        """What Table 9's test pools of this net: all places at each Q, for guesses of this key."""
-        precision = self.config.evaluation.precision
-        return tuple(BoxProtocol(DENSE, side, weights, ids.data, ids.boxes, key, precision) for side in Q)
 
-    def dense(self, weights: str, ids: DataIds, key: str, Q: Iterable[int]) -> FoundProtocol:
-        """Table 9's test of this net alone."""
-        localisation = self.config.localisation
-        assert localisation is not None
-        return FoundProtocol(self.places(weights, ids, key, Q), localisation.merge_below)
+AskedNet = tuple[BoxNet, tuple[int, ...]]
+"""A net and the Q at which its boxes are taken, px."""
 
 
 def evaluate_boxes(config: Config, parent: Config, session: Session) -> None:
@@ -119,8 +101,7 @@ def evaluate_boxes(config: Config, parent: Config, session: Session) -> None:
             if session.topology.is_first:
                 for Q in dict.fromkeys((config.single_Q, config.multi_Q)):
                     test.pooled([(net, Q)], guesses)
-                if record := test.record(net, guesses):
-                    run.append(record)
+                run.append(test.record(net, guesses))
                 draw_box_figures(config, run, test.pooled([(net, config.multi_Q)], guesses), test.images, session)
             from_first_rank(None)
 
@@ -131,8 +112,10 @@ def has_boxes(config: Config, parent: Config, weights: str, dataset: dict[str, A
     if scorer is None:
         return False
     key = guesses_key([(scorer, DENSE, parent.multi_Q)])
-    ids = DataIds(dataset["fingerprint"], dataset["boxes"]["fingerprint"])
-    wanted = [net.centre(weights, ids), *(net.dense(weights, ids, key, Q) for Q in (config.single_Q, config.multi_Q))]
+    data, boxes = dataset["fingerprint"], dataset["boxes"]["fingerprint"]
+    protocols = NetProtocols(weights, data, boxes, config.evaluation.precision)
+    wanted = [protocols.dense(Q, key, net.merge_below) for Q in (config.single_Q, config.multi_Q)]
+    wanted.append(protocols.centre(config.single_Q[0]))
     return all(protocol.file(config.directory / "boxes").exists() for protocol in wanted)
 
 
@@ -144,7 +127,7 @@ class BoxTest:
     index: Index
     boxes: BoxSet
     images: Annotated
-    rows: Any
+    rows: Ints
     """(n,) their rows in the whole split."""
 
     @classmethod
@@ -157,10 +140,10 @@ class BoxTest:
         rows = np.flatnonzero(boxes.split("val").has)
         return cls(session, index, boxes, annotated(index, boxes, "val"), rows)
 
-    @property
-    def ids(self) -> DataIds:
-        """Which images and which boxes."""
-        return DataIds(self.index.fingerprint, self.boxes.fingerprint)
+    def protocols(self, net: BoxNet) -> NetProtocols:
+        """Under which a net's boxes on these images are stored."""
+        precision = net.config.evaluation.precision
+        return NetProtocols(net.weights, self.index.fingerprint, self.boxes.fingerprint, precision)
 
     def guesses(self, stages: Sequence[Config], method: str) -> Guesses:
         """The classes that some stages name together. Raises UserError while posteriors are missing."""
@@ -184,31 +167,39 @@ class BoxTest:
         """Stores a net's boxes at every place, at each Q, and with `centre` those of the centre crop; on every rank."""
         from vggrepro.evaluation.localise import Localisation
 
-        loader = self.session.loader(net.config)
-        made = cached_nets(net, self.session)
-        tests = Localisation(net.config, self.images, loader, net.run, self.session.watch, made)
+        made: list[tuple[VGG, VGG]] = []
+
+        def nets() -> tuple[VGG, VGG]:
+            if not made:
+                made.append(net.nets(self.session))
+            return made[0]
+
+        loader, watch = self.session.loader(net.config), self.session.watch
+        tests, protocols = Localisation(net.config, self.images, loader, net.run, watch, nets), self.protocols(net)
         if self.session.topology.is_first:  # before any box, so that none is ever without it
-            save_truth(self.images.truth, net.run.boxes, self.ids.data, self.ids.boxes)
+            save_truth(self.images.truth, net.run.boxes, self.index.fingerprint, self.boxes.fingerprint)
         if centre:
-            tests.centre(net.centre(net.weights, self.ids).parts[0])
-        for protocol in net.places(net.weights, self.ids, guesses.key, sorted(Q)):
+            tests.centre(protocols.centre(net.config.single_Q[0]).parts[0])
+        for protocol in protocols.places(sorted(Q), guesses.key):
             tests.dense(protocol, guesses.classes)
 
-    def pooled(self, asked: Sequence[tuple[BoxNet, tuple[int, ...]]], guesses: Guesses) -> Found:
+    def pooled(self, asked: Sequence[AskedNet], guesses: Guesses) -> Found:
         """The final boxes of some nets at their Q; merged now, unless they are stored. On the first rank."""
-        first = asked[0][0]
-        parts = [(net.run, one) for net, Q in asked for one in net.places(net.weights, self.ids, guesses.key, Q)]
-        below = first.config.localisation
-        assert below is not None
-        final = FoundProtocol(tuple(one for _, one in parts), below.merge_below)
-        if (found := load_found(final, first.run.boxes)) is not None:
-            return found
-        sets = [load_places(one, run.boxes) for run, one in parts]
-        found = merge_places([one for one in sets if one is not None], below.merge_below)
-        save_found(final, found, first.run.boxes, guesses=guesses.told, top5=guesses.top5)
+        first, _ = asked[0]
+        parts = [(net, one) for net, Q in asked for one in self.protocols(net).places(Q, guesses.key)]
+        final = FoundProtocol(tuple(one for _, one in parts), first.merge_below)
+        found = load_found(final, first.run.boxes)
+        if found is None:
+            sets = []
+            for net, one in parts:
+                places = load_places(one, net.run.boxes)
+                assert places is not None, one
+                sets.append(places)
+            found = merge_places(sets, first.merge_below)
+            save_found(final, found, first.run.boxes, guesses=guesses.told, top5=guesses.top5)
         return found
 
-    def errors(self, asked: Sequence[tuple[BoxNet, tuple[int, ...]]], guesses: Guesses) -> BoxErrors:
+    def errors(self, asked: Sequence[AskedNet], guesses: Guesses) -> BoxErrors:
         """What some nets get wrong at their Q."""
         found, truth = self.pooled(asked, guesses), self.images.truth
         return BoxErrors(error_of(found.right(truth)), error_of(found.right_given_class(truth)))
@@ -222,7 +213,7 @@ class BoxTest:
     def record(self, net: BoxNet, guesses: Guesses) -> dict[str, Any]:
         """The errors of a stage as a record of `metrics.jsonl`."""
         config, truth = net.config, self.images.truth
-        centre = load_found(net.centre(net.weights, self.ids), net.run.boxes)
+        centre = load_found(self.protocols(net).centre(config.single_Q[0]), net.run.boxes)
         assert centre is not None
         record: dict[str, Any] = {"kind": "evaluation", "step": config.train.iterations, "n": len(self.rows)}
         record["centre_single_Q_given_class_error"] = error_of(centre.right_given_class(truth)).percent
@@ -231,15 +222,3 @@ class BoxTest:
             record[f"dense_{name}_localisation_error"] = errors.localisation.percent
             record[f"dense_{name}_given_class_error"] = errors.given_class.percent
         return record
-
-
-def cached_nets(net: BoxNet, session: Session) -> Any:
-    """What makes a net's two nets when they are first asked for, and gives the same ones after."""
-    made: list[tuple[VGG, VGG]] = []
-
-    def nets() -> tuple[VGG, VGG]:
-        if not made:
-            made.append(net.nets(session))
-        return made[0]
-
-    return nets

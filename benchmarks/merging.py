@@ -1,0 +1,69 @@
+"""Where the merging of boxes should stop, and what merging costs at the paper's size.
+
+    python benchmarks/merging.py RUN [RUN ...]
+
+RUN is the run directory of a finished net that predicts boxes. Its stored boxes of the true class at every place, at
+all Q of its test, are merged at several values of `localisation.merge_below`; the error is that of the true class's
+box, on the validation images. With merging left out (0) the surest place's box is the prediction.
+
+The time is that of random boxes, in sets as large as those of ILSVRC: 36 + 25 places of a square image at Q = 384 and
+352, or 60 + 45 of one with sides 3:4.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vggrepro.bench.machine import conditions
+from vggrepro.evaluation.box_store import DENSE, Places, list_found, load_places, load_truth, merge_places
+from vggrepro.evaluation.boxes import error_of
+from vggrepro.evaluation.merging import merge
+
+VALUES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.5, 2.0)
+SETS = 1200  # of 50,000 images with six classes each
+
+
+def sweep(run: Path) -> None:
+    """Prints the error of the true class's box at each value."""
+    folder = run / "boxes"
+    truth = load_truth(folder)
+    assert truth is not None, f"{run} has no boxes"
+    alone = [one for one, _ in list_found(folder) if one.method == DENSE and len({p.weights for p in one.parts}) == 1]
+    several = max(alone, key=lambda one: len(one.parts))
+    sets = []
+    for part in several.parts:
+        places = load_places(part, folder)
+        assert places is not None
+        sets.append(Places(places.start, places.values[:, -1:], places.classes[:, -1:]))
+    Q = ", ".join(str(part.Q) for part in several.parts)
+    print(f"{run.name}, Q = {Q}, n = {len(truth.labels):,}: error of the true class's box, per cent")
+    for below in VALUES:
+        error = error_of(merge_places(sets, below).right_given_class(truth))
+        low, high = error.interval
+        print(f"| {below:g} | {error.percent:.1f} | {low:.1f} to {high:.1f} |")
+
+
+def cost() -> None:
+    """Prints the seconds that the merging of ILSVRC's validation images takes, from a share of them."""
+    random = np.random.default_rng(0)
+    for places in (61, 105):
+        centres, half = random.normal(200, 25, (SETS, places, 2)), random.normal(80, 8, (SETS, places, 2))
+        boxes = np.concatenate([centres - half, centres + half], axis=2)
+        scores = random.random((SETS, places))
+        started = time.perf_counter()
+        merge(boxes, scores, below=0.5)
+        seconds = time.perf_counter() - started
+        whole = seconds / SETS * 300_000
+        print(f"{places} places: {1000 * seconds / SETS:.2f} ms a set, {whole:,.0f} s for ILSVRC's 50,000 images")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN")
+    for one in parser.parse_args().runs:
+        sweep(one)
+    cost()
+    print(conditions(torch.device("cpu")))
