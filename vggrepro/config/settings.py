@@ -259,11 +259,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _scales_fit(self) -> Config:
-        for key, sides in {
-            "data.S": (self.data.S_range[0],),
-            "evaluation.single_Q": self.single_Q,
-            "evaluation.multi_Q": self.multi_Q,
-        }.items():
+        low = self.data.S_range[:1]
+        every = {"data.S": low, "evaluation.single_Q": self.single_Q, "evaluation.multi_Q": self.multi_Q}
+        for key, sides in every.items():
             if min(sides) < self.model.crop:
                 raise UserError(
                     f"{key}={min(sides)} is smaller than model.crop={self.model.crop}: "
@@ -273,16 +271,14 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _boxes_need_classes(self) -> Config:
-        if self.localisation is None:
-            return self
-        if not self.run.parent:
+        if self.localisation and not self.run.parent:
             raise UserError("run.parent is missing: a net that predicts boxes starts from one that predicts classes")
-        if self.model.batch_norm and self.localisation.fine_tune == "fc":
-            raise UserError("localisation.fine_tune=fc keeps the convolutions, and model.batch_norm=true changes them")
-        if self.train.comm == "factor" and self.localisation.fine_tune == "fc":
-            raise UserError("train.comm=factor needs convolutions that are trained; set train.comm=ddp or auto")
-        if isinstance(self.data.S, tuple):
+        if self.localisation and isinstance(self.data.S, tuple):
             raise UserError(f"data.S={list(self.data.S)}: boxes are learnt at one S; give a number of px")
+        if self.keeps_features and self.model.batch_norm:
+            raise UserError("localisation.fine_tune=fc keeps the convolutions, and model.batch_norm=true changes them")
+        if self.keeps_features and self.train.comm == "factor":
+            raise UserError("train.comm=factor needs convolutions that are trained; set train.comm=ddp or auto")
         return self
 
     @property
