@@ -6,6 +6,7 @@ of ELSEWHERE, which need weight files, boxes or time, by the tests that stand be
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,11 @@ ELSEWHERE = {
 }
 # What stands for the reader's own: images, runs, scales that fit them.
 OWN = {
-    r"/path/to/(images|folder|imagenet)|/data/imagenet|(?<=data\.root=)\.\.\.": "IMAGES",
-    r"\b(RUN|runs/vgg/D-384|runs/paper/D-jitter|runs/paper/B-5x5)\b": "runs/demo/D",
-    r"\bruns/vgg/E-384\b": "runs/demo/A",
+    r"/path/to/(images|folder|imagenet|tiny-imagenet)|/data/imagenet|(?<=data\.root=)\.\.\.": "IMAGES",
+    r"\b(RUN|runs/vgg/D-384|runs/paper/D-jitter|runs/paper/B-5x5)(?![-\w])": "runs/demo/D",
+    r"\bruns/(vgg/E-384|paper/E-jitter)(?![-\w])": "runs/demo/A",
+    r"\bruns/paper/D-256-boxes\b": "runs/demo/D-boxes-128",
+    r"\bruns/paper/D-384-boxes\b": "runs/demo/D-boxes",
     r"\bruns/paper\b": "runs/demo",
     r"\b256,384,512\b": "37,40",
 }
@@ -104,27 +107,37 @@ def test_the_commands_are_found() -> None:
 
 
 @pytest.fixture(scope="module")
-def desk(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the recipes and the demo's runs, small, as a reader would have them after `make demo`."""
+def boxed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images, and beside them a box for each."""
+    root = tmp_path_factory.mktemp("boxed") / "images"
+    shutil.copytree(images, root)
+    rows = [f"{file.relative_to(root)}\t5\t5\t30\t35" for file in sorted(root.rglob("*.JPEG"))]
+    (root / "boxes.tsv").write_text("\n".join(["file\txmin\tymin\txmax\tymax", *rows]) + "\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def desk(boxed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the recipes and the demo's runs, those of boxes with them, small, as a reader would have them."""
     folder = tmp_path_factory.mktemp("desk")
     for name in ("configs", "REPRODUCTION.md", "REPRODUCTION.json"):
         source = REPOSITORY / name
         (folder / name).symlink_to(source) if source.is_dir() else (folder / name).write_bytes(source.read_bytes())
-    reproduce(tiny_graph("demo.yaml", images, folder / "runs", *TWO_STEPS))
+    reproduce(tiny_graph("reduced/localisation_digits.yaml", boxed, folder / "runs", *TWO_STEPS))
     part = folder / "part" / "val" / ilsvrc_classes()[0]  # some validation images of ImageNet
     part.mkdir(parents=True)
-    first = next(file for file in sorted((images / "val").rglob("*")) if file.is_file())
+    first = next(file for file in sorted((boxed / "val").rglob("*")) if file.is_file())
     (part / first.name).symlink_to(first)
     return folder
 
 
 @pytest.mark.parametrize("line", [pytest.param(line, id=line[:60]) for line in RUN])
 def test_the_command_runs(
-    line: str, desk: Path, images: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+    line: str, desk: Path, boxed: Path, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
     monkeypatch.chdir(desk)
     for pattern, own in OWN.items():
-        line = re.sub(pattern, own.replace("IMAGES", str(images)), line)
+        line = re.sub(pattern, own.replace("IMAGES", str(boxed)), line)
     words = shlex.split(re.sub(rf"^{PROGRAM}\s*", "", line))
     if words[0] in ELSEWHERE:
         pytest.skip(f"run by {ELSEWHERE[words[0]]}")
@@ -133,7 +146,7 @@ def test_the_command_runs(
         if "run.experiment" not in line:  # else later lines of the page look at these runs
             own.append("run.root=trained")
         if "data." not in line:
-            own.append(f"data.root={images}")
+            own.append(f"data.root={boxed}")
         words += set_words(*own)
     if words[0] == "doctor":  # a SLURM of this machine must not decide how the test ends
         monkeypatch.setenv("PATH", str(desk))
