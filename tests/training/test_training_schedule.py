@@ -58,5 +58,6 @@ def test_a_state_taken_up_from_a_checkpoint_neither_forgets_nor_repeats_a_drop()
 
 def test_fixed_drops_take_effect_after_the_named_iterations_whatever_the_errors() -> None:
     fixed = Train(learning_rate=0.8, schedule=Schedule(kind="fixed", drops_at=(10, 20), factor=0.5))
+    assert set(states([50.0] * 20, fixed.schedule)) == {Plateau()}  # else the log would tell of drops that are none
     rates = [learning_rate(fixed, Plateau(drops=7), step) for step in (0, 9, 10, 19, 20, 99)]
     assert rates == pytest.approx([0.8, 0.8, 0.4, 0.4, 0.2, 0.2])
