@@ -104,7 +104,7 @@ class Localisation(Section):
     """One box for all classes together (single-class regression), or one for each class (per-class regression)."""
     fine_tune: Literal["all", "fc"] = "all"
     """All layers, or fc6 and fc7 alone; the last layer is trained from random weights either way."""
-    merge_below: float = Field(default=0.5, ge=0)
+    merge_below: float = Field(default=0.8, ge=0)
     """Distance below which two boxes are merged in the dense test: see `evaluation.merging` (the paper is silent)."""
 
 
