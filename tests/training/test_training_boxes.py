@@ -117,7 +117,9 @@ def test_two_ranks_have_the_course_of_one(box_stage: StageFile, fine_tune: str, 
     assert noted == ["ddp" if fine_tune == "fc" else comm]
 
 
-def test_images_without_boxes_are_left_out_and_counted(box_stage: StageFile, images: Path, tmp_path: Path) -> None:
+def test_images_without_boxes_are_left_out_and_counted(
+    box_stage: StageFile, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = tmp_path / "some"
     shutil.copytree(images, root)
     write_boxes(root, scan_folder(root), without=9)
@@ -125,6 +127,7 @@ def test_images_without_boxes_are_left_out_and_counted(box_stage: StageFile, ima
     run = train_here(file)
     assert run.read_json("dataset.json")["boxes"]["images"]["train"] == {"with": 30, "without": 9}
     assert run.records("train")[-1]["epoch"] == pytest.approx(20 * 8 / 30)
+    assert "boxes: 9 training images without a box are left out" in capsys.readouterr().err
 
 
 def test_other_boxes_are_another_data_set(box_stage: StageFile, boxed: Path, images: Path, tmp_path: Path) -> None:

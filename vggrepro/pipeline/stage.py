@@ -35,6 +35,8 @@ def train_stage(config: Config, parent: Config | None, session: Session, *, forc
     if session.topology.is_first:
         departures = stage.begin(config, parent, index, boxes, run, session.topology.world)
         echo(f"{config.name}: departs from the paper in {len(departures)} settings, see {run.path / 'ledger.json'}")
+        if boxes and (without := int((~boxes.split("train").has).sum())):
+            echo(f"{config.name}: {without:,} training images without a box are left out")
     with mirrored(config, run, session.topology):
         session.watch.leave_together()
         Training(config, parent, index, boxes, session.loader(config), run, session.watch).train(force=force)
