@@ -22,6 +22,12 @@ from vggrepro.files import replacing
 _FORMAT_VERSION = 1
 
 
+def spans(start: Ints, counts: Ints) -> Ints:
+    """(sum of counts,) the numbers start[i] .. start[i] + counts[i] - 1 of every i in turn."""
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(start - ends + counts, counts)
+
+
 @dataclass(frozen=True)
 class Boxes:
     """Boxes of the objects in the usable images of one split, in index order."""
@@ -59,8 +65,7 @@ class Boxes:
         rows = np.asarray(rows, np.int64)
         counts = self.counts[rows]
         start = np.concatenate(([0], np.cumsum(counts)))
-        within = np.arange(start[-1]) - np.repeat(start[:-1], counts)
-        return Boxes(start, self.box[np.repeat(self.start[:-1][rows], counts) + within])
+        return Boxes(start, self.box[spans(self.start[rows], counts)])
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vggrepro.data.boxes import Boxes
+from vggrepro.data.boxes import Boxes, spans
 from vggrepro.data.views import Ints
 from vggrepro.errors import UserError
 from vggrepro.evaluation.boxes import Found, Truth
 from vggrepro.evaluation.merging import merge
-from vggrepro.evaluation.parts import read_arrays, spans, write_arrays
+from vggrepro.evaluation.parts import read_arrays, write_arrays
 
 CENTRE, DENSE = "centre", "dense"
 """Appendix A's two protocols: the centre crop with the true class, and all places of the whole image."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vggrepro.data.boxes import spans
 from vggrepro.data.views import Ints
 from vggrepro.errors import UserError
 from vggrepro.files import replacing
@@ -79,12 +80,6 @@ class Parts:
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("[!.]*.npz"))
-
-
-def spans(start: Ints, counts: Ints) -> Ints:
-    """(sum of counts,) the numbers start[i] .. start[i] + counts[i] - 1 of every i in turn."""
-    ends = np.cumsum(counts)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(start - ends + counts, counts)
 
 
 def write_arrays(file: Path, **arrays: NDArray[Any]) -> None:

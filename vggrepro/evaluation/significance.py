@@ -43,8 +43,13 @@ class Paired:
 
 def paired(first: NDArray[Any], second: NDArray[Any], labels: NDArray[np.int64], k: int) -> Paired:
     """Compares two posteriors (n, classes) of the same images by their first k guesses."""
-    right, right_too = is_right(first, labels, k), is_right(second, labels, k)
-    return Paired(int((right & ~right_too).sum()), int((~right & right_too).sum()), len(labels))
+    return paired_right(is_right(first, labels, k), is_right(second, labels, k))
+
+
+def paired_right(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:
+    """Compares two sides by which of the same images (n,) each gets right."""
+    assert len(first) == len(second), "different images"
+    return Paired(int((first & ~second).sum()), int((~first & second).sum()), len(first))
 
 
 Verdict = Literal["equal", "agrees", "lower", "higher"]

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from vggrepro.evaluation.box_store import CENTRE, DENSE
-from vggrepro.evaluation.significance import Paired
+from vggrepro.evaluation.significance import Paired, paired_right
 from vggrepro.paper import Scale, scale_text, value
-from vggrepro.reporting.claims import Claim, departures_of, judge
-from vggrepro.reporting.found_boxes import AskedBoxes, BoxCache, Kind, kind_of, own_Q, paired_boxes
-from vggrepro.reporting.runs import StoredRun, chosen_by
+from vggrepro.reporting.claims import Claim, judge
+from vggrepro.reporting.found_boxes import AskedBoxes, BoxCache, Kind, kind_of, own_Q
+from vggrepro.reporting.runs import StoredRun, chosen_by, departures_of
 
 
 @dataclass(frozen=True)
@@ -132,9 +132,9 @@ def _test(statement: _Statement, asked: Sequence[Sequence[AskedBoxes]], cache: B
         second = cache.of(better, statement.better.method)
         if not first or not second or first.sought[0] != second.sought[0]:
             return None
-        return paired_boxes(first.right_given_class, second.right_given_class)
+        return paired_right(first.right_given_class, second.right_given_class)
     both = cache.both(worse, better, DENSE)
-    return paired_boxes(both[0].right, both[1].right) if both else None
+    return paired_right(both[0].right, both[1].right) if both else None
 
 
 def _told(side: _Side, pairs: Sequence[Sequence[AskedBoxes]]) -> str:

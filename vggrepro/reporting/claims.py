@@ -6,7 +6,7 @@ in percentage points, with a 95 % interval; the margins of "does not help" and "
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from vggrepro.evaluation.significance import Paired
 from vggrepro.paper import Scale, scale_text, value
 from vggrepro.reporting.predictions import Asked, PredictionCache, paired_top1
-from vggrepro.reporting.runs import Recipe, StoredRun
+from vggrepro.reporting.runs import Recipe, StoredRun, departures_of
 
 Kind = Literal["better", "no gain", "about as good"]
 Outcome = Literal["supported", "not supported", "undecided at this n", "not measured"]
@@ -213,11 +213,6 @@ def judge(kind: Kind, tests: Sequence[Paired]) -> dict[str, Any]:
         "seeds": len(tests),
         "spread": spread,
     }
-
-
-def departures_of(runs: Iterable[StoredRun]) -> int:
-    """In how many settings some runs together depart from the paper."""
-    return len({str(one) for run in runs for one in run.departures})
 
 
 def _over_seeds(mean: float, spread: float, n: int) -> tuple[tuple[float, float], float]:

@@ -14,7 +14,6 @@ from vggrepro.errors import UserError
 from vggrepro.evaluation.box_store import CENTRE, FoundProtocol, list_found, load_found, load_truth
 from vggrepro.evaluation.boxes import Found, Truth, error_of
 from vggrepro.evaluation.errors import ErrorRate
-from vggrepro.evaluation.significance import Paired
 from vggrepro.paper import Scale
 from vggrepro.reporting.runs import StoredRun
 
@@ -161,10 +160,3 @@ def _best_first(one: StoredBoxes) -> tuple[float, tuple[str, str]]:
 
 def _key(parts: Sequence[tuple[str | None, int]], method: str) -> tuple[object, ...]:
     return method, *sorted(parts, key=str)
-
-
-def paired_boxes(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:
-    """Two sets of boxes on the same images, by which images each gets right (n,)."""
-    assert len(first) == len(second), "boxes of different images"
-    a, b = first, second
-    return Paired(int((a & ~b).sum()), int((~a & b).sum()), len(a))

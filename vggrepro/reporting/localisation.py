@@ -13,7 +13,7 @@ from vggrepro.paper import BoxRow as PrintedRow
 from vggrepro.paper import TestedNet, facts, scale_text
 from vggrepro.reporting.found_boxes import AskedBoxes, BoxCache, StoredBoxes, kind_of, own_Q
 from vggrepro.reporting.report import BoxRow, BoxSpread, Verdict
-from vggrepro.reporting.runs import Setting, StoredRun, chosen_by
+from vggrepro.reporting.runs import Setting, StoredRun, chosen_by, departures_of
 
 BOX_TITLES = {
     8: "Table 8: localisation given the class, centre crop (Appendix A)",
@@ -128,7 +128,7 @@ def _row(
         "regression": _FUSED.join(dict.fromkeys(kind_of(run)[1] for run in runs)),
         "fine_tune": _FUSED.join(dict.fromkeys(kind_of(run)[2] for run in runs)),
         "run": _FUSED.join(run.name for run in runs),
-        "departures": len({str(departure) for run in runs for departure in run.departures}),
+        "departures": departures_of(runs),
         "printed": printed.error if printed else None,
     }
     if stored is None:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from vggrepro.evaluation.errors import ErrorRate, is_right
 from vggrepro.evaluation.measure import Scored, fuse
-from vggrepro.evaluation.significance import Paired
+from vggrepro.evaluation.significance import Paired, paired_right
 from vggrepro.reporting.runs import StoredRun
 
 Asked = tuple[StoredRun, tuple[int, ...]]
@@ -44,8 +44,7 @@ class Predictions:
 def paired_top1(first: Predictions, second: Predictions) -> Paired:
     """Top-1 of two sets of predictions for the same images."""
     assert np.array_equal(first.labels, second.labels), "predictions for different images"
-    a, b = first.right1, second.right1
-    return Paired(int((a & ~b).sum()), int((~a & b).sum()), len(a))
+    return paired_right(first.right1, second.right1)
 
 
 class PredictionCache:

@@ -226,6 +226,11 @@ def chosen_by(key: Callable[[StoredRun], Key], runs: Iterable[StoredRun]) -> dic
     return chosen
 
 
+def departures_of(runs: Iterable[StoredRun]) -> int:
+    """In how many settings some runs together depart from the paper."""
+    return len({str(one) for run in runs for one in run.departures})
+
+
 def by_output(runs: Iterable[StoredRun]) -> tuple[list[StoredRun], list[StoredRun]]:
     """(the runs of nets that predict classes, those of nets that predict boxes)."""
     runs = list(runs)

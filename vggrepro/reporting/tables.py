@@ -17,7 +17,7 @@ from vggrepro.reporting.found_boxes import BoxCache
 from vggrepro.reporting.localisation import box_rows, box_spreads
 from vggrepro.reporting.predictions import Asked, PredictionCache, Predictions
 from vggrepro.reporting.report import BoxRow, BoxSpread, Departed, Group, Report, Row, RunNote, Spread, Verdict
-from vggrepro.reporting.runs import Recipe, Setting, StoredRun, by_output, recipes_of, setting_of
+from vggrepro.reporting.runs import Recipe, Setting, StoredRun, by_output, departures_of, recipes_of, setting_of
 
 TITLES = {
     1: "Table 1: weight layers of the nets",
@@ -190,7 +190,7 @@ def _row(
         "flip": all(run.config.evaluation.flip for run in runs) and method != "centre",
         "precision": " + ".join(dict.fromkeys(run.config.evaluation.precision for run in runs)),
         "run": _FUSED.join(run.name for run in runs),
-        "departures": len({str(departure) for run in runs for departure in run.departures}),
+        "departures": departures_of(runs),
         "printed_top1": printed.top1 if printed else None,
         "printed_top5": printed.top5 if printed else None,
     }
