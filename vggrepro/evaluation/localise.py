@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vggrepro.config.settings import Config, Precision
 from vggrepro.data.boxes import Boxes, BoxSet
@@ -24,7 +25,7 @@ from vggrepro.evaluation.box_store import (
 )
 from vggrepro.evaluation.boxes import Found, Truth, error_of
 from vggrepro.evaluation.errors import ErrorRate
-from vggrepro.evaluation.methods import centre_views, whole_views
+from vggrepro.evaluation.methods import centre_outputs, centre_views, whole_views
 from vggrepro.evaluation.parts import Parts
 from vggrepro.models.boxes import decode, of_classes
 from vggrepro.models.dense import score_map
@@ -62,10 +63,9 @@ def annotated(index: Index, boxes: BoxSet, name: str) -> Annotated:
 
 
 @torch.inference_mode()
-def centre_boxes(net: VGG, batch: Batch) -> NDArray[np.float64]:
-    """(N, 1, 4) the box of the true class that a net predicts from each centre crop; in px of the image."""
-    outputs = net(batch.images).float()
-    edges = decode(of_classes(outputs, batch.labels[:, None]), net.architecture.crop)
+def centre_boxes(outputs: Tensor, batch: Batch) -> NDArray[np.float64]:
+    """(N, 1, 4) the box of the true class, of a net's outputs (N, units) for crops; in px of the image."""
+    edges = decode(of_classes(outputs.float(), batch.labels[:, None]), batch.views.shape[0])
     return batch.views.boxes_in_image(edges.double().cpu().numpy())
 
 
@@ -96,19 +96,14 @@ def centre_box_error(
 
     What training watches. Raises Interrupted on every rank when one was asked to stop meanwhile.
     """
-    was_training = net.training
-    net.eval()
     sums = torch.zeros(3, dtype=torch.float64)
-    own = centre_views(images.split, Q, batch, net.architecture.crop)[watch.topology.rank :: watch.topology.world]
-    for shown in watch.attend(loader.batches(images.split, own), "validation"):
-        with autocast(loader.device, precision):
-            predicted = centre_boxes(net, shown)
+    for shown, outputs in centre_outputs(net, loader, images.split, Q, batch=batch, watch=watch, precision=precision):
+        predicted = centre_boxes(outputs, shown)
         rows = shown.views.image
         found = Found(predicted.astype(np.float32), images.split.label[rows][:, None])
         truth = Truth(images.split.label[rows], images.split.size[rows], images.boxes.take(rows))
         rate = error_of(found.right_given_class(truth))
         sums += torch.tensor([rate.wrong, truth.best_iou(predicted).sum(), rate.n], dtype=torch.float64)
-    net.train(was_training)
     wrong, overlap, n = sum_over_ranks(sums).tolist()
     assert n == len(images.split), f"validation counted {n} of {len(images.split)} images"
     return ErrorRate(int(wrong), int(n)), overlap / n
@@ -134,7 +129,7 @@ class Localisation:
         net, _ = self._made()
         views = centre_views(self.images.split, protocol.Q, self.config.evaluation.batch, net.architecture.crop)
         parts = Parts(final.file(self.run.boxes))
-        self._compute(protocol, parts, views, lambda batch: centre_boxes(net, batch))
+        self._compute(protocol, parts, views, lambda batch: centre_boxes(net(batch.images), batch))
         if self.watch.topology.is_first:
             _, boxes = parts.gather(len(self.images.split))
             found = Found(boxes.reshape(-1, 1, 4), self.images.split.label[:, None])
@@ -166,6 +161,7 @@ class Localisation:
         net, scorer = self.nets()
         return net.eval(), scorer.eval()
 
+    @torch.inference_mode()
     def _compute(
         self,
         protocol: BoxProtocol,

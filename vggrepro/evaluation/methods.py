@@ -1,6 +1,6 @@
 """How a net is applied to an image (Section 3.2), and the quick centre-crop error that training watches."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vggrepro.config.settings import Precision
 from vggrepro.data.index import Split
-from vggrepro.data.loader import Loader
+from vggrepro.data.loader import Batch, Loader
 from vggrepro.data.views import Views, centre, rescaled_size, whole
 from vggrepro.evaluation.errors import ErrorRate, true_class_rank
 from vggrepro.models.dense import class_scores, score_map
@@ -134,7 +134,24 @@ def centre_views(split: Split, Q: int, batch: int, crop: int) -> list[Views]:
     return [views[start : start + batch] for start in range(0, len(split), batch)]
 
 
-@torch.inference_mode()
+def centre_outputs(
+    net: VGG, loader: Loader, split: Split, Q: int, *, batch: int, watch: Watch, precision: Precision
+) -> Iterator[tuple[Batch, Tensor]]:
+    """This rank's share of the centre crops at shorter side Q, with the net's outputs (N, units) float32 for them.
+
+    For validations in training: the net is left in the mode it was in. Raises Interrupted on every rank when one was
+    asked to stop meanwhile.
+    """
+    was_training = net.training
+    net.eval()
+    own = centre_views(split, Q, batch, net.architecture.crop)[watch.topology.rank :: watch.topology.world]
+    for shown in watch.attend(loader.batches(split, own), "validation"):
+        with torch.inference_mode(), autocast(loader.device, precision):
+            outputs = net(shown.images).float()
+        yield shown, outputs
+    net.train(was_training)
+
+
 def centre_error(
     net: VGG, loader: Loader, split: Split, Q: int, *, batch: int, watch: Watch, precision: Precision = "fp32"
 ) -> dict[int, ErrorRate]:
@@ -142,16 +159,10 @@ def centre_error(
 
     `precision` is that of the steps around it. Raises Interrupted on every rank when one was asked to stop meanwhile.
     """
-    was_training = net.training
-    net.eval()
     counts = torch.zeros(3, dtype=torch.int64)
-    own = centre_views(split, Q, batch, net.architecture.crop)[watch.topology.rank :: watch.topology.world]
-    for shown in watch.attend(loader.batches(split, own), "validation"):
-        with autocast(loader.device, precision):
-            scores = net(shown.images)
-        rank = true_class_rank(scores.float().cpu().numpy(), split.label[shown.views.image])
+    for shown, scores in centre_outputs(net, loader, split, Q, batch=batch, watch=watch, precision=precision):
+        rank = true_class_rank(scores.cpu().numpy(), split.label[shown.views.image])
         counts += torch.tensor([(rank >= 1).sum(), (rank >= 5).sum(), len(rank)])
-    net.train(was_training)
     wrong1, wrong5, n = sum_over_ranks(counts).tolist()
     assert n == len(split), f"validation counted {n} of {len(split)} images"
     return {1: ErrorRate(wrong1, n), 5: ErrorRate(wrong5, n)}
