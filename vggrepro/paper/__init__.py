@@ -1,4 +1,4 @@
-"""The paper as data: Table 1's columns, every hyper-parameter with its section, the figures of Tables 2-10.
+"""The paper as data: Table 1's columns, every hyper-parameter with its section, the figures of Tables 2-12.
 
 The figures themselves are in ``facts.yaml``; this module only gives them types. It imports neither torch nor numpy.
 """
@@ -12,6 +12,8 @@ from typing import Any, Literal
 import yaml
 
 Method = Literal["dense", "multicrop", "both"]
+Measure = Literal["mAP11", "mAP", "recall"]
+"""Mean average precision by 11 points (VOC 2007) or by area (VOC 2012), or mean class recall."""
 Scale = int | tuple[int, int]
 """A training scale S in pixels of the shorter side: one value, or the range [S_min; S_max] of scale jittering."""
 
@@ -107,6 +109,41 @@ class PublishedLocalisation:
 
 
 @dataclass(frozen=True)
+class TransferTask:
+    """A data set of Table 11 or 12 on which features are tested, and how (Appendix B)."""
+
+    table: int
+    measure: Measure
+    classes: int
+    images: int
+    """Of the data set itself, unlabelled ones included."""
+    scales: tuple[int, ...]
+    """Q at which features are taken, px."""
+    combine: Literal["average", "stack"]
+    """What is made of the features at several Q."""
+    unlabelled: int = 0
+    """Test images whose labels only the challenge's server has."""
+    splits: int | None = None
+    """Random splits into training and test images; None where the data set says which is which."""
+    train_per_class: int | None = None
+    test_per_class: int | None = None
+    """Most of a class; None: all the rest."""
+
+
+@dataclass(frozen=True)
+class TransferFigure:
+    """One figure of Table 11 or 12, per cent; `nets` are several where their features are stacked, or none of ours."""
+
+    method: str
+    nets: tuple[str, ...]
+    set: str
+    boxes: bool
+    """Table 12: features of the person's box beside those of the image."""
+    figure: float
+    spread: float | None
+
+
+@dataclass(frozen=True)
 class Facts:
     """Everything that ``facts.yaml`` states; the keys of the mappings are Table 1's columns (A, A-LRN, B, C, D, E)."""
 
@@ -129,6 +166,10 @@ class Facts:
     """Tables 8 and 9."""
     localisation_state_of_the_art: tuple[PublishedLocalisation, ...]
     """Table 10."""
+    transfer: Mapping[str, TransferTask]
+    """Appendix B's data sets by name."""
+    transfer_figures: tuple[TransferFigure, ...]
+    """Tables 11 and 12."""
 
     def table(self, number: int) -> tuple[Row, ...]:
         """The rows of Table 3, 4, 5 or 6 in the paper's order."""
@@ -165,6 +206,21 @@ def facts() -> Facts:
         localisation_state_of_the_art=tuple(
             PublishedLocalisation(row["method"], row.get("error"), row.get("error_test"))
             for row in raw["localisation_state_of_the_art"]
+        ),
+        transfer={
+            name: TransferTask(**{key: _frozen(item) for key, item in task.items()})
+            for name, task in raw["transfer"].items()
+        },
+        transfer_figures=tuple(
+            TransferFigure(
+                row["method"],
+                tuple(row.get("nets", ())),
+                row["set"],
+                row.get("boxes", False),
+                row["figure"],
+                row.get("spread"),
+            )
+            for row in raw["transfer_figures"]
         ),
     )
 
