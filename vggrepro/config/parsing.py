@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from vggrepro.config.settings import Config, Section
+from vggrepro.config.section import Section
+from vggrepro.config.settings import Config
 from vggrepro.config.strict_yaml import load_yaml
 from vggrepro.errors import UserError
 

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from vggrepro.config.cluster import Cluster
+from vggrepro.config.section import Count, Fraction, Positive, Section
 from vggrepro.errors import UserError
 from vggrepro.paper import Scale, facts, scale_text, value
 
-_TOO_MANY = 2**31
-Positive = Annotated[int, Field(gt=0, lt=_TOO_MANY)]
-Count = Annotated[int, Field(ge=0, lt=_TOO_MANY)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["fp32", "tf32", "bf16"]
 Cudnn = Literal["benchmark", "deterministic"]
-
-
-class Section(BaseModel):
-    """Base of every section: frozen; an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Model(Section):
@@ -41,6 +33,8 @@ class Model(Section):
     """Multiplies the channels of every convolution and the units of fc6 and fc7; at most 16."""
     init: Literal["paper", "paper_literal_variance", "glorot_uniform", "kaiming"] = "paper"
     dropout: Fraction = value("dropout")
+    fully_connected: bool = True
+    """Whether fc6, fc7 and fc8 are there; without them a net gives features only, and is not trained."""
 
 
 class ColourShift(Section):
@@ -181,6 +175,26 @@ class Evaluation(Section):
     precision: Precision = "fp32"
 
 
+class Transfer(Section):
+    """Data sets on which the net's features are tested with a linear SVM (Appendix B)."""
+
+    sets: dict[str, Path] = Field(default_factory=dict)
+    """Folders or archives as downloaded, by name: voc2007, voc2012, voc2012_action, caltech101 or caltech256, or by any
+    other name a folder of classes."""
+    scales: tuple[Positive, ...] = ()
+    """Q in pixels; default: the paper's for the data set, in the proportion of the crop to 224."""
+    combine: Literal["average", "stack"] | None = None
+    """What is made of the features at several Q; default: what the paper does on the data set."""
+    splits: Positive = 3
+    """Random splits of a folder of classes."""
+    train_per_class: Positive | None = None
+    """Training images of a class in a random split; default: the paper's 30, for caltech256 60."""
+    test_per_class: Positive | None = None
+    """Most test images of a class in a random split; default: the paper's 50, for caltech256 all the rest."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Of the random splits, which are the same for all nets."""
+
+
 class Run(Section):
     """Name, place and descent of the run."""
 
@@ -192,7 +206,7 @@ class Run(Section):
     """The stage whose weights this one starts from: a stage of the same file, or a stage file's path."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    why: dict[str, str] = {}
+    why: dict[str, str] = Field(default_factory=dict)
     """Reasons for departures from the paper, by setting or section; they appear in the fidelity ledger."""
 
 
@@ -204,46 +218,6 @@ class Tracking(Section):
     """MLflow's tracking URI; default: MLFLOW_TRACKING_URI, else SQLite in the runs folder."""
 
 
-class Cluster(Section):
-    """What is asked of SLURM (`launch/submit.py`)."""
-
-    nodes: Positive = 1
-    gpus_per_node: Positive = 8
-    """GPUs, and so ranks, on each machine."""
-    hours: float = Field(default=24.0, gt=0)
-    """Time limit of one job; a stage that takes longer comes back by itself until it is finished."""
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    exclude: str | None = None
-    cpus_per_task: Positive | None = None
-    mem: str | None = None
-    """Memory of one node, in SLURM's notation: 64G; 0 is all of it."""
-    array_parallelism: Positive | None = None
-    """Most stages that run at the same time; default: all that can."""
-    setup: tuple[str, ...] = ()
-    """Shell lines that each job runs first: module load, source, export."""
-    container: str | None = None
-    """Image the ranks run in: a .sif file or a docker:// address with Apptainer, anything else with Pyxis."""
-    sbatch: dict[str, str] = {}
-    """Further options of sbatch by their long names; an empty text for those without a value."""
-    warning_s: Positive = 180
-    """Seconds before the time limit at which a job is told to save and leave."""
-    max_failures: Positive = 3
-    """Failures in a row without progress after which a stage is given up."""
-
-    @field_validator("mem", mode="before")
-    @classmethod
-    def _zero_is_all(cls, mem: Any) -> Any:
-        return str(mem) if isinstance(mem, int) else mem
-
-    @field_validator("sbatch", mode="before")
-    @classmethod
-    def _texts(cls, options: Any) -> Any:
-        return {key: str(item) for key, item in options.items()} if isinstance(options, dict) else options
-
-
 class Config(Section):
     """One stage. Defaults are the paper's values."""
 
@@ -253,6 +227,7 @@ class Config(Section):
     """Set where the net predicts boxes; else it predicts classes."""
     train: Train = Train()
     evaluation: Evaluation = Evaluation()
+    transfer: Transfer = Transfer()
     run: Run = Run()
     tracking: Tracking = Tracking()
     cluster: Cluster = Cluster()
@@ -271,6 +246,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _boxes_need_classes(self) -> Config:
+        if self.localisation and not self.model.fully_connected:
+            raise UserError("model.fully_connected=false: a net that predicts boxes needs its FC layers; leave it out")
         if self.localisation and not self.run.parent:
             raise UserError("run.parent is missing: a net that predicts boxes starts from one that predicts classes")
         if self.localisation and isinstance(self.data.S, tuple):

@@ -1,4 +1,4 @@
-"""Data sets that features are tested on (Appendix B): their images, what is to be recognised, and how they are split."""
+"""Data sets that features are tested on (Appendix B): their images, what is recognised in them, and their splits."""
 
 from __future__ import annotations
 

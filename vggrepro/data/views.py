@@ -136,6 +136,26 @@ def whole(image: Ints, size: Ints, rescaled: Ints) -> Views:
     return plain(image, size, rescaled, np.zeros_like(rescaled), (int(height), int(width)))
 
 
+def region_shape(size: Ints, boxes: NDArray[np.float64], short_side: int) -> tuple[Ints, Ints]:
+    """(N, 4) top, left, bottom, right of boxes in whole px, and (N, 2) their shapes rescaled to a shorter side.
+
+    Boxes (N, 4) are left, top, right, bottom in px of the images of (N, 2) `size`; they are taken outwards, and are at
+    least one pixel large.
+    """
+    low = np.clip(np.floor(boxes[:, [1, 0]]).astype(np.int64), 0, size - 1)
+    high = np.clip(np.ceil(boxes[:, [3, 2]]).astype(np.int64), low + 1, size)
+    return np.concatenate([low, high], axis=1), rescaled_size(high - low, short_side)
+
+
+def region(image: Ints, size: Ints, edges: Ints, shape: tuple[int, int]) -> Views:
+    """Parts of images, (N, 4) top, left, bottom, right in px, each rescaled to the same shape."""
+    low, high = edges[:, :2], edges[:, 2:]
+    scale = np.array(shape) / (high - low)
+    corner = np.rint(low * scale).astype(np.int64)
+    rescaled = np.maximum(np.rint(size * scale).astype(np.int64), corner + shape)
+    return plain(image, size, rescaled, corner, shape)
+
+
 def centre(image: Ints, size: Ints, short_side: int, crop: int) -> Views:
     """The centre crop of the image rescaled to a shorter side."""
     rescaled = rescaled_size(size, short_side)

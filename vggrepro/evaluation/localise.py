@@ -27,12 +27,12 @@ from vggrepro.evaluation.boxes import Found, Truth, error_of
 from vggrepro.evaluation.errors import ErrorRate
 from vggrepro.evaluation.methods import centre_outputs, centre_views, whole_views
 from vggrepro.evaluation.parts import Parts
+from vggrepro.evaluation.share import compute
 from vggrepro.models.boxes import decode, of_classes
 from vggrepro.models.dense import score_map
-from vggrepro.models.precision import autocast, set_arithmetic
+from vggrepro.models.precision import set_arithmetic
 from vggrepro.models.vgg import VGG
-from vggrepro.progress import progress
-from vggrepro.ranks.collectives import from_first_rank, gather_to_first, sum_over_ranks
+from vggrepro.ranks.collectives import from_first_rank, sum_over_ranks
 from vggrepro.ranks.watch import Watch
 from vggrepro.storage.directory import RunDirectory
 
@@ -161,7 +161,6 @@ class Localisation:
         net, scorer = self.nets()
         return net.eval(), scorer.eval()
 
-    @torch.inference_mode()
     def _compute(
         self,
         protocol: BoxProtocol,
@@ -169,22 +168,6 @@ class Localisation:
         views: Sequence[Views],
         predict: Callable[[Batch], NDArray[np.float64]],
     ) -> None:
-        """Adds this rank's share of what is not done to the parts, an image's entries in a row."""
-        topology, n = self.watch.topology, len(self.images.split)
-        done = from_first_rank(parts.done(n) if topology.is_first else None)
-        left = [one for one in views if not done[one.image].all()][topology.rank :: topology.world]
+        name, precision = self.config.name, self.config.evaluation.precision
         doing = f"boxes, {protocol.method} at Q={protocol.Q}"
-        tested, share = 0, -(-int((~done).sum()) // topology.world)
-        with progress(f"{self.config.name}: {doing}", share, shown=topology.is_first) as update:
-            try:
-                for batch in self.watch.attend(self.loader.batches(self.images.split, left), doing):
-                    with autocast(self.loader.device, self.config.evaluation.precision):
-                        predicted = predict(batch)
-                    rows = batch.views.image
-                    counts = np.full(len(rows), predicted.shape[1])
-                    parts.add(rows, predicted.reshape(-1, *predicted.shape[2:]).astype(np.float32), counts)
-                    tested += len(rows)
-                    update(tested, "")
-            finally:  # an interrupt loses nothing that was computed
-                parts.flush()
-        gather_to_first(None)  # until every rank has written
+        compute(parts, predict, self.loader, self.images.split, views, self.watch, precision, name=name, doing=doing)

@@ -6,14 +6,15 @@ from types import MappingProxyType
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vggrepro.config.settings import Precision
 from vggrepro.data.index import Split
 from vggrepro.data.loader import Batch, Loader
-from vggrepro.data.views import Views, centre, rescaled_size, whole
+from vggrepro.data.views import Ints, Views, centre, region, region_shape, rescaled_size, whole
 from vggrepro.evaluation.errors import ErrorRate, true_class_rank
-from vggrepro.models.dense import class_scores, score_map
+from vggrepro.models.dense import class_scores, feature_map, score_map
 from vggrepro.models.precision import autocast
 from vggrepro.models.vgg import VGG
 from vggrepro.paper import value
@@ -55,6 +56,12 @@ def dense_softmax_first(net: VGG, images_NCHW: Tensor, settings: Settings) -> Te
     """The other reading of Section 3.2: the spatial average of the posteriors at every place."""
     scores = score_map(net, _mirrored(images_NCHW, settings), pixels_at_once=settings.pixels(net))
     return _mean_of_mirrored(scores.float().softmax(dim=1).mean(dim=(2, 3)), len(images_NCHW))
+
+
+def features(net: VGG, images_NCHW: Tensor, settings: Settings) -> Tensor:
+    """(N, units) spatially averaged activations of the last hidden layer, of image and mirror image (Appendix B)."""
+    maps = feature_map(net, _mirrored(images_NCHW, settings), pixels_at_once=settings.pixels(net))
+    return _mean_of_mirrored(maps.float().mean(dim=(2, 3)), len(images_NCHW))
 
 
 def centre_crop(net: VGG, images_NCHW: Tensor, settings: Settings) -> Tensor:
@@ -114,16 +121,30 @@ def whole_views(split: Split, Q: int, batch: int, crop: int) -> list[Views]:
     correspondingly fewer larger ones, but at least one.
     """
     rescaled = rescaled_size(split.size, Q)
-    shapes, group = np.unique(rescaled, axis=0, return_inverse=True)
+    return _in_batches(rescaled, lambda rows: whole(rows, split.size[rows], rescaled[rows]), batch * crop**2)
+
+
+def region_views(split: Split, boxes: NDArray[np.float64], Q: int, batch: int, crop: int) -> list[Views]:
+    """One box (n, 4) of each image of the split, as :func:`whole_views` has whole images; its shorter side is Q."""
+    edges, shape = region_shape(split.size, boxes, Q)
+
+    def view(rows: Ints) -> Views:
+        height, width = shape[rows[0]]
+        return region(rows, split.size[rows], edges[rows], (int(height), int(width)))
+
+    return _in_batches(shape, view, batch * crop**2)
+
+
+def _in_batches(shape: Ints, view: Callable[[Ints], Views], pixels: int) -> list[Views]:
+    """The views of some rows of one shape at a time, (n, 2) px, at most so many pixels at once but at least one row."""
+    shapes, group = np.unique(shape, axis=0, return_inverse=True)
     batches = []
     for number, (height, width) in enumerate(shapes):
         images = np.flatnonzero(group.ravel() == number)
-        at_once = max(1, batch * crop**2 // int(height * width))
-        for start in range(0, len(images), at_once):
-            rows = images[start : start + at_once]
-            batches.append(whole(rows, split.size[rows], rescaled[rows]))
+        at_once = max(1, pixels // int(height * width))
+        batches += [view(images[start : start + at_once]) for start in range(0, len(images), at_once)]
     shown = np.concatenate([views.image for views in batches]) if batches else np.empty(0, np.int64)
-    assert np.array_equal(np.sort(shown), np.arange(len(split))), "every image must be shown exactly once"
+    assert np.array_equal(np.sort(shown), np.arange(len(shape))), "every image must be shown exactly once"
     return sorted(batches, key=len, reverse=True)
 
 

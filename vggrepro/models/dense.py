@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from vggrepro.errors import UserError
 from vggrepro.models.table1 import LRN, Architecture
-from vggrepro.models.vgg import VGG
+from vggrepro.models.vgg import VGG, require_class_scores
 
 
 def score_map(net: VGG, images_NCHW: Tensor, *, ceil: bool = False, pixels_at_once: int | None = None) -> Tensor:
@@ -28,23 +28,34 @@ def score_map(net: VGG, images_NCHW: Tensor, *, ceil: bool = False, pixels_at_on
         a remainder.
 
     Raises:
-        UserError: an image side is smaller than ``crop``.
+        UserError: an image side is smaller than ``crop``, or the net has no fully-connected layers.
+    """
+    require_class_scores(net.architecture)
+    features = feature_map(net, images_NCHW, ceil=ceil, pixels_at_once=pixels_at_once)
+    return _as_convolution(net.named_layers()["fc8"], features, 1)
+
+
+def feature_map(net: VGG, images_NCHW: Tensor, *, ceil: bool = False, pixels_at_once: int | None = None) -> Tensor:
+    """The activations of the last hidden layer at every place (Appendix B): fc7's, after its ReLU.
+
+    (N, fc_units, h, w) of the score map's h and w; of a net without fully-connected layers the last pooling map,
+    (N, channels, H // stride, W // stride). Raises UserError for an image that is too small; see ``score_map``.
     """
     assert not net.training, "dense evaluation of a net in training mode"
-    crop, kernel = net.architecture.crop, net.architecture.fc6_kernel
+    smallest, kernel = net.architecture.smallest_side, net.architecture.fc6_kernel
     height, width = images_NCHW.shape[-2:]
-    if min(height, width) < crop:
-        raise UserError(
-            f"images of {height}x{width} pixels: smaller than this net's crop of {crop}; rescale to Q >= {crop}"
-        )
-    layers = net.named_layers()
+    if min(height, width) < smallest:
+        what = f"this net's crop of {smallest}" if net.architecture.fully_connected else f"its stride of {smallest}"
+        raise UserError(f"images of {height}x{width} pixels: smaller than {what}; rescale to Q >= {smallest}")
     if pixels_at_once is None or len(images_NCHW) * height * width <= pixels_at_once:
         maps = _features(net, images_NCHW, ceil)
     else:
         maps = _features_in_strips(net, images_NCHW, ceil, pixels_at_once)
+    if not net.architecture.fully_connected:
+        return maps
+    layers = net.named_layers()
     maps = F.relu(_as_convolution(layers["fc6"], maps, kernel), inplace=True)
-    maps = F.relu(_as_convolution(layers["fc7"], maps, 1), inplace=True)
-    return _as_convolution(layers["fc8"], maps, 1)
+    return F.relu(_as_convolution(layers["fc7"], maps, 1), inplace=True)
 
 
 def class_scores(net: VGG, images_NCHW: Tensor, *, ceil: bool = False, pixels_at_once: int | None = None) -> Tensor:

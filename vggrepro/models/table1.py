@@ -65,6 +65,7 @@ class Architecture:
     ``blocks`` are what stands between the max-pools, with channels already multiplied by ``width``. ``crop`` is the
     side of the square input in pixels, ``dropout`` the share of units dropped after fc6 and fc7. Where ``regression``
     is set, fc8 gives boxes in place of class scores: one for all classes (SCR) or one for each (PCR; Appendix A).
+    Without ``fully_connected`` there are no fc6-fc8, as in files of convolutions alone: the net gives features only.
 
     Raises:
         UserError: ``crop`` is not a positive multiple of ``stride``, or ``classes`` or ``dropout`` is out of range.
@@ -78,6 +79,7 @@ class Architecture:
     width: float
     dropout: float
     regression: Regression | None = None
+    fully_connected: bool = True
 
     def __post_init__(self) -> None:
         if self.crop <= 0 or self.crop % self.stride:
@@ -99,6 +101,16 @@ class Architecture:
     def fc6_kernel(self) -> int:
         """Side of the last pooling map at ``crop``, so of fc6 seen as a convolution (Section 3.2); 7 in the paper."""
         return self.crop // self.stride
+
+    @property
+    def smallest_side(self) -> int:
+        """Of an image to which the net is densely applied, px: one place of the last layer."""
+        return self.crop if self.fully_connected else self.stride
+
+    @property
+    def feature_layer(self) -> str:
+        """The layer whose activations are the net's features: the last before class scores (Appendix B)."""
+        return "fc7" if self.fully_connected else f"pool{len(self.blocks)}"
 
     @property
     def fc_units(self) -> int:
@@ -163,6 +175,8 @@ class Architecture:
             side //= 2
             rows.append(Layer(f"pool{b}", "pool", f"features.{index}", 2, (channels, side, side), 0, 0))
             index += 1
+        if not self.fully_connected:
+            return rows
         units = channels * side**2
         heads = {"fc6": (0, self.fc_units), "fc7": (3, self.fc_units), "fc8": (6, self.outputs)}
         for name, (position, out) in heads.items():
@@ -182,6 +196,7 @@ def architecture(
     width: float = 1.0,
     dropout: float = 0.5,
     regression: Regression | None = None,
+    fully_connected: bool = True,
 ) -> Architecture:
     """A column of Table 1 (``net`` is A, A-LRN, B, C, D or E), or a net of your own; the defaults are the paper's.
 
@@ -194,6 +209,7 @@ def architecture(
         width: multiplies all channels and the units of fc6 and fc7 (rounded, at least 1).
         dropout: share of units dropped after fc6 and fc7.
         regression: fc8 predicts one box for all classes (SCR) or one for each (PCR) in place of class scores.
+        fully_connected: whether there are fc6, fc7 and fc8.
 
     Raises:
         UserError: no such column, a layer text that cannot be read, an even kernel, or a value out of range.
@@ -208,7 +224,7 @@ def architecture(
     blocks = tuple(_block(block, width) for block in (columns[net] if layers is None else layers))
     if not blocks:
         raise UserError("layers []: a net needs at least one block, e.g. [[conv3-64]]")
-    return Architecture(net, blocks, batch_norm, classes, crop, width, dropout, regression)
+    return Architecture(net, blocks, batch_norm, classes, crop, width, dropout, regression, fully_connected)
 
 
 def architecture_of(config: Config) -> Architecture:

@@ -28,7 +28,7 @@ class VGG(nn.Module):
         self._compiled: Callable[[Tensor], Tensor] | None = None
         channels = [layer.out_channels for layer in self.features if isinstance(layer, nn.Conv2d)][-1]
         inputs, units = channels * architecture.fc6_kernel**2, architecture.fc_units
-        self.classifier = nn.Sequential(
+        fully_connected = (
             nn.Linear(inputs, units),
             nn.ReLU(inplace=True),
             nn.Dropout(architecture.dropout),
@@ -37,6 +37,7 @@ class VGG(nn.Module):
             nn.Dropout(architecture.dropout),
             nn.Linear(units, architecture.outputs),
         )
+        self.classifier = nn.Sequential(*(fully_connected if architecture.fully_connected else ()))
 
     @property
     def fc_widths(self) -> tuple[int, int]:
@@ -67,7 +68,9 @@ class VGG(nn.Module):
 
         Raises:
             UserError: the images are not ``crop`` pixels high and wide; ``vggrepro.models.dense`` takes larger ones.
+            UserError: the net has no fully-connected layers.
         """
+        require_class_scores(self.architecture)
         crop = self.architecture.crop
         height, width = images_NCHW.shape[-2:]
         if (height, width) != (crop, crop):
@@ -86,6 +89,15 @@ class VGG(nn.Module):
     def _drop(self, hidden: Tensor, keep: Tensor) -> Tensor:
         assert keep.shape == hidden.shape, f"dropout mask {tuple(keep.shape)} for units {tuple(hidden.shape)}"
         return hidden * keep * (1 / (1 - self.architecture.dropout))
+
+
+def require_class_scores(architecture: Architecture) -> None:
+    """Raises UserError for a net without fully-connected layers."""
+    if not architecture.fully_connected:
+        raise UserError(
+            f"net {architecture.name} has no fully-connected layers (model.fully_connected=false), and so no class "
+            f"scores; it gives features: `vggrepro features`"
+        )
 
 
 def _features(architecture: Architecture) -> nn.Sequential:

@@ -52,6 +52,7 @@ _KNOWN = {  # by SHA-256, of torchvision's files by its first digits, which thei
     "c768596a": "torchvision's vgg13",
     "397923af": "torchvision's vgg16",
     "dcbb9e9d": "torchvision's vgg19",
+    "88682ab5": "torchvision's IMAGENET1K_FEATURES, the convolutions of the authors' VGG_ILSVRC_16_layers",
     "6002323d": "torchvision's vgg11_bn",
     "abd245e5": "torchvision's vgg13_bn",
     "6c64b313": "torchvision's vgg16_bn",
@@ -88,7 +89,8 @@ class Imported:
 def read(file: Path, *, net: str | None = None, preprocessing: Preprocessing | None = None) -> Imported:
     """Reads a Caffe model, MatConvNet's, torchvision's or timm's state dict, plain or safetensors, told by its content.
 
-    Width, crop and classes follow from the shapes, and so does the column of Table 1 unless `net` names it.
+    Width, crop and classes follow from the shapes, and so does the column of Table 1 unless `net` names it. A file of
+    the convolutions alone, or with nothing but NaN in the FC layers, gives a net without these.
 
     Args:
         file: the weights.
@@ -133,7 +135,7 @@ def read(file: Path, *, net: str | None = None, preprocessing: Preprocessing | N
     except Exception as error:  # damaged bytes provoke whatever they happen to say
         raise UserError(f"weights {file} cannot be read ({reason_of(error, 160)}); give another file") from None
 
-    tensors = _with_torchvisions_names(tensors)
+    tensors = _without_empty_layers(_with_torchvisions_names(tensors))
     model = described.get("model") or _recognise(file, tensors, net)
     if net is not None and model["net"] != net:
         raise UserError(f"weights {file} are of net {model['net']}, not {net}; leave --net out or give another file")
@@ -245,14 +247,25 @@ def _with_torchvisions_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
     return named
 
 
+def _without_empty_layers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without FC layers that are all NaN, as torchvision has them where it knows the convolutions alone."""
+    head = {key for key in tensors if key.startswith("classifier.")}
+    empty = all(tensors[key].isnan().all() for key in head)
+    return {key: tensor for key, tensor in tensors.items() if not (empty and key in head)}
+
+
 def _recognise(file: Path, tensors: Mapping[str, Tensor], net: str | None) -> dict[str, Any]:
     """The net whose state dict this is. Raises UserError when it is none, naming what keeps it from the nearest."""
     fc6, fc8, first = (tensors.get(f"{key}.weight") for key in ("classifier.0", "classifier.6", "features.0"))
-    if fc6 is None or fc8 is None or first is None or (fc6.ndim, fc8.ndim, first.ndim) != (2, 2, 4):
+    alone = not any(key.startswith("classifier.") for key in tensors)  # the convolutions
+    fits = first is not None and first.ndim == 4
+    if not fits or not (alone or (fc6 is not None and fc8 is not None and (fc6.ndim, fc8.ndim) == (2, 2))):
         raise UserError(
             f"weights {file} are of no net of Table 1 (no conv1_1, fc6 and fc8 among {len(tensors)} tensors: "
-            f"{', '.join(list(tensors)[:3])}, ...); give a VGG with its three fully-connected layers"
+            f"{', '.join(list(tensors)[:3])}, ...); give a VGG with its three fully-connected layers, or without all "
+            f"three"
         )
+    assert first is not None
     batch_norm = any(key.endswith("running_mean") for key in tensors)
     nearest: tuple[int, str, str] | None = None
     for name in [net] if net else facts().architectures:
@@ -260,12 +273,15 @@ def _recognise(file: Path, tensors: Mapping[str, Tensor], net: str | None) -> di
         model: dict[str, Any] = {
             "net": name,
             "batch_norm": batch_norm,
-            "classes": len(fc8),
+            "classes": value("classes") if fc8 is None else len(fc8),
             "width": len(first) / widest.layers()[0].shape[0],
         }
-        channels = [layer.shape[0] for layer in architecture(**model).layers() if layer.kind == "conv"][-1]
-        side = math.isqrt(fc6.shape[1] // channels)
-        model["crop"] = max(1, side) * widest.stride
+        if alone:
+            model |= {"crop": value("crop"), "fully_connected": False}
+        else:
+            assert fc6 is not None
+            channels = [layer.shape[0] for layer in architecture(**model).layers() if layer.kind == "conv"][-1]
+            model["crop"] = max(1, math.isqrt(fc6.shape[1] // channels)) * widest.stride
         expected = _shapes(architecture(**model))
         misfit = _misfit(tensors, expected)
         if misfit is None:

@@ -90,12 +90,14 @@ def open_session(
     """
     from vggrepro.data.loader import make_loader
     from vggrepro.models.table1 import architecture_of
+    from vggrepro.models.vgg import require_class_scores
     from vggrepro.training.step import shard_of
 
     topology = topology_of(os.environ)
     for config in configs:
-        architecture_of(config)
+        net = architecture_of(config)
         if training:
+            require_class_scores(net)
             shard_of(topology, config.train.batch, config.train.micro_batch)
         is_finished(config)
         resolve_uri(config.tracking.uri, config.run.root)

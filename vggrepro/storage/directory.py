@@ -42,6 +42,16 @@ class RunDirectory:
         """The folder of stored boxes, created on demand."""
         return self._folder("boxes")
 
+    @property
+    def features(self) -> Path:
+        """The folder of stored features, created on demand."""
+        return self._folder("features")
+
+    @property
+    def transfers(self) -> Path:
+        """The folder of what classifiers on features got right, created on demand."""
+        return self._folder("transfers")
+
     def _folder(self, name: str) -> Path:
         folder = self.path / name
         folder.mkdir(parents=True, exist_ok=True)

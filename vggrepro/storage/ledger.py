@@ -18,6 +18,7 @@ _REASONS = {
     "model.crop": "reduced geometry",
     "model.width": "reduced geometry",
     "model.classes": "another data set",
+    "model.fully_connected": "only the convolutions are known: features are those of the last pooling",
     "data.S": "reduced geometry",
     "data.images": "another data set",
     "data.rejected": "they cannot be read",
@@ -93,6 +94,7 @@ def _compared(
     yield "model.width", 1.0, model.width
     yield "model.init", "paper", model.init
     yield "model.dropout", value("dropout"), model.dropout
+    yield "model.fully_connected", True, model.fully_connected
 
     yield "data.S", scales[0] if S not in scales else S, data.S
     yield "data.flip", value("flip"), data.flip
