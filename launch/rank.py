@@ -44,6 +44,7 @@ def run(directory: Path) -> int:
         from vggrepro.pipeline.graph import write_tables
         from vggrepro.pipeline.session import open_session
         from vggrepro.pipeline.stage import evaluate_stage, train_stage
+        from vggrepro.pipeline.transfer import transfer_together
 
         graph = load_graph(directory / GRAPH)
         name = (directory / STAGE).read_text().strip()
@@ -51,6 +52,7 @@ def run(directory: Path) -> int:
         with open_session([config]) as session:
             train_stage(config, parent, session)
             evaluate_stage(config, parent, session)
+            transfer_together(graph.stages.values(), session)
             if session.topology.is_first:
                 write_tables(graph)
                 (directory / DONE).touch()

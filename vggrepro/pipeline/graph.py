@@ -6,6 +6,7 @@ from vggrepro.config.recipes import Graph
 from vggrepro.config.settings import Config
 from vggrepro.pipeline.session import open_session
 from vggrepro.pipeline.stage import evaluate_stage, train_stage
+from vggrepro.pipeline.transfer import transfer_together
 from vggrepro.progress import echo
 from vggrepro.reporting.render import Format, render
 from vggrepro.reporting.runs import StoredRun
@@ -26,13 +27,14 @@ def reproduce(graph: Graph, *, stop_after_s: float | None = None) -> Path | None
             parent = graph.parent_of(name)
             train_stage(config, parent, session)
             evaluate_stage(config, parent, session)
+        transfer_together(stages, session)
         if not session.topology.is_first:
             return None
     return write_tables(graph)
 
 
 def _stored(stage: Config) -> list[Path]:
-    return [file for folder in ("posteriors", "boxes") for file in stage.directory.glob(f"{folder}/*")]
+    return [file for folder in ("posteriors", "boxes", "transfers") for file in stage.directory.glob(f"{folder}/*")]
 
 
 def write_tables(graph: Graph) -> Path:

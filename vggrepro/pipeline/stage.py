@@ -9,6 +9,7 @@ from vggrepro.pipeline.boxes import evaluate_boxes, has_boxes
 from vggrepro.pipeline.figures import draw_figures
 from vggrepro.pipeline.session import Session
 from vggrepro.pipeline.tracking import mirrored
+from vggrepro.pipeline.transfer import is_transferred, transfer_stage
 from vggrepro.progress import echo
 from vggrepro.ranks.collectives import from_first_rank
 from vggrepro.storage.directory import RunDirectory
@@ -45,7 +46,8 @@ def train_stage(config: Config, parent: Config | None, session: Session, *, forc
 
 
 def evaluate_stage(config: Config, parent: Config | None, session: Session) -> None:
-    """Stores what the tables need of a finished stage, posteriors or boxes at every Q, and logs the errors.
+    """Stores what the tables need of a finished stage, and logs the errors: posteriors or boxes at every Q, and what its
+    features are good for on other data sets.
 
     Raises UserError.
     """
@@ -54,6 +56,7 @@ def evaluate_stage(config: Config, parent: Config | None, session: Session) -> N
         evaluate_boxes(config, parent, session)
     else:
         _evaluate_classes(config, session)
+        transfer_stage(config, session)
 
 
 def _evaluate_classes(config: Config, session: Session) -> None:
@@ -125,4 +128,4 @@ def is_evaluated(config: Config, parent: Config | None) -> bool:
     if config.localisation:
         assert parent is not None
         return has_boxes(config, parent, weights, data)
-    return not _lacks_posteriors(config, weights, data["fingerprint"], run)
+    return is_transferred(config) and not _lacks_posteriors(config, weights, data["fingerprint"], run)

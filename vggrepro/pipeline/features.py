@@ -1,0 +1,288 @@
+"""Nets as feature extractors: how the paper takes features of a data set, and their store (Appendix B)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggrepro.config.parsing import override
+from vggrepro.config.settings import Config, Transfer
+from vggrepro.data.transfer import Drawing, TransferSet
+from vggrepro.errors import UserError
+from vggrepro.evaluation.features import (
+    Combine,
+    FeatureProtocol,
+    descriptors,
+    load_features,
+    save_features,
+    stacked,
+)
+from vggrepro.evaluation.parts import Parts, write_arrays
+from vggrepro.models.table1 import architecture_of
+from vggrepro.paper import TransferTask, facts, value
+from vggrepro.pipeline.session import Session
+from vggrepro.ranks.collectives import from_first_rank
+from vggrepro.storage.directory import RunDirectory
+from vggrepro.storage.status import locate, relocated
+
+if TYPE_CHECKING:
+    from vggrepro.models.vgg import VGG
+
+_OTHER = TransferTask(table=11, measure="recall", classes=0, images=0, scales=facts().transfer["caltech101"].scales,
+                      combine="stack", splits=3, train_per_class=30, test_per_class=50)  # fmt: skip
+"""How a folder of classes that the paper does not know is tested: as Caltech-101."""
+
+
+def task_of(name: str) -> TransferTask:
+    """How the paper tests a data set; one that it does not know is tested as Caltech-101."""
+    return facts().transfer.get(name, _OTHER)
+
+
+def drawing_of(name: str, settings: Transfer) -> Drawing:
+    """How a data set is split."""
+    task = task_of(name)
+    return Drawing(
+        settings.seed,
+        settings.splits,
+        settings.train_per_class or task.train_per_class or _OTHER.train_per_class or 1,
+        settings.test_per_class or task.test_per_class,
+    )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One way to make descriptors of a data set's samples."""
+
+    Q: tuple[int, ...]
+    """Shorter sides, px."""
+    combine: Combine
+    boxes: bool = False
+    """The descriptor of a person's box beside that of the image."""
+
+
+def asked_of(name: str, config: Config) -> list[Asked]:
+    """How a net is tested on a data set: first as the paper's tables have it, then what its text compares that with.
+
+    On VOC, fewer scales and stacked ones; on Caltech, averaged ones; of actions, first the image alone and then its
+    person's box as well. Where the configuration says scales or combination, that alone.
+    """
+    task, own, crop = task_of(name), config.transfer, config.model.crop
+
+    def sides(scales: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(round(Q * crop / value("crop")) for Q in scales))
+
+    first = Asked(own.scales or sides(task.scales), own.combine or task.combine)
+    if task.table == 12:
+        return [first, replace(first, boxes=True)]
+    asked = [first]
+    if not own.combine and len(first.Q) > 1:
+        asked.append(replace(first, combine="average" if first.combine == "stack" else "stack"))
+    fewer = sides(value("transfer_fewer_scales"))
+    if not own.scales and len(fewer) < len(first.Q):
+        asked.append(replace(first, Q=fewer))
+    return asked
+
+
+@dataclass(frozen=True)
+class FeatureNet:
+    """A net whose features are taken."""
+
+    config: Config
+    weights: str
+    """Hash of the net."""
+    preprocessing: dict[str, Any]
+    run: RunDirectory
+    """Where its features are stored."""
+    make: Callable[[Session], VGG]
+
+    @property
+    def name(self) -> str:
+        """`experiment:stage`."""
+        return f"{self.config.run.experiment}:{self.config.name}"
+
+    @property
+    def layer(self) -> str:
+        """Whose activations its features are."""
+        return architecture_of(self.config).feature_layer
+
+    def protocol(self, data: TransferSet, Q: int, *, boxes: bool) -> FeatureProtocol:
+        """Of its features of a data set's images, or boxes, at one Q."""
+        testing = self.config.evaluation
+        of = data.boxes_fingerprint if boxes else ""
+        own = (self.weights, self.layer, data.index.fingerprint, Q, testing.flip, testing.precision, of)
+        return FeatureProtocol(*own)
+
+    def extract(self, data: TransferSet, Q: Sequence[int], session: Session, *, boxes: bool = False) -> None:
+        """Computes and stores the features at each Q that are not stored yet; every rank calls it.
+
+        Raises UserError, and Interrupted; the same call then goes on.
+        """
+        from vggrepro.evaluation.methods import Settings, features, region_views, whole_views
+        from vggrepro.evaluation.share import compute
+        from vggrepro.evaluation.stage import as_the_net_expects
+        from vggrepro.models.precision import set_arithmetic
+
+        wanted = [(side, self.protocol(data, side, boxes=boxes)) for side in Q]
+        missing = from_first_rank([not one.file(self.run.features).exists() for _, one in wanted])
+        if not any(missing):
+            return
+        testing = self.config.evaluation
+        set_arithmetic(session.device, testing.precision)
+        net, settings = self.make(session), Settings(testing.flip, testing.batch)
+        smallest = net.architecture.smallest_side
+        if min(Q) < smallest:
+            raise UserError(f"Q = {min(Q)} is smaller than {self.name} takes; use {smallest} or more")
+        loader = as_the_net_expects(session.loader(self.config), self.preprocessing)
+        split, batch, crop = data.index.split("val"), testing.batch // settings.views, net.architecture.crop
+        if boxes:
+            assert data.boxes is not None, data.name
+            split = split.take(data.image)
+        for side, protocol in (one for one, lacks in zip(wanted, missing, strict=True) if lacks):
+            parts = Parts(protocol.file(self.run.features))
+            views = whole_views(split, side, batch, crop)
+            if boxes:
+                views = region_views(split, data.boxes, side, batch, crop)
+            compute(
+                parts,
+                lambda shown: features(net, shown.images, settings).cpu().numpy()[:, None],
+                loader,
+                split,
+                views,
+                session.watch,
+                testing.precision,
+                name=self.config.name,
+                doing=f"features of {data.name}{', boxes' if boxes else ''} at Q={side}",
+            )
+            if session.topology.is_first:
+                _, values = parts.gather(len(split))
+                save_features(protocol, values, self.run.features)
+                parts.remove()
+
+    def descriptors(self, data: TransferSet, asked: Asked) -> NDArray[np.float32]:
+        """(samples, d) of length 1, of what is stored. Raises UserError."""
+        image = descriptors(self._stored(data, asked.Q, boxes=False), asked.combine)[data.image]
+        if not asked.boxes:
+            return image
+        return stacked([image, descriptors(self._stored(data, asked.Q, boxes=True), asked.combine)])
+
+    def _stored(self, data: TransferSet, Q: Sequence[int], *, boxes: bool) -> list[NDArray[np.float32]]:
+        found = []
+        for side in Q:
+            values = load_features(self.protocol(data, side, boxes=boxes), self.run.path / "features")
+            assert values is not None, (self, side)
+            found.append(values)
+        return found
+
+
+def net_of_stage(config: Config) -> FeatureNet:
+    """The final net of a finished stage. Raises UserError."""
+    from vggrepro.training.stage import load_final, net_of, weights_of
+
+    kept = load_final(config)
+    run = RunDirectory(config.directory)
+    return FeatureNet(
+        config, weights_of(config), kept.preprocessing, run, lambda session: net_of(kept, session.device)
+    )
+
+
+def net_at(path: Path, changes: Sequence[str]) -> FeatureNet:
+    """A net by its run directory or checkpoint, with `section.key=value` changes. Raises UserError."""
+    from vggrepro.storage import checkpoint
+    from vggrepro.training.stage import net_of
+
+    file, folder = locate(path)
+    kept, run = checkpoint.load(file), RunDirectory(folder)
+    if kept.stage.localisation:
+        raise UserError(f"{path} predicts boxes; name a net that predicts classes, whose features are of the image")
+    weights = checkpoint.weights_hash(kept.weights)
+    config = override(relocated(kept.stage, folder) if path.is_dir() else kept.stage, changes, path)
+    return FeatureNet(config, weights, kept.preprocessing, run, lambda session: net_of(kept, session.device))
+
+
+def open_set(name: str, config: Config, session: Session) -> TransferSet:
+    """One of a stage's data sets; rank 0 makes what others then find made. Raises UserError."""
+    from vggrepro.data.transfer_sets import open_transfer
+    from vggrepro.progress import progress
+    from vggrepro.ranks.collectives import first_rank_first
+
+    source, drawing, cache = config.transfer.sets[name], drawing_of(name, config.transfer), config.run.root / "index"
+    with (
+        first_rank_first(session.topology),
+        progress(f"reading {name}", None, shown=session.topology.is_first) as update,
+    ):
+        return open_transfer(name, source, drawing, cache, lambda done, total: update(done, f"of {total}"))
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """The samples of a data set as one net, or several stacked, describe them."""
+
+    data: TransferSet
+    descriptors: NDArray[np.float32]
+    """(samples, d), each of length 1."""
+    asked: tuple[Asked, ...]
+    """How each net's were made."""
+
+
+def extract(nets: Sequence[FeatureNet], name: str, session: Session, *, boxes: bool = False) -> Extracted | None:
+    """Features of one of the nets' data sets, computed where they are not stored; None on all ranks but the first.
+
+    As the paper takes them, or as the nets' configurations say; with `boxes` those of the persons beside those of the
+    images. Raises UserError and Interrupted.
+    """
+    data = open_set(name, nets[0].config, session)
+    if boxes and data.boxes is None:
+        raise UserError(f"--boxes: {name} has no boxes; leave it out")
+    asked = tuple(replace(asked_of(name, net.config)[0], boxes=boxes) for net in nets)
+    for net, one in zip(nets, asked, strict=True):
+        net.extract(data, one.Q, session)
+        if boxes:
+            net.extract(data, one.Q, session, boxes=True)
+    if not session.topology.is_first:
+        return None
+    return Extracted(data, described(nets, asked, data), asked)
+
+
+def described(nets: Sequence[FeatureNet], asked: Sequence[Asked], data: TransferSet) -> NDArray[np.float32]:
+    """(samples, d) descriptors of what is stored, those of several nets stacked. Raises UserError."""
+    each = [net.descriptors(data, one) for net, one in zip(nets, asked, strict=True)]
+    return stacked(each) if len(each) > 1 else each[0]
+
+
+def write_features(file: Path, nets: Sequence[FeatureNet], found: Extracted) -> None:
+    """Writes samples for other programs, all or nothing: an npz of plain arrays, without pickles (docs/transfer.md).
+
+    X (samples, d) float32; names, classes; Y (samples, classes) int8, 1, -1, or 0 for difficult; where each sample is of
+    one class y (samples,) int64; split (splits, samples) int8, 1 learnt from, 2 held out, 3 tested, 0 neither. Raises
+    UserError.
+    """
+    data = found.data
+    split = np.zeros((len(data.partitions), len(data.image)), np.int8)
+    for number, partition in enumerate(data.partitions):
+        for code, rows in enumerate((partition.fit, partition.held_out, partition.test), 1):
+            split[number, rows] = code
+    made = [
+        {"net": net.name, "weights": net.weights, "layer": net.layer} | asdict(one)
+        for net, one in zip(nets, found.asked, strict=True)
+    ]
+    arrays = {
+        "X": found.descriptors,
+        "Y": data.targets,
+        "names": np.array(data.names),
+        "classes": np.array(data.classes),
+        "split": split,
+        "made_of": np.array(json.dumps(made)),
+    }
+    if data.measure == "recall":
+        arrays["y"] = data.targets.argmax(axis=1).astype(np.int64)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_arrays(file, **arrays)
+    except OSError as error:
+        raise UserError(f"--out {file} cannot be written ({error.strerror}); choose another place") from None
