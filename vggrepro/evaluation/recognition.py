@@ -148,8 +148,8 @@ class Recognition:
         A sample has one weight in all splits, because test images of random splits overlap; and the same in every
         result on the data set, which is what makes two of them a pair.
 
-        They are moved because a highest precision is higher where fewer samples count, by most of a point with
-        80 positives a class. A printed figure of the same test set has that in it once, as ours has; the draws have it twice.
+        They are moved because a highest precision is higher where fewer samples count, by most of a point with 80
+        positives a class. A printed figure of the same test set has that in it once, as ours has; the draws twice.
         """
         # Raw words, because numpy guarantees a generator's stream but not its distributions (as in data/sampler.py).
         words = np.random.Philox(key=0).random_raw(DRAWS * len(self.targets))
