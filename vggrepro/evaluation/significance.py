@@ -2,13 +2,33 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vggrepro.evaluation.errors import Z_95, ErrorRate, is_right
 from vggrepro.paper import value
+
+
+class Comparison(Protocol):
+    """Two results on the same images, whatever they measure: what a claim is judged by."""
+
+    @property
+    def difference(self) -> float:
+        """Error of the first minus error of the second, percentage points."""
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the difference, points."""
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided."""
+
+    @property
+    def n(self) -> int:
+        """Images."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from vggrepro.evaluation.significance import Paired
+from vggrepro.evaluation.significance import Comparison
 from vggrepro.paper import Scale, scale_text, value
 from vggrepro.reporting.predictions import Asked, PredictionCache, paired_top1
 from vggrepro.reporting.runs import Recipe, StoredRun, departures_of
@@ -192,7 +192,7 @@ def _check(
     return Claim(**judge(statement.kind, tests), departures=departures_of(runs), **named)
 
 
-def judge(kind: Kind, tests: Sequence[Paired]) -> dict[str, Any]:
+def judge(kind: Kind, tests: Sequence[Comparison]) -> dict[str, Any]:
     """What a claim's paired tests, one a seed, say of it: verdict, effect, interval, p_value, n, seeds, spread.
 
     Each compares the side that is said to be worse with the better one.
@@ -225,7 +225,7 @@ def _over_seeds(mean: float, spread: float, n: int) -> tuple[tuple[float, float]
     return (mean - half, mean + half), p_value
 
 
-def _outcome(kind: Kind, tests: Sequence[Paired], interval: tuple[float, float]) -> Outcome:
+def _outcome(kind: Kind, tests: Sequence[Comparison], interval: tuple[float, float]) -> Outcome:
     low, high = interval
     if kind == "better":
         # one pair: the exact test decides; several: the interval over seeds does
