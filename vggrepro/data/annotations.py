@@ -26,7 +26,8 @@ KNOWN = ("*.xml", "*_boxes.txt", "val_annotations.txt", "LOC_*_solution.csv", "*
 """Names of the files in a folder that are looked at."""
 _IS_KNOWN = re.compile("|".join(fnmatch.translate(name) for name in KNOWN))
 NUMBERS = ("xmin", "ymin", "xmax", "ymax")
-_XML_MOST = 1 << 20  # bytes; ILSVRC's largest has some 10,000
+XML_MOST = 1 << 20
+"""Bytes of an XML file that are read; ILSVRC's largest has some 10,000."""
 _LINE_MOST = 1 << 20  # bytes
 _READ_MOST = 16 << 20  # bytes that an archive's own headers may ask for at once
 _MAGIC = 6  # bytes that say how a file is compressed
@@ -97,7 +98,7 @@ def _in_file(file: Path, folders: tuple[str, ...]) -> Read:
         with file.open("rb") as stream:
             head = stream.peek(_BLOCK)
             if file.suffix == ".xml":
-                yield _voc(stream.read(_XML_MOST + 1), place, folders, file.stem)
+                yield parse_voc(stream.read(XML_MOST + 1), place, folders, file.stem)
             elif _opener(head) or head[257:262] == b"ustar" or file.name.endswith(_ARCHIVES):
                 yield from _in_archive(stream, place, (*folders, file.name), 1)
             else:
@@ -173,10 +174,10 @@ def _in_archive(
                     continue
                 where, inside = f"{place}/{member.name}", folders + _parts(above)
                 if name.endswith(".xml"):
-                    if member.size > _XML_MOST:
-                        yield Unread(f"longer than {_XML_MOST >> 20} MiB", where)
+                    if member.size > XML_MOST:
+                        yield Unread(f"longer than {XML_MOST >> 20} MiB", where)
                     elif content := tar.extractfile(member):
-                        yield _voc(content.read(), where, inside, name[:-4])
+                        yield parse_voc(content.read(), where, inside, name[:-4])
                 elif name.endswith(_ARCHIVES) and depth == _DEEPEST:
                     yield Unread("too many archives in one another", where)
                 elif name.endswith(_ARCHIVES):
@@ -194,13 +195,13 @@ def _parts(folder: str) -> tuple[str, ...]:
     return tuple(part for part in folder.split("/") if part not in ("", "."))
 
 
-def _voc(content: bytes, place: str, folders: tuple[str, ...], name: str) -> Annotation | Unread:
+def parse_voc(content: bytes, place: str, folders: tuple[str, ...], name: str) -> Annotation | Unread:
     """PASCAL VOC's XML. Its own <filename> is not asked: ILSVRC's is `%s` in some files."""
     from defusedxml import DefusedXmlException
     from defusedxml.ElementTree import ParseError, fromstring
 
-    if len(content) > _XML_MOST:
-        return Unread(f"longer than {_XML_MOST >> 20} MiB", place)
+    if len(content) > XML_MOST:
+        return Unread(f"longer than {XML_MOST >> 20} MiB", place)
     try:
         root = fromstring(content, forbid_dtd=True)
     except DefusedXmlException:

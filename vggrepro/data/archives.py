@@ -58,6 +58,13 @@ def in_archive(file: Path, labels: Labels) -> Iterator[Member]:
         yield image._replace(split=split, class_name=NUMBERED + number if number.isdigit() else number)
 
 
+def files_in(file: Path) -> Iterator[tuple[str, int, int]]:
+    """(path, offset, bytes) of every file in an uncompressed tar. Raises UserError."""
+    with _open(file) as stream:
+        for member in _members(file, stream):
+            yield member.name, member.offset_data, member.size
+
+
 def _open(file: Path) -> io.BufferedReader:
     try:
         stream = file.open("rb")
@@ -65,7 +72,7 @@ def _open(file: Path) -> io.BufferedReader:
         raise UserError(f"{file} cannot be read ({error.strerror}); change its permissions") from None
     start = stream.read(6)
     stream.seek(0)
-    if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
+    if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")):
         stream.close()
         raise UserError(f"{file} is compressed, so its images have no place in it; uncompress it once (e.g. gunzip)")
     return stream

@@ -134,13 +134,13 @@ class _Found:
         _, said_label = images.hints(said.folders)
         for name, numbers in said.objects:
             of_class = said_label if name is None else images.number.get(name, -1)
-            if isinstance(edges := _edges(numbers), str):
+            if isinstance(edges := edges_of(numbers), str):
                 self._leave_out(edges, said, name, numbers)
             elif of_class is not None and of_class != label:
                 self._leave_out("of another class than the image", said, name, numbers)
             elif said.size and said.size != (height, width):
                 self._leave_out("of another image size", said, name, numbers)
-            elif (inside := _inside(edges, width, height)) is None:
+            elif (inside := cut_to_image(edges, width, height)) is None:
                 self._leave_out("outside the image", said, name, numbers)
             else:
                 cut, clipped = inside
@@ -200,7 +200,7 @@ def _place(place: str, name: str | None, numbers: Sequence[str]) -> str:
     return f"{place}: {' '.join([name, *numbers] if name else numbers)[:_SHOWN]}"
 
 
-def _edges(numbers: Sequence[str]) -> Edges | str:
+def edges_of(numbers: Sequence[str]) -> Edges | str:
     """Edges in px of published numbers, or why they have none.
 
     Those name the first and the last pixel, both included: ILSVRC's development kit takes xmax - xmin + 1 for a width.
@@ -219,7 +219,7 @@ def _edges(numbers: Sequence[str]) -> Edges | str:
     return left, top, right + 1, bottom + 1
 
 
-def _inside(edges: Edges, width: int, height: int) -> tuple[Edges, bool] | None:
+def cut_to_image(edges: Edges, width: int, height: int) -> tuple[Edges, bool] | None:
     """The part of a box in its image, and whether more than a pixel was cut off; None where nothing is left."""
     left, top, right, bottom = edges
     cut = max(0.0, left), max(0.0, top), min(float(width), right), min(float(height), bottom)

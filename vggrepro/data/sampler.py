@@ -23,7 +23,7 @@ from vggrepro.data.views import Ints, Views, rescaled_size
 from vggrepro.paper import value
 
 # One stream a purpose, so that adding a purpose never disturbs another's draws.
-_ORDER, _VIEWS, _DROPOUT = 1, 2, 3
+_ORDER, _VIEWS, _DROPOUT, _CLASS = 1, 2, 3, 4
 _WORDS_PER_COUNTER = 4
 
 
@@ -45,6 +45,13 @@ def permutation(seed: int, epoch: int, images: int) -> Ints:
     order = np.argsort(_words(seed, _ORDER, 0, counters, page=epoch).ravel()[:images], kind="stable")
     order.flags.writeable = False
     return order
+
+
+def class_permutation(seed: int, split: int, place: int, images: int) -> Ints:
+    """(images,) the order in which a class's images are drawn for a split (Appendix B); `place`: the class's own."""
+    counters = -(-images // _WORDS_PER_COUNTER)
+    words = _words(seed, _CLASS, 0, counters, page=(split << 32) + place)
+    return np.argsort(words.ravel()[:images], kind="stable")
 
 
 def dropout_masks(

@@ -45,16 +45,31 @@ def scan(
     `found(images)` and `progress(done, total)` report. Raises UserError.
     """
     members, all_classes = find(sources, classes, found)
+    source = ", ".join(map(str, sources))
     if mean and members[0].split != "train":
-        raise UserError(f"--mean is of training images, and {', '.join(map(str, sources))} has none; leave it out")
+        raise UserError(f"--mean is of training images, and {source} has none; leave it out")
+    return scan_members(members, all_classes, source, how, mean=mean, journal=journal, progress=progress)
+
+
+def scan_members(
+    members: Sequence[Member],
+    classes: Sequence[str],
+    source: str,
+    how: How,
+    *,
+    mean: bool = False,
+    journal: Path | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Index:
+    """Indexes images that were found already, in the order of the index. Else as :func:`scan`."""
     seen = {container: stamp_of(container) for container in dict.fromkeys(member.container for member in members)}
     findings = _findings(members, how, mean, journal, progress)
     if journal:
         journal.unlink(missing_ok=True)
     return Index(
-        table=_table(members, findings, all_classes),
-        classes=all_classes,
-        source=", ".join(map(str, sources)),
+        table=_table(members, findings, classes),
+        classes=tuple(classes),
+        source=source,
         verified=how,
         archives=tuple(dict.fromkeys(member.container for member in members if member.archive)),
         mean_rgb=_mean_rgb(members, findings) if mean else None,
@@ -178,13 +193,42 @@ def open_index(root: str | None, index: Path | None, cache: Path, progress: Prog
     folder = Path(root)
     if not folder.exists():
         raise UserError(f"data.root={root} does not exist; give a folder with train/ and val/, or with the archives")
-    name = f"{folder.resolve().name}-{signature([folder])[:16]}"
-    kept = cache / f"{name}.arrow"
+    return _kept(
+        cache / f"{folder.resolve().name}-{signature([folder])[:16]}",
+        lambda journal: scan([folder], "header", journal=journal, progress=progress),
+    )
+
+
+def open_members(
+    members: Sequence[Member], classes: Sequence[str], source: Path, cache: Path, progress: Progress
+) -> Index:
+    """A scan by header of images that were found already, kept in `cache` for the next time.
+
+    It is used again while the images (places, sizes, times of change) and classes are what they were. Raises UserError.
+    """
+    digest = hashlib.sha256(repr(tuple(classes)).encode(errors="surrogateescape"))
+    for archive in sorted({member.container for member in members if member.archive}):
+        digest.update(f"{archive} {stamp_of(archive)}\n".encode(errors="surrogateescape"))
+    for member in members:
+        try:
+            digest.update("\0".join(map(str, member)).encode())
+        except UnicodeEncodeError:
+            place = os.path.join(member.container, member.name)
+            raise UserError(f"{place} has a name that is not UTF-8; rename it") from None
+    return _kept(
+        cache / f"{source.resolve().name}-{digest.hexdigest()[:16]}",
+        lambda journal: scan_members(members, classes, str(source), "header", journal=journal, progress=progress),
+    )
+
+
+def _kept(name: Path, make: Callable[[Path], Index]) -> Index:
+    """The index of that name, or one that is made with a journal beside it and kept."""
+    kept = name.with_name(f"{name.name}.arrow")
     if kept.exists():
         try:
             return load(kept)
         except UserError:
             pass  # of an earlier version, or torn: made again
-    made = scan([folder], "header", journal=cache / f"{name}.partial", progress=progress)
+    made = make(name.with_name(f"{name.name}.partial"))
     made.save(kept)
     return made

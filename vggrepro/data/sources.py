@@ -154,17 +154,17 @@ def _in_folder(root: Path, labels: Labels) -> Iterator[Member]:
             if split == "train":
                 continue  # enough for testing
             raise UserError(f"{root} has no folder {split}; expected {top}/<class>/<image>")
-        folders, files = _scan(top)
+        folders, files = list_folder(top)
         if files and not folders and split == "val":
             yield from (_file(split, labels.of(name, top), top, name, *stat) for name, *stat in files)
         elif not folders:
             raise UserError(f"{top} has no class folders; expected {top}/<class>/<image>")
         for name in folders:
             inside = top / name
-            deeper, images = _scan(inside)
+            deeper, images = list_folder(inside)
             if not images and "images" in deeper:  # Tiny ImageNet's own layout
                 inside = inside / "images"
-                _, images = _scan(inside)
+                _, images = list_folder(inside)
             if not images:
                 raise UserError(f"{inside} holds no images ({', '.join(sorted(SUFFIXES))}); fill it or remove it")
             yield from (_file(split, name, inside, file, *stat) for file, *stat in images)
@@ -174,15 +174,15 @@ def _file(split: str, class_name: str, folder: Path, name: str, size: int, mtime
     return Member(split, class_name, str(folder), name, 0, size, False, mtime_ns)
 
 
-def _scan(folder: Path) -> tuple[list[str], list[tuple[str, int, int]]]:
-    """(folders, (image, bytes, time of change)) inside a folder."""
+def list_folder(folder: Path, *, images: bool = True) -> tuple[list[str], list[tuple[str, int, int]]]:
+    """(folders, (file, bytes, time of change in ns)) inside a folder; images only, or all files. Raises UserError."""
     folders, files = [], []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.is_dir():
                     folders.append(entry.name)
-                elif PurePosixPath(entry.name).suffix.lower() in SUFFIXES:
+                elif not images or PurePosixPath(entry.name).suffix.lower() in SUFFIXES:
                     stat = entry.stat() if entry.is_file() else entry.stat(follow_symlinks=False)  # a broken link
                     files.append((entry.name, stat.st_size, stat.st_mtime_ns))
     except OSError as error:

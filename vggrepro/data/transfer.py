@@ -1,16 +1,40 @@
-"""Data sets that features are tested on (Appendix B): their images, what is recognised in them, and their splits."""
+"""Data sets that features are tested on (Appendix B): their images, what is to be recognised, how they are split."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vggrepro.data.index import Index
 from vggrepro.data.views import Ints
+from vggrepro.errors import UserError
 from vggrepro.paper import Measure
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How a folder of classes is split at random. Where a data set has splits of its own only the seed counts.
+
+    Raises UserError for numbers that leave nothing to learn from, or nothing to test on.
+    """
+
+    seed: int
+    splits: int
+    train_per_class: int
+    """Images; some of them decide hyper-parameters."""
+    test_per_class: int | None
+    """Most of a class; None: all the rest."""
+
+    def __post_init__(self) -> None:
+        least = {"splits": 1, "train_per_class": 2, "test_per_class": 1}
+        for name, lowest in least.items():
+            if (number := getattr(self, name)) is not None and number < lowest:
+                raise UserError(f"{name}={number} is too few; give {lowest} or more")
 
 
 @dataclass(frozen=True)
@@ -48,3 +72,23 @@ class TransferSet:
     """All labelled samples, and as `test` those whose labels only the challenge's server has."""
     boxes: NDArray[np.float64] | None = None
     """(samples, 4) left, top, right, bottom of the person, px."""
+    names: Sequence[str] = ()
+    """(samples,) what each is called: `accordion/image_0001.jpg`, `2007_000032`, `2010_006215 1`."""
+    rejected: int = 0
+    """Files of a folder of classes that cannot be used as images, and are no samples."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of images, classes, targets and boxes, wherever the files lie; not of how they are split."""
+        digest = hashlib.sha256("\n".join([self.index.fingerprint, *self.classes, ""]).encode())
+        digest.update(np.ascontiguousarray(self.targets, "<i1").tobytes())
+        digest.update(np.ascontiguousarray(self.image, "<i8").tobytes())
+        digest.update(self.boxes_fingerprint.encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def boxes_fingerprint(self) -> str:
+        """SHA-256 (hex) of the persons' boxes; empty without."""
+        if self.boxes is None:
+            return ""
+        return hashlib.sha256(np.ascontiguousarray(self.boxes, "<f8").tobytes()).hexdigest()

@@ -1,0 +1,124 @@
+"""Folders of classes, as Caltech-101 and Caltech-256 are distributed, and how they are split at random (Appendix B)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from vggrepro.data.index import Index
+from vggrepro.data.members import Member
+from vggrepro.data.sampler import class_permutation
+from vggrepro.data.scan import open_members
+from vggrepro.data.sources import find
+from vggrepro.data.transfer import Drawing, Partition, TransferSet
+from vggrepro.data.tree import Folder, Tar, Tree, archives_in, below, images_in, tree_of
+from vggrepro.errors import UserError
+from vggrepro.paper import value
+
+Progress = Callable[[int, int], None]
+_OWN_FOLDER = {"caltech101": "101_ObjectCategories", "caltech256": "256_ObjectCategories"}
+_OTHER_LAYOUTS = {"train", "val", "CLS-LOC", "Data", "ILSVRC"}  # ImageNet's, Kaggle's
+_DEEPEST = 4  # folders that may lie around those of classes
+_WANTED = "a folder of classes (<class>/<image>) or an uncompressed tar of one"
+
+
+def open_class_folders(name: str, source: Path, drawing: Drawing, cache: Path, progress: Progress) -> TransferSet:
+    """A folder of classes, split at random; measured by mean class recall.
+
+    Images of `train/<class>/` and `val/<class>/` count as one. Files that are no images are no samples. Raises
+    UserError, also for a class with too few images.
+    """
+    called = _images(name, source)
+    members = list(called)
+    classes = tuple(sorted({member.class_name for member in members}))
+    if len(classes) < 2:
+        raise UserError(f"{source} has one class only, {classes[0]}; give {_WANTED}")
+    index = open_members(members, classes, source, cache, progress)
+    split = index.split("val")
+    shown = {(file.container, file.name, file.offset): text for file, text in called.items()}
+    places = zip(split.container.tolist(), split.names.to_pylist(), split.offset.tolist(), strict=True)
+    return TransferSet(
+        name=name,
+        index=index,
+        classes=classes,
+        measure="recall",
+        image=np.arange(len(split)),
+        targets=np.where(split.label[:, None] == np.arange(len(classes)), 1, -1).astype(np.int8),
+        partitions=[_drawn(index, drawing, number) for number in range(drawing.splits)],
+        names=[shown[split.containers[container], file, offset] for container, file, offset in places],
+        rejected=split.rejected,
+    )
+
+
+def _drawn(index: Index, drawing: Drawing, number: int) -> Partition:
+    """One split: rows of fit, held_out and test, each in index order."""
+    fit, held_out, test = [], [], []
+    n = drawing.train_per_class
+    held = max(1, round(value("transfer_held_out") * n))
+    label = index.split("val").label
+    for place, class_name in enumerate(index.classes):
+        rows = (label == place).nonzero()[0]
+        if len(rows) <= n:
+            raise UserError(
+                f"class {class_name} of {index.source} has {len(rows)} usable images, and {n} to train on with one to "
+                f"test on need {n + 1}; add images, or lower train_per_class"
+            )
+        drawn = rows[class_permutation(drawing.seed, number, place, len(rows))]
+        held_out.append(drawn[:held])
+        fit.append(drawn[held:n])
+        test.append(drawn[n:][: drawing.test_per_class])
+    return Partition(*(np.sort(np.concatenate(rows)) for rows in (fit, held_out, test)))
+
+
+def _images(name: str, source: Path) -> dict[Member, str]:
+    """Every image with the name that it is shown by, in the order of the index."""
+    tree = tree_of(source, _WANTED)
+    top = _above_classes(tree, _OWN_FOLDER.get(name))
+    folders = tree.folders(top)
+    if {"train", "val"} <= set(folders):
+        return _pooled(tree.root / top if isinstance(tree, Folder) else tree.root)
+    found = {
+        file._replace(class_name=folder): f"{folder}/{file.name}"
+        for folder in folders
+        for file in images_in(tree, below(top, folder))
+    }
+    if found:
+        _require_images(tree, top, folders)
+        return found
+    archives = archives_in(tree)
+    if len(archives) == 1:
+        return _images(name, archives[0])
+    if isinstance(tree, Tar) or archives or _OTHER_LAYOUTS.intersection(tree.folders("")):
+        return _pooled(source)
+    raise UserError(f"{source} holds no images in folders; give {_WANTED}")
+
+
+def _above_classes(tree: Tree, own: str | None) -> str:
+    """The folder that holds those of classes: that of a data set's own name, or the first that holds several."""
+    top = ""
+    for _ in range(_DEEPEST):
+        folders = tree.folders(top)
+        if own in folders:
+            return below(top, own)
+        if len(folders) != 1 or images_in(tree, below(top, folders[0])):
+            break
+        top = below(top, folders[0])
+    return top
+
+
+def _require_images(tree: Tree, top: str, folders: list[str]) -> None:
+    for folder in folders:
+        if not images_in(tree, below(top, folder)):
+            where = tree.root / top / folder
+            raise UserError(f"{where} holds no images, so class {folder} has none; fill it or remove it")
+
+
+def _pooled(source: Path) -> dict[Member, str]:
+    """What lies in train and val, as one."""
+    members, _ = find([source])
+    return {
+        member._replace(split="val"): f"{member.split}/{member.class_name}/{member.name}"
+        for member in sorted(members, key=lambda member: member.class_name)
+    }
