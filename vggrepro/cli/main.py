@@ -2,7 +2,7 @@
 
 import typer
 
-from vggrepro.cli import bench, data, evaluate, nets, preflight, report, train
+from vggrepro.cli import bench, data, evaluate, nets, preflight, report, train, transfer
 from vggrepro.errors import run_command
 
 app = typer.Typer(
@@ -24,6 +24,8 @@ for verb in (
     train.train,
     evaluate.evaluate,
     evaluate.localise,
+    transfer.features,
+    transfer.transfer,
     evaluate.verify_paper,
     train.reproduce,
     report.tables,

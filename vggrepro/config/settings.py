@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -178,7 +178,7 @@ class Evaluation(Section):
 class Transfer(Section):
     """Data sets on which the net's features are tested with a linear SVM (Appendix B)."""
 
-    sets: dict[str, Path] = Field(default_factory=dict)
+    sets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")], Path] = Field(default_factory=dict)
     """Folders or archives as downloaded, by name: voc2007, voc2012, voc2012_action, caltech101 or caltech256, or by any
     other name a folder of classes."""
     scales: tuple[Positive, ...] = ()

@@ -15,14 +15,7 @@ from vggrepro.config.parsing import override
 from vggrepro.config.settings import Config, Transfer
 from vggrepro.data.transfer import Drawing, TransferSet
 from vggrepro.errors import UserError
-from vggrepro.evaluation.features import (
-    Combine,
-    FeatureProtocol,
-    descriptors,
-    load_features,
-    save_features,
-    stacked,
-)
+from vggrepro.evaluation.features import Combine, FeatureProtocol, descriptors, load_features, save_features, stacked
 from vggrepro.evaluation.parts import Parts, write_arrays
 from vggrepro.models.table1 import architecture_of
 from vggrepro.paper import TransferTask, facts, value
@@ -141,13 +134,14 @@ class FeatureNet:
         loader = as_the_net_expects(session.loader(self.config), self.preprocessing)
         split, batch, crop = data.index.split("val"), testing.batch // settings.views, net.architecture.crop
         if boxes:
-            assert data.boxes is not None, data.name
             split = split.take(data.image)
         for side, protocol in (one for one, lacks in zip(wanted, missing, strict=True) if lacks):
             parts = Parts(protocol.file(self.run.features))
-            views = whole_views(split, side, batch, crop)
             if boxes:
+                assert data.boxes is not None, data.name
                 views = region_views(split, data.boxes, side, batch, crop)
+            else:
+                views = whole_views(split, side, batch, crop)
             compute(
                 parts,
                 lambda shown: features(net, shown.images, settings).cpu().numpy()[:, None],
@@ -186,9 +180,7 @@ def net_of_stage(config: Config) -> FeatureNet:
 
     kept = load_final(config)
     run = RunDirectory(config.directory)
-    return FeatureNet(
-        config, weights_of(config), kept.preprocessing, run, lambda session: net_of(kept, session.device)
-    )
+    return FeatureNet(config, weights_of(config), kept.preprocessing, run, lambda session: net_of(kept, session.device))
 
 
 def net_at(path: Path, changes: Sequence[str]) -> FeatureNet:
@@ -207,7 +199,7 @@ def net_at(path: Path, changes: Sequence[str]) -> FeatureNet:
 
 def open_set(name: str, config: Config, session: Session) -> TransferSet:
     """One of a stage's data sets; rank 0 makes what others then find made. Raises UserError."""
-    from vggrepro.data.transfer_sets import open_transfer
+    from vggrepro.data.transfer_scan import open_transfer
     from vggrepro.progress import progress
     from vggrepro.ranks.collectives import first_rank_first
 
@@ -258,9 +250,9 @@ def described(nets: Sequence[FeatureNet], asked: Sequence[Asked], data: Transfer
 def write_features(file: Path, nets: Sequence[FeatureNet], found: Extracted) -> None:
     """Writes samples for other programs, all or nothing: an npz of plain arrays, without pickles (docs/transfer.md).
 
-    X (samples, d) float32; names, classes; Y (samples, classes) int8, 1, -1, or 0 for difficult; where each sample is of
-    one class y (samples,) int64; split (splits, samples) int8, 1 learnt from, 2 held out, 3 tested, 0 neither. Raises
-    UserError.
+    X (samples, d) float32; Y (samples, classes) int8, 1, -1, or 0 for difficult; where each sample is of one class also
+    y (samples,) int64; names and classes; split (splits, samples) int8, 1 learnt from, 2 held out, 3 tested, 0 neither;
+    made_of, JSON. Raises UserError.
     """
     data = found.data
     split = np.zeros((len(data.partitions), len(data.image)), np.int8)
@@ -271,7 +263,7 @@ def write_features(file: Path, nets: Sequence[FeatureNet], found: Extracted) -> 
         {"net": net.name, "weights": net.weights, "layer": net.layer} | asdict(one)
         for net, one in zip(nets, found.asked, strict=True)
     ]
-    arrays = {
+    arrays: dict[str, NDArray[Any]] = {
         "X": found.descriptors,
         "Y": data.targets,
         "names": np.array(data.names),

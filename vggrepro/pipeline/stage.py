@@ -46,10 +46,9 @@ def train_stage(config: Config, parent: Config | None, session: Session, *, forc
 
 
 def evaluate_stage(config: Config, parent: Config | None, session: Session) -> None:
-    """Stores what the tables need of a finished stage, and logs the errors: posteriors or boxes at every Q, and what its
-    features are good for on other data sets.
+    """Stores what the tables need of a finished stage, and logs the figures. Raises UserError.
 
-    Raises UserError.
+    Posteriors or boxes at every Q; and where its configuration names other data sets, what its features say of these.
     """
     if config.localisation:
         assert parent is not None

@@ -1,4 +1,4 @@
-"""Linear classifiers on a net's features of other data sets (Appendix B): of a stage, a graph, or nets that are named."""
+"""Linear classifiers on features of other data sets (Appendix B): those of a stage, of a graph, or of nets by name."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from vggrepro.data.transfer import TransferSet
 from vggrepro.errors import UserError
 from vggrepro.evaluation.transfers import (
     NetProtocol,
-    Transferred,
     TransferProtocol,
+    Transferred,
     is_stored,
     load_transferred,
     save_split,
@@ -43,7 +43,7 @@ _DONE = "transfers.json"  # what a stage was tested on, and how
 
 
 def transfer_stage(config: Config, session: Session) -> None:
-    """Tests a finished stage on its configuration's data sets, and logs the figures. Raises UserError and Interrupted."""
+    """Tests a finished stage on the data sets that it names, and logs the figures. Raises UserError and Interrupted."""
     run = RunDirectory(config.directory)
     if from_first_rank(is_transferred(config)):
         return
@@ -88,7 +88,9 @@ def transfer_together(stages: Iterable[Config], session: Session) -> None:
                     _test(nets, name, session)
 
 
-def transfer_nets(runs: Sequence[Path], changes: Sequence[str], submission: Path | None = None) -> list[Transferred] | None:
+def transfer_nets(
+    runs: Sequence[Path], changes: Sequence[str], submission: Path | None = None
+) -> list[Transferred] | None:
     """Tests nets, run directories or checkpoints, on the data sets that `changes` to their configurations name.
 
     Each by itself, then all of them with their descriptors stacked; None on all ranks but the first. With `submission`

@@ -1,0 +1,172 @@
+"""Verbs of Appendix B: a net's features of other data sets, and linear classifiers on them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from vggrepro.cli.options import JsonOption, SetOption, print_json, whole_numbers
+from vggrepro.errors import UserError
+
+if TYPE_CHECKING:
+    from vggrepro.evaluation.transfers import Transferred
+
+NetsArgument = Annotated[
+    list[Path], typer.Argument(help="Run directories or checkpoints; of several the features are stacked.")
+]
+ScalesOption = Annotated[
+    str | None,
+    typer.Option(help="Q values in px, e.g. 256,384,512; default: the paper's of the data set, as the crop is to 224."),
+]
+CombineOption = Annotated[
+    Literal["average", "stack"] | None,
+    typer.Option(help="What is made of the features at several Q; default: what the paper does on the data set."),
+]
+
+
+def features(
+    nets: NetsArgument,
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            "-d",
+            help="NAME=PATH: voc2007, voc2012, voc2012_action, caltech101 or caltech256 as downloaded, or a folder of "
+            "classes by any other name.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .npz file to write: X, y, ...; docs/transfer.md.")],
+    scales: ScalesOption = None,
+    combine: CombineOption = None,
+    boxes: Annotated[bool, typer.Option("--boxes", help="Those of persons' boxes beside those of images.")] = False,
+    changes: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Features of another data set's images, for scikit-learn and others: the last hidden layer, densely applied.
+
+    They are kept in the run directories, too; what is there is not computed again.
+    """
+    from vggrepro.pipeline.features import extract as extract_features
+    from vggrepro.pipeline.features import net_at, write_features
+    from vggrepro.pipeline.session import open_session
+
+    if out.suffix != ".npz":
+        raise UserError(f"--out {out}: features are written as .npz; choose that suffix")
+    asked = _changes([data], scales, combine, changes)
+    found_nets = [net_at(net, asked) for net in nets]
+    with open_session([net.config for net in found_nets], training=False) as session:
+        found = extract_features(found_nets, data.partition("=")[0], session, boxes=boxes)
+    if found is None:  # not the first rank
+        return
+    write_features(out, found_nets, found)
+    samples, dimensions = found.descriptors.shape
+    if as_json:
+        print_json(
+            {
+                "out": str(out),
+                "samples": samples,
+                "dimensions": dimensions,
+                "classes": len(found.data.classes),
+                "rejected": found.data.rejected,
+                "scales": [list(one.Q) for one in found.asked],
+                "combine": found.asked[0].combine,
+                "layers": [net.layer for net in found_nets],
+            }
+        )
+        return
+    Q = " + ".join(", ".join(map(str, one.Q)) for one in found.asked)
+    typer.echo(
+        f"wrote {out}: {samples:,} x {dimensions:,} features of {found.data.name} "
+        f"({', '.join(net.layer for net in found_nets)} at Q = {Q}, {found.asked[0].combine})"
+    )
+
+
+def transfer(
+    nets: NetsArgument,
+    data: Annotated[
+        list[str],
+        typer.Option(
+            "--data",
+            "-d",
+            help="NAME=PATH, repeatable: voc2007, voc2012, voc2012_action, caltech101 or caltech256 as downloaded, or "
+            "a folder of classes by any other name; default: those of the nets' own recipes.",
+        ),
+    ] = [],  # noqa: B006
+    scales: ScalesOption = None,
+    combine: CombineOption = None,
+    submission: Annotated[
+        Path | None, typer.Option(help="Write VOC 2012's test results here, as its server takes them.")
+    ] = None,
+    changes: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Linear SVMs on features of other data sets: mAP or mean class recall (Appendix B, Tables 11 and 12).
+
+    Each net by itself, and all of them with their features stacked. Features and scores are kept in the run
+    directories; what is there is not computed again.
+    """
+    from vggrepro.pipeline.transfer import transfer_nets
+
+    found = transfer_nets(nets, _changes(data, scales, combine, changes), submission)
+    if found is None:  # not the first rank
+        return
+    if as_json:
+        print_json({"tested": [_report(one) for one in found]})
+        return
+    for one in found:
+        typer.echo(_line(one))
+
+
+def _changes(data: list[str], scales: str | None, combine: str | None, changes: list[str]) -> list[str]:
+    """The options as `section.key=value`. Raises UserError."""
+    sets = {}
+    for one in data:
+        name, equals, path = one.partition("=")
+        if not (name and equals and path):
+            raise UserError(f"--data {one}: expected NAME=PATH, e.g. caltech101=101_ObjectCategories")
+        sets[name] = path
+    asked = [f"transfer.sets={json.dumps(sets)}"] if sets else []
+    if scales:
+        asked.append(f"transfer.scales={list(whole_numbers(scales))}")
+    if combine:
+        asked.append(f"transfer.combine={combine}")
+    return [*changes, *asked]
+
+
+def _report(one: Transferred) -> dict[str, Any]:
+    asked = one.protocol
+    return {
+        "data": asked.set,
+        "nets": one.said["runs"],
+        "measure": asked.measure,
+        "figure": one.result.mean,
+        "spread": one.result.spread,
+        "interval": list(one.result.interval),
+        "splits": one.result.figures,
+        "scales": [list(net.Q) for net in asked.nets],
+        "combine": asked.combine,
+        "boxes": asked.boxes,
+        "C": list(one.C),
+        "train": one.said["train"],
+        "test": one.said["test"],
+        "classes": one.said["classes"],
+        "rejected": one.said["rejected"],
+    }
+
+
+def _line(one: Transferred) -> str:
+    report = _report(one)
+    Q = " + ".join(", ".join(map(str, sides)) for sides in report["scales"])
+    low, high = report["interval"]
+    spread = f" +- {report['spread']:.2f} over {len(one.C)} splits" if report["spread"] is not None else ""
+    return (
+        f"{' + '.join(report['nets'])} on {report['data']}: {_MEASURES[report['measure']]} {report['figure']:.2f} %"
+        f"{spread} (95 % interval {low:.2f} - {high:.2f}); Q = {Q}, {report['combine']}"
+        f"{', with boxes' if report['boxes'] else ''}; C = {', '.join(f'{C:g}' for C in one.C)}"
+    )
+
+
+_MEASURES = {"mAP11": "mAP (11 points)", "mAP": "mAP", "recall": "mean class recall"}
