@@ -19,7 +19,7 @@ from vggrepro.errors import UserError
 from vggrepro.evaluation.features import Combine
 from vggrepro.evaluation.parts import read_arrays, write_arrays
 from vggrepro.evaluation.recognition import Recognition, Targets, Tested
-from vggrepro.evaluation.svm import Classified
+from vggrepro.evaluation.svm import C_GRID, Classified
 from vggrepro.paper import Measure
 
 
@@ -55,6 +55,8 @@ class TransferProtocol:
     """How samples were split: seed, splits, train_per_class, test_per_class."""
     splits: int
     """How many splits there are: of one drawing, or the one that the data set has."""
+    C: tuple[float, ...] = C_GRID
+    """Among which the held-out samples choose."""
 
     @property
     def key(self) -> str:
@@ -126,7 +128,7 @@ def _whole(first: Path, folder: Path) -> Transferred | None:
         note = json.loads(str(content["note"]))
         tree = note["protocol"]
         nets = tuple(NetProtocol(**net | {"Q": tuple(net["Q"])}) for net in tree["nets"])
-        protocol = TransferProtocol(**tree | {"nets": nets})
+        protocol = TransferProtocol(**tree | {"nets": nets, "C": tuple(tree["C"])})
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"transfers {first} cannot be read ({error}); remove the file and test again") from None
     if not is_stored(protocol, folder):
