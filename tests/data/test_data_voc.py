@@ -402,6 +402,10 @@ def test_the_missing_archive_is_named(tars: Path, cache: Path, tmp_path: Path) -
     (tmp_path / TRAINVAL_2007).write_bytes(whole[: len(whole) // 2 + 100])
     with pytest.raises(UserError, match=f"{TRAINVAL_2007} is cut off"):
         opened("voc2007", tmp_path, cache)
+    header = whole.index(b"VOCdevkit", len(whole) // 3)
+    (tmp_path / TRAINVAL_2007).write_bytes(whole[: header + 10] + b"damage" + whole[header + 16 :])
+    with pytest.raises(UserError, match=f"{TRAINVAL_2007} is damaged at byte {header}; download"):
+        opened("voc2007", tmp_path, cache)
 
 
 @pytest.mark.parametrize("name", ["voc2007", "voc2012_action"])

@@ -95,6 +95,11 @@ def _members(file: Path, stream: io.BufferedReader, end: int | None = None) -> I
                     at = stream.tell()
                     yield member
                     stream.seek(at)  # the caller may have read
+            # Python's reader takes a damaged or torn header for the end, which is a block of zeros
+            stream.seek(tar.offset)
+            if any(rest := stream.read(max(0, min(tarfile.BLOCKSIZE, limit - tar.offset)))):
+                problem = "is cut off" if len(rest) < tarfile.BLOCKSIZE else "is damaged"
+                raise UserError(f"{file} {problem} at byte {tar.offset}; download or copy it again")
     except tarfile.ReadError as error:
         problem = "is cut off" if "end of data" in str(error) else "is not a tar archive"
         raise UserError(f"{file} {problem} ({error}); download or copy it again") from None

@@ -1,4 +1,4 @@
-"""The sampler: every random draw of training, as a pure function of (seed, ordinal).
+"""The sampler: every random draw of training, as a pure function of (seed, ordinal); and of data sets' splits.
 
 Training reads one endless sequence of samples: epoch after epoch, each a fresh permutation of the training set. The
 *ordinal* of a sample is its place in that sequence, so sample `ordinal` belongs to epoch `ordinal // images`, global

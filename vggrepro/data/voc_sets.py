@@ -57,7 +57,7 @@ class Kit:
         trees += map(Tar, _worth_reading(archives_in(tree), year, unpacked=any(_years(tree))))
         found = [(one, path, said) for one in trees for path, said in _years(one)]
         self._parts = [(one, path) for one, path, said in found if said in (year, None)]
-        self._said = any(said for _, _, said in found)
+        self._year_is_said = any(said for _, _, said in found)
         if not self._parts:
             there = ", ".join(sorted({f"VOC{said}" for _, _, said in found})) or "nothing of PASCAL VOC"
             raise UserError(f"{source} holds {there}, not VOC{year}; give VOCdevkit/VOC{year}, or {self.archive_of()}")
@@ -135,7 +135,7 @@ class Kit:
 
     def _lines(self, file: Member, persons: bool, *, labelled: bool = True) -> Iterator[tuple[Key, str, int]]:
         """(key, place, label) of every line; label 0 without labels. Raises UserError."""
-        restore = f"restore the file from {self.archive_of('test' if 'test' in file.name else 'trainval')}"
+        restore = f"restore the file from {self.archive_of('test' if file.name.endswith('test.txt') else 'trainval')}"
         content = contents(file, _SET_MOST)
         columns = ["id", *(["number"] if persons else []), *(["label"] if labelled else [])]
         first: dict[Key, int] = {}
@@ -158,7 +158,7 @@ class Kit:
             key = Key(words[0], int(words[1]) if persons else 0)
             if key in first:
                 raise UserError(f"{place}: {_shown(key)} is named twice, in line {first[key]} first; {restore}")
-            if not self._said and ("_" in key.image) != (self.year == "2012"):
+            if not self._year_is_said and ("_" in key.image) != (self.year == "2012"):
                 raise UserError(
                     f"{place}: image {key.image[:_SHOWN]} is none of VOC{self.year}; give VOC{self.year}, or the data "
                     f"set that this is"
