@@ -105,7 +105,7 @@ def test_json_is_the_reports(report: Report) -> None:
 def test_csv_has_a_cell_for_every_column(report: Report) -> None:
     header, *lines = csv.reader(io.StringIO(render(report, Format.csv, "t")))
     assert {len(line) for line in lines} == {len(header)}
-    assert len(lines) == len(report.rows) + len(report.boxes)
+    assert len(lines) == len(report.rows) + len(report.boxes) + len(report.transfer)
     assert {"printed_top1", "measured_top1", "method", "printed", "measured", "regression", "guesses"} <= set(header)
     assert len(set(header)) == len(header)
     read = [dict(zip(header, line, strict=True)) for line in lines]

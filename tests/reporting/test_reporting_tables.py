@@ -301,7 +301,7 @@ def test_json_is_the_reports_and_its_schema_is_kept(report: Report) -> None:
 
 def test_csv_has_every_row(report: Report) -> None:
     read = list(csv.DictReader(io.StringIO(render(report, Format.csv, "t"))))
-    assert len(read) == len(report.rows) + len(report.boxes)
+    assert len(read) == len(report.rows) + len(report.boxes) + len(report.transfer)
     (A,) = [row for row in read if (row["table"], row["net"]) == ("3", "A")]
     assert (A["measured_top1"], A["verdict"]) == ("29.6", "agrees")
 

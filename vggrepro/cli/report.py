@@ -20,7 +20,7 @@ def tables(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Tables 1-10 of the paper, measured beside printed, and its claims tested, from what runs have stored."""
+    """Tables 1-12 of the paper, measured beside printed, and its claims tested, from what runs have stored."""
     from vggrepro.reporting.render import Format, format_of, render
     from vggrepro.reporting.runs import find_runs
     from vggrepro.reporting.tables import build_report

@@ -14,11 +14,11 @@ from vggrepro.config.parsing import flatten, override
 from vggrepro.errors import UserError
 from vggrepro.reporting import figures
 from vggrepro.reporting.blocks import DASH, Block, Figure, Heading, Sheet, Text
+from vggrepro.reporting.claim_blocks import p_text
 from vggrepro.reporting.predictions import PredictionCache, Predictions, paired_top1
-from vggrepro.reporting.render import p_text, run_sheet
 from vggrepro.reporting.report import Record, RunNote
+from vggrepro.reporting.run_notes import note_of, run_sheet
 from vggrepro.reporting.runs import StoredRun
-from vggrepro.reporting.tables import note_of
 from vggrepro.storage.status import relocated
 
 if TYPE_CHECKING:

@@ -59,7 +59,8 @@ def _of_the_paper(report: Report) -> set[tuple[object, ...]]:
     return {
         *((row.table, row.net, row.printed_top1, row.printed_top5, row.printed_count) for row in report.rows),
         *((row.table, row.net, row.regression, row.fine_tune, row.printed) for row in report.boxes if row.printed),
-        *((claim.section, claim.claim) for claim in report.claims),
+        *((row.set, row.net, row.boxes, row.printed, row.printed_spread) for row in report.transfer if row.printed),
+        *((claim.section, claim.claim) for claim in (*report.claims, *report.transfer_claims)),
     }
 
 

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 
@@ -22,11 +22,13 @@ from vggrepro.reporting.blocks import (
     interval_text,
     signed_text,
 )
+from vggrepro.reporting.claim_blocks import claim_sheet, p_text
 from vggrepro.reporting.claims import Claim
 from vggrepro.reporting.render_boxes import box_blocks
-from vggrepro.reporting.report import BoxRow, Group, Report, Row, RunNote, Spread
+from vggrepro.reporting.render_transfer import transfer_blocks
+from vggrepro.reporting.report import BoxRow, Group, Report, Row, Spread, TransferRow
+from vggrepro.reporting.run_notes import ledger_blocks, run_sheet
 from vggrepro.reporting.tables import TITLES
-from vggrepro.storage.ledger import Departure
 
 
 class Format(StrEnum):
@@ -91,6 +93,7 @@ def blocks_of(report: Report, *, counts: bool = True, figures: bool = False) -> 
         made += _group_blocks(group, own, report)
         if figures and group.runs:
             made += _figures(report, group)
+    made += transfer_blocks(report)
     if report.left_out:
         made.append(Text(f"Not begun yet, and in no table: {', '.join(report.left_out)}."))
     return made
@@ -134,7 +137,7 @@ def _group_blocks(group: Group, rows: list[Row], report: Report) -> Iterator[Blo
     claims = [claim for claim in report.claims if claim.group == group.id and (group.papers or claim.n)]
     if claims:
         yield Heading(3, "The paper's claims")
-        yield _claim_sheet(claims)
+        yield claim_sheet(claims)
         yield Text(
             "Effect: top-1 error of the worse minus that of the better, as the paper has it, in points; interval: "
             "95 %, paired, over images; p: McNemar's exact test, two-sided. Several seeds: the mean effect with its "
@@ -144,7 +147,7 @@ def _group_blocks(group: Group, rows: list[Row], report: Report) -> Iterator[Blo
     if group.runs:
         yield Heading(3, "Runs")
         yield run_sheet(group.runs)
-        yield from _ledger(group)
+        yield from ledger_blocks(group.runs)
 
 
 def _notes(rows: list[Row], group: Group) -> Iterator[str]:
@@ -219,91 +222,19 @@ def _method(row: Row) -> str:
     return ", ".join(words)
 
 
-def _claim_sheet(claims: list[Claim]) -> Sheet:
-    header = (
-        "section",
-        "claim",
-        "verdict",
-        "effect",
-        "95 % interval",
-        "p",
-        "n",
-        "seeds",
-        "said to be better",
-        "than",
-        "departures",
-    )
-    rows = [
-        (
-            claim.section,
-            claim.claim,
-            claim.verdict,
-            signed_text(claim.effect, 2) + ("" if claim.spread is None else f" (sd {claim.spread:.2f})"),
-            DASH if claim.interval is None else f"{claim.interval[0]:+.2f} to {claim.interval[1]:+.2f}",
-            p_text(claim.p_value),
-            count_text(claim.n),
-            count_text(claim.seeds or None),
-            claim.better,
-            claim.worse,
-            count_text(claim.departures),
-        )
-        for claim in claims
-    ]
-    return Sheet(header, rows, numbers=frozenset({3, 4, 5, 6, 7, 10}))
-
-
-def run_sheet(runs: Sequence[RunNote]) -> Sheet:
-    """The way back from a number to what made it."""
-    rows = [
-        (
-            run.name,
-            DASH if run.imported else str(run.seed),
-            "imported" if run.imported else _steps(run),
-            (run.weights or DASH)[:12],
-            (run.git_commit or DASH)[:10] + (" and changes" if run.git_dirty else ""),
-            str(len(run.departures)),
-            (run.mlflow_run or DASH)[:8],
-            run.directory,
-        )
-        for run in runs
-    ]
-    header = ("run", "seed", "step", "net's hash", "code", "departures", "MLflow run", "directory")
-    return Sheet(header, rows, numbers=frozenset({1, 5}))
-
-
-def _steps(run: RunNote) -> str:
-    return f"{run.step:,} of {run.iterations:,}" + ("" if run.finished else ", not finished")
-
-
-def _ledger(group: Group) -> Iterator[Block]:
-    """The departures, those of all runs first and then each run's own; and posteriors that were left aside."""
-    texts = {run.name: [str(Departure(**one.model_dump())) for one in run.departures] for run in group.runs}
-    counts = Counter(text for lines in texts.values() for text in lines)
-    common = [text for text, n in counts.items() if n == len(texts)]
-    own = [f"{name}: {text}" for name, lines in texts.items() for text in lines if text not in common]
-    if counts:
-        yield Heading(3, "Departures from the paper (fidelity ledger)")
-        yield Bullets(common + own)
-    else:
-        yield Text("Departures from the paper: none.")
-    unused = [f"{run.name}: {file}" for run in group.runs for file in run.unused]
-    if unused:
-        yield Text("Stored posteriors of another net or another index, used nowhere above:")
-        yield Bullets(unused)
-
-
 def _csv(report: Report) -> str:
     out = io.StringIO()
     titles = {group.id: group.title for group in report.groups}
-    fields = list(dict.fromkeys((*Row.model_fields, *BoxRow.model_fields)))  # a cell is empty where a table has none
+    kinds = (Row, BoxRow, TransferRow)  # a cell is empty where a table has none
+    fields = list(dict.fromkeys(field for kind in kinds for field in kind.model_fields))
     writer = csv.DictWriter(out, fields, lineterminator="\n")
     writer.writeheader()
-    rows: list[Row | BoxRow] = [*report.rows, *report.boxes]
+    rows: list[Row | BoxRow | TransferRow] = [*report.rows, *report.boxes, *report.transfer]
     for row in rows:
         cells = {
             field: " to ".join(f"{end:.4f}" for end in one) if isinstance(one, tuple) else one for field, one in row
         }
-        writer.writerow(cells | {"group": titles.get(row.group or "", "")})
+        writer.writerow(cells | {"group": titles.get(getattr(row, "group", None) or "", "")})
     return out.getvalue()
 
 
@@ -337,8 +268,3 @@ def _gains(gains: list[Claim]) -> str:
 
 def _p_phrase(p: float | None) -> str:
     return p_text(p) if p is not None and p < 1e-4 else f"= {p_text(p)}"
-
-
-def p_text(p: float | None) -> str:
-    """A p-value for a table."""
-    return DASH if p is None else "< 0.0001" if p < 1e-4 else f"{p:.4f}"

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from vggrepro.paper import Measure
 from vggrepro.reporting.claims import Claim
 
 Verdict = Literal["agrees", "differs", "not measured", "cannot be measured", "not comparable"]
@@ -80,6 +81,50 @@ class BoxRow(Record):
     difference: float | None = None
     """Measured minus printed; None where they are not comparable."""
     n: int | None = None
+    verdict: Verdict
+    run: str | None = None
+    """`experiment:stage`, several joined by ` + `."""
+    departures: int | None = None
+    note: str = ""
+
+
+class TransferRow(Record):
+    """One figure of Table 11 or 12 (Appendix B), in per cent, and what was measured beside it."""
+
+    table: int
+    set: str
+    """The data set, by its name."""
+    data: str | None = None
+    """Fingerprint of images, targets and boxes."""
+    net: str
+    """A column of Table 1, several joined by ` + ` where features are stacked, the user's net, or another method."""
+    layer: str | None = None
+    """Whose activations the features are."""
+    Q: str | None = None
+    combine: Literal["average", "stack"] | None = None
+    """What is made of the features at several Q."""
+    boxes: bool = False
+    """Features of the person's box beside those of the image."""
+    measure: Measure
+    printed: float | None = None
+    printed_spread: float | None = None
+    """Over three random splits, points."""
+    measured: float | None = None
+    """Mean over the splits."""
+    spread: float | None = None
+    """Sample standard deviation over the splits, points; None for one split."""
+    interval: tuple[float, float] | None = None
+    """95 %, over the choice of test samples."""
+    difference: float | None = None
+    """Measured minus printed; None where they are not comparable."""
+    splits: int | None = None
+    C: list[float] = []
+    """Of the SVMs, chosen for each split."""
+    classes: int | None = None
+    train: int | None = None
+    """Samples that a split learns from."""
+    n: int | None = None
+    """Distinct test samples."""
     verdict: Verdict
     run: str | None = None
     """`experiment:stage`, several joined by ` + `."""
@@ -177,6 +222,12 @@ class Report(Record):
     boxes: list[BoxRow] = []
     """Tables 8-10, which Appendix A has."""
     box_seeds: list[BoxSpread] = []
+    transfer: list[TransferRow] = []
+    """Tables 11 and 12, which Appendix B has."""
+    transfer_claims: list[Claim] = []
+    """What Appendix B claims."""
+    transfer_runs: list[RunNote] = []
+    """The runs of Tables 11 and 12 that belong to no group."""
     dense_over_centre: list[Claim] = []
     """What each net of Table 3 gains by the dense test over its centre crop; the paper has no such figures."""
     left_out: list[str]

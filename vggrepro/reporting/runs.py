@@ -158,7 +158,8 @@ class StoredRun:
         """The column of Table 1, or the net's own name, with what makes it another net than the paper's."""
         model = self.config.model
         own = model.layers is not None and model.net in facts().architectures
-        return model.net + (" (own layers)" if own else "") + (" (batch norm)" if model.batch_norm else "")
+        others = {"own layers": own, "batch norm": model.batch_norm, "no FC layers": not model.fully_connected}
+        return model.net + "".join(f" ({name})" for name, true in others.items() if true)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,12 @@ from vggrepro.reporting.claims import check_claims, dense_over_centre
 from vggrepro.reporting.found_boxes import BoxCache
 from vggrepro.reporting.localisation import box_rows, box_spreads
 from vggrepro.reporting.predictions import Asked, PredictionCache, Predictions
-from vggrepro.reporting.report import BoxRow, BoxSpread, Departed, Group, Report, Row, RunNote, Spread, Verdict
+from vggrepro.reporting.report import BoxRow, BoxSpread, Group, Report, Row, Spread, Verdict
+from vggrepro.reporting.run_notes import note_of
 from vggrepro.reporting.runs import Recipe, Setting, StoredRun, by_output, departures_of, recipes_of, setting_of
+from vggrepro.reporting.stored_transfers import stored_transfers
+from vggrepro.reporting.transfer import transfer_rows
+from vggrepro.reporting.transfer_claims import check_transfer_claims
 
 TITLES = {
     1: "Table 1: weight layers of the nets",
@@ -66,6 +70,8 @@ def build_report(runs: Sequence[StoredRun]) -> Report:
         rows += _rows(_PAPER, None, [], cache)
         localised += box_rows(_PAPER, None, [], BoxCache([]))
         claims += [*check_claims(_PAPER, {}, cache), *check_box_claims(_PAPER, [], BoxCache([]))]
+    tests = stored_transfers(runs)
+    apart = list({run.path: run for one in tests for run in one.runs if not run.dataset}.values())
     return Report(
         groups=groups,
         rows=sorted(rows, key=lambda row: row.table),
@@ -73,8 +79,11 @@ def build_report(runs: Sequence[StoredRun]) -> Report:
         claims=claims,
         boxes=localised,
         box_seeds=box_seeds,
+        transfer=transfer_rows(tests),
+        transfer_claims=check_transfer_claims(tests),
+        transfer_runs=[note_of(run) for run in apart],
         dense_over_centre=gains,
-        left_out=[run.name for run in runs if not run.dataset],
+        left_out=[run.name for run in runs if not run.dataset and run not in apart],
     )
 
 
@@ -322,25 +331,3 @@ def _spreads(rows: list[Row], runs: list[StoredRun]) -> list[Spread]:
             )
         )
     return spreads
-
-
-def note_of(run: StoredRun) -> RunNote:
-    """What a report says of a run itself."""
-    environment = run.directory.read_json("environment.json") or {}
-    return RunNote(
-        name=run.name,
-        directory=str(run.path),
-        net=run.net,
-        S=run.config.data.S_text,
-        seed=run.config.run.seed,
-        step=run.config.train.iterations if run.finished else run.step,
-        iterations=run.config.train.iterations,
-        finished=run.finished,
-        imported=any(one.setting == "weights" for one in run.departures),
-        weights=run.weights,
-        git_commit=environment.get("git_commit"),
-        git_dirty=environment.get("git_dirty"),
-        mlflow_run=run.mlflow_run,
-        departures=[Departed(setting=one.setting, paper=one.paper, run=one.run, why=one.why) for one in run.departures],
-        unused=run.strangers,
-    )

@@ -1,0 +1,71 @@
+"""What a report says of the runs themselves: the way back from a number to what made it."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from vggrepro.reporting.blocks import DASH, Block, Bullets, Heading, Sheet, Text
+from vggrepro.reporting.report import Departed, RunNote
+from vggrepro.reporting.runs import StoredRun
+from vggrepro.storage.ledger import Departure
+
+
+def note_of(run: StoredRun) -> RunNote:
+    """What a report says of a run itself."""
+    environment = run.directory.read_json("environment.json") or {}
+    return RunNote(
+        name=run.name,
+        directory=str(run.path),
+        net=run.net,
+        S=run.config.data.S_text,
+        seed=run.config.run.seed,
+        step=run.config.train.iterations if run.finished else run.step,
+        iterations=run.config.train.iterations,
+        finished=run.finished,
+        imported=any(one.setting == "weights" for one in run.departures),
+        weights=run.weights,
+        git_commit=environment.get("git_commit"),
+        git_dirty=environment.get("git_dirty"),
+        mlflow_run=run.mlflow_run,
+        departures=[Departed(setting=one.setting, paper=one.paper, run=one.run, why=one.why) for one in run.departures],
+        unused=run.strangers,
+    )
+
+
+def run_sheet(runs: Sequence[RunNote]) -> Sheet:
+    """The way back from a number to what made it."""
+    rows = [
+        (
+            run.name,
+            DASH if run.imported else str(run.seed),
+            "imported" if run.imported else _steps(run),
+            (run.weights or DASH)[:12],
+            (run.git_commit or DASH)[:10] + (" and changes" if run.git_dirty else ""),
+            str(len(run.departures)),
+            (run.mlflow_run or DASH)[:8],
+            run.directory,
+        )
+        for run in runs
+    ]
+    header = ("run", "seed", "step", "net's hash", "code", "departures", "MLflow run", "directory")
+    return Sheet(header, rows, numbers=frozenset({1, 5}))
+
+
+def _steps(run: RunNote) -> str:
+    return f"{run.step:,} of {run.iterations:,}" + ("" if run.finished else ", not finished")
+
+
+def ledger_blocks(runs: Sequence[RunNote]) -> Iterator[Block]:
+    """The departures, those of all runs first and then each run's own; and posteriors that were left aside."""
+    texts = {run.name: [str(Departure(**one.model_dump())) for one in run.departures] for run in runs}
+    counts = Counter(text for lines in texts.values() for text in lines)
+    common = [text for text, n in counts.items() if n == len(texts)]
+    own = [f"{name}: {text}" for name, lines in texts.items() for text in lines if text not in common]
+    if counts:
+        yield Heading(3, "Departures from the paper (fidelity ledger)")
+        yield Bullets(common + own)
+    else:
+        yield Text("Departures from the paper: none.")
+    unused = [f"{run.name}: {file}" for run in runs for file in run.unused]
+    if unused:
+        yield Text("Stored posteriors of another net or another index, used nowhere above:")
+        yield Bullets(unused)
