@@ -23,6 +23,7 @@ from vggrepro.paper import facts, value
 
 Progress = Callable[[int, int], None]
 _IMAGES = "JPEGImages"
+_DISTRACTORS = "other"  # persons of no action, whom the development kit neither trains nor measures a class for
 
 
 class _Task(NamedTuple):
@@ -58,6 +59,7 @@ def open_voc(name: str, source: Path, seed: int, cache: Path, progress: Progress
     row_of = {image: row for row, image in enumerate(images)}
     image = np.array([row_of[key.image] for key in keys], np.int64)
     nothing = (0,) * len(classes)
+    wanted = [number for number, called in enumerate(classes) if not (task.persons and called == _DISTRACTORS)]
     rows = {
         part: np.array([row for row, key in enumerate(keys) if samples[key].set == part], np.int64)
         for part in ("train", "val", "test")
@@ -66,10 +68,10 @@ def open_voc(name: str, source: Path, seed: int, cache: Path, progress: Progress
     return TransferSet(
         name=name,
         index=index,
-        classes=classes,
+        classes=tuple(classes[number] for number in wanted),
         measure=facts().transfer[name].measure,
         image=image,
-        targets=np.array([samples[key].labels or nothing for key in keys], np.int8),
+        targets=np.array([samples[key].labels or nothing for key in keys], np.int8)[:, wanted],
         partitions=[Partition(rows["train"], rows["val"], rows["test"])]
         if public
         else [Partition(*_drawn(rows["train"], image, seed), rows["val"])],
