@@ -131,9 +131,7 @@ def test_the_nets_of_the_pooled_row_are_named_in_order() -> None:
     assert "Table 9's last row" in head_of(folder / "reproduce.yaml")
 
 
-@pytest.mark.parametrize(
-    ("name", "nets"), [("D", ("D",)), ("E", ("E",)), ("reproduce", ("D", "E"))], ids=str
-)
+@pytest.mark.parametrize(("name", "nets"), [("D", ("D",)), ("E", ("E",)), ("reproduce", ("D", "E"))], ids=str)
 def test_the_head_states_the_papers_figures_of_other_data_sets(name: str, nets: tuple[str, ...]) -> None:
     file = TRANSFER / f"{name}.yaml"
     head = head_of(file)
