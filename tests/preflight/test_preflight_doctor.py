@@ -313,8 +313,11 @@ def test_folders_of_classes_that_features_are_tested_on(tmp_path: Path) -> None:
 def test_voc_that_features_are_tested_on(tmp_path: Path) -> None:
     year = tmp_path / "VOCdevkit" / "VOC2012"
     (year / "JPEGImages").mkdir(parents=True)
-    for kind, lines in (("Main", {"train": "2008_000001 1", "val": "2008_000002 -1"}),
-                        ("Action", {"train": "2008_000001 1 1\n2008_000001 2 -1", "val": "2008_000002 1 1"})):  # fmt: skip
+    sets = {
+        "Main": {"train": "2008_000001 1", "val": "2008_000002 -1"},
+        "Action": {"train": "2008_000001 1 1\n2008_000001 2 -1", "val": "2008_000002 1 1"},
+    }
+    for kind, lines in sets.items():
         (year / "ImageSets" / kind).mkdir(parents=True)
         for part, text in lines.items():
             (year / "ImageSets" / kind / f"cat_{part}.txt").write_text(text)

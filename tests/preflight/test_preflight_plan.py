@@ -370,7 +370,7 @@ def test_the_svms_of_caltech256_are_hours_of_a_cpu(command: Command) -> None:
     made = command.json("plan", "-c", CONFIGS / "transfer" / "reproduce.yaml", "--set", asked)
     features, svms = made["assumptions"][-2:]
     assert features.startswith("features of D-jitter, E-jitter are taken")
-    assert "caltech256 30,607, voc2012_action 4,588; and of 6,278 boxes" in features
+    assert "caltech256 30,607, voc2012_action 4,588 and the boxes of 6,278 persons" in features
     assert "tens of CPU hours a split with all 257 classes and 5 values of C" in svms
     assert [stage["features_flop"] > 0 for stage in made["stages"]] == [
         "jitter" in stage["name"] for stage in made["stages"]

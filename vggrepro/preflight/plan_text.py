@@ -169,13 +169,16 @@ def _others(sets: Mapping[str, ImageSet]) -> Iterator[str]:
     counts = {name: images for one in sets.values() for name, images in one.others.items()}
     if not counts:
         return
-    known = [f"{name} {images:,}" for name, images in counts.items() if images is not None]
+    action = f" and the boxes of {ACTION_PERSONS:,} persons, as if they were images"
+    known = [
+        f"{name} {images:,}" + (action if name == "voc2012_action" else "")
+        for name, images in counts.items()
+        if images is not None
+    ]
     nets = [name for name, one in sets.items() if one.others]
     told = f"features of {', '.join(nets)} are taken of other data sets' images, 4 bytes a unit: {', '.join(known)}"
     if unknown := [name for name, images in counts.items() if images is None]:
         told += f"{'; ' if known else ''}not counted, and so not included: {', '.join(unknown)}"
-    if "voc2012_action" in counts:
-        told += f"; and of {ACTION_PERSONS:,} boxes of persons in voc2012_action, as if they were images"
     yield told
     svms = "linear SVMs on features are trained on one node's CPU while its GPUs wait, and are in no hours here"
     if "caltech256" in counts:
