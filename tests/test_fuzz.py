@@ -18,7 +18,7 @@ from PIL import Image
 from tiny import REPOSITORY
 
 from launch import slurm, submit
-from vggrepro.bench import comm, dense, loader, step
+from vggrepro.bench import comm, dense, features, loader, step
 from vggrepro.cli import main as cli
 from vggrepro.config.parsing import flatten, override
 from vggrepro.config.recipes import load_graph
@@ -165,7 +165,7 @@ def cut_short(monkeypatch: pytest.MonkeyPatch, desk: Path) -> None:
     monkeypatch.chdir(desk)
     monkeypatch.setattr(Session, "index", begins)
     monkeypatch.setattr(scan, "_findings", lambda members, *_: [Finding("ok", "JPEG", 40, 40)] * len(members))
-    for bench in (comm, dense, loader, step):
+    for bench in (comm, dense, features, loader, step):
         monkeypatch.setattr(bench, "run", begins)
     monkeypatch.setattr(site, "_PROBE_MIB", 1)
     monkeypatch.setattr(slurm, "is_reachable", lambda: False)
@@ -188,6 +188,7 @@ LINES = [
     "plan --config vgg_D --nodes 4 --gpu H100 --measured D=4600 --mfu 0.4 --decode-rate 600 --read 9 --price 2",
     "doctor --config configs/demo.yaml --set tracking.mlflow=false --json",
     "bench dense --net D --scales 64,96 --images 5 --rounds 1 --set model.width=0.125",
+    "bench features --net D --scales 64,96 --images 5 --rounds 1 --set model.width=0.125",
     "bench loader images --S 64,96 --crop 32 --images 5 --batch 4 --batches 1 --rounds 1",
     "bench step --nets A,D --batches 8,32 --steps 1 --rounds 1",
     "bench comm --net A --steps 1 --rounds 1",

@@ -1,11 +1,15 @@
 """The heads of the configuration files are contracts: they are held against the paper's data."""
 
 import re
+import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import typer
 from tiny import REPOSITORY
 
+from vggrepro.cli.main import app
 from vggrepro.config.parsing import differences
 from vggrepro.config.recipes import Graph, load_graph, load_stage
 from vggrepro.config.settings import Config
@@ -13,6 +17,7 @@ from vggrepro.paper import facts
 from vggrepro.storage.ledger import ledger
 
 BOXES = sorted((REPOSITORY / "configs" / "localisation").glob("D_*.yaml"))
+TRANSFER = REPOSITORY / "configs" / "transfer"
 RECIPES = sorted((REPOSITORY / "configs").glob("vgg_*.yaml"))
 
 
@@ -124,6 +129,60 @@ def test_the_nets_of_the_pooled_row_are_named_in_order() -> None:
     assert f"the last row of Table 9 ({pooled.error} %)" in head_of(folder / "D_384.yaml")
     assert "--config configs/localisation/reproduce.yaml " in head_of(folder / "reproduce.yaml")
     assert "Table 9's last row" in head_of(folder / "reproduce.yaml")
+
+
+@pytest.mark.parametrize(("name", "nets"), [("D", ("D",)), ("E", ("E",)), ("reproduce", ("D", "E"))], ids=str)
+def test_the_head_states_the_papers_figures_of_other_data_sets(name: str, nets: tuple[str, ...]) -> None:
+    file = TRANSFER / f"{name}.yaml"
+    head = head_of(file)
+    stated = {
+        (int(table), one, bool(boxes), float(figure), float(spread) if spread else None)
+        for table, one, boxes, figure, spread in re.findall(
+            r"Table (1[12]): (\w+)(, with boxes)?: ([\d.]+)(?: \+- ([\d.]+))? %", head
+        )
+    }
+    printed = {
+        (facts().transfer[row.set].table, row.set, row.boxes, row.figure, row.spread)
+        for row in facts().transfer_figures
+        if row.nets == nets
+    }
+    assert stated == printed
+    assert printed
+    assert len(re.findall(r"Table \d+: ", head)) == len(stated)
+
+
+@pytest.mark.parametrize("name", ["D", "E", "reproduce"])
+def test_the_commands_of_the_head_are_understood(name: str) -> None:
+    """Their options, and what `--set` says."""
+    lines = re.findall(r"^#   ((?:vggrepro|python launch/submit.py) .*)", head_of(TRANSFER / f"{name}.yaml"), re.M)
+    assert len(lines) >= 3
+    for line in lines:
+        words = shlex.split(line)
+        if "--config" not in words:
+            command = typer.main.get_command(app)
+            known = command.commands[words[1]]  # type: ignore[attr-defined]
+            assert words[1] != "weights" or words[2] in known.commands
+            continue
+        changes = [after for word, after in pairwise(words) if word == "--set"]
+        graph = load_graph(REPOSITORY / words[words.index("--config") + 1], changes)
+        sets = {name: set(stage.transfer.sets) for name, stage in graph.stages.items() if stage.transfer.sets}
+        assert sets.keys() == ({"D-jitter", "E-jitter"} if name == "reproduce" else {f"{name}-jitter"})
+        assert all(one <= facts().transfer.keys() for one in sets.values())
+
+
+@pytest.mark.parametrize("net", ["D", "E"])
+def test_a_net_whose_features_are_tested_is_the_net_with_scale_jitter(net: str) -> None:
+    """Trained in runs/paper, it is found again; and from its descent nothing is tested on other data sets."""
+    changes = ["transfer.sets={caltech101: somewhere}"]
+    plain = load_graph(REPOSITORY / "configs" / f"vgg_{net}_jitter.yaml")
+    tested = load_graph(TRANSFER / f"{net}.yaml", changes)
+    assert list(tested.parents.items()) == list(plain.parents.items())
+    for name, stage in tested.stages.items():
+        assert stage.directory == plain.stages[name].directory
+        assert stage.trajectory() == plain.stages[name].trajectory()
+        assert bool(stage.transfer.sets) == (name == f"{net}-jitter")
+    assert not ledger(tested.stages[f"{net}-jitter"], tested.parent_of(f"{net}-jitter"))
+    assert load_graph(TRANSFER / "reproduce.yaml", changes).stages[f"{net}-jitter"] == tested.stages[f"{net}-jitter"]
 
 
 def descent(graph: Graph) -> set[tuple[object, ...]]:

@@ -315,3 +315,23 @@ def test_a_name_that_no_recipe_has(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("name", ["", "/", "..", "a" * 5000])
 def test_names_that_no_file_can_have(name: str) -> None:
     refusal(Path(name))
+
+
+def test_only_stages_that_a_file_names_are_tested_on_other_data_sets(tmp_path: Path) -> None:
+    """Not those that they descend from, unless the file names them, too."""
+    (tmp_path / "A.yaml").write_text("model: {net: A}")
+    (tmp_path / "D.yaml").write_text("model: {net: D}\nrun: {parent: A.yaml}")
+    (tmp_path / "both.yaml").write_text("stages: [D.yaml, A.yaml]")
+    (tmp_path / "base.yaml").write_text("transfer: {sets: {own: somewhere}}\nstages: [D.yaml]")
+    (tmp_path / "place.yaml").write_text("stages: {A: {model: {net: A}}, D: {model: {net: D}, run: {parent: A}}}")
+
+    def tested(name: str, *changes: str) -> set[str]:
+        stages = load_graph(tmp_path / name, changes, seeds="0,1").stages
+        return {stage.name for stage in stages.values() if stage.transfer.sets}
+
+    asked = "transfer.sets.own=somewhere"
+    assert tested("D.yaml", asked) == {"D-256", "D-256-seed1"}
+    assert tested("base.yaml") == {"D-256", "D-256-seed1"}
+    assert tested("both.yaml", asked) == {"A-256", "D-256", "A-256-seed1", "D-256-seed1"}
+    assert tested("place.yaml", asked) == {"A", "D", "A-seed1", "D-seed1"}
+    assert tested("D.yaml") == set()

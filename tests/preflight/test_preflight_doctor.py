@@ -280,3 +280,63 @@ def test_boxes_that_are_not_there(tmp_path: Path, images: Path) -> None:
     found = checks_of(tmp_path, "data.boxes=nowhere.npz", config=digits)["boxes"]
     assert (found.status, found.remedy) == ("fail", "make it with `vggrepro boxes`")
     assert "boxes" not in checks_of(tmp_path, f"data.root={copy}")
+
+
+def data_set_check(root: Path, name: str, path: Path, *changes: str) -> Check:
+    return checks_of(root, f"transfer.sets.{name}={path}", *changes)[f"data set {name}"]
+
+
+def test_folders_of_classes_that_features_are_tested_on(tmp_path: Path) -> None:
+    """By their files' names: these are empty."""
+    folder = tmp_path / "birds"
+    for name, count in {"finch": 6, "robin": 4}.items():
+        (folder / name).mkdir(parents=True)
+        for image in range(count):
+            (folder / name / f"{image}.jpg").touch()
+    few = "transfer.train_per_class=3"
+    sound = data_set_check(tmp_path, "birds", folder, few)
+    assert (sound.status, sound.found) == ("ok", f"{folder}: 10 images, 2 classes")
+    missing = data_set_check(tmp_path, "birds", tmp_path / "nowhere")
+    assert (missing.status, missing.found) == ("fail", str(tmp_path / "nowhere"))
+    assert "nowhere does not exist; give a folder of classes" in missing.remedy
+    short = data_set_check(tmp_path, "birds", folder, "transfer.train_per_class=4")
+    assert (short.status, short.remedy) == (
+        "fail",
+        f"class robin of {folder} has 4 usable images, and 4 to train on with one to test on need 5; add images, or "
+        f"lower train_per_class",
+    )
+    shutil.rmtree(folder / "robin")
+    assert "has one class only, finch; give a folder" in data_set_check(tmp_path, "birds", folder, few).remedy
+    assert not [name for name in checks_of(tmp_path) if name.startswith("data set")]
+
+
+def test_voc_that_features_are_tested_on(tmp_path: Path) -> None:
+    year = tmp_path / "VOCdevkit" / "VOC2012"
+    (year / "JPEGImages").mkdir(parents=True)
+    sets = {
+        "Main": {"train": "2008_000001 1", "val": "2008_000002 -1"},
+        "Action": {"train": "2008_000001 1 1\n2008_000001 2 -1", "val": "2008_000002 1 1"},
+    }
+    for kind, lines in sets.items():
+        (year / "ImageSets" / kind).mkdir(parents=True)
+        for part, text in lines.items():
+            (year / "ImageSets" / kind / f"cat_{part}.txt").write_text(text)
+    lacking = data_set_check(tmp_path, "voc2012", year.parent)
+    assert lacking.status == "fail"
+    assert "image 2008_000001 is not in JPEGImages (of 2 images 2 are not)" in lacking.remedy
+    for number in (1, 2):
+        (year / "JPEGImages" / f"2008_00000{number}.jpg").touch()
+    assert data_set_check(tmp_path, "voc2012", year.parent).found == f"{year.parent}: 2 images, 1 classes"
+    action = data_set_check(tmp_path, "voc2012_action", year.parent)
+    assert (action.status, action.found) == ("ok", f"{year.parent}: 2 images, 3 persons, 1 classes")
+    other = data_set_check(tmp_path, "voc2007", year.parent)
+    assert (other.status, "holds VOC2012, not VOC2007" in other.remedy) == ("fail", True)
+
+
+def test_a_data_set_of_many_stages_is_looked_at_once_and_not_for_parents(tmp_path: Path) -> None:
+    graph = load_graph(
+        CONFIGS / "transfer" / "reproduce.yaml",
+        ["transfer.sets={caltech101: nowhere, caltech256: nowhere}", f"run.root={tmp_path}"],
+    )
+    names = [check.name for check in image_checks.data_sets(graph)]
+    assert names == ["data set caltech101", "data set caltech256"]

@@ -11,8 +11,8 @@ from tiny import CONFIGS, REPOSITORY
 
 from vggrepro.bench import step as bench_step
 from vggrepro.config.recipes import Graph, load_graph
+from vggrepro.data import class_folders, sample_set
 from vggrepro.data import index as index_module
-from vggrepro.data import sample_set
 from vggrepro.errors import UserError
 from vggrepro.models.table1 import architecture
 from vggrepro.pipeline.graph import reproduce
@@ -302,3 +302,83 @@ def test_the_plan_offers_no_exchange_that_a_stage_cannot_have() -> None:
     made = plan(graph_of("localisation/reproduce.yaml"), Machine(4, 8))
     assert not any("factor" in setting for one in made.cheaper for setting in one.settings)
     assert {one.comm for one in made.stages if one.name.endswith("fc")} == {"ddp"}
+
+
+def class_folder(root: Path, *counts: int) -> Path:
+    """A folder of classes, of files that nobody should read."""
+    for number, count in enumerate(counts):
+        (root / f"class{number}").mkdir(parents=True)
+        for image in range(count):
+            (root / f"class{number}" / f"{image}.jpg").touch()
+    return root
+
+
+def test_features_of_other_data_sets_are_arithmetic() -> None:
+    one_gpu = Machine(1, 1, measured={"D": 1000.0})
+    sets = "transfer.sets={caltech101: nowhere}"
+    plain, tested, once = (
+        plan(graph_of("vgg_D_jitter.yaml", *changes), one_gpu)
+        for changes in ((), (sets,), (sets, "evaluation.flip=false"))
+    )
+    *parents, D = tested.stages
+    assert parents == list(plain.stages[:-1]), "only the net that was asked for is tested"
+    net = architecture("D")
+    conv = 2 * sum(layer.multiply_adds for layer in net.layers() if layer.kind == "conv") / 224**2
+    fc = 2 * sum(layer.multiply_adds for layer in net.layers() if layer.name in ("fc6", "fc7"))
+    by_hand = 0.0
+    for height, width, places in ((256, 340, 2 * 4), (384, 511, 6 * 9), (512, 681, 10 * 15)):
+        by_hand += conv * height * width + fc * places
+    assert D.features_flop == pytest.approx(9144 * 2 * by_hand)
+    assert once.stages[-1].features_flop == pytest.approx(9144 * by_hand)
+    assert plain.stages[-1].features_flop == 0
+    rate = 1000 * 3 * 2 * net.multiply_adds  # FLOP/s: a trained image is three passes
+    hours = D.evaluation_hours - plain.stages[-1].evaluation_hours
+    assert hours == pytest.approx(D.features_flop / rate / 3600, rel=0.01)
+    assert D.disk_gb - plain.stages[-1].disk_gb == pytest.approx(9144 * 3 * 4096 * 4 / 1e9)
+
+
+def test_features_of_fewer_scales_are_among_those_of_more_and_boxes_are_not() -> None:
+    """VOC 2012's actions: five Q of images, the same of persons' boxes; VOC's three and one are among its five."""
+    made = {
+        name: plan(graph_of("vgg_D_jitter.yaml", f"transfer.sets={{{name}: nowhere}}"), Machine(1, 1)).stages[-1]
+        for name in ("voc2007", "voc2012_action")
+    }
+    without = plan(graph_of("vgg_D_jitter.yaml"), Machine(1, 1)).stages[-1].disk_gb
+    stored = {name: (stage.disk_gb - without) * 1e9 / 4 / 4096 / 5 for name, stage in made.items()}
+    assert stored == pytest.approx({"voc2007": 9963, "voc2012_action": 4588 + 6278})
+    flop = made["voc2012_action"].features_flop / made["voc2007"].features_flop
+    assert flop == pytest.approx((4588 + 6278) / 9963)
+
+
+def test_a_folder_of_classes_is_counted_or_said_not_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = class_folder(tmp_path / "birds", 7, 5)
+    listed, looks = class_folders.listed, []
+    monkeypatch.setattr(class_folders, "listed", lambda name, source: looks.append(name) or listed(name, source))
+    changes = (f"transfer.sets.birds={folder}", "transfer.sets.fish=nowhere", "transfer.scales=[256]")
+    made = plan(graph_of("reproduce.yaml", *changes), Machine(1, 1))
+    assert looks == ["birds", "fish"], "once for twelve stages and all plans that might be cheaper"
+    features, svms = made.assumptions[-2:]
+    assert "birds 12; not counted, and so not included: fish" in features
+    assert "no hours here" in svms
+    assert "tens of CPU hours" not in svms
+    without = plan(graph_of("reproduce.yaml"), Machine(1, 1))
+    assert made.disk_gb - without.disk_gb == pytest.approx(12 * 12 * 4096 * 4 / 1e9)
+
+
+def test_the_svms_of_caltech256_are_hours_of_a_cpu(command: Command) -> None:
+    asked = "transfer.sets={caltech256: nowhere, voc2012_action: nowhere}"
+    made = command.json("plan", "-c", CONFIGS / "transfer" / "reproduce.yaml", "--set", asked)
+    features, svms = made["assumptions"][-2:]
+    assert features.startswith("features of D-jitter, E-jitter are taken")
+    assert "caltech256 30,607, voc2012_action 4,588 and the boxes of 6,278 persons" in features
+    assert "tens of CPU hours a split with all 257 classes and 5 values of C" in svms
+    assert [stage["features_flop"] > 0 for stage in made["stages"]] == [
+        "jitter" in stage["name"] for stage in made["stages"]
+    ]
+
+
+def test_features_of_a_net_without_fully_connected_layers() -> None:
+    small = ("model.fully_connected=false", "transfer.sets={caltech101: nowhere}", "transfer.scales=[256]")
+    tested, plain = (plan(graph_of("vgg_A.yaml", *changes), Machine(1, 1)) for changes in (small, small[:1]))
+    assert tested.disk_gb - plain.disk_gb == pytest.approx(9144 * 512 * 4 / 1e9)
+    assert tested.stages[0].features_flop > 0

@@ -1,11 +1,16 @@
 """Verbs that measure: ours beside the usual way, interleaved in one run."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from vggrepro.cli.options import JsonOption, SetOption, print_json, whole_numbers
+
+if TYPE_CHECKING:
+    from vggrepro.config.settings import Config
 
 
 def dense(
@@ -25,13 +30,35 @@ def dense(
     """
     from vggrepro.bench.dense import run
     from vggrepro.config.parsing import override
-    from vggrepro.config.settings import Config, Data, Model
 
-    small = Config(
-        model=Model(net=net, classes=10, crop=64, width=0.125), data=Data(root="builtin:digits", S=(73, 146))
-    )
-    config = override(small, changes, Path("bench dense"))
+    config = override(_small(net), changes, Path("bench dense"))
     _print_bench(run(config, whole_numbers(scales) if scales else config.multi_Q, images, rounds), as_json)
+
+
+def features(
+    net: Annotated[str, typer.Option(help="A column of Table 1.")] = "D",
+    scales: Annotated[
+        str | None, typer.Option(help="Q values in px; default: three, as Appendix B has them for Caltech.")
+    ] = None,
+    images: Annotated[
+        int, typer.Option("--images", "--pictures", min=1, help="Validation images of the data set to use.")
+    ] = 500,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that each way is timed, in turn.")] = 5,
+    changes: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Features: images/s beside one image at a time, and beside one centre crop of each.
+
+    Without --set the geometry is small enough for a CPU, crop 64 and an eighth of the width, and the images are the
+    built-in ones.
+    """
+    from vggrepro.bench.features import run
+    from vggrepro.config.parsing import override
+    from vggrepro.evaluation.asked import asked_of
+
+    config = override(_small(net), changes, Path("bench features"))
+    Q = whole_numbers(scales) if scales else asked_of("caltech101", config)[0].Q
+    _print_bench(run(config, Q, images, rounds), as_json)
 
 
 def loader(
@@ -124,6 +151,13 @@ def comm(
     found = run(override(plain, changes, Path("bench comm")), steps, rounds, backend)
     if found is not None:  # the first rank
         _print_bench(found, as_json)
+
+
+def _small(net: str) -> Config:
+    """A geometry for a CPU, on the built-in images."""
+    from vggrepro.config.settings import Config, Data, Model
+
+    return Config(model=Model(net=net, classes=10, crop=64, width=0.125), data=Data(root="builtin:digits", S=(73, 146)))
 
 
 def _print_bench(found: dict[str, Any], as_json: bool) -> None:

@@ -36,7 +36,7 @@ for verb in (
     app.command()(verb)
 weights_app.command(name="import")(nets.import_weights)
 weights_app.command(name="export")(nets.export_weights)
-for measure in (bench.dense, bench.loader, bench.step, bench.profile, bench.comm):
+for measure in (bench.dense, bench.features, bench.loader, bench.step, bench.profile, bench.comm):
     bench_app.command()(measure)
 
 

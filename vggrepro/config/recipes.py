@@ -10,7 +10,8 @@ or a whole graph of them::
     stages: [vgg_A.yaml, vgg_D.yaml]              # a graph of stage files, or
     stages: {A: {model: {net: A}}, D: {...}}      # stages written in place; the file's own sections are their base
 
-``--set section.key=value`` overrides every stage of the file. A file of configs/ is found by its name from any folder,
+``--set section.key=value`` overrides every stage of the file; those that it does not name itself, but that its stages
+descend from, are tested on no other data sets (`transfer`). A file of configs/ is found by its name from any folder,
 as the installed package has them too: ``--config vgg_D``, ``--config reduced/imagenette``.
 """
 
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from vggrepro.config.parsing import merge, parse, shown
-from vggrepro.config.settings import Config
+from vggrepro.config.settings import Config, Transfer
 from vggrepro.config.strict_yaml import load_yaml
 from vggrepro.errors import UserError
 
@@ -95,6 +96,7 @@ def load_graph(path: Path, overrides: Iterable[str] = (), seeds: str | None = No
     listed = source.pop("stages", None)
     stages: dict[str, Config] = {}
     parents: dict[str, str | None] = {}
+    named: set[str] = set()  # by the file itself; the others are there as parents only
 
     def add_file(file: Path, base: dict[str, Any], below: tuple[Path, ...] = ()) -> str:
         tree = _read(file)
@@ -115,10 +117,10 @@ def load_graph(path: Path, overrides: Iterable[str] = (), seeds: str | None = No
         return stage.name
 
     if listed is None:
-        add_file(path, {})
+        named.add(add_file(path, {}))
     elif isinstance(listed, list):
         for item in listed:
-            add_file(path.parent / str(item), source)
+            named.add(add_file(path.parent / str(item), source))
     elif isinstance(listed, dict):
         for name, tree in listed.items():
             if not isinstance(tree, dict | None):
@@ -129,11 +131,13 @@ def load_graph(path: Path, overrides: Iterable[str] = (), seeds: str | None = No
                     f"{path}: run.parent={stage.run.parent} of stage {name} is not a stage above it; "
                     f"known: {', '.join(stages) or 'none'}"
                 )
-            add(stage, stage.run.parent, path)
+            named.add(add(stage, stage.run.parent, path))
     else:
         raise UserError(f"{path}: stages must be a list of stage files or a mapping of stages")
     if not stages:
         raise UserError(f"{path}: stages is empty; name at least one")
+    for name in stages.keys() - named:
+        stages[name] = stages[name].model_copy(update={"transfer": Transfer()})
     graph = Graph(name=next(iter(stages.values())).run.experiment, stages=stages, parents=parents)
     return graph if seeds is None else _over_seeds(graph, seeds)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ def open_class_folders(name: str, source: Path, drawing: Drawing, cache: Path, p
     Images of `train/<class>/` and `val/<class>/` count as one. Files that are no images are no samples. Raises
     UserError, also for a class with too few images.
     """
-    called = _images(name, source)
+    called = listed(name, source)
     members = list(called)
     classes = tuple(sorted({member.class_name for member in members}))
     if len(classes) < 2:
@@ -52,6 +53,24 @@ def open_class_folders(name: str, source: Path, drawing: Drawing, cache: Path, p
     )
 
 
+def require_enough(members: Iterable[Member], drawing: Drawing, source: Path) -> int:
+    """The number of classes. Raises UserError for one with too few images, as far as a listing says."""
+    counts = Counter(member.class_name for member in members)
+    if len(counts) < 2:
+        raise UserError(f"{source} has one class only, {next(iter(counts))}; give {_WANTED}")
+    for class_name, count in sorted(counts.items()):
+        _require_enough(class_name, count, drawing.train_per_class, str(source))
+    return len(counts)
+
+
+def _require_enough(class_name: str, images: int, n: int, source: str) -> None:
+    if images <= n:
+        raise UserError(
+            f"class {class_name} of {source} has {images} usable images, and {n} to train on with one to test on need "
+            f"{n + 1}; add images, or lower train_per_class"
+        )
+
+
 def _drawn(index: Index, drawing: Drawing, number: int) -> Partition:
     """One split: rows of fit, held_out and test, each in index order."""
     fit, held_out, test = [], [], []
@@ -60,11 +79,7 @@ def _drawn(index: Index, drawing: Drawing, number: int) -> Partition:
     label = index.split("val").label
     for place, class_name in enumerate(index.classes):
         rows = (label == place).nonzero()[0]
-        if len(rows) <= n:
-            raise UserError(
-                f"class {class_name} of {index.source} has {len(rows)} usable images, and {n} to train on with one to "
-                f"test on need {n + 1}; add images, or lower train_per_class"
-            )
+        _require_enough(class_name, len(rows), n, index.source)
         drawn = rows[class_permutation(drawing.seed, number, place, len(rows))]
         held_out.append(drawn[:held])
         fit.append(drawn[held:n])
@@ -72,8 +87,11 @@ def _drawn(index: Index, drawing: Drawing, number: int) -> Partition:
     return Partition(*(np.sort(np.concatenate(rows)) for rows in (fit, held_out, test)))
 
 
-def _images(name: str, source: Path) -> dict[Member, str]:
-    """Every image with the name that it is shown by, in the order of the index."""
+def listed(name: str, source: Path) -> dict[Member, str]:
+    """Every file that should be an image with the name that it is shown by, in the order of the index; none is read.
+
+    Raises UserError where there are none.
+    """
     tree = tree_of(source, _WANTED)
     top = _above_classes(tree, _OWN_FOLDER.get(name))
     folders = tree.folders(top)
@@ -89,7 +107,7 @@ def _images(name: str, source: Path) -> dict[Member, str]:
         return found
     archives = archives_in(tree)
     if len(archives) == 1:
-        return _images(name, archives[0])
+        return listed(name, archives[0])
     if isinstance(tree, Tar) or archives or _OTHER_LAYOUTS.intersection(tree.folders("")):
         return _pooled(source)
     raise UserError(f"{source} holds no images in folders; give {_WANTED}")

@@ -1,11 +1,11 @@
-"""A data set of Appendix B, opened by its name."""
+"""A data set of Appendix B by its name: opened, or only looked at."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
-from vggrepro.data.class_folders import open_class_folders
+from vggrepro.data import class_folders, voc
 from vggrepro.data.transfer import Drawing, TransferSet
-from vggrepro.data.voc import TASKS, open_voc
 
 
 def open_transfer(
@@ -20,6 +20,23 @@ def open_transfer(
     Nothing is extracted. The index is kept in `cache`, so that the next time is quick; `progress(done, total)` is told
     the images looked at. Raises UserError.
     """
-    if name in TASKS:
-        return open_voc(name, source, settings.seed, cache, progress)
-    return open_class_folders(name, source, settings, cache, progress)
+    if name in voc.TASKS:
+        return voc.open_voc(name, source, settings.seed, cache, progress)
+    return class_folders.open_class_folders(name, source, settings, cache, progress)
+
+
+class Listing(NamedTuple):
+    """What is there by lists of files."""
+
+    classes: int
+    images: int
+    samples: int
+    """Images, or persons in them."""
+
+
+def look(name: str, source: Path, settings: Drawing) -> Listing:
+    """What :func:`open_transfer` will find if all images are sound; none is read. Raises UserError where it would."""
+    if name in voc.TASKS:
+        return Listing(*voc.listed(name, source))
+    members = class_folders.listed(name, source)
+    return Listing(class_folders.require_enough(members, settings, source), len(members), len(members))

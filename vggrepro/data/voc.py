@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from vggrepro.data.annotations import XML_MOST, Annotation, Unread, parse_voc
 from vggrepro.data.box_scan import Edges, cut_to_image, edges_of
 from vggrepro.data.index import Index
+from vggrepro.data.members import Member
 from vggrepro.data.sampler import class_permutation
 from vggrepro.data.scan import open_members
 from vggrepro.data.transfer import Partition, TransferSet
@@ -91,8 +92,18 @@ def _drawn(rows: Ints, image: Ints, seed: int) -> tuple[Ints, Ints]:
     return rows[~held], rows[held]
 
 
-def _indexed(kit: Kit, images: Sequence[str], samples: Mapping[Key, Sample], cache: Path, progress: Progress) -> Index:
-    """The index of the images that samples are in, all of them usable."""
+def listed(name: str, source: Path) -> tuple[int, int, int]:
+    """Classes, images and samples that :func:`open_voc` will find; no image and no box is read. Raises UserError."""
+    task = TASKS[name]
+    kit = Kit(source, task.year)
+    classes, samples = kit.samples(task.folder, task.labelled, persons=task.persons)
+    images = sorted({key.image for key in samples})
+    _members(kit, images, samples)
+    return len(classes), len(images), len(samples)
+
+
+def _members(kit: Kit, images: Sequence[str], samples: Mapping[Key, Sample]) -> list[Member]:
+    """The files of the images that samples are in. Raises UserError where one is not there."""
     there = kit.files(_IMAGES)
     if lacking := [image for image in images if f"{image}.jpg" not in there]:
         sample = next(sample for key, sample in samples.items() if key.image == lacking[0])
@@ -100,7 +111,12 @@ def _indexed(kit: Kit, images: Sequence[str], samples: Mapping[Key, Sample], cac
             f"{sample.place}: image {lacking[0][:80]} is not in {_IMAGES} (of {len(images)} images {len(lacking)} are "
             f"not); add {kit.archive_of(sample.set)}"
         )
-    members = [there[f"{image}.jpg"]._replace(class_name=_IMAGES) for image in images]
+    return [there[f"{image}.jpg"]._replace(class_name=_IMAGES) for image in images]
+
+
+def _indexed(kit: Kit, images: Sequence[str], samples: Mapping[Key, Sample], cache: Path, progress: Progress) -> Index:
+    """The index of the images that samples are in, all of them usable."""
+    members = _members(kit, images, samples)
     index = open_members(members, (_IMAGES,), kit.source, cache, progress)
     if rejected := index.split("val").rejected:
         status, place = next(flagged for flagged in index.flagged() if flagged[0].startswith("rejected"))

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggrepro.config.parsing import override
-from vggrepro.config.settings import Config, Transfer
-from vggrepro.data.transfer import Drawing, TransferSet
+from vggrepro.config.settings import Config
+from vggrepro.data.transfer import TransferSet
 from vggrepro.errors import UserError
-from vggrepro.evaluation.features import Combine, FeatureProtocol, descriptors, load_features, save_features, stacked
+from vggrepro.evaluation.asked import Asked, asked_of, drawing_of
+from vggrepro.evaluation.features import FeatureProtocol, descriptors, load_features, save_features, stacked
 from vggrepro.evaluation.parts import Parts, write_arrays
 from vggrepro.models.table1 import architecture_of
-from vggrepro.paper import TransferTask, facts, value
 from vggrepro.pipeline.session import Session
 from vggrepro.ranks.collectives import from_first_rank
 from vggrepro.storage.directory import RunDirectory
@@ -26,60 +26,6 @@ from vggrepro.storage.status import locate, relocated
 
 if TYPE_CHECKING:
     from vggrepro.models.vgg import VGG
-
-_OTHER = TransferTask(table=11, measure="recall", classes=0, images=0, scales=facts().transfer["caltech101"].scales,
-                      combine="stack", splits=3, train_per_class=30, test_per_class=50)  # fmt: skip
-"""How a folder of classes that the paper does not know is tested: as Caltech-101."""
-
-
-def task_of(name: str) -> TransferTask:
-    """How the paper tests a data set; one that it does not know is tested as Caltech-101."""
-    return facts().transfer.get(name, _OTHER)
-
-
-def drawing_of(name: str, settings: Transfer) -> Drawing:
-    """How a data set is split."""
-    task = task_of(name)
-    return Drawing(
-        settings.seed,
-        settings.splits,
-        settings.train_per_class or task.train_per_class or _OTHER.train_per_class or 1,
-        settings.test_per_class or task.test_per_class,
-    )
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One way to make descriptors of a data set's samples."""
-
-    Q: tuple[int, ...]
-    """Shorter sides, px."""
-    combine: Combine
-    boxes: bool = False
-    """The descriptor of a person's box beside that of the image."""
-
-
-def asked_of(name: str, config: Config) -> list[Asked]:
-    """How a net is tested on a data set: first as the paper's tables have it, then what its text compares that with.
-
-    On VOC, fewer scales and stacked ones; on Caltech, averaged ones; of actions, first the image alone and then its
-    person's box as well. Where the configuration says scales or combination, that alone.
-    """
-    task, own, crop = task_of(name), config.transfer, config.model.crop
-
-    def sides(scales: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(dict.fromkeys(round(Q * crop / value("crop")) for Q in scales))
-
-    first = Asked(own.scales or sides(task.scales), own.combine or task.combine)
-    if task.table == 12:
-        return [first, replace(first, boxes=True)]
-    asked = [first]
-    if not own.combine and len(first.Q) > 1:
-        asked.append(replace(first, combine="average" if first.combine == "stack" else "stack"))
-    fewer = sides(value("transfer_fewer_scales"))
-    if not own.scales and len(fewer) < len(first.Q):
-        asked.append(replace(first, Q=fewer))
-    return asked
 
 
 @dataclass(frozen=True)

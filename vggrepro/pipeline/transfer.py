@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from vggrepro.config.settings import Config
 from vggrepro.data.transfer import TransferSet
 from vggrepro.errors import UserError
+from vggrepro.evaluation.asked import Asked, asked_of, drawing_of
 from vggrepro.evaluation.transfers import (
     NetProtocol,
     TransferProtocol,
@@ -22,16 +23,7 @@ from vggrepro.evaluation.transfers import (
     save_split,
     save_truth,
 )
-from vggrepro.pipeline.features import (
-    Asked,
-    FeatureNet,
-    asked_of,
-    described,
-    drawing_of,
-    net_at,
-    net_of_stage,
-    open_set,
-)
+from vggrepro.pipeline.features import FeatureNet, described, net_at, net_of_stage, open_set
 from vggrepro.pipeline.session import Session, open_session
 from vggrepro.pipeline.tracking import mirrored
 from vggrepro.progress import echo

@@ -7,6 +7,7 @@ Counts of floating-point operations and bytes follow from Table 1. What turns th
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +15,7 @@ from vggrepro.config.settings import Config
 from vggrepro.models.table1 import BOX_NUMBERS, Architecture, architecture_of
 from vggrepro.paper import value
 from vggrepro.preflight.machine import (
+    ACTION_PERSONS,
     FORWARD_SHARE,
     LINK_GB_PER_S,
     LONG_SIDE,
@@ -40,12 +42,15 @@ class StagePlan:
     training_flop: float
     evaluation_flop: float
     """Validation during training, and the dense tests at its end."""
+    features_flop: float
+    """Of other data sets' images (Appendix B); without the linear SVMs, which are no work for a GPU."""
     images_per_s: float
     """Of all GPUs together."""
     rate_from: str
     gpu_hours: float
     training_hours: float
     evaluation_hours: float
+    """With the features of other data sets."""
     wall_hours: float
     starts_after_hours: float
     """On the critical path, with nodes for all stages that can run at once."""
@@ -70,7 +75,7 @@ class StagePlan:
     cores_node: int | None
     """Cores of a node that decode, as far as the configuration says: cluster.cpus_per_task, data.workers."""
     disk_gb: float
-    """Checkpoints and posteriors."""
+    """Checkpoints, posteriors and features."""
     money: float | None
 
 
@@ -143,8 +148,9 @@ def cost_of(config: Config, parent: str | None, start_hours: float, machine: Mac
     images = config.train.iterations * config.train.batch
     training_hours = config.train.iterations * step_s / 3600
     validation_flop, test_flop = _evaluation_flop(config, net, data)
+    others_flop = features_flop(config, net, data)
     slower = peak_of(machine, config.train.precision) / peak_of(machine, config.evaluation.precision)
-    evaluation_hours = (validation_flop + slower * test_flop) / (speed * machine.gpus) / 3600
+    evaluation_hours = (validation_flop + slower * (test_flop + others_flop)) / (speed * machine.gpus) / 3600
     wall_hours = training_hours + evaluation_hours
     images_per_s = config.train.batch / step_s
     gpu_hours = wall_hours * machine.gpus
@@ -154,6 +160,7 @@ def cost_of(config: Config, parent: str | None, start_hours: float, machine: Mac
         images=images,
         training_flop=float(images * flop),
         evaluation_flop=validation_flop + test_flop,
+        features_flop=others_flop,
         images_per_s=images_per_s,
         rate_from=rate_from,
         gpu_hours=gpu_hours,
@@ -219,9 +226,29 @@ def _evaluation_flop(config: Config, net: Architecture, data: ImageSet) -> tuple
     return float(data.val * validations * forward), float(data.val * (centre + views * dense))
 
 
-def _dense_flop(net: Architecture, Q: int) -> float:
-    """Of one uncropped image: convolutions by area, fully-connected layers by positions of the score map."""
-    layers = net.layers()
+def features_flop(config: Config, net: Architecture, data: ImageSet) -> float:
+    """Of the features of other data sets (Appendix B): dense, with mirror images, and without class scores."""
+    views = 2 if config.evaluation.flip else 1
+    return float(sum(views * images * _dense_flop(net, Q, but="fc8") for images, Q in _passes(config, data)))
+
+
+def _passes(config: Config, data: ImageSet) -> Iterator[tuple[int, int]]:
+    """(images, Q) of every pass over other data sets: of whole images, and of persons' boxes as if they were images."""
+    from vggrepro.evaluation.asked import asked_of
+
+    for name, images in data.others.items():
+        if images is not None:
+            asked = asked_of(name, config)
+            yield from ((images, Q) for Q in sorted({Q for one in asked for Q in one.Q}))
+            yield from ((ACTION_PERSONS, Q) for Q in sorted({Q for one in asked if one.boxes for Q in one.Q}))
+
+
+def _dense_flop(net: Architecture, Q: int, but: str = "") -> float:
+    """Of one uncropped image: convolutions by area, fully-connected layers by positions of the score map.
+
+    Without the layer `but`.
+    """
+    layers = [layer for layer in net.layers() if layer.name != but]
     conv = 2 * sum(layer.multiply_adds for layer in layers if layer.kind == "conv")
     fc = 2 * sum(layer.multiply_adds for layer in layers if layer.kind == "fc")
     height, width = Q, round(Q * LONG_SIDE)
@@ -237,7 +264,7 @@ def _positions(net: Architecture, Q: int) -> int:
 def disk_gb(config: Config, data: ImageSet) -> float:
     """What a stage keeps on disk, GB: step checkpoints (weights, momentum), best and final ones, posteriors or boxes.
 
-    Raises UserError.
+    And features of other data sets. Raises UserError.
     """
     net = architecture_of(config)
     step = 2 * 4 * net.parameters
@@ -246,4 +273,6 @@ def disk_gb(config: Config, data: ImageSet) -> float:
         per_image = sum(_positions(net, Q) for Q in sets) * (value("localisation_guesses") + 1) * (BOX_NUMBERS + 1)
     else:
         per_image = len(sets) * net.classes
-    return ((config.train.keep + 1) * step + 4 * net.parameters + 4 * data.val * per_image) / 1e9
+    units = next(layer.shape[0] for layer in net.layers() if layer.name == net.feature_layer)
+    stored = data.val * per_image + units * sum(images for images, _ in _passes(config, data))
+    return ((config.train.keep + 1) * step + 4 * net.parameters + 4 * stored) / 1e9

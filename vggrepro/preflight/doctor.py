@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vggrepro.config.recipes import Graph
 from vggrepro.preflight.check import Check
-from vggrepro.preflight.images import boxes, images
+from vggrepro.preflight.images import boxes, data_sets, images
 from vggrepro.preflight.site import disk, host, mlflow, runs_folder, slurm
 from vggrepro.preflight.software import gpus, packages
 
@@ -26,6 +26,7 @@ def examine(graph: Graph | None, root: Path) -> list[Check]:
         first = next(iter(graph.stages.values()))
         examinations.append(lambda: images(first))
         examinations += [partial(boxes, config) for config in graph.stages.values() if config.localisation][:1]
+        examinations.append(lambda: data_sets(graph))
     checks: list[Check] = []
     for one in examinations:
         checks += one()

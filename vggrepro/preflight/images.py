@@ -1,4 +1,4 @@
-"""The images and their boxes: whether they are there, and how fast images can be read."""
+"""Images, their boxes, other data sets: whether they are there, and how fast images can be read."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from vggrepro.errors import UserError
 from vggrepro.preflight.check import Check
 
 if TYPE_CHECKING:
+    from vggrepro.config.recipes import Graph
     from vggrepro.data.index import Index
 _PROBE_IMAGES = 256
 _PROBE_S = 3.0
@@ -76,6 +77,28 @@ def boxes(config: Config) -> Iterator[Check]:
             yield Check("boxes", "fail", f"no annotations beside {root}", remedy)
     elif index is not None:
         yield Check("boxes", "warn", "data.boxes is not set: looked for beside the images of the index", remedy)
+
+
+def data_sets(graph: Graph) -> Iterator[Check]:
+    """Those that stages test their features on, each once: what lists of their files say; no image is read."""
+    seen = set()
+    for config in graph.stages.values():
+        for name, path in config.transfer.sets.items():
+            if (name, path) not in seen:
+                seen.add((name, path))
+                yield _data_set(name, path, config)
+
+
+def _data_set(name: str, path: Path, config: Config) -> Check:
+    from vggrepro.data.transfer_scan import look
+    from vggrepro.evaluation.asked import drawing_of
+
+    try:
+        there = look(name, path, drawing_of(name, config.transfer))
+    except UserError as error:
+        return Check(f"data set {name}", "fail", str(path), str(error))
+    persons = f", {there.samples:,} persons" if there.samples != there.images else ""
+    return Check(f"data set {name}", "ok", f"{path}: {there.images:,} images{persons}, {there.classes} classes")
 
 
 def _reading(index: Index) -> Iterator[Check]:

@@ -1,13 +1,13 @@
 """What a graph runs on: machines and images, with what is assumed of them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vggrepro.config.recipes import Graph
 from vggrepro.config.settings import Config, Precision
 from vggrepro.errors import UserError
-from vggrepro.paper import value
+from vggrepro.paper import facts, value
 
 # Assumptions, only one of them measured by us; each is printed with what follows from it.
 ASSUMED_MFU = 0.43
@@ -22,6 +22,8 @@ NODE_GB_PER_S = 50.0
 """Of the network, each way and node: 400 Gbit/s."""
 LINK_GB_PER_S = 300.0
 """Between the GPUs of one node."""
+ACTION_PERSONS = 6_278
+"""In the images of VOC 2012's actions whose labels are public, as its development kit counts them: one box each."""
 FORWARD_SHARE = 1 / 3
 """Of a step's arithmetic; the exchange of gradients overlaps with the rest."""
 DECODE_PER_CORE = 540.0
@@ -65,21 +67,40 @@ class ImageSet:
     val: int
     bytes: float
     """Mean size of a training image."""
+    others: Mapping[str, int | None] = field(default_factory=dict)
+    """Images of the data sets that its features are tested on (Appendix B); None: not counted."""
 
     def __str__(self) -> str:
         return f"{self.name}, {self.train:,} + {self.val:,} images of {self.bytes / 1000:.3g} kB"
 
 
 def image_sets_of(graph: Graph) -> dict[str, ImageSet]:
-    """What each stage is trained and tested on; an index that stages share is opened once. Raises UserError."""
+    """What each stage is trained and tested on; what stages share is opened or listed once. Raises UserError."""
     opened: dict[Path | str | None, ImageSet] = {}
+    counted: dict[tuple[str, Path], int | None] = {}
     found = {}
     for name, config in graph.stages.items():
         source = config.data.index or config.data.root
         if source not in opened:
             opened[source] = _image_set(config)
-        found[name] = opened[source]
+        for other in config.transfer.sets.items():
+            if other not in counted:
+                counted[other] = _count(*other)
+        others = {other: counted[other, path] for other, path in config.transfer.sets.items()}
+        found[name] = replace(opened[source], others=others)
     return found
+
+
+def _count(name: str, path: Path) -> int | None:
+    """Images of a data set: the paper's as published, others as listed; None for one that cannot be listed."""
+    if name in facts().transfer:
+        return facts().transfer[name].images
+    from vggrepro.data.class_folders import listed
+
+    try:
+        return len(listed(name, path))
+    except UserError:  # `vggrepro doctor` says it, and the stage that needs it
+        return None
 
 
 def _image_set(config: Config) -> ImageSet:

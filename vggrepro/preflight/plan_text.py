@@ -1,11 +1,20 @@
 """A plan for the terminal, and what it assumes, in words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from vggrepro.config.recipes import Graph
 from vggrepro.models.table1 import architecture_of
+from vggrepro.paper import facts
 from vggrepro.preflight.cost import Binds, Cheaper, Plan, StagePlan
-from vggrepro.preflight.machine import DECODE_PER_CORE, LINK_GB_PER_S, LONG_SIDE, ImageSet, Machine, decoding_cores
+from vggrepro.preflight.machine import (
+    ACTION_PERSONS,
+    DECODE_PER_CORE,
+    LINK_GB_PER_S,
+    LONG_SIDE,
+    ImageSet,
+    Machine,
+    decoding_cores,
+)
 
 
 def render(made: Plan, machine: Machine) -> str:
@@ -30,7 +39,7 @@ def render(made: Plan, machine: Machine) -> str:
         (
             one.name,
             one.depends_on or "-",
-            _number((one.training_flop + one.evaluation_flop) / 1e15),
+            _number((one.training_flop + one.evaluation_flop + one.features_flop) / 1e15),
             f"{one.images_per_s:,.0f}",
             _number(one.wall_hours),
             _number(one.gpu_hours),
@@ -151,7 +160,36 @@ def assumptions_of(graph: Graph, machine: Machine, sets: Mapping[str, ImageSet])
         f"a GPU has {_per_gpu(graph, machine)} images of each batch; with few, kernels reach less of the peak, and "
         f"the update of the weights, not counted here, weighs more",
         "parameters, momentum and posteriors are 4 bytes each; multi-crop testing, 50 crops a Q, is not included",
+        *_others(sets),
     )
+
+
+def _others(sets: Mapping[str, ImageSet]) -> Iterator[str]:
+    """Of the data sets that features are tested on, a sentence; and one of the linear SVMs."""
+    counts = {name: images for one in sets.values() for name, images in one.others.items()}
+    if not counts:
+        return
+    action = f" and the boxes of {ACTION_PERSONS:,} persons, as if they were images"
+    known = [
+        f"{name} {images:,}" + (action if name == "voc2012_action" else "")
+        for name, images in counts.items()
+        if images is not None
+    ]
+    nets = [name for name, one in sets.items() if one.others]
+    told = f"features of {', '.join(nets)} are taken of other data sets' images, 4 bytes a unit: {', '.join(known)}"
+    if unknown := [name for name, images in counts.items() if images is None]:
+        told += f"{'; ' if known else ''}not counted, and so not included: {', '.join(unknown)}"
+    yield told
+    svms = "linear SVMs on features are trained on one node's CPU while its GPUs wait, and are in no hours here"
+    if "caltech256" in counts:
+        from vggrepro.evaluation.svm import C_GRID
+
+        svms += (
+            f": those of caltech256 take tens of CPU hours a split with all {facts().transfer['caltech256'].classes} "
+            f"classes and {len(C_GRID)} values of C (measured: about 25 s a class and C at a quarter of its training "
+            f"rows), divided by the cores"
+        )
+    yield svms
 
 
 def _loading(graph: Graph, machine: Machine) -> str:

@@ -1,0 +1,69 @@
+"""The benchmark of features: the usual way says the same, and cheaper ones do not stand in for it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from programs import Command
+from test_bench_dense import small
+
+from vggrepro.bench import features as bench_features
+from vggrepro.bench.features import run
+from vggrepro.bench.turns import bench_of
+from vggrepro.models.table1 import architecture_of
+
+
+def test_keys_and_agreement(images: Path, tmp_path: Path) -> None:
+    found = run(small(images, tmp_path), (32, 40), 7, 2)
+    assert (found["name"], found["unit"]) == ("features", "images/s")
+    assert found["ceiling"] is None, "no peak is known of a CPU"
+    details = found["details"]
+    assert (details["images"], details["layer"], details["Q"]) == (7, "fc7", [32, 40])
+    assert details["largest_difference"] < 1e-5, "the same features, only faster"
+    assert all(len(rates) == 2 for rates in details["rates"].values())
+    ratios = sorted(
+        ours / usual for ours, usual in zip(details["rates"]["ours"], details["rates"]["usual"], strict=True)
+    )
+    assert details["ratio_range"] == ratios
+    assert found["ratio"] == pytest.approx(sum(ratios) / 2)
+    assert details["centre_crop"] > 0
+
+
+@pytest.mark.parametrize("changes", [{"flip": False}, {"batch": 3}])
+def test_every_way_does_as_the_configuration_says(images: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    assert run(small(images, tmp_path, **changes), (37,), 5, 1)["details"]["largest_difference"] < 1e-5
+
+
+def test_a_way_that_says_something_else_is_seen(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the mirror image, the difference is no rounding."""
+    usual = bench_features._one_by_one
+
+    def careless(bench: Any, Q: tuple[int, ...]) -> Any:
+        bench.config.evaluation.__dict__["flip"] = False
+        try:
+            return usual(bench, Q)
+        finally:
+            bench.config.evaluation.__dict__["flip"] = True
+
+    monkeypatch.setattr(bench_features, "_one_by_one", careless)
+    assert run(small(images, tmp_path), (37,), 5, 1)["details"]["largest_difference"] > 1e-3
+
+
+def test_the_flop_are_those_of_the_layers_that_run(images: Path, tmp_path: Path) -> None:
+    """One image of the crop's size: its forward pass, without class scores, and that of its mirror image."""
+    bench = bench_of(small(images, tmp_path), 1)
+    bench.split.size[:] = 32
+    net = architecture_of(bench.config)
+    fc8 = next(layer for layer in net.layers() if layer.name == "fc8")
+    assert bench.flop_per_image((32,)) == 4 * net.multiply_adds
+    assert bench.flop_per_image((32,), skipped=("fc8",)) == 4 * (net.multiply_adds - fc8.multiply_adds)
+    assert np.isclose(bench.flop_per_image((32, 32)), 8 * net.multiply_adds)
+
+
+def test_the_command(images: Path, command: Command) -> None:
+    sets = ("model.classes=3", "model.crop=32", "model.width=0.0625", "data.S=40", f"data.root={images}")
+    words = [word for one in sets for word in ("--set", one)]
+    found = command.json("bench", "features", "--net", "A", "--images", 3, "--rounds", 1, *words)
+    assert found["details"]["Q"] == [37, 55, 73], "Appendix B's three for Caltech, to this crop"
+    assert found.keys() == {"name", "ours", "usual", "ratio", "unit", "ceiling", "details"}
