@@ -19,8 +19,8 @@ from vggrepro.evaluation.recognition import Floats, Targets, Tested, measured
 from vggrepro.paper import Measure
 
 C_GRID = (0.01, 0.1, 1.0, 10.0, 100.0)
-"""Appendix B's features have a length of 1, so the scale of C is the same for every net. At 0.01 the penalty decides and
-a class's weights are close to its mean feature, at 100 the training images do."""
+"""Appendix B's features have a length of 1, so the scale of C is the same for every net. At 0.01 the penalty decides,
+and a class's weights are close to its mean feature; at 100 the training images do."""
 _TOLERANCE = 1e-6
 """Of the gradient, relative to its start. At LinearSVC's 1e-4 decision values are off by 0.05 where C = 100."""
 _MOST_STEPS = 10_000

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vggrepro.config.recipes import Graph
 from vggrepro.preflight.check import Check
-from vggrepro.preflight.images import boxes, images
+from vggrepro.preflight.images import boxes, images, transfer_sets
 from vggrepro.preflight.site import disk, host, mlflow, runs_folder, slurm
 from vggrepro.preflight.software import gpus, packages
 
@@ -26,6 +26,8 @@ def examine(graph: Graph | None, root: Path) -> list[Check]:
         first = next(iter(graph.stages.values()))
         examinations.append(lambda: images(first))
         examinations += [partial(boxes, config) for config in graph.stages.values() if config.localisation][:1]
+        named = {config.transfer.model_dump_json(include={"sets"}): config for config in graph.stages.values()}
+        examinations += [partial(transfer_sets, config) for config in named.values()]
     checks: list[Check] = []
     for one in examinations:
         checks += one()

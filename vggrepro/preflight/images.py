@@ -53,6 +53,22 @@ def images(config: Config) -> Iterator[Check]:
         yield Check("images", "fail", f"{root} does not exist", "correct data.root")
 
 
+def transfer_sets(config: Config) -> Iterator[Check]:
+    """The data sets that a stage's features are to be tested on: whether they are there; not what is in them."""
+    for name, source in config.transfer.sets.items():
+        if source.exists():
+            yield Check(f"data set {name}", "ok", f"{source}; read when a stage is trained")
+        else:
+            yield Check(f"data set {name}", "fail", f"{source} does not exist", f"correct transfer.sets.{name}")
+
+
+def require_sets(config: Config) -> None:
+    """Raises UserError where a data set that a stage is to be tested on is not there, before the stage is trained."""
+    for name, source in config.transfer.sets.items():
+        if not source.exists():
+            raise UserError(f"transfer.sets.{name}={source} of stage {config.name} does not exist; correct the path")
+
+
 def boxes(config: Config) -> Iterator[Check]:
     """Of a stage that predicts boxes: whether there is anything that says where objects are; not what it says."""
     if config.localisation is None:
