@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vggrepro.cli.options import JsonOption, SetOption, print_json, whole_numbers
-from vggrepro.config.settings import SET_NAME
 from vggrepro.errors import UserError
 
 if TYPE_CHECKING:
@@ -125,6 +124,8 @@ def transfer(
 
 def _sets(data: list[str]) -> dict[str, str]:
     """The data sets of `--data`, by name. Raises UserError."""
+    from vggrepro.config.settings import SET_NAME
+
     sets: dict[str, str] = {}
     for one in data:
         name, equals, path = one.partition("=")

@@ -37,7 +37,8 @@ def to_onnx(net: VGG, described: Mapping[str, Any], *, dense: bool) -> torch.onn
     width // stride - fc6_kernel + 1) that they are the mean of.
 
     Raises:
-        UserError: the exporter's packages are missing, or the net is larger than an ONNX file can be, or has no class scores.
+        UserError: the exporter's packages are missing, the net is larger than an ONNX file can be, or it has no class
+            scores.
     """
     require_class_scores(net.architecture)
     if missing := [package for package in ("onnx", "onnxscript") if find_spec(package) is None]:
