@@ -34,7 +34,7 @@ def class_folders(root: Path, count: int = 9) -> Path:
 
 
 def voc2007(root: Path) -> Path:
-    """A devkit with VOC 2007: two classes, 6 images to learn from, 4 that decide, 8 to test on, one of them difficult."""
+    """A devkit with VOC 2007: 6 images to learn from, 4 that decide, 8 to test on; one is difficult."""
     top, number = root / "VOC2007", 0
     for part, count in (("train", 6), ("val", 4), ("test", 8)):
         images = [f"{number + one:06d}" for one in range(1, count + 1)]
@@ -49,7 +49,7 @@ def voc2007(root: Path) -> Path:
 
 
 def voc2012_action(root: Path) -> Path:
-    """A devkit with VOC 2012's actions: two persons in each of 5, 4 and 3 images; the last ones' actions are unknown."""
+    """A devkit with VOC 2012's actions: two persons in each of 5, 4 and 3 images, the last without labels."""
     top, number = root / "VOC2012", 0
     for part, count in (("train", 5), ("val", 4), ("test", 3)):
         images = [f"2010_{number + one:06d}" for one in range(1, count + 1)]

@@ -63,7 +63,7 @@ def _drawn(index: Index, drawing: Drawing, number: int) -> Partition:
         if len(rows) <= n:
             raise UserError(
                 f"class {class_name} of {index.source} has {len(rows)} usable images, and {n} to train on with one to "
-                f"test on need {n + 1}; add images, or lower train_per_class"
+                f"test on need {n + 1}; add images, or lower transfer.train_per_class"
             )
         drawn = rows[class_permutation(drawing.seed, number, place, len(rows))]
         held_out.append(drawn[:held])
