@@ -32,6 +32,7 @@ from vggrepro.config.parsing import override
 from vggrepro.config.recipes import Graph, load_graph
 from vggrepro.config.strict_yaml import load_yaml
 from vggrepro.errors import UserError, run_command
+from vggrepro.models.table1 import architecture_of, require_class_scores
 from vggrepro.preflight.cost import Cheaper
 from vggrepro.preflight.images import require_sets
 from vggrepro.preflight.machine import Machine
@@ -99,6 +100,7 @@ def check(graph: Graph) -> None:
     """What can be known before anything is submitted. Raises UserError."""
     for name, config in graph.stages.items():
         is_finished(config)
+        require_class_scores(architecture_of(config))
         cluster, ranks = config.cluster, config.cluster.nodes * config.cluster.gpus_per_node
         if config.train.batch % ranks:
             raise UserError(

@@ -217,6 +217,26 @@ def test_nets_stacked(nets: Path, sets: Path, tmp_path: Path, command: Command) 
     assert line["transfer_mine_average_Q_37_40_recall"] == found[0]["figure"]
 
 
+def test_nets_of_different_crops_stacked(nets: Path, sets: Path, command: Command) -> None:
+    """Each sees images in the proportion of its own crop."""
+    larger = imported_net(nets / "E", "E", crop=64)
+    data = ("-d", f"mine={sets / 'mine'}", *SETTINGS)
+    found = command.json("transfer", nets / "D", larger, *data, "--combine", "stack")["tested"]
+    assert [one["scales"] for one in found] == [[[37, 55, 73]], [[73, 110, 146]], [[37, 55, 73], [73, 110, 146]]]
+
+
+def test_features_that_are_no_numbers_are_one_line(nets: Path, sets: Path, command: Command) -> None:
+    file = nets / "D" / "checkpoints" / "final.pt"
+    kept = checkpoint.load(file)
+    for key in ("features.0.weight", "features.2.weight", "classifier.0.weight", "classifier.3.weight"):
+        kept.weights[key] *= 1e12
+    checkpoint.save(kept, file)
+    status, _, err = command("transfer", nets / "D", "-d", f"mine={sets / 'mine'}", "--scales", "37", *SETTINGS)
+    (*_, said) = err.splitlines()  # after the progress
+    assert status == 2
+    assert "at Q=37 are not all finite numbers; its weights are damaged" in said
+
+
 def test_voc_2007(nets: Path, sets: Path, tmp_path: Path, command: Command) -> None:
     data, out = ("-d", f"voc2007={sets / 'VOCdevkit'}", *set_words(*HERE)), tmp_path / "voc.npz"
     found = command.json("transfer", nets / "D", *data)["tested"]

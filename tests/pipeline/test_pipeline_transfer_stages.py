@@ -156,7 +156,7 @@ def test_what_cannot_be_tested_is_known_before_it_is_trained(
     assert "-> correct transfer.sets.mine" in out
 
 
-@pytest.mark.parametrize("verb", ["train", "reproduce"])
+@pytest.mark.parametrize("verb", ["plan", "train", "reproduce"])
 def test_nets_of_convolutions_alone_are_not_trained(
     images: Path, tmp_path: Path, command: Command, verb: str, settings: list[str]
 ) -> None:

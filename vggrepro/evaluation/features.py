@@ -79,13 +79,20 @@ def descriptors(at_scales: Iterable[NDArray[np.float32]], combine: Combine) -> N
 
 def stacked(sets: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     """(n, sum of d) descriptors of length 1, of several (n, d) side by side: of Q, nets, or image and box."""
-    return normalised(np.concatenate(sets, axis=1))
+    joined = np.concatenate(sets, axis=1)
+    joined /= _lengths(joined)
+    return joined
 
 
 def normalised(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows divided by their Euclidean length; a row of zeros stays one."""
-    length = np.linalg.norm(values, axis=1, keepdims=True)
-    return (values / np.where(length > 0, length, 1)).astype(np.float32, copy=False)
+    return values / _lengths(values)
+
+
+def _lengths(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(n, 1) what rows are divided by; 1 for a row of zeros. Needs no second array of gigabytes."""
+    length = np.sqrt(np.einsum("ij,ij->i", values, values, dtype=np.float64))[:, None]
+    return np.where(length > 0, length, 1).astype(np.float32)
 
 
 def _text(protocol: FeatureProtocol) -> str:

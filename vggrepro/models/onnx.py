@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from vggrepro.errors import UserError
 from vggrepro.models.dense import score_map
-from vggrepro.models.vgg import VGG, require_class_scores
+from vggrepro.models.table1 import require_class_scores
+from vggrepro.models.vgg import VGG
 
 _MOST_BYTES = 2**31  # of a protocol buffer
 

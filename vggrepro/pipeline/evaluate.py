@@ -60,8 +60,7 @@ def evaluate_nets(
     weights were made for, and kept in its run directory; the errors of a run's final net are logged with its other
     metrics. Raises UserError and Interrupted.
     """
-    from vggrepro.models.table1 import architecture_of
-    from vggrepro.models.vgg import require_class_scores
+    from vggrepro.models.table1 import architecture_of, require_class_scores
     from vggrepro.storage import checkpoint
 
     places = [locate(net) for net in nets]

@@ -169,6 +169,11 @@ class FeatureNet:
             )
             if session.topology.is_first:
                 _, values = parts.gather(len(split))
+                if not np.isfinite(values).all():
+                    raise UserError(
+                        f"features of {data.name} by {self.name} at Q={side} are not all finite numbers; its weights "
+                        f"are damaged, or evaluation.precision={testing.precision} is too low for them"
+                    )
                 save_features(protocol, values, self.run.features)
                 parts.remove()
 
