@@ -375,3 +375,21 @@ def test_names_of_sets_and_emoji(nets: Path, sets: Path, tmp_path: Path, command
     with pytest.raises(UserError, match=r"transfer\.sets"):
         transfer_nets([nets / "D"], ['transfer.sets={"a/b": x}'])
     assert arrays(nets / "D" / "transfers")
+
+
+@pytest.mark.slow
+def test_a_rank_may_learn_longer_than_ranks_may_be_silent(nets: Path, sets: Path, tmp_path: Path) -> None:
+    """As for hours on Caltech-256, while the others wait."""
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import time\n"
+        "from vggrepro.cli import main\n"
+        "from vggrepro.evaluation import svm\n"
+        "classify = svm.classify\n"
+        "svm.classify = lambda *given: time.sleep(14) or classify(*given)\n"
+        "main.main()\n"
+    )
+    words = ("-d", f"mine={sets / 'mine'}", "--scales", "37", *set_words("train.rank_timeout_s=5"), *SETTINGS)
+    done = run_program(script, "transfer", nets / "D", *words, "--json", ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["tested"]) == 1
