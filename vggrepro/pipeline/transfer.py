@@ -69,7 +69,8 @@ def is_transferred(config: Config) -> bool:
     weights, done = known_weights(run), run.read_json(_DONE)
     if not (weights and done and done["asked"] == _asked(config, weights)):
         return False
-    return all((run.path / "transfers" / name).exists() for name in done["files"])
+    files = done.get("files")
+    return bool(files) and all((run.path / "transfers" / name).exists() for name in files)
 
 
 def _asked(config: Config, weights: str) -> str:
