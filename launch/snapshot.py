@@ -133,7 +133,7 @@ def _is_apptainer(image: str) -> bool:
 
 def _places(config: Config) -> list[str]:
     """What a job needs to see inside a container."""
-    named = [Path.cwd(), config.run.root, config.data.index, config.data.boxes]
+    named = [Path.cwd(), config.run.root, config.data.index, config.data.boxes, *config.transfer.sets.values()]
     if config.data.root and not config.data.root.startswith("builtin:"):
         named.append(Path(config.data.root))
     places = sorted({str(path.absolute()) for path in named if path is not None and path.exists()})

@@ -32,7 +32,9 @@ from vggrepro.config.parsing import override
 from vggrepro.config.recipes import Graph, load_graph
 from vggrepro.config.strict_yaml import load_yaml
 from vggrepro.errors import UserError, run_command
+from vggrepro.models.table1 import architecture_of, require_class_scores
 from vggrepro.preflight.cost import Cheaper
+from vggrepro.preflight.images import require_sets
 from vggrepro.preflight.machine import Machine
 from vggrepro.preflight.plan import plan
 from vggrepro.preflight.plan_text import cheaper_lines
@@ -98,6 +100,7 @@ def check(graph: Graph) -> None:
     """What can be known before anything is submitted. Raises UserError."""
     for name, config in graph.stages.items():
         is_finished(config)
+        require_class_scores(architecture_of(config))
         cluster, ranks = config.cluster, config.cluster.nodes * config.cluster.gpus_per_node
         if config.train.batch % ranks:
             raise UserError(
@@ -111,6 +114,7 @@ def check(graph: Graph) -> None:
             raise UserError(f"data.boxes={data.boxes} of stage {name} does not exist; make it with `vggrepro boxes`")
         if data.root and not data.root.startswith("builtin:") and not Path(data.root).exists():
             raise UserError(f"data.root={data.root} of stage {name} does not exist; set it to the images' place")
+        require_sets(config)
         if cluster.container and cluster.container.endswith((".sif", ".sqsh")) and not Path(cluster.container).exists():
             raise UserError(f"container {cluster.container} does not exist; build it, or name an image to be pulled")
 

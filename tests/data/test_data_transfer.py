@@ -285,7 +285,7 @@ def _no_images(root: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (_few, "class Faces of .* has 5 usable images, .* need 6; add images, or lower train_per_class"),
+        (_few, "class Faces of .* has 5 usable images, .* need 6; add images, or lower transfer.train_per_class"),
         (_compressed, "101_ObjectCategories.tar.gz is compressed.*; uncompress it once"),
         (_one_class, "has one class only, accordion; give a folder of classes"),
         (_emptied, "holds no images in folders; give a folder of classes"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -50,15 +50,17 @@ def features(
     They are kept in the run directories, too; what is there is not computed again.
     """
     from vggrepro.pipeline.features import extract as extract_features
-    from vggrepro.pipeline.features import net_at, write_features
+    from vggrepro.pipeline.features import net_at, require_writable, write_features
     from vggrepro.pipeline.session import open_session
 
     if out.suffix != ".npz":
         raise UserError(f"--out {out}: features are written as .npz; choose that suffix")
-    asked = _changes([data], scales, combine, changes)
-    found_nets = [net_at(net, asked) for net in nets]
+    require_writable(out)
+    sets, asked = _sets([data]), _changes(scales, combine, changes)
+    (name,) = sets
+    found_nets = [net_at(net, asked, sets) for net in nets]
     with open_session([net.config for net in found_nets], training=False) as session:
-        found = extract_features(found_nets, data.partition("=")[0], session, boxes=boxes)
+        found = extract_features(found_nets, name, session, boxes=boxes)
     if found is None:  # not the first rank
         return
     write_features(out, found_nets, found)
@@ -110,7 +112,7 @@ def transfer(
     """
     from vggrepro.pipeline.transfer import transfer_nets
 
-    found = transfer_nets(nets, _changes(data, scales, combine, changes), submission)
+    found = transfer_nets(nets, _changes(scales, combine, changes), submission, sets=_sets(data))
     if found is None:  # not the first rank
         return
     if as_json:
@@ -120,15 +122,26 @@ def transfer(
         typer.echo(_line(one))
 
 
-def _changes(data: list[str], scales: str | None, combine: str | None, changes: list[str]) -> list[str]:
-    """The options as `section.key=value`. Raises UserError."""
-    sets = {}
+def _sets(data: list[str]) -> dict[str, str]:
+    """The data sets of `--data`, by name. Raises UserError."""
+    from vggrepro.config.settings import SET_NAME
+
+    sets: dict[str, str] = {}
     for one in data:
         name, equals, path = one.partition("=")
         if not (name and equals and path):
             raise UserError(f"--data {one}: expected NAME=PATH, e.g. caltech101=101_ObjectCategories")
+        if not re.fullmatch(SET_NAME, name):
+            raise UserError(f"--data {one}: a name is of letters, digits, _, . and -; call it mine=PATH, say")
+        if name in sets:
+            raise UserError(f"--data {one}: {name} is {sets[name]} already; give each data set a name of its own")
         sets[name] = path
-    asked = [f"transfer.sets={json.dumps(sets)}"] if sets else []
+    return sets
+
+
+def _changes(scales: str | None, combine: str | None, changes: list[str]) -> list[str]:
+    """The options as `section.key=value`. Raises UserError."""
+    asked = []
     if scales:
         asked.append(f"transfer.scales={list(whole_numbers(scales))}")
     if combine:

@@ -15,6 +15,8 @@ from vggrepro.paper import Scale, facts, scale_text, value
 
 Precision = Literal["fp32", "tf32", "bf16"]
 Cudnn = Literal["benchmark", "deterministic"]
+SET_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
+"""Names of data sets in `Transfer.sets`, which begin names of files."""
 
 
 class Model(Section):
@@ -178,7 +180,7 @@ class Evaluation(Section):
 class Transfer(Section):
     """Data sets on which the net's features are tested with a linear SVM (Appendix B)."""
 
-    sets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")], Path] = Field(default_factory=dict)
+    sets: dict[Annotated[str, Field(pattern=SET_NAME)], Path] = Field(default_factory=dict)
     """Folders or archives as downloaded, by name: voc2007, voc2012, voc2012_action, caltech101 or caltech256, or by any
     other name a folder of classes."""
     scales: tuple[Positive, ...] = ()

@@ -67,7 +67,7 @@ def _require_enough(class_name: str, images: int, n: int, source: str) -> None:
     if images <= n:
         raise UserError(
             f"class {class_name} of {source} has {images} usable images, and {n} to train on with one to test on need "
-            f"{n + 1}; add images, or lower train_per_class"
+            f"{n + 1}; add images, or lower transfer.train_per_class"
         )
 
 

@@ -88,7 +88,18 @@ class TransferSet:
 
     @cached_property
     def boxes_fingerprint(self) -> str:
-        """SHA-256 (hex) of the persons' boxes; empty without."""
+        """SHA-256 (hex) of the persons' boxes, and of which images they are in; empty without."""
         if self.boxes is None:
             return ""
-        return hashlib.sha256(np.ascontiguousarray(self.boxes, "<f8").tobytes()).hexdigest()
+        digest = hashlib.sha256(np.ascontiguousarray(self.boxes, "<f8").tobytes())
+        digest.update(np.ascontiguousarray(self.image, "<i8").tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def split_fingerprint(self) -> str:
+        """SHA-256 (hex) of how the samples are split."""
+        digest = hashlib.sha256()
+        for one in self.partitions:
+            for rows in (one.fit, one.held_out, one.test):
+                digest.update(len(rows).to_bytes(8, "little") + np.ascontiguousarray(rows, "<i8").tobytes())
+        return digest.hexdigest()

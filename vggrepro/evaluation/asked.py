@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 
 from vggrepro.config.settings import Config, Transfer
 from vggrepro.data.transfer import Drawing
+from vggrepro.errors import UserError
 from vggrepro.evaluation.features import Combine
+from vggrepro.models.table1 import architecture_of
 from vggrepro.paper import TransferTask, facts, value
 
 _OTHER = TransferTask(table=11, measure="recall", classes=0, images=0, scales=facts().transfer["caltech101"].scales,
@@ -45,14 +47,18 @@ def asked_of(name: str, config: Config) -> list[Asked]:
     """How a net is tested on a data set: first as the paper's tables have it, then what its text compares that with.
 
     On VOC, fewer scales and stacked ones; on Caltech, averaged ones; of actions, first the image alone and then its
-    person's box as well. Where the configuration says scales or combination, that alone.
+    person's box as well. Where the configuration says scales or combination, that alone. Raises UserError for a Q that
+    is too small for the net.
     """
     task, own, crop = task_of(name), config.transfer, config.model.crop
+    smallest = architecture_of(config).smallest_side
+    if min(own.scales, default=smallest) < smallest:
+        raise UserError(f"Q = {min(own.scales)} is smaller than {config.name} takes; use {smallest} or more")
 
     def sides(scales: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(dict.fromkeys(round(Q * crop / value("crop")) for Q in scales))
 
-    first = Asked(own.scales or sides(task.scales), own.combine or task.combine)
+    first = Asked(tuple(dict.fromkeys(own.scales)) or sides(task.scales), own.combine or task.combine)
     if task.table == 12:
         return [first, replace(first, boxes=True)]
     asked = [first]

@@ -5,7 +5,7 @@ arithmetic on what is stored.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -63,23 +63,36 @@ def load_features(protocol: FeatureProtocol, folder: Path) -> NDArray[np.float32
     return content["values"]
 
 
-def descriptors(at_scales: Sequence[NDArray[np.float32]], combine: Combine) -> NDArray[np.float32]:
-    """(n, d) descriptors of length 1, of features (n, units) at several Q, each of which is normalised first."""
-    each = [normalised(one) for one in at_scales]
+def descriptors(at_scales: Iterable[NDArray[np.float32]], combine: Combine) -> NDArray[np.float32]:
+    """(n, d) descriptors of length 1, of features (n, units) at several Q, each of which is normalised first.
+
+    Of averaged ones two are in memory at a time.
+    """
+    each = map(normalised, at_scales)
     if combine == "stack":
-        return stacked(each)
-    return normalised(np.mean(each, axis=0))
+        return stacked(list(each))
+    total = next(each)
+    for one in each:
+        total += one
+    return normalised(total)  # as their mean would be
 
 
 def stacked(sets: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     """(n, sum of d) descriptors of length 1, of several (n, d) side by side: of Q, nets, or image and box."""
-    return normalised(np.concatenate(sets, axis=1))
+    joined = np.concatenate(sets, axis=1)
+    joined /= _lengths(joined)
+    return joined
 
 
 def normalised(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows divided by their Euclidean length; a row of zeros stays one."""
-    length = np.linalg.norm(values, axis=1, keepdims=True)
-    return (values / np.where(length > 0, length, 1)).astype(np.float32)
+    return values / _lengths(values)
+
+
+def _lengths(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(n, 1) what rows are divided by; 1 for a row of zeros. Needs no second array of gigabytes."""
+    length = np.sqrt(np.einsum("ij,ij->i", values, values, dtype=np.float64))[:, None]
+    return np.where(length > 0, length, 1).astype(np.float32)
 
 
 def _text(protocol: FeatureProtocol) -> str:

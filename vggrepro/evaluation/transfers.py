@@ -57,6 +57,8 @@ class TransferProtocol:
     """How many splits there are: of one drawing, or the one that the data set has."""
     C: tuple[float, ...] = C_GRID
     """Among which the held-out samples choose."""
+    rows: str = ""
+    """Fingerprint of the splits: VOC's come from files, which may be edited."""
 
     @property
     def key(self) -> str:
@@ -93,7 +95,11 @@ def save_split(protocol: TransferProtocol, split: int, found: Classified, folder
 
 
 def is_stored(protocol: TransferProtocol, folder: Path) -> bool:
-    """Whether all splits are there."""
+    """Whether all splits are there, and the truth."""
+    return truth_file(folder, protocol.data).exists() and _has_splits(protocol, folder)
+
+
+def _has_splits(protocol: TransferProtocol, folder: Path) -> bool:
     return all(protocol.file(folder, split).exists() for split in range(protocol.splits))
 
 
@@ -131,15 +137,19 @@ def _whole(first: Path, folder: Path) -> Transferred | None:
         protocol = TransferProtocol(**tree | {"nets": nets, "C": tuple(tree["C"])})
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"transfers {first} cannot be read ({error}); remove the file and test again") from None
-    if not is_stored(protocol, folder):
+    if not _has_splits(protocol, folder):
         return None
     tested, chosen = [], []
     for split in range(protocol.splits):
-        content = read_arrays(protocol.file(folder, split))
-        tested.append(Tested(content["rows"], content["scores"]))
-        chosen.append(json.loads(str(content["note"]))["C"])
+        file = protocol.file(folder, split)
+        content = read_arrays(file)
+        try:
+            tested.append(Tested(content["rows"], content["scores"]))
+            chosen.append(json.loads(str(content["note"]))["C"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"transfers {file} cannot be read ({error}); remove the file and test again") from None
     truth = truth_file(folder, protocol.data)
     if not truth.exists():
-        raise UserError(f"transfers in {folder} lack the truth, {truth.name}; remove the folder and test again")
+        raise UserError(f"transfers in {folder} lack the truth, {truth.name}; test again, which restores it")
     targets = read_arrays(truth)["targets"]
     return Transferred(protocol, Recognition(protocol.measure, targets, tested), tuple(chosen), note["said"])

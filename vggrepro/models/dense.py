@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vggrepro.errors import UserError
-from vggrepro.models.table1 import LRN, Architecture
-from vggrepro.models.vgg import VGG, require_class_scores
+from vggrepro.models.table1 import LRN, Architecture, require_class_scores
+from vggrepro.models.vgg import VGG
 
 
 def score_map(net: VGG, images_NCHW: Tensor, *, ceil: bool = False, pixels_at_once: int | None = None) -> Tensor:

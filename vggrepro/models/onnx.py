@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vggrepro.errors import UserError
 from vggrepro.models.dense import score_map
+from vggrepro.models.table1 import require_class_scores
 from vggrepro.models.vgg import VGG
 
 _MOST_BYTES = 2**31  # of a protocol buffer
@@ -37,8 +38,10 @@ def to_onnx(net: VGG, described: Mapping[str, Any], *, dense: bool) -> torch.onn
     width // stride - fc6_kernel + 1) that they are the mean of.
 
     Raises:
-        UserError: the exporter's packages are missing, or the net is larger than an ONNX file can be.
+        UserError: the exporter's packages are missing, the net is larger than an ONNX file can be, or it has no class
+            scores.
     """
+    require_class_scores(net.architecture)
     if missing := [package for package in ("onnx", "onnxscript") if find_spec(package) is None]:
         raise UserError(f"ONNX export needs {' and '.join(missing)}; install with: pip install {' '.join(missing)}")
     if (size := sum(4 * tensor.numel() for tensor in net.state_dict().values())) >= _MOST_BYTES:

@@ -227,6 +227,15 @@ def architecture(
     return Architecture(net, blocks, batch_norm, classes, crop, width, dropout, regression, fully_connected)
 
 
+def require_class_scores(architecture: Architecture) -> None:
+    """Raises UserError for a net without fully-connected layers."""
+    if not architecture.fully_connected:
+        raise UserError(
+            f"net {architecture.name} has no fully-connected layers (model.fully_connected=false), and so no class "
+            f"scores; it gives features: `vggrepro features`"
+        )
+
+
 def architecture_of(config: Config) -> Architecture:
     """The net a configuration describes. Raises UserError."""
     regression = config.localisation.regression if config.localisation else None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vggrepro.errors import UserError
-from vggrepro.models.table1 import IMAGE_CHANNELS, LRN, Architecture
+from vggrepro.models.table1 import IMAGE_CHANNELS, LRN, Architecture, require_class_scores
 from vggrepro.paper import value
 
 DropoutMasks = tuple[Tensor, Tensor]
@@ -89,15 +89,6 @@ class VGG(nn.Module):
     def _drop(self, hidden: Tensor, keep: Tensor) -> Tensor:
         assert keep.shape == hidden.shape, f"dropout mask {tuple(keep.shape)} for units {tuple(hidden.shape)}"
         return hidden * keep * (1 / (1 - self.architecture.dropout))
-
-
-def require_class_scores(architecture: Architecture) -> None:
-    """Raises UserError for a net without fully-connected layers."""
-    if not architecture.fully_connected:
-        raise UserError(
-            f"net {architecture.name} has no fully-connected layers (model.fully_connected=false), and so no class "
-            f"scores; it gives features: `vggrepro features`"
-        )
 
 
 def _features(architecture: Architecture) -> nn.Sequential:

@@ -60,6 +60,7 @@ def evaluate_nets(
     weights were made for, and kept in its run directory; the errors of a run's final net are logged with its other
     metrics. Raises UserError and Interrupted.
     """
+    from vggrepro.models.table1 import architecture_of, require_class_scores
     from vggrepro.storage import checkpoint
 
     places = [locate(net) for net in nets]
@@ -67,6 +68,7 @@ def evaluate_nets(
     for net, found, _ in kept:
         if found.stage.localisation:
             raise UserError(f"{net} predicts boxes, not classes; test it with `vggrepro localise {net}`")
+        require_class_scores(architecture_of(found.stage))
     return _evaluate(kept, methods, scales, overrides)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Callable, Sequence
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggrepro.config.parsing import override
-from vggrepro.config.settings import Config
+from vggrepro.config.settings import Config, Transfer
 from vggrepro.data.transfer import TransferSet
 from vggrepro.errors import UserError
 from vggrepro.evaluation.asked import Asked, asked_of, drawing_of
@@ -25,7 +28,7 @@ from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.status import locate, relocated
 
 if TYPE_CHECKING:
-    from vggrepro.models.vgg import VGG
+    from vggrepro.storage.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,20 @@ class FeatureNet:
     """A net whose features are taken."""
 
     config: Config
+    """How it is tested."""
+    stage: Config
+    """How it was trained."""
     weights: str
     """Hash of the net."""
-    preprocessing: dict[str, Any]
+    step: int
+    """After how many iterations."""
     run: RunDirectory
     """Where its features are stored."""
-    make: Callable[[Session], VGG]
+    load: Callable[[], Checkpoint]
+
+    def under(self, settings: Transfer) -> FeatureNet:
+        """The net, tested in this way."""
+        return replace(self, config=self.config.model_copy(update={"transfer": settings}))
 
     @property
     def name(self) -> str:
@@ -66,6 +77,7 @@ class FeatureNet:
         from vggrepro.evaluation.share import compute
         from vggrepro.evaluation.stage import as_the_net_expects
         from vggrepro.models.precision import set_arithmetic
+        from vggrepro.training.stage import net_of
 
         wanted = [(side, self.protocol(data, side, boxes=boxes)) for side in Q]
         missing = from_first_rank([not one.file(self.run.features).exists() for _, one in wanted])
@@ -73,11 +85,9 @@ class FeatureNet:
             return
         testing = self.config.evaluation
         set_arithmetic(session.device, testing.precision)
-        net, settings = self.make(session), Settings(testing.flip, testing.batch)
-        smallest = net.architecture.smallest_side
-        if min(Q) < smallest:
-            raise UserError(f"Q = {min(Q)} is smaller than {self.name} takes; use {smallest} or more")
-        loader = as_the_net_expects(session.loader(self.config), self.preprocessing)
+        kept, settings = self.load(), Settings(testing.flip, testing.batch)
+        net = net_of(kept, session.device)
+        loader = as_the_net_expects(session.loader(self.config), kept.preprocessing)
         split, batch, crop = data.index.split("val"), testing.batch // settings.views, net.architecture.crop
         if boxes:
             split = split.take(data.image)
@@ -101,46 +111,56 @@ class FeatureNet:
             )
             if session.topology.is_first:
                 _, values = parts.gather(len(split))
+                if not np.isfinite(values).all():
+                    raise UserError(
+                        f"features of {data.name} by {self.name} at Q={side} are not all finite numbers; its weights "
+                        f"are damaged, or evaluation.precision={testing.precision} is too low for them"
+                    )
                 save_features(protocol, values, self.run.features)
                 parts.remove()
 
     def descriptors(self, data: TransferSet, asked: Asked) -> NDArray[np.float32]:
         """(samples, d) of length 1, of what is stored. Raises UserError."""
-        image = descriptors(self._stored(data, asked.Q, boxes=False), asked.combine)[data.image]
+        image = descriptors(self._stored(data, asked.Q, boxes=False), asked.combine)
+        if not np.array_equal(data.image, np.arange(len(image))):  # a copy of gigabytes
+            image = image[data.image]
         if not asked.boxes:
             return image
         return stacked([image, descriptors(self._stored(data, asked.Q, boxes=True), asked.combine)])
 
-    def _stored(self, data: TransferSet, Q: Sequence[int], *, boxes: bool) -> list[NDArray[np.float32]]:
-        found = []
+    def _stored(self, data: TransferSet, Q: Sequence[int], *, boxes: bool) -> Iterator[NDArray[np.float32]]:
         for side in Q:
             values = load_features(self.protocol(data, side, boxes=boxes), self.run.path / "features")
             assert values is not None, (self, side)
-            found.append(values)
-        return found
+            yield values
 
 
 def net_of_stage(config: Config) -> FeatureNet:
     """The final net of a finished stage. Raises UserError."""
-    from vggrepro.training.stage import load_final, net_of, weights_of
+    from vggrepro.training.stage import load_final, weights_of
 
-    kept = load_final(config)
-    run = RunDirectory(config.directory)
-    return FeatureNet(config, weights_of(config), kept.preprocessing, run, lambda session: net_of(kept, session.device))
+    run, step = RunDirectory(config.directory), config.train.iterations
+    return FeatureNet(config, config, weights_of(config), step, run, lambda: load_final(config))
 
 
-def net_at(path: Path, changes: Sequence[str]) -> FeatureNet:
-    """A net by its run directory or checkpoint, with `section.key=value` changes. Raises UserError."""
+def net_at(path: Path, changes: Sequence[str], sets: Mapping[str, str] | None = None) -> FeatureNet:
+    """A net by its run directory or checkpoint, with `section.key=value` changes. Raises UserError.
+
+    `sets` take the place of the data sets that its own configuration names.
+    """
     from vggrepro.storage import checkpoint
-    from vggrepro.training.stage import net_of
 
     file, folder = locate(path)
     kept, run = checkpoint.load(file), RunDirectory(folder)
     if kept.stage.localisation:
         raise UserError(f"{path} predicts boxes; name a net that predicts classes, whose features are of the image")
     weights = checkpoint.weights_hash(kept.weights)
-    config = override(relocated(kept.stage, folder) if path.is_dir() else kept.stage, changes, path)
-    return FeatureNet(config, weights, kept.preprocessing, run, lambda session: net_of(kept, session.device))
+    stage = relocated(kept.stage, folder) if path.is_dir() else kept.stage
+    config = stage
+    if sets:
+        config = stage.model_copy(update={"transfer": stage.transfer.model_copy(update={"sets": {}})})
+        changes = [*changes, f"transfer.sets={json.dumps(dict(sets), ensure_ascii=False)}"]
+    return FeatureNet(override(config, changes, path), stage, weights, kept.step, run, lambda: kept)
 
 
 def open_set(name: str, config: Config, session: Session) -> TransferSet:
@@ -174,10 +194,10 @@ def extract(nets: Sequence[FeatureNet], name: str, session: Session, *, boxes: b
     As the paper takes them, or as the nets' configurations say; with `boxes` those of the persons beside those of the
     images. Raises UserError and Interrupted.
     """
+    asked = tuple(replace(asked_of(name, net.config)[0], boxes=boxes) for net in nets)
     data = open_set(name, nets[0].config, session)
     if boxes and data.boxes is None:
         raise UserError(f"--boxes: {name} has no boxes; leave it out")
-    asked = tuple(replace(asked_of(name, net.config)[0], boxes=boxes) for net in nets)
     for net, one in zip(nets, asked, strict=True):
         net.extract(data, one.Q, session)
         if boxes:
@@ -220,7 +240,22 @@ def write_features(file: Path, nets: Sequence[FeatureNet], found: Extracted) -> 
     if data.measure == "recall":
         arrays["y"] = data.targets.argmax(axis=1).astype(np.int64)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_arrays(file, **arrays)
     except OSError as error:
-        raise UserError(f"--out {file} cannot be written ({error.strerror}); choose another place") from None
+        raise _unwritable(file, error) from None
+
+
+def require_writable(file: Path) -> None:
+    """Raises UserError where :func:`write_features` could not write, which is known before features are computed."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise _unwritable(file, error) from None
+
+
+def _unwritable(file: Path, error: OSError) -> UserError:
+    return UserError(f"--out {file} cannot be written ({error.strerror}); choose another place")

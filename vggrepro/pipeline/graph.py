@@ -7,11 +7,13 @@ from vggrepro.config.settings import Config
 from vggrepro.pipeline.session import open_session
 from vggrepro.pipeline.stage import evaluate_stage, train_stage
 from vggrepro.pipeline.transfer import transfer_together
+from vggrepro.preflight.images import require_sets
 from vggrepro.progress import echo
 from vggrepro.reporting.render import Format, render
 from vggrepro.reporting.runs import StoredRun
 from vggrepro.reporting.tables import build_report
 from vggrepro.storage.directory import RunDirectory
+from vggrepro.storage.status import is_finished
 from vggrepro.storage.tracking_uri import resolve_uri, ui_command
 
 
@@ -22,6 +24,9 @@ def reproduce(graph: Graph, *, stop_after_s: float | None = None) -> Path | None
     seconds have passed; the same call then goes on.
     """
     stages = list(graph.stages.values())
+    for config in stages:
+        if not is_finished(config):
+            require_sets(config)
     with open_session(stages, stop_after_s=stop_after_s) as session:
         for name, config in graph.stages.items():
             parent = graph.parent_of(name)

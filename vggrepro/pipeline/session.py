@@ -89,8 +89,7 @@ def open_session(
     stop, as by a signal; where it can be left, Interrupted is then raised.
     """
     from vggrepro.data.loader import make_loader
-    from vggrepro.models.table1 import architecture_of
-    from vggrepro.models.vgg import require_class_scores
+    from vggrepro.models.table1 import architecture_of, require_class_scores
     from vggrepro.training.step import shard_of
 
     topology = topology_of(os.environ)

@@ -54,6 +54,13 @@ def images(config: Config) -> Iterator[Check]:
         yield Check("images", "fail", f"{root} does not exist", "correct data.root")
 
 
+def require_sets(config: Config) -> None:
+    """Raises UserError where a data set that a stage is to be tested on is not there, before the stage is trained."""
+    for name, source in config.transfer.sets.items():
+        if not source.exists():
+            raise UserError(f"transfer.sets.{name}={source} of stage {config.name} does not exist; correct the path")
+
+
 def boxes(config: Config) -> Iterator[Check]:
     """Of a stage that predicts boxes: whether there is anything that says where objects are; not what it says."""
     if config.localisation is None:

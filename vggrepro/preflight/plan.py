@@ -13,6 +13,7 @@ from vggrepro.config.parsing import override
 from vggrepro.config.recipes import Graph
 from vggrepro.config.settings import Train
 from vggrepro.errors import UserError
+from vggrepro.models.table1 import architecture_of, require_class_scores
 from vggrepro.preflight.cost import Cheaper, Plan, StagePlan, cost_of
 from vggrepro.preflight.machine import ImageSet, Machine, image_sets_of
 from vggrepro.preflight.plan_text import assumptions_of
@@ -131,6 +132,7 @@ def _check(graph: Graph, machine: Machine) -> None:
     from vggrepro.training.throughput import PEAKS
 
     for config in graph.stages.values():
+        require_class_scores(architecture_of(config))
         if config.train.batch % machine.gpus:
             raise UserError(
                 f"{machine.nodes} nodes of {machine.gpus_per_node} GPUs do not divide "

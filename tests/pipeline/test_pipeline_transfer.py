@@ -1,0 +1,395 @@
+"""Appendix B's whole story on a few images: features for other programs, linear SVMs, stages that name data sets."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from programs import Command, run_program
+from tiny import set_words
+from transfer_sets import (
+    ACTIONS,
+    CLASSES,
+    arrays,
+    assert_same_arrays,
+    class_folders,
+    imported_net,
+    plainly,
+    voc2007,
+    voc2012_action,
+)
+
+from vggrepro.config.settings import Transfer
+from vggrepro.errors import Interrupted, UserError
+from vggrepro.evaluation import methods, svm
+from vggrepro.evaluation.transfers import list_transferred
+from vggrepro.pipeline.transfer import transfer_nets
+from vggrepro.ranks.watch import Watch
+from vggrepro.storage import checkpoint
+from vggrepro.storage.directory import RunDirectory
+
+HERE = ("run.device=cpu", "data.backend=torchvision", "data.workers=1", "tracking.mlflow=false")
+FEW = ("transfer.train_per_class=5", "transfer.test_per_class=3", "transfer.splits=2")
+SETTINGS = set_words(*HERE, *FEW)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # as ranks have: with more, sums have another order
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sets")
+    class_folders(root / "mine")
+    voc2007(root / "VOCdevkit")
+    voc2012_action(root / "VOCdevkit")
+    return root
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run directories of nets that nothing was done with; tests work on copies."""
+    root = tmp_path_factory.mktemp("nets") / "others"
+    imported_net(root / "D")
+    imported_net(root / "A", "A", seed=1)
+    imported_net(root / "conv", "A", seed=2, fully_connected=False)
+    return root
+
+
+@pytest.fixture
+def nets(made: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(made, tmp_path / "others")
+
+
+def state_of(run: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load(run / "checkpoints" / "final.pt").weights
+
+
+def figure_by_hand(features: np.ndarray, labels: np.ndarray, split: np.ndarray) -> float:
+    """Mean class recall of scikit-learn's own classifier for several classes; C is chosen on what is held out."""
+    from sklearn.svm import LinearSVC
+
+    def recall(rows: np.ndarray, on: np.ndarray, C: float) -> float:
+        fitted = LinearSVC(C=C, dual=False, tol=1e-6, max_iter=10000).fit(features[rows], labels[rows])
+        right = fitted.predict(features[on]) == labels[on]
+        return 100 * float(np.mean([right[labels[on] == label].mean() for label in np.unique(labels[on])]))
+
+    grid = [0.01, 0.1, 1, 10, 100]
+    best = max(grid, key=lambda C: recall(split == 1, split == 2, C))
+    return recall((split == 1) | (split == 2), split == 3, best)
+
+
+def test_features_for_other_programs(nets: Path, sets: Path, tmp_path: Path, command: Command) -> None:
+    out = tmp_path / "made" / "mine.npz"
+    said = command.json("features", nets / "D", "-d", f"mine={sets / 'mine'}", "-o", out, *SETTINGS)
+    assert (said["samples"], said["dimensions"], said["scales"], said["combine"]) == (27, 768, [[37, 55, 73]], "stack")
+
+    X, y = (np.load(out)[key] for key in "Xy")  # what a user writes
+    from sklearn.svm import LinearSVC
+
+    assert LinearSVC().fit(X, y).score(X, y) > 0.5
+
+    content = dict(np.load(out, allow_pickle=False))
+    assert (X.dtype, y.dtype, content["Y"].dtype) == (np.float32, np.int64, np.int8)
+    np.testing.assert_allclose(np.linalg.norm(X, axis=1), 1, rtol=1e-5)
+    assert list(content["classes"]) == list(CLASSES)
+    assert list(content["names"]) == [f"{name}/{n}.png" for name in CLASSES for n in range(9)]
+    assert y.tolist() == [0] * 9 + [1] * 9 + [2] * 9
+    assert (content["Y"] == np.where(y[:, None] == np.arange(3), 1, -1)).all()
+    assert content["split"].shape == (2, 27)
+    for split in content["split"]:  # of 5 one is held out; 9 less 5 are tested, at most 3
+        assert [np.bincount(split[y == label], minlength=4).tolist() for label in range(3)] == [[1, 4, 1, 3]] * 3
+    (of,) = json.loads(str(content["made_of"]))
+    assert (of["net"], of["layer"], of["Q"], of["combine"]) == ("others:D", "fc7", [37, 55, 73], "stack")
+
+
+def test_the_figure_is_that_of_plain_torch_and_scikit_learn(
+    nets: Path, sets: Path, tmp_path: Path, command: Command
+) -> None:
+    data = ("-d", f"mine={sets / 'mine'}", "--scales", "37", *SETTINGS)
+    (one,) = command.json("transfer", nets / "D", *data)["tested"]
+    files = [sets / "mine" / name / f"{n}.png" for name in CLASSES for n in range(9)]
+    plain = plainly(state_of(nets / "D"), [np.asarray(Image.open(file)) for file in files])
+    plain /= np.linalg.norm(plain, axis=1, keepdims=True)
+    out = tmp_path / "mine.npz"
+    command.json("features", nets / "D", *data, "-o", out)
+    content = dict(np.load(out))
+    np.testing.assert_allclose(content["X"], plain, rtol=1e-4, atol=1e-6)
+    expected = [figure_by_hand(plain, content["y"], split) for split in content["split"]]
+    assert one["splits"] == pytest.approx(expected)
+    assert one["figure"] == pytest.approx(np.mean(expected))
+    assert one["spread"] == pytest.approx(np.std(expected, ddof=1))
+    assert (one["measure"], one["scales"], one["train"], one["test"]) == ("recall", [[37]], 15, 9)
+
+
+def test_two_ranks_and_interruptions_change_nothing(
+    nets: Path, made: Path, sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = {"mine": str(sets / "mine")}
+    whole = transfer_nets([nets / "D"], [*HERE, *FEW], sets=folder)
+    assert whole is not None
+    assert [(one.protocol.combine, one.protocol.nets[0].Q) for one in whole] == [
+        ("stack", (37, 55, 73)),
+        ("average", (37, 55, 73)),
+    ]
+
+    words = ("-d", f"mine={sets / 'mine'}", *SETTINGS)
+    two = shutil.copytree(made / "D", tmp_path / "two" / "D")
+    done = run_program("-m", "vggrepro", "transfer", two, *words, "--json", ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert [one["figure"] for one in json.loads(done.stdout)["tested"]] == [one.result.mean for one in whole]
+
+    stopped = shutil.copytree(made / "D", tmp_path / "stopped" / "D")
+    beat, beats = Watch.beat, []
+
+    def stopping(self: Watch, doing: str) -> bool:
+        beats.append(doing)
+        self.reason = "SIGTERM" if beats.count("features of mine at Q=55") == 2 else None
+        return beat(self, doing)
+
+    monkeypatch.setattr(Watch, "beat", stopping)
+    with pytest.raises(Interrupted):
+        transfer_nets([stopped], [*HERE, *FEW], sets=folder)
+    monkeypatch.undo()
+    assert list(stopped.glob("features/*Q37*.npz"))
+    assert list(stopped.glob("features/*Q55*.parts/*.npz"))
+
+    classify, features, shown = svm.classify, methods.features, []
+    monkeypatch.setattr(methods, "features", lambda net, *given: shown.append(len(given[0])) or features(net, *given))
+
+    def asked_meanwhile(*given: object) -> svm.Classified:
+        monkeypatch.setattr(Watch, "leave_together", _leaves)
+        return classify(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(svm, "classify", asked_meanwhile)
+    with pytest.raises(Interrupted):
+        transfer_nets([stopped], [*HERE, *FEW], sets=folder)
+    monkeypatch.undo()
+    assert 27 < sum(shown) < 54, "of Q = 55 what was missing, and Q = 73"
+    assert len(list(stopped.glob("transfers/*-0.npz"))) == 1
+    assert not list(stopped.glob("transfers/*-1.npz"))
+
+    calls = []
+    monkeypatch.setattr(svm, "classify", lambda *given: calls.append(1) or classify(*given))
+    monkeypatch.setattr("vggrepro.training.stage.net_of", None)
+    transfer_nets([stopped], [*HERE, *FEW], sets=folder)
+    assert len(calls) == 3, "two splits of two tests, of which one was done"
+    transfer_nets([stopped], [*HERE, *FEW], sets=folder)
+    assert len(calls) == 3
+    for other in (two, stopped):
+        assert_same_arrays(nets / "D" / "features", other / "features")
+        assert_same_arrays(nets / "D" / "transfers", other / "transfers")
+
+
+def _leaves(self: Watch) -> None:
+    raise Interrupted("SIGTERM")
+
+
+def test_nets_stacked(nets: Path, sets: Path, tmp_path: Path, command: Command) -> None:
+    """Also where one has no fully-connected layers, and where their own configurations say different scales."""
+    own = {"scales": [64], "combine": "average", "sets": {"gone": "nowhere"}}
+    kept = checkpoint.load(nets / "conv" / "checkpoints" / "final.pt")
+    kept.config["transfer"] |= own
+    checkpoint.save(kept, nets / "conv" / "checkpoints" / "final.pt")
+    data, out = (
+        ("-d", f"mine={sets / 'mine'}", "--scales", "37,40", "--combine", "average", *SETTINGS),
+        tmp_path / "x.npz",
+    )
+    found = command.json("transfer", nets / "D", nets / "conv", *data)["tested"]
+    assert [one["nets"] for one in found] == [["others:D"], ["others:conv"], ["others:D", "others:conv"]]
+    assert found[2]["scales"] == [[37, 40], [37, 40]]
+    said = command.json("features", nets / "D", nets / "conv", *data, "-o", out)
+    assert (said["layers"], said["dimensions"]) == (["fc7", "pool5"], 256 + 32)
+    X = np.load(out)["X"]
+    np.testing.assert_allclose(np.linalg.norm(X[:, :256], axis=1), 0.5**0.5, rtol=1e-5)
+    split = np.load(out)["split"]
+    assert found[2]["splits"] == pytest.approx([figure_by_hand(X, np.load(out)["y"], one) for one in split])
+    first, _ = command.json("transfer", nets / "conv", nets / "D", "-d", f"mine={sets / 'mine'}", *SETTINGS)["tested"][
+        :2
+    ]
+    assert first["scales"] == [[64]], "as the first's configuration says"
+    (line, *_) = RunDirectory(nets / "D").records("evaluation")
+    assert line["transfer_mine_average_Q_37_40_recall"] == found[0]["figure"]
+
+
+def test_nets_of_different_crops_stacked(nets: Path, sets: Path, command: Command) -> None:
+    """Each sees images in the proportion of its own crop."""
+    larger = imported_net(nets / "E", "E", crop=64)
+    data = ("-d", f"mine={sets / 'mine'}", *SETTINGS)
+    found = command.json("transfer", nets / "D", larger, *data, "--combine", "stack")["tested"]
+    assert [one["scales"] for one in found] == [[[37, 55, 73]], [[73, 110, 146]], [[37, 55, 73], [73, 110, 146]]]
+
+
+def test_features_that_are_no_numbers_are_one_line(nets: Path, sets: Path, command: Command) -> None:
+    file = nets / "D" / "checkpoints" / "final.pt"
+    kept = checkpoint.load(file)
+    for key in ("features.0.weight", "features.2.weight", "classifier.0.weight", "classifier.3.weight"):
+        kept.weights[key] *= 1e12
+    checkpoint.save(kept, file)
+    status, _, err = command("transfer", nets / "D", "-d", f"mine={sets / 'mine'}", "--scales", "37", *SETTINGS)
+    (*_, said) = err.splitlines()  # after the progress
+    assert status == 2
+    assert "at Q=37 are not all finite numbers; its weights are damaged" in said
+
+
+def test_voc_2007(nets: Path, sets: Path, tmp_path: Path, command: Command) -> None:
+    data, out = ("-d", f"voc2007={sets / 'VOCdevkit'}", *set_words(*HERE)), tmp_path / "voc.npz"
+    found = command.json("transfer", nets / "D", *data)["tested"]
+    assert [(len(one["scales"][0]), one["combine"], one["measure"]) for one in found] == [
+        (5, "average", "mAP11"),
+        (5, "stack", "mAP11"),
+        (3, "average", "mAP11"),
+    ]
+    assert all(one["spread"] is None and (one["train"], one["test"]) == (10, 8) for one in found)
+    command.json("features", nets / "D", *data, "-o", out)
+    content = dict(np.load(out))
+    assert content.keys() == {"X", "Y", "names", "classes", "split", "made_of"}
+    assert content["split"].tolist() == [[1] * 6 + [2] * 4 + [3] * 8]
+    assert content["Y"][12].tolist() == [0, -1]
+    assert content["names"][0] == "000001"
+    # an edited list is another test, though images and labels are the same
+    devkit = shutil.copytree(sets / "VOCdevkit", tmp_path / "VOCdevkit")
+    for file in devkit.glob("VOC2007/ImageSets/Main/*.txt"):
+        other = {"train": "val", "val": "train"}.get(file.stem.rpartition("_")[2])
+        if other:
+            file.rename(file.with_name(file.name.replace(file.stem.rpartition("_")[2], f"{other}.new")))
+    for file in devkit.glob("VOC2007/ImageSets/Main/*.new.txt"):
+        file.rename(file.with_name(file.name.replace(".new", "")))
+    before = len(list((nets / "D" / "transfers").glob("*-0.npz")))
+    command.json("transfer", nets / "D", "-d", f"voc2007={devkit}", "--scales", "37,55,73,91,110", *set_words(*HERE))
+    assert len(list((nets / "D" / "transfers").glob("*-0.npz"))) > before
+
+
+def test_actions_boxes_and_what_the_server_takes(nets: Path, sets: Path, tmp_path: Path, command: Command) -> None:
+    data = ("-d", f"voc2012_action={sets / 'VOCdevkit'}", "--scales", "40", *set_words(*HERE))
+    server, out = tmp_path / "server", tmp_path / "x.npz"
+    image, boxes = command.json("transfer", nets / "D", *data, "--submission", server)["tested"]
+    assert (image["boxes"], boxes["boxes"], image["test"]) == (False, True, 8)
+    assert {file.name for file in server.iterdir()} == {f"comp10_action_test_{action}.txt" for action in ACTIONS}
+    lines = (server / "comp10_action_test_jumping.txt").read_text().splitlines()
+    assert [line.split()[:2] for line in lines] == [[f"2010_{n:06d}", p] for n in (10, 11, 12) for p in "12"]
+    assert all(len(line.split()) == 3 and np.isfinite(float(line.split()[2])) for line in lines)
+
+    said = command.json("features", nets / "D", *data, "--boxes", "-o", out)
+    assert (said["samples"], said["dimensions"]) == (24, 512)
+    X = np.load(out)["X"]
+    assert (X[0, :256] == X[1, :256]).all(), "two persons of one image"
+    assert not (X[0, 256:] == X[1, 256:]).all()
+    (line,) = RunDirectory(nets / "D").records("evaluation")
+    assert line["transfer_voc2012_action_average_Q_40_boxes_mAP"] == boxes["figure"]
+
+
+def test_checkpoints_are_not_logged_as_final_nets(nets: Path, sets: Path, command: Command) -> None:
+    kept = checkpoint.load(nets / "D" / "checkpoints" / "final.pt")
+    kept.weights["classifier.3.bias"] += 1
+    other = nets / "D" / "checkpoints" / "step.pt"
+    checkpoint.save(kept, other)
+    data = ("-d", f"mine={sets / 'mine'}", "--scales", "37", *SETTINGS)
+    (early,) = command.json("transfer", other, *data)["tested"]
+    command.json("transfer", nets / "D", *data, "--set", "evaluation.flip=false")
+    assert not RunDirectory(nets / "D").records("evaluation")
+    (final,) = command.json("transfer", nets / "D", *data)["tested"]
+    (line,) = RunDirectory(nets / "D").records("evaluation")
+    assert line["transfer_mine_stack_Q_37_recall"] == final["figure"]
+    assert len(list(list_transferred(nets / "D" / "transfers"))) == 3
+    assert early["nets"] == final["nets"]
+
+
+def test_an_image_gone_bad_after_indexing(nets: Path, sets: Path, tmp_path: Path, command: Command) -> None:
+    mine = shutil.copytree(sets / "mine", tmp_path / "mine")
+    data = ("-d", f"mine={mine}", "-o", tmp_path / "x.npz", *SETTINGS)
+    command.json("features", nets / "D", *data, "--scales", "37")
+    file = mine / "bee" / "4.png"
+    stat = file.stat()
+    file.write_bytes(b"\0" * stat.st_size)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert "bee/4.png is bad since it was indexed" in command.mistake("features", nets / "D", *data, "--scales", "40")
+
+
+def test_reports_of_runs_with_nothing_but_features(nets: Path, sets: Path, tmp_path: Path, command: Command) -> None:
+    data = ("-d", f"mine={sets / 'mine'}", "--scales", "37", *SETTINGS)
+    for name in ("D", "conv"):
+        command.json("features", nets / name, *data, "-o", tmp_path / "x.npz")
+        assert command("tables", "--runs", nets)[0] == 0
+        command.json("transfer", nets / name, *data)
+        assert command("tables", "--runs", nets)[0] == 0
+        assert command("weights", "export", nets / name, "-o", tmp_path / f"{name}.safetensors")[0] == 0
+    status, out, err = command("compare", nets / "D", nets / "conv")
+    assert (status, err.count("\n")) == (2, 1) or status == 0, (out, err)
+
+
+MISTAKES = [
+    (("features", "D", "-d", "{mine}", "-o", "{x}"), "--data {mine}: expected NAME=PATH"),
+    (("transfer", "D", "-d", "mine={mine}/none"), "{mine}/none does not exist"),
+    (("transfer", "D", "-d", "a/b={mine}"), "a name is of letters, digits"),
+    (("transfer", "D", "-d", "a={mine}", "-d", "a=x"), "a is {mine} already"),
+    (("transfer", "D"), "names no data set (transfer.sets); say --data NAME=PATH"),
+    (("transfer", "D", "-d", "mine={mine}", "--scales", "31"), "Q = 31 is smaller than D takes; use 32 or more"),
+    (("features", "conv", "-d", "mine={mine}", "--scales", "31", "-o", "{x}"), "use 32 or more"),
+    (("features", "D", "-d", "mine={mine}", "-o", "{x}", "--boxes"), "--boxes: mine has no boxes; leave it out"),
+    (("features", "D", "-d", "mine={mine}", "-o", "{x}.csv"), "features are written as .npz; choose that suffix"),
+    (("features", "D", "-d", "mine={mine}", "-o", "{mine}/ant/0.png/x.npz"), "x.npz cannot be written ("),
+    (("features", "D", "-d", "mine={mine}", "-o", "/proc/x.npz"), "--out /proc/x.npz cannot be written"),
+    (("transfer", "D", "-d", "mine={mine}", "--set", "transfer.train_per_class=9"), "has 9 usable images, and 9 to"),
+    (("transfer", "D", "-d", "mine={mine}", "--submission", "{x}.d"), "no test images without labels"),
+    (("transfer", "D", "-d", "voc2007={mine}"), "{mine}"),
+    (("transfer", "nothing", "-d", "mine={mine}"), "nothing"),
+    (("evaluate", "conv"), "has no fully-connected layers"),
+    (("weights", "export", "conv", "-o", "{x}.onnx"), "has no fully-connected layers"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), MISTAKES)
+def test_mistakes_are_one_line(
+    made: Path, sets: Path, tmp_path: Path, command: Command, words: tuple[str, ...], said: str
+) -> None:
+    places = {"mine": sets / "mine", "x": tmp_path / "x.npz"}
+    first = 2 if words[0] == "weights" else 1
+    given = [made / word if place == first else word.format(**places) for place, word in enumerate(words)]
+    settings = SETTINGS if words[0] in ("features", "transfer") else []
+    assert said.format(**places) in command.mistake(*given[:2], *settings, *given[2:])
+    assert not list(made.glob("*/features/*.npz")), "said before anything is computed"
+
+
+def test_nets_of_boxes_are_refused(nets: Path, sets: Path, command: Command) -> None:
+    kept = checkpoint.load(nets / "D" / "checkpoints" / "final.pt")
+    kept.config["localisation"] = {}
+    kept.config["run"]["parent"] = "D"
+    checkpoint.save(kept, nets / "D" / "checkpoints" / "final.pt")
+    said = command.mistake("transfer", nets / "D", "-d", f"mine={sets / 'mine'}")
+    assert "predicts boxes; name a net that predicts classes" in said
+
+
+def test_names_of_sets_and_emoji(nets: Path, sets: Path, tmp_path: Path, command: Command) -> None:
+    place = tmp_path / "\N{CAT FACE} 'x\": [1"
+    place.symlink_to(sets / "mine")
+    found = command.json("transfer", nets / "D", "-d", f"mine={place}", "--scales", "37", *SETTINGS)
+    assert len(found["tested"]) == 1
+    with pytest.raises(ValueError, match="pattern"):
+        Transfer(sets={".hidden": place})
+    with pytest.raises(UserError, match=r"transfer\.sets"):
+        transfer_nets([nets / "D"], ['transfer.sets={"a/b": x}'])
+    assert arrays(nets / "D" / "transfers")
+
+
+@pytest.mark.slow
+def test_a_rank_may_learn_longer_than_ranks_may_be_silent(nets: Path, sets: Path, tmp_path: Path) -> None:
+    """As for hours on Caltech-256, while the others wait."""
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import time\n"
+        "from vggrepro.cli import main\n"
+        "from vggrepro.evaluation import svm\n"
+        "classify = svm.classify\n"
+        "svm.classify = lambda *given: time.sleep(14) or classify(*given)\n"
+        "main.main()\n"
+    )
+    words = ("-d", f"mine={sets / 'mine'}", "--scales", "37", *set_words("train.rank_timeout_s=5"), *SETTINGS)
+    done = run_program(script, "transfer", nets / "D", *words, "--json", ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["tested"]) == 1
