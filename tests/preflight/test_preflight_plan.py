@@ -375,10 +375,3 @@ def test_the_svms_of_caltech256_are_hours_of_a_cpu(command: Command) -> None:
     assert [stage["features_flop"] > 0 for stage in made["stages"]] == [
         "jitter" in stage["name"] for stage in made["stages"]
     ]
-
-
-def test_features_of_a_net_without_fully_connected_layers() -> None:
-    small = ("model.fully_connected=false", "transfer.sets={caltech101: nowhere}", "transfer.scales=[256]")
-    tested, plain = (plan(graph_of("vgg_A.yaml", *changes), Machine(1, 1)) for changes in (small, small[:1]))
-    assert tested.disk_gb - plain.disk_gb == pytest.approx(9144 * 512 * 4 / 1e9)
-    assert tested.stages[0].features_flop > 0
