@@ -303,7 +303,7 @@ def test_folders_of_classes_that_features_are_tested_on(tmp_path: Path) -> None:
     assert (short.status, short.remedy) == (
         "fail",
         f"class robin of {folder} has 4 usable images, and 4 to train on with one to test on need 5; add images, or "
-        f"lower train_per_class",
+        f"lower transfer.train_per_class",
     )
     shutil.rmtree(folder / "robin")
     assert "has one class only, finch; give a folder" in data_set_check(tmp_path, "birds", folder, few).remedy
