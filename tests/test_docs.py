@@ -4,9 +4,11 @@
 of ELSEWHERE, which need weight files, boxes or time, by the tests that stand beside them.
 """
 
+import io
 import re
 import shlex
 import shutil
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -165,16 +167,15 @@ def test_the_command_runs(
     assert status == 0, err
 
 
-def test_features_are_read_as_the_page_says(
-    desk: Path, monkeypatch: pytest.MonkeyPatch, command: Command, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_features_are_read_as_the_page_says(desk: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
     monkeypatch.chdir(desk)
     (snippet,) = re.findall(r"```python\n(.*?)```", PAGES["transfer"].read_text(), re.DOTALL)
     words = ("features", "runs/demo/D", "--data", "caltech101=101_ObjectCategories", "--out", "features.npz")
     status, _, err = command(*words)
     assert status == 0, err
-    exec(snippet)
-    assert 0 <= float(capsys.readouterr().out) <= 1
+    with redirect_stdout(io.StringIO()) as printed:
+        exec(snippet)
+    assert 0 <= float(printed.getvalue()) <= 1
 
 
 @pytest.mark.parametrize("page", PAGES)
