@@ -27,18 +27,6 @@ class StoredTransfer:
         """The data set's name."""
         return self.found.protocol.set
 
-    @property
-    def key(self) -> tuple[object, ...]:
-        """Equal for tests of different nets by the same protocol on the same samples."""
-        asked = self.found.protocol
-        proportions = tuple(self.proportional_Q(number) for number in range(len(self.runs)))
-        return asked.set, asked.data, tuple(asked.drawing.items()), set(proportions).pop(), asked.combine, asked.boxes
-
-    def proportional_Q(self, number: int) -> tuple[int, ...]:
-        """The Q of a run, as they would be at the paper's crop, px."""
-        crop = self.runs[number].config.model.crop
-        return tuple(round(Q * value("crop") / crop) for Q in self.found.protocol.nets[number].Q)
-
 
 def stored_transfers(runs: Iterable[StoredRun]) -> list[StoredTransfer]:
     """All tests of the final nets of some runs, in the order of the paper's tables. Raises UserError."""
