@@ -53,6 +53,7 @@ TESTS = "-m pytest -m gpu --timeout 120 --durations 5 --continue-on-collection-e
 STEP = "-m vggrepro bench step"
 DENSE = "-m vggrepro bench dense --set data.root={images} --set model.classes={classes} --images 200 --rounds 3"
 DENSE += " --set model.crop=224 --set model.width=1.0 --set data.S=[256,512]"
+FEATURES = DENSE.replace("bench dense", "bench features")
 LOADER = "-m vggrepro bench loader {images}"
 COMM = "-m torch.distributed.run --standalone --nproc-per-node 2 -m vggrepro bench comm --json --steps 2 --rounds 3"
 COMM += " --set train.batch=64 --set train.precision=bf16"
@@ -101,6 +102,7 @@ STEPS = (
     Step("comm-gloo", f"{COMM} --backend gloo", 90, TINY_COMM),
     Step("comm-nccl", f"{COMM} --backend nccl", 40, f"{TINY_COMM} --backend gloo", may_fail=True),
     Step("save-stall", "benchmarks/checkpoint_stall.py", 60, f"--rounds 2 {TINY}"),
+    Step("features", f"{FEATURES} --set evaluation.precision=bf16 --json", 60, TINY_DENSE),
     Step("compile-modes-32", f"{MODES} --batch 32", 150, TINY_WAYS),
     Step("compile-modes-256", f"{MODES} --batch 256", 180, TINY_WAYS),
     Step("cudnn", f"{CUDNN} --batch 256", 50, TINY_WAYS),
