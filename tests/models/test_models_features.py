@@ -1,5 +1,6 @@
 """Activations of the last hidden layer as features, and nets of convolutions alone (Appendix B)."""
 
+import hashlib
 import io
 import tarfile
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from vggrepro.errors import UserError
 from vggrepro.evaluation.methods import Settings, features
+from vggrepro.models import weights
 from vggrepro.models.caffe import state_of
 from vggrepro.models.dense import feature_map, score_map
 from vggrepro.models.table1 import architecture
@@ -136,6 +138,16 @@ def test_files_of_convolutions_alone(tmp_path: Path, net: str) -> None:
         assert found.weights.keys() == of_convolutions(state).keys()
         assert all(torch.equal(tensor, state[key]) for key, tensor in found.weights.items())
         VGG(architecture(**found.model)).load_state_dict(found.weights)
+
+
+def test_the_authors_convolutions_are_told_by_their_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision's IMAGENET1K_FEATURES takes grey levels minus their mean, unlike its other nets."""
+    file = saved(tmp_path / "net.pth", nan(built("D", **GEOMETRY).state_dict(), "classifier"))
+    assert read(file).preprocessing == PREPROCESSING["torchvision"]
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    monkeypatch.setitem(weights._KNOWN, digest[:8], weights._KNOWN["88682ab5"])
+    assert read(file).preprocessing == PREPROCESSING["paper"]
+    assert read(file, preprocessing="torchvision").preprocessing == PREPROCESSING["torchvision"]
 
 
 def test_batch_norm_of_convolutions_alone(tmp_path: Path) -> None:

@@ -117,6 +117,8 @@ def read(file: Path, *, net: str | None = None, preprocessing: Preprocessing | N
     try:
         if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
             tensors, source = _state_dict(read_torch(file)), "state dict of torch"
+            if known and "the authors'" in known:
+                preprocessing = preprocessing or "paper"
         elif head[8:9] == b"{":
             tensors, described = _read_safetensors(file)
             source = "safetensors" + (" of this program" if described else "")
