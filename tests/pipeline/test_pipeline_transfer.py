@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -263,6 +264,16 @@ def test_voc_2007(nets: Path, sets: Path, tmp_path: Path, command: Command) -> N
     before = len(list((nets / "D" / "transfers").glob("*-0.npz")))
     command.json("transfer", nets / "D", "-d", f"voc2007={devkit}", "--scales", "37,55,73,91,110", *set_words(*HERE))
     assert len(list((nets / "D" / "transfers").glob("*-0.npz"))) > before
+
+
+def test_a_set_without_positives_is_one_line(nets: Path, sets: Path, tmp_path: Path, command: Command) -> None:
+    devkit = shutil.copytree(sets / "VOCdevkit", tmp_path / "VOCdevkit")
+    for file in devkit.glob("VOC2007/ImageSets/Main/*_val.txt"):
+        file.write_text(re.sub(r"  1$", " -1", file.read_text(), flags=re.MULTILINE))
+    status, _, err = command("transfer", nets / "D", "-d", f"voc2007={devkit}", *set_words(*HERE))
+    assert status == 2
+    assert re.search(r"voc2007: none of the 4 samples of .* that decide C is of any class; give the whole", err)
+    assert "Traceback" not in err
 
 
 def test_actions_boxes_and_what_the_server_takes(nets: Path, sets: Path, tmp_path: Path, command: Command) -> None:

@@ -225,6 +225,7 @@ def transfer(nets: Sequence[FeatureNet], asked: Sequence[Asked], data: TransferS
     protocol = protocol_of(nets, asked, data)
     if from_first_rank(is_stored(protocol, folder)):
         return
+    _require_positives(data)
     for net, one in zip(nets, asked, strict=True):
         net.extract(data, one.Q, session)
         if one.boxes:
@@ -255,6 +256,18 @@ def transfer(nets: Sequence[FeatureNet], asked: Sequence[Asked], data: TransferS
                     "test": len(partition.test),
                 }
                 save_split(protocol, number, found, folder, **said)
+
+
+def _require_positives(data: TransferSet) -> None:
+    """Raises UserError for samples none of which is of any class: there would be nothing to learn or to measure."""
+    for partition in data.partitions:
+        parts = {"are learnt from": partition.fit, "decide C": partition.held_out, "are tested on": partition.test}
+        for what, rows in parts.items():
+            if not (data.targets[rows] > 0).any():
+                raise UserError(
+                    f"{data.name}: none of the {len(rows)} samples of {data.index.source} that {what} is of any class; "
+                    f"give the whole data set"
+                )
 
 
 def protocol_of(nets: Sequence[FeatureNet], asked: Sequence[Asked], data: TransferSet) -> TransferProtocol:
