@@ -50,6 +50,7 @@ def keep(
     each: int = 10,
     drawing: dict[str, Any] = CALTECH,
     data: str = "d" * 64,
+    rows: str = "",
     flip: bool = True,
 ) -> TransferProtocol:
     """Stores a test in which the first `wrong[split]` samples of `classes` x `each` are taken for another class."""
@@ -57,7 +58,7 @@ def keep(
     measure = facts().transfer[name].measure if name in facts().transfer else "recall"
     nets = tuple(NetProtocol(one, "fc7", Q, flip, "fp32") for one in weights)
     made = (measure, nets, combine, boxes, drawing, len(wrong))
-    protocol = TransferProtocol(name, data, *made)  # type: ignore[arg-type]
+    protocol = TransferProtocol(name, data, *made, rows=rows)  # type: ignore[arg-type]
     own = np.arange(classes * each) % classes
     targets = np.where(own[:, None] == np.arange(classes), 1, -1).astype(np.int8)
     said = {
@@ -225,9 +226,10 @@ def test_e_is_as_good_as_d(root: Path, e: int, verdict: str) -> None:
     assert claim_of(root, "caltech101: D and E are about as good").verdict == verdict
 
 
-def test_claims_compare_the_same_samples_only(root: Path) -> None:
+@pytest.mark.parametrize("other", [{"data": "e" * 64}, {"rows": "r" * 64}, {"drawing": CALTECH | {"seed": 1}}])
+def test_claims_compare_the_same_samples_only(root: Path, other: dict[str, Any]) -> None:
     keep([net_run(root, "D")], (100, 100, 100))
-    keep([net_run(root, "E")], (100, 100, 100), data="e" * 64)
+    keep([net_run(root, "E")], (100, 100, 100), **other)
     claim = claim_of(root, "caltech101: D and E are about as good")
     assert (claim.verdict, claim.note) == ("not measured", "both sides are of other samples or seeds")
 

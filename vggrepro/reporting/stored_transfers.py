@@ -27,6 +27,12 @@ class StoredTransfer:
         """The data set's name."""
         return self.found.protocol.set
 
+    @property
+    def samples(self) -> tuple[object, ...]:
+        """Equal for tests on the same samples, split alike."""
+        asked = self.found.protocol
+        return asked.data, asked.rows, asked.drawing
+
 
 def stored_transfers(runs: Iterable[StoredRun]) -> list[StoredTransfer]:
     """All tests of the final nets of some runs, in the order of the paper's tables. Raises UserError."""

@@ -113,8 +113,7 @@ def _check(statement: _Statement, tests: Sequence[StoredTransfer]) -> Claim:
     pairs: dict[tuple[int, ...], tuple[StoredTransfer, StoredTransfer]] = {}
     for better in filter(statement.better.fits, tests):
         for worse in filter(statement.worse.fits, tests):
-            same = better.found.protocol.data == worse.found.protocol.data
-            if same and better.found.protocol.drawing == worse.found.protocol.drawing and _seed(better) == _seed(worse):
+            if better.samples == worse.samples and _seed(better) == _seed(worse):
                 pairs.setdefault(_seed(better), (better, worse))
     named: dict[str, Any] = {
         "group": TRANSFER,
