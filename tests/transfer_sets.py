@@ -1,6 +1,5 @@
 """Small data sets of Appendix B, and nets that features are taken of."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -91,29 +90,6 @@ def imported_net(run: Path, net: str = "D", *, seed: int = 0, **options: object)
     write(file, built.state_dict(), model=model, preprocessing=PREPROCESSING["paper"], classes=None)
     import_weights(file, run)
     return run
-
-
-def arrays(folder: Path) -> dict[str, dict[str, np.ndarray]]:
-    """Every array in a folder of stores, by file."""
-    found = {}
-    for file in sorted(folder.glob("*.npz")):
-        with np.load(file) as content:
-            found[file.name] = dict(content)
-    return found
-
-
-def assert_same_arrays(one: Path, other: Path) -> None:
-    """Bit for bit."""
-    first, second = arrays(one), arrays(other)
-    assert first.keys() == second.keys()
-    assert first
-    for name, content in first.items():
-        assert content.keys() == second[name].keys()
-        for key, array in content.items():
-            if key == "note":  # where the images lay is not of the result
-                assert json.loads(str(array))["validated"] == json.loads(str(second[name][key]))["validated"]
-                continue
-            np.testing.assert_array_equal(second[name][key], array, err_msg=f"{name}: {key}")
 
 
 def plainly(net_state: dict, images: list[np.ndarray], net: str = "D") -> np.ndarray:

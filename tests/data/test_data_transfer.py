@@ -37,11 +37,6 @@ def packed(folder: Path, tar: Path, top: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def caltech101(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where torchvision puts it, with what macOS adds."""
     root = tmp_path_factory.mktemp("data") / "caltech101"

@@ -117,11 +117,6 @@ def put_tar(files: Files, year: str, tar: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both years, unpacked into one devkit."""
     root = tmp_path_factory.mktemp("voc") / "VOCdevkit"

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from programs import Command, run_program
+from stores import arrays, assert_same_arrays
 from tiny import TINY, set_words
 
 from vggrepro.config.recipes import Graph, load_graph
@@ -93,23 +94,6 @@ def whole(boxed: Path, tmp_path_factory: pytest.TempPathFactory) -> Graph:
     return graph
 
 
-def stored(run: RunDirectory) -> dict[str, dict[str, np.ndarray]]:
-    """Every stored set of boxes, by file name."""
-    found = {}
-    for file in sorted((run.path / "boxes").glob("*.npz")):
-        with np.load(file) as content:
-            found[file.name] = dict(content)
-    return found
-
-
-def assert_same_boxes(one: RunDirectory, other: RunDirectory) -> None:
-    first, second = stored(one), stored(other)
-    assert first.keys() == second.keys()
-    for name, content in first.items():
-        for key, array in content.items():
-            np.testing.assert_array_equal(second[name][key], array, err_msg=f"{name}: {key}")
-
-
 def test_every_stage_stores_what_its_tables_need(whole: Graph) -> None:
     for name in ("boxes", "boxes-fine", "boxes-SCR"):
         config = whole.stages[name]
@@ -122,7 +106,9 @@ def test_every_stage_stores_what_its_tables_need(whole: Graph) -> None:
         assert {file.name for file in (run.path / "figures").iterdir()} == {"learning_curves.png", "boxes.png"}
         assert is_evaluated(config, whole.parent_of(name))
         # three classes, so three guesses, and the true one
-        assert all(content["classes"].shape == (11, 4) for key, content in stored(run).items() if "dense" in key)
+        assert all(
+            content["classes"].shape == (11, 4) for key, content in arrays(run.path / "boxes").items() if "dense" in key
+        )
 
 
 def test_a_second_call_computes_nothing(whole: Graph, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,7 +130,7 @@ def test_what_is_missing_is_made_again(whole: Graph, boxed: Path, recipe: Path, 
         file.unlink()
     assert not is_evaluated(graph.stages["boxes-fine"], graph.stages["D-fine"])
     reproduce(graph)
-    assert_same_boxes(run, RunDirectory(whole.stages["boxes-fine"].directory))
+    assert_same_arrays(run.path / "boxes", whole.stages["boxes-fine"].directory / "boxes")
 
 
 def test_stopped_in_the_middle_of_a_test_it_goes_on(
@@ -175,7 +161,7 @@ def test_stopped_in_the_middle_of_a_test_it_goes_on(
     )
     reproduce(graph)
     assert 0 < len(computed) < 11  # of one Q; the other was done
-    assert_same_boxes(run, RunDirectory(whole.stages["boxes-fine"].directory))
+    assert_same_arrays(run.path / "boxes", whole.stages["boxes-fine"].directory / "boxes")
 
 
 def test_two_ranks_store_the_same_boxes(whole: Graph, boxed: Path, recipe: Path, tmp_path: Path) -> None:
@@ -187,7 +173,7 @@ def test_two_ranks_store_the_same_boxes(whole: Graph, boxed: Path, recipe: Path,
     done = run_program("-m", "vggrepro", "reproduce", "--config", recipe, *words, ranks=2)
     assert done.returncode == 0, done.stderr
     for name in ("boxes", "boxes-fine", "boxes-SCR"):
-        assert_same_boxes(RunDirectory(tmp_path / "runs" / "boxes" / name), RunDirectory(whole.stages[name].directory))
+        assert_same_arrays(tmp_path / "runs" / "boxes" / name / "boxes", whole.stages[name].directory / "boxes")
 
 
 def test_the_tables_of_a_whole_graph(whole: Graph, command: Command) -> None:

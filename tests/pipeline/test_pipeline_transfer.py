@@ -11,18 +11,9 @@ import pytest
 import torch
 from PIL import Image
 from programs import Command, run_program
+from stores import arrays, assert_same_arrays
 from tiny import set_words
-from transfer_sets import (
-    ACTIONS,
-    CLASSES,
-    arrays,
-    assert_same_arrays,
-    class_folders,
-    imported_net,
-    plainly,
-    voc2007,
-    voc2012_action,
-)
+from transfer_sets import ACTIONS, CLASSES, class_folders, imported_net, plainly, voc2007, voc2012_action
 
 from vggrepro.config.settings import Transfer
 from vggrepro.errors import Interrupted, UserError

@@ -10,8 +10,9 @@ from typing import ClassVar
 import pytest
 import torch
 from programs import Command
+from stores import assert_same_arrays
 from tiny import TWO_STEPS, set_words, tiny_graph
-from transfer_sets import assert_same_arrays, class_folders
+from transfer_sets import class_folders
 
 from vggrepro.config.recipes import Graph
 from vggrepro.errors import UserError

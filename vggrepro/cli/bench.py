@@ -12,14 +12,18 @@ from vggrepro.cli.options import JsonOption, SetOption, print_json, whole_number
 if TYPE_CHECKING:
     from vggrepro.config.settings import Config
 
+NetOption = Annotated[str, typer.Option(help="A column of Table 1.")]
+ImagesOption = Annotated[
+    int, typer.Option("--images", "--pictures", min=1, help="Validation images of the data set to use.")
+]
+RoundsOption = Annotated[int, typer.Option(min=1, help="Times that each way is timed, in turn.")]
+
 
 def dense(
-    net: Annotated[str, typer.Option(help="A column of Table 1.")] = "D",
+    net: NetOption = "D",
     scales: Annotated[str | None, typer.Option(help="Q values in px; default: three, as in Section 4.2.")] = None,
-    images: Annotated[
-        int, typer.Option("--images", "--pictures", min=1, help="Validation images of the data set to use.")
-    ] = 500,
-    rounds: Annotated[int, typer.Option(min=1, help="Times that each way is timed, in turn.")] = 5,
+    images: ImagesOption = 500,
+    rounds: RoundsOption = 5,
     changes: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
@@ -36,14 +40,12 @@ def dense(
 
 
 def features(
-    net: Annotated[str, typer.Option(help="A column of Table 1.")] = "D",
+    net: NetOption = "D",
     scales: Annotated[
         str | None, typer.Option(help="Q values in px; default: three, as Appendix B has them for Caltech.")
     ] = None,
-    images: Annotated[
-        int, typer.Option("--images", "--pictures", min=1, help="Validation images of the data set to use.")
-    ] = 500,
-    rounds: Annotated[int, typer.Option(min=1, help="Times that each way is timed, in turn.")] = 5,
+    images: ImagesOption = 500,
+    rounds: RoundsOption = 5,
     changes: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
@@ -112,7 +114,7 @@ def step(
 
 
 def profile(
-    net: Annotated[str, typer.Option(help="A column of Table 1.")] = "D",
+    net: NetOption = "D",
     steps: Annotated[int, typer.Option(min=1, help="Steps of each measurement.")] = 10,
     top: Annotated[int, typer.Option(min=1, help="Kernels to name, the longest first.")] = 10,
     changes: SetOption = [],  # noqa: B006
@@ -130,7 +132,7 @@ def profile(
 
 
 def comm(
-    net: Annotated[str, typer.Option(help="A column of Table 1.")] = "D",
+    net: NetOption = "D",
     steps: Annotated[int, typer.Option(min=1, help="Steps that are timed in a turn.")] = 5,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each exchange.")] = 5,
     backend: Annotated[

@@ -33,9 +33,7 @@ def open_class_folders(name: str, source: Path, drawing: Drawing, cache: Path, p
     """
     called = listed(name, source)
     members = list(called)
-    classes = tuple(sorted({member.class_name for member in members}))
-    if len(classes) < 2:
-        raise UserError(f"{source} has one class only, {classes[0]}; give {_WANTED}")
+    classes = tuple(_counts(members, source))
     index = open_members(members, classes, source, cache, progress)
     split = index.split("val")
     shown = {(file.container, file.name, file.offset): text for file, text in called.items()}
@@ -55,12 +53,18 @@ def open_class_folders(name: str, source: Path, drawing: Drawing, cache: Path, p
 
 def require_enough(members: Iterable[Member], drawing: Drawing, source: Path) -> int:
     """The number of classes. Raises UserError for one with too few images, as far as a listing says."""
+    counts = _counts(members, source)
+    for class_name, count in counts.items():
+        _require_enough(class_name, count, drawing.train_per_class, str(source))
+    return len(counts)
+
+
+def _counts(members: Iterable[Member], source: Path) -> dict[str, int]:
+    """Files by class, sorted. Raises UserError for one class alone."""
     counts = Counter(member.class_name for member in members)
     if len(counts) < 2:
         raise UserError(f"{source} has one class only, {next(iter(counts))}; give {_WANTED}")
-    for class_name, count in sorted(counts.items()):
-        _require_enough(class_name, count, drawing.train_per_class, str(source))
-    return len(counts)
+    return dict(sorted(counts.items()))
 
 
 def _require_enough(class_name: str, images: int, n: int, source: str) -> None:

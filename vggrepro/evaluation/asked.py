@@ -32,6 +32,11 @@ def drawing_of(name: str, settings: Transfer) -> Drawing:
     )
 
 
+def scales_at(crop: int, scales: tuple[int, ...]) -> tuple[int, ...]:
+    """The paper's Q in the proportion of a net's crop to its own, px."""
+    return tuple(dict.fromkeys(round(Q * crop / value("crop")) for Q in scales))
+
+
 @dataclass(frozen=True)
 class Asked:
     """One way to make descriptors of a data set's samples."""
@@ -55,16 +60,13 @@ def asked_of(name: str, config: Config) -> list[Asked]:
     if min(own.scales, default=smallest) < smallest:
         raise UserError(f"Q = {min(own.scales)} is smaller than {config.name} takes; use {smallest} or more")
 
-    def sides(scales: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(dict.fromkeys(round(Q * crop / value("crop")) for Q in scales))
-
-    first = Asked(tuple(dict.fromkeys(own.scales)) or sides(task.scales), own.combine or task.combine)
+    first = Asked(tuple(dict.fromkeys(own.scales)) or scales_at(crop, task.scales), own.combine or task.combine)
     if task.table == 12:
         return [first, replace(first, boxes=True)]
     asked = [first]
     if not own.combine and len(first.Q) > 1:
         asked.append(replace(first, combine="average" if first.combine == "stack" else "stack"))
-    fewer = sides(value("transfer_fewer_scales"))
+    fewer = scales_at(crop, value("transfer_fewer_scales"))
     if not own.scales and len(fewer) < len(first.Q):
         asked.append(replace(first, Q=fewer))
     return asked

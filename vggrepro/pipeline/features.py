@@ -68,11 +68,15 @@ class FeatureNet:
         own = (self.weights, self.layer, data.index.fingerprint, Q, testing.flip, testing.precision, of)
         return FeatureProtocol(*own)
 
-    def extract(self, data: TransferSet, Q: Sequence[int], session: Session, *, boxes: bool = False) -> None:
-        """Computes and stores the features at each Q that are not stored yet; every rank calls it.
+    def extract(self, data: TransferSet, asked: Asked, session: Session) -> None:
+        """Computes and stores the features that are asked for and not stored yet; every rank calls it.
 
         Raises UserError, and Interrupted; the same call then goes on.
         """
+        for boxes in (False, True) if asked.boxes else (False,):
+            self._extract(data, asked.Q, session, boxes=boxes)
+
+    def _extract(self, data: TransferSet, Q: Sequence[int], session: Session, *, boxes: bool) -> None:
         from vggrepro.evaluation.methods import Settings, features, region_views, whole_views
         from vggrepro.evaluation.share import compute
         from vggrepro.evaluation.stage import as_the_net_expects
@@ -199,9 +203,7 @@ def extract(nets: Sequence[FeatureNet], name: str, session: Session, *, boxes: b
     if boxes and data.boxes is None:
         raise UserError(f"--boxes: {name} has no boxes; leave it out")
     for net, one in zip(nets, asked, strict=True):
-        net.extract(data, one.Q, session)
-        if boxes:
-            net.extract(data, one.Q, session, boxes=True)
+        net.extract(data, one, session)
     if not session.topology.is_first:
         return None
     return Extracted(data, described(nets, asked, data), asked)

@@ -112,10 +112,7 @@ def error_record(
         name = f"{method}_{names.get(Q) or 'Q_' + '_'.join(map(str, Q))}"
         record |= {f"{name}_top1_error": found.top1.percent, f"{name}_top5_error": found.top5.percent}
         record["n"] = found.top1.n
-    known: dict[str, Any] = {}
-    for one in run.records("evaluation"):
-        known |= one
-    return None if record.items() <= known.items() else record
+    return None if run.says("evaluation", record) else record
 
 
 def is_evaluated(config: Config, parent: Config | None) -> bool:

@@ -47,7 +47,8 @@ def transfer_stage(config: Config, session: Session) -> None:
         for name in config.transfer.sets:
             tests = _test([net], open_set(name, config, session), session)
             if session.topology.is_first:
-                _log(run, config, _figures([net], tests, net))
+                if not run.says("evaluation", record := _figures([net], tests, net)):
+                    _log(run, config, record)
                 files |= {file.name for one in tests for file in _files(one, run.transfers)}
         if session.topology.is_first:
             run.write_json(_DONE, {"asked": _asked(config, net.weights), "files": sorted(files)})
@@ -90,7 +91,7 @@ def transfer_together(stages: Iterable[Config], session: Session) -> None:
             tests = _test(nets, open_set(name, same[0], session), session)
             if session.topology.is_first and (owner := _writable(nets)):
                 record = _figures(nets, tests, owner)
-                if not _is_logged(owner.run, record):
+                if not owner.run.says("evaluation", record):
                     with mirrored(owner.stage, owner.run, session.topology):
                         _log(owner.run, owner.stage, record)
 
@@ -194,23 +195,15 @@ def _log_final(nets: Sequence[FeatureNet], tests: Iterable[Transferred], session
             return
     first = nets[0]
     record = _figures(nets, tests, first)
-    if not _is_logged(first.run, record):
+    if not first.run.says("evaluation", record):
         trained = {"evaluation": first.stage.evaluation, "transfer": first.stage.transfer}
         config = relocated(first.config.model_copy(update=trained), first.run.path)
         with mirrored(config, first.run, session.topology):
             _log(first.run, config, record)
 
 
-def _is_logged(run: RunDirectory, record: Mapping[str, float]) -> bool:
-    known: dict[str, Any] = {}
-    for one in run.records("evaluation"):
-        known |= one
-    return record.items() <= known.items()
-
-
 def _log(run: RunDirectory, config: Config, record: Mapping[str, float]) -> None:
-    if not _is_logged(run, record):
-        run.append({"kind": "evaluation", "step": config.train.iterations, **record})
+    run.append({"kind": "evaluation", "step": config.train.iterations, **record})
 
 
 def transfer(nets: Sequence[FeatureNet], asked: Sequence[Asked], data: TransferSet, session: Session) -> None:
@@ -227,9 +220,7 @@ def transfer(nets: Sequence[FeatureNet], asked: Sequence[Asked], data: TransferS
         return
     _require_positives(data)
     for net, one in zip(nets, asked, strict=True):
-        net.extract(data, one.Q, session)
-        if one.boxes:
-            net.extract(data, one.Q, session, boxes=True)
+        net.extract(data, one, session)
     samples: NDArray[Any] | None = None
     if session.topology.is_first:
         folder.mkdir(parents=True, exist_ok=True)

@@ -50,6 +50,21 @@ class Figure:
 Block = Heading | Text | Bullets | Sheet | Figure
 
 
+Columns = dict[str, tuple[list[str], bool]]
+"""Of a sheet, by title: the cells, and whether they are numbers."""
+
+
+def sheet_of(columns: Columns, strong: str) -> Sheet:
+    """A table of columns, of which one is emphasised."""
+    titles = list(columns)
+    return Sheet(
+        header=titles,
+        rows=list(zip(*(cells for cells, _ in columns.values()), strict=True)),
+        strong=titles.index(strong),
+        numbers=frozenset(n for n, title in enumerate(titles) if columns[title][1]),
+    )
+
+
 def error_text(error: float | None) -> str:
     """An error rate for a cell, per cent."""
     return DASH if error is None else f"{error:.1f}"

@@ -37,12 +37,13 @@ class Claim(BaseModel):
     claim: str
     verdict: Outcome
     effect: float | None = None
-    """Top-1 error, of Appendix A localisation error, of `worse` minus that of `better`, points; with several pairs of
-    seeds, the mean over them."""
+    """Top-1 error, of Appendix A localisation error, of `worse` minus that of `better`, points; of Appendix B the
+    figure of `better` minus that of `worse`. With several pairs of seeds, the mean over them."""
     interval: tuple[float, float] | None = None
     """95 %: over the images, or with several pairs of seeds over these (Student's t)."""
     p_value: float | None = None
-    """McNemar's exact test, two-sided; with several pairs of seeds Student's t over these."""
+    """McNemar's exact test, of Appendix B the bootstrap, two-sided; with several pairs of seeds Student's t over these.
+    """
     n: int | None = None
     """Images."""
     seeds: int = 0

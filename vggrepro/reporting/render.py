@@ -13,6 +13,7 @@ from vggrepro.reporting.blocks import (
     DASH,
     Block,
     Bullets,
+    Columns,
     Figure,
     Heading,
     Sheet,
@@ -20,6 +21,7 @@ from vggrepro.reporting.blocks import (
     count_text,
     error_text,
     interval_text,
+    sheet_of,
     signed_text,
 )
 from vggrepro.reporting.claim_blocks import claim_sheet, p_text
@@ -183,7 +185,7 @@ def _error_sheet(rows: list[Row], group: Group) -> Sheet:
     def printed(error: float | None) -> str:
         return error_text(error) if error is None or group.papers else f"({error_text(error)})"
 
-    columns: dict[str, tuple[list[str], bool]] = {
+    columns: Columns = {
         "net": ([row.net + (", test set" if row.split == "test" else "") for row in rows], False),
         "S": ([row.S or DASH for row in rows], False),
         "Q": ([row.Q or DASH for row in rows], False),
@@ -203,13 +205,7 @@ def _error_sheet(rows: list[Row], group: Group) -> Sheet:
     }
     if not group.papers:  # no difference is taken there
         columns = {title: column for title, column in columns.items() if not title.endswith("difference")}
-    titles = list(columns)
-    return Sheet(
-        header=titles,
-        rows=list(zip(*(cells for cells, _ in columns.values()), strict=True)),
-        strong=titles.index("top-1 measured"),
-        numbers=frozenset(n for n, title in enumerate(titles) if columns[title][1]),
-    )
+    return sheet_of(columns, "top-1 measured")
 
 
 def _method(row: Row) -> str:

@@ -6,12 +6,14 @@ from vggrepro.reporting.blocks import (
     DASH,
     Block,
     Bullets,
+    Columns,
     Heading,
     Sheet,
     Text,
     count_text,
     error_text,
     interval_text,
+    sheet_of,
     signed_text,
 )
 from vggrepro.reporting.localisation import BOX_TITLES
@@ -74,7 +76,7 @@ def _sheet(rows: list[BoxRow], group: Group) -> Sheet:
         text = error_text(row.printed)
         return text if row.printed is None or group.papers else f"({text})"
 
-    columns: dict[str, tuple[list[str], bool]] = {
+    columns: Columns = {
         "net": ([row.net + (", test set" if row.split == "test" else "") for row in rows], False),
         "S": ([row.S or DASH for row in rows], False),
         "Q": ([row.Q or DASH for row in rows], False),
@@ -94,10 +96,4 @@ def _sheet(rows: list[BoxRow], group: Group) -> Sheet:
         del columns["difference"]
     if all(row.guesses is None for row in rows):
         del columns["classes from"]
-    titles = list(columns)
-    return Sheet(
-        header=titles,
-        rows=list(zip(*(cells for cells, _ in columns.values()), strict=True)),
-        strong=titles.index("measured"),
-        numbers=frozenset(n for n, title in enumerate(titles) if columns[title][1]),
-    )
+    return sheet_of(columns, "measured")

@@ -2,7 +2,19 @@
 
 from collections.abc import Iterator
 
-from vggrepro.reporting.blocks import DASH, Block, Bullets, Heading, Sheet, Text, count_text, interval_text, signed_text
+from vggrepro.reporting.blocks import (
+    DASH,
+    Block,
+    Bullets,
+    Columns,
+    Heading,
+    Sheet,
+    Text,
+    count_text,
+    interval_text,
+    sheet_of,
+    signed_text,
+)
 from vggrepro.reporting.claim_blocks import claim_sheet
 from vggrepro.reporting.report import Report, TransferRow
 from vggrepro.reporting.run_notes import ledger_blocks, run_sheet
@@ -70,7 +82,7 @@ def _sheet(rows: list[TransferRow]) -> Sheet:
         text = figure_text(row.printed, row.printed_spread)
         return text if row.printed is None or row.verdict != "not comparable" else f"({text})"
 
-    columns: dict[str, tuple[list[str], bool]] = {
+    columns: Columns = {
         "data set": ([row.set for row in rows], False),
         "measure": ([_MEASURES[row.measure] for row in rows], False),
         "net": ([row.net + (", image and box" if row.boxes else "") for row in rows], False),
@@ -89,10 +101,4 @@ def _sheet(rows: list[TransferRow]) -> Sheet:
     }
     if all(row.difference is None for row in rows):
         del columns["difference"]
-    titles = list(columns)
-    return Sheet(
-        header=titles,
-        rows=list(zip(*(cells for cells, _ in columns.values()), strict=True)),
-        strong=titles.index("measured"),
-        numbers=frozenset(n for n, title in enumerate(titles) if columns[title][1]),
-    )
+    return sheet_of(columns, "measured")

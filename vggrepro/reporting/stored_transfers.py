@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from vggrepro.evaluation.asked import scales_at
 from vggrepro.evaluation.transfers import Transferred, list_transferred
-from vggrepro.paper import TransferTask, facts, value
+from vggrepro.paper import TransferTask, facts
 from vggrepro.reporting.runs import StoredRun
 
 
@@ -59,9 +60,7 @@ def _order(one: StoredTransfer, runs: Sequence[StoredRun]) -> tuple[object, ...]
 def as_the_paper(one: StoredTransfer, task: TransferTask) -> bool:
     """Whether a protocol is the paper's: scales in proportion to the crop, combination, mirror images, splits."""
     asked = one.found.protocol
-    scales = [
-        tuple(dict.fromkeys(round(Q * run.config.model.crop / value("crop")) for Q in task.scales)) for run in one.runs
-    ]
+    scales = [scales_at(run.config.model.crop, task.scales) for run in one.runs]
     drawn = (task.splits, task.train_per_class, task.test_per_class)
     own = tuple(asked.drawing[name] for name in ("splits", "train_per_class", "test_per_class"))
     return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from vggrepro.evaluation.asked import task_of
 from vggrepro.evaluation.recognition import against_printed
 from vggrepro.paper import TransferFigure, facts, value
 from vggrepro.reporting.report import TransferRow
@@ -42,7 +43,7 @@ def _row(one: StoredTransfer, figure: TransferFigure | None) -> TransferRow:
     asked, result, said = one.found.protocol, one.found.result, one.found.said
     obstacle = _obstacle(one) if figure else "the paper has no such figure"
     named: dict[str, Any] = {
-        "table": facts().transfer[one.set].table if one.set in facts().transfer else 11,
+        "table": task_of(one.set).table,
         "set": one.set,
         "data": asked.data,
         "net": _FUSED.join(one.nets),

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vggrepro.evaluation.recognition import Compared, compare
+from vggrepro.evaluation.asked import task_of
+from vggrepro.evaluation.recognition import compare
 from vggrepro.paper import facts, value
 from vggrepro.reporting.claims import MARGIN, Claim, Kind, judge
 from vggrepro.reporting.runs import StoredRun, chosen_by, departures_of
@@ -41,10 +42,9 @@ class _Statement:
 
 def _statements(name: str) -> Iterator[_Statement]:
     """What is claimed of a data set; of a folder of classes that the paper does not know, what it says of Caltech."""
-    task = facts().transfer.get(name)
-    known = task or facts().transfer["caltech101"]
-    several, combine = len(known.scales), known.combine
-    boxes = known.table == 12
+    task = task_of(name)
+    several, combine = len(task.scales), task.combine
+    boxes = task.table == 12
 
     def side(nets: tuple[str, ...], how: str, *, scales: int = several, by: str = combine, box: bool = boxes) -> _Side:
         def fits(one: StoredTransfer) -> bool:
@@ -126,9 +126,7 @@ def _check(statement: _Statement, tests: Sequence[StoredTransfer]) -> Claim:
         lacking = [str(side) for side in (statement.better, statement.worse) if not any(map(side.fits, tests))]
         note = f"nothing stored of {'; '.join(lacking)}" if lacking else "both sides are of other samples or seeds"
         return Claim(verdict="not measured", note=note, **named)
-    compared: list[Compared] = []
-    for better, worse in pairs.values():
-        compared.append(compare(worse.found.result, better.found.result))
+    compared = [compare(worse.found.result, better.found.result) for better, worse in pairs.values()]
     for number, key in enumerate(("better", "worse")):
         told = ", ".join(" + ".join(run.name for run in pair[number].runs) for pair in pairs.values())
         named[key] = f"{told}: {getattr(statement, key).how}"

@@ -108,6 +108,13 @@ class RunDirectory:
         parsed = map(parse_record, self._lines())
         return [record for record in parsed if record is not None and kind in (None, record["kind"])]
 
+    def says(self, kind: str, record: Mapping[str, Any]) -> bool:
+        """Whether the newest values among the records of a kind are those of this one."""
+        known: dict[str, Any] = {}
+        for one in self.records(kind):
+            known |= one
+        return record.items() <= known.items()
+
     def rewind(self, step: int, *, validated: bool = True) -> None:
         """Drop the records after ``step`` and any torn line: a run resumed at ``step`` writes those steps again.
 
