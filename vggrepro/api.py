@@ -33,9 +33,10 @@ from vggrepro.models.table1 import TORCHVISION_NAMES, architecture
 from vggrepro.models.vgg import VGG
 from vggrepro.models.weights import PREPROCESSING, Preprocessing, read
 from vggrepro.paper import ilsvrc_classes, scale_text, value
+from vggrepro.reporting.finding import find_runs
 from vggrepro.reporting.render import Format, render
 from vggrepro.reporting.report import Report
-from vggrepro.reporting.runs import StoredRun, find_runs
+from vggrepro.reporting.runs import StoredRun
 from vggrepro.reporting.tables import build_report
 from vggrepro.storage import checkpoint
 from vggrepro.storage.status import locate

@@ -16,7 +16,7 @@ from vggrepro.pipeline.evaluate import evaluate_nets
 from vggrepro.pipeline.graph import reproduce
 from vggrepro.pipeline.session import open_session
 from vggrepro.pipeline.stage import train_stage
-from vggrepro.reporting.runs import find_runs
+from vggrepro.reporting.finding import find_runs
 from vggrepro.reporting.tables import build_report
 from vggrepro.storage import checkpoint
 from vggrepro.storage.directory import RunDirectory

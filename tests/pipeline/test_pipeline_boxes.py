@@ -20,7 +20,7 @@ from vggrepro.evaluation.localise import boxes_at_places
 from vggrepro.pipeline.graph import reproduce
 from vggrepro.pipeline.stage import is_evaluated
 from vggrepro.ranks.watch import Watch
-from vggrepro.reporting.runs import find_runs
+from vggrepro.reporting.finding import find_runs
 from vggrepro.reporting.tables import build_report
 from vggrepro.storage.directory import RunDirectory
 

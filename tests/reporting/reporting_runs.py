@@ -12,8 +12,9 @@ from vggrepro.data.boxes import Boxes
 from vggrepro.evaluation.box_store import CENTRE, DENSE, BoxProtocol, FoundProtocol, save_found, save_truth
 from vggrepro.evaluation.boxes import Found, Truth
 from vggrepro.evaluation.posteriors import Posteriors, Protocol
+from vggrepro.reporting.finding import find_runs
 from vggrepro.reporting.report import BoxRow, Report
-from vggrepro.reporting.runs import StoredRun, find_runs
+from vggrepro.reporting.runs import StoredRun
 from vggrepro.reporting.tables import build_report
 from vggrepro.storage.directory import RunDirectory
 
@@ -57,13 +58,14 @@ def make_run(
     departures: list[dict[str, Any]] | None = None,
     layers: tuple[tuple[str, ...], ...] | None = None,
     flip: bool = True,
+    parent: str | None = None,
 ) -> RunDirectory:
     """A run whose final net has these posteriors, by (method, Q)."""
     config = Config(
         model=Model(net=net, layers=layers, classes=CLASSES),
         data=Data(S=S),
         evaluation=Evaluation(flip=flip),
-        run=Run(name=name, experiment=experiment, root=root, seed=seed),
+        run=Run(name=name, experiment=experiment, root=root, seed=seed, parent=parent),
     )
     run = RunDirectory(config.directory)
     run.write_text("config.yaml", config.to_yaml())
@@ -200,7 +202,7 @@ def _boxes(wrong: int, first: int) -> NDArray[np.float32]:
 
 
 def _store(protocol: FoundProtocol, found: Found, run: StoredRun, **said: Any) -> Path:
-    folder = run.directory.boxes
+    folder = RunDirectory(run.path).boxes
     save_found(protocol, found, folder, **said)
     save_truth(truth(), folder, protocol.parts[0].data, protocol.parts[0].boxes)
     return protocol.file(folder)

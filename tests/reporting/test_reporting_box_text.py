@@ -26,9 +26,9 @@ from scipy.stats import binomtest
 from tiny import REPOSITORY
 
 from vggrepro.paper import facts
+from vggrepro.reporting.finding import find_runs
 from vggrepro.reporting.render import Format, render
 from vggrepro.reporting.report import BoxSpread, Report
-from vggrepro.reporting.runs import find_runs
 from vggrepro.reporting.tables import build_report
 
 

@@ -12,10 +12,11 @@ from scipy.stats import binomtest, t, ttest_1samp
 from tiny import CONFIGS, PublicPredictions
 
 from vggrepro.config.recipes import load_stage
+from vggrepro.evaluation.errors import Ranks
 from vggrepro.models.table1 import architecture
 from vggrepro.reporting.claims import SHALLOW, Claim, check_claims
-from vggrepro.reporting.predictions import Predictions, paired_top1
-from vggrepro.reporting.runs import find_runs
+from vggrepro.reporting.finding import find_runs
+from vggrepro.reporting.predictions import paired_top1
 from vggrepro.reporting.tables import build_report
 
 
@@ -79,8 +80,8 @@ def test_protocols_of_one_net_are_compared(root: Path) -> None:
     make_run(root, "D", (256, 512), posteriors=posteriors)
     make_run(root, "E", (256, 512), posteriors=posteriors)
     assert claim_of(root, "D at S = [256;512], several Q are better").effect == 15.0
-    assert claim_of(root, "D: multi-crop is better than dense").effect == -1.0
-    assert claim_of(root, "D: multi-crop is better than dense").verdict == "not supported"
+    assert claim_of(root, "Multi-crop is better than dense: D").effect == -1.0
+    assert claim_of(root, "Multi-crop is better than dense: D").verdict == "not supported"
     assert claim_of(root, "better than E, multi-crop").verdict == "undecided at this n"  # the same answers
     assert claim_of(root, "B is better than its 5x5 twin").verdict == "not measured"
 
@@ -124,24 +125,21 @@ def test_several_seeds_decide_by_their_spread(root: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def public_nets(public_predictions: PublicPredictions) -> dict[str, Predictions]:
-    """Ten public nets on the 50,000 validation images of ILSVRC-2012."""
+def public_nets(public_predictions: PublicPredictions) -> dict[str, Ranks]:
+    """Ten public nets on the 50,000 validation images of ILSVRC-2012; what is not among five guesses is the sixth."""
     labels, guesses = public_predictions
-    unknown = np.zeros(len(labels), np.float32)
-    return {
-        name: Predictions(labels, five[:, 0], unknown, five[:, 0] == labels, (five == labels[:, None]).any(axis=1))
-        for name, five in guesses.items()
-    }
+    places = {name: five == labels[:, None] for name, five in guesses.items()}
+    return {name: Ranks(labels, np.where(at.any(axis=1), at.argmax(axis=1), 5)) for name, at in places.items()}
 
 
-def test_public_nets_have_their_published_errors(public_nets: dict[str, Predictions]) -> None:
+def test_public_nets_have_their_published_errors(public_nets: dict[str, Ranks]) -> None:
     published = {"vgg16": (28.408, 9.618), "vgg19": (27.624, 9.124), "vgg11_bn": (29.630, 10.190)}
     for name, (top1, top5) in published.items():
         predictions = public_nets[name]
         assert (round(predictions.top1.percent, 3), round(predictions.top5.percent, 3)) == (top1, top5)
 
 
-def test_all_pairs_of_public_nets(public_nets: dict[str, Predictions]) -> None:
+def test_all_pairs_of_public_nets(public_nets: dict[str, Ranks]) -> None:
     assert len(public_nets) == 10
     for first, second in itertools.combinations(public_nets.values(), 2):
         test = paired_top1(first, second)
@@ -153,7 +151,7 @@ def test_all_pairs_of_public_nets(public_nets: dict[str, Predictions]) -> None:
         assert (mirrored.difference, mirrored.p_value) == (-test.difference, test.p_value)
 
 
-def test_depth_helps_in_the_public_nets(public_nets: dict[str, Predictions]) -> None:
+def test_depth_helps_in_the_public_nets(public_nets: dict[str, Ranks]) -> None:
     for better, worse in (("vgg13", "vgg11"), ("vgg16", "vgg13"), ("vgg19", "vgg16")):
         test = paired_top1(public_nets[worse], public_nets[better])
         assert test.interval[0] > 0
@@ -167,3 +165,38 @@ def test_seeds_that_all_say_the_same_are_no_division_by_zero(root: Path) -> None
     claim = claim_of(root, "B is better than A")
     assert (claim.verdict, claim.spread, claim.p_value) == ("supported", 0.0, 0.0)
     assert claim.interval == (claim.effect, claim.effect)
+
+
+def test_the_start_from_another_net_is_held_against_random_weights(root: Path) -> None:
+    for seed, cold in ((0, 540), (1, 548)):
+        make_run(root, "A", name=f"A-{seed}", seed=seed, posteriors=dense(256, wrong1=600, wrong5=0))
+        named = {"seed": seed, "parent": f"A-{seed}"}
+        warm = dense(256, wrong1=500, wrong5=0)
+        make_run(root, "D", name=f"D-{seed}", posteriors=warm, **named)  # type: ignore[arg-type]
+        line = {"setting": "run.parent", "paper": "A at S=256", "run": "none", "why": ""}
+        make_run(
+            root, "D", name=f"D-cold-{seed}", seed=seed, posteriors=dense(256, wrong1=cold, wrong5=0), departures=[line]
+        )
+    report = build_report(find_runs([root]))
+    (claim,) = report.start_from_parent
+    assert claim.effect == pytest.approx((2.0 + 2.4) / 2)
+    assert claim.seeds == 2
+    assert claim.better == "paper:D-0, paper:D-1: dense, Q = 256"
+    assert claim.worse == "paper:D-cold-0, paper:D-cold-1: dense, Q = 256"
+    # the paper's way stands for net D, and seeds of the two starts are no seeds of one another
+    (depth,) = (one for one in report.claims if "D is better than A" in one.claim)
+    assert depth.effect == pytest.approx(5.0)
+    means = {tuple(one.runs): one.mean_top1 for one in report.seeds if one.net == "D"}
+    assert means == {
+        ("paper:D-0", "paper:D-1"): pytest.approx(25.0),
+        ("paper:D-cold-0", "paper:D-cold-1"): pytest.approx(27.2),
+    }
+
+
+def test_another_training_is_no_comparison_of_starts(root: Path) -> None:
+    make_run(root, "D", name="warm", parent="A", posteriors=dense(256, wrong1=500, wrong5=0))
+    cold = make_run(root, "D", name="cold", posteriors=dense(256, wrong1=540, wrong5=0))
+    shorter = (cold.path / "config.yaml").read_text().replace("iterations: 370000", "iterations: 370")
+    assert len(build_report(find_runs([root])).start_from_parent) == 1
+    cold.write_text("config.yaml", shorter)
+    assert build_report(find_runs([root])).start_from_parent == []

@@ -14,7 +14,7 @@ from vggrepro.errors import UserError
 from vggrepro.pipeline.graph import reproduce
 from vggrepro.reporting.blocks import to_html, to_markdown
 from vggrepro.reporting.compare import Comparison, blocks_of, compare
-from vggrepro.reporting.runs import find_runs
+from vggrepro.reporting.finding import find_runs
 
 
 def compared(root: Path) -> Comparison:

@@ -11,14 +11,16 @@ from vggrepro.errors import UserError
 from vggrepro.paper import facts
 from vggrepro.reporting import localisation, tables
 from vggrepro.reporting.document import is_fresh, kept_report, update_document
-from vggrepro.reporting.runs import find_runs
+from vggrepro.reporting.finding import find_runs
+from vggrepro.reporting.keeping import keep
 from vggrepro.reporting.tables import build_report
 
 
-def test_reproduction_is_fresh() -> None:
-    assert is_fresh(REPOSITORY / "REPRODUCTION.md"), (
-        "a generated section of REPRODUCTION.md is stale or was edited; renew it with "
-        "`vggrepro tables --runs runs/paper --update REPRODUCTION.md`"
+@pytest.mark.parametrize("name", ["REPRODUCTION.md"])
+def test_the_documents_are_fresh(name: str) -> None:
+    assert is_fresh(REPOSITORY / name), (
+        f"a generated section of {name} is stale or was edited; renew it with "
+        f"`vggrepro tables --runs runs/paper --update {name}`"
     )
 
 
@@ -105,3 +107,44 @@ def test_mistakes_change_nothing(tmp_path: Path, text: str, message: str) -> Non
     assert not kept_report(file).exists()
     with pytest.raises(UserError, match="cannot be read"):
         update_document(tmp_path / "nowhere.md", build_report([]))
+
+
+@pytest.fixture
+def in_short(root: Path, tmp_path: Path) -> Path:
+    """A document with the two sections that are made of evidence beside it."""
+    for seed in (0, 1):
+        for net, wrong in (("A", 592), ("B", 560)):
+            answers = dense(256, wrong1=wrong + 4 * seed, wrong5=208)
+            make_run(root, net, name=f"{net}-{seed}", seed=seed, posteriors=answers)
+    make_run(root, "D", posteriors=dense(256, wrong1=500, wrong5=208))
+    keep(find_runs([root]), tmp_path / "results" / "one", "title")
+    file = tmp_path / "page.md"
+    sections = (f"<!-- vggrepro:{name} results/one -->\n<!-- /vggrepro:{name} -->\n" for name in ("evidence", "claims"))
+    file.write_text("before\n" + "between\n".join(sections) + "after\n")
+    update_document(file, build_report([]))
+    return file
+
+
+def test_sections_are_made_of_committed_evidence(in_short: Path) -> None:
+    text = in_short.read_text()
+    assert text.startswith("before\n<!-- vggrepro:evidence results/one -->\n")
+    assert "| A | 256 | 256 | dense | 2 | (29.6) | **29.70** | 0.14 |" in text
+    assert "| D | 256 | 256 | dense | (27.0) | **25.0** |" in text, "one seed has no mean"
+    assert "| 4.1 | Error falls with depth | 2 | - | - | - | +1.6 to +4.6 |" in text
+    assert "directory" not in text
+    assert not kept_report(in_short).exists(), "nothing in it is of the report that was given"
+    assert is_fresh(in_short)
+
+
+@pytest.mark.parametrize("old", ["**29.70**", "+1.6 to +4.6"])
+def test_an_edit_of_a_section_of_evidence_is_noticed(in_short: Path, old: str) -> None:
+    in_short.write_text(in_short.read_text().replace(old, "1"))
+    assert not is_fresh(in_short)
+
+
+def test_a_section_of_evidence_names_its_folder(tmp_path: Path) -> None:
+    file = tmp_path / "page.md"
+    for marker, said in (("evidence", "names its folder"), ("evidence nowhere", "is not a folder")):
+        file.write_text(f"<!-- vggrepro:{marker} -->\n<!-- /vggrepro:evidence -->\n")
+        with pytest.raises(UserError, match=said):
+            update_document(file, build_report([]))

@@ -8,8 +8,8 @@ from PIL import Image
 from reporting_runs import dense, make_run
 
 from vggrepro.reporting import figures
+from vggrepro.reporting.finding import find_runs
 from vggrepro.reporting.predictions import Predictions
-from vggrepro.reporting.runs import find_runs
 from vggrepro.reporting.tables import build_report
 
 
@@ -53,6 +53,24 @@ def test_error_by_depth_and_scale(root: Path) -> None:
         assert draw(report, "no such group") is None
 
 
+GREEN, GREY = (0x00, 0x9E, 0x73), (0x66, 0x66, 0x66)
+
+
+def test_effects_have_the_colour_of_their_verdict(root: Path) -> None:
+    for net, wrong in (("A", 592), ("B", 500), ("C", 560), ("D", 558)):
+        make_run(root, net, posteriors=dense(224, 256, 288, wrong1=wrong, wrong5=100))
+    report = build_report(find_runs([root]))
+    drawn = figures.of_report(report, report.groups[0].id)
+    assert set(drawn) == {"error_by_depth", "error_by_scale", "effect_of_nets", "effect_of_several_scales"}
+    title, png = drawn["effect_of_nets"]  # B over A; not C over B; D over C undecided; D over A
+    assert "4.1" in title
+    for colour in (GREEN, ORANGE, GREY):
+        assert has_colour(pixels(png), colour) > 30
+    nothing_gained = pixels(drawn["effect_of_several_scales"][1])
+    assert has_colour(nothing_gained, GREEN) == 0
+    assert figures.of_report(report, "no such group") == {}
+
+
 def test_lines_have_a_panel_a_title_and_a_colour_a_curve() -> None:
     curves = {"A": ([1, 2], [0.5, -1.0]), "D": ([1, 2, 3], [0.1, 0.2, 0.3])}
     one = pixels(figures.lines({"first": curves}, "x", "y"))
@@ -66,7 +84,7 @@ def test_lines_have_a_panel_a_title_and_a_colour_a_curve() -> None:
 
 def predictions(guess: list[int], label: list[int]) -> Predictions:
     own, first = np.array(label), np.array(guess)
-    return Predictions(own, first, np.ones(len(own), np.float32), own == first, np.ones(len(own), bool))
+    return Predictions(own, (own != first).astype(int), first, np.ones(len(own), np.float32))
 
 
 def test_the_worst_classes_come_first() -> None:

@@ -18,25 +18,38 @@ def tables(
     update: Annotated[
         Path | None, typer.Option(help="Renew the generated sections of this document, e.g. REPRODUCTION.md.")
     ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the evidence here: what every net answered, in a small form, with tables and figures. "
+            "--runs of this folder makes them again without nets and images."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Tables 1-12 of the paper, measured beside printed, and its claims tested, from what runs have stored."""
+    from vggrepro.reporting.finding import find_runs
     from vggrepro.reporting.render import Format, format_of, render
-    from vggrepro.reporting.runs import find_runs
     from vggrepro.reporting.tables import build_report
 
     form = format_of(out) if out else Format.json if as_json else Format.markdown
-    report = build_report(find_runs([place for place in runs if place.exists() or place != Path("runs")], experiment))
-    text = render(report, form, "Very Deep Convolutional Networks (arXiv 1409.1556): measured beside printed")
+    title = "Very Deep Convolutional Networks (arXiv 1409.1556): measured beside printed"
+    found = find_runs([place for place in runs if place.exists() or place != Path("runs")], experiment)
+    report = build_report(found)
+    text = render(report, form, title)
     if out:
         write(out, text)
     if update:
         from vggrepro.reporting.document import update_document
 
         update_document(update, report)
+    if keep:
+        from vggrepro.reporting.keeping import keep as keep_evidence
+
+        keep_evidence(found, keep, title)
     if as_json:
         typer.echo(report.model_dump_json(indent=2))
-    elif not out and not update:
+    elif not out and not update and not keep:
         typer.echo(text, nl=False)
 
 
@@ -55,7 +68,7 @@ def compare(
     from vggrepro.reporting.blocks import to_html, to_markdown
     from vggrepro.reporting.compare import blocks_of, open_images
     from vggrepro.reporting.compare import compare as compare_runs
-    from vggrepro.reporting.runs import resolve
+    from vggrepro.reporting.finding import resolve
 
     if out and out.suffix not in (".html", ".md"):
         raise UserError(f"--out {out}: unknown ending {out.suffix!r}; use .html or .md")

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,18 +35,50 @@ class ErrorRate:
 def true_class_rank(scores: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """(n,) how many classes are guessed before the true one; scores (n, classes), larger is better.
 
-    Of equal scores the lower class number is guessed first, so a net that says nothing is right by chance only.
+    Of equal scores the lower class number is guessed first, so a net that says nothing is right by chance only. An
+    image with a score that is not a number is wrong, however many guesses count: its rank is beyond all.
     """
     own = scores[np.arange(len(labels)), labels][:, None]
     earlier = np.arange(scores.shape[1]) < labels[:, None]
-    return ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
+    rank = ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
+    return np.where(np.isfinite(scores).all(axis=1), rank, np.iinfo(rank.dtype).max)
 
 
 def is_right(scores: NDArray[Any], labels: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
-    """(n,) whether the true class is among the first k guesses. A score that is not a number counts as wrong."""
-    return (true_class_rank(scores, labels) < k) & np.isfinite(scores).all(axis=1)
+    """(n,) whether the true class is among the first k guesses."""
+    return true_class_rank(scores, labels) < k
 
 
 def error_rate(scores: NDArray[Any], labels: NDArray[np.int64], k: int) -> ErrorRate:
     """Top-k error of scores or posteriors (n, classes)."""
     return ErrorRate(int(len(labels) - is_right(scores, labels, k).sum()), len(labels))
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where n images' true classes stand among a net's guesses: all that error rates and paired tests need."""
+
+    labels: NDArray[np.integer[Any]]
+    """(n,) true classes, in the index's order."""
+    rank: NDArray[np.integer[Any]]
+    """(n,) how many classes are guessed before the true one."""
+
+    @cached_property
+    def right1(self) -> NDArray[np.bool_]:
+        """(n,) whether the true class is the first guess."""
+        return self.rank < 1
+
+    @cached_property
+    def right5(self) -> NDArray[np.bool_]:
+        """(n,) whether it is among the first five."""
+        return self.rank < 5
+
+    @property
+    def top1(self) -> ErrorRate:
+        """Top-1 error."""
+        return ErrorRate(int((~self.right1).sum()), len(self.rank))
+
+    @property
+    def top5(self) -> ErrorRate:
+        """Top-5 error."""
+        return ErrorRate(int((~self.right5).sum()), len(self.rank))

@@ -11,8 +11,9 @@ from vggrepro.config.settings import Config
 from vggrepro.errors import UserError
 from vggrepro.pipeline.session import Session
 from vggrepro.progress import echo
+from vggrepro.reporting.finding import find_runs
 from vggrepro.reporting.predictions import PredictionCache
-from vggrepro.reporting.runs import StoredRun, find_runs
+from vggrepro.reporting.runs import StoredRun
 from vggrepro.reporting.tables import build_report
 from vggrepro.storage.directory import RunDirectory
 

@@ -16,7 +16,7 @@ from vggrepro.evaluation.guesses import Guesses
 from vggrepro.pipeline.boxes import BoxNet, BoxTest
 from vggrepro.pipeline.session import open_session
 from vggrepro.ranks.collectives import from_first_rank
-from vggrepro.reporting.runs import find_runs, resolve
+from vggrepro.reporting.finding import find_runs, resolve
 from vggrepro.reporting.tables import build_report
 from vggrepro.storage.status import locate, relocated
 

@@ -1,9 +1,12 @@
 """Claims of the paper for readers."""
 
 from collections.abc import Sequence
+from typing import get_args
 
 from vggrepro.reporting.blocks import DASH, Sheet, count_text, signed_text
-from vggrepro.reporting.claims import Claim
+from vggrepro.reporting.claims import Claim, Outcome
+
+_OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 
 def claim_sheet(claims: Sequence[Claim]) -> Sheet:
@@ -38,6 +41,20 @@ def claim_sheet(claims: Sequence[Claim]) -> Sheet:
         for claim in claims
     ]
     return Sheet(header, rows, numbers=frozenset({3, 4, 5, 6, 7, 10}))
+
+
+def claims_in_brief(claims: Sequence[Claim]) -> Sheet:
+    """A row for each kind of claim: how often it was tested and what came out, with the effects from least to most."""
+    kinds: dict[tuple[str, str], list[Claim]] = {}
+    for claim in claims:
+        kinds.setdefault((claim.section, claim.claim.split(": ", 1)[0]), []).append(claim)
+    rows = []
+    for (section, text), same in kinds.items():
+        effects = sorted(claim.effect for claim in same if claim.effect is not None)
+        ends = dict.fromkeys(signed_text(effect) for effect in (effects[:1] + effects[-1:]))
+        counts = (sum(claim.verdict == one for claim in same) for one in _OUTCOMES)
+        rows.append((section, text, *(count_text(n or None) for n in counts), " to ".join(ends) or DASH))
+    return Sheet(("section", "the paper", *_OUTCOMES, "points gained"), rows, numbers=frozenset(range(2, 7)))
 
 
 def p_text(p: float | None) -> str:

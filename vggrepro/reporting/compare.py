@@ -216,7 +216,7 @@ def _protocols(
 def _differences(runs: Sequence[StoredRun]) -> Iterator[Difference]:
     sources: dict[Literal["configuration", "environment", "data", "ledger"], list[dict[str, Any]]] = {
         "configuration": [flatten(run.config.model_dump(mode="json")) for run in runs],
-        "environment": [flatten(run.directory.read_json("environment.json") or {}) for run in runs],
+        "environment": [flatten(run.said("environment.json") or {}) for run in runs],
         "data": [flatten(run.dataset) for run in runs],
         "ledger": [{one.setting: one.run for one in run.departures} for run in runs],
     }
@@ -276,8 +276,8 @@ def blocks_of(made: Comparison, runs: Sequence[StoredRun], index: Index | None) 
             blocks += [Heading(3, kind.capitalize()), Sheet(("setting", *made.runs), rows)]
     if not made.differences:
         blocks.append(Text("Nothing: configuration, environment, data and departures are the same."))
-    curves = {name: run.directory for name, run in zip(made.runs, runs, strict=True)}
-    if any(run.directory.records("train") for run in runs):
+    curves = dict(zip(made.runs, runs, strict=True))
+    if any(run.records("train") for run in runs):
         blocks += [Figure(figures.learning_curves(curves), "Learning curves")]
     if made.classes:
         rows = [(one.name, str(one.n), *(f"{error:.1f}" for error in one.errors)) for one in made.classes]

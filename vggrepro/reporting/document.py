@@ -4,7 +4,9 @@
     ...
     <!-- /vggrepro:tables -->
 
-The report they are made of is kept beside the document, so that a test can tell whether they are stale.
+`tables` is the report that is given, `recipes` the paper's stages. `evidence FOLDER` and `claims FOLDER` are made of
+committed evidence, in short: its tables with the claims, or the claims alone. The report that is given is kept beside
+the document, so that a test can tell whether a section is stale.
 """
 
 import re
@@ -18,12 +20,15 @@ from vggrepro.errors import UserError
 from vggrepro.paper import facts
 from vggrepro.reporting import blocks
 from vggrepro.reporting.blocks import DASH, Block, Bullets, Sheet, Text
-from vggrepro.reporting.render import blocks_of
+from vggrepro.reporting.claim_blocks import claims_in_brief
+from vggrepro.reporting.finding import find_runs
+from vggrepro.reporting.render import blocks_of, in_brief
 from vggrepro.reporting.report import Report
 from vggrepro.reporting.tables import build_report
 from vggrepro.storage.ledger import ledger
 
-_SECTION = re.compile(r"<!-- vggrepro:(\S+) -->\n.*?<!-- /vggrepro:\1 -->", re.DOTALL)
+_SECTION = re.compile(r"<!-- vggrepro:(\S+)(?: (\S+))? -->\n.*?<!-- /vggrepro:\1 -->", re.DOTALL)
+_GIVEN = "<!-- vggrepro:tables -->"
 _RECIPES = Path("configs") / "reproduce.yaml"
 
 
@@ -31,7 +36,9 @@ def update_document(document: Path, report: Report) -> None:
     """Renews every generated section of a document and keeps the report beside it. Raises UserError."""
     text = _read(document)
     renewed = renew(text, report, document.parent)
-    kept_report(document).write_text(report.model_dump_json(indent=1, exclude_defaults=True) + "\n", encoding="utf-8")
+    if _GIVEN in text:
+        kept = report.model_dump_json(indent=1, exclude_defaults=True) + "\n"
+        kept_report(document).write_text(kept, encoding="utf-8")
     document.write_text(renewed, encoding="utf-8")
 
 
@@ -45,12 +52,14 @@ def is_fresh(document: Path) -> bool:
 
     Raises UserError.
     """
+    text = _read(document)
+    if _GIVEN not in text:
+        return renew(text, build_report([]), document.parent) == text
     kept = kept_report(document)
     try:
         report = Report.model_validate_json(_read(kept))
     except ValidationError as error:
         raise UserError(f"{kept} is no report of this version; run `vggrepro tables --update {document}`") from error
-    text = _read(document)
     return _of_the_paper(build_report([])) <= _of_the_paper(report) and renew(text, report, document.parent) == text
 
 
@@ -66,18 +75,27 @@ def _of_the_paper(report: Report) -> set[tuple[object, ...]]:
 
 def renew(text: str, report: Report, root: Path) -> str:
     """The text with its sections made again; `root` is the folder that has `configs/`. Raises UserError."""
-    makers: dict[str, Callable[[], list[Block]]] = {
-        "tables": lambda: blocks_of(report),
-        "recipes": lambda: _recipes(root),
+
+    def kept(folder: str | None) -> Report:
+        if not folder:
+            raise UserError("a section of evidence names its folder: <!-- vggrepro:evidence FOLDER -->")
+        return build_report(find_runs([root / folder]))
+
+    makers: dict[str, Callable[[str | None], list[Block]]] = {
+        "tables": lambda _: blocks_of(report),
+        "recipes": lambda _: _recipes(root),
+        "evidence": lambda folder: in_brief(kept(folder)),
+        "claims": lambda folder: [claims_in_brief(kept(folder).claims)],
     }
 
     def section(match: re.Match[str]) -> str:
-        name = match[1]
+        name, argument = match.groups()
         if name not in makers:
             raise UserError(f"section vggrepro:{name} is not one that is generated; known: {', '.join(makers)}")
-        made = blocks.to_markdown(makers[name]())
+        made = blocks.to_markdown(makers[name](argument))
         notice = "<!-- made by `vggrepro tables --update`; edits are lost -->"
-        return f"<!-- vggrepro:{name} -->\n{notice}\n\n{made}\n<!-- /vggrepro:{name} -->"
+        begin = f"<!-- vggrepro:{name}{f' {argument}' if argument else ''} -->"
+        return f"{begin}\n{notice}\n\n{made}\n<!-- /vggrepro:{name} -->"
 
     renewed, n = _SECTION.subn(section, text)
     if not n:

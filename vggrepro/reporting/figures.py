@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vggrepro.paper import facts
+from vggrepro.reporting.claims import Claim
 from vggrepro.reporting.predictions import Predictions
 from vggrepro.reporting.report import Report, Row
-from vggrepro.storage.directory import RunDirectory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,9 +23,36 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette, which all readers can tell apart.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442")
 _PER_ROW = 8
+_OUTCOMES = {"supported": "#009e73", "not supported": "#d55e00", "undecided at this n": "#666666"}
 
 
-def learning_curves(runs: Mapping[str, RunDirectory]) -> bytes:
+def _of_section(section: str, word: str = "") -> Callable[[Claim], bool]:
+    return lambda claim: claim.section == section and word in claim.claim
+
+
+_EFFECTS: Mapping[str, tuple[str, Callable[[Claim], bool]]] = {
+    "start": ("The start from another net, against random weights (Section 3.1)", _of_section("3.1")),
+    "dense_testing": ("Dense testing against the centre crop (Section 3.2)", _of_section("3.2")),
+    "nets": (
+        "The nets of Section 4.1 against each other",
+        lambda claim: claim.section == "4.1" and "jitter" not in claim.claim,
+    ),
+    "jitter_in_training": ("Scale jitter in training against a fixed S (Section 4.1)", _of_section("4.1", "jitter")),
+    "several_scales": ("Several Q against one (Section 4.2)", _of_section("4.2")),
+    "multicrop": ("Multi-crop, dense, and both (Section 4.3)", _of_section("4.3")),
+    "fusion": ("Two nets against one (Section 4.4)", _of_section("4.4")),
+}
+"""Claims that make a figure: its title, and which they are."""
+
+
+class Recorded(Protocol):
+    """A run directory, or a run that is kept as evidence."""
+
+    def records(self, kind: str) -> list[dict[str, Any]]:
+        """What was measured on the way, of one kind."""
+
+
+def learning_curves(runs: Mapping[str, Recorded]) -> bytes:
     """Training loss and validation error (centre crop) of some runs on common axes; a dotted line at each drop."""
     figure, (loss, error) = _figure(1, 2, 10, 3.8)
     for number, (name, run) in enumerate(runs.items()):
@@ -86,6 +113,44 @@ def error_by_scale(report: Report, group: str) -> bytes | None:
     axes.set(ylabel="top-1 error, %", title="Dense; bars: 95 % intervals")
     axes.legend(fontsize=8)
     return _png(figure)
+
+
+def effects(claims: Sequence[Claim], title: str) -> bytes:
+    """The effect of each claim with its 95 % interval, one line each, the verdict by colour."""
+    figure, ((axes,),) = _figure(1, 1, 9, 1.1 + 0.3 * len(claims), squeeze=False)
+    for place, claim in enumerate(claims):
+        assert claim.effect is not None
+        assert claim.interval is not None
+        reach = np.abs(np.array(claim.interval) - claim.effect)[:, None]
+        colour = _OUTCOMES[claim.verdict]
+        axes.errorbar([claim.effect], [place], xerr=reach, fmt="o", color=colour, capsize=3)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(claims)), [claim.claim.split(": ", 1)[-1] for claim in claims], fontsize=8)
+    axes.set_ylim(len(claims) - 0.5, -0.5)
+    axes.set_title(title, fontsize=10)
+    seeds = sorted({claim.seeds for claim in claims})
+    over = (
+        "over the images"
+        if seeds == [1]
+        else f"over {' to '.join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))} seeds"
+    )
+    axes.set_xlabel(f"points of top-1 error gained, with the 95 % interval {over}", fontsize=9)
+    return _png(figure)
+
+
+def of_report(report: Report, group: str) -> dict[str, tuple[str, bytes]]:
+    """The figures of a group of runs, as far as there is something to draw: a title and a PNG each, by name."""
+    drawn = {
+        "error_by_depth": ("Error by depth", error_by_depth(report, group)),
+        "error_by_scale": ("Error by S and Q", error_by_scale(report, group)),
+    }
+    made = {name: (title, png) for name, (title, png) in drawn.items() if png}
+    claims = [*report.start_from_parent, *report.dense_over_centre, *report.claims]
+    for name, (title, belongs) in _EFFECTS.items():
+        own = [claim for claim in claims if claim.group == group and claim.interval and belongs(claim)]
+        if own:
+            made[f"effect_of_{name}"] = title, effects(own, title)
+    return made
 
 
 def _rows(report: Report, group: str, tables: Sequence[int]) -> list[Row]:

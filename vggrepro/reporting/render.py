@@ -25,7 +25,6 @@ from vggrepro.reporting.blocks import (
     signed_text,
 )
 from vggrepro.reporting.claim_blocks import claim_sheet, p_text
-from vggrepro.reporting.claims import Claim
 from vggrepro.reporting.render_boxes import box_blocks
 from vggrepro.reporting.render_transfer import transfer_blocks
 from vggrepro.reporting.report import BoxRow, Group, Report, Row, Spread, TransferRow
@@ -101,6 +100,32 @@ def blocks_of(report: Report, *, counts: bool = True, figures: bool = False) -> 
     return made
 
 
+def in_brief(report: Report) -> list[Block]:
+    """For a section of a document: of several seeds their means, then the claims; without what is said of each run."""
+    made: list[Block] = []
+    for group in report.groups:
+        made.append(Heading(3, group.title))
+        for table in (3, 4, 5, 6):  # of Table 7 the nets are in the others
+            own = [row for row in report.rows if (row.group, row.table, row.split) == (group.id, table, "val")]
+            spreads = _spreads_of(report, group, table)
+            told = {name for one in spreads for name in one.runs}
+            single = [row for row in own if row.measured_top1 is not None and row.run not in told]
+            if not (spreads or single):
+                continue
+            made.append(Heading(4, TITLES[table]))
+            if spreads:
+                made.append(_spread_sheet(spreads, group))
+            if single:
+                made.append(_error_sheet(single, group))
+        made += _gains(report, group)
+        made += [Heading(4, "The paper's claims"), *_claim_blocks(report, group)]
+    return made
+
+
+def _spreads_of(report: Report, group: Group, table: int) -> list[Spread]:
+    return [one for one in report.seeds if (one.group, one.table) == (group.id, table)]
+
+
 def _group_blocks(group: Group, rows: list[Row], report: Report) -> Iterator[Block]:
     hidden: list[Row] = []
     for table, title in TITLES.items():
@@ -112,12 +137,11 @@ def _group_blocks(group: Group, rows: list[Row], report: Report) -> Iterator[Blo
             continue
         yield Heading(3, title)
         yield _error_sheet(shown, group)
-        if spreads := [one for one in report.seeds if (one.group, one.table) == (group.id, table)]:
+        if spreads := _spreads_of(report, group, table):
             yield Text("Mean and standard deviation over seeds:")
-            yield _spread_sheet(spreads)
-        gains = [one for one in report.dense_over_centre if one.group == group.id and table == 3]
-        if gains:
-            yield Text(_gains(gains))
+            yield _spread_sheet(spreads, group)
+        if table == 3:
+            yield from _gains(report, group)
         if notes := list(dict.fromkeys(_notes(shown, group))):
             yield Bullets(notes)
     yield from box_blocks(report, group)
@@ -136,9 +160,18 @@ def _group_blocks(group: Group, rows: list[Row], report: Report) -> Iterator[Blo
             else ""
         )
     )
+    if claims := list(_claim_blocks(report, group)):
+        yield Heading(3, "The paper's claims")
+        yield from claims
+    if group.runs:
+        yield Heading(3, "Runs")
+        yield run_sheet(group.runs)
+        yield from ledger_blocks(group.runs)
+
+
+def _claim_blocks(report: Report, group: Group) -> Iterator[Block]:
     claims = [claim for claim in report.claims if claim.group == group.id and (group.papers or claim.n)]
     if claims:
-        yield Heading(3, "The paper's claims")
         yield claim_sheet(claims)
         yield Text(
             "Effect: top-1 error of the worse minus that of the better, as the paper has it, in points; interval: "
@@ -146,10 +179,6 @@ def _group_blocks(group: Group, rows: list[Row], report: Report) -> Iterator[Blo
             "standard deviation, interval and p over seeds (Student's t). Section A: localisation errors in place of "
             "top-1 errors."
         )
-    if group.runs:
-        yield Heading(3, "Runs")
-        yield run_sheet(group.runs)
-        yield from ledger_blocks(group.runs)
 
 
 def _notes(rows: list[Row], group: Group) -> Iterator[str]:
@@ -164,9 +193,8 @@ def _notes(rows: list[Row], group: Group) -> Iterator[str]:
 def _figures(report: Report, group: Group) -> Iterator[Block]:
     from vggrepro.reporting import figures  # imports matplotlib when it draws
 
-    for draw, title in ((figures.error_by_depth, "Error by depth"), (figures.error_by_scale, "Error by S and Q")):
-        if png := draw(report, group.id):
-            yield Figure(png, title)
+    for title, png in figures.of_report(report, group.id).values():
+        yield Figure(png, title)
 
 
 def _count_sheet(rows: list[Row]) -> Sheet:
@@ -181,20 +209,22 @@ def _count_sheet(rows: list[Row]) -> Sheet:
     )  # fmt: skip
 
 
-def _error_sheet(rows: list[Row], group: Group) -> Sheet:
-    def printed(error: float | None) -> str:
-        return error_text(error) if error is None or group.papers else f"({error_text(error)})"
+def _printed(error: float | None, group: Group) -> str:
+    """A figure of the paper; in parentheses where it is no yardstick."""
+    return error_text(error) if error is None or group.papers else f"({error_text(error)})"
 
+
+def _error_sheet(rows: list[Row], group: Group) -> Sheet:
     columns: Columns = {
         "net": ([row.net + (", test set" if row.split == "test" else "") for row in rows], False),
         "S": ([row.S or DASH for row in rows], False),
         "Q": ([row.Q or DASH for row in rows], False),
         "method": ([_method(row) for row in rows], False),
-        "top-1 printed": ([printed(row.printed_top1) for row in rows], True),
+        "top-1 printed": ([_printed(row.printed_top1, group) for row in rows], True),
         "top-1 measured": ([error_text(row.measured_top1) for row in rows], True),
         "top-1 difference": ([signed_text(row.difference_top1) for row in rows], True),
         "top-1 95 % interval": ([interval_text(row.interval_top1) for row in rows], True),
-        "top-5 printed": ([printed(row.printed_top5) for row in rows], True),
+        "top-5 printed": ([_printed(row.printed_top5, group) for row in rows], True),
         "top-5 measured": ([error_text(row.measured_top5) for row in rows], True),
         "top-5 difference": ([signed_text(row.difference_top5) for row in rows], True),
         "top-5 95 % interval": ([interval_text(row.interval_top5) for row in rows], True),
@@ -234,32 +264,41 @@ def _csv(report: Report) -> str:
     return out.getvalue()
 
 
-def _spread_sheet(spreads: list[Spread]) -> Sheet:
-    header = ("net", "S", "Q", "method", "seeds", "top-1 mean", "sd", "top-5 mean", "sd", "runs")
-    rows = [
-        (
-            *(one.net, one.S, one.Q, one.method, str(one.seeds)),
-            *(f"{points:.2f}" for points in (one.mean_top1, one.spread_top1, one.mean_top5, one.spread_top5)),
-            ", ".join(one.runs),
-        )
-        for one in spreads
-    ]
-    return Sheet(header, rows, strong=5, numbers=frozenset({4, 5, 6, 7, 8}))
+def _spread_sheet(spreads: list[Spread], group: Group) -> Sheet:
+    columns: Columns = {
+        "net": ([one.net for one in spreads], False),
+        "S": ([one.S for one in spreads], False),
+        "Q": ([one.Q for one in spreads], False),
+        "method": ([one.method for one in spreads], False),
+        "seeds": ([str(one.seeds) for one in spreads], True),
+        "top-1 printed": ([_printed(one.printed_top1, group) for one in spreads], True),
+        "top-1 mean": ([f"{one.mean_top1:.2f}" for one in spreads], True),
+        "top-1 sd": ([f"{one.spread_top1:.2f}" for one in spreads], True),
+        "top-5 printed": ([_printed(one.printed_top5, group) for one in spreads], True),
+        "top-5 mean": ([f"{one.mean_top5:.2f}" for one in spreads], True),
+        "top-5 sd": ([f"{one.spread_top5:.2f}" for one in spreads], True),
+        "runs": ([", ".join(one.runs) for one in spreads], False),
+    }
+    return sheet_of(columns, "top-1 mean")
 
 
-def _gains(gains: list[Claim]) -> str:
-    """One sentence: what the dense test gained over the centre crop."""
-    told = []
-    for one in gains:
-        assert one.effect is not None
-        assert one.interval is not None
-        low, high = one.interval
-        over = f"over {one.seeds} seeds" if one.seeds > 1 else f"p {_p_phrase(one.p_value)}"
-        told.append(f"{one.better} {one.effect:+.1f} ({low:+.1f} to {high:+.1f}, {over})")
-    return (
-        "Dense over the centre crop, the same net at the same Q, in points of top-1 error gained, with the 95 % "
-        f"interval: {'; '.join(told)}."
-    )
+def _gains(report: Report, group: Group) -> Iterator[Block]:
+    """A sentence each: what the dense test gained over the centre crop, and the start from another net over none."""
+    for lead, claims in (
+        ("Dense over the centre crop, the same net at the same Q", report.dense_over_centre),
+        ("The start from another net over random weights", report.start_from_parent),
+    ):
+        told = []
+        for one in claims:
+            if one.group != group.id:
+                continue
+            assert one.effect is not None
+            assert one.interval is not None
+            low, high = one.interval
+            over = f"over {one.seeds} seeds" if one.seeds > 1 else f"p {_p_phrase(one.p_value)}"
+            told.append(f"{one.better} {one.effect:+.1f} ({low:+.1f} to {high:+.1f}, {over})")
+        if told:
+            yield Text(f"{lead}, in points of top-1 error gained, with the 95 % interval: {'; '.join(told)}.")
 
 
 def _p_phrase(p: float | None) -> str:

@@ -142,6 +142,8 @@ class Spread(Record):
     Q: str
     method: str
     seeds: int
+    printed_top1: float | None = None
+    printed_top5: float | None = None
     mean_top1: float
     spread_top1: float
     """Sample standard deviation over the seeds, points."""
@@ -230,6 +232,8 @@ class Report(Record):
     """The runs of Tables 11 and 12 that belong to no group."""
     dense_over_centre: list[Claim] = []
     """What each net of Table 3 gains by the dense test over its centre crop; the paper has no such figures."""
+    start_from_parent: list[Claim] = []
+    """What each net gains by the weights of another net over random ones; the paper has no such figures either."""
     left_out: list[str]
     """Runs that have not begun, and so belong to no group."""
 

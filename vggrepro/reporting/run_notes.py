@@ -11,10 +11,10 @@ from vggrepro.storage.ledger import Departure
 
 def note_of(run: StoredRun) -> RunNote:
     """What a report says of a run itself."""
-    environment = run.directory.read_json("environment.json") or {}
+    environment = run.said("environment.json") or {}
     return RunNote(
         name=run.name,
-        directory=str(run.path),
+        directory=run.place,
         net=run.net,
         S=run.config.data.S_text,
         seed=run.config.run.seed,

@@ -1,7 +1,7 @@
-"""The runs on disk, as reports see them: found by folder, read once, and grouped so that unlike ones never mix."""
+"""The runs as reports see them: read once, and grouped so that unlike ones never mix."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -9,15 +9,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from vggrepro.config.recipes import load_resolved
 from vggrepro.config.settings import Config
 from vggrepro.errors import UserError
 from vggrepro.evaluation.measure import Scored, methods_of, protocol, scored
 from vggrepro.paper import Scale, facts, value
-from vggrepro.progress import echo
 from vggrepro.storage.directory import RunDirectory
-from vggrepro.storage.ledger import Departure, read_ledger
-from vggrepro.storage.status import final_file, known_weights
+from vggrepro.storage.ledger import Departure, departures_in
+from vggrepro.storage.status import final_file
 
 Recipe = tuple[str, Scale]
 """A net and the paper's S that it is trained at."""
@@ -32,9 +30,17 @@ class StoredRun:
     config: Config
 
     @property
-    def directory(self) -> RunDirectory:
-        """Its files."""
-        return RunDirectory(self.path)
+    def place(self) -> str:
+        """The run directory, for a reader."""
+        return str(self.path)
+
+    def said(self, name: str) -> Any | None:
+        """What a JSON file of the run says; None where there is no such file. Raises UserError."""
+        return RunDirectory(self.path).read_json(name)
+
+    def records(self, kind: str) -> list[dict[str, Any]]:
+        """What was measured on the way: the records of `metrics.jsonl` of one kind."""
+        return RunDirectory(self.path).records(kind)
 
     @property
     def name(self) -> str:
@@ -44,7 +50,7 @@ class StoredRun:
     @cached_property
     def dataset(self) -> dict[str, Any]:
         """What `dataset.json` says; of a net that was imported, what its posteriors say; empty before either."""
-        return self.directory.read_json("dataset.json") or self._tested_on()
+        return self.said("dataset.json") or self._tested_on()
 
     def _tested_on(self) -> dict[str, Any]:
         """The data set of the newest stored posteriors of the final net."""
@@ -59,17 +65,17 @@ class StoredRun:
     @cached_property
     def departures(self) -> list[Departure]:
         """The fidelity ledger."""
-        return read_ledger(self.directory) or []
+        return departures_in(self.said("ledger.json") or [])
 
     @cached_property
     def weights(self) -> str | None:
         """Hash of the final net; None while it is not evaluated."""
-        return known_weights(self.directory)
+        return (self.said("final.json") or {}).get("weights")
 
     @cached_property
     def step(self) -> int:
         """Iterations that `metrics.jsonl` knows of."""
-        return max((record["step"] for record in self.directory.records("train")), default=0)
+        return max((record["step"] for record in self.records("train")), default=0)
 
     @cached_property
     def finished(self) -> bool:
@@ -105,14 +111,15 @@ class StoredRun:
             return f"{self.name} is at step {self.step:,} of {self.config.train.iterations:,}"
         if self.weights is None or not self.dataset:
             return f"{self.name} is not evaluated yet"
-        weights, data = self.weights, self.dataset["fingerprint"]
-        missing = [
-            f"{part} at Q = {side}"
-            for part in methods_of(method)
-            for side in Q
-            if not protocol(self.config, weights, data, side, part).file(self.path / "posteriors").exists()
-        ]
+        missing = [f"{part} at Q = {side}" for part in methods_of(method) for side in Q if not self.has(part, side)]
         return f"{self.name} lacks {', '.join(missing)}"
+
+    def has(self, method: str, Q: int) -> bool:
+        """Whether posteriors of its final net by a method at one Q, px, are stored."""
+        if self.weights is None or not self.dataset:
+            return False
+        tested = protocol(self.config, self.weights, self.dataset["fingerprint"], Q, method)
+        return tested.file(self.path / "posteriors").exists()
 
     def what_boxes_lack(self, Q: tuple[int, ...], method: str) -> str:
         """Why boxes that a table needs are not there, for a reader."""
@@ -136,11 +143,16 @@ class StoredRun:
     @property
     def mlflow_run(self) -> str | None:
         """Id of its MLflow run; None where it is not mirrored."""
-        return (self.directory.read_json("mlflow.json") or {}).get("run_id") or None
+        return (self.said("mlflow.json") or {}).get("run_id") or None
 
     @cached_property
     def variant(self) -> str:
         """Equal for runs that differ in nothing but the seed."""
+        return json.dumps([self.training, bool(self.config.run.parent)])
+
+    @cached_property
+    def training(self) -> str:
+        """Equal for runs that are trained alike, whatever their seed and their first weights."""
         return json.dumps(self.config.trajectory() | {"run": {}}, sort_keys=True)
 
     @property
@@ -160,6 +172,10 @@ class StoredRun:
         own = model.layers is not None and model.net in facts().architectures
         others = {"own layers": own, "batch norm": model.batch_norm, "no FC layers": not model.fully_connected}
         return model.net + "".join(f" ({name})" for name, true in others.items() if true)
+
+
+Asked = tuple[StoredRun, tuple[int, ...]]
+"""A run and the Q over which its posteriors are averaged, px."""
 
 
 @dataclass(frozen=True)
@@ -205,26 +221,33 @@ def setting_of(run: StoredRun) -> Setting:
     )
 
 
+def recipe_of(run: StoredRun) -> Recipe:
+    """What a run is an instance of."""
+    return run.net, run.S
+
+
 def recipes_of(runs: Iterable[StoredRun]) -> dict[Recipe, list[StoredRun]]:
     """For each (net, the paper's S that it stands for) the runs that differ in nothing but the seed, in its order.
 
     Where several variants were trained, the one with the fewest departures from the paper stands for the recipe.
     """
-    return chosen_by(lambda run: (run.net, run.S), runs)
+    return chosen_by(recipe_of, runs)
 
 
 def chosen_by(key: Callable[[StoredRun], Key], runs: Iterable[StoredRun]) -> dict[Key, list[StoredRun]]:
     """As :func:`recipes_of`, for recipes of any kind."""
-    variants: dict[Key, dict[str, list[StoredRun]]] = {}
+    return {
+        recipe: min(variants, key=lambda runs: len(runs[0].departures))
+        for recipe, variants in variants_by(key, runs).items()
+    }
+
+
+def variants_by(key: Callable[[StoredRun], Key], runs: Iterable[StoredRun]) -> dict[Key, list[list[StoredRun]]]:
+    """For each recipe its variants: runs that differ in nothing but the seed, one a seed."""
+    found: dict[Key, dict[str, dict[int, StoredRun]]] = {}
     for run in runs:
-        variants.setdefault(key(run), {}).setdefault(run.variant, []).append(run)
-    chosen: dict[Key, list[StoredRun]] = {}
-    for recipe, found in variants.items():
-        same = min(found.values(), key=lambda runs: len(runs[0].departures))
-        chosen[recipe] = [
-            run for n, run in enumerate(same) if run.config.run.seed not in {one.config.run.seed for one in same[:n]}
-        ]
-    return chosen
+        found.setdefault(key(run), {}).setdefault(run.variant, {}).setdefault(run.config.run.seed, run)
+    return {recipe: [list(same.values()) for same in variants.values()] for recipe, variants in found.items()}
 
 
 def departures_of(runs: Iterable[StoredRun]) -> int:
@@ -236,68 +259,3 @@ def by_output(runs: Iterable[StoredRun]) -> tuple[list[StoredRun], list[StoredRu
     """(the runs of nets that predict classes, those of nets that predict boxes)."""
     runs = list(runs)
     return [run for run in runs if not run.config.localisation], [run for run in runs if run.config.localisation]
-
-
-def find_runs(places: Iterable[Path], experiments: Sequence[str] = ()) -> list[StoredRun]:
-    """The runs in some folders: a run directory, an experiment's folder or the folder of all, in the paper's order.
-
-    Raises UserError for a folder that does not exist or an experiment without runs.
-    """
-    found: dict[Path, StoredRun] = {}
-    for place in places:
-        if not place.is_dir():
-            raise UserError(f"--runs {place} is not a folder; name a run, an experiment or the folder of all runs")
-        for depth in ("", "*/", "*/*/"):
-            for file in sorted(place.glob(f"{depth}config.yaml")):
-                if file.parent.resolve() in found:
-                    continue
-                try:
-                    found[file.parent.resolve()] = StoredRun(file.parent, load_resolved(file))
-                except UserError as error:  # of another version, say: the others can still be reported
-                    if not depth:
-                        raise
-                    echo(f"left out: {error}")
-    runs = list(found.values())
-    for experiment in experiments:
-        if not any(run.config.run.experiment == experiment for run in runs):
-            known = ", ".join(sorted({run.config.run.experiment for run in runs})) or "none"
-            raise UserError(f"--experiment {experiment} has no runs there; known: {known}")
-    chosen = [run for run in runs if not experiments or run.config.run.experiment in experiments]
-    return sorted(chosen, key=_order)
-
-
-def resolve(names: Sequence[str], places: Sequence[Path]) -> list[StoredRun]:
-    """Runs by directory, `experiment:stage`, stage name, or MLflow run id (whole, or its first 8 digits or more).
-
-    Raises UserError for a name that fits no run, or several.
-    """
-    known: list[StoredRun] | None = None
-    chosen = []
-    for name in names:
-        folder = Path(name)
-        if (folder / "config.yaml").exists():
-            chosen.append(StoredRun(folder, load_resolved(folder / "config.yaml")))
-            continue
-        if known is None:
-            known = find_runs([place for place in places if place.is_dir()])
-        fits = [run for run in known if name in (run.name, run.config.name)] or [
-            run for run in known if len(name) >= 8 and (run.mlflow_run or "").startswith(name)
-        ]
-        if len(fits) != 1:
-            listed = ", ".join(run.name for run in fits or known) or "none"
-            where = ", ".join(map(str, places))
-            problem = (
-                f"is {len(fits)} runs ({listed}); say experiment:stage"
-                if fits
-                else (f"is no run directory, stage, experiment:stage or MLflow run id under {where}; known: {listed}")
-            )
-            raise UserError(f"run {name} {problem}")
-        chosen += fits
-    return chosen
-
-
-def _order(run: StoredRun) -> tuple[Any, ...]:
-    columns = list(facts().architectures)
-    own, net, data = run.config.run, run.config.model.net, run.config.data
-    at = columns.index(net) if net in columns else len(columns)
-    return own.experiment, at, net, isinstance(data.S, tuple), data.S_range, own.seed, run.name

@@ -7,18 +7,30 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from vggrepro.evaluation.errors import Ranks
 from vggrepro.evaluation.significance import AgainstPrinted
 from vggrepro.models.table1 import architecture
 from vggrepro.paper import Row as PrintedRow
 from vggrepro.paper import TestedNet, facts, scale_text
 from vggrepro.reporting.box_claims import check_box_claims
-from vggrepro.reporting.claims import check_claims, dense_over_centre
+from vggrepro.reporting.claims import check_claims, dense_over_centre, start_from_parent
 from vggrepro.reporting.found_boxes import BoxCache
 from vggrepro.reporting.localisation import box_rows, box_spreads
-from vggrepro.reporting.predictions import Asked, PredictionCache, Predictions
+from vggrepro.reporting.predictions import PredictionCache
 from vggrepro.reporting.report import BoxRow, BoxSpread, Group, Report, Row, Spread, Verdict
 from vggrepro.reporting.run_notes import note_of
-from vggrepro.reporting.runs import Recipe, Setting, StoredRun, by_output, departures_of, recipes_of, setting_of
+from vggrepro.reporting.runs import (
+    Asked,
+    Recipe,
+    Setting,
+    StoredRun,
+    by_output,
+    departures_of,
+    recipe_of,
+    recipes_of,
+    setting_of,
+    variants_by,
+)
 from vggrepro.reporting.stored_transfers import stored_transfers
 from vggrepro.reporting.transfer import transfer_rows
 from vggrepro.reporting.transfer_claims import check_transfer_claims
@@ -33,17 +45,19 @@ TITLES = {
     7: "Table 7: the state of the art (Section 4.5)",
 }
 _FUSED = " + "
+_SHARED = ("group", "table", "net", "S", "Q", "method", "printed_top1", "printed_top5")
+"""What rows that differ by seed have in common."""
 _PAPER = "ilsvrc-2012"  # the group of rows that no run has measured yet
 
 
-def build_report(runs: Sequence[StoredRun]) -> Report:
+def build_report(runs: Sequence[StoredRun], cache: PredictionCache | None = None) -> Report:
     """The tables, claims and ledgers of some runs; with none, the paper's tables, not measured. Raises UserError."""
-    cache = PredictionCache()
+    cache = cache or PredictionCache()
     grouped: dict[Setting, list[StoredRun]] = {}
     for run in runs:
         if run.dataset:
             grouped.setdefault(setting_of(run), []).append(run)
-    groups, rows, seeds, claims, gains = [], _counts(), [], [], []
+    groups, rows, seeds, claims, gains, starts = [], _counts(), [], [], [], []
     localised: list[BoxRow] = []
     box_seeds: list[BoxSpread] = []
     for number, (setting, members) in enumerate(grouped.items(), 1):
@@ -65,6 +79,7 @@ def build_report(runs: Sequence[StoredRun]) -> Report:
         claims += check_claims(group.id, recipes_of(classifiers), cache)
         claims += check_box_claims(group.id, localisers, boxes)
         gains += dense_over_centre(group.id, recipes_of(classifiers), cache)
+        starts += start_from_parent(group.id, classifiers, cache)
     if not groups:
         groups.append(Group(id=_PAPER, title="ILSVRC-2012: no run yet", papers=True, runs=[]))
         rows += _rows(_PAPER, None, [], cache)
@@ -83,6 +98,7 @@ def build_report(runs: Sequence[StoredRun]) -> Report:
         transfer_claims=check_transfer_claims(tests),
         transfer_runs=[note_of(run) for run in apart],
         dense_over_centre=gains,
+        start_from_parent=starts,
         left_out=[run.name for run in runs if not run.dataset and run not in apart],
     )
 
@@ -107,7 +123,7 @@ def _rows(group: str, setting: Setting | None, runs: list[StoredRun], cache: Pre
     """Tables 3-7: every row of the paper at least once, and what was measured beside them."""
     recipes: dict[Recipe, list[StoredRun]] = {}
     for run in runs:
-        recipes.setdefault((run.net, run.S), []).append(run)
+        recipes.setdefault(recipe_of(run), []).append(run)
     rows: list[Row] = []
     for table in (3, 4, 5, 6):
         printed_rows = facts().table(table)
@@ -188,7 +204,7 @@ def _row(
     cache: PredictionCache,
 ) -> Row:
     runs = [run for run, _ in asked]
-    predictions = cache.of(asked, method)
+    ranks = cache.ranks(asked, method)
     named: dict[str, Any] = {
         "group": group,
         "table": table,
@@ -203,28 +219,25 @@ def _row(
         "printed_top1": printed.top1 if printed else None,
         "printed_top5": printed.top5 if printed else None,
     }
-    if predictions is None:
-        lacking = [run.what_is_missing(Q, method) for run, Q in asked if cache.of([(run, Q)], method) is None]
+    if ranks is None:
+        lacking = [run.what_is_missing(Q, method) for run, Q in asked if cache.ranks([(run, Q)], method) is None]
         return Row(verdict="not measured", note="; ".join(lacking), **named)
     named |= {
-        "measured_top1": predictions.top1.percent,
-        "measured_top5": predictions.top5.percent,
-        "interval_top1": predictions.top1.interval,
-        "interval_top5": predictions.top5.interval,
-        "n": predictions.top1.n,
+        "measured_top1": ranks.top1.percent,
+        "measured_top5": ranks.top5.percent,
+        "interval_top1": ranks.top1.interval,
+        "interval_top5": ranks.top5.interval,
+        "n": ranks.top1.n,
     }
     obstacle = _obstacle(setting, printed, runs)
     if printed is None or obstacle:
         return Row(verdict="not comparable", note=obstacle, **named)
-    return Row(**named, **_against(predictions, printed))
+    return Row(**named, **_against(ranks, printed))
 
 
-def _against(predictions: Predictions, printed: PrintedRow) -> dict[str, Any]:
+def _against(ranks: Ranks, printed: PrintedRow) -> dict[str, Any]:
     """Differences, verdict and, where it differs, in which column."""
-    held = {
-        "top-1": AgainstPrinted(predictions.top1, printed.top1),
-        "top-5": AgainstPrinted(predictions.top5, printed.top5),
-    }
+    held = {"top-1": AgainstPrinted(ranks.top1, printed.top1), "top-5": AgainstPrinted(ranks.top5, printed.top5)}
     off = [f"{column} {one.verdict}" for column, one in held.items() if one.verdict in ("lower", "higher")]
     return {
         "difference_top1": held["top-1"].difference,
@@ -306,7 +319,9 @@ def _table7(group: str, rows: list[Row]) -> list[Row]:
 
 def _spreads(rows: list[Row], runs: list[StoredRun]) -> list[Spread]:
     """Mean and spread of the rows that differ in nothing but the seed."""
-    variant = {run.name: run.variant for same in recipes_of(runs).values() for run in same}
+    variant = {
+        run.name: run.variant for variants in variants_by(recipe_of, runs).values() for same in variants for run in same
+    }
     alike: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         made_of = (row.run or "").split(_FUSED)
@@ -321,7 +336,7 @@ def _spreads(rows: list[Row], runs: list[StoredRun]) -> list[Spread]:
         top1, top5 = ([getattr(row, key) for row in same] for key in ("measured_top1", "measured_top5"))
         spreads.append(
             Spread(
-                **{key: getattr(first, key) for key in ("group", "table", "net", "S", "Q", "method")},
+                **{key: getattr(first, key) for key in _SHARED},
                 seeds=len(same),
                 mean_top1=statistics.mean(top1),
                 spread_top1=statistics.stdev(top1),

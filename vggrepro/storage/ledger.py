@@ -66,8 +66,11 @@ def write_ledger(run: RunDirectory, departures: Sequence[Departure]) -> None:
 def read_ledger(run: RunDirectory) -> list[Departure] | None:
     """The ledger of a run directory; None where it holds none. Raises UserError."""
     lines = run.read_json("ledger.json")
-    if lines is None:
-        return None
+    return None if lines is None else departures_in(lines)
+
+
+def departures_in(lines: Sequence[dict[str, Any]]) -> list[Departure]:
+    """The departures that the content of a `ledger.json` tells of."""
     return [Departure(**line | {"setting": line["setting"].replace(*_FORMERLY)}) for line in lines]
 
 

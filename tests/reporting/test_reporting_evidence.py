@@ -1,0 +1,231 @@
+"""Evidence: kept small, it gives the same tables and claims; and what is committed gives the committed ones."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from programs import Command, modules_after
+from reporting_runs import IMAGES, box_run, dense, make_run, posteriors_with
+from tiny import REPOSITORY
+
+from vggrepro.errors import UserError
+from vggrepro.reporting import evidence
+from vggrepro.reporting.compare import compare
+from vggrepro.reporting.finding import find_runs
+from vggrepro.reporting.keeping import keep
+from vggrepro.reporting.render import Format, render
+from vggrepro.reporting.report import Report
+from vggrepro.reporting.tables import build_report
+
+JITTER = (256, 512)
+COMMITTED = sorted(file.parent for file in (REPOSITORY / "benchmarks" / "results").glob(f"*/{evidence.RUNS}"))
+PLACE = "/srv/secret"
+
+
+def grid(wrong: int, first: int = 0) -> dict[tuple[str, int], Any]:
+    """D or E at [256;512]: dense and multi-crop at three Q, which fail on other images each."""
+    return {
+        (method, Q): posteriors_with(wrong, wrong // 4, first + 40 * n + shift)
+        for n, Q in enumerate((256, 384, 512))
+        for method, shift in (("dense", 0), ("multicrop", 300))
+    }
+
+
+@pytest.fixture
+def runs(root: Path) -> Path:
+    """Two seeds of A and B, one of D and E with everything that Section 4.3 and 4.4 ask, D from random weights, too."""
+    for seed in (0, 1):
+        for net, wrong in (("A", 600), ("B", 560)):
+            answers = dense(224, 256, 288, wrong1=wrong + 7 * seed, wrong5=100) | {
+                ("centre", 256): posteriors_with(wrong + 60, 150)
+            }
+            run = make_run(root, net, name=f"{net}-{seed}", seed=seed, posteriors=answers)
+            run.write_json("environment.json", {"git_commit": "c" * 40, "command": f"{PLACE}/bin/python -m vggrepro"})
+            run.write_json("mlflow.json", {"run_id": "abcdef0123456789"})
+            for step in range(200, 4000, 20):
+                run.append({"kind": "train", "step": step, "loss": 1.0, "learning_rate": 0.01, "memory_gib": 1.5})
+            run.append({"kind": "validation", "step": 4000, "top1_error": 30.0, "top5_error": 9.0, "n": IMAGES})
+    for net, wrong, first in (("D", 500, 0), ("E", 480, 100)):
+        make_run(root, net, JITTER, name=f"{net}-jitter", posteriors=grid(wrong, first))
+        make_run(root, net, name=f"{net}-256", parent="A-0", posteriors=dense(256, wrong1=wrong, wrong5=90))
+    make_run(root, "D", name="D-scratch", posteriors=dense(256, wrong1=530, wrong5=90))
+    return root
+
+
+def told(report: Report) -> dict[str, Any]:
+    """A report without what is said of the runs' places."""
+    said = report.model_dump(mode="json")
+    for group in said["groups"]:
+        for run in group["runs"]:
+            del run["directory"], run["mlflow_run"]
+    return said
+
+
+def test_evidence_says_what_the_runs_say(runs: Path, tmp_path: Path) -> None:
+    stored = build_report(find_runs([runs]))
+    keep(find_runs([runs]), tmp_path / "kept", "title")
+    kept = build_report(find_runs([tmp_path / "kept"]))
+    assert told(kept) == told(stored)
+    assert len([row for row in kept.rows if row.measured_top1 is not None]) > 20
+    assert {claim.section for claim in kept.claims if claim.n} == {"4.1", "4.2", "4.3", "4.4"}
+    assert kept.start_from_parent
+    assert kept.dense_over_centre
+    notes = [row.note for row in kept.rows if row.verdict == "not measured" and "lacks" in row.note]
+    assert notes, "what is missing is named from evidence, too"
+
+
+def test_each_Q_of_a_net_is_kept_alone(runs: Path, tmp_path: Path) -> None:
+    keep(find_runs([runs]), tmp_path / "kept", "title")
+    (D,) = (run for run in evidence.read(tmp_path / "kept") if run.config.name == "D-jitter")
+    for Q in (256, 384, 512):
+        for method in ("dense", "multicrop", "both"):
+            assert D.has(method, Q), (method, Q)
+    assert not D.has("centre", 256)
+    assert not D.has("dense", 300)
+
+
+def test_it_is_small_and_says_nothing_of_the_machine(runs: Path, tmp_path: Path) -> None:
+    keep(find_runs([runs]), tmp_path / "kept", "title")
+    files = {file.name: file for file in (tmp_path / "kept").iterdir()}
+    assert {evidence.RUNS, evidence.RANKS, "tables.md", "error_by_depth.png", "effect_of_fusion.png"} <= files.keys()
+    with np.load(files[evidence.RANKS]) as content:
+        (ranks,) = (content[name] for name in content.files if name.endswith(".ranks"))
+    assert ranks.dtype == np.uint8
+    assert ranks.shape[1] == IMAGES
+    lines = files[evidence.RUNS].read_text()
+    for text in (lines, files["tables.md"].read_text()):
+        assert str(tmp_path) not in text
+        assert PLACE not in text
+    first = json.loads(lines.splitlines()[0])
+    assert first["environment.json"]["command"] == "python -m vggrepro"
+    assert "cluster" not in first["config"]
+    assert "tracking" not in first["config"]
+    curve = [record["step"] for record in first["metrics.jsonl"] if record["kind"] == "train"]
+    assert 30 < len(curve) <= 60
+
+
+def test_kept_again_it_is_the_same_byte_for_byte(runs: Path, tmp_path: Path) -> None:
+    keep(find_runs([runs]), tmp_path / "one", "title")
+    keep(find_runs([runs]), tmp_path / "two", "title")
+    keep(find_runs([tmp_path / "one"]), tmp_path / "three", "title")
+    for name in (evidence.RUNS, evidence.RANKS, "tables.md", "effect_of_nets.png"):
+        assert len({(tmp_path / folder / name).read_bytes() for folder in ("one", "two", "three")}) == 1, name
+
+
+def test_a_run_that_is_there_itself_counts_once(runs: Path, tmp_path: Path) -> None:
+    keep(find_runs([runs]), runs / "kept", "title")
+    assert told(build_report(find_runs([runs]))) == told(build_report(find_runs([runs / "paper"])))
+    assert len(find_runs([runs, runs / "kept"])) == len(find_runs([runs / "paper"]))
+
+
+def test_two_data_sets_in_one_folder(root: Path, tmp_path: Path) -> None:
+    make_run(root, "A", posteriors=dense(256, wrong1=600, wrong5=10))
+    other = {("dense", 256): posteriors_with(30, 10, images=100)}
+    make_run(root, "A", experiment="small", fingerprint="e" * 64, images=100, posteriors=other)
+    keep(find_runs([root]), tmp_path / "kept", "title")
+    assert told(build_report(find_runs([tmp_path / "kept"]))) == told(build_report(find_runs([root])))
+    assert len(list((tmp_path / "kept").glob("*error_by_depth.png"))) == 2
+
+
+def test_ranks_beyond_a_byte_stay_wrong(tmp_path: Path, root: Path) -> None:
+    run = make_run(root, "A", posteriors=dense(256, wrong1=600, wrong5=10))
+    (stored,) = find_runs([root])
+    ranks = evidence.Ranks(np.arange(4), np.array([0, 4, 255, np.iinfo(np.int64).max]))
+    evidence.write([stored], [evidence.Answer(((stored, (256,)),), "dense", ranks)], tmp_path / "kept")
+    (kept,) = evidence.read(tmp_path / "kept")
+    found = kept.evidence.ranks([(kept, (256,))], "dense")
+    assert found is not None
+    assert found.rank.tolist() == [0, 4, 255, 255]
+    assert found.labels.tolist() == [0, 1, 2, 3]
+    assert kept.weights == run.read_json("final.json")["weights"]
+
+
+def test_only_tested_nets_that_predict_classes_are_kept(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(root, "A", posteriors=dense(256, wrong1=600, wrong5=10))
+    make_run(root, "B", finished=False)
+    box_run(root, name="boxes")
+    keep(find_runs([root]), tmp_path / "kept", "title")
+    assert [run.name for run in evidence.read(tmp_path / "kept")] == ["paper:A-256"]
+    said = capsys.readouterr().err
+    assert "paper:B-256" in said
+    assert "paper:boxes" in said
+
+
+def test_nothing_tested_is_a_mistake(root: Path, tmp_path: Path, command: Command) -> None:
+    make_run(root, "A")
+    said = command.mistake("tables", "--runs", root, "--keep", tmp_path / "kept")
+    assert "vggrepro evaluate" in said
+    assert not (tmp_path / "kept").exists()
+
+
+def test_two_runs_of_one_name_are_a_mistake(root: Path, tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        make_run(root / folder, "A", posteriors=dense(256, wrong1=600, wrong5=10))
+    with pytest.raises(UserError, match="two runs are called paper:A-256"):
+        keep(find_runs([root / "one", root / "two"]), tmp_path / "kept", "title")
+
+
+def test_guesses_are_not_kept(runs: Path, tmp_path: Path) -> None:
+    keep(find_runs([runs]), tmp_path / "kept", "title")
+    with pytest.raises(UserError, match="no guesses; name a run directory"):
+        compare(find_runs([tmp_path / "kept"])[:2], None)
+
+
+def test_the_command(runs: Path, tmp_path: Path, command: Command) -> None:
+    status, out, err = command("tables", "--runs", runs, "--keep", tmp_path / "kept")
+    assert (status, out) == (0, ""), err
+    status, out, _ = command("tables", "--runs", tmp_path / "kept")
+    assert status == 0
+    assert "## paper, on images" in out
+    assert "| paper:D-jitter + paper:E-jitter |" in out
+
+
+@pytest.mark.parametrize("name", [evidence.RUNS, evidence.RANKS])
+@pytest.mark.parametrize("harm", ["cut", "empty", "noise", "removed"])
+def test_harm_is_one_line(runs: Path, tmp_path: Path, command: Command, name: str, harm: str) -> None:
+    folder = tmp_path / "kept"
+    keep(find_runs([runs]), folder, "title")
+    file = folder / name
+    content = file.read_bytes()
+    match harm:
+        case "cut":
+            file.write_bytes(content[: len(content) // 2])
+        case "empty":
+            file.write_bytes(b"")
+        case "noise":
+            file.write_bytes(np.random.default_rng(0).bytes(len(content)))
+        case "removed":
+            file.unlink()
+    if name == evidence.RUNS and harm in ("empty", "removed"):
+        assert find_runs([folder]) == []  # a folder like any other
+        return
+    assert str(file) in command.mistake("tables", "--runs", folder)
+
+
+def test_a_run_of_another_version_is_one_line(runs: Path, tmp_path: Path) -> None:
+    keep(find_runs([runs]), tmp_path, "title")
+    file = tmp_path / evidence.RUNS
+    for change in (('"model": {', '"net_of": {'), ('"final.json"', '"finale.json"'), ('"net": "A"', '"net": 7')):
+        text = file.read_text()
+        file.write_text(text.replace(*change))
+        with pytest.raises(UserError, match=evidence.RUNS):
+            evidence.read(tmp_path)
+        file.write_text(text)
+
+
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
+def test_committed_evidence_gives_the_committed_tables(folder: Path) -> None:
+    report = build_report(find_runs([folder]))
+    kept = (folder / "tables.md").read_text()
+    title = kept.splitlines()[0].removeprefix("# ")
+    assert render(report, Format.markdown, title, counts=False) == kept
+    assert sum(row.measured_top1 is not None for row in report.rows) > 10
+    assert not any(run.git_dirty for group in report.groups for run in group.runs), "made by code that is committed"
+
+
+def test_evidence_needs_no_torch() -> None:
+    assert not {"torch", "mlflow"} & modules_after("import vggrepro.reporting.evidence, vggrepro.reporting.keeping")

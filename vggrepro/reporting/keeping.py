@@ -1,0 +1,42 @@
+"""Keeps the evidence of some runs in a folder, with the tables and figures that are made of it."""
+
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+
+from vggrepro.errors import UserError
+from vggrepro.evaluation.measure import COMBINED
+from vggrepro.progress import echo
+from vggrepro.reporting import evidence, figures
+from vggrepro.reporting.predictions import PredictionCache
+from vggrepro.reporting.render import Format, render
+from vggrepro.reporting.runs import StoredRun
+from vggrepro.reporting.tables import build_report
+
+_METHODS = (*dict.fromkeys(chain.from_iterable(COMBINED.values())), "centre", *COMBINED)
+
+
+def keep(runs: Sequence[StoredRun], folder: Path, title: str) -> None:
+    """Writes the evidence of the tested nets that predict classes, then tables and figures from that evidence.
+
+    Beside what the tables ask for, each net is kept at each of its Q. Raises UserError, also where nothing is tested.
+    """
+    tested = [run for run in runs if run.weights and run.dataset and run.finished and not run.config.localisation]
+    if left := [run.name for run in runs if run not in tested]:
+        echo(f"no evidence is kept of {', '.join(left)}: not tested yet, or nets that predict boxes")
+    cache = PredictionCache()
+    build_report(tested, cache)
+    for run in tested:
+        for Q in sorted({*run.config.single_Q, *run.config.multi_Q}):
+            for method in _METHODS:
+                cache.ranks([(run, (Q,))], method)
+    answers = cache.answers()
+    if not answers:
+        raise UserError(f"--keep {folder}: no run there has stored posteriors; `vggrepro evaluate RUN` makes them")
+    evidence.write(tested, answers, folder)
+    report = build_report(evidence.read(folder))
+    (folder / "tables.md").write_text(render(report, Format.markdown, title, counts=False), encoding="utf-8")
+    for group in report.groups:
+        prefix = "" if len(report.groups) == 1 else f"{group.id}_"
+        for name, (_, png) in figures.of_report(report, group.id).items():
+            (folder / f"{prefix}{name}.png").write_bytes(png)
