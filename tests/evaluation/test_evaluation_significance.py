@@ -1,13 +1,15 @@
 """Paired tests and comparison with printed figures."""
 
+import math
 from math import comb
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 from tiny import PublicPredictions
 
 from vggrepro.evaluation.errors import ErrorRate
-from vggrepro.evaluation.significance import AgainstPrinted, Paired, paired
+from vggrepro.evaluation.significance import AgainstPrinted, Paired, paired, paired_mean, paired_right
 
 
 def guesses(classes: list[int]) -> np.ndarray:
@@ -76,3 +78,33 @@ def test_a_printed_figure_has_rounding_and_sampling_error() -> None:
     low, high = held(25.9).interval
     each = 0.25 * 0.75 / 50_000
     assert high - low == pytest.approx(2 * (196 * (2 * each) ** 0.5 + 0.05), rel=0.01)
+
+
+def test_the_mean_of_one_net_is_the_paired_difference() -> None:
+    random = np.random.default_rng(0)
+    first, second = random.random(5000) < 0.7, random.random(5000) < 0.72
+    one, mean = paired_right(first, second), paired_mean([(first, second)])
+    assert mean.difference == pytest.approx(one.difference)
+    assert mean.interval == pytest.approx(one.interval, abs=1e-3)
+    assert mean.p_value == pytest.approx(one.p_value, rel=0.1)
+    assert mean.n == 5000
+
+
+def test_the_mean_over_nets_allows_for_what_images_have_in_common() -> None:
+    """Two nets that agree on each image say no more than one; two that do not are two witnesses."""
+    random = np.random.default_rng(1)
+    pairs = [(random.random(4000) < 0.5, random.random(4000) < 0.53) for _ in range(2)]
+    twice = paired_mean([pairs[0], pairs[0]])
+    assert twice.interval == pytest.approx(paired_mean(pairs[:1]).interval)
+    both = paired_mean(pairs)
+    width = twice.interval[1] - twice.interval[0]
+    assert both.interval[1] - both.interval[0] == pytest.approx(width / math.sqrt(2), rel=0.05)
+    stated = ttest_1samp(100 * both.gain, 0)
+    assert both.p_value == pytest.approx(stated.pvalue, rel=0.02)
+    assert both.interval == pytest.approx(tuple(stated.confidence_interval()), abs=0.01)
+
+
+def test_nets_that_answer_alike_differ_in_nothing() -> None:
+    same = np.arange(10) < 4
+    none = paired_mean([(same, same), (~same, ~same)])
+    assert (none.difference, none.interval, none.p_value) == (0.0, (0.0, 0.0), 1.0)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reporting_runs import IMAGES, dense, make_run, posteriors_with
+from reporting_runs import IMAGES, dense, labels, make_run, posteriors_with
 from scipy.stats import binomtest, t, ttest_1samp
 from tiny import CONFIGS, PublicPredictions
 
@@ -119,7 +119,7 @@ def test_several_seeds_decide_by_their_spread(root: Path) -> None:
     assert claim.p_value == pytest.approx(ttest_1samp(effects, 0).pvalue)
     assert claim.better == "paper:B-0, paper:B-1, paper:B-2: dense, Q = 256"
     assert claim.departures == 1
-    assert (claim.seeds, claim.verdict) == (3, "supported")
+    assert (claim.over, claim.seeds, claim.verdict) == ("seeds", 3, "supported")
     assert claim.effect == pytest.approx(statistics.mean(effects))
     assert claim.interval == pytest.approx((claim.effect - half, claim.effect + half))
 
@@ -200,3 +200,32 @@ def test_another_training_is_no_comparison_of_starts(root: Path) -> None:
     assert len(build_report(find_runs([root])).start_from_parent) == 1
     cold.write_text("config.yaml", shorter)
     assert build_report(find_runs([root])).start_from_parent == []
+
+
+def test_two_tests_of_the_same_nets_vary_by_the_images(root: Path) -> None:
+    """Seeds are not drawn anew between two tests of a net: each image counts with its mean over them."""
+    gains = []
+    for seed, wrong in enumerate((600, 640)):
+        answers = dense(256, wrong1=wrong, wrong5=0) | {("centre", 256): posteriors_with(wrong + 40, 0, 10 * seed)}
+        make_run(root, "A", name=f"A-{seed}", seed=seed, posteriors=answers)
+        dense_right, centre_right = (
+            values.argmax(axis=1) == labels() for values in (answers["dense", 256], answers["centre", 256])
+        )
+        gains.append(dense_right.astype(float) - centre_right)
+    report = build_report(find_runs([root]))
+    (claim,) = report.dense_over_centre
+    stated = ttest_1samp(100 * np.mean(gains, axis=0), 0)
+    assert (claim.over, claim.seeds, claim.verdict) == ("images", 2, "supported")
+    assert claim.effect == pytest.approx(2.0)
+    assert claim.spread == pytest.approx(0.0)
+    assert claim.interval == pytest.approx(tuple(stated.confidence_interval()), abs=0.01)
+    assert claim.p_value == pytest.approx(stated.pvalue, rel=0.05)
+
+
+def test_a_net_among_those_that_are_fused_is_not_trained_anew(root: Path) -> None:
+    for seed in (0, 1):
+        for net, wrong, first in (("D", 500, 0), ("E", 480, 800)):
+            answers = dense(256, 384, 512, wrong1=wrong + 5 * seed, wrong5=0, first=first)
+            make_run(root, net, (256, 512), name=f"{net}-{seed}", seed=seed, posteriors=answers)
+    assert claim_of(root, "D and E together are better than D, dense").over == "images"
+    assert claim_of(root, "D at S = [256;512], several Q").over == "images"

@@ -110,7 +110,7 @@ def test_kept_again_it_is_the_same_byte_for_byte(runs: Path, tmp_path: Path) -> 
     keep(find_runs([runs]), tmp_path / "one", "title")
     keep(find_runs([runs]), tmp_path / "two", "title")
     keep(find_runs([tmp_path / "one"]), tmp_path / "three", "title")
-    for name in (evidence.RUNS, evidence.RANKS, "tables.md", "effect_of_nets.png"):
+    for name in (evidence.RUNS, evidence.RANKS, "tables.md", "effect_of_nets.png", "learning_curves.png"):
         assert len({(tmp_path / folder / name).read_bytes() for folder in ("one", "two", "three")}) == 1, name
 
 

@@ -1,6 +1,7 @@
 """Is one error different from another? Paired tests, and comparison with a printed figure. No torch."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -70,6 +71,46 @@ def paired_right(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:
     """Compares two sides by which of the same images (n,) each gets right."""
     assert len(first) == len(second), "different images"
     return Paired(int((first & ~second).sum()), int((~first & second).sum()), len(first))
+
+
+@dataclass(frozen=True)
+class PairedMean:
+    """Two tests of the same nets on the same images, where each image counts with its mean over the nets."""
+
+    gain: NDArray[np.float64]
+    """(n,) share of the nets that only the second test got right minus share that only the first did."""
+
+    @property
+    def n(self) -> int:
+        """Images."""
+        return len(self.gain)
+
+    @property
+    def difference(self) -> float:
+        """Mean error of the first minus mean error of the second, percentage points."""
+        return 100 * float(self.gain.mean())
+
+    @property
+    def _error(self) -> float:
+        return 100 * float(self.gain.std(ddof=1)) / math.sqrt(self.n)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the difference over the choice of images, points."""
+        half = Z_95 * self._error
+        return self.difference - half, self.difference + half
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided, by the normal approximation."""
+        return (
+            math.erfc(abs(self.difference) / self._error / math.sqrt(2)) if self._error else float(not self.difference)
+        )
+
+
+def paired_mean(pairs: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]]) -> PairedMean:
+    """Compares two tests of several nets: for each net, which of the same images (n,) each test gets right."""
+    return PairedMean(np.mean([second.astype(float) - first for first, second in pairs], axis=0))
 
 
 Verdict = Literal["equal", "agrees", "lower", "higher"]

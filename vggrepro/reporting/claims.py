@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from vggrepro.evaluation.significance import Comparison
+from vggrepro.evaluation.significance import Comparison, paired_mean
 from vggrepro.paper import Scale, scale_text, value
 from vggrepro.reporting.predictions import PredictionCache, paired_top1
 from vggrepro.reporting.runs import Asked, Recipe, StoredRun, departures_of, recipe_of, variants_by
@@ -40,10 +40,13 @@ class Claim(BaseModel):
     """Top-1 error, of Appendix A localisation error, of `worse` minus that of `better`, points; of Appendix B the
     figure of `better` minus that of `worse`. With several pairs of seeds, the mean over them."""
     interval: tuple[float, float] | None = None
-    """95 %: over the images, or with several pairs of seeds over these (Student's t)."""
+    """95 %, over what `over` says."""
     p_value: float | None = None
-    """McNemar's exact test, of Appendix B the bootstrap, two-sided; with several pairs of seeds Student's t over these.
-    """
+    """Two-sided. One pair: McNemar's exact test, of Appendix B the bootstrap. Several: Student's t over the seeds, or
+    over the images the normal approximation."""
+    over: Literal["images", "seeds"] | None = None
+    """What interval and p-value allow for: the choice of images, with these nets as they are; or training anew, too,
+    where nets differ and each was trained with several seeds."""
     n: int | None = None
     """Images."""
     seeds: int = 0
@@ -208,22 +211,34 @@ def _check(
         named[side] = sides[n].told([both[n] for both, *_ in measured])
     runs = [run for both, *_ in measured for side in both for run, _ in side]
     tests = [paired_top1(worse, better) for _, better, worse in measured]
-    return Claim(**judge(statement.kind, tests), departures=departures_of(runs), **named)
+    whole = None
+    if len(tests) > 1 and all(_same_nets(*both) for both, *_ in measured):
+        whole = paired_mean([(worse.right1, better.right1) for _, better, worse in measured])
+    return Claim(**judge(statement.kind, tests, whole), departures=departures_of(runs), **named)
 
 
-def judge(kind: Kind, tests: Sequence[Comparison]) -> dict[str, Any]:
-    """What a claim's paired tests, one a seed, say of it: verdict, effect, interval, p_value, n, seeds, spread.
+def _same_nets(better: Sequence[Asked], worse: Sequence[Asked]) -> bool:
+    """Whether one side's nets are among the other's, so that nothing was trained anew between them."""
+    first, second = ({run.path for run, _ in side} for side in (better, worse))
+    return first <= second or second <= first
 
-    Each compares the side that is said to be worse with the better one.
+
+def judge(kind: Kind, tests: Sequence[Comparison], whole: Comparison | None = None) -> dict[str, Any]:
+    """What a claim's paired tests, one a seed, say of it: verdict, effect, interval, p_value, over, n, seeds, spread.
+
+    Each compares the side that is said to be worse with the better one. `whole` is the comparison of all seeds
+    together, where both sides are the same nets.
     """
     effects = [test.difference for test in tests]
     effect = statistics.mean(effects)
     spread = statistics.stdev(effects) if len(effects) > 1 else None
-    if spread is None:
-        interval, p_value = tests[0].interval, tests[0].p_value
+    if spread is None or whole:
+        all_of_it = whole or tests[0]
+        over, interval, p_value = "images", all_of_it.interval, all_of_it.p_value
     else:
-        interval, p_value = _over_seeds(effect, spread, len(effects))
+        over, (interval, p_value) = "seeds", _over_seeds(effect, spread, len(effects))
     return {
+        "over": over,
         "verdict": _outcome(kind, tests, interval),
         "effect": effect,
         "interval": interval,

@@ -128,13 +128,8 @@ def effects(claims: Sequence[Claim], title: str) -> bytes:
     axes.set_yticks(range(len(claims)), [claim.claim.split(": ", 1)[-1] for claim in claims], fontsize=8)
     axes.set_ylim(len(claims) - 0.5, -0.5)
     axes.set_title(title, fontsize=10)
-    seeds = sorted({claim.seeds for claim in claims})
-    over = (
-        "over the images"
-        if seeds == [1]
-        else f"over {' to '.join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))} seeds"
-    )
-    axes.set_xlabel(f"points of top-1 error gained, with the 95 % interval {over}", fontsize=9)
+    over = " or ".join(dict.fromkeys(str(claim.over) for claim in claims))
+    axes.set_xlabel(f"points of top-1 error gained, with the 95 % interval over {over}", fontsize=9)
     return _png(figure)
 
 

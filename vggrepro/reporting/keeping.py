@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vggrepro.errors import UserError
 from vggrepro.evaluation.measure import COMBINED
+from vggrepro.paper import value
 from vggrepro.progress import echo
 from vggrepro.reporting import evidence, figures
 from vggrepro.reporting.predictions import PredictionCache
@@ -34,9 +35,20 @@ def keep(runs: Sequence[StoredRun], folder: Path, title: str) -> None:
     if not answers:
         raise UserError(f"--keep {folder}: no run there has stored posteriors; `vggrepro evaluate RUN` makes them")
     evidence.write(tested, answers, folder)
-    report = build_report(evidence.read(folder))
+    kept = evidence.read(folder)
+    report = build_report(kept)
     (folder / "tables.md").write_text(render(report, Format.markdown, title, counts=False), encoding="utf-8")
     for group in report.groups:
         prefix = "" if len(report.groups) == 1 else f"{group.id}_"
-        for name, (_, png) in figures.of_report(report, group.id).items():
+        drawn = {name: png for name, (_, png) in figures.of_report(report, group.id).items()}
+        names = {note.name for note in group.runs}
+        if shown := _typical([run for run in kept if run.name in names]):
+            drawn["learning_curves"] = figures.learning_curves({run.config.name: run for run in shown})
+        for name, png in drawn.items():
             (folder / f"{prefix}{name}.png").write_bytes(png)
+
+
+def _typical(runs: Sequence[StoredRun]) -> list[StoredRun]:
+    """The nets at the first training scale, of one seed: few enough for one figure."""
+    seed = min(run.config.run.seed for run in runs)
+    return [run for run in runs if run.config.run.seed == seed and run.S == value("scales")[0] and run.records("train")]

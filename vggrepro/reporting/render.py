@@ -24,7 +24,7 @@ from vggrepro.reporting.blocks import (
     sheet_of,
     signed_text,
 )
-from vggrepro.reporting.claim_blocks import claim_sheet, p_text
+from vggrepro.reporting.claim_blocks import HOW, claim_sheet, p_text
 from vggrepro.reporting.render_boxes import box_blocks
 from vggrepro.reporting.render_transfer import transfer_blocks
 from vggrepro.reporting.report import BoxRow, Group, Report, Row, Spread, TransferRow
@@ -173,12 +173,7 @@ def _claim_blocks(report: Report, group: Group) -> Iterator[Block]:
     claims = [claim for claim in report.claims if claim.group == group.id and (group.papers or claim.n)]
     if claims:
         yield claim_sheet(claims)
-        yield Text(
-            "Effect: top-1 error of the worse minus that of the better, as the paper has it, in points; interval: "
-            "95 %, paired, over images; p: McNemar's exact test, two-sided. Several seeds: the mean effect with its "
-            "standard deviation, interval and p over seeds (Student's t). Section A: localisation errors in place of "
-            "top-1 errors."
-        )
+        yield Text(f"{HOW} Section A: localisation errors in place of top-1 errors.")
 
 
 def _notes(rows: list[Row], group: Group) -> Iterator[str]:
@@ -295,7 +290,7 @@ def _gains(report: Report, group: Group) -> Iterator[Block]:
             assert one.effect is not None
             assert one.interval is not None
             low, high = one.interval
-            over = f"over {one.seeds} seeds" if one.seeds > 1 else f"p {_p_phrase(one.p_value)}"
+            over = f"over {one.seeds} seeds" if one.over == "seeds" else f"p {_p_phrase(one.p_value)}"
             told.append(f"{one.better} {one.effect:+.1f} ({low:+.1f} to {high:+.1f}, {over})")
         if told:
             yield Text(f"{lead}, in points of top-1 error gained, with the 95 % interval: {'; '.join(told)}.")
