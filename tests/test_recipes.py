@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -198,6 +199,27 @@ def test_the_reduced_graph_is_the_whole_papers(name: str) -> None:
     assert len(reduced.stages) == len(whole.stages) == 12
     assert descent(reduced) == descent(whole)
     assert {stage.train.schedule.kind for stage in reduced.stages.values()} == {"plateau"}
+
+
+def test_the_afternoons_graph_is_the_whole_papers_with_two_nets_to_compare() -> None:
+    """Its Q stand to S, and its S to one another, as in the paper."""
+    whole = load_graph(REPOSITORY / "configs" / "reproduce.yaml")
+    reduced = load_graph(REPOSITORY / "configs" / "reduced" / "imagenette_96.yaml")
+    papers = {name: stage for name, stage in reduced.stages.items() if name not in ("D-scratch", "B-5x5")}
+    assert len(papers) == 12
+    assert descent(replace(reduced, stages=papers)) == descent(whole)
+    twin, _ = load_stage(REPOSITORY / "configs" / "ablation_B-5x5.yaml")
+    assert reduced.stages["B-5x5"].model.layers == twin.model.layers
+    cold, warm = reduced.stages["D-scratch"], reduced.stages["D"]
+    assert cold.trajectory() == warm.trajectory()
+    assert (cold.run.parent, warm.run.parent) == (None, "A")
+    for stage in papers.values():
+        (full,) = (
+            one for one in whole.stages.values() if (one.model.net, one.papers_S) == (stage.model.net, stage.papers_S)
+        )
+        assert [2 * S for S in stage.data.S_range] == list(full.data.S_range)
+        assert tuple(2 * Q for Q in stage.multi_Q) == full.multi_Q
+        assert stage.dense_places(stage.single_Q[0]) > 1
 
 
 def test_the_gpus_graph_differs_from_the_cpus_in_width_dropout_and_precision() -> None:
