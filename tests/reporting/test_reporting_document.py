@@ -115,6 +115,8 @@ def in_short(root: Path, tmp_path: Path) -> Path:
     for seed in (0, 1):
         for net, wrong in (("A", 592), ("B", 560)):
             answers = dense(256, wrong1=wrong + 4 * seed, wrong5=208)
+            if net == "B" and not seed:  # one seed has more tests than the other
+                answers |= dense(224, 288, wrong1=560, wrong5=200)
             make_run(root, net, name=f"{net}-{seed}", seed=seed, posteriors=answers)
     make_run(root, "D", posteriors=dense(256, wrong1=500, wrong5=208))
     keep(find_runs([root]), tmp_path / "results" / "one", "title")
@@ -131,6 +133,7 @@ def test_sections_are_made_of_committed_evidence(in_short: Path) -> None:
     assert "| A | 256 | 256 | dense | 2 | (29.6) | **29.70** | 0.14 |" in text
     assert "| D | 256 | 256 | dense | (27.0) | **25.0** |" in text, "one seed has no mean"
     assert "| 4.1 | Error falls with depth | 2 | - | - | - | +1.6 to +4.6 |" in text
+    assert "| B | 256 | 224, 256, 288 | dense | (28.2) | **28.0** |" in text
     assert "directory" not in text
     assert not kept_report(in_short).exists(), "nothing in it is of the report that was given"
     assert is_fresh(in_short)

@@ -108,8 +108,8 @@ def in_brief(report: Report) -> list[Block]:
         for table in (3, 4, 5, 6):  # of Table 7 the nets are in the others
             own = [row for row in report.rows if (row.group, row.table, row.split) == (group.id, table, "val")]
             spreads = _spreads_of(report, group, table)
-            told = {name for one in spreads for name in one.runs}
-            single = [row for row in own if row.measured_top1 is not None and row.run not in told]
+            told = {(name, one.method, one.Q) for one in spreads for name in one.runs}
+            single = [row for row in own if row.measured_top1 is not None and (row.run, row.method, row.Q) not in told]
             if not (spreads or single):
                 continue
             made.append(Heading(4, TITLES[table]))
@@ -118,7 +118,7 @@ def in_brief(report: Report) -> list[Block]:
             if single:
                 made.append(_error_sheet(single, group))
         made += _gains(report, group)
-        made += [Heading(4, "The paper's claims"), *_claim_blocks(report, group)]
+        made += [Text(_protocol(group)), Heading(4, "The paper's claims"), *_claim_blocks(report, group)]
     return made
 
 
@@ -149,17 +149,7 @@ def _group_blocks(group: Group, rows: list[Row], report: Report) -> Iterator[Blo
         counts = Counter(row.table for row in hidden)
         listed = ", ".join(f"{n} of Table {table}" for table, n in sorted(counts.items()))
         yield Text(f"Rows of the paper without a run here: {listed}.")
-    yield Text(
-        "Errors in per cent on the validation split, every image counted once; interval: 95 %, Wilson. Dense: the "
-        "uncropped image, class scores averaged over positions. Multicrop: a grid of 5 x 5 crops. Both: the mean of "
-        "the two. Posteriors are averaged over Q, and over the image and its mirror image unless the method says "
-        "otherwise."
-        + (
-            " An error agrees where the sampling errors of both figures and the rounding of the printed one allow it."
-            if group.papers
-            else ""
-        )
-    )
+    yield Text(_protocol(group))
     if claims := list(_claim_blocks(report, group)):
         yield Heading(3, "The paper's claims")
         yield from claims
@@ -167,6 +157,18 @@ def _group_blocks(group: Group, rows: list[Row], report: Report) -> Iterator[Blo
         yield Heading(3, "Runs")
         yield run_sheet(group.runs)
         yield from ledger_blocks(group.runs)
+
+
+def _protocol(group: Group) -> str:
+    """What the columns of the tables mean."""
+    said = (
+        "Errors in per cent on the validation split, every image counted once; interval: 95 %, Wilson. Dense: the "
+        "uncropped image, class scores averaged over positions. Multicrop: a grid of 5 x 5 crops. Both: the mean of "
+        "the two. Posteriors are averaged over Q, and over the image and its mirror image unless the method says "
+        "otherwise."
+    )
+    agrees = " An error agrees where the sampling errors of both figures and the rounding of the printed one allow it."
+    return said + (agrees if group.papers else "")
 
 
 def _claim_blocks(report: Report, group: Group) -> Iterator[Block]:
