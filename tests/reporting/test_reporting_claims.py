@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from reporting_runs import IMAGES, dense, labels, make_run, posteriors_with
-from scipy.stats import binomtest, t, ttest_1samp
+from scipy.stats import binomtest, t, ttest_1samp, ttest_ind
 from tiny import CONFIGS, PublicPredictions
 
 from vggrepro.config.recipes import load_stage
@@ -111,17 +111,63 @@ def test_several_seeds_decide_by_their_spread(root: Path) -> None:
         line = {"setting": "train.precision", "paper": "fp32", "run": "bf16", "why": "faster"}
         B_posteriors = dense(256, wrong1=B, wrong5=0)
         make_run(root, "B", name=f"B-{seed}", seed=seed, posteriors=B_posteriors, departures=[line])
-    make_run(root, "B", name="B-9", seed=9, posteriors=dense(256, wrong1=0, wrong5=0))  # no A has this seed
+    make_run(root, "B", name="B-9", seed=9, posteriors=dense(256, wrong1=565, wrong5=0))  # no A has this seed
     claim = claim_of(root, "B is better than A")
     effects = [100 * (A - B) / IMAGES for A, B in errors.values()]
-    half = t.ppf(0.975, 2) * statistics.stdev(effects) / math.sqrt(3)
+    A, B = ([100 * both[net] / IMAGES for both in errors.values()] for net in (0, 1))
+    B.append(28.25)  # which tells of B's spread all the same
+    sd = math.sqrt((2 * statistics.variance(A) + 3 * statistics.variance(B)) / 5)
+    half = t.ppf(0.975, 5) * sd * math.sqrt(2 / 3)
     assert claim.spread == pytest.approx(statistics.stdev(effects))
-    assert claim.p_value == pytest.approx(ttest_1samp(effects, 0).pvalue)
+    assert claim.p_value == pytest.approx(2 * t.sf(claim.effect / sd / math.sqrt(2 / 3), 5))
     assert claim.better == "paper:B-0, paper:B-1, paper:B-2: dense, Q = 256"
     assert claim.departures == 1
     assert (claim.over, claim.seeds, claim.verdict) == ("seeds", 3, "supported")
     assert claim.effect == pytest.approx(statistics.mean(effects))
     assert claim.interval == pytest.approx((claim.effect - half, claim.effect + half))
+
+
+def test_two_nets_of_several_seeds_are_two_samples(root: Path) -> None:
+    A, B = [30.0, 31.0, 29.5], [28.0, 29.0, 27.0]
+    for net, errors in (("A", A), ("B", B)):
+        for seed, error in enumerate(errors):
+            answers = dense(256, wrong1=int(error * IMAGES / 100), wrong5=0)
+            make_run(root, net, name=f"{net}-{seed}", seed=seed, posteriors=answers)
+    claim, stated = claim_of(root, "B is better than A"), ttest_ind(A, B)
+    assert claim.p_value == pytest.approx(stated.pvalue)
+    assert claim.interval == pytest.approx(tuple(stated.confidence_interval()))
+    assert claim.verdict == "supported"
+
+
+def test_few_seeds_take_their_spread_from_all_nets(root: Path) -> None:
+    """Two seeds alone decide nothing: t with one degree of freedom; four nets of two seeds each have four."""
+    for net, error in (("A", 600), ("B", 560), ("C", 520), ("D", 480)):
+        for seed in (0, 1):
+            # A's and B's errors move against each other
+            answers = dense(256, wrong1=error + (8 * seed if net in "AC" else -8 * seed), wrong5=0)
+            make_run(root, net, name=f"{net}-{seed}", seed=seed, posteriors=answers)
+    for words in ("B is better than A", "C is better than B", "D is better than C"):
+        claim = claim_of(root, words)
+        assert claim.interval is not None
+        half = t.ppf(0.975, 4) * 100 * 8 / math.sqrt(2) / IMAGES
+        assert claim.interval[1] - claim.interval[0] == pytest.approx(2 * half)
+        assert (claim.seeds, claim.over) == (2, "seeds")
+    assert claim_of(root, "B is better than A").verdict == "supported"
+
+
+def test_nets_at_two_S_have_a_spread_each(root: Path) -> None:
+    fixed, jitter = [30.0, 30.5, 30.2], [27.0, 29.0, 25.0]
+    for seed in range(3):
+        answers = dense(256, wrong1=int(fixed[seed] * IMAGES / 100), wrong5=0)
+        make_run(root, "D", name=f"D-{seed}", seed=seed, posteriors=answers)
+        answers = dense(384, wrong1=int(jitter[seed] * IMAGES / 100), wrong5=0)
+        make_run(root, "D", (256, 512), name=f"D-jitter-{seed}", seed=seed, posteriors=answers)
+    claim, stated = (
+        claim_of(root, "D at S = [256;512] is better than at S = 256"),
+        ttest_ind(fixed, jitter, equal_var=False),
+    )
+    assert claim.p_value == pytest.approx(stated.pvalue)
+    assert claim.interval == pytest.approx(tuple(stated.confidence_interval()))
 
 
 @pytest.fixture(scope="module")

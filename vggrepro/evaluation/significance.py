@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,6 +111,43 @@ class PairedMean:
 def paired_mean(pairs: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]]) -> PairedMean:
     """Compares two tests of several nets: for each net, which of the same images (n,) each test gets right."""
     return PairedMean(np.mean([second.astype(float) - first for first, second in pairs], axis=0))
+
+
+@dataclass(frozen=True)
+class SeedSpread:
+    """How far another seed moves an error, or the mean of some."""
+
+    variance: float
+    """Over the seeds, points squared."""
+    df: float
+    """Degrees of freedom it is known with."""
+
+    def of_mean(self, n: int) -> Self:
+        """Of the mean over n seeds."""
+        return type(self)(self.variance / n, self.df)
+
+    def __add__(self, other: Self) -> Self:
+        """Of the difference of two that have their variances from other nets (Welch and Satterthwaite)."""
+        whole = self.variance + other.variance
+        apart = sum(one.variance**2 / one.df for one in (self, other))
+        return type(self)(whole, whole**2 / apart if apart else self.df + other.df)
+
+    @property
+    def _error(self) -> float:
+        return math.sqrt(self.variance)
+
+    def interval(self, mean: float) -> tuple[float, float]:
+        """95 % interval of such a mean (Student's t), points."""
+        from scipy.stats import t
+
+        half = float(t.ppf(0.975, self.df)) * self._error
+        return mean - half, mean + half
+
+    def p_value(self, mean: float) -> float:
+        """How likely a mean so far from 0 is by chance, two-sided."""
+        from scipy.stats import t
+
+        return 2 * float(t.sf(abs(mean) / self._error, self.df)) if self._error else float(not mean)
 
 
 Verdict = Literal["equal", "agrees", "lower", "higher"]

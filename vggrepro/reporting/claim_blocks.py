@@ -50,7 +50,8 @@ HOW = (
     "mean with its standard deviation. Interval (95 %) and p (two-sided) over images: paired, what another choice of "
     "images would change, these nets being given; one seed by McNemar's exact test, of several each image counts with "
     "its mean over the seeds. Over seeds, where the two sides are nets of their own: what training them anew would "
-    "change, by Student's t."
+    "change, by Student's t with the variance over seeds of all nets at the same S together (one-way analysis of "
+    "variance; of two S by Welch and Satterthwaite), since two or three seeds of one net hardly tell it."
 )
 """What the columns of the claims mean."""
 

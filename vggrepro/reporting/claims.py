@@ -4,7 +4,6 @@ A claim compares two protocols on the same images. Its effect is the fall of the
 in percentage points, with a 95 % interval; the margins of "does not help" and "about as good" are ours and stated.
 """
 
-import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from vggrepro.evaluation.significance import Comparison, paired_mean
+from vggrepro.evaluation.significance import Comparison, SeedSpread, paired_mean
 from vggrepro.paper import Scale, scale_text, value
 from vggrepro.reporting.predictions import PredictionCache, paired_top1
-from vggrepro.reporting.runs import Asked, Recipe, StoredRun, departures_of, recipe_of, variants_by
+from vggrepro.reporting.runs import Asked, Recipe, StoredRun, departures_of, recipe_of, recipes_of, variants_by
 
 Kind = Literal["better", "no gain", "about as good"]
 Outcome = Literal["supported", "not supported", "undecided at this n", "not measured"]
@@ -42,8 +41,8 @@ class Claim(BaseModel):
     interval: tuple[float, float] | None = None
     """95 %, over what `over` says."""
     p_value: float | None = None
-    """Two-sided. One pair: McNemar's exact test, of Appendix B the bootstrap. Several: Student's t over the seeds, or
-    over the images the normal approximation."""
+    """Two-sided. One pair: McNemar's exact test, of Appendix B the bootstrap. Several: Student's t over the seeds, with
+    the spread of all nets at the same S together, or over the images the normal approximation."""
     over: Literal["images", "seeds"] | None = None
     """What interval and p-value allow for: the choice of images, with these nets as they are; or training anew, too,
     where nets differ and each was trained with several seeds."""
@@ -146,9 +145,30 @@ def _statements() -> Iterator[_Statement]:
             yield _Statement("4.4", text, together, one(net, jitter, 4, method))
 
 
+SeedSpreads = Mapping[Scale, SeedSpread]
+"""By the S at which nets were trained."""
+
+
+def spreads_over_seeds(recipes: Mapping[Recipe, Sequence[StoredRun]], cache: PredictionCache) -> SeedSpreads:
+    """Of the nets at each S together, dense at one Q, as in a one-way analysis of variance.
+
+    Two or three seeds of one net hardly tell a spread; half a dozen nets of two or three do. Raises UserError.
+    """
+    squares: dict[Scale, list[tuple[float, int]]] = {}
+    for (_, S), runs in recipes.items():
+        found = [cache.ranks([(run, run.Q_of(3))], "dense") for run in runs]
+        errors = [ranks.top1.percent for ranks in found if ranks]
+        if len(errors) > 1:
+            df = len(errors) - 1
+            squares.setdefault(S, []).append((df * statistics.variance(errors), df))
+    pooled = {S: [sum(column) for column in zip(*parts, strict=True)] for S, parts in squares.items()}
+    return {S: SeedSpread(total / df, df) for S, (total, df) in pooled.items()}
+
+
 def check_claims(group: str, recipes: Mapping[Recipe, Sequence[StoredRun]], cache: PredictionCache) -> list[Claim]:
     """Every claim, tested where the runs of the group allow it. Raises UserError."""
-    return [_check(group, statement, recipes, cache) for statement in _statements()]
+    spreads = spreads_over_seeds(recipes, cache)
+    return [_check(group, statement, recipes, cache, spreads) for statement in _statements()]
 
 
 def dense_over_centre(group: str, recipes: Mapping[Recipe, Sequence[StoredRun]], cache: PredictionCache) -> list[Claim]:
@@ -162,7 +182,7 @@ def dense_over_centre(group: str, recipes: Mapping[Recipe, Sequence[StoredRun]],
     for net, S in recipes:
         dense, centre = (_Side(((net, S),), 3, method) for method in ("dense", "centre"))
         statement = _Statement("3.2", text.format(net, scale_text(S)), dense, centre)
-        tested.append(_check(group, statement, recipes, cache))
+        tested.append(_check(group, statement, recipes, cache, {}))  # the same nets on both sides
     return [one for one in tested if one.verdict != "not measured"]
 
 
@@ -173,6 +193,7 @@ def start_from_parent(group: str, runs: Sequence[StoredRun], cache: PredictionCa
     3.1); it gives no figures. Raises UserError.
     """
     tested = []
+    spreads = spreads_over_seeds(recipes_of(runs), cache)
     for (net, S), variants in variants_by(recipe_of, runs).items():
         starts = {(same[0].training, bool(same[0].config.run.parent)): same for same in variants}
         for (training, has_parent), warm in starts.items():
@@ -180,12 +201,16 @@ def start_from_parent(group: str, runs: Sequence[StoredRun], cache: PredictionCa
                 recipes = {(net, S): warm, (f"{net} from random weights", S): cold}
                 text = f"The start from another net helps: {net} at S = {scale_text(S)}, against random weights"
                 better, worse = (_Side((recipe,), 3, "dense") for recipe in recipes)
-                tested.append(_check(group, _Statement("3.1", text, better, worse), recipes, cache))
+                tested.append(_check(group, _Statement("3.1", text, better, worse), recipes, cache, spreads))
     return [one for one in tested if one.verdict != "not measured"]
 
 
 def _check(
-    group: str, statement: _Statement, recipes: Mapping[Recipe, Sequence[StoredRun]], cache: PredictionCache
+    group: str,
+    statement: _Statement,
+    recipes: Mapping[Recipe, Sequence[StoredRun]],
+    cache: PredictionCache,
+    spreads: SeedSpreads,
 ) -> Claim:
     sides = (statement.better, statement.worse)
     named: dict[str, Any] = {
@@ -214,7 +239,17 @@ def _check(
     whole = None
     if len(tests) > 1 and all(_same_nets(*both) for both, *_ in measured):
         whole = paired_mean([(worse.right1, better.right1) for _, better, worse in measured])
-    return Claim(**judge(statement.kind, tests, whole), departures=departures_of(runs), **named)
+    apart = _apart(statement, spreads, len(tests))
+    return Claim(**judge(statement.kind, tests, whole, apart), departures=departures_of(runs), **named)
+
+
+def _apart(statement: _Statement, spreads: SeedSpreads, seeds: int) -> SeedSpread | None:
+    """How far the effect, a difference of two means over seeds, would move if all were trained anew; None: unknown."""
+    (_, S), (_, other) = statement.better.recipes[0], statement.worse.recipes[0]
+    if S not in spreads or other not in spreads:
+        return None
+    first, second = spreads[S].of_mean(seeds), spreads[other].of_mean(seeds)
+    return SeedSpread(2 * first.variance, first.df) if S == other else first + second
 
 
 def _same_nets(better: Sequence[Asked], worse: Sequence[Asked]) -> bool:
@@ -223,11 +258,14 @@ def _same_nets(better: Sequence[Asked], worse: Sequence[Asked]) -> bool:
     return first <= second or second <= first
 
 
-def judge(kind: Kind, tests: Sequence[Comparison], whole: Comparison | None = None) -> dict[str, Any]:
+def judge(
+    kind: Kind, tests: Sequence[Comparison], whole: Comparison | None = None, apart: SeedSpread | None = None
+) -> dict[str, Any]:
     """What a claim's paired tests, one a seed, say of it: verdict, effect, interval, p_value, over, n, seeds, spread.
 
     Each compares the side that is said to be worse with the better one. `whole` is the comparison of all seeds
-    together, where both sides are the same nets.
+    together, where both sides are the same nets; `apart` how far other seeds would move the effect, where that is
+    known from more nets than these.
     """
     effects = [test.difference for test in tests]
     effect = statistics.mean(effects)
@@ -236,7 +274,9 @@ def judge(kind: Kind, tests: Sequence[Comparison], whole: Comparison | None = No
         all_of_it = whole or tests[0]
         over, interval, p_value = "images", all_of_it.interval, all_of_it.p_value
     else:
-        over, (interval, p_value) = "seeds", _over_seeds(effect, spread, len(effects))
+        over = "seeds"
+        moved = apart or SeedSpread(spread**2, len(effects) - 1).of_mean(len(effects))
+        interval, p_value = moved.interval(effect), moved.p_value(effect)
     return {
         "over": over,
         "verdict": _outcome(kind, tests, interval),
@@ -247,16 +287,6 @@ def judge(kind: Kind, tests: Sequence[Comparison], whole: Comparison | None = No
         "seeds": len(tests),
         "spread": spread,
     }
-
-
-def _over_seeds(mean: float, spread: float, n: int) -> tuple[tuple[float, float], float]:
-    """95 % interval of a mean over seeds, and how likely one so far from 0 is by chance (Student's t, two-sided)."""
-    from scipy.stats import t
-
-    error = spread / math.sqrt(n)
-    half = float(t.ppf(0.975, n - 1)) * error
-    p_value = 2 * float(t.sf(abs(mean) / error, n - 1)) if error else float(not mean)
-    return (mean - half, mean + half), p_value
 
 
 def _outcome(kind: Kind, tests: Sequence[Comparison], interval: tuple[float, float]) -> Outcome:
