@@ -35,7 +35,7 @@ _PLACES = {"data": ("root", "index", "boxes"), "run": ("root",)}
 """Settings that name folders."""
 _OF_DATA = ("splits", "rejected_splits", "classes", "fingerprint")
 _CURVE = {"train": ("step", "loss", "learning_rate"), "validation": ("step", "top1_error", "top5_error")}
-_MOST_RECORDS = 60
+_MOST_RECORDS = 40
 """Of the training loss, in the learning curve of a run."""
 
 Key = tuple[str, tuple[tuple[str, tuple[int, ...]], ...]]
@@ -183,7 +183,12 @@ def _line_of(run: StoredRun) -> dict[str, Any]:
 def _curve(run: StoredRun, kind: str) -> list[dict[str, Any]]:
     records = run.records(kind)
     thinned = records[:: -(-len(records) // _MOST_RECORDS) or 1]
-    return [{"kind": kind} | {key: record[key] for key in _CURVE[kind]} for record in thinned]
+    return [{"kind": kind} | {key: _short(record[key]) for key in _CURVE[kind]} for record in thinned]
+
+
+def _short(number: Any) -> Any:
+    """Six digits are enough for a curve."""
+    return float(f"{number:.6g}") if isinstance(number, float) else number
 
 
 def _without_folders(command: str) -> str:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette, which all readers can tell apart.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442")
 _PER_ROW = 8
+_MOST_INSIDE = 3  # runs whose legend leaves their curves to be seen
 _OUTCOMES = {"supported": "#009e73", "not supported": "#d55e00", "undecided at this n": "#666666"}
 
 
@@ -71,7 +72,8 @@ def learning_curves(runs: Mapping[str, Recorded]) -> bytes:
     loss.set(xlabel="iteration", ylabel="training loss")
     error.set(xlabel="iteration", ylabel="centre-crop error, %", ylim=(0, 100))
     for axes in (loss, error):
-        axes.legend(fontsize=8)
+        beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if len(runs) > _MOST_INSIDE else {}
+        axes.legend(fontsize=8, **beside)
     return _png(figure)
 
 
@@ -118,17 +120,21 @@ def error_by_scale(report: Report, group: str) -> bytes | None:
 def effects(claims: Sequence[Claim], title: str) -> bytes:
     """The effect of each claim with its 95 % interval, one line each, the verdict by colour."""
     figure, ((axes,),) = _figure(1, 1, 9, 1.1 + 0.3 * len(claims), squeeze=False)
+    told: set[str] = set()
     for place, claim in enumerate(claims):
         assert claim.effect is not None
         assert claim.interval is not None
         reach = np.abs(np.array(claim.interval) - claim.effect)[:, None]
         colour = _OUTCOMES[claim.verdict]
-        axes.errorbar([claim.effect], [place], xerr=reach, fmt="o", color=colour, capsize=3)
+        label = None if claim.verdict in told else claim.verdict
+        told.add(claim.verdict)
+        axes.errorbar([claim.effect], [place], xerr=reach, fmt="o", color=colour, capsize=3, label=label)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(claims)), [claim.claim.split(": ", 1)[-1] for claim in claims], fontsize=8)
     axes.set_ylim(len(claims) - 0.5, -0.5)
     axes.set_title(title, fontsize=10)
     over = " or ".join(dict.fromkeys(str(claim.over) for claim in claims))
+    axes.legend(fontsize=8)
     axes.set_xlabel(f"points of top-1 error gained, with the 95 % interval over {over}", fontsize=9)
     return _png(figure)
 
