@@ -220,7 +220,7 @@ def test_the_graph_over_seeds_has_means_and_spreads(settings: list[str], capsys:
         assert (config.run.seed, inherited["name"]) == (parent.run.seed, parent.name)
     measured = [row.measured_top1 for row in report.rows if (row.table, row.net) == (3, "D") and row.run]
     mean, sd = statistics.mean(measured), statistics.stdev(measured)
-    assert f"| D | 37 | 37 | dense | 3 | **{mean:.2f}** | {sd:.2f} |" in text
+    assert f"| D | 37 | 37 | dense | 3 | (27.0) | **{mean:.2f}** | {sd:.2f} |" in text
     assert "Mean and standard deviation over seeds" not in alone
     (claim,) = [one for one in report.claims if "D is better than A" in one.claim]
     assert claim.seeds == 3
