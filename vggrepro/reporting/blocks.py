@@ -72,7 +72,7 @@ def error_text(error: float | None) -> str:
 
 def signed_text(points: float | None, digits: int = 1) -> str:
     """A difference for a cell."""
-    return DASH if points is None else f"{points:+.{digits}f}"
+    return DASH if points is None else f"{points:+z.{digits}f}"
 
 
 def interval_text(ends: tuple[float, float] | None) -> str:

@@ -57,16 +57,18 @@ HOW = (
 
 
 def claims_in_brief(claims: Sequence[Claim]) -> Sheet:
-    """A row for each kind of claim: how often it was tested and what came out, with the effects from least to most."""
+    """A row for each kind of claim that was tested: how often each verdict came out, the effects from least to most."""
     kinds: dict[tuple[str, str], list[Claim]] = {}
     for claim in claims:
         kinds.setdefault((claim.section, claim.claim.split(": ", 1)[0]), []).append(claim)
     rows = []
     for (section, text), same in kinds.items():
         effects = sorted(claim.effect for claim in same if claim.effect is not None)
+        if not effects:
+            continue
         ends = dict.fromkeys(signed_text(effect) for effect in (effects[:1] + effects[-1:]))
         counts = (sum(claim.verdict == one for claim in same) for one in _OUTCOMES)
-        rows.append((section, text, *(count_text(n or None) for n in counts), " to ".join(ends) or DASH))
+        rows.append((section, text, *(count_text(n or None) for n in counts), " to ".join(ends)))
     return Sheet(("section", "the paper", *_OUTCOMES, "points gained"), rows, numbers=frozenset(range(2, 7)))
 
 
