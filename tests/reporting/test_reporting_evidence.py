@@ -223,7 +223,7 @@ def test_committed_evidence_gives_the_committed_tables(folder: Path) -> None:
     kept = (folder / "tables.md").read_text()
     title = kept.splitlines()[0].removeprefix("# ")
     assert render(report, Format.markdown, title, counts=False) == kept
-    assert sum(row.measured_top1 is not None for row in report.rows) > 10
+    assert any(row.measured_top1 is not None for row in report.rows)
     assert not any(run.git_dirty for group in report.groups for run in group.runs), "made by code that is committed"
 
 
