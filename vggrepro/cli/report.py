@@ -29,13 +29,15 @@ def tables(
 ) -> None:
     """Tables 1-12 of the paper, measured beside printed, and its claims tested, from what runs have stored."""
     from vggrepro.reporting.finding import find_runs
+    from vggrepro.reporting.predictions import PredictionCache
     from vggrepro.reporting.render import Format, format_of, render
     from vggrepro.reporting.tables import build_report
 
     form = format_of(out) if out else Format.json if as_json else Format.markdown
     title = "Very Deep Convolutional Networks (arXiv 1409.1556): measured beside printed"
     found = find_runs([place for place in runs if place.exists() or place != Path("runs")], experiment)
-    report = build_report(found)
+    cache = PredictionCache()
+    report = build_report(found, cache)
     text = render(report, form, title)
     if out:
         write(out, text)
@@ -46,7 +48,7 @@ def tables(
     if keep:
         from vggrepro.reporting.keeping import keep as keep_evidence
 
-        keep_evidence(found, keep, title)
+        keep_evidence(found, keep, title, cache)
     if as_json:
         typer.echo(report.model_dump_json(indent=2))
     elif not out and not update and not keep:

@@ -60,7 +60,7 @@ def claims_in_brief(claims: Sequence[Claim]) -> Sheet:
     """A row for each kind of claim that was tested: how often each verdict came out, the effects from least to most."""
     kinds: dict[tuple[str, str], list[Claim]] = {}
     for claim in claims:
-        kinds.setdefault((claim.section, claim.claim.split(": ", 1)[0]), []).append(claim)
+        kinds.setdefault((claim.section, claim.heading), []).append(claim)
     rows = []
     for (section, text), same in kinds.items():
         effects = sorted(claim.effect for claim in same if claim.effect is not None)

@@ -59,6 +59,16 @@ class Claim(BaseModel):
     """Settings in which the runs depart from the paper."""
     note: str = ""
 
+    @property
+    def heading(self) -> str:
+        """What the claim says of several nets or protocols."""
+        return self.claim.partition(": ")[0]
+
+    @property
+    def subject(self) -> str:
+        """Of which it says so."""
+        return self.claim.partition(": ")[2]
+
 
 @dataclass(frozen=True)
 class _Side:

@@ -130,7 +130,7 @@ def effects(claims: Sequence[Claim], title: str) -> bytes:
         told.add(claim.verdict)
         axes.errorbar([claim.effect], [place], xerr=reach, fmt="o", color=colour, capsize=3, label=label)
     axes.axvline(0, color="black", linewidth=0.8)
-    short = [claim.claim.split(": ", 1)[-1] for claim in claims]
+    short = [claim.subject for claim in claims]
     texts = short if len(set(short)) == len(claims) else [claim.claim for claim in claims]
     axes.set_yticks(range(len(claims)), texts, fontsize=8)
     axes.set_ylim(len(claims) - 0.5, -0.5)

@@ -17,21 +17,22 @@ from vggrepro.reporting.tables import build_report
 _METHODS = (*dict.fromkeys(chain.from_iterable(COMBINED.values())), "centre", *COMBINED)
 
 
-def keep(runs: Sequence[StoredRun], folder: Path, title: str) -> None:
+def keep(runs: Sequence[StoredRun], folder: Path, title: str, cache: PredictionCache | None = None) -> None:
     """Writes the evidence of the tested nets that predict classes, then tables and figures from that evidence.
 
-    Beside what the tables ask for, each net is kept at each of its Q. Raises UserError, also where nothing is tested.
+    Beside what the tables ask for, each net is kept at each of its Q. `cache` has what was read by now. Raises
+    UserError, also where nothing is tested.
     """
     tested = [run for run in runs if run.weights and run.dataset and run.finished and not run.config.localisation]
     if left := [run.name for run in runs if run not in tested]:
         echo(f"no evidence is kept of {', '.join(left)}: not tested yet, or nets that predict boxes")
-    cache = PredictionCache()
+    cache = cache or PredictionCache()
     build_report(tested, cache)
     for run in tested:
         for Q in sorted({*run.config.single_Q, *run.config.multi_Q}):
             for method in _METHODS:
                 cache.ranks([(run, (Q,))], method)
-    answers = cache.answers()
+    answers = [one for one in cache.answers() if all(run in tested for run, _ in one.asked)]
     if not answers:
         raise UserError(f"--keep {folder}: no run there has stored posteriors; `vggrepro evaluate RUN` makes them")
     evidence.write(tested, answers, folder)

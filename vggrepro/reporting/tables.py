@@ -76,9 +76,10 @@ def build_report(runs: Sequence[StoredRun], cache: PredictionCache | None = None
         localised += own_boxes
         box_seeds += box_spreads(own_boxes, localisers)
         seeds += _spreads(own, classifiers)
-        claims += check_claims(group.id, recipes_of(classifiers), cache)
+        recipes = recipes_of(classifiers)
+        claims += check_claims(group.id, recipes, cache)
         claims += check_box_claims(group.id, localisers, boxes)
-        gains += dense_over_centre(group.id, recipes_of(classifiers), cache)
+        gains += dense_over_centre(group.id, recipes, cache)
         starts += start_from_parent(group.id, classifiers, cache)
     if not groups:
         groups.append(Group(id=_PAPER, title="ILSVRC-2012: no run yet", papers=True, runs=[]))
