@@ -6,6 +6,7 @@ python launch/submit.py --config configs/vgg_D.yaml --local               # the 
 python launch/submit.py status --config configs/vgg_D.yaml                # and cancel, logs
 """
 
+import copy
 import fcntl
 import json
 import os
@@ -57,6 +58,20 @@ SeedsOption = Annotated[
     str | None, typer.Option("--seeds", help="The whole graph once for each of these seeds, e.g. 0,1,2.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+
+
+class _Verb(typer.core.TyperCommand):
+    """A verb that takes the options of the submission, too: one copies that line and puts the verb in."""
+
+    def get_params(self, ctx: Any) -> list[Any]:  # of click, or of Typer's copy of it
+        """Its own parameters, and those of a submission, which change nothing here."""
+        own = super().get_params(ctx)
+        for parameter in ctx.parent.command.params:
+            if parameter.name not in {"dry_run", "local", "as_json", *(one.name for one in own)}:
+                ignored = copy.copy(parameter)
+                ignored.expose_value, ignored.hidden = False, True
+                own.append(ignored)
+        return own
 
 
 def sbatch_options(stage: Stage) -> dict[str, str | int]:
@@ -291,7 +306,10 @@ def submit(
     as_json: JsonOption = False,
 ) -> None:
     """Submit the stages of a configuration that are not finished, each after the one it starts from."""
-    if context.invoked_subcommand:
+    if verb := context.invoked_subcommand:
+        if dry_run or local:
+            raise UserError(f"{'--dry-run' if dry_run else '--local'} is for submissions; leave it out with {verb}")
+        context.default_map = {verb: {name: item for name, item in context.params.items() if item}}
         return
     if config is None:
         raise UserError("--config is missing; name a file of configs/, or a verb: status, cancel, logs")
@@ -422,7 +440,7 @@ def _known_stages(config: Path, changes: list[str], seeds: str | None) -> list[S
         return stages_of(graph, {})
 
 
-@app.command()
+@app.command(cls=_Verb)
 def status(
     config: ConfigOption,
     changes: SetOption = [],  # noqa: B006
@@ -444,7 +462,7 @@ def status(
             print(f"{'':12} {report['reason']}")
 
 
-@app.command()
+@app.command(cls=_Verb)
 def cancel(config: ConfigOption, changes: SetOption = [], seeds: SeedsOption = None) -> None:  # noqa: B006
     """Cancel the jobs of a graph; a later submission goes on where they were."""
     jobs = [stage.job for stage in _known_stages(config, changes, seeds) if stage.job]
@@ -458,7 +476,7 @@ def cancel(config: ConfigOption, changes: SetOption = [], seeds: SeedsOption = N
     print(f"cancelled {', '.join(job.id for job in jobs)}")
 
 
-@app.command()
+@app.command(cls=_Verb)
 def logs(
     config: ConfigOption,
     stage: Annotated[str | None, typer.Option(help="Name of the stage; default: the one that wrote last.")] = None,

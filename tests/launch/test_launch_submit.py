@@ -288,6 +288,21 @@ def test_status_and_logs_from_the_disk(tmp_path: Path) -> None:
     assert "no log in" in submit("logs", *where, "--stage", "D-256").mistake
 
 
+def test_a_line_of_a_submission_can_be_copied_and_a_verb_put_in(tmp_path: Path) -> None:
+    site = CONFIGS / "cluster" / "devcluster.yaml"
+    line = ["-c", CONFIGS / "vgg_D.yaml", "--nodes", 4, "--time", "3:00", "--sbatch", "exclusive", "--cluster", site]
+    line += ["--set", f"run.root={tmp_path}", "--set", "run.experiment=mine", "--seeds", "0,1"]
+    for arguments in (["status", *line, "--json"], [*line, "status", "--json"], [*line, "--json", "status"]):
+        done = submit(*arguments)
+        assert [stage["name"] for stage in json.loads(done.stdout)["stages"]][1:3] == ["D-256", "A-256-seed1"]
+    for arguments in (["logs", *line, "-n", 2], [*line, "logs", "-n", 2]):
+        assert f"no log in {tmp_path / 'mine' / 'A-256'}, " in submit(*arguments).mistake
+    assert submit("cancel", *line).stdout == "no job of this graph waits or runs\n"
+    assert "--dry-run is for submissions; leave it out with cancel" in submit(*line, "--dry-run", "cancel").mistake
+    assert call("cancel", *line, "--dry-run", cwd=tmp_path).returncode == 2, "it must not cancel"
+    assert "--nodes" not in submit("status", "--help").stdout, "a verb shows its own"
+
+
 def test_a_submission_says_where_its_images_are(tmp_path: Path) -> None:
     where = ["--config", CONFIGS / "vgg_D.yaml", "--nodes", 4, "--set", f"run.root={tmp_path}"]
     dry = call(*where, "--dry-run", cwd=tmp_path)
