@@ -260,6 +260,11 @@ def test_the_citation_is_valid_and_of_this_version() -> None:
     assert all({"name", "family-names"} & author.keys() for author in tree["authors"] + paper["authors"])
 
 
+def test_the_page_on_installing_names_the_wheel_of_this_version() -> None:
+    named = re.findall(r"vggrepro-([\d.]+)-py3-none-any\.whl", (REPOSITORY / "docs" / "install.md").read_text())
+    assert set(named) == {vggrepro.__version__}
+
+
 def test_the_changelog_knows_this_version() -> None:
     heads = re.findall(
         r"^## \[(.*?)\](?: - \d{4}-\d\d-\d\d)?$", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE

@@ -6,7 +6,7 @@ of them is first used, so that `import vggrepro` costs nothing.
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "VGG",
