@@ -11,7 +11,6 @@ from launch.attempt import history, progress_of
 from launch.snapshot import LOGS, STAGE
 from vggrepro.config.recipes import Graph
 from vggrepro.config.settings import Config
-from vggrepro.pipeline.stage import is_evaluated
 from vggrepro.storage.status import is_finished
 
 State = Literal["finished", "trained", "running", "queued", "ending", "ready", "waiting"]
@@ -64,10 +63,12 @@ def stages_of(graph: Graph, jobs: Mapping[str, slurm.Job]) -> list[Stage]:
         state: State
         if job:
             state = {"RUNNING": "running", "COMPLETING": "ending"}.get(job.state, "queued")  # type: ignore[assignment]
-        elif is_evaluated(config, graph.parent_of(name)):
-            state = "finished"
+        elif trained[name]:
+            from vggrepro.pipeline.stage import is_evaluated  # which needs what testing needs, half a second
+
+            state = "finished" if is_evaluated(config, graph.parent_of(name)) else "trained"
         else:
-            state = "trained" if trained[name] else "waiting" if waits_for else "ready"
+            state = "waiting" if waits_for else "ready"
         stages.append(Stage(name, config, state, waits_for, job))
     return stages
 

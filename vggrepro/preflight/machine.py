@@ -105,14 +105,16 @@ def _count(name: str, path: Path) -> int | None:
 
 def _image_set(config: Config) -> ImageSet:
     """The counts of the stage's index, or of the sample set; else those of ILSVRC-2012. Raises UserError."""
-    from vggrepro.data import index, sample_set
-
     if config.data.index is not None:
+        from vggrepro.data import index
+
         loaded = index.load(config.data.index)
         index.require_training_images(loaded)
         train, val = loaded.split("train"), loaded.split("val")
         return ImageSet(config.data.index.name, len(train), len(val), float(train.length.mean()))
-    if config.data.root == sample_set.ROOT:
+    if config.data.root and config.data.root.startswith("builtin:"):
+        from vggrepro.data import sample_set
+
         return ImageSet(sample_set.ROOT, sample_set.TRAIN_IMAGES, sample_set.VAL_IMAGES, SAMPLE_BYTES)
     return ImageSet("ILSVRC-2012", value("train_images"), value("val_images"), ILSVRC_BYTES)
 
