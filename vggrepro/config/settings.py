@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from vggrepro.config.cluster import Cluster
-from vggrepro.config.section import Count, Fraction, Positive, Section
+from vggrepro.config.section import Count, Fraction, Positive, Section, Seed
 from vggrepro.errors import UserError
 from vggrepro.paper import Scale, facts, scale_text, value
 
@@ -193,7 +193,7 @@ class Transfer(Section):
     """Training images of a class in a random split; default: the paper's 30, for caltech256 60."""
     test_per_class: Positive | None = None
     """Most test images of a class in a random split; default: the paper's 50, for caltech256 all the rest."""
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: Seed = 0
     """Of the random splits, which are the same for all nets."""
 
 
@@ -206,7 +206,7 @@ class Run(Section):
     root: Path = Path("runs")
     parent: str | None = None
     """The stage whose weights this one starts from: a stage of the same file, or a stage file's path."""
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: Seed = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     why: dict[str, str] = Field(default_factory=dict)
     """Reasons for departures from the paper, by setting or section; they appear in the fidelity ledger."""
