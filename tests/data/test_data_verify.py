@@ -20,6 +20,7 @@ from vggrepro.data import verify as verify_module
 from vggrepro.data.decode import opened, rgb
 from vggrepro.data.index import Index
 from vggrepro.data.loader import Loader
+from vggrepro.data.report import render
 from vggrepro.data.sampler import TrainingSampler
 from vggrepro.data.scan import scan
 from vggrepro.data.verify import Finding, Place, verify
@@ -112,6 +113,19 @@ def test_the_index_counts_them(hard_index: Index) -> None:
     assert found["usable"] + found["rejected"] == 2 * 248
     assert found["rejected"] == 2 * (146 + 5 + 2)  # by the manifest; elongated; damaged (see above)
     assert len(hard_index.split("train")) == len(hard_index.split("val")) == 248 - 153
+
+
+def test_the_report_tells_odd_images_from_rejected_ones(hard_index: Index) -> None:
+    found, lines = hard_index.summary(), list(render(hard_index, names=False))
+    (odd,), (rejected,) = (
+        [n for n, line in enumerate(lines) if line.startswith(f"  {word} ")] for word in ("usable", "rejected")
+    )
+    said = [line.split(maxsplit=1) for line in lines]
+    assert {reason: int(n) for n, reason in said[odd + 1 : rejected]} == found["by_reason"]["odd"]
+    assert {reason: int(n) for n, reason in said[rejected + 1 :]} == found["by_reason"]["rejected"]
+    assert {"grey", "CMYK"} <= found["by_reason"]["odd"].keys()
+    assert {"truncated", "empty file"} <= found["by_reason"]["rejected"].keys()
+    assert found["odd"] == sum(found["by_reason"]["odd"].values())
 
 
 def test_every_usable_file_is_trained_on_and_tested(hard_index: Index, backend: str) -> None:
