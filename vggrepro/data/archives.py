@@ -22,14 +22,15 @@ def in_archive(file: Path, labels: Labels) -> Iterator[Member]:
     with _open(file) as stream:
         for member in _members(file, stream):
             path = PurePosixPath(member.name)
-            place = (str(file), path.name, member.offset_data, member.size, True)
+            place = (str(file), str(path).lstrip("/"), member.offset_data, member.size, True)
             if path.suffix == ".tar":
                 any_found = True
                 stream.seek(member.offset_data)
                 for inner in _members(file, stream, member.offset_data + member.size):
                     inside = PurePosixPath(inner.name)
                     if inside.suffix.lower() in SUFFIXES:
-                        yield Member("train", path.stem, str(file), inside.name, inner.offset_data, inner.size, True)
+                        name = f"{path}/{inside}".lstrip("/")
+                        yield Member("train", path.stem, str(file), name, inner.offset_data, inner.size, True)
             elif path.suffix in (".cls", ".wnid"):
                 classes[str(path.with_suffix(""))] = _contents(stream, member)
             elif path.suffix.lower() in SUFFIXES:

@@ -18,7 +18,7 @@ import numpy as np
 from vggrepro.data.annotations import KNOWN, Annotation, Unread, annotation_files, read_annotations, stem_of
 from vggrepro.data.boxes import Boxes, BoxSet, load
 from vggrepro.data.index import Index, Split, stamp_of
-from vggrepro.data.members import SPLITS
+from vggrepro.data.members import SPLITS, without_folders
 from vggrepro.errors import UserError, printable
 
 Progress = Callable[[int], None]
@@ -62,7 +62,7 @@ class _Images:
         self._label: list[int] = index.table["label"].to_pylist()
         self.number = {name: number for number, name in enumerate(index.classes)}
         """Label by class name."""
-        self._names: list[str] = index.table["name"].to_pylist()
+        self._names: list[str] = [without_folders(name) for name in index.table["name"].to_pylist()]
         self._rows: dict[str, list[int]] = {}
         for row, name in enumerate(self._names):
             self._rows.setdefault(stem_of(name), []).append(row)

@@ -102,7 +102,7 @@ def listed(name: str, source: Path) -> dict[Member, str]:
     if {"train", "val"} <= set(folders):
         return _pooled(tree.root / top if isinstance(tree, Folder) else tree.root)
     found = {
-        file._replace(class_name=folder): f"{folder}/{file.name}"
+        file._replace(class_name=folder): f"{folder}/{file.file_name}"
         for folder in folders
         for file in images_in(tree, below(top, folder))
     }
@@ -141,6 +141,6 @@ def _pooled(source: Path) -> dict[Member, str]:
     """What lies in train and val, as one."""
     members, _ = find([source])
     return {
-        member._replace(split="val"): f"{member.split}/{member.class_name}/{member.name}"
+        member._replace(split="val"): f"{member.split}/{member.class_name}/{member.file_name}"
         for member in sorted(members, key=lambda member: member.class_name)
     }

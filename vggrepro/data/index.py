@@ -45,7 +45,7 @@ class Split:
     """Archives and folders that hold images; an image names its own by number."""
     container: NDArray[np.int32]
     names: pa.ChunkedArray
-    """File names, without folders."""
+    """File names; in an archive with the folders there."""
     offset: Ints
     """Byte where the image starts in its archive; 0 in a file of its own."""
     length: Ints
