@@ -8,10 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from vggrepro.data.labels import Labels
-from vggrepro.data.members import NUMBERED, SUFFIXES, Member
+from vggrepro.data.members import NUMBERED, SUFFIXES, VAL_WORDS, Member
 from vggrepro.errors import UserError
-
-_VAL_NAMES = ("val", "valid", "validation")
 
 
 def in_archive(file: Path, labels: Labels) -> Iterator[Member]:
@@ -37,7 +35,7 @@ def in_archive(file: Path, labels: Labels) -> Iterator[Member]:
                 any_found = True
                 if split := _split_of(path.parts[:-1]):
                     folders = [part for part in path.parts[:-1] if part not in (".", "images")]
-                    flat = folders[-1] in (split, *_VAL_NAMES)
+                    flat = folders[-1] in {split, *VAL_WORDS}
                     yield Member(split, labels.of(path.name, file.parent) if flat else folders[-1], *place)
                 else:
                     images[str(path.with_suffix(""))] = Member("", "", *place)
@@ -117,6 +115,6 @@ def _split_of(names: Iterable[str]) -> str | None:
         words = set(re.split(r"[^a-z]+", name.lower()))
         if "train" in words:
             return "train"
-        if words & set(_VAL_NAMES):
+        if words & VAL_WORDS:
             return "val"
     return None

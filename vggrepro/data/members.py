@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 SPLITS = ("train", "val")
 SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+VAL_WORDS = {"val", "valid", "validation"}  # what the validation split is called in names
 NUMBERED = "\0"  # marks a class that is the number of a WebDataset shard's .cls
 
 

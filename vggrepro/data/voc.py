@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from vggrepro.data.box_scan import Edges, cut_to_image, edges_of
 from vggrepro.data.index import Index
 from vggrepro.data.members import Member
 from vggrepro.data.sampler import class_permutation
-from vggrepro.data.scan import open_members
+from vggrepro.data.scan import Progress, open_members
 from vggrepro.data.transfer import Partition, TransferSet
 from vggrepro.data.tree import Files, contents, place_of
 from vggrepro.data.views import Ints
@@ -22,7 +22,6 @@ from vggrepro.data.voc_sets import Key, Kit, Sample
 from vggrepro.errors import UserError
 from vggrepro.paper import facts, value
 
-Progress = Callable[[int, int], None]
 _IMAGES = "JPEGImages"
 _DISTRACTORS = "other"  # persons of no action, whom the development kit neither trains nor measures a class for
 
