@@ -44,7 +44,7 @@ def manifest(hard_files: Path) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def findings(hard_files: Path, manifest: list[dict[str, str]]) -> dict[str, Finding]:
     files = [hard_files / row["path"] for row in manifest]
-    (found,) = verify([places(files)], "full", workers=1)
+    (found,) = verify([places(files)], "full")
     return {row["path"]: finding for row, finding in zip(manifest, found, strict=True)}
 
 
@@ -207,7 +207,7 @@ def test_a_decoder_that_dies_or_hangs_costs_one_image(monkeypatch: pytest.Monkey
     monkeypatch.setattr(verify_module._Worker, "__init__", deadly)
     names = ["a", "crash1", "b", "crash2", "crash3", "hang", "c", "exit", "d"]
     chunks = [[Place(name, 0, 1) for name in names], [Place(name, 0, 1) for name in "ef"]]
-    found = [[finding.status for finding in chunk] for chunk in verify(chunks, "full", workers=2)]
+    found = [[finding.status for finding in chunk] for chunk in verify(chunks, "full")]
     crashed, ended = "rejected: its decoder was killed by SIGSEGV", "rejected: its decoder ended with status 3"
     assert found[0] == ["ok", crashed, "ok", crashed, crashed, "rejected: no end in 1 s", "ok", ended, "ok"]
     assert found[1] == ["ok", "ok"]
@@ -228,7 +228,7 @@ def test_a_worker_killed_from_outside_is_replaced(photographs: Path) -> None:
 
 
 def test_unreadable_files_are_rejected(tmp_path: Path) -> None:
-    ((finding,),) = verify([[Place(str(tmp_path / "gone.JPEG"), 0, 10)]], "header", workers=1)
+    ((finding,),) = verify([[Place(str(tmp_path / "gone.JPEG"), 0, 10)]], "header")
     assert finding.status == "rejected: unreadable (No such file or directory)"
 
 
@@ -236,5 +236,5 @@ def test_headers_beyond_the_first_read_are_found(tmp_path: Path, photographs: Pa
     image = next(photographs.rglob("*.JPEG")).read_bytes()
     comment = b"\xff\xfe\xff\xff" + bytes(0xFFFD)
     (tmp_path / "long.JPEG").write_bytes(image[:2] + 3 * comment + image[2:])
-    ((finding,),) = verify([places([tmp_path / "long.JPEG"])], "header", workers=1)
+    ((finding,),) = verify([places([tmp_path / "long.JPEG"])], "header")
     assert finding.status == "ok"
