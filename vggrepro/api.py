@@ -303,7 +303,7 @@ def stored_posteriors(
 
 
 def tables(*places: str | Path) -> Report:
-    """Tables 1-10 measured beside printed, and the paper's claims as tests, from the runs in some folders, or evidence.
+    """Tables 1-12 measured beside printed, and the paper's claims as tests, from the runs in some folders, or evidence.
 
     `rows`, `claims` and `groups` are plain typed records; :func:`to_markdown` prints them as `vggrepro tables` does.
     Raises UserError.

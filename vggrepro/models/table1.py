@@ -191,10 +191,10 @@ def architecture(
     *,
     layers: Sequence[Sequence[str]] | None = None,
     batch_norm: bool = False,
-    classes: int = 1000,
-    crop: int = 224,
+    classes: int = value("classes"),
+    crop: int = value("crop"),
     width: float = 1.0,
-    dropout: float = 0.5,
+    dropout: float = value("dropout"),
     regression: Regression | None = None,
     fully_connected: bool = True,
 ) -> Architecture:
