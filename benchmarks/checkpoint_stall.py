@@ -25,7 +25,7 @@ from vggrepro.config.settings import Config, Model
 from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
 from vggrepro.ranks.group import pick_device
-from vggrepro.ranks.topology import topology
+from vggrepro.ranks.topology import Topology
 from vggrepro.storage import checkpoint
 from vggrepro.storage.environment import environment
 from vggrepro.training.stage import State
@@ -47,7 +47,7 @@ def stall(config: Config, folder: Path, rounds: int) -> dict[str, Any]:
     """Seconds that the loop waits, in turns, `rounds` times, the first of which warms up."""
     device = pick_device(config.run.device, 0)
     net = VGG(architecture_of(config)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    trainer = Trainer(net, config, topology({}), device)
+    trainer = Trainer(net, config, Topology(), device)
     trainer.set_momentum({name: torch.rand(weight.shape) for name, weight in net.named_parameters()})
     usual_file = folder / "usual.pt"
     ours, usual, written = [], [], []

@@ -31,6 +31,7 @@ from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
 from vggrepro.models.weights import PREPROCESSING
+from vggrepro.paper import value
 from vggrepro.pipeline.evaluate import evaluate_nets
 from vggrepro.storage import checkpoint
 from vggrepro.storage.directory import RunDirectory
@@ -89,7 +90,9 @@ def train_head(net: VGG, loader: Loader, split: Split, views: Sequence[Views]) -
     features, truth = torch.cat(maps), torch.cat(labels)
     print(f"cached {len(features)} last pooling maps of {len(split)} images", flush=True)
     net.classifier.train()
-    optimiser = torch.optim.SGD(net.classifier.parameters(), lr=RATE, momentum=0.9, weight_decay=5e-4)
+    optimiser = torch.optim.SGD(
+        net.classifier.parameters(), lr=RATE, momentum=value("momentum"), weight_decay=value("weight_decay")
+    )
     steps = PASSES * len(features) // BATCH
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [steps // 2, 3 * steps // 4])
     generator = torch.Generator().manual_seed(0)

@@ -29,6 +29,7 @@ except ModuleNotFoundError as error:  # the first package that is not Python's o
 
 from launch import slurm, snapshot
 from launch.stages import Stage, newest_logs, stages_of, status_of
+from vggrepro.cli.options import ConfigOption, JsonOption, SeedsOption, SetOption, print_json
 from vggrepro.config.parsing import override
 from vggrepro.config.recipes import Graph, load_graph
 from vggrepro.config.strict_yaml import load_yaml
@@ -49,15 +50,6 @@ OWN_OPTIONS = {"job-name", "comment", "chdir", "output", "error", "signal", "req
 """Options of sbatch that the way jobs are followed and come back depends on."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-ConfigOption = Annotated[
-    Path, typer.Option("--config", "-c", help="YAML file, or a name in configs/: a stage or a graph.")
-]
-SetOption = Annotated[list[str], typer.Option("--set", "-s", help="Override a setting: section.key=value.")]
-SeedsOption = Annotated[
-    str | None, typer.Option("--seeds", help="The whole graph once for each of these seeds, e.g. 0,1,2.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 
 class _Verb(typer.core.TyperCommand):
@@ -383,7 +375,7 @@ def _print_graph(graph: Graph, stages: list[Stage], as_json: bool) -> None:
     cost = _cost(graph, stages)
     if as_json:
         reports = [stage.report() for stage in stages]
-        print(json.dumps({"stages": reports, "sbatch": sbatch, "cost": cost, "tables": str(tables)}, indent=2))
+        print_json({"stages": reports, "sbatch": sbatch, "cost": cost, "tables": str(tables)})
         return
     for stage in stages:
         cluster = stage.config.cluster
@@ -451,7 +443,7 @@ def status(
     stages = _known_stages(config, changes, seeds)
     reports = status_of(stages)
     if as_json:
-        print(json.dumps({"stages": reports}, indent=2))
+        print_json({"stages": reports})
         return
     for report in reports:
         done = f"step {report['step']:,} of {report['iterations']:,}"

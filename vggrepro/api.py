@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vggrepro.config.parsing import checked
 from vggrepro.config.recipes import load_resolved
-from vggrepro.config.settings import ColourShift, Data
+from vggrepro.config.settings import Backend, ColourMode, ColourShift, Data, Scheme
 from vggrepro.data import sample_set
 from vggrepro.data.index import Index, require_training_images
 from vggrepro.data.index import load as load_index
@@ -27,7 +27,7 @@ from vggrepro.evaluation.methods import METHODS, Settings, whole_views
 from vggrepro.evaluation.posteriors import average
 from vggrepro.evaluation.stage import as_the_net_expects
 from vggrepro.models.dense import class_scores, score_map  # noqa: F401
-from vggrepro.models.init import Scheme, init_weights
+from vggrepro.models.init import init_weights
 from vggrepro.models.precision import set_arithmetic
 from vggrepro.models.table1 import TORCHVISION_NAMES, architecture
 from vggrepro.models.vgg import VGG
@@ -44,7 +44,6 @@ from vggrepro.training.stage import net_of
 
 Source = Index | str | Path
 """Images: an index, or where they are, as :func:`open_images` takes it."""
-Backend = Literal["auto", "dali", "dali_gpu", "torchvision"]
 
 _CACHE = Path("runs/index")
 
@@ -177,7 +176,7 @@ def training_batches(
     first: int = 0,
     steps: int | None = None,
     flip: bool = True,
-    colour_shift: Literal["sqrt", "lambda", "off"] = "sqrt",
+    colour_shift: ColourMode = "sqrt",
     input: Pretrained | Preprocessing = "paper",
     backend: Backend = "auto",
     workers: int | None = None,
@@ -303,7 +302,7 @@ def stored_posteriors(
 
 
 def tables(*places: str | Path) -> Report:
-    """Tables 1-10 measured beside printed, and the paper's claims as tests, from the runs in some folders, or evidence.
+    """Tables 1-12 measured beside printed, and the paper's claims as tests, from the runs in some folders, or evidence.
 
     `rows`, `claims` and `groups` are plain typed records; :func:`to_markdown` prints them as `vggrepro tables` does.
     Raises UserError.

@@ -54,6 +54,11 @@ def summary(folder: Path) -> str:
     return (folder / f"{TODAY}-gpu-summary.txt").read_text()
 
 
+@pytest.mark.parametrize("name", sorted(file.stem for file in (REPOSITORY / "benchmarks").glob("*.py")))
+def test_every_benchmark_finds_what_it_imports(name: str) -> None:
+    assert load(name).__doc__
+
+
 def test_a_result_says_what_it_was_made_with(tmp_path: Path) -> None:
     assert run(tmp_path, prints()) == 0
     found = result(tmp_path)

@@ -68,6 +68,11 @@ def test_sections_are_frozen() -> None:
         ("model: {net: A}\nrun: {zzz: 8}", [], "unknown key run.zzz; known: name, experiment, root"),
         ("model: {net: A}", ["train.batch=0"], "train.batch=0 is not allowed: input should be greater than 0"),
         ("model: {net: A}", ["train.batch=many"], "train.batch='many' is not allowed: input should be a valid integer"),
+        ("model: {net: A}", ["train.batch=yes"], "train.batch=True is not allowed: true and false (to YAML"),
+        ("model: {net: A}", ["data.mean=[on,1,2]"], "data.mean=[True, 1, 2] is not allowed: true and false (to YAML"),
+        ("model: {net: A}\ntrain: {momentum: no}", [], "stage.yaml: train.momentum=False is not allowed: true and"),
+        ("model: {net: A}", ["train.batch=1.5e1.5"], "train.batch='1.5e1.5' is not allowed: input should be a valid"),
+        ("model: {net: A}", ["train.batch=15e-1"], "train.batch=1.5 is not allowed: input should be a valid integer"),
         ("model: {net: A}", ["data.backend=dally"], "data.backend='dally' is not allowed: input should be 'auto'"),
         ("model: {net: A}", ["data.S=[512,256]"], "data.S=[512, 256] is not allowed: the range must rise"),
         ("model: {net: A}", ["data.S=100"], "data.S=100 is smaller than model.crop=224"),
@@ -90,6 +95,32 @@ def test_sections_are_frozen() -> None:
 )
 def test_a_mistake_is_one_line_with_key_value_and_remedy(write, text: str, overrides: list[str], expected: str) -> None:
     assert expected in refusal(write(text), *overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "blamed"),
+    [
+        (["train.momentum=0.5", "train.batch=0"], "--set train.batch=0: train.batch=0 is not allowed"),
+        (["train.batch=8", "train.batch=0"], "--set train.batch=0: "),
+        (["train={batch: 0}"], "--set train={batch: 0}: train.batch=0 is not allowed"),
+        (["trian.batch=8"], "--set trian.batch=8: unknown key trian; did you mean train?"),
+        (["train.schedule.kind=fixed"], "--set train.schedule.kind=fixed: "),
+        (["evaluation.batch=0", "data.S=9999999999"], "--set data.S=9999999999: data.S=9999999999 is not allowed"),
+        (["data.colour_shift.sigma=1", "train.momentum=1"], "--set train.momentum=1: "),
+    ],
+)
+def test_a_wrong_change_is_blamed_and_not_the_recipe(write, overrides: list[str], blamed: str) -> None:
+    assert refusal(write("model: {net: A}"), *overrides).startswith(blamed)
+    assert "stage.yaml: train.weight_decay=-1" in refusal(
+        write("model: {net: A}\ntrain: {weight_decay: -1}"), "data.S=9"
+    )
+
+
+def test_whole_numbers_may_have_an_exponent(write) -> None:
+    stage, _ = load_stage(
+        write("model: {net: A}\ntrain: {iterations: 37e4}"), ["train.batch=1E2", "data.S=[3e2, 4e+2]"]
+    )
+    assert (stage.train.iterations, stage.train.batch, stage.data.S) == (370_000, 100, (300, 400))
 
 
 def test_a_missing_file_names_its_neighbour(write) -> None:

@@ -218,7 +218,10 @@ def test_a_flat_val_folder_with_labels(folders: Path, tmp_path: Path) -> None:
 def test_a_folder_in_a_tar(folders: Path, tmp_path: Path, top: str) -> None:
     members = [(f"{top}{file.relative_to(folders)}", file.read_bytes()) for file in sorted(folders.rglob("*.JPEG"))]
     (tmp_path / "all.tar").write_bytes(tar_of(members))
-    assert same_images(scan([tmp_path / "all.tar"], "header"), scan_folder(folders))
+    index, of_folders = scan([tmp_path / "all.tar"], "header"), scan_folder(folders)
+    assert same_images(index, of_folders)
+    inside = Path(of_folders.split("val").name_of(3)).relative_to(folders)
+    assert Path(index.split("val").name_of(3)) == tmp_path / "all.tar" / top / inside
 
 
 def only_val(folders: Path, to: Path) -> Path:

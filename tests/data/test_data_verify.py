@@ -20,6 +20,7 @@ from vggrepro.data import verify as verify_module
 from vggrepro.data.decode import opened, rgb
 from vggrepro.data.index import Index
 from vggrepro.data.loader import Loader
+from vggrepro.data.report import render
 from vggrepro.data.sampler import TrainingSampler
 from vggrepro.data.scan import scan
 from vggrepro.data.verify import Finding, Place, verify
@@ -43,7 +44,7 @@ def manifest(hard_files: Path) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def findings(hard_files: Path, manifest: list[dict[str, str]]) -> dict[str, Finding]:
     files = [hard_files / row["path"] for row in manifest]
-    (found,) = verify([places(files)], "full", workers=1)
+    (found,) = verify([places(files)], "full")
     return {row["path"]: finding for row, finding in zip(manifest, found, strict=True)}
 
 
@@ -112,6 +113,19 @@ def test_the_index_counts_them(hard_index: Index) -> None:
     assert found["usable"] + found["rejected"] == 2 * 248
     assert found["rejected"] == 2 * (146 + 5 + 2)  # by the manifest; elongated; damaged (see above)
     assert len(hard_index.split("train")) == len(hard_index.split("val")) == 248 - 153
+
+
+def test_the_report_tells_odd_images_from_rejected_ones(hard_index: Index) -> None:
+    found, lines = hard_index.summary(), list(render(hard_index, names=False))
+    (odd,), (rejected,) = (
+        [n for n, line in enumerate(lines) if line.startswith(f"  {word} ")] for word in ("usable", "rejected")
+    )
+    said = [line.split(maxsplit=1) for line in lines]
+    assert {reason: int(n) for n, reason in said[odd + 1 : rejected]} == found["by_reason"]["odd"]
+    assert {reason: int(n) for n, reason in said[rejected + 1 :]} == found["by_reason"]["rejected"]
+    assert {"grey", "CMYK"} <= found["by_reason"]["odd"].keys()
+    assert {"truncated", "empty file"} <= found["by_reason"]["rejected"].keys()
+    assert found["odd"] == sum(found["by_reason"]["odd"].values())
 
 
 def test_every_usable_file_is_trained_on_and_tested(hard_index: Index, backend: str) -> None:
@@ -193,7 +207,7 @@ def test_a_decoder_that_dies_or_hangs_costs_one_image(monkeypatch: pytest.Monkey
     monkeypatch.setattr(verify_module._Worker, "__init__", deadly)
     names = ["a", "crash1", "b", "crash2", "crash3", "hang", "c", "exit", "d"]
     chunks = [[Place(name, 0, 1) for name in names], [Place(name, 0, 1) for name in "ef"]]
-    found = [[finding.status for finding in chunk] for chunk in verify(chunks, "full", workers=2)]
+    found = [[finding.status for finding in chunk] for chunk in verify(chunks, "full")]
     crashed, ended = "rejected: its decoder was killed by SIGSEGV", "rejected: its decoder ended with status 3"
     assert found[0] == ["ok", crashed, "ok", crashed, crashed, "rejected: no end in 1 s", "ok", ended, "ok"]
     assert found[1] == ["ok", "ok"]
@@ -214,7 +228,7 @@ def test_a_worker_killed_from_outside_is_replaced(photographs: Path) -> None:
 
 
 def test_unreadable_files_are_rejected(tmp_path: Path) -> None:
-    ((finding,),) = verify([[Place(str(tmp_path / "gone.JPEG"), 0, 10)]], "header", workers=1)
+    ((finding,),) = verify([[Place(str(tmp_path / "gone.JPEG"), 0, 10)]], "header")
     assert finding.status == "rejected: unreadable (No such file or directory)"
 
 
@@ -222,5 +236,5 @@ def test_headers_beyond_the_first_read_are_found(tmp_path: Path, photographs: Pa
     image = next(photographs.rglob("*.JPEG")).read_bytes()
     comment = b"\xff\xfe\xff\xff" + bytes(0xFFFD)
     (tmp_path / "long.JPEG").write_bytes(image[:2] + 3 * comment + image[2:])
-    ((finding,),) = verify([places([tmp_path / "long.JPEG"])], "header", workers=1)
+    ((finding,),) = verify([places([tmp_path / "long.JPEG"])], "header")
     assert finding.status == "ok"

@@ -12,7 +12,7 @@ from boxes_as_files import tar_of
 from PIL import Image
 
 from vggrepro.data.transfer import Drawing, TransferSet
-from vggrepro.data.transfer_scan import open_transfer
+from vggrepro.data.transfer_scan import look, open_transfer
 from vggrepro.errors import UserError
 
 Files = dict[str, bytes]
@@ -233,6 +233,7 @@ def test_all_places_are_the_same_data_set(name: str, devkit: Path, tars: Path, c
         assert list(other.names) == list(made.names)
         assert np.array_equal(other.partitions[0].held_out, made.partitions[0].held_out)
         assert other.index.split("val").read(3) == made.index.split("val").read(3)
+        assert look(name, source, SEED_0) == (len(made.classes), len(made.index.split("val")), len(made.image))
 
 
 def test_without_test_images_nothing_is_submitted(cache: Path, tmp_path: Path) -> None:

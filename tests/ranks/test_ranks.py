@@ -8,7 +8,7 @@ from programs import free_port, run_program
 
 from vggrepro.errors import UserError
 from vggrepro.ranks import collectives, group
-from vggrepro.ranks.collectives import from_first_rank, gather_to_first, sum_over_ranks
+from vggrepro.ranks.collectives import from_every_rank, from_first_rank, sum_over_ranks
 from vggrepro.ranks.group import meeting_point, pick_device
 from vggrepro.ranks.topology import Topology, host_names, topology_of
 
@@ -133,7 +133,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
 def test_alone_everything_is_already_agreed() -> None:
     assert sum_over_ranks(torch.tensor([1.0, 2.0])).tolist() == [1.0, 2.0]
     assert from_first_rank({"a": 1}) == {"a": 1}
-    assert gather_to_first("own") == ["own"]
+    assert from_every_rank("own") == ["own"]
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""Measured claims: each verb of `vggrepro bench` puts ours beside the usual way, interleaved in one run."""
+"""Measured claims: the verbs of `vggrepro bench`; all but `profile` put ours beside the usual way, interleaved."""

@@ -14,11 +14,13 @@ from vggrepro.bench.step import untrained
 from vggrepro.config.settings import Config
 from vggrepro.errors import UserError
 from vggrepro.models.precision import autocast
+from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
 from vggrepro.ranks.group import pick_device, process_group
 from vggrepro.ranks.topology import topology_of
 from vggrepro.training.exchange import Comm, Exchange
 from vggrepro.training.step import shard_of
+from vggrepro.training.throughput import bytes_per_factor, sent_bytes
 
 Backend = Literal["nccl", "gloo"]
 
@@ -50,15 +52,8 @@ def run(config: Config, steps: int, rounds: int, backend: Backend | None = None)
     if not topology.is_first:
         return None
     model = config.model
-    every = sum(parameter.numel() for parameter in ways["ddp"][0].parameters())
-    fc = sum(p.numel() for p in ways["ddp"][0].classifier.parameters())
-    gathered = payload["factor"] - 4 * (every - fc)
-    ring = (topology.world - 1) / topology.world
-    sent = {
-        "ddp": 2 * ring * payload["ddp"],
-        "bf16": 2 * ring * payload["bf16"],
-        "factor": 2 * ring * 4 * (every - fc) + ring * gathered,
-    }
+    net, width = architecture_of(config), bytes_per_factor(config.train.precision)
+    sent = {comm: sent_bytes(net, config.train.batch, comm, topology.world, width) for comm in payload}
     return {
         "name": "comm",
         "ours": statistics.median(rates["factor"]),

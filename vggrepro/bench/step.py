@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Callable, Generator
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -22,7 +23,7 @@ from vggrepro.ranks.topology import Topology
 from vggrepro.training.step import Trainer
 from vggrepro.training.throughput import flop_per_image, peak_flops
 
-_SIZE = 256  # px of the synthetic images before the crop; no matter here
+_SIZES = np.full((1000, 2), 512, np.int64)  # of the images that views are drawn of, px; no matter here
 _RATE = 1e-5  # a learning rate at which noise leaves every way's weights finite: NaN takes less power, and less time
 
 Step = Callable[[], None]
@@ -115,7 +116,7 @@ def _compare(config: Config, device: torch.device, steps: int, rounds: int) -> d
 def training_step(trainer: Trainer) -> Step:
     """The step of training as `vggrepro train` takes it, but on images that are ready."""
     config, device = trainer.config, trainer.device
-    sampler = TrainingSampler(_sizes(), config.data, config.model.crop, config.run.seed)
+    sampler = TrainingSampler(_SIZES, config.data, config.model.crop, config.run.seed)
     images, labels = _images(config, device, torch.channels_last)
 
     def batches() -> Generator[Batch]:
@@ -187,12 +188,6 @@ def _images(config: Config, device: torch.device, layout: torch.memory_format) -
     images = torch.randn(config.train.batch, 3, config.model.crop, config.model.crop, generator=random) * 60
     labels = torch.randint(config.model.classes, (config.train.batch,), generator=random)
     return images.to(device).contiguous(memory_format=layout), labels.to(device)
-
-
-def _sizes() -> Any:
-    import numpy as np
-
-    return np.full((1000, 2), 2 * _SIZE, np.int64)
 
 
 def mfu(config: Config, device: torch.device, images_per_s: float) -> float | None:

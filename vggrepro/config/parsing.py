@@ -50,24 +50,29 @@ def checked(kind: type[AnySection], **settings: Any) -> AnySection:
 
 
 def override(config: Config, overrides: Iterable[str], source: Path) -> Config:
-    """A configuration with some `section.key=value` changes; `source` is named in errors. Raises UserError."""
+    """A configuration with some `section.key=value` changes. Raises as :func:`parse`."""
     return parse(config.model_dump(mode="json"), overrides, source)
 
 
 def parse(tree: Mapping[str, Any], overrides: Iterable[str], source: Path) -> Config:
-    """Values as typed settings, with `section.key=value` changes; errors name `source`. Raises UserError."""
+    """Values as typed settings, with `section.key=value` changes. Raises UserError, naming the change or `source`."""
+    changed: dict[str, str] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise UserError(f"--set {override}: expected section.key=value")
         change: Any = load_yaml(text, f"--set {override}")
+        changed[key.strip() + "."] = override
         for part in reversed(key.strip().split(".")):
             change = {part: change}
         tree = merge(tree, change)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{source}: {_first_problem(error)}") from None
+        wrong = ".".join(map(str, error.errors()[0]["loc"])) + "."
+        # of the value itself, of what it lies in, or of a part of it
+        to_blame = [override for key, override in changed.items() if wrong.startswith(key) or key.startswith(wrong)]
+        raise UserError(f"{f'--set {to_blame[-1]}' if to_blame else source}: {_first_problem(error)}") from None
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
 

@@ -9,12 +9,17 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from vggrepro.config.cluster import Cluster
-from vggrepro.config.section import Count, Fraction, Positive, Section
+from vggrepro.config.section import Count, Fraction, Positive, Section, Seed
 from vggrepro.errors import UserError
-from vggrepro.paper import Scale, facts, scale_text, value
+from vggrepro.paper import Combine, FineTune, Regression, Scale, facts, scale_text, value
 
 Precision = Literal["fp32", "tf32", "bf16"]
 Cudnn = Literal["benchmark", "deterministic"]
+Scheme = Literal["paper", "paper_literal_variance", "glorot_uniform", "kaiming"]
+ColourMode = Literal["sqrt", "lambda", "off"]
+Backend = Literal["auto", "dali", "dali_gpu", "torchvision"]
+Comm = Literal["ddp", "bf16", "factor"]
+Device = Literal["auto", "cpu", "cuda"]
 SET_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 """Names of data sets in `Transfer.sets`, which begin names of files."""
 
@@ -33,7 +38,7 @@ class Model(Section):
     """Side of the square input in pixels; a multiple of 2^blocks (32 for Table 1's nets)."""
     width: float = Field(default=1.0, gt=0, le=16)
     """Multiplies the channels of every convolution and the units of fc6 and fc7; at most 16."""
-    init: Literal["paper", "paper_literal_variance", "glorot_uniform", "kaiming"] = "paper"
+    init: Scheme = "paper"
     dropout: Fraction = value("dropout")
     fully_connected: bool = True
     """Whether fc6, fc7 and fc8 are there; without them a net gives features only, and is not trained."""
@@ -42,7 +47,7 @@ class Model(Section):
 class ColourShift(Section):
     """Random RGB shift along the principal components of ImageNet's colours (Section 3.1)."""
 
-    mode: Literal["sqrt", "lambda", "off"] = "sqrt"
+    mode: ColourMode = "sqrt"
     """Scale of a component: square root of its eigenvalue (Krizhevsky's code), the eigenvalue (his text), or none."""
     sigma: float = Field(default=value("colour_shift_sigma"), ge=0)
 
@@ -62,7 +67,7 @@ class Data(Section):
     colour_shift: ColourShift = ColourShift()
     mean: tuple[float, float, float] = tuple(value("mean_rgb"))
     """Subtracted from each pixel: RGB, grey levels 0-255."""
-    backend: Literal["auto", "dali", "dali_gpu", "torchvision"] = "auto"
+    backend: Backend = "auto"
     """Who decodes: DALI on the CPU or with a GPU's help, or PIL as torchvision does; auto: DALI where installed."""
     workers: Positive | None = None
     """Decoding threads of each rank; default: as many as are its share of the machine's cores."""
@@ -96,9 +101,9 @@ class Data(Section):
 class Localisation(Section):
     """A net whose last layer predicts boxes in place of class scores (Appendix A)."""
 
-    regression: Literal["SCR", "PCR"] = "PCR"
+    regression: Regression = "PCR"
     """One box for all classes together (single-class regression), or one for each class (per-class regression)."""
-    fine_tune: Literal["all", "fc"] = "all"
+    fine_tune: FineTune = "all"
     """All layers, or fc6 and fc7 alone; the last layer is trained from random weights either way."""
     merge_below: float = Field(default=0.8, ge=0)
     """Distance below which two boxes are merged in the dense test: see `evaluation.merging` (the paper is silent)."""
@@ -141,7 +146,7 @@ class Train(Section):
     biases: Literal["paper", "caffe"] = "paper"
     """`caffe`: biases learn at twice the rate and without weight decay, as in Caffe's files (the paper: none)."""
     precision: Precision = "fp32"
-    comm: Literal["auto", "ddp", "bf16", "factor"] = "auto"
+    comm: Literal["auto", Comm] = "auto"
     """How ranks exchange gradients: all of them in float32 (ddp), in bfloat16, or for the FC layers their factors;
     auto: ddp or factor, which are equal up to rounding, by what they cost (`training.throughput.comm_of`)."""
     compile: bool = False
@@ -185,7 +190,7 @@ class Transfer(Section):
     other name a folder of classes."""
     scales: tuple[Positive, ...] = ()
     """Q in pixels; default: the paper's for the data set, in the proportion of the crop to 224."""
-    combine: Literal["average", "stack"] | None = None
+    combine: Combine | None = None
     """What is made of the features at several Q; default: what the paper does on the data set."""
     splits: Positive = 3
     """Random splits of a folder of classes."""
@@ -193,7 +198,7 @@ class Transfer(Section):
     """Training images of a class in a random split; default: the paper's 30, for caltech256 60."""
     test_per_class: Positive | None = None
     """Most test images of a class in a random split; default: the paper's 50, for caltech256 all the rest."""
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: Seed = 0
     """Of the random splits, which are the same for all nets."""
 
 
@@ -206,8 +211,8 @@ class Run(Section):
     root: Path = Path("runs")
     parent: str | None = None
     """The stage whose weights this one starts from: a stage of the same file, or a stage file's path."""
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: Seed = 0
+    device: Device = "auto"
     why: dict[str, str] = Field(default_factory=dict)
     """Reasons for departures from the paper, by setting or section; they appear in the fidelity ledger."""
 

@@ -8,10 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from vggrepro.data.labels import Labels
-from vggrepro.data.members import NUMBERED, SUFFIXES, Member
+from vggrepro.data.members import NUMBERED, SUFFIXES, VAL_WORDS, Member
 from vggrepro.errors import UserError
-
-_VAL_NAMES = ("val", "valid", "validation")
 
 
 def in_archive(file: Path, labels: Labels) -> Iterator[Member]:
@@ -22,21 +20,22 @@ def in_archive(file: Path, labels: Labels) -> Iterator[Member]:
     with _open(file) as stream:
         for member in _members(file, stream):
             path = PurePosixPath(member.name)
-            place = (str(file), path.name, member.offset_data, member.size, True)
+            place = (str(file), str(path).lstrip("/"), member.offset_data, member.size, True)
             if path.suffix == ".tar":
                 any_found = True
                 stream.seek(member.offset_data)
                 for inner in _members(file, stream, member.offset_data + member.size):
                     inside = PurePosixPath(inner.name)
                     if inside.suffix.lower() in SUFFIXES:
-                        yield Member("train", path.stem, str(file), inside.name, inner.offset_data, inner.size, True)
+                        name = f"{path}/{inside}".lstrip("/")
+                        yield Member("train", path.stem, str(file), name, inner.offset_data, inner.size, True)
             elif path.suffix in (".cls", ".wnid"):
                 classes[str(path.with_suffix(""))] = _contents(stream, member)
             elif path.suffix.lower() in SUFFIXES:
                 any_found = True
                 if split := _split_of(path.parts[:-1]):
                     folders = [part for part in path.parts[:-1] if part not in (".", "images")]
-                    flat = folders[-1] in (split, *_VAL_NAMES)
+                    flat = folders[-1] in {split, *VAL_WORDS}
                     yield Member(split, labels.of(path.name, file.parent) if flat else folders[-1], *place)
                 else:
                     images[str(path.with_suffix(""))] = Member("", "", *place)
@@ -116,6 +115,6 @@ def _split_of(names: Iterable[str]) -> str | None:
         words = set(re.split(r"[^a-z]+", name.lower()))
         if "train" in words:
             return "train"
-        if words & set(_VAL_NAMES):
+        if words & VAL_WORDS:
             return "val"
     return None

@@ -18,13 +18,12 @@ import numpy as np
 from vggrepro.data.annotations import KNOWN, Annotation, Unread, annotation_files, read_annotations, stem_of
 from vggrepro.data.boxes import Boxes, BoxSet, load
 from vggrepro.data.index import Index, Split, stamp_of
-from vggrepro.data.members import SPLITS
+from vggrepro.data.members import SPLITS, VAL_WORDS, without_folders
 from vggrepro.errors import UserError, printable
 
 Progress = Callable[[int], None]
 Edges = tuple[float, float, float, float]
 _READER_VERSION = 1  # counts up when the same files give other boxes, so that kept ones are read again
-_VAL_WORDS = {"val", "valid", "validation"}
 _BY_ITSELF = re.compile(r"n\d{8}_\d+|ILSVRC\d+_val_\d+")  # names that ILSVRC gave to one image only
 _SHOWN = 80  # characters of what a file says, in messages
 _KAGGLE = ("CLS-LOC", "Data", "ILSVRC")  # folders of Kaggle's tree, below the one that holds LOC_*_solution.csv
@@ -62,7 +61,7 @@ class _Images:
         self._label: list[int] = index.table["label"].to_pylist()
         self.number = {name: number for number, name in enumerate(index.classes)}
         """Label by class name."""
-        self._names: list[str] = index.table["name"].to_pylist()
+        self._names: list[str] = [without_folders(name) for name in index.table["name"].to_pylist()]
         self._rows: dict[str, list[int]] = {}
         for row, name in enumerate(self._names):
             self._rows.setdefault(stem_of(name), []).append(row)
@@ -95,7 +94,7 @@ class _Images:
             split = label = None
             for folder in reversed(folders):
                 words = set(re.split(r"[^a-z]+", folder.lower()))
-                if split is None and ("train" in words) != bool(words & _VAL_WORDS):
+                if split is None and ("train" in words) != bool(words & VAL_WORDS):
                     split = "train" if "train" in words else "val"
                 if label is None:
                     label = self.number.get(folder)

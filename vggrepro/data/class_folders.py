@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +11,13 @@ import numpy as np
 from vggrepro.data.index import Index
 from vggrepro.data.members import Member
 from vggrepro.data.sampler import class_permutation
-from vggrepro.data.scan import open_members
+from vggrepro.data.scan import Progress, open_members
 from vggrepro.data.sources import find
 from vggrepro.data.transfer import Drawing, Partition, TransferSet
 from vggrepro.data.tree import Folder, Tar, Tree, archives_in, below, images_in, tree_of
 from vggrepro.errors import UserError
 from vggrepro.paper import value
 
-Progress = Callable[[int, int], None]
 _OWN_FOLDER = {"caltech101": "101_ObjectCategories", "caltech256": "256_ObjectCategories"}
 _OTHER_LAYOUTS = {"train", "val", "CLS-LOC", "Data", "ILSVRC"}  # ImageNet's, Kaggle's
 _DEEPEST = 4  # folders that may lie around those of classes
@@ -102,7 +101,7 @@ def listed(name: str, source: Path) -> dict[Member, str]:
     if {"train", "val"} <= set(folders):
         return _pooled(tree.root / top if isinstance(tree, Folder) else tree.root)
     found = {
-        file._replace(class_name=folder): f"{folder}/{file.name}"
+        file._replace(class_name=folder): f"{folder}/{file.file_name}"
         for folder in folders
         for file in images_in(tree, below(top, folder))
     }
@@ -141,6 +140,6 @@ def _pooled(source: Path) -> dict[Member, str]:
     """What lies in train and val, as one."""
     members, _ = find([source])
     return {
-        member._replace(split="val"): f"{member.split}/{member.class_name}/{member.name}"
+        member._replace(split="val"): f"{member.split}/{member.class_name}/{member.file_name}"
         for member in sorted(members, key=lambda member: member.class_name)
     }

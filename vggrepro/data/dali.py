@@ -25,7 +25,7 @@ from vggrepro.data.views import Ints
 from vggrepro.progress import echo
 
 MOST = 64
-"""Images in one batch at most."""
+"""Images in one batch at most: what a piece of the loader has."""
 _AHEAD = 2  # batches being decoded ahead of the one asked for, and batches being read ahead of those
 
 

@@ -9,11 +9,9 @@ from vggrepro.data.box_scan import open_boxes
 from vggrepro.data.boxes import BoxSet
 from vggrepro.data.index import Index, require_training_images
 from vggrepro.data.labels import ILSVRC
-from vggrepro.data.scan import open_index
+from vggrepro.data.scan import Progress, open_index
 from vggrepro.errors import UserError
 from vggrepro.paper import value
-
-Progress = Callable[[int, int], None]
 
 
 def open_data(config: Config, progress: Progress = lambda done, total: None, *, training: bool = True) -> Index:

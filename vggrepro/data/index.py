@@ -45,7 +45,7 @@ class Split:
     """Archives and folders that hold images; an image names its own by number."""
     container: NDArray[np.int32]
     names: pa.ChunkedArray
-    """File names, without folders."""
+    """File names; in an archive with the folders there."""
     offset: Ints
     """Byte where the image starts in its archive; 0 in a file of its own."""
     length: Ints
@@ -193,19 +193,23 @@ class Index:
         return of_code[_codes(self.table["status"])]
 
     def summary(self) -> dict[str, Any]:
-        """Counts: images, usable, odd, rejected, by_reason, splits, rejected_splits, classes; how they were found."""
+        """Counts: images, usable, odd, rejected, by_reason (of these two), splits, rejected_splits, classes, ..."""
         counts = np.bincount(_codes(self.table["status"]), minlength=len(self._statuses))
         statuses = {status: int(n) for status, n in zip(self._statuses, counts, strict=True) if n}
-        rejected = sum(n for status, n in statuses.items() if status.startswith("rejected"))
+        by_reason = {
+            kind: {status.partition(": ")[2]: n for status, n in sorted(statuses.items()) if status.startswith(prefix)}
+            for kind, prefix in (("odd", "ok-odd: "), ("rejected", "rejected: "))
+        }
+        rejected = sum(by_reason["rejected"].values())
         splits = np.bincount(_codes(self.table["split"]), minlength=len(SPLITS))
         return {
             "source": self.source,
             "verified": self.verified,
             "images": self.table.num_rows,
             "usable": self.table.num_rows - rejected,
-            "odd": sum(n for status, n in statuses.items() if status.startswith("ok-odd")),
+            "odd": sum(by_reason["odd"].values()),
             "rejected": rejected,
-            "by_reason": {status.partition(": ")[2]: n for status, n in sorted(statuses.items()) if ": " in status},
+            "by_reason": by_reason,
             "splits": {name: int(n) for name, n in zip(SPLITS, splits, strict=True)},
             "rejected_splits": {name: self.split(name).rejected for name in SPLITS},
             "classes": len(self.classes),

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from vggrepro.config.settings import Data
+from vggrepro.data import dali, torchvision
 from vggrepro.data.decode import BadImageError, Region, in_groups, resample, whole_region
 from vggrepro.data.index import Split
 from vggrepro.data.prefetch import prefetch, to_device
@@ -93,7 +94,7 @@ class Loader:
     """Threads that wait for files, likewise."""
     processes: int = 0
     """That decode and resample beside this one; 0: this one does."""
-    piece: int = 64
+    piece: int = dali.MOST
     """Most images decoded at once: bounds the memory that dense evaluation's large ones take."""
     bad: BadImages = field(default_factory=lambda: BadImages(0), compare=False)
 
@@ -216,12 +217,8 @@ class Loader:
         self, split: Split, wanted: Iterator[tuple[Ints, Ints]], pool: ThreadPoolExecutor, readers: ThreadPoolExecutor
     ) -> Iterator[list[Region | BadImageError]]:
         if self.backend != "torchvision":
-            from vggrepro.data import dali
-
             device = self.device if self.backend == "dali_gpu" else None
             return dali.regions(split, wanted, threads=self.workers, pool=pool, readers=readers, device=device)
-        from vggrepro.data import torchvision
-
         return torchvision.regions(split, wanted, pool=pool, readers=readers)
 
     def _replaced(self, split: Split, views: Views, row: int, reason: BadImageError) -> tuple[Views, Region]:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 SPLITS = ("train", "val")
 SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+VAL_WORDS = {"val", "valid", "validation"}  # what the validation split is called in names
 NUMBERED = "\0"  # marks a class that is the number of a WebDataset shard's .cls
 
 
@@ -15,9 +16,19 @@ class Member(NamedTuple):
     container: str
     """The archive that holds it, or its folder."""
     name: str
-    """File name without folders."""
+    """File name; in an archive with the folders there."""
     offset: int
     length: int
     archive: bool
     mtime_ns: int = 0
     """When a file of its own changed last."""
+
+    @property
+    def file_name(self) -> str:
+        """Without folders."""
+        return without_folders(self.name)
+
+
+def without_folders(name: str) -> str:
+    """The last part of a path inside an archive."""
+    return name.rpartition("/")[2]

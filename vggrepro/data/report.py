@@ -1,6 +1,6 @@
 """What an index holds, and what boxes there are, for people."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from vggrepro.data.boxes import BoxSet
 from vggrepro.data.index import Index
@@ -15,11 +15,11 @@ def render(index: Index, *, names: bool) -> Iterator[str]:
     for split, n in found["splits"].items():
         yield f"  {split:6} {n:>9,}"
     yield f"  usable {found['usable']:>9,}, of these odd but decoded to RGB alike by every backend: {found['odd']:,}"
+    yield from _reasons(found["by_reason"]["odd"])
     yield f"  rejected {found['rejected']:>7,}"
-    for reason, n in found["by_reason"].items():
-        yield f"    {n:>9,}  {reason}"
-    if index.against_ilsvrc() is not None:
-        differences = "; ".join(index.against_ilsvrc() or ["complete: counts and classes are ILSVRC-2012's"])
+    yield from _reasons(found["by_reason"]["rejected"])
+    if found["ilsvrc"] is not None:
+        differences = "; ".join(found["ilsvrc"] or ["complete: counts and classes are ILSVRC-2012's"])
         yield f"  ILSVRC-2012: {differences}"
     if index.mean_rgb:
         own, paper = (", ".join(f"{x:.3f}" for x in mean) for mean in (index.mean_rgb, value("mean_rgb")))
@@ -38,9 +38,12 @@ def render_boxes(boxes: BoxSet, *, names: bool) -> Iterator[str]:
     yield f"  clipped  {found['clipped']:>7,}"
     for kind, title in (("left_out", "left out"), ("unread", "unread")):
         yield f"  {title:8} {sum(found[kind].values()):>7,}"
-        for reason, n in found[kind].items():
-            yield f"    {n:>9,}  {reason}"
+        yield from _reasons(found[kind])
     yield f"  of rejected images {found['rejected']:,}, of images that the index does not have {found['unknown']:,}"
     if names:
         for status, place in boxes.flagged:
             yield f"{status}\t{place}"
+
+
+def _reasons(counts: Mapping[str, int]) -> Iterator[str]:
+    yield from (f"    {n:>9,}  {reason}" for reason, n in counts.items())

@@ -1,8 +1,8 @@
 """The built-in sample set: real handwritten digits at random size and place on textured, coloured backgrounds.
 
 Made on the spot, deterministic, without network, as JPEG files in ImageNet's layout, with the box of each digit in
-boxes.tsv. Images have shorter sides of 80
-to 160 px and digits of very different sizes, so that S and Q matter as they do in the paper.
+boxes.tsv. Images have shorter sides of 80 to 160 px and digits of very different sizes, so that S and Q matter as they
+do in the paper.
 """
 
 import os
@@ -20,7 +20,6 @@ from vggrepro.files import replacing
 ROOT = "builtin:digits"
 TRAIN_IMAGES, VAL_IMAGES = 2000, 500
 _VERSION = 1  # counts up when the images change, so that an old set is not taken for the new one
-
 _BOXES = "boxes.tsv"
 
 Box = tuple[int, int, int, int]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Progress = Callable[[int, int], None]
+"""Is told how many images are done, and of how many."""
 _CHUNK = 64  # images that a verifying process is given at once
 
 
@@ -77,9 +78,9 @@ def scan_members(
     )
 
 
-def scan_folder(root: Path, progress: Progress = lambda done, total: None) -> Index:
+def scan_folder(root: Path) -> Index:
     """A scan of one source by header. Raises UserError."""
-    return scan([root], "header", progress=progress)
+    return scan([root], "header")
 
 
 def _findings(

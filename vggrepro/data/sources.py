@@ -76,7 +76,7 @@ def find(
             f"val class {strange[0]} of {source} ({where}) has no train images; name only what belongs together, or "
             f"add its training images"
         )
-    found.sort(key=lambda member: (SPLITS.index(member.split), member.class_name, member.name, member.container))
+    found.sort(key=lambda member: (SPLITS.index(member.split), member.class_name, member.file_name, member.container))
     return found, tuple(sorted(listed or own["train"] or own["val"] | labels.classes()))
 
 

@@ -1,19 +1,15 @@
 """A data set of Appendix B by its name: opened, or only looked at."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from vggrepro.data import class_folders, voc
+from vggrepro.data.scan import Progress
 from vggrepro.data.transfer import Drawing, TransferSet
 
 
 def open_transfer(
-    name: str,
-    source: Path,
-    settings: Drawing,
-    cache: Path,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    name: str, source: Path, settings: Drawing, cache: Path, progress: Progress = lambda done, total: None
 ) -> TransferSet:
     """A key of `paper.facts().transfer`, or a folder of classes of any other name, as it is downloaded.
 

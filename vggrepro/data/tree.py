@@ -62,7 +62,7 @@ class Tar:
                 self._folders.setdefault("/".join(above[:depth]), set()).add(folder)
             # of two members of one name the last counts, as it does where a tar is extracted
             self._files.setdefault("/".join(above), {})[name] = Member(
-                "val", "", str(self.root), name, offset, size, True
+                "val", "", str(self.root), "/".join(parts), offset, size, True
             )
 
     def folders(self, path: str) -> list[str]:

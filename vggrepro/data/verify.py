@@ -51,11 +51,9 @@ class Finding(NamedTuple):
     """Mean RGB, grey levels, where asked for."""
 
 
-def verify(
-    chunks: Iterable[Sequence[Place]], how: How, *, mean: bool = False, workers: int | None = None
-) -> Iterator[list[Finding]]:
+def verify(chunks: Iterable[Sequence[Place]], how: How, *, mean: bool = False) -> Iterator[list[Finding]]:
     """Findings for each chunk of places, in order; `full` decodes every image, `header` none."""
-    number = workers or len(os.sched_getaffinity(0))
+    number = len(os.sched_getaffinity(0))
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
     with ExitStack() as stack:
         for _ in range(number):

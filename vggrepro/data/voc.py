@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from vggrepro.data.box_scan import Edges, cut_to_image, edges_of
 from vggrepro.data.index import Index
 from vggrepro.data.members import Member
 from vggrepro.data.sampler import class_permutation
-from vggrepro.data.scan import open_members
+from vggrepro.data.scan import Progress, open_members
 from vggrepro.data.transfer import Partition, TransferSet
 from vggrepro.data.tree import Files, contents, place_of
 from vggrepro.data.views import Ints
@@ -22,7 +22,6 @@ from vggrepro.data.voc_sets import Key, Kit, Sample
 from vggrepro.errors import UserError
 from vggrepro.paper import facts, value
 
-Progress = Callable[[int, int], None]
 _IMAGES = "JPEGImages"
 _DISTRACTORS = "other"  # persons of no action, whom the development kit neither trains nor measures a class for
 
@@ -60,7 +59,7 @@ def open_voc(name: str, source: Path, seed: int, cache: Path, progress: Progress
     row_of = {image: row for row, image in enumerate(images)}
     image = np.array([row_of[key.image] for key in keys], np.int64)
     nothing = (0,) * len(classes)
-    wanted = [number for number, called in enumerate(classes) if not (task.persons and called == _DISTRACTORS)]
+    wanted = _wanted(task, classes)
     rows = {
         part: np.array([row for row, key in enumerate(keys) if samples[key].set == part], np.int64)
         for part in ("train", "val", "test")
@@ -82,6 +81,11 @@ def open_voc(name: str, source: Path, seed: int, cache: Path, progress: Progress
     )
 
 
+def _wanted(task: _Task, classes: Sequence[str]) -> list[int]:
+    """Numbers of the classes that are learnt."""
+    return [number for number, called in enumerate(classes) if not (task.persons and called == _DISTRACTORS)]
+
+
 def _drawn(rows: Ints, image: Ints, seed: int) -> tuple[Ints, Ints]:
     """(fit, held out): rows of which some images, with all that is in them, are held out."""
     images = np.unique(image[rows])
@@ -99,7 +103,7 @@ def listed(name: str, source: Path) -> tuple[int, int, int]:
     classes, samples = kit.samples(task.folder, task.labelled, persons=task.persons)
     images = sorted({key.image for key in samples})
     _members(kit, images, samples)
-    return len(classes), len(images), len(samples)
+    return len(_wanted(task, classes)), len(images), len(samples)
 
 
 def _members(kit: Kit, images: Sequence[str], samples: Mapping[Key, Sample]) -> list[Member]:

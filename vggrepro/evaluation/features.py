@@ -8,15 +8,13 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vggrepro.errors import UserError
 from vggrepro.evaluation.parts import read_arrays, write_arrays
-
-Combine = Literal["average", "stack"]
+from vggrepro.paper import Combine
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from vggrepro.data.views import Views
 from vggrepro.evaluation.parts import Parts
 from vggrepro.models.precision import autocast
 from vggrepro.progress import progress
-from vggrepro.ranks.collectives import from_first_rank, gather_to_first
+from vggrepro.ranks.collectives import from_every_rank, from_first_rank
 from vggrepro.ranks.watch import Watch
 
 
@@ -51,4 +51,4 @@ def compute(
                 update(tested, "")
         finally:  # an interrupt loses nothing that was computed
             parts.flush()
-    gather_to_first(None)  # until every rank has written
+    from_every_rank(None)  # until every rank has written

@@ -15,7 +15,7 @@ from vggrepro.evaluation.posteriors import finish
 from vggrepro.models.precision import autocast, set_arithmetic
 from vggrepro.models.vgg import VGG
 from vggrepro.progress import Update, progress
-from vggrepro.ranks.collectives import from_first_rank, gather_to_first
+from vggrepro.ranks.collectives import from_every_rank, from_first_rank
 from vggrepro.ranks.watch import Watch
 from vggrepro.storage.directory import RunDirectory
 
@@ -58,7 +58,7 @@ def evaluate(
         share = -(-len(split) // topology.world)
         with progress(f"{config.name}: {', '.join(pending)} at Q={Q}", share, shown=topology.is_first) as update:
             score(net, loader, split, Q, parts, config, watch, update)
-        gather_to_first(None)  # until every rank has written
+        from_every_rank(None)  # until every rank has written
         if topology.is_first:
             for method in pending:
                 made = protocol(config, weights, index.fingerprint, Q, method)

@@ -3,16 +3,15 @@
 import hashlib
 import math
 import warnings
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
+from vggrepro.config.settings import Scheme
 from vggrepro.errors import UserError
 from vggrepro.models.vgg import VGG
 from vggrepro.paper import value
-
-Scheme = Literal["paper", "paper_literal_variance", "glorot_uniform", "kaiming"]
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from vggrepro.errors import UserError
-from vggrepro.paper import facts, value
+from vggrepro.paper import Regression, facts, value
 
 if TYPE_CHECKING:
     from vggrepro.config.settings import Config
@@ -34,7 +34,6 @@ class LRN:
     """Local response normalisation, after the ReLU of the convolution before it (Section 2.1)."""
 
 
-Regression = Literal["SCR", "PCR"]
 BOX_NUMBERS = 4
 """Of a predicted box: centre x and y, width, height (Appendix A)."""
 Blocks = tuple[tuple[Conv | LRN, ...], ...]
@@ -191,10 +190,10 @@ def architecture(
     *,
     layers: Sequence[Sequence[str]] | None = None,
     batch_norm: bool = False,
-    classes: int = 1000,
-    crop: int = 224,
+    classes: int = value("classes"),
+    crop: int = value("crop"),
     width: float = 1.0,
-    dropout: float = 0.5,
+    dropout: float = value("dropout"),
     regression: Regression | None = None,
     fully_connected: bool = True,
 ) -> Architecture:

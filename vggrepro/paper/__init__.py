@@ -14,6 +14,12 @@ import yaml
 Method = Literal["dense", "multicrop", "both"]
 Measure = Literal["mAP11", "mAP", "recall"]
 """Mean average precision by 11 points (VOC 2007) or by area (VOC 2012), or mean class recall."""
+Regression = Literal["SCR", "PCR"]
+"""One box for all classes together (single-class regression), or one for each class (per-class regression)."""
+FineTune = Literal["all", "fc"]
+"""Which layers of a net that predicts boxes are trained: all, or the fully-connected ones alone."""
+Combine = Literal["average", "stack"]
+"""What is made of the features at several Q."""
 Scale = int | tuple[int, int]
 """A training scale S in pixels of the shorter side: one value, or the range [S_min; S_max] of scale jittering."""
 
@@ -93,8 +99,8 @@ class BoxRow:
 
     table: int
     members: tuple[TestedNet, ...]
-    regression: Literal["SCR", "PCR"]
-    fine_tune: Literal["all", "fc"]
+    regression: Regression
+    fine_tune: FineTune
     error: float
     error_test: float | None
 
@@ -119,8 +125,7 @@ class TransferTask:
     """Of the data set itself, unlabelled ones included."""
     scales: tuple[int, ...]
     """Q at which features are taken, px."""
-    combine: Literal["average", "stack"]
-    """What is made of the features at several Q."""
+    combine: Combine
     unlabelled: int = 0
     """Test images whose labels only the challenge's server has."""
     splits: int | None = None

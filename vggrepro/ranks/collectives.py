@@ -68,17 +68,6 @@ def cores_of_rank() -> int:
     return max(1, int(sum(1 / sum(core in cores for cores in beside) for core in mine) + 1e-9))
 
 
-def gather_to_first(item: Any) -> list[Any] | None:
-    """Every rank's object in the order of ranks on rank 0, None elsewhere; pickled, like `from_first_rank`."""
-    from torch import distributed
-
-    if not distributed.is_initialized():
-        return [item]
-    items: list[Any] | None = [None] * distributed.get_world_size() if distributed.get_rank() == 0 else None
-    distributed.gather_object(item, items, dst=0)
-    return items
-
-
 @contextmanager
 def first_rank_first(topology: Topology) -> Iterator[None]:
     """Rank 0 runs the block before the others do: what it makes on disk, they find there."""

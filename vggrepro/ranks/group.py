@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from vggrepro.errors import UserError
 from vggrepro.ranks.topology import Topology, host_names
@@ -18,6 +18,8 @@ from vggrepro.ranks.topology import Topology, host_names
 if TYPE_CHECKING:
     import torch
     from torch.distributed import Store
+
+    from vggrepro.config.settings import Device
 
 _JOIN_TIMEOUT_S = 300.0
 _TIMEOUT_S = 600.0
@@ -38,7 +40,7 @@ def meeting_point(environment: Mapping[str, str]) -> tuple[str, int]:
     return environment.get("MASTER_ADDR") or first, int(environment.get("MASTER_PORT") or port)
 
 
-def pick_device(wanted: Literal["auto", "cpu", "cuda"], local_rank: int) -> torch.device:
+def pick_device(wanted: Device, local_rank: int) -> torch.device:
     """The device of a rank. Raises UserError when CUDA is asked for and this rank has no device."""
     import torch
 

@@ -14,6 +14,7 @@ from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
 from vggrepro.models.warm_start import warm_start
+from vggrepro.models.weights import PREPROCESSING
 from vggrepro.progress import echo
 from vggrepro.ranks.collectives import from_every_rank
 from vggrepro.ranks.topology import Topology
@@ -104,7 +105,7 @@ def start(
         "versions": environment(),
         "parent": _inherit(net, parent, index, topology) if parent else None,
     }
-    preprocessing = {"channels": "RGB", "range": [0, 255], "mean": list(config.data.mean), "std": [1.0, 1.0, 1.0]}
+    preprocessing = PREPROCESSING["paper"] | {"mean": list(config.data.mean)}
     return net, checkpoint.Checkpoint(config.model_dump(mode="json"), 0, {}, preprocessing, provenance), State()
 
 

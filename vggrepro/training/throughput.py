@@ -7,14 +7,11 @@ import sys
 import time
 from typing import TYPE_CHECKING, Literal
 
-from vggrepro.config.settings import Precision
+from vggrepro.config.settings import Comm, Precision
 from vggrepro.models.table1 import Architecture
 
 if TYPE_CHECKING:
     import torch
-
-Comm = Literal["ddp", "bf16", "factor"]
-"""Ways of exchanging gradients, see `training.exchange`; `train.comm` may also leave the choice to :func:`comm_of`."""
 
 FLOP_PER_SAVED_BYTE = 300
 """What a rank may compute, at most, to spare its link a byte. While 50 GB/s send one, the 29 TFLOP/s that a step may
@@ -78,7 +75,7 @@ def product_flop(net: Architecture, batch: int) -> int:
 
 
 def comm_of(
-    setting: Literal["auto"] | Comm,
+    setting: Literal["auto", Comm],
     net: Architecture,
     batch: int,
     ranks: int,
