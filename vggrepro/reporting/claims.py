@@ -205,9 +205,9 @@ def start_from_parent(group: str, runs: Sequence[StoredRun], cache: PredictionCa
     tested = []
     spreads = spreads_over_seeds(recipes_of(runs), cache)
     for (net, S), variants in variants_by(recipe_of, runs).items():
-        starts = {(same[0].training, bool(same[0].config.run.parent)): same for same in variants}
-        for (training, has_parent), warm in starts.items():
-            if has_parent and (cold := starts.get((training, False))):
+        starts = {(same[0].but_for_the_start, bool(same[0].config.run.parent)): same for same in variants}
+        for (alike, has_parent), warm in starts.items():
+            if has_parent and (cold := starts.get((alike, False))):
                 recipes = {(net, S): warm, (f"{net} from random weights", S): cold}
                 text = f"The start from another net helps: {net} at S = {scale_text(S)}, against random weights"
                 better, worse = (_Side((recipe,), 3, "dense") for recipe in recipes)

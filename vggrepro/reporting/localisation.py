@@ -210,10 +210,7 @@ def box_spreads(rows: Sequence[BoxRow], runs: Sequence[StoredRun]) -> list[BoxSp
         known = [run for run in made_of if run]
         seeds = {run.config.run.seed for run in known}
         if row.table < 10 and row.measured is not None and len(known) == len(made_of) and len(seeds) == 1:
-            variants = [
-                (run.variant, run.config.localisation, run.config.evaluation.precision, run.boxes_fingerprint)
-                for run in known
-            ]
+            variants = [(run.variant, run.config.localisation, run.boxes_fingerprint) for run in known]
             alike.setdefault((row.table, row.Q, *variants), {}).setdefault(seeds.pop(), row)
     return [
         BoxSpread(
