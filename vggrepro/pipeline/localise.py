@@ -16,6 +16,7 @@ from vggrepro.evaluation.guesses import Guesses
 from vggrepro.pipeline.boxes import BoxNet, BoxTest
 from vggrepro.pipeline.session import open_session
 from vggrepro.ranks.collectives import from_first_rank
+from vggrepro.reporting import words
 from vggrepro.reporting.finding import find_runs, resolve
 from vggrepro.reporting.tables import build_report
 from vggrepro.storage.status import locate, relocated
@@ -115,5 +116,5 @@ def _best(experiment: Path, data: str) -> tuple[list[Config], str]:
     best = min(rows, key=lambda row: (row.measured_top5, row.measured_top1))
     assert best.run is not None
     assert best.method is not None
-    chosen = resolve(best.run.split(" + "), [experiment])
+    chosen = resolve(best.run.split(words.FUSED), [experiment])
     return [relocated(run.config, run.path) for run in chosen], best.method
