@@ -19,6 +19,7 @@ from vggrepro.paper import facts
 from vggrepro.reporting.finding import find_runs, resolve
 from vggrepro.reporting.render import Format, format_of, render
 from vggrepro.reporting.report import Report, Row
+from vggrepro.reporting.runs import Setting
 from vggrepro.reporting.tables import build_report
 
 SCHEMA = REPOSITORY / "vggrepro" / "reporting" / "tables.schema.json"
@@ -250,6 +251,12 @@ def test_two_runs_of_one_name_each_keep_their_departures(root: Path) -> None:
     text = render(build_report(find_runs([root / "one", root / "two"])), Format.markdown, "t")
     for width in ("0.5", "0.25"):
         assert f"- paper:A-256: model.width: {width} instead of 1.0 (reduced geometry)" in text
+
+
+def test_it_is_said_where_five_guesses_are_all_classes() -> None:
+    few, more = (Setting("demo", "f" * 64, "images", classes, 12, 32, 1.0) for classes in (5, 6))
+    assert ": 5 classes (top-5 errors are 0), 12 validation images" in few.title
+    assert ": 6 classes, 12 validation images" in more.title
 
 
 def test_torn_posteriors_of_an_imported_net_are_named(root: Path) -> None:

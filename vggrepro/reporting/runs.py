@@ -199,8 +199,9 @@ class Setting:
     def title(self) -> str:
         """For a heading."""
         width = "" if self.width == 1 else f", width x {self.width:g}"
+        few = " (top-5 errors are 0)" if self.classes <= 5 else ""
         return (
-            f"{self.experiment}, on {Path(self.source).name} ({self.fingerprint[:8]}): {self.classes:,} classes, "
+            f"{self.experiment}, on {Path(self.source).name} ({self.fingerprint[:8]}): {self.classes:,} classes{few}, "
             f"{self.val_images:,} validation images, crop {self.crop} px{width}"
         )
 
