@@ -9,15 +9,8 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 from sklearn.metrics import average_precision_score, balanced_accuracy_score
 
-from vggrepro.evaluation.recognition import (
-    Compared,
-    Recognition,
-    against_printed,
-    average_precision,
-    compare,
-    measured,
-    recall_of_classes,
-)
+from vggrepro.evaluation import recognition
+from vggrepro.evaluation.recognition import Compared, Recognition, against_printed, compare, measured, recall_of_classes
 from vggrepro.evaluation.recognition import Tested as OneSplit  # pytest takes a name with Test for a test
 from vggrepro.paper import Measure
 from vggrepro.reporting.claims import judge
@@ -43,6 +36,14 @@ def slow_average_precision(scores: NDArray[Any], targets: NDArray[Any], points: 
     for i in range(len(heights) - 2, -1, -1):
         heights[i] = max(heights[i], heights[i + 1])
     return sum((right - left) * heights[i + 1] for i, (left, right) in enumerate(pairwise(steps)))
+
+
+def average_precision(
+    scores: NDArray[Any], targets: NDArray[np.int8], *, points: bool, weights: NDArray[Any] | None = None
+) -> float:
+    """Of one draw, by default each sample once."""
+    counted = np.ones(len(scores)) if weights is None else weights
+    return float(recognition.average_precision(scores, targets, counted[None], points=points)[0])
 
 
 def some(n: int, seed: int, *, ties: bool = False) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
@@ -160,17 +161,17 @@ def test_recall_is_scikit_learns_balanced_accuracy() -> None:
     right, guessed = targets.argmax(axis=1), scores.argmax(axis=1)
     assert measured("recall", scores, targets) == pytest.approx(100 * balanced_accuracy_score(right, guessed))
     expected = balanced_accuracy_score(right, guessed, sample_weight=weights)
-    assert measured("recall", scores, targets, weights) == pytest.approx(100 * expected)
+    assert recall_of_classes(scores, targets, weights[None]).mean() == pytest.approx(expected)
 
 
 def test_recall_by_hand() -> None:
     targets = 2 * np.eye(3, dtype=np.int8)[[0, 0, 1]] - 1
     scores = np.array([[1, 0, 0], [0, 1, 0], [2, 2, 0]], np.float32)
-    np.testing.assert_array_equal(recall_of_classes(scores, targets), [0.5, 0, np.nan])
-    np.testing.assert_array_equal(recall_of_classes(scores, targets, np.array([3, 1, 1])), [0.75, 0, np.nan])
+    weights = np.array([[1, 1, 1], [3, 1, 1]])
+    np.testing.assert_array_equal(recall_of_classes(scores, targets, weights), [[0.5, 0, np.nan], [0.75, 0, np.nan]])
     assert measured("recall", scores, targets) == 25
     with pytest.raises(AssertionError, match="one class"):
-        recall_of_classes(scores, np.ones((3, 3), np.int8))
+        recall_of_classes(scores, np.ones((3, 3), np.int8), weights)
 
 
 def result(n: int, seed: int, measure: Measure = "recall", noise: float = 0.0) -> Recognition:
@@ -216,7 +217,8 @@ def test_the_interval_has_the_figure_and_shrinks_with_more_samples(measure: Meas
 def test_the_interval_of_recall_is_the_textbooks() -> None:
     """Of a mean of shares, whose variances are known."""
     found = result(2000, 5)
-    shares, counts = recall_of_classes(found.tested[0].scores, found.targets), (found.targets > 0).sum(axis=0)
+    (shares,) = recall_of_classes(found.tested[0].scores, found.targets, np.ones((1, 2000)))
+    counts = (found.targets > 0).sum(axis=0)
     half = 196 * np.sqrt((shares * (1 - shares) / counts).sum()) / 4
     low, high = found.interval
     assert (high - low) / 2 == pytest.approx(half, rel=0.1)

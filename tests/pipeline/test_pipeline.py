@@ -200,6 +200,20 @@ def test_the_run_directory_says_where_the_run_departs(settings: list[str]) -> No
     assert {"model.width", "data.images.train"} <= {line["setting"] for line in departures}
 
 
+def test_the_run_directory_says_how_the_run_was_tested_last(settings: list[str]) -> None:
+    reproduce(graph_of(settings))
+    graph = graph_of(settings, "evaluation.flip=false", "evaluation.single_Q=[40]")
+    reproduce(graph)
+    root = graph.stages["A"].run.root
+    rows = [row for row in build_report(find_runs([root])).rows if (row.table, row.net) == (3, "D") and row.run]
+    assert [(row.Q, row.flip, row.measured_top1 is None) for row in rows] == [("40", False, False)]
+    path = graph.stages["D"].directory
+    ledger = {line["setting"]: line["run"] for line in RunDirectory(path).read_json("ledger.json")}
+    assert (ledger["evaluation.flip"], ledger["model.crop"]) == (False, 32)
+    (found,) = evaluate_nets([path], ["dense"], None) or []
+    assert (found.config.evaluation.flip, found.Q) == (False, (40,))
+
+
 def test_the_graph_over_seeds_has_means_and_spreads(settings: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """On the built-in digits; the runs of the first seed are those that were there without --seeds."""
     changes = [*settings, *SMALL, "data.root=builtin:digits", "model.classes=10"]

@@ -55,6 +55,15 @@ def test_the_traffic_of_d() -> None:
     assert factors.step_ms < everything.step_ms
 
 
+def test_convolutions_that_are_kept_are_not_exchanged() -> None:
+    whole, fc = (
+        plan(graph_of(f"localisation/{name}.yaml", "train.comm=ddp"), Machine(4, 8)).stages[-1]
+        for name in ("D_384", "D_384_PCR_fc")
+    )
+    assert whole.exchange_mb - fc.exchange_mb == pytest.approx(4 * 14_714_688 / 1e6)
+    assert fc.sent_mb == pytest.approx(fc.exchange_mb * 2 * 3 / 4)
+
+
 def test_a_step_hides_the_exchange_behind_the_backward_pass() -> None:
     ddp = graph_of("vgg_D.yaml", *BF16, "train.comm=ddp")
     fast = plan(ddp, Machine(4, 8, node_gb_per_s=1e6)).stages[1]
@@ -194,6 +203,12 @@ def test_mistakes(machine: Machine, message: str) -> None:
         plan(graph_of("vgg_D.yaml", *BF16), machine)
     with pytest.raises(UserError, match="expected NET=IMAGES_PER_S"):
         measured_rates(["D"])
+
+
+@pytest.mark.parametrize("measured", [{}, {"D": 100.0}])
+def test_tests_in_a_precision_that_the_gpu_lacks(measured: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=r"--gpu V100 has no tf32 \(evaluation.precision of A-256\)"):
+        plan(graph_of("vgg_D.yaml", "evaluation.precision=tf32"), Machine(1, 1, gpu="V100", measured=measured))
 
 
 def test_the_documentation_shows_what_the_plan_prints() -> None:

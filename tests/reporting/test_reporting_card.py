@@ -23,6 +23,7 @@ from vggrepro.pipeline.weights import export_weights, import_weights
 from vggrepro.reporting import card
 from vggrepro.storage.checkpoint import Checkpoint
 from vggrepro.storage.directory import RunDirectory
+from vggrepro.storage.environment import without_folders
 from vggrepro.storage.ledger import Departure
 from vggrepro.storage.status import final_file
 
@@ -179,18 +180,18 @@ def test_ilsvrc_is_known_to_the_hub(root: Path, tmp_path: Path) -> None:
 def test_torn_posteriors_are_named(root: Path, tmp_path: Path) -> None:
     fabricated(root, tmp_path / "D.safetensors")
     (torn,) = (root / "paper" / "D-256" / "posteriors").glob("dense-Q224-*.npz")
-    torn.write_bytes(b"PK")
-    with pytest.raises(UserError, match=re.escape(f"posteriors {torn} cannot be read")):
-        card_of(RunDirectory(root / "paper" / "D-256"), tmp_path / "D.safetensors")
+    whole = torn.read_bytes()
+    for rest in (b"PK", whole[:1000]):
+        torn.write_bytes(rest)
+        with pytest.raises(UserError, match=re.escape(f"posteriors {torn} cannot be read")):
+            card_of(RunDirectory(root / "paper" / "D-256"), tmp_path / "D.safetensors")
 
 
 def test_folders_of_the_machine_stay_there() -> None:
     command = "/home/me/.venv/bin/python -m vggrepro train --config configs/vgg_A.yaml --set data.root=/data/x/imagenet"
-    assert card._without_folders(command) == (
-        "python -m vggrepro train --config configs/vgg_A.yaml --set data.root=imagenet"
-    )
+    assert without_folders(command) == ("python -m vggrepro train --config configs/vgg_A.yaml --set data.root=imagenet")
     address = "vggrepro train --set tracking.uri=http://host:5000/a"
-    assert card._without_folders(address) == address
+    assert without_folders(address) == address
 
 
 @pytest.mark.slow

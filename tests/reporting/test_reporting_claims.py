@@ -16,7 +16,7 @@ from vggrepro.evaluation.errors import Ranks
 from vggrepro.models.table1 import architecture
 from vggrepro.reporting.claims import SHALLOW, Claim, check_claims
 from vggrepro.reporting.finding import find_runs
-from vggrepro.reporting.predictions import paired_top1
+from vggrepro.reporting.predictions import PredictionCache, paired_top1
 from vggrepro.reporting.tables import build_report
 
 
@@ -30,7 +30,7 @@ def claim_of(root: Path, words: str) -> Claim:
 
 
 def test_without_runs_no_claim_is_decided() -> None:
-    claims = check_claims("g", {}, None)  # type: ignore[arg-type]
+    claims = check_claims("g", {}, PredictionCache(), {})
     assert len(claims) > 25
     assert {claim.verdict for claim in claims} == {"not measured"}
     assert {claim.section for claim in claims} == {"4.1", "4.2", "4.3", "4.4"}

@@ -10,10 +10,28 @@ from tiny import REPOSITORY
 from vggrepro.errors import UserError
 from vggrepro.paper import facts
 from vggrepro.reporting import localisation, tables
-from vggrepro.reporting.document import is_fresh, kept_report, update_document
+from vggrepro.reporting.document import kept_report, renew, update_document
 from vggrepro.reporting.finding import find_runs
 from vggrepro.reporting.keeping import keep
+from vggrepro.reporting.report import Report
 from vggrepro.reporting.tables import build_report
+
+
+def is_fresh(document: Path) -> bool:
+    """Whether its sections are what the kept report gives today, and that has the paper's figures as of today."""
+    text, kept, papers = document.read_text(encoding="utf-8"), kept_report(document), build_report([])
+    report = Report.model_validate_json(kept.read_text(encoding="utf-8")) if kept.exists() else papers
+    return of_the_paper(papers) <= of_the_paper(report) and renew(text, report, document.parent) == text
+
+
+def of_the_paper(report: Report) -> set[tuple[object, ...]]:
+    """What a report says of the paper itself: its figures and its claims."""
+    return {
+        *((row.table, row.net, row.printed_top1, row.printed_top5, row.printed_count) for row in report.rows),
+        *((row.table, row.net, row.regression, row.fine_tune, row.printed) for row in report.boxes if row.printed),
+        *((row.set, row.net, row.boxes, row.printed, row.printed_spread) for row in report.transfer if row.printed),
+        *((claim.section, claim.claim) for claim in (*report.claims, *report.transfer_claims)),
+    }
 
 
 @pytest.mark.parametrize("name", ["README.md", "REPRODUCTION.md", "benchmarks/results/2026-11-27-imagenette/README.md"])

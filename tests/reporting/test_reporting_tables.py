@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import statistics
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from vggrepro.paper import facts
 from vggrepro.reporting.finding import find_runs, resolve
 from vggrepro.reporting.render import Format, format_of, render
 from vggrepro.reporting.report import Report, Row
+from vggrepro.reporting.runs import Setting
 from vggrepro.reporting.tables import build_report
 
 SCHEMA = REPOSITORY / "vggrepro" / "reporting" / "tables.schema.json"
@@ -240,6 +242,39 @@ def test_several_seeds_have_mean_and_spread(root: Path) -> None:
     mean, sd = statistics.mean((29.0, 29.6, 30.5)), statistics.stdev((29.0, 29.6, 30.5))
     text = render(report, Format.markdown, "t")
     assert f"| A | 256 | 256 | dense | 3 | 29.6 | **{mean:.2f}** | {sd:.2f} | 10.4 | 10.00 | 0.00 | paper:A-0, " in text
+
+
+def test_two_runs_of_one_name_each_keep_their_departures(root: Path) -> None:
+    for place, width in (("one", 0.5), ("two", 0.25)):
+        departure = {"setting": "model.width", "paper": 1.0, "run": width, "why": "reduced geometry"}
+        make_run(root / place, "A", departures=[departure], posteriors=dense(256, wrong1=590, wrong5=200))
+    text = render(build_report(find_runs([root / "one", root / "two"])), Format.markdown, "t")
+    for width in ("0.5", "0.25"):
+        assert f"- paper:A-256: model.width: {width} instead of 1.0 (reduced geometry)" in text
+
+
+def test_it_is_said_where_five_guesses_are_all_classes() -> None:
+    few, more = (Setting("demo", "f" * 64, "images", classes, 12, 32, 1.0) for classes in (5, 6))
+    assert ": 5 classes (top-5 errors are 0), 12 validation images" in few.title
+    assert ": 6 classes, 12 validation images" in more.title
+
+
+def test_torn_posteriors_of_an_imported_net_are_named(root: Path) -> None:
+    run = make_run(root, "A", posteriors=dense(256, wrong1=590, wrong5=200))
+    (run.path / "dataset.json").unlink()
+    (file,) = run.posteriors.glob("*.npz")
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match=re.escape(f"posteriors {file} cannot be read")):
+        build_report(find_runs([root]))
+
+
+@pytest.mark.usefixtures("paper_of_2000")
+def test_seeds_that_are_tested_in_another_way_have_no_spread_together(root: Path) -> None:
+    for seed, flip in enumerate((True, True, False)):
+        posteriors = dense(256, wrong1=580 + 10 * seed, wrong5=200)
+        make_run(root, "A", name=f"A-{seed}", seed=seed, flip=flip, posteriors=posteriors)
+    (spread,) = [one for one in build_report(find_runs([root])).seeds if one.table == 3]
+    assert spread.runs == ["paper:A-0", "paper:A-1"]
 
 
 @pytest.mark.usefixtures("paper_of_2000")

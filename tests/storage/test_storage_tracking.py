@@ -353,6 +353,12 @@ def test_folders_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fo
         resolve_uri(None, tmp_path)
 
 
+@pytest.mark.parametrize("address", ["http://server:many", "http://[server:5000"])
+def test_what_is_no_address_is_refused(tmp_path: Path, address: str) -> None:
+    with pytest.raises(UserError, match=r"is no address \(.*; correct it"):
+        resolve_uri(address, tmp_path)
+
+
 def test_ui_command_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "my venv/bin/python"))
     monkeypatch.chdir(tmp_path)

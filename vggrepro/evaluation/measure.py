@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vggrepro.config.settings import Config
 from vggrepro.evaluation import posteriors
-from vggrepro.evaluation.errors import ErrorRate, error_rate
+from vggrepro.evaluation.errors import ErrorRate, Ranks, true_class_rank
 from vggrepro.evaluation.posteriors import Protocol
 from vggrepro.storage.directory import RunDirectory
 
@@ -31,9 +31,8 @@ class Scored:
     @property
     def measured(self) -> Measured:
         """The errors."""
-        return Measured(
-            self.method, self.Q, error_rate(self.values, self.labels, 1), error_rate(self.values, self.labels, 5)
-        )
+        ranks = Ranks(self.labels, true_class_rank(self.values, self.labels))
+        return Measured(self.method, self.Q, ranks.top1, ranks.top5)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ float32, as computed: nothing is rounded, so the order of the guesses is the net
 """
 
 import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -66,10 +67,23 @@ def load(protocol: Protocol, folder: Path) -> Posteriors | None:
         stored: dict[str, Any] = json.loads(str(content["protocol"]))
         found = Posteriors(Protocol(**stored), content["values"], content["labels"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"posteriors {file} cannot be read ({error}); remove the file and evaluate again") from None
+        raise _unreadable(file, error) from None
     if found.protocol != protocol:
         raise UserError(f"posteriors {file} are of another protocol ({stored}); remove the file and evaluate again")
     return found
+
+
+def described(file: Path) -> tuple[Protocol, int]:
+    """(protocol, number of images) of a stored file, without reading its posteriors. Raises UserError."""
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            return Protocol(**json.loads(str(content["protocol"]))), len(content["labels"])
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: Path, error: Exception) -> UserError:
+    return UserError(f"posteriors {file} cannot be read ({error}); remove the file and evaluate again")
 
 
 def finish(parts: Parts, protocol: Protocol, labels: NDArray[np.int64], folder: Path) -> None:

@@ -42,23 +42,15 @@ class Tested:
     """(m, classes) decision values; larger is surer."""
 
 
-def average_precision(
-    scores: NDArray[Any], targets: Targets, *, points: bool, weights: NDArray[Any] | None = None
-) -> float:
-    """Average precision in [0, 1] of one class as VOC's development kit defines it; scores and targets are (n,).
+def average_precision(scores: NDArray[Any], targets: Targets, weights: NDArray[Any], *, points: bool) -> Floats:
+    """(draws,) average precision in [0, 1] of one class as VOC's development kit defines it; scores, targets (n,).
 
     Samples whose target is 0 are left out; of equal scores the first comes first. With `points` it is VOC 2007's mean
     over the recalls 0, 0.1, ..., 1 of the highest precision at that recall or beyond, else VOC 2010's area under the
-    precision once that is made to fall. Each sample counts `weights` times (n,), not negative; None: once.
+    precision once that is made to fall. In each draw a sample counts `weights` times (draws, n), not negative.
 
     There must be a positive sample: without one there is no recall.
     """
-    counted = np.ones(len(scores)) if weights is None else weights
-    return float(_average_precision(scores, targets, points, counted[None])[0])
-
-
-def _average_precision(scores: NDArray[Any], targets: Targets, points: bool, weights: NDArray[Any]) -> Floats:
-    """(draws,) for weights (draws, n)."""
     counts = np.flatnonzero(targets)
     assert np.isfinite(scores).all(), "a score is not a number"
     order = counts[np.argsort(-scores[counts], kind="stable")]
@@ -77,17 +69,12 @@ def _average_precision(scores: NDArray[Any], targets: Targets, points: bool, wei
     return np.mean([beyond[np.arange(len(beyond)), at] for at in reached], axis=0)
 
 
-def recall_of_classes(scores: NDArray[Any], targets: Targets, weights: NDArray[Any] | None = None) -> Floats:
-    """(classes,) share in [0, 1] of each class's samples for which it has the highest score, the first among equals.
+def recall_of_classes(scores: NDArray[Any], targets: Targets, weights: NDArray[Any]) -> Floats:
+    """(draws, classes) share in [0, 1] of each class's samples for which it has the highest score, the first of equals.
 
-    Each of the samples (n, classes) is of one class; it counts `weights` times (n,). A class without samples has nan.
+    Each of the samples (n, classes) is of one class; it counts `weights` times (draws, n). A class without samples has
+    nan.
     """
-    counted = np.ones(len(scores)) if weights is None else weights
-    return _recall(scores, targets, counted[None])[0]
-
-
-def _recall(scores: NDArray[Any], targets: Targets, weights: NDArray[Any]) -> Floats:
-    """(draws, classes) for weights (draws, n)."""
     own = targets > 0
     assert (own.sum(axis=1) == 1).all(), "a sample is not of one class"
     assert np.isfinite(scores).all(), "a score is not a number"
@@ -96,13 +83,12 @@ def _recall(scores: NDArray[Any], targets: Targets, weights: NDArray[Any]) -> Fl
     return np.divide(hits, every, out=np.full(every.shape, np.nan), where=every > 0)
 
 
-def measured(measure: Measure, scores: NDArray[Any], targets: Targets, weights: NDArray[Any] | None = None) -> float:
+def measured(measure: Measure, scores: NDArray[Any], targets: Targets) -> float:
     """The figure in per cent of scores (n, classes): mean over classes of average precision, or of recall.
 
     A class without a positive sample has neither and is left out of the mean; there must be one with.
     """
-    counted = np.ones(len(scores)) if weights is None else weights
-    return float(_measured(measure, scores, targets, counted[None])[0])
+    return float(_measured(measure, scores, targets, np.ones((1, len(scores))))[0])
 
 
 def _measured(measure: Measure, scores: NDArray[Any], targets: Targets, weights: NDArray[Any]) -> Floats:
@@ -111,9 +97,9 @@ def _measured(measure: Measure, scores: NDArray[Any], targets: Targets, weights:
     present = np.flatnonzero((targets > 0).any(axis=0))
     assert len(present), "no positive sample of any class"
     if measure == "recall":
-        return 100 * _recall(scores, targets, weights)[:, present].mean(axis=1)
+        return 100 * recall_of_classes(scores, targets, weights)[:, present].mean(axis=1)
     points = measure == "mAP11"
-    each = [_average_precision(scores[:, c], targets[:, c], points, weights) for c in present]
+    each = [average_precision(scores[:, c], targets[:, c], weights, points=points) for c in present]
     return 100 * np.mean(each, axis=0)
 
 

@@ -20,7 +20,7 @@ from vggrepro.pipeline.tracking import mirrored
 from vggrepro.pipeline.weights import checkpoint_of
 from vggrepro.ranks.topology import Topology
 from vggrepro.storage.directory import RunDirectory
-from vggrepro.storage.status import known_weights, locate, note_weights, relocated
+from vggrepro.storage.status import known_weights, locate, note_weights, relocated, stage_at
 
 if TYPE_CHECKING:
     from vggrepro.data.index import Index
@@ -83,11 +83,11 @@ def _evaluate(
     from vggrepro.training.stage import net_of
 
     changes = [*overrides, *([f"evaluation.single_Q={list(scales)}"] if scales else [])]
-    stages = [relocated(kept.stage, run.path) if path.is_dir() else kept.stage for path, kept, run in nets]
+    stages = [stage_at(run.path) if path.is_dir() else kept.stage for path, kept, run in nets]
     configs = [override(stage, changes, path) for stage, (path, _, _) in zip(stages, nets, strict=True)]
     result: list[EvaluatedNet] = []
     with open_session(configs, training=False) as session:
-        for (path, kept, run), config in zip(nets, configs, strict=True):
+        for (path, kept, run), stage, config in zip(nets, stages, configs, strict=True):
             index = session.index(config)
             _require_classes(kept, index, path)
             weights = weights_hash(kept.weights)
@@ -105,7 +105,7 @@ def _evaluate(
                 continue
             if run.read_json("dataset.json") is None:  # imported: trained on nothing known
                 run.write_json("dataset.json", index.summary() | {"opened_as": _place(config.data)})
-            _log_errors(result[-1], methods, run, kept.stage.evaluation, session.topology)
+            _log_errors(result[-1], methods, run, stage.evaluation, session.topology)
     return result if session.topology.is_first else None
 
 

@@ -25,7 +25,7 @@ from vggrepro.models.table1 import architecture_of
 from vggrepro.pipeline.session import Session
 from vggrepro.ranks.collectives import from_first_rank
 from vggrepro.storage.directory import RunDirectory
-from vggrepro.storage.status import locate, relocated
+from vggrepro.storage.status import locate, stage_at
 
 if TYPE_CHECKING:
     from vggrepro.storage.checkpoint import Checkpoint
@@ -38,7 +38,7 @@ class FeatureNet:
     config: Config
     """How it is tested."""
     stage: Config
-    """How it was trained."""
+    """As its run directory has it, or the checkpoint."""
     weights: str
     """Hash of the net."""
     step: int
@@ -159,7 +159,7 @@ def net_at(path: Path, changes: Sequence[str], sets: Mapping[str, str] | None = 
     if kept.stage.localisation:
         raise UserError(f"{path} predicts boxes; name a net that predicts classes, whose features are of the image")
     weights = checkpoint.weights_hash(kept.weights)
-    stage = relocated(kept.stage, folder) if path.is_dir() else kept.stage
+    stage = stage_at(folder) if path.is_dir() else kept.stage
     config = stage
     if sets:
         config = stage.model_copy(update={"transfer": stage.transfer.model_copy(update={"sets": {}})})

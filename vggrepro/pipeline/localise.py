@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vggrepro.config.parsing import override
-from vggrepro.config.recipes import load_resolved
 from vggrepro.config.settings import Config
 from vggrepro.errors import UserError
 from vggrepro.evaluation.boxes import BoxErrors
@@ -16,9 +15,10 @@ from vggrepro.evaluation.guesses import Guesses
 from vggrepro.pipeline.boxes import BoxNet, BoxTest
 from vggrepro.pipeline.session import open_session
 from vggrepro.ranks.collectives import from_first_rank
+from vggrepro.reporting import words
 from vggrepro.reporting.finding import find_runs, resolve
 from vggrepro.reporting.tables import build_report
-from vggrepro.storage.status import locate, relocated
+from vggrepro.storage.status import locate, relocated, stage_at
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def localise(
             if session.index(net.config).fingerprint != test.index.fingerprint:
                 raise UserError(f"{net.config.directory} and {runs[0]} see different images; give them one data.index")
         if namers:
-            stages = [_stage_at(run) for run in namers]
+            stages = [stage_at(run) for run in namers]
         else:
             stages, method = from_first_rank(
                 _best(runs[0].resolve().parent, test.index.fingerprint) if session.topology.is_first else None
@@ -92,18 +92,11 @@ def _net_at(run: Path, changes: Sequence[str]) -> BoxNet:
     from vggrepro.storage import checkpoint
 
     file, _ = locate(run)
-    config = _stage_at(run)
+    config = stage_at(run)
     if config.localisation is None:
         raise UserError(f"{run} predicts classes, not boxes; test it with `vggrepro evaluate {run}`")
     parent = checkpoint.load(file).provenance["parent"]["name"]
-    return BoxNet(override(config, changes, run), _stage_at(run.resolve().parent / parent))
-
-
-def _stage_at(run: Path) -> Config:
-    """The configuration of a run directory, where it lies now. Raises UserError."""
-    if not (run / "config.yaml").exists():
-        raise UserError(f"{run} is no run directory (it has no config.yaml); name one, e.g. runs/localisation/D")
-    return relocated(load_resolved(run / "config.yaml"), run)
+    return BoxNet(override(config, changes, run), stage_at(run.resolve().parent / parent))
 
 
 def _best(experiment: Path, data: str) -> tuple[list[Config], str]:
@@ -115,5 +108,5 @@ def _best(experiment: Path, data: str) -> tuple[list[Config], str]:
     best = min(rows, key=lambda row: (row.measured_top5, row.measured_top1))
     assert best.run is not None
     assert best.method is not None
-    chosen = resolve(best.run.split(" + "), [experiment])
+    chosen = resolve(best.run.split(words.FUSED), [experiment])
     return [relocated(run.config, run.path) for run in chosen], best.method

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from vggrepro.config.recipes import load_resolved
 from vggrepro.config.settings import Config
 from vggrepro.evaluation.measure import measure, missing_Q
 from vggrepro.pipeline.boxes import evaluate_boxes, has_boxes
@@ -13,6 +14,7 @@ from vggrepro.pipeline.transfer import is_transferred, transfer_stage
 from vggrepro.progress import echo
 from vggrepro.ranks.collectives import from_first_rank
 from vggrepro.storage.directory import RunDirectory
+from vggrepro.storage.ledger import ledger, read_ledger, write_ledger
 from vggrepro.storage.status import is_finished, known_weights, require_finished
 
 
@@ -50,12 +52,27 @@ def evaluate_stage(config: Config, parent: Config | None, session: Session) -> N
 
     Posteriors or boxes at every Q; and where its configuration names other data sets, what its features say of these.
     """
+    require_finished(config)
+    if session.topology.is_first:
+        _note_testing(config, parent)
     if config.localisation:
         assert parent is not None
         evaluate_boxes(config, parent, session)
     else:
         _evaluate_classes(config, session)
         transfer_stage(config, session)
+
+
+def _note_testing(config: Config, parent: Config | None) -> None:
+    """Keeps how a stage is tested now in its run directory: reports go by that, and its ledger tells of it."""
+    run = RunDirectory(config.directory)
+    kept = load_resolved(run.path / "config.yaml")
+    tested = kept.model_copy(update={"evaluation": config.evaluation, "localisation": config.localisation})
+    if tested != kept:
+        others = [one for one in read_ledger(run) or [] if not one.setting.startswith("evaluation.")]
+        own = [one for one in ledger(config, parent) if one.setting.startswith("evaluation.")]
+        run.write_text("config.yaml", tested.to_yaml())
+        write_ledger(run, [*others, *own])
 
 
 def _evaluate_classes(config: Config, session: Session) -> None:

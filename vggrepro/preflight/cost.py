@@ -145,14 +145,14 @@ def cost_of(config: Config, parent: str | None, start_hours: float, machine: Mac
         takes["file system"] = batch * data.bytes / 1e6 / machine.read_mb_per_s
     binds = max(takes, key=lambda part: takes[part])  # the first of equals
     step_s = takes[binds]
-    images = config.train.iterations * config.train.batch
+    images = config.train.iterations * batch
     training_hours = config.train.iterations * step_s / 3600
     validation_flop, test_flop = _evaluation_flop(config, net, data)
     others_flop = features_flop(config, net, data)
     slower = peak_of(machine, config.train.precision) / peak_of(machine, config.evaluation.precision)
     evaluation_hours = (validation_flop + slower * (test_flop + others_flop)) / (speed * machine.gpus) / 3600
     wall_hours = training_hours + evaluation_hours
-    images_per_s = config.train.batch / step_s
+    images_per_s = batch / step_s
     gpu_hours = wall_hours * machine.gpus
     return StagePlan(
         name=config.name,
@@ -208,11 +208,11 @@ def _exchange(config: Config, net: Architecture, machine: Machine, comm: Comm | 
         return 0.0, 0.0, 0.0
     from vggrepro.training.throughput import bytes_per_factor, payload_bytes, sent_bytes
 
-    width = bytes_per_factor(config.train.precision)
+    batch, width, frozen = config.train.batch, bytes_per_factor(config.train.precision), config.keeps_features
     ranks = machine.nodes if machine.nodes > 1 else machine.gpus_per_node
     rate = (machine.node_gb_per_s if machine.nodes > 1 else LINK_GB_PER_S) * 1e9
-    sent = sent_bytes(net, config.train.batch, comm, ranks, width)
-    return float(payload_bytes(net, config.train.batch, comm, width)), sent, sent / rate
+    sent = sent_bytes(net, batch, comm, ranks, width, frozen=frozen)
+    return float(payload_bytes(net, batch, comm, width, frozen=frozen)), sent, sent / rate
 
 
 def _evaluation_flop(config: Config, net: Architecture, data: ImageSet) -> tuple[float, float]:

@@ -63,8 +63,6 @@ def require_sets(config: Config) -> None:
 
 def boxes(config: Config) -> Iterator[Check]:
     """Of a stage that predicts boxes: whether there is anything that says where objects are; not what it says."""
-    if config.localisation is None:
-        return
     root, index, made = config.data.root, config.data.index, config.data.boxes
     remedy = "put the annotations beside the images, or make data.boxes with `vggrepro boxes`"
     if made is not None:

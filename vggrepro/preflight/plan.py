@@ -56,7 +56,7 @@ def _plan(graph: Graph, machine: Machine, sets: Mapping[str, ImageSet]) -> Plan:
         ),
         disk_gb=sum(stage.disk_gb for stage in stages.values()),
         money=sum(money) if money else None,
-        assumptions=assumptions_of(graph, machine, sets),
+        assumptions=assumptions_of(graph, machine, sets, tuple(stages.values())),
         cheaper=(),
     )
 
@@ -138,17 +138,18 @@ def _check(graph: Graph, machine: Machine) -> None:
                 f"{machine.nodes} nodes of {machine.gpus_per_node} GPUs do not divide "
                 f"train.batch={config.train.batch}; plan for {divisors(config.train.batch)} GPUs"
             )
-    if not machine.measured:
-        if machine.gpu not in PEAKS:
-            raise UserError(
-                f"--gpu {machine.gpu}: its peak is not known here; use one of {', '.join(PEAKS)}, or give a measured "
-                f"rate with --measured D=IMAGES_PER_S"
-            )
-        for config in graph.stages.values():
-            if config.train.precision not in PEAKS[machine.gpu]:
+    if machine.gpu not in PEAKS and not machine.measured:
+        raise UserError(
+            f"--gpu {machine.gpu}: its peak is not known here; use one of {', '.join(PEAKS)}, or give a measured "
+            f"rate with --measured D=IMAGES_PER_S"
+        )
+    known = PEAKS.get(machine.gpu)
+    for config in graph.stages.values():
+        for section, precision in (("train", config.train.precision), ("evaluation", config.evaluation.precision)):
+            if known is not None and precision not in known:
                 raise UserError(
-                    f"--gpu {machine.gpu} has no {config.train.precision} (train.precision of {config.name}); known: "
-                    f"{', '.join(PEAKS[machine.gpu])}"
+                    f"--gpu {machine.gpu} has no {precision} ({section}.precision of {config.name}); known: "
+                    f"{', '.join(known)}"
                 )
     rates = [(f"--measured {net}={rate:g}", rate, "images/s") for net, rate in machine.measured.items()]
     rates.append((f"--decode-rate {machine.decode_per_core:g}", machine.decode_per_core, "images/s"))

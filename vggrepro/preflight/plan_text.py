@@ -3,18 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from vggrepro.config.recipes import Graph
-from vggrepro.models.table1 import architecture_of
 from vggrepro.paper import facts
 from vggrepro.preflight.cost import Binds, Cheaper, Plan, StagePlan
-from vggrepro.preflight.machine import (
-    ACTION_PERSONS,
-    DECODE_PER_CORE,
-    LINK_GB_PER_S,
-    LONG_SIDE,
-    ImageSet,
-    Machine,
-    decoding_cores,
-)
+from vggrepro.preflight.machine import ACTION_PERSONS, DECODE_PER_CORE, LINK_GB_PER_S, LONG_SIDE, ImageSet, Machine
 
 
 def render(made: Plan, machine: Machine) -> str:
@@ -115,10 +106,10 @@ def _number(amount: float) -> str:
     return f"{amount:,.0f}" if amount >= 100 else f"{amount:.3g}"
 
 
-def assumptions_of(graph: Graph, machine: Machine, sets: Mapping[str, ImageSet]) -> tuple[str, ...]:
-    """What a plan for these machines and images assumes, a sentence each."""
-    from vggrepro.training.throughput import comm_of
-
+def assumptions_of(
+    graph: Graph, machine: Machine, sets: Mapping[str, ImageSet], stages: Sequence[StagePlan]
+) -> tuple[str, ...]:
+    """What the plan of these stages for these machines and images assumes, a sentence each."""
     nets = {config.model.net for config in graph.stages.values()}
     if machine.measured:
         given = ", ".join(f"{net}: {rate:g} images/s" for net, rate in machine.measured.items())
@@ -134,18 +125,7 @@ def assumptions_of(graph: Graph, machine: Machine, sets: Mapping[str, ImageSet])
     network = (
         f"{machine.node_gb_per_s:g} GB/s each way and node" if machine.nodes > 1 else f"{LINK_GB_PER_S:g} GB/s a GPU"
     )
-    factors = any(
-        comm_of(
-            one.train.comm,
-            architecture_of(one),
-            one.train.batch,
-            machine.gpus,
-            one.train.precision,
-            frozen=one.keeps_features,
-        )
-        == "factor"
-        for one in graph.stages.values()
-    )
+    factors = any(stage.comm == "factor" for stage in stages)
     return (
         rate,
         f"every stage trains its full train.iterations ({images:,} images together); no time lost in queues",
@@ -156,7 +136,7 @@ def assumptions_of(graph: Graph, machine: Machine, sets: Mapping[str, ImageSet])
         + f"uncropped images have sides 1:{LONG_SIDE}",
         "validation runs at the training speed, by FLOPs; tests do, too, but for what the GPU's peak is lower in "
         "evaluation.precision; starting, saving and drawing take no time",
-        _loading(graph, machine),
+        _loading(machine, stages),
         f"a GPU has {_per_gpu(graph, machine)} images of each batch; with few, kernels reach less of the peak, and "
         f"the update of the weights, not counted here, weighs more",
         "parameters, momentum and posteriors are 4 bytes each; multi-crop testing, 50 crops a Q, is not included",
@@ -192,7 +172,7 @@ def _others(sets: Mapping[str, ImageSet]) -> Iterator[str]:
     yield svms
 
 
-def _loading(graph: Graph, machine: Machine) -> str:
+def _loading(machine: Machine, stages: Sequence[StagePlan]) -> str:
     """What decodes and reads, and how fast."""
     if machine.decode_per_core == DECODE_PER_CORE:
         rate = (
@@ -201,7 +181,7 @@ def _loading(graph: Graph, machine: Machine) -> str:
         )
     else:
         rate = f"a core decodes {machine.decode_per_core:g} images/s, as given"
-    cores = {decoding_cores(config, machine) for config in graph.stages.values()}
+    cores = {stage.cores_node for stage in stages}
     known = " or ".join(f"{n} cores a node decode" for n in sorted(cores - {None}))  # type: ignore[type-var]
     have = known or "how many cores a node has is not known (cluster.cpus_per_task)"
     read = "" if machine.read_mb_per_s is None else f"; the file system gives {machine.read_mb_per_s:g} MB/s, as given"

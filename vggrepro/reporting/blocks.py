@@ -70,6 +70,11 @@ def error_text(error: float | None) -> str:
     return DASH if error is None else f"{error:.1f}"
 
 
+def printed_text(text: str, *, yardstick: bool) -> str:
+    """A figure of the paper for a cell; in parentheses where it is no yardstick for what was measured."""
+    return text if yardstick or text == DASH else f"({text})"
+
+
 def signed_text(points: float | None, digits: int = 1) -> str:
     """A difference for a cell."""
     return DASH if points is None else f"{points:+z.{digits}f}"

@@ -74,8 +74,7 @@ def _statements() -> Iterator[_Statement]:
     )
     for S in (coarse, fine):
         text = f"The whole image is better than its centre crop: PCR at S = {S}, the class given in both"
-        one = (S, "PCR", "all"), False
-        yield _Statement(text, _Side((one,)), _Side((one,), CENTRE), given_class=True)
+        yield _Statement(text, _Side((dense(S),)), _Side((dense(S),), CENTRE), given_class=True)
     yield _Statement(
         f"The larger scale is better: S = {fine} and S = {coarse}, dense",
         _Side((dense(fine),)),

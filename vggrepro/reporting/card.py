@@ -7,24 +7,23 @@ checkpoint and the run's own files. Where something is not known, the card says 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import yaml
 
 from vggrepro.config.settings import Config
 from vggrepro.errors import UserError
+from vggrepro.evaluation import posteriors
 from vggrepro.evaluation.errors import ErrorRate
 from vggrepro.evaluation.measure import COMBINED, Measured, measure
 from vggrepro.models.table1 import TORCHVISION_NAMES, architecture_of
 from vggrepro.paper import facts, value
 from vggrepro.reporting.blocks import DASH, Bullets, Heading, Sheet, Text, to_markdown
 from vggrepro.storage.directory import RunDirectory
+from vggrepro.storage.environment import without_folders
 from vggrepro.storage.ledger import read_ledger
 
 if TYPE_CHECKING:
@@ -124,14 +123,10 @@ def _tested(config: Config, weights: str, run: RunDirectory) -> Iterator[Tested]
     """Every error that the stored posteriors of the net give: at each Q, over several, and by methods combined."""
     stored: dict[tuple[str, bool, str], dict[str, set[int]]] = {}
     for file in sorted((run.path / "posteriors").glob(f"[!.]*-{weights[:12]}-*.npz")):
-        try:
-            with np.load(file, allow_pickle=False) as content:
-                one = json.loads(str(content["protocol"]))
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"posteriors {file} cannot be read ({error}); remove the file and evaluate again") from None
-        flip = config.evaluation.flip if one["method"] == "centre" else one["flip"]  # which is never mirrored
-        methods = stored.setdefault((one["data"], flip, one["precision"]), {})
-        methods.setdefault(one["method"], set()).add(one["Q"])
+        one, _ = posteriors.described(file)
+        flip = config.evaluation.flip if one.method == "centre" else one.flip  # which is never mirrored
+        methods = stored.setdefault((one.data, flip, one.precision), {})
+        methods.setdefault(one.method, set()).add(one.Q)
     for (data, flip, precision), methods in stored.items():
         changed = {"flip": flip, "precision": precision}
         asked = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=changed)})
@@ -302,7 +297,7 @@ def _origin_rows(
     changed = ", with uncommitted changes" if made.get("git_dirty") else ""
     yield "code", f"vggrepro, commit `{commit}`{changed}" if commit else "vggrepro, of no known commit"
     if command := made.get("command"):
-        yield "imported by" if imported else "command", f"`{_without_folders(command)}`"
+        yield "imported by" if imported else "command", f"`{without_folders(command)}`"
     versions = ", ".join(f"{name} {made[name]}" for name in ("python", "torch", "torchvision") if made.get(name))
     yield "versions", versions or "not known"
 
@@ -310,12 +305,6 @@ def _origin_rows(
 def _sha256_of(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _without_folders(command: str) -> str:
-    """A command line whose absolute paths are cut to their last part: where they lay is nobody's business."""
-    short = re.sub(r"(?<![\w.~:/])/(?:[^\s/'\"]+/)*(?=[^\s/'\"])", "", command)
-    return re.sub(r"^python[\d.]* (?=vggrepro )", "", short)  # the console script, as it was typed
 
 
 def _use(config: Config, name: str) -> str:

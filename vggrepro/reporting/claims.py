@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from vggrepro.evaluation.significance import Comparison, SeedSpread, paired_mean
 from vggrepro.paper import Scale, scale_text, value
 from vggrepro.reporting.predictions import PredictionCache, paired_top1
-from vggrepro.reporting.runs import Asked, Recipe, StoredRun, departures_of, recipe_of, recipes_of, variants_by
+from vggrepro.reporting.runs import Asked, Recipe, StoredRun, departures_of, recipe_of, variants_by
 
 Kind = Literal["better", "no gain", "about as good"]
 Outcome = Literal["supported", "not supported", "undecided at this n", "not measured"]
@@ -175,9 +175,10 @@ def spreads_over_seeds(recipes: Mapping[Recipe, Sequence[StoredRun]], cache: Pre
     return {S: SeedSpread(total / df, df) for S, (total, df) in pooled.items()}
 
 
-def check_claims(group: str, recipes: Mapping[Recipe, Sequence[StoredRun]], cache: PredictionCache) -> list[Claim]:
+def check_claims(
+    group: str, recipes: Mapping[Recipe, Sequence[StoredRun]], cache: PredictionCache, spreads: SeedSpreads
+) -> list[Claim]:
     """Every claim, tested where the runs of the group allow it. Raises UserError."""
-    spreads = spreads_over_seeds(recipes, cache)
     return [_check(group, statement, recipes, cache, spreads) for statement in _statements()]
 
 
@@ -196,18 +197,19 @@ def dense_over_centre(group: str, recipes: Mapping[Recipe, Sequence[StoredRun]],
     return [one for one in tested if one.verdict != "not measured"]
 
 
-def start_from_parent(group: str, runs: Sequence[StoredRun], cache: PredictionCache) -> list[Claim]:
+def start_from_parent(
+    group: str, runs: Sequence[StoredRun], cache: PredictionCache, spreads: SeedSpreads
+) -> list[Claim]:
     """What each net gains by its parent's weights over random ones, where it was trained from both, and alike.
 
     The paper starts the deeper nets from A, and says that Glorot's initialisation would have done without (Section
     3.1); it gives no figures. Raises UserError.
     """
     tested = []
-    spreads = spreads_over_seeds(recipes_of(runs), cache)
     for (net, S), variants in variants_by(recipe_of, runs).items():
-        starts = {(same[0].training, bool(same[0].config.run.parent)): same for same in variants}
-        for (training, has_parent), warm in starts.items():
-            if has_parent and (cold := starts.get((training, False))):
+        starts = {(same[0].but_for_the_start, bool(same[0].config.run.parent)): same for same in variants}
+        for (alike, has_parent), warm in starts.items():
+            if has_parent and (cold := starts.get((alike, False))):
                 recipes = {(net, S): warm, (f"{net} from random weights", S): cold}
                 text = f"The start from another net helps: {net} at S = {scale_text(S)}, against random weights"
                 better, worse = (_Side((recipe,), 3, "dense") for recipe in recipes)

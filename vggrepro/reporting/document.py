@@ -6,14 +6,12 @@
 
 `tables` is the report that is given, `recipes` the paper's stages. `evidence FOLDER` and `claims FOLDER` are made of
 committed evidence, in short: its tables with the claims, or the claims alone. The report that is given is kept beside
-the document, so that a test can tell whether a section is stale.
+the document, from which a test makes the sections again.
 """
 
 import re
 from collections.abc import Callable
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from vggrepro.config.recipes import load_graph
 from vggrepro.errors import UserError
@@ -47,32 +45,6 @@ def kept_report(document: Path) -> Path:
     return document.with_suffix(".json")
 
 
-def is_fresh(document: Path) -> bool:
-    """Whether the generated sections are what the kept report gives today, and it has the paper's figures as of today.
-
-    Raises UserError.
-    """
-    text = _read(document)
-    if _GIVEN not in text:
-        return renew(text, build_report([]), document.parent) == text
-    kept = kept_report(document)
-    try:
-        report = Report.model_validate_json(_read(kept))
-    except ValidationError as error:
-        raise UserError(f"{kept} is no report of this version; run `vggrepro tables --update {document}`") from error
-    return _of_the_paper(build_report([])) <= _of_the_paper(report) and renew(text, report, document.parent) == text
-
-
-def _of_the_paper(report: Report) -> set[tuple[object, ...]]:
-    """What a report says of the paper itself: its figures and its claims."""
-    return {
-        *((row.table, row.net, row.printed_top1, row.printed_top5, row.printed_count) for row in report.rows),
-        *((row.table, row.net, row.regression, row.fine_tune, row.printed) for row in report.boxes if row.printed),
-        *((row.set, row.net, row.boxes, row.printed, row.printed_spread) for row in report.transfer if row.printed),
-        *((claim.section, claim.claim) for claim in (*report.claims, *report.transfer_claims)),
-    }
-
-
 def renew(text: str, report: Report, root: Path) -> str:
     """The text with its sections made again; `root` is the folder that has `configs/`. Raises UserError."""
 
@@ -104,7 +76,7 @@ def renew(text: str, report: Report, root: Path) -> str:
 
 
 def _recipes(root: Path) -> list[Block]:
-    """For each row of Tables 3 and 4 the recipe, its command, and where the recipe itself departs from the paper."""
+    """For each stage of the paper its rows of Tables 3 and 4, its recipe, and where that departs from the paper."""
     graph = load_graph(root / _RECIPES)
     rows, departures = [], []
     for name, stage in graph.stages.items():

@@ -9,7 +9,6 @@ and figures need no more. What tells of the machine and not of the run (folders,
 from __future__ import annotations
 
 import json
-import re
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from vggrepro.errors import UserError
 from vggrepro.evaluation.errors import Ranks
 from vggrepro.files import replacing
 from vggrepro.reporting.runs import Asked, StoredRun
+from vggrepro.storage.environment import without_folders
 
 RUNS, RANKS = "evidence.jsonl", "ranks.npz"
 
@@ -169,7 +169,7 @@ def _line_of(run: StoredRun) -> dict[str, Any]:
     source = Path(run.dataset["source"]).name
     environment = run.said("environment.json") or {}
     if "command" in environment:
-        environment |= {"command": _without_folders(environment["command"])}
+        environment |= {"command": without_folders(environment["command"])}
     return {
         "config": settings,
         "final.json": run.said("final.json"),
@@ -189,8 +189,3 @@ def _curve(run: StoredRun, kind: str) -> list[dict[str, Any]]:
 def _short(number: Any) -> Any:
     """Six digits are enough for a curve."""
     return float(f"{number:.6g}") if isinstance(number, float) else number
-
-
-def _without_folders(command: str) -> str:
-    """A command line in which each path from the root is its last part."""
-    return re.sub(r"(?<![^\s='\"])/(?:[^\s/'\"]+/)*", "", command)

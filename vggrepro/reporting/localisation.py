@@ -11,6 +11,7 @@ from vggrepro.evaluation.box_store import CENTRE, DENSE
 from vggrepro.evaluation.significance import AgainstPrinted
 from vggrepro.paper import BoxRow as PrintedRow
 from vggrepro.paper import TestedNet, facts, scale_text
+from vggrepro.reporting import words
 from vggrepro.reporting.found_boxes import AskedBoxes, BoxCache, StoredBoxes, kind_of, own_Q
 from vggrepro.reporting.report import BoxRow, BoxSpread, Verdict
 from vggrepro.reporting.runs import Setting, StoredRun, chosen_by, departures_of
@@ -20,7 +21,6 @@ BOX_TITLES = {
     9: "Table 9: localisation, dense, five guesses of the class (Appendix A)",
     10: "Table 10: localisation, the state of the art (Appendix A)",
 }
-_FUSED = " + "
 
 
 def box_rows(group: str, setting: Setting | None, runs: Sequence[StoredRun], cache: BoxCache) -> list[BoxRow]:
@@ -90,7 +90,7 @@ def _pooled_rows(group: str, setting: Setting | None, runs: Sequence[StoredRun],
         (papers if is_papers else others).append(row)
     order = {run.name: number for number, run in enumerate(runs)}
     for rows in (papers, others):
-        rows.sort(key=lambda row: ([order[name] for name in (row.run or "").split(_FUSED)], row.Q))
+        rows.sort(key=lambda row: ([order[name] for name in (row.run or "").split(words.FUSED)], row.Q))
     rows = papers or [_unmeasured(group, printed)]
     yield from (*rows, *_test_row(printed, rows[0]), *others)
 
@@ -122,12 +122,12 @@ def _row(
     named: dict[str, Any] = {
         "group": group,
         "table": table,
-        "net": _FUSED.join(run.net for run in runs),
-        "S": _FUSED.join(run.config.data.S_text for run in runs),
-        "Q": _FUSED.join(", ".join(map(str, Q)) for _, Q in asked),
-        "regression": _FUSED.join(dict.fromkeys(kind_of(run)[1] for run in runs)),
-        "fine_tune": _FUSED.join(dict.fromkeys(kind_of(run)[2] for run in runs)),
-        "run": _FUSED.join(run.name for run in runs),
+        "net": words.FUSED.join(run.net for run in runs),
+        "S": words.FUSED.join(run.config.data.S_text for run in runs),
+        "Q": words.FUSED.join(", ".join(map(str, Q)) for _, Q in asked),
+        "regression": words.FUSED.join(dict.fromkeys(kind_of(run)[1] for run in runs)),
+        "fine_tune": words.FUSED.join(dict.fromkeys(kind_of(run)[2] for run in runs)),
+        "run": words.FUSED.join(run.name for run in runs),
         "departures": departures_of(runs),
         "printed": printed.error if printed else None,
     }
@@ -149,9 +149,9 @@ def _against(
     """The verdict, with the difference where there is one to be had."""
     assert setting is not None
     if printed is None:
-        return {"verdict": "not comparable", "note": "the paper has no such row"}
+        return {"verdict": "not comparable", "note": words.NO_SUCH_ROW}
     if not setting.is_the_papers:
-        return {"verdict": "not comparable", "note": "another data set or geometry than the paper's"}
+        return {"verdict": "not comparable", "note": words.OTHER_SETTING}
     if stored.error.n < run.usable_val:
         note = f"{run.usable_val - stored.error.n:,} of {run.usable_val:,} validation images have no box"
         return {"verdict": "not comparable", "note": note}
@@ -165,9 +165,9 @@ def _unmeasured(group: str, printed: PrintedRow) -> BoxRow:
     return BoxRow(
         group=group,
         table=printed.table,
-        net=_FUSED.join(member.net for member in printed.members),
-        S=_FUSED.join(scale_text(member.S) for member in printed.members),
-        Q=_FUSED.join(", ".join(map(str, member.Q)) for member in printed.members),
+        net=words.FUSED.join(member.net for member in printed.members),
+        S=words.FUSED.join(scale_text(member.S) for member in printed.members),
+        Q=words.FUSED.join(", ".join(map(str, member.Q)) for member in printed.members),
         regression=printed.regression,
         fine_tune=printed.fine_tune,
         printed=printed.error,
@@ -181,8 +181,11 @@ def _test_row(printed: PrintedRow, beside: BoxRow) -> list[BoxRow]:
     if printed.error_test is None:
         return []
     kept = {key: getattr(beside, key) for key in ("group", "table", "net", "S", "Q", "regression", "fine_tune")}
-    note = "the labels of the ILSVRC test set were never published, and its server is closed"
-    return [BoxRow(**kept, split="test", printed=printed.error_test, verdict="cannot be measured", note=note)]
+    return [
+        BoxRow(
+            **kept, split="test", printed=printed.error_test, verdict="cannot be measured", note=words.NO_TEST_LABELS
+        )
+    ]
 
 
 def _yardsticks(group: str, runs: Sequence[StoredRun], cache: BoxCache) -> Iterator[BoxRow]:
@@ -206,14 +209,11 @@ def box_spreads(rows: Sequence[BoxRow], runs: Sequence[StoredRun]) -> list[BoxSp
     chosen = {run.name: run for same in chosen_by(_recipe, runs).values() for run in same}
     alike: dict[tuple[object, ...], dict[int, BoxRow]] = {}
     for row in rows:
-        made_of = [chosen.get(name) for name in (row.run or "").split(_FUSED)]
+        made_of = [chosen.get(name) for name in (row.run or "").split(words.FUSED)]
         known = [run for run in made_of if run]
         seeds = {run.config.run.seed for run in known}
         if row.table < 10 and row.measured is not None and len(known) == len(made_of) and len(seeds) == 1:
-            variants = [
-                (run.variant, run.config.localisation, run.config.evaluation.precision, run.boxes_fingerprint)
-                for run in known
-            ]
+            variants = [(run.variant, run.config.localisation, run.boxes_fingerprint) for run in known]
             alike.setdefault((row.table, row.Q, *variants), {}).setdefault(seeds.pop(), row)
     return [
         BoxSpread(
@@ -241,11 +241,11 @@ def _table10(group: str, rows: Sequence[BoxRow]) -> list[BoxRow]:
             made += [
                 row.model_copy(update={"table": 10, "net": f"VGG: {row.net}"})
                 for row in rows
-                if row.table == 9 and row.printed in (system.error, system.error_test) and _FUSED in row.net
+                if row.table == 9 and row.printed in (system.error, system.error_test) and words.FUSED in row.net
             ]
             continue
         named: dict[str, Any] = {"group": group, "table": 10, "net": system.method}
-        named |= {"verdict": "cannot be measured", "note": "a figure of another paper"}
+        named |= {"verdict": "cannot be measured", "note": words.OTHER_PAPER}
         if system.error is not None:
             made.append(BoxRow(**named, printed=system.error))
         if system.error_test is not None:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from vggrepro.errors import UserError
-from vggrepro.reporting import blocks
+from vggrepro.reporting import blocks, words
 from vggrepro.reporting.blocks import (
     DASH,
     Block,
@@ -21,6 +21,7 @@ from vggrepro.reporting.blocks import (
     count_text,
     error_text,
     interval_text,
+    printed_text,
     sheet_of,
     signed_text,
 )
@@ -138,7 +139,7 @@ def _group_blocks(group: Group, rows: list[Row], report: Report) -> Iterator[Blo
         yield Heading(3, title)
         yield _error_sheet(shown, group)
         if spreads := _spreads_of(report, group, table):
-            yield Text("Mean and standard deviation over seeds:")
+            yield Text(words.OVER_SEEDS)
             yield _spread_sheet(spreads, group)
         if table == 3:
             yield from _gains(report, group)
@@ -207,8 +208,7 @@ def _count_sheet(rows: list[Row]) -> Sheet:
 
 
 def _printed(error: float | None, group: Group) -> str:
-    """A figure of the paper; in parentheses where it is no yardstick."""
-    return error_text(error) if error is None or group.papers else f"({error_text(error)})"
+    return printed_text(error_text(error), yardstick=group.papers)
 
 
 def _error_sheet(rows: list[Row], group: Group) -> Sheet:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from vggrepro.reporting import words
 from vggrepro.reporting.blocks import (
     DASH,
     Block,
@@ -13,6 +14,7 @@ from vggrepro.reporting.blocks import (
     count_text,
     error_text,
     interval_text,
+    printed_text,
     sheet_of,
     signed_text,
 )
@@ -33,7 +35,7 @@ def box_blocks(report: Report, group: Group) -> Iterator[Block]:
         yield Heading(3, title)
         yield _sheet(shown, group)
         if spreads := [one for one in report.box_seeds if (one.group, one.table) == (group.id, table)]:
-            yield Text("Mean and standard deviation over seeds:")
+            yield Text(words.OVER_SEEDS)
             yield _spread_sheet(spreads)
         if notes := list(dict.fromkeys(_notes(shown, group))):
             yield Bullets(notes)
@@ -72,10 +74,6 @@ def _spread_sheet(spreads: list[BoxSpread]) -> Sheet:
 
 
 def _sheet(rows: list[BoxRow], group: Group) -> Sheet:
-    def printed(row: BoxRow) -> str:
-        text = error_text(row.printed)
-        return text if row.printed is None or group.papers else f"({text})"
-
     columns: Columns = {
         "net": ([row.net + (", test set" if row.split == "test" else "") for row in rows], False),
         "S": ([row.S or DASH for row in rows], False),
@@ -83,7 +81,7 @@ def _sheet(rows: list[BoxRow], group: Group) -> Sheet:
         "regression": ([row.regression or DASH for row in rows], False),
         "trained": ([row.fine_tune or DASH for row in rows], False),
         "classes from": ([row.guesses or DASH for row in rows], False),
-        "printed": ([printed(row) for row in rows], True),
+        "printed": ([printed_text(error_text(row.printed), yardstick=group.papers) for row in rows], True),
         "measured": ([error_text(row.measured) for row in rows], True),
         "difference": ([signed_text(row.difference) for row in rows], True),
         "95 % interval": ([interval_text(row.interval) for row in rows], True),

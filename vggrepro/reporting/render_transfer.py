@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from vggrepro.reporting import words
 from vggrepro.reporting.blocks import (
     DASH,
     Block,
@@ -12,6 +13,7 @@ from vggrepro.reporting.blocks import (
     Text,
     count_text,
     interval_text,
+    printed_text,
     sheet_of,
     signed_text,
 )
@@ -19,8 +21,6 @@ from vggrepro.reporting.claim_blocks import claim_sheet
 from vggrepro.reporting.report import Report, TransferRow
 from vggrepro.reporting.run_notes import ledger_blocks, run_sheet
 from vggrepro.reporting.transfer import TRANSFER_TITLES
-
-_MEASURES = {"mAP11": "mAP, 11 points", "mAP": "mAP", "recall": "mean class recall"}
 
 
 def transfer_blocks(report: Report) -> Iterator[Block]:
@@ -79,12 +79,11 @@ def figure_text(figure: float | None, spread: float | None) -> str:
 
 def _sheet(rows: list[TransferRow]) -> Sheet:
     def printed(row: TransferRow) -> str:
-        text = figure_text(row.printed, row.printed_spread)
-        return text if row.printed is None or row.verdict != "not comparable" else f"({text})"
+        return printed_text(figure_text(row.printed, row.printed_spread), yardstick=row.verdict != "not comparable")
 
     columns: Columns = {
         "data set": ([row.set for row in rows], False),
-        "measure": ([_MEASURES[row.measure] for row in rows], False),
+        "measure": ([words.MEASURES[row.measure] for row in rows], False),
         "net": ([row.net + (", image and box" if row.boxes else "") for row in rows], False),
         "layer": ([row.layer or DASH for row in rows], False),
         "Q": ([(row.Q or DASH) + (f", {row.combine}" if row.combine else "") for row in rows], False),

@@ -56,10 +56,10 @@ def _steps(run: RunNote) -> str:
 
 def ledger_blocks(runs: Sequence[RunNote]) -> Iterator[Block]:
     """The departures, those of all runs first and then each run's own; and posteriors that were left aside."""
-    texts = {run.name: [str(Departure(**one.model_dump())) for one in run.departures] for run in runs}
-    counts = Counter(text for lines in texts.values() for text in lines)
+    texts = [(run.name, [str(Departure(**one.model_dump())) for one in run.departures]) for run in runs]
+    counts = Counter(text for _, lines in texts for text in lines)
     common = [text for text, n in counts.items() if n == len(texts)]
-    own = [f"{name}: {text}" for name, lines in texts.items() for text in lines if text not in common]
+    own = [f"{name}: {text}" for name, lines in texts for text in lines if text not in common]
     if counts:
         yield Heading(3, "Departures from the paper (fidelity ledger)")
         yield Bullets(common + own)

@@ -7,10 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from vggrepro.config.settings import Config
 from vggrepro.errors import UserError
+from vggrepro.evaluation import posteriors
 from vggrepro.evaluation.measure import Scored, methods_of, protocol, scored
 from vggrepro.paper import Scale, facts, value
 from vggrepro.storage.directory import RunDirectory
@@ -55,11 +54,9 @@ class StoredRun:
     def _tested_on(self) -> dict[str, Any]:
         """The data set of the newest stored posteriors of the final net."""
         files = (self.path / "posteriors").glob(f"[!.]*-{(self.weights or '')[:12]}-*.npz")
-        for file in sorted(files, key=lambda one: one.stat().st_mtime, reverse=True):
-            with np.load(file, allow_pickle=False) as content:
-                fingerprint = json.loads(str(content["protocol"]))["data"]
-                val = len(content["labels"])
-            return {"source": "tested images", "fingerprint": fingerprint, "splits": {"val": val}}
+        if newest := max(files, key=lambda one: one.stat().st_mtime, default=None):
+            tested, val = posteriors.described(newest)
+            return {"source": "tested images", "fingerprint": tested.data, "splits": {"val": val}}
         return {}
 
     @cached_property
@@ -148,12 +145,13 @@ class StoredRun:
     @cached_property
     def variant(self) -> str:
         """Equal for runs that differ in nothing but the seed."""
-        return json.dumps([self.training, bool(self.config.run.parent)])
+        return json.dumps([self.but_for_the_start, bool(self.config.run.parent)])
 
     @cached_property
-    def training(self) -> str:
-        """Equal for runs that are trained alike, whatever their seed and their first weights."""
-        return json.dumps(self.config.trajectory() | {"run": {}}, sort_keys=True)
+    def but_for_the_start(self) -> str:
+        """Equal for runs that are trained and tested alike, whatever their seed and their first weights."""
+        tested = {"flip": self.config.evaluation.flip, "precision": self.config.evaluation.precision}
+        return json.dumps(self.config.trajectory() | {"run": {}, "evaluation": tested}, sort_keys=True)
 
     @property
     def boxes_fingerprint(self) -> str:
@@ -201,8 +199,9 @@ class Setting:
     def title(self) -> str:
         """For a heading."""
         width = "" if self.width == 1 else f", width x {self.width:g}"
+        few = " (top-5 errors are 0)" if self.classes <= 5 else ""
         return (
-            f"{self.experiment}, on {Path(self.source).name} ({self.fingerprint[:8]}): {self.classes:,} classes, "
+            f"{self.experiment}, on {Path(self.source).name} ({self.fingerprint[:8]}): {self.classes:,} classes{few}, "
             f"{self.val_images:,} validation images, crop {self.crop} px{width}"
         )
 

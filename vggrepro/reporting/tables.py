@@ -12,8 +12,9 @@ from vggrepro.evaluation.significance import AgainstPrinted
 from vggrepro.models.table1 import architecture
 from vggrepro.paper import Row as PrintedRow
 from vggrepro.paper import TestedNet, facts, scale_text
+from vggrepro.reporting import words
 from vggrepro.reporting.box_claims import check_box_claims
-from vggrepro.reporting.claims import check_claims, dense_over_centre, start_from_parent
+from vggrepro.reporting.claims import check_claims, dense_over_centre, spreads_over_seeds, start_from_parent
 from vggrepro.reporting.found_boxes import BoxCache
 from vggrepro.reporting.localisation import box_rows, box_spreads
 from vggrepro.reporting.predictions import PredictionCache
@@ -44,7 +45,6 @@ TITLES = {
     6: "Table 6: fusion of nets (Section 4.4)",
     7: "Table 7: the state of the art (Section 4.5)",
 }
-_FUSED = " + "
 _SHARED = ("group", "table", "net", "S", "Q", "method", "printed_top1", "printed_top5")
 """What rows that differ by seed have in common."""
 _PAPER = "ilsvrc-2012"  # the group of rows that no run has measured yet
@@ -77,15 +77,16 @@ def build_report(runs: Sequence[StoredRun], cache: PredictionCache | None = None
         box_seeds += box_spreads(own_boxes, localisers)
         seeds += _spreads(own, classifiers)
         recipes = recipes_of(classifiers)
-        claims += check_claims(group.id, recipes, cache)
+        spreads = spreads_over_seeds(recipes, cache)
+        claims += check_claims(group.id, recipes, cache, spreads)
         claims += check_box_claims(group.id, localisers, boxes)
         gains += dense_over_centre(group.id, recipes, cache)
-        starts += start_from_parent(group.id, classifiers, cache)
+        starts += start_from_parent(group.id, classifiers, cache, spreads)
     if not groups:
         groups.append(Group(id=_PAPER, title="ILSVRC-2012: no run yet", papers=True, runs=[]))
         rows += _rows(_PAPER, None, [], cache)
         localised += box_rows(_PAPER, None, [], BoxCache([]))
-        claims += [*check_claims(_PAPER, {}, cache), *check_box_claims(_PAPER, [], BoxCache([]))]
+        claims += [*check_claims(_PAPER, {}, cache, {}), *check_box_claims(_PAPER, [], BoxCache([]))]
     tests = stored_transfers(runs)
     apart = list({run.path: run for one in tests for run in one.runs if not run.dataset}.values())
     return Report(
@@ -209,13 +210,13 @@ def _row(
     named: dict[str, Any] = {
         "group": group,
         "table": table,
-        "net": _FUSED.join(run.net for run in runs),
-        "S": " + ".join(dict.fromkeys(run.config.data.S_text for run in runs)),
-        "Q": " + ".join(dict.fromkeys(", ".join(map(str, Q)) for _, Q in asked)),
+        "net": words.FUSED.join(run.net for run in runs),
+        "S": words.FUSED.join(dict.fromkeys(run.config.data.S_text for run in runs)),
+        "Q": words.FUSED.join(dict.fromkeys(", ".join(map(str, Q)) for _, Q in asked)),
         "method": method,
         "flip": all(run.config.evaluation.flip for run in runs) and method != "centre",
-        "precision": " + ".join(dict.fromkeys(run.config.evaluation.precision for run in runs)),
-        "run": _FUSED.join(run.name for run in runs),
+        "precision": words.FUSED.join(dict.fromkeys(run.config.evaluation.precision for run in runs)),
+        "run": words.FUSED.join(run.name for run in runs),
         "departures": departures_of(runs),
         "printed_top1": printed.top1 if printed else None,
         "printed_top5": printed.top5 if printed else None,
@@ -252,9 +253,9 @@ def _obstacle(setting: Setting | None, printed: PrintedRow | None, runs: list[St
     """Why the paper's figure is not about what was measured; empty where it is."""
     assert setting is not None
     if printed is None:
-        return "the paper has no such row"
+        return words.NO_SUCH_ROW
     if not setting.is_the_papers:
-        return "another data set or geometry than the paper's"
+        return words.OTHER_SETTING
     if any(not run.config.evaluation.flip for run in runs):
         return "the mirrored images are left out (evaluation.flip)"
     return ""
@@ -264,9 +265,9 @@ def _unmeasured(group: str, printed: PrintedRow, why: str) -> Row:
     return Row(
         group=group,
         table=printed.table,
-        net=_FUSED.join(printed.nets),
-        S=" + ".join(dict.fromkeys(scale_text(member.S) for member in printed.members)),
-        Q=" + ".join(dict.fromkeys(", ".join(map(str, member.Q)) for member in printed.members)),
+        net=words.FUSED.join(printed.nets),
+        S=words.FUSED.join(dict.fromkeys(scale_text(member.S) for member in printed.members)),
+        Q=words.FUSED.join(dict.fromkeys(", ".join(map(str, member.Q)) for member in printed.members)),
         method=printed.method,
         printed_top1=printed.top1,
         printed_top5=printed.top5,
@@ -280,8 +281,7 @@ def _test_row(row: Row, top5_test: float | None) -> list[Row]:
     if top5_test is None:
         return []
     named: dict[str, Any] = {key: getattr(row, key) for key in ("group", "table", "net", "S", "Q", "method")}
-    note = "the labels of the ILSVRC test set were never published, and its server is closed"
-    return [Row(**named, split="test", printed_top5=top5_test, verdict="cannot be measured", note=note)]
+    return [Row(**named, split="test", printed_top5=top5_test, verdict="cannot be measured", note=words.NO_TEST_LABELS)]
 
 
 def _table7(group: str, rows: list[Row]) -> list[Row]:
@@ -300,7 +300,7 @@ def _table7(group: str, rows: list[Row]) -> list[Row]:
             printed_top1=system.top1,
             printed_top5=system.top5,
             verdict="cannot be measured",
-            note="a figure of another paper",
+            note=words.OTHER_PAPER,
         )
         if system.method in made_of:
             table, nets, method = made_of[system.method]
@@ -308,7 +308,7 @@ def _table7(group: str, rows: list[Row]) -> list[Row]:
                 row.model_copy(update={"table": 7, "net": f"{system.method}: {row.net}"})
                 for row in rows
                 if (row.table, row.method, row.split) == (table, method, "val")
-                and row.net.count(_FUSED) + 1 == nets
+                and row.net.count(words.FUSED) + 1 == nets
                 and row.printed_top1 is not None
                 and (nets > 1 or row.net == "E")
             ]
@@ -325,7 +325,7 @@ def _spreads(rows: list[Row], runs: list[StoredRun]) -> list[Spread]:
     }
     alike: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
-        made_of = (row.run or "").split(_FUSED)
+        made_of = (row.run or "").split(words.FUSED)
         if row.measured_top1 is not None and row.table < 7 and all(name in variant for name in made_of):
             key = (row.table, row.Q, row.method, *(variant[name] for name in made_of))
             alike.setdefault(key, []).append(row)

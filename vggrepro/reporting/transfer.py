@@ -8,6 +8,7 @@ from typing import Any
 from vggrepro.evaluation.asked import task_of
 from vggrepro.evaluation.recognition import against_printed
 from vggrepro.paper import TransferFigure, facts, value
+from vggrepro.reporting import words
 from vggrepro.reporting.report import TransferRow
 from vggrepro.reporting.runs import StoredRun, departures_of
 from vggrepro.reporting.stored_transfers import StoredTransfer, as_the_paper
@@ -16,7 +17,6 @@ TRANSFER_TITLES = {
     11: "Table 11: features on other data sets (Appendix B)",
     12: "Table 12: actions of PASCAL VOC 2012 (Appendix B)",
 }
-_FUSED = " + "
 
 
 def transfer_rows(tests: Sequence[StoredTransfer]) -> list[TransferRow]:
@@ -46,9 +46,9 @@ def _row(one: StoredTransfer, figure: TransferFigure | None) -> TransferRow:
         "table": task_of(one.set).table,
         "set": one.set,
         "data": asked.data,
-        "net": _FUSED.join(one.nets),
-        "layer": _FUSED.join(dict.fromkeys(net.layer for net in asked.nets)),
-        "Q": _FUSED.join(dict.fromkeys(", ".join(map(str, net.Q)) for net in asked.nets)),
+        "net": words.FUSED.join(one.nets),
+        "layer": words.FUSED.join(dict.fromkeys(net.layer for net in asked.nets)),
+        "Q": words.FUSED.join(dict.fromkeys(", ".join(map(str, net.Q)) for net in asked.nets)),
         "combine": asked.combine if any(len(net.Q) > 1 for net in asked.nets) else None,
         "boxes": asked.boxes,
         "measure": asked.measure,
@@ -62,7 +62,7 @@ def _row(one: StoredTransfer, figure: TransferFigure | None) -> TransferRow:
         "classes": said["classes"],
         "train": said["train"],
         "n": result.n,
-        "run": _FUSED.join(run.name for run in one.runs),
+        "run": words.FUSED.join(run.name for run in one.runs),
         "departures": departures_of(one.runs),
     }
     if figure is None or obstacle:
@@ -83,7 +83,7 @@ def _obstacle(one: StoredTransfer) -> str:
     """Why the paper's figure is not about what was measured; empty where it is."""
     task, said = facts().transfer[one.set], one.found.said
     if not all(_is_the_papers_net(run) for run in one.runs):
-        return "another data set or geometry than the paper's was learnt from"
+        return f"{words.OTHER_SETTING} was learnt from"
     if task.unlabelled or one.set == "voc2012_action":
         return "measured on val: only the challenge's server has the labels of test; `--submission` writes its files"
     images = said["images"] + said["rejected"]
@@ -103,12 +103,12 @@ def _unmeasured(figure: TransferFigure) -> TransferRow:
     named: dict[str, Any] = {
         "table": facts().transfer[figure.set].table,
         "set": figure.set,
-        "net": _FUSED.join(figure.nets) or figure.method,
+        "net": words.FUSED.join(figure.nets) or figure.method,
         "boxes": figure.boxes,
         "measure": facts().transfer[figure.set].measure,
         "printed": figure.figure,
         "printed_spread": figure.spread,
     }
     if not figure.nets:
-        return TransferRow(verdict="cannot be measured", note="a figure of another paper", **named)
+        return TransferRow(verdict="cannot be measured", note=words.OTHER_PAPER, **named)
     return TransferRow(verdict="not measured", note=f"no run of {named['net']} was tested on {figure.set}", **named)

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -32,6 +33,12 @@ def installed(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def without_folders(command: str) -> str:
+    """A command line whose absolute paths are cut to their last part: where they lay is nobody's business."""
+    short = re.sub(r"(?<![\w.~:/])/(?:[^\s/'\"]+/)*(?=[^\s/'\"])", "", command)
+    return re.sub(r"^python[\d.]* (?=vggrepro )", "", short)  # the console script, as it was typed
 
 
 def _commit() -> dict[str, str | bool | None]:

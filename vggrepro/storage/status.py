@@ -72,6 +72,16 @@ def _final_of(run: Path) -> Path:
     raise UserError(f"{run} is no run directory (it has no config.yaml); {what}")
 
 
+def stage_at(run: Path) -> Config:
+    """The configuration of a run directory, as it was tested last, with `run.root` where it lies now.
+
+    Raises UserError.
+    """
+    if not (run / "config.yaml").exists():
+        raise UserError(f"{run} is no run directory (it has no config.yaml); name one, e.g. runs/localisation/D")
+    return relocated(load_resolved(run / "config.yaml"), run)
+
+
 def relocated(config: Config, directory: Path) -> Config:
     """The configuration of a run directory with `run.root` where it lies now, which may not be where it was made."""
     place = config.run.model_copy(update={"root": directory.resolve().parent.parent})

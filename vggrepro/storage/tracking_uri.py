@@ -13,12 +13,17 @@ def resolve_uri(configured: str | None, runs_root: Path) -> str:
     """The tracking URI: the configured one, else MLFLOW_TRACKING_URI, else a SQLite database in ``runs_root``.
 
     Raises:
-        UserError: the URI is a folder, which MLflow refuses since 3.13.
+        UserError: the URI is a folder, which MLflow refuses since 3.13, or no address.
     """
     database = f"sqlite:///{runs_root.absolute() / 'mlruns.db'}"
     uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or database
-    if urlsplit(uri).scheme in ("", "file"):
-        source = "the tracking URI" if configured else "MLFLOW_TRACKING_URI"
+    source = "the tracking URI" if configured else "MLFLOW_TRACKING_URI"
+    try:
+        parts = urlsplit(uri)
+        _ = parts.port
+    except ValueError as error:
+        raise UserError(f"{source} {uri!r} is no address ({error}); correct it") from None
+    if parts.scheme in ("", "file"):
         remedy = f"use {database} or the http:// address of a server"
         raise UserError(f"{source} {uri!r} is a folder, which MLflow no longer takes; {remedy}")
     return uri

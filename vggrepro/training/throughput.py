@@ -39,14 +39,15 @@ def flop_per_image(net: Architecture, *, frozen: bool = False) -> int:
     return 2 * (forward + 2 * sum(trained) - trained[0])
 
 
-def payload_bytes(net: Architecture, batch: int, comm: Comm, bytes_per_factor: int = 4) -> int:
+def payload_bytes(net: Architecture, batch: int, comm: Comm, bytes_per_factor: int = 4, *, frozen: bool = False) -> int:
     """Bytes of a step's collectives: the gradients' size, and in `factor` mode the gathered factors' size.
 
     `batch` is the global batch; `bytes_per_factor` is 2 with bf16 autocast, where inputs and output gradients of the
     layers are bfloat16 anyway. What crosses the wire depends on the algorithm: a ring of n ranks sends 2 (n - 1) / n of
-    an all-reduce's payload from each rank, and (n - 1) / n of an all-gather's.
+    an all-reduce's payload from each rank, and (n - 1) / n of an all-gather's. `frozen`: only the FC layers have
+    gradients.
     """
-    every = sum(layer.parameters for layer in net.layers())
+    every = sum(layer.parameters for layer in net.layers() if layer.kind == "fc" or not frozen)
     if comm == "ddp":
         return 4 * every
     if comm == "bf16":
@@ -57,12 +58,14 @@ def payload_bytes(net: Architecture, batch: int, comm: Comm, bytes_per_factor: i
     return 4 * (every - dense) + bytes_per_factor * batch * factors
 
 
-def sent_bytes(net: Architecture, batch: int, comm: Comm, ranks: int, bytes_per_factor: int = 4) -> float:
+def sent_bytes(
+    net: Architecture, batch: int, comm: Comm, ranks: int, bytes_per_factor: int = 4, *, frozen: bool = False
+) -> float:
     """Bytes that each of some ranks in rings sends in a step: 2 (n - 1) / n of what is all-reduced, (n - 1) / n of what
     is gathered. Arguments as of :func:`payload_bytes`.
     """
-    payload = payload_bytes(net, batch, comm, bytes_per_factor)
-    gathered = payload - payload_bytes(net, 0, comm, bytes_per_factor)
+    payload = payload_bytes(net, batch, comm, bytes_per_factor, frozen=frozen)
+    gathered = payload - payload_bytes(net, 0, comm, bytes_per_factor, frozen=frozen)
     return (2 * (payload - gathered) + gathered) * (ranks - 1) / ranks
 
 
