@@ -124,3 +124,32 @@ def test_mistakes_on_the_command_line(command: Command, arguments: list[str], ex
     assert status == 2
     assert expected in err
     assert len([line for line in err.splitlines() if line.startswith("vggrepro: ")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["trian"], "'trian'"),
+        (["bench", "nothing"], "'nothing'; `vggrepro bench --help` says what it takes"),
+        (["train"], "'--config' / '-c'; `vggrepro train --help` says what it takes"),
+        (["train", "--config"], "'--config' requires an argument"),
+        (["train", "--confg", "x.yaml"], "--confg"),
+        (["train", "-c", "x.yaml", "--stop-after", "soon"], "'soon'"),
+        (["train", "-c", "x.yaml", "--stop-after", "-1"], "-1"),
+        (["evaluate"], "; `vggrepro evaluate --help` says what it takes"),
+        (["evaluate", "x", "--method", "dens"], "'dens' is not one of 'centre', 'dense', 'multicrop', 'both'"),
+        (["summary", "A", "B"], "(B)"),
+    ],
+)
+def test_words_that_cannot_be_read_are_one_line(command: Command, arguments: list[str], expected: str) -> None:
+    said = command.mistake(*arguments)
+    assert said.startswith("vggrepro: ")
+    assert expected in said
+
+
+@pytest.mark.parametrize("arguments", [[], ["weights"]])
+def test_a_command_without_its_verb_prints_its_verbs(command: Command, arguments: list[str]) -> None:
+    status, out, err = command(*arguments)
+    assert status == 2
+    assert ("import" if arguments else "doctor") in out + err
+    assert "vggrepro: " not in err
