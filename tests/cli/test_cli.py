@@ -111,7 +111,8 @@ def test_a_world_that_does_not_divide_the_batch(
         (["summary", "F"], "F"),
         (["evaluate", "nowhere.pt"], "checkpoint nowhere.pt does not exist"),
         (["evaluate", "x", "--scales", "a,b"], "--scales a,b: expected whole numbers"),
-        (["reproduce", "-c", "nowhere.yaml"], "nowhere.yaml does not exist"),
+        (["reproduce", "-c", "nowhere.yaml"], "nowhere.yaml does not exist; name a YAML file, or one of configs/"),
+        (["train", "-c", str(CONFIGS)], "cannot be read (Is a directory); name another file"),
         (["reproduce", "-c", str(CONFIGS / "demo.yaml"), "--seeds", "1,x"], "--seeds 1,x: expected whole numbers"),
         (
             ["train", "-c", str(CONFIGS / "demo.yaml")],
@@ -153,3 +154,11 @@ def test_a_command_without_its_verb_prints_its_verbs(command: Command, arguments
     assert status == 2
     assert ("import" if arguments else "doctor") in out + err
     assert "vggrepro: " not in err
+
+
+def test_a_folder_without_runs_is_said_to_be_empty(command: Command, tmp_path: Path) -> None:
+    status, _, err = command("tables", "--runs", tmp_path, "--out", tmp_path / "tables.csv")
+    assert (status, err.splitlines()) == (
+        0,
+        [f"no runs in {tmp_path}: nothing is measured", f"written to {tmp_path / 'tables.csv'}"],
+    )
