@@ -33,7 +33,7 @@ from vggrepro.cli.options import ConfigOption, JsonOption, SeedsOption, SetOptio
 from vggrepro.config.parsing import override
 from vggrepro.config.recipes import Graph, load_graph
 from vggrepro.config.strict_yaml import load_yaml
-from vggrepro.errors import UserError, run_command
+from vggrepro.errors import UserError, run_app
 from vggrepro.models.table1 import architecture_of, require_class_scores
 from vggrepro.preflight.cost import Cheaper
 from vggrepro.preflight.images import require_sets
@@ -491,4 +491,4 @@ def logs(
 
 
 if __name__ == "__main__":
-    run_command("submit.py", app)
+    run_app("submit.py", app)

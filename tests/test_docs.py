@@ -190,10 +190,16 @@ def test_links_lead_somewhere(page: str) -> None:
 
 def test_recipes_in_the_documentation_are_valid(desk: Path) -> None:
     text = (DOCS / "recipes.md").read_text() + (DOCS / "nets_and_data.md").read_text()
-    recipe, net = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    recipe, own, net = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     file = desk / "recipe.yaml"
-    file.write_text(recipe.replace("vgg_A.yaml", "configs/vgg_A.yaml"))
+    file.write_text(recipe)
     assert list(load_graph(file).stages) == ["A-256", "D-256-bf16"]
+    file.write_text(own)
+    mine = load_graph(file).stages
+    assert {name: (stage.model.classes, stage.train.iterations) for name, stage in mine.items()} == {
+        "A": (3, 4000),
+        "D": (3, 4000),
+    }
     file.write_text(net)
     (stage,) = load_graph(file).stages.values()
     assert architecture(stage.model.net, layers=stage.model.layers).weight_layers == 4 + 3

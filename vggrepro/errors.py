@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 def printable(text: str) -> str:
@@ -69,6 +69,28 @@ def run_command(name: str, command: Callable[[], None]) -> None:
         if distributed and distributed.is_initialized():
             _leave(error)
         raise
+
+
+def run_app(name: str, app: Callable[..., Any]) -> None:
+    """The same for a program of typer's: words that it cannot read are a mistake like any other, and one line."""
+    run_command(name, lambda: _read_words(name, app))
+
+
+def _read_words(name: str, app: Callable[..., Any]) -> NoReturn:
+    import typer
+
+    usage_error: Any = typer.BadParameter.__mro__[1]  # of click, or of the click that newer typers bring along
+    try:
+        sys.exit(app(standalone_mode=False, prog_name=name) or 0)
+    except usage_error as error:
+        said = error.format_message().strip().removesuffix(".").replace("Value error, ", "")
+        if type(error).__name__ == "NoArgsIsHelpError":  # no words at all; rich has printed the help, click has not
+            typer.echo(said, err=True, nl=bool(said))
+            sys.exit(error.exit_code)
+        faults = error.__cause__.errors() if hasattr(error.__cause__, "errors") else []  # pydantic's, without the value
+        said += "".join(f", not {value}" for fault in faults if (value := repr(fault["input"])) not in said)
+        command = error.ctx.command_path if error.ctx else name
+        raise UserError(f"{said}{'' if said[-1] == '?' else ';'} `{command} --help` says what it takes") from None
 
 
 def _run(name: str, rank: int, command: Callable[[], None]) -> None:

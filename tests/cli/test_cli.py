@@ -111,7 +111,8 @@ def test_a_world_that_does_not_divide_the_batch(
         (["summary", "F"], "F"),
         (["evaluate", "nowhere.pt"], "checkpoint nowhere.pt does not exist"),
         (["evaluate", "x", "--scales", "a,b"], "--scales a,b: expected whole numbers"),
-        (["reproduce", "-c", "nowhere.yaml"], "nowhere.yaml does not exist"),
+        (["reproduce", "-c", "nowhere.yaml"], "nowhere.yaml does not exist; name a YAML file, or one of configs/"),
+        (["train", "-c", str(CONFIGS)], "cannot be read (Is a directory); name another file"),
         (["reproduce", "-c", str(CONFIGS / "demo.yaml"), "--seeds", "1,x"], "--seeds 1,x: expected whole numbers"),
         (
             ["train", "-c", str(CONFIGS / "demo.yaml")],
@@ -124,3 +125,40 @@ def test_mistakes_on_the_command_line(command: Command, arguments: list[str], ex
     assert status == 2
     assert expected in err
     assert len([line for line in err.splitlines() if line.startswith("vggrepro: ")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["trian"], "'trian'"),
+        (["bench", "nothing"], "'nothing'; `vggrepro bench --help` says what it takes"),
+        (["train"], "'--config' / '-c'; `vggrepro train --help` says what it takes"),
+        (["train", "--config"], "'--config' requires an argument"),
+        (["train", "--confg", "x.yaml"], "--confg"),
+        (["train", "-c", "x.yaml", "--stop-after", "soon"], "'soon'"),
+        (["train", "-c", "x.yaml", "--stop-after", "-1"], "-1"),
+        (["evaluate"], "; `vggrepro evaluate --help` says what it takes"),
+        (["evaluate", "x", "--method", "dens"], "'dens' is not one of 'centre', 'dense', 'multicrop', 'both'"),
+        (["summary", "A", "B"], "(B)"),
+    ],
+)
+def test_words_that_cannot_be_read_are_one_line(command: Command, arguments: list[str], expected: str) -> None:
+    said = command.mistake(*arguments)
+    assert said.startswith("vggrepro: ")
+    assert expected in said
+
+
+@pytest.mark.parametrize("arguments", [[], ["weights"]])
+def test_a_command_without_its_verb_prints_its_verbs(command: Command, arguments: list[str]) -> None:
+    status, out, err = command(*arguments)
+    assert status == 2
+    assert ("import" if arguments else "doctor") in out + err
+    assert "vggrepro: " not in err
+
+
+def test_a_folder_without_runs_is_said_to_be_empty(command: Command, tmp_path: Path) -> None:
+    status, _, err = command("tables", "--runs", tmp_path, "--out", tmp_path / "tables.csv")
+    assert (status, err.splitlines()) == (
+        0,
+        [f"no runs in {tmp_path}: nothing is measured", f"written to {tmp_path / 'tables.csv'}"],
+    )

@@ -219,6 +219,29 @@ def test_the_documentation_shows_what_the_plan_prints() -> None:
     assert {line.strip() for line in shown} <= set(printed)
 
 
+def test_the_page_on_training_has_the_figures_of_the_plan() -> None:
+    page = " ".join((REPOSITORY / "docs" / "training.md").read_text().split())
+
+    def hours(recipe: str, machine: Machine, *changes: str) -> tuple[list[float], list[float]]:
+        """GPU-hours of the stages and of all together, by `ddp` and by `auto`."""
+        made = [plan(graph_of(recipe, f"train.comm={comm}", *changes), machine) for comm in ("ddp", "auto")]
+        ddp, auto = ([*(stage.gpu_hours for stage in one.stages), one.total_gpu_hours] for one in made)
+        return ddp, auto
+
+    ddp, auto = hours("vgg_D.yaml", Machine(4, 8), *BF16)
+    assert f"need {ddp[-1]:.0f} GPU-hours for A and D with `ddp`, by `vggrepro plan`, and {auto[-1]:.0f} with" in page
+    (_, one_ddp, _), (_, one_auto, _) = hours("vgg_D.yaml", Machine(1, 8))
+    (a_ddp, d_ddp, _), (a_auto, d_auto, _) = hours("vgg_D.yaml", Machine(4, 8))
+    costs = [f"{100 * (auto / ddp - 1):.0f} %" for ddp, auto in ((one_ddp, one_auto), (d_ddp, d_auto))]
+    saved = f"{100 * (1 - a_auto / a_ddp):.0f} %"
+    assert f"costs D {costs[0]} on eight H100s" in page
+    assert f"and {costs[1]} on four such machines in fp32, where A saves {saved};" in page
+    ddp, auto = hours("reproduce.yaml", Machine(4, 8, gpu="A100"))
+    assert f"takes {auto[-1]:,.0f} GPU-hours in place of {ddp[-1]:,.0f}." in page
+    ddp, auto = hours("reproduce.yaml", Machine(4, 8), *BF16)
+    assert f"`ddp` takes {ddp[-1]:.0f} GPU-hours for the whole graph, `auto` {auto[-1]:.0f}." in page
+
+
 def test_the_command(command: Command) -> None:
     rates = ["--measured", "D=4600", "--decode-rate", "500", "--read", "1e6"]
     made = command.json("plan", "-c", CONFIGS / "vgg_D.yaml", "--nodes", "4", *rates)

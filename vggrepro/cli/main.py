@@ -3,7 +3,7 @@
 import typer
 
 from vggrepro.cli import bench, data, evaluate, nets, preflight, report, train, transfer
-from vggrepro.errors import run_command
+from vggrepro.errors import run_app
 
 app = typer.Typer(
     name="vggrepro",
@@ -42,4 +42,4 @@ for measure in (bench.dense, bench.features, bench.loader, bench.step, bench.pro
 
 def main() -> None:
     """The console script."""
-    run_command("vggrepro", app)
+    run_app("vggrepro", app)

@@ -28,6 +28,7 @@ def tables(
     as_json: JsonOption = False,
 ) -> None:
     """Tables 1-12 of the paper, measured beside printed, and its claims tested, from what runs have stored."""
+    from vggrepro.progress import echo
     from vggrepro.reporting.finding import find_runs
     from vggrepro.reporting.predictions import PredictionCache
     from vggrepro.reporting.render import Format, format_of, render
@@ -36,19 +37,24 @@ def tables(
     form = format_of(out) if out else Format.json if as_json else Format.markdown
     title = "Very Deep Convolutional Networks (arXiv 1409.1556): measured beside printed"
     found = find_runs([place for place in runs if place.exists() or place != Path("runs")], experiment)
+    if not found and not keep:
+        echo(f"no runs in {', '.join(map(str, runs))}: nothing is measured")
     cache = PredictionCache()
     report = build_report(found, cache)
     text = render(report, form, title)
     if out:
         write(out, text)
+        echo(f"written to {out}")
     if update:
         from vggrepro.reporting.document import update_document
 
         update_document(update, report)
+        echo(f"{update} is renewed")
     if keep:
         from vggrepro.reporting.keeping import keep as keep_evidence
 
         keep_evidence(found, keep, title, cache)
+        echo(f"evidence written to {keep}")
     if as_json:
         typer.echo(report.model_dump_json(indent=2))
     elif not out and not update and not keep:

@@ -79,7 +79,7 @@ def parse(tree: Mapping[str, Any], overrides: Iterable[str], source: Path) -> Co
 
 def _first_problem(error: ValidationError) -> str:
     """One line: the key, the value, what is allowed; for an unknown key, the nearest known one."""
-    problem = error.errors()[0]
+    problem = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")  # misspelt, it is missing, too
     path = [str(part) for part in problem["loc"] if not str(part).startswith(("function-", "tuple[", "constrained-"))]
     if path and path[-1] == "int":
         path.pop()

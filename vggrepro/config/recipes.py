@@ -3,7 +3,7 @@
 A *stage* is one training run with its evaluation, described by one :class:`Config`. A YAML file holds either one stage
 or a whole graph of them::
 
-    extends: base.yaml            # optional; a path relative to this file, or a list of them
+    extends: base.yaml            # optional; relative to this file, or a name in configs/; or a list
     model: {net: D}               # any section of Config
     run: {name: D-256, parent: vgg_A.yaml}
 
@@ -76,10 +76,10 @@ def _over_seeds(graph: Graph, text: str) -> Graph:
     return Graph(graph.name, stages, parents)
 
 
-def recipe(path: Path) -> Path:
-    """The file that `--config` means: a file as it stands, else the one of this name in configs/."""
+def recipe(path: Path | str, folder: Path = Path()) -> Path:
+    """The file that `--config` means, or a recipe in a folder: a file as it stands, else that name in configs/."""
     named = RECIPES / f"{str(path).removesuffix('.yaml')}.yaml"
-    return named if os.path.isfile(named) and not os.path.isfile(path) else path
+    return named if os.path.isfile(named) and not os.path.isfile(folder / path) else folder / path
 
 
 def load_graph(path: Path, overrides: Iterable[str] = (), seeds: str | None = None) -> Graph:
@@ -107,7 +107,7 @@ def load_graph(path: Path, overrides: Iterable[str] = (), seeds: str | None = No
         stage = _stage(merge(tree, base), changes, file)
         parent = None
         if stage.run.parent:
-            parent = add_file(file.parent / stage.run.parent, base, (*below, file.resolve()))
+            parent = add_file(recipe(stage.run.parent, file.parent), base, (*below, file.resolve()))
         return add(stage, parent, file)
 
     def add(stage: Config, parent: str | None, file: Path) -> str:
@@ -120,7 +120,7 @@ def load_graph(path: Path, overrides: Iterable[str] = (), seeds: str | None = No
         named.add(add_file(path, {}))
     elif isinstance(listed, list):
         for item in listed:
-            named.add(add_file(path.parent / str(item), source))
+            named.add(add_file(recipe(str(item), path.parent), source))
     elif isinstance(listed, dict):
         for name, tree in listed.items():
             if not isinstance(tree, dict | None):
@@ -168,11 +168,11 @@ def _read(path: Path, depth: int = 0) -> dict[str, Any]:
         if not near:
             names = {p.stem: str(p.relative_to(RECIPES).with_suffix("")) for p in RECIPES.rglob("*.yaml")}
             near = [names[stem] for stem in difflib.get_close_matches(path.stem, names)]
-        raise UserError(
-            f"configuration {path} does not exist" + (f"; did you mean {', '.join(near)}?" if near else "")
-        ) from None
+        advice = f"did you mean {', '.join(near)}?" if near else "name a YAML file, or one of configs/, such as vgg_D"
+        raise UserError(f"configuration {path} does not exist; {advice}") from None
     except (OSError, ValueError) as error:  # of the text's encoding, of a path with a null byte
-        raise UserError(f"configuration {path} cannot be read ({error}); name another file") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"configuration {path} cannot be read ({reason}); name another file") from None
     tree = load_yaml(text, str(path))
     if tree is None:
         tree = {}
@@ -184,7 +184,7 @@ def _read(path: Path, depth: int = 0) -> dict[str, Any]:
         raise UserError(f"{path}: extends={shown(bases)} is not allowed: expected a path or a list of paths")
     merged: dict[str, Any] = {}
     for base in bases:
-        merged = merge(merged, _read(path.parent / base, depth + 1))
+        merged = merge(merged, _read(recipe(base, path.parent), depth + 1))
     return merge(merged, tree)
 
 

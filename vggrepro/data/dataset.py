@@ -32,7 +32,7 @@ def open_data(config: Config, progress: Progress = lambda done, total: None, *, 
         )
         raise UserError(f"model.classes={config.model.classes}, but {index.source} has {len(index.classes)}; {remedy}")
     if not len(index.split("val")):
-        raise UserError(f"{index.source} has no usable image in val; see `vggrepro index`")
+        raise UserError(f"{index.source} has no usable image in val; `vggrepro index` with --report says why")
     if (rejected := index.split("val").rejected) > config.data.max_rejected_val:
         raise UserError(
             f"{rejected} validation images of {index.source} cannot be read, and an error rate counts all of them; "

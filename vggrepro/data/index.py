@@ -321,7 +321,7 @@ def require_training_images(index: Index) -> None:
     """Raises UserError for an index without training images, which is enough for testing only."""
     train = index.split("train")
     if train.rejected and not len(train):
-        raise UserError(f"{index.source} has no usable image in train; see `vggrepro index`")
+        raise UserError(f"{index.source} has no usable image in train; `vggrepro index` with --report says why")
     if not len(train):
         raise UserError(
             f"{index.source} has no training images, only validation images: enough for `vggrepro evaluate`, not for "

@@ -55,7 +55,7 @@ def write_tables(graph: Graph) -> Path:
         text = render(report, Format.markdown, title, counts=False)
         folder.write_text("tables.md", text)
         folder.write_text("tables.html", render(report, Format.html, title, counts=False))
-    print(text)
+    print(text, flush=True)  # before the lines below, where both go into one file
     echo(f"tables written to {folder.path / 'tables.md'} and tables.html")
     if stages[0].tracking.mlflow:
         echo(f"runs side by side in MLflow: {ui_command(resolve_uri(stages[0].tracking.uri, stages[0].run.root))}")
