@@ -89,6 +89,19 @@ def test_several_nets_are_fused_and_compared(
         assert 0 <= one["p_value"] <= 1
 
 
+def test_images_of_imported_nets_are_found_from_any_folder(
+    images: Path, files: dict[str, Path], tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [tmp_path / "authors" / net for net in files]
+    for file, run in zip(files.values(), runs, strict=True):
+        command.json("weights", "import", file, "--out", run)
+    monkeypatch.chdir(images.parent)
+    here = set_words(*SETTINGS, f"data.root={images.name}", f"run.root={tmp_path}")
+    command.json("evaluate", *runs, "--scales", "40", *here)
+    monkeypatch.chdir(tmp_path)
+    assert "Classes and images have no names here" not in " ".join(command.json("compare", *runs)["notes"])
+
+
 def test_verify_paper(
     index_file: Path, files: dict[str, Path], tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

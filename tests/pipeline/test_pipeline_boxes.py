@@ -211,6 +211,7 @@ def test_a_failing_guess_fails_the_image(whole: Graph) -> None:
     run = RunDirectory(whole.stages["boxes-fine"].directory)
     with np.load(next(run.boxes.glob("truth-*.npz"))) as truth:
         labels, start, box = truth["labels"], truth["start"], truth["box"]
+    checked = []
     for protocol, _ in list_found(run.boxes):
         if protocol.method != "dense" or len({part.weights for part in protocol.parts}) > 1:
             continue
@@ -231,6 +232,8 @@ def test_a_failing_guess_fails_the_image(whole: Graph) -> None:
         name = "multi_Q" if len(protocol.parts) > 1 else "single_Q"
         (record,) = run.records("evaluation")
         assert record[f"dense_{name}_localisation_error"] == pytest.approx(100 * wrong / len(labels))
+        checked.append(name)
+    assert sorted(checked) == ["multi_Q", "single_Q"]
 
 
 def test_places_lie_in_the_order_of_the_map(whole: Graph) -> None:

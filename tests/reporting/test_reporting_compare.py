@@ -41,6 +41,7 @@ def test_a_known_answer(root: Path) -> None:
     assert differing == {("configuration", "model.net"): ["A", "B"]}
     assert all(labels()[one.row] == int(one.true.removeprefix("class ")) for one in made.disagreements)
     far_off = {one.row for one in made.disagreements}
+    assert far_off
     assert far_off <= {*range(50), *range(90, 150)}
     assert sum(one.n for one in made.classes) == IMAGES
     for one in made.classes:
@@ -104,6 +105,10 @@ def test_three_runs_have_three_tests(root: Path) -> None:
         ("A", "B", 0.5), ("A", "C", 1.0), ("B", "C", 0.5),
     ]  # fmt: skip
     assert made.errors[0].top1 == [5.0, 4.5, 4.0]
+    text = to_markdown(blocks_of(made, find_runs([root]), None))
+    assert "| row | true class | paper:A-256 | paper:B-256 | file |" in text, "of the first two"
+    for table in (block.splitlines() for block in text.split("\n\n") if block.startswith("|")):
+        assert len({line.count("|") for line in table}) == 1, table[0]
 
 
 @pytest.mark.parametrize("count", [0, 1])

@@ -41,6 +41,18 @@ def test_curves_have_a_colour_a_run_and_a_line_a_drop(root: Path) -> None:
     assert has_colour(only_A, ORANGE) == 0
 
 
+@pytest.mark.parametrize("error", ["top1_error", "top5_error", "box_error"])
+def test_curves_show_each_error_that_validation_has(root: Path, error: str) -> None:
+    drawn = []
+    for name, last in (("flat", 50.0), ("falling", 20.0)):
+        run = make_run(root, "A", name=name)
+        errors = {"box_error": 50.0} if error == "box_error" else {"top1_error": 50.0, "top5_error": 50.0}
+        for step, one in ((200, 50.0), (300, last)):
+            run.append({"kind": "validation", "step": step, **errors, error: one})
+        drawn.append(pixels(figures.learning_curves({"A": run})))
+    assert not np.array_equal(*drawn)
+
+
 @pytest.mark.usefixtures("paper_of_2000")
 def test_error_by_depth_and_scale(root: Path) -> None:
     for net, wrong in (("A", 592), ("D", 540)):

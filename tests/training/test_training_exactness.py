@@ -28,6 +28,7 @@ def test_two_ranks_have_the_loss_curve_of_one(stage_file: StageFile) -> None:
     file = stage_file("two", train={"iterations": 50})
     finished = train_command(file, ranks=2)
     assert finished.returncode == 0, finished.stderr
+    assert finished.stderr.count(": 2 ranks exchange gradients by factor\n") == 1
     np.testing.assert_allclose(losses(run_of(file)), losses(alone), rtol=ROUNDING)
     assert [r["top1_error"] for r in run_of(file).records("validation")] == [
         r["top1_error"] for r in alone.records("validation")

@@ -86,6 +86,15 @@ def test_a_run_that_decodes_in_processes_is_the_same_and_interrupted_like_any_ot
     assert_same_course(run_of(file), undisturbed)
 
 
+def test_what_a_killed_writer_left_half_written_is_removed(stage_file: StageFile) -> None:
+    file = stage_file("A")
+    interrupted(file, Fault("step 5", signal.SIGTERM))
+    left = run_of(file).checkpoints / ".step-00000005.0a1b.pt"
+    left.write_bytes(b"torn")
+    train_here(file)
+    assert not left.exists()
+
+
 def test_validation_is_left_within_a_batch_and_done_again(stage_file: StageFile) -> None:
     file = stage_file("A", train={"checkpoint_every": 100}, evaluation={"batch": 1})
     interrupted(file, Fault("validation", signal.SIGTERM, 2))
