@@ -44,6 +44,7 @@ def run(directory: Path) -> int:
         from vggrepro.pipeline.graph import write_tables
         from vggrepro.pipeline.session import open_session
         from vggrepro.pipeline.stage import evaluate_stage, train_stage
+        from vggrepro.pipeline.tracking import catch_up
         from vggrepro.pipeline.transfer import transfer_together
 
         graph = load_graph(directory / GRAPH)
@@ -54,6 +55,8 @@ def run(directory: Path) -> int:
             evaluate_stage(config, parent, session)
             transfer_together(graph.stages.values(), session)
             if session.topology.is_first:
+                done = [one for one in graph.stages.values() if (one.directory / DONE).exists()]
+                catch_up([*done, config], session.topology)
                 write_tables(graph)
                 (directory / DONE).touch()
     except Interrupted as stop:

@@ -80,7 +80,7 @@ def test_sections_are_frozen() -> None:
         ("model: {net: A}", ["train.schedule.kind=fixed"], "kind: fixed goes with drops_at"),
         ("model: {net: A}", ["batch"], "--set batch: expected section.key=value"),
         ("train: {batch: 8}", [], "model is missing; set it in the file or with --set model=..."),
-        ("modell: {net: A}", [], "unknown key modell; did you mean model?"),
+        ("modelx: {net: A}", [], "unknown key modelx; did you mean model?"),
         ("model: {net: A}\nmodel: {net: B}", [], "key 'model' stands twice (line 1); remove one"),
         ("model: {net: A", [], "is not YAML"),
         ("- 1", [], "expected sections (model, data,"),

@@ -7,11 +7,13 @@ import statistics
 from pathlib import Path
 
 import pytest
+from programs import free_port
 from tiny import REPOSITORY
 
 from vggrepro.config.recipes import Graph, load_graph, load_stage
 from vggrepro.errors import Interrupted, UserError
 from vggrepro.paper import value
+from vggrepro.pipeline import tracking
 from vggrepro.pipeline.evaluate import evaluate_nets
 from vggrepro.pipeline.graph import reproduce
 from vggrepro.pipeline.session import open_session
@@ -162,6 +164,33 @@ def test_runs_stand_side_by_side_in_mlflow(settings: list[str], capsys: pytest.C
         assert given.dataset.name == Path(str(graph.stages["A"].data.root)).name
         assert len(given.dataset.digest) == 12
     assert len(client.get_metric_history(runs["A"].info.run_id, "train/loss")) == 2
+
+
+def test_what_mlflow_missed_of_finished_stages_is_made_up_for(
+    settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    graph = graph_of(settings, "tracking.mlflow=true", "train.iterations=2")
+    uri = f"sqlite:///{graph.stages['A'].run.root.absolute() / 'mlruns.db'}"
+    with monkeypatch.context() as down:
+        down.setattr(tracking, "resolve_uri", lambda *_: f"http://127.0.0.1:{free_port()}")
+        down.setattr(tracking, "_MLFLOW_PATIENCE_S", 0.2)
+        reproduce(graph)
+    assert not any((stage.directory / "mlflow.json").exists() for stage in graph.stages.values())
+    reproduce(graph)
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("demo").experiment_id])
+    assert sorted(run.info.run_name for run in runs) == ["A", "D"]
+    for run in runs:
+        assert run.info.status == "FINISHED"
+        assert run.data.metrics.keys() >= {"train/loss", "evaluation/dense_multi_Q_top1_error"}
+        assert "figures" in {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+    again = {stage.name: (stage.directory / "mlflow.json").stat().st_mtime_ns for stage in graph.stages.values()}
+    reproduce(graph)
+    assert again == {
+        stage.name: (stage.directory / "mlflow.json").stat().st_mtime_ns for stage in graph.stages.values()
+    }
 
 
 def test_what_is_evaluated_later_is_in_the_metrics_and_in_mlflow(settings: list[str], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import logging
 import shlex
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from vggrepro.storage import directory, mirror
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.environment import environment
 from vggrepro.storage.mirror import MlflowMirror
+from vggrepro.storage.mirror_state import is_behind
 from vggrepro.storage.tracking_uri import resolve_uri, ui_command
 
 LONG_S = 60.0
@@ -330,6 +332,55 @@ def test_a_hanging_server_does_not_hold_the_end(run: RunDirectory, uri: str, han
     assert time.monotonic() - begin < 2
     mirrored(run, uri)
     assert history(run, uri) == losses(1, 5)
+
+
+def test_a_mirror_that_was_given_up_and_the_next_one_make_one_run(
+    run: RunDirectory, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a slow server has not answered when a net is trained, and is asked again when it is tested."""
+    from mlflow import MlflowClient
+
+    asked, answer = threading.Event(), threading.Event()
+    real = MlflowClient.create_run
+
+    def slow(self: MlflowClient, *arguments: Any, **named: Any) -> Any:
+        asked.set()
+        answer.wait(LONG_S)
+        return real(self, *arguments, **named)
+
+    monkeypatch.setattr(MlflowClient, "create_run", slow)
+    train(run, 1, 3)
+    first = mirror_of(run, uri, experiment="slow")
+    first.start()
+    assert asked.wait(LONG_S)
+    assert not first.close("FINISHED", 0.1)
+    second = mirror_of(run, uri, experiment="slow")
+    second.start()
+    assert not second.sync_now(0.5), "it waits for the first one's answer"
+    answer.set()
+    assert second.close("FINISHED", LONG_S)
+    client = MlflowClient(uri)
+    (found,) = client.search_runs([client.get_experiment_by_name("slow").experiment_id])
+    assert (found.info.run_id, found.info.status) == (run.read_json("mlflow.json")["run_id"], "FINISHED")
+    assert history(run, uri) == losses(1, 3)
+
+
+def test_what_mlflow_missed_of_the_end_is_known(run: RunDirectory, uri: str, closed_port: str) -> None:
+    train(run, 1, 3)
+    assert is_behind(run), "it was never asked"
+    mirror = mirror_of(run, closed_port)
+    mirror.start()
+    assert not mirror.close("FINISHED", 0.1)
+    assert is_behind(run)
+    assert living(run, uri).close("KILLED", LONG_S)
+    assert is_behind(run)
+    mirrored(run, uri)
+    assert not is_behind(run)
+    living(run, uri)
+    assert is_behind(run), "there is more to come"
+    mirrored(run, uri)
+    train(run, 4, 4)
+    assert is_behind(run)
 
 
 # Addresses and environment

@@ -69,7 +69,7 @@ def parse(tree: Mapping[str, Any], overrides: Iterable[str], source: Path) -> Co
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        wrong = ".".join(map(str, error.errors()[0]["loc"])) + "."
+        wrong = ".".join(map(str, _first_of(error)["loc"])) + "."
         # of the value itself, of what it lies in, or of a part of it
         to_blame = [override for key, override in changed.items() if wrong.startswith(key) or key.startswith(wrong)]
         raise UserError(f"{f'--set {to_blame[-1]}' if to_blame else source}: {_first_problem(error)}") from None
@@ -77,9 +77,14 @@ def parse(tree: Mapping[str, Any], overrides: Iterable[str], source: Path) -> Co
         raise UserError(f"{source}: {error}") from None
 
 
+def _first_of(error: ValidationError) -> Any:
+    """The problem to tell: an unknown key before others, since a key that is misspelt is missing, too."""
+    return min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+
+
 def _first_problem(error: ValidationError) -> str:
     """One line: the key, the value, what is allowed; for an unknown key, the nearest known one."""
-    problem = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")  # misspelt, it is missing, too
+    problem = _first_of(error)
     path = [str(part) for part in problem["loc"] if not str(part).startswith(("function-", "tuple[", "constrained-"))]
     if path and path[-1] == "int":
         path.pop()

@@ -6,6 +6,7 @@ from vggrepro.config.recipes import Graph
 from vggrepro.config.settings import Config
 from vggrepro.pipeline.session import open_session
 from vggrepro.pipeline.stage import evaluate_stage, train_stage
+from vggrepro.pipeline.tracking import catch_up
 from vggrepro.pipeline.transfer import transfer_together
 from vggrepro.preflight.images import require_sets
 from vggrepro.progress import echo
@@ -33,8 +34,9 @@ def reproduce(graph: Graph, *, stop_after_s: float | None = None) -> Path | None
             train_stage(config, parent, session)
             evaluate_stage(config, parent, session)
         transfer_together(stages, session)
-        if not session.topology.is_first:
-            return None
+    if not session.topology.is_first:
+        return None
+    catch_up(stages, session.topology)
     return write_tables(graph)
 
 

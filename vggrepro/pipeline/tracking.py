@@ -1,6 +1,6 @@
 """A stage's run in MLflow, for as long as it is worked on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from vggrepro.config.parsing import flatten
@@ -10,6 +10,7 @@ from vggrepro.ranks.topology import Topology
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.ledger import read_ledger
 from vggrepro.storage.mirror import MlflowMirror
+from vggrepro.storage.mirror_state import is_behind
 from vggrepro.storage.tracking_uri import resolve_uri
 
 _MLFLOW_PATIENCE_S = 60.0
@@ -47,6 +48,21 @@ def mirrored(config: Config, run: RunDirectory, topology: Topology) -> Iterator[
         mirror.log_artifacts(run.path / name for name in names if (run.path / name).exists())
         # asked to stop, there may be half a minute left for all that follows; the next start copies what is missing
         mirror.close(status, 5.0 if status == "KILLED" else _MLFLOW_PATIENCE_S)  # type: ignore[arg-type]
+
+
+def catch_up(stages: Iterable[Config], topology: Topology) -> None:
+    """Copies to MLflow what it missed of stages that are done, as when its server was down at the end of them.
+
+    Gives up at the first that the server does not take. On rank 0; of a stage that another process works on, there
+    would be two copies at the same time. Raises UserError.
+    """
+    for config in stages:
+        run = RunDirectory(config.directory)
+        if topology.is_first and config.tracking.mlflow and is_behind(run):
+            with mirrored(config, run, topology):
+                pass
+            if is_behind(run):
+                return
 
 
 def _provenance(run: RunDirectory) -> dict[str, str]:

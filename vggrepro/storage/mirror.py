@@ -12,16 +12,16 @@ import logging
 import os
 import re
 import threading
-import uuid
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from vggrepro.errors import UserError
 from vggrepro.storage.directory import RunDirectory, parse_record
+from vggrepro.storage.mirror_state import Progress, alone
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,22 +35,6 @@ KEY_TAG = "vggrepro.run_key"
 _NO_CURVES = ("step", "time", "epoch", "seconds_left", "Q")  # straight lines all of them
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class _Progress:
-    """How far MLflow has followed ``metrics.jsonl``; kept in ``mlflow.json``.
-
-    The checksum tells whether the file was rewound since. MLflow cannot delete points, and the trajectory is
-    deterministic, so after a rewind the steps up to those it already has (``had``) are left out.
-    """
-
-    key: str = field(default_factory=lambda: uuid.uuid4().hex)
-    run_id: str = ""
-    bytes: int = 0
-    crc32: int = 0
-    last_step: dict[str, int] = field(default_factory=dict)
-    had: dict[str, int] = field(default_factory=dict)
 
 
 class MlflowMirror:
@@ -105,7 +89,7 @@ class MlflowMirror:
         self._artifacts: deque[Path] = deque()
         self._warned: set[str] = set()
         self._client: MlflowClient | None = None
-        self._progress = _Progress()
+        self._progress = Progress()
         self._inode: int | None = None
 
     def start(self) -> None:
@@ -175,8 +159,9 @@ class MlflowMirror:
 
     def _copy(self, status: str | None) -> None:
         """One pass: what is new, and the final status, if any. Leaves early once abandoned."""
+        self._client = self._client or self._connect()
         if self._client is None:
-            self._client = self._connect()
+            return
         client, run_id = self._client, self._progress.run_id
         self._copy_metrics(client)
         if status and not self._abandoned:
@@ -188,24 +173,29 @@ class MlflowMirror:
             else:
                 logger.warning("%s does not exist and is not copied to MLflow", path)
             self._artifacts.popleft()
+        if status and not self._abandoned:
+            self._progress.ended = status
+            self._save(self._progress)
 
-    def _connect(self) -> MlflowClient:
+    def _connect(self) -> MlflowClient | None:
+        """The run's own in MLflow, found or created; None where the mirror has been given up by then."""
         from mlflow import MlflowClient
         from mlflow.entities import Param, RunTag
         from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
         client = MlflowClient(tracking_uri=self.uri)
         experiment_id = self._experiment_id(client)
-        progress = _Progress(**(self.run.read_json("mlflow.json") or {}))
-        self._save(progress)  # the key before the run: a run whose creation was not acknowledged is found again
-        found = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{progress.key}'", max_results=1)
-        if found:
-            run = found[0]
-        else:
-            run = client.create_run(experiment_id, tags={KEY_TAG: progress.key}, run_name=self.run_name)
+        with alone(self.run):
+            if self._abandoned:
+                return None
+            progress = replace(Progress.of(self.run), ended="")
+            progress.save(self.run)  # the key before the run: one whose creation was not acknowledged is found again
+            found = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{progress.key}'", max_results=1)
+            tags = {KEY_TAG: progress.key}
+            run = found[0] if found else client.create_run(experiment_id, tags=tags, run_name=self.run_name)
         run_id = run.info.run_id
         if run_id != progress.run_id:  # the first time, another database, or the run was deleted there
-            progress = _Progress(key=progress.key, run_id=run_id)
+            progress = Progress(key=progress.key, run_id=run_id)
             self._save(progress)
         if run.info.status != "RUNNING":
             client.update_run(run_id, status="RUNNING")
@@ -270,9 +260,9 @@ class MlflowMirror:
             progress.bytes, progress.crc32, progress.had = 0, 0, dict(progress.last_step)
         self._inode = inode
 
-    def _save(self, progress: _Progress) -> None:
+    def _save(self, progress: Progress) -> None:
         if not self._abandoned:
-            self.run.write_json("mlflow.json", asdict(progress))
+            progress.save(self.run)
 
 
 def _metrics(line: bytes, had: Mapping[str, int]) -> Iterator[Metric]:
