@@ -137,6 +137,17 @@ def test_four_ranks_then_two_then_one(stage_file: StageFile) -> None:
     np.testing.assert_allclose(losses(run_of(file)), losses(undisturbed), rtol=1e-5)
 
 
+@pytest.mark.parametrize("comm", ["ddp", "factor"])
+def test_an_interruption_leaves_no_trace_on_four_ranks(stage_file: StageFile, comm: str) -> None:
+    """Of which sums depend on the order, and that on how DDP has laid its buckets out."""
+    train = TWENTY | {"comm": comm}
+    whole, file = (stage_file(name, train=train) for name in ("undisturbed", "disturbed"))
+    run_to_the_end(whole, world=4)
+    interrupted(file, Fault("step 8", signal.SIGTERM), world=4)
+    run_to_the_end(file, world=4)
+    assert_same_course(run_of(file), run_of(whole))
+
+
 @pytest.mark.parametrize("fault", [Fault("step 8", signal.SIGSTOP, rank=1), Fault("step 8", None, rank=1)])
 def test_a_silent_rank_is_named_and_the_others_end_and_hear_signals_meanwhile(
     stage_file: StageFile, fault: Fault
@@ -204,6 +215,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # the usual ten minutes are too few beside other work
 def test_killed_at_thirty_random_instants(stage_file: StageFile) -> None:
     often = {"log_every": 7, "checkpoint_every": 1, "keep": 2, "validate_every": 10}
     train = {"iterations": 3000, "stall_after": 0, "learning_rate": 1e-3} | often  # at 1e-2 it diverges

@@ -36,6 +36,13 @@ class Exchange:
     def __init__(self, net: VGG, topology: Topology, comm: Comm | None) -> None:
         self.payload_bytes = 0
         """Bytes this rank has handed to all-reduces and all-gathers so far."""
+        self.settled = topology.world <= 2
+        """Whether gradients are summed in the order that they will have from now on.
+
+        DDP lays its buckets out anew after its first pass, and where a gradient lies decides which rank's part a ring
+        begins with. Of more than two ranks that is another rounding, and a run that goes on after an interruption has
+        a first pass in the middle.
+        """
         self.forward: nn.Module = net
         self._world = topology.world
         self._last = True

@@ -177,6 +177,8 @@ class Trainer:
             asked = time.perf_counter()
             batch = next(batches)
             self.waited_s += time.perf_counter() - asked
+            if not self._exchange.settled:
+                self._rehearse(batch)
             self._accumulate(batch, last=not left)
         self._exchange.finish()
         # The gradients are the global batch's by now, so all ranks find the same.
@@ -201,6 +203,16 @@ class Trainer:
         """The first step (iterations finished before it) whose gradient was not finite; it was not applied."""
         step = int(self._bad_step)
         return step if step >= 0 else None
+
+    def _rehearse(self, batch: Batch) -> None:
+        """A pass whose gradients are thrown away, after which those of every step are summed in the same order."""
+        loss_sum, payload_bytes = self._loss_sum.clone(), self._exchange.payload_bytes
+        self._accumulate(batch, last=True)
+        self._exchange.finish()
+        self._optimiser.zero_grad(set_to_none=True)
+        self._loss_sum.copy_(loss_sum)
+        self._exchange.payload_bytes = payload_bytes
+        self._exchange.settled = True
 
     def _accumulate(self, batch: Batch, *, last: bool) -> None:
         """Adds the gradient of one micro-batch."""
