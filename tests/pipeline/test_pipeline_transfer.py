@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from programs import Command, run_program
 from stores import arrays, assert_same_arrays
@@ -185,9 +186,10 @@ def _leaves(self: Watch) -> None:
 def test_nets_stacked(nets: Path, sets: Path, tmp_path: Path, command: Command) -> None:
     """Also where one has no fully-connected layers, and where their own configurations say different scales."""
     own = {"scales": [64], "combine": "average", "sets": {"gone": "nowhere"}}
-    kept = checkpoint.load(nets / "conv" / "checkpoints" / "final.pt")
-    kept.config["transfer"] |= own
-    checkpoint.save(kept, nets / "conv" / "checkpoints" / "final.pt")
+    kept = nets / "conv" / "config.yaml"
+    tree = yaml.safe_load(kept.read_text())
+    tree["transfer"] |= own
+    kept.write_text(yaml.safe_dump(tree))
     data, out = (
         ("-d", f"mine={sets / 'mine'}", "--scales", "37,40", "--combine", "average", *SETTINGS),
         tmp_path / "x.npz",
