@@ -171,14 +171,14 @@ def _report(one: Transferred) -> dict[str, Any]:
 
 
 def _line(one: Transferred) -> str:
-    from vggrepro.reporting.words import MEASURES
+    from vggrepro.reporting.words import FUSED, MEASURES
 
     report = _report(one)
-    Q = " + ".join(", ".join(map(str, sides)) for sides in report["scales"])
+    Q = FUSED.join(", ".join(map(str, sides)) for sides in report["scales"])
     low, high = report["interval"]
     spread = f" +- {report['spread']:.2f} over {len(one.C)} splits" if report["spread"] is not None else ""
     return (
-        f"{' + '.join(report['nets'])} on {report['data']}: {MEASURES[report['measure']]} {report['figure']:.2f} %"
+        f"{FUSED.join(report['nets'])} on {report['data']}: {MEASURES[report['measure']]} {report['figure']:.2f} %"
         f"{spread} (95 % interval {low:.2f} - {high:.2f}); Q = {Q}, {report['combine']}"
         f"{', with boxes' if report['boxes'] else ''}; C = {', '.join(f'{C:g}' for C in one.C)}"
     )

@@ -53,12 +53,12 @@ def mirrored(config: Config, run: RunDirectory, topology: Topology) -> Iterator[
 def catch_up(stages: Iterable[Config], topology: Topology) -> None:
     """Copies to MLflow what it missed of stages that are done, as when its server was down at the end of them.
 
-    Gives up at the first that the server does not take. On rank 0; of a stage that another process works on, there
-    would be two copies at the same time. Raises UserError.
+    Gives up at the first that the server does not take. Rank 0 alone calls it; of a stage that another process works
+    on, there would be two copies at the same time. Raises UserError.
     """
     for config in stages:
         run = RunDirectory(config.directory)
-        if topology.is_first and config.tracking.mlflow and is_behind(run):
+        if config.tracking.mlflow and is_behind(run):
             with mirrored(config, run, topology):
                 pass
             if is_behind(run):
