@@ -13,7 +13,9 @@ $(if $(LOCK),,$(error CUDA=$(CUDA): vggrepro is installed for CUDA 12 or 13: mak
 
 COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --extra dev --extra onnx
 
-.PHONY: install demo test test-gpu check lock clean help
+CHROMIUM ?= chromium
+
+.PHONY: install demo readme-image test test-gpu check lock clean help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -35,6 +37,13 @@ install: $(STAMP)  ## the environment alone, in .venv; CUDA=12 for drivers older
 
 demo: $(STAMP)  ## the whole story in small: A, D from A, dense evaluation, the table (minutes, CPU)
 	$(BIN)/vggrepro reproduce --config configs/demo.yaml
+
+runs/demo/tables.html:
+	@$(MAKE) --no-print-directory demo
+
+readme-image: runs/demo/tables.html  ## the README's image: the top of the demo's own report, by Chromium
+	$(CHROMIUM) --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1300,995 \
+	  --screenshot=docs/img/demo_tables.png file://$(CURDIR)/$<
 
 test: $(STAMP)  ## all tests but the slow ones and those that need a GPU
 	$(BIN)/python -m pytest

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import time
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from typing import Any, Literal
 from launch import slurm
 from vggrepro.errors import INTERRUPTED_STATUS, ending_of
 from vggrepro.storage import lease
+from vggrepro.storage.directory import RunDirectory
 
 HISTORY = "attempts.jsonl"
 ERRORS = Path("submission", "errors")
@@ -91,12 +93,16 @@ def describe(status: int) -> str:
 
 
 def progress_of(directory: Path) -> list[int]:
-    """How far a run has come, so that lists compare: step of the newest checkpoint, final net, sets of posteriors."""
-    names = os.listdir(directory / "checkpoints") if (directory / "checkpoints").is_dir() else []
+    """How far a run has come, so that lists compare: step of the newest checkpoint, final net, what tests have stored.
+
+    The last are two numbers: how many files, and a checksum of their names, for as many parts may have come as went.
+    """
+    run = RunDirectory(directory)
+    names = [file.name for file in run.checkpoints.glob("*")]
     steps = [int(found[1]) for name in names if (found := re.fullmatch(r"step-(\d+)\.pt", name))]
-    posteriors = directory / "posteriors"
-    stored = sum(1 for file in posteriors.rglob("[!.]*") if file.is_file()) if posteriors.is_dir() else 0
-    return [max(steps, default=0), int("final.pt" in names), stored]
+    stores = (run.posteriors, run.boxes, run.features, run.transfers)
+    stored = sorted(str(file.relative_to(directory)) for store in stores for file in store.rglob("[!.]*.npz"))
+    return [max(steps, default=0), int("final.pt" in names), len(stored), zlib.crc32("\n".join(stored).encode())]
 
 
 def history(directory: Path) -> list[dict[str, Any]]:

@@ -156,7 +156,7 @@ def test_killed_outright_after_some_parts(
 def test_a_torn_part_is_one_line(odd_index: Index, loader: Loader, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     parts = Parts(protocol(CONFIG, WEIGHTS, odd_index.fingerprint, 40, "dense").file(run.posteriors))
-    parts.folder.mkdir()
+    parts.folder.mkdir(parents=True)
     (parts.folder / "torn.npz").write_bytes(b"PK half")
     with pytest.raises(UserError, match=r"torn.npz cannot be read .*; remove the file and evaluate again"):
         run_evaluation(odd_index, run, loader)

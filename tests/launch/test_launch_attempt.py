@@ -116,16 +116,32 @@ def test_failures_are_counted_where_the_run_stands() -> None:
 
 
 def test_progress_is_read_off_the_names_of_files(tmp_path: Path) -> None:
-    assert progress_of(tmp_path) == [0, 0, 0]
+    assert progress_of(tmp_path) == [0, 0, 0, 0]
+    assert not list(tmp_path.iterdir()), "reading makes no folders"
     (tmp_path / "checkpoints").mkdir()
     for name in ("step-00000900.pt", "step-00001000.pt", ".step-00002000.pt.77", "best.pt"):
         (tmp_path / "checkpoints" / name).touch()
-    assert progress_of(tmp_path) == [1000, 0, 0]
+    assert progress_of(tmp_path) == [1000, 0, 0, 0]
     (tmp_path / "checkpoints" / "final.pt").touch()
     (tmp_path / "posteriors").mkdir()
     (tmp_path / "posteriors" / "dense.npz").touch()
     (tmp_path / "posteriors" / ".half.npz").touch()
-    assert progress_of(tmp_path) == [1000, 1, 1]
+    assert progress_of(tmp_path)[:3] == [1000, 1, 1]
+
+
+@pytest.mark.parametrize("store", ["posteriors", "boxes", "features", "transfers"])
+def test_whatever_a_test_stores_is_progress(tmp_path: Path, store: str) -> None:
+    """Else a job whose test is longer than its time limit is given up although it advances."""
+    parts = tmp_path / store / "dense-Q37.parts"
+    seen = [progress_of(tmp_path)]
+    parts.mkdir(parents=True)
+    (parts / "a.npz").touch()
+    seen.append(progress_of(tmp_path))
+    (parts / "a.npz").rename(parts.with_suffix(".npz"))  # as many files as before
+    seen.append(progress_of(tmp_path))
+    (parts / ".b.npz").touch()
+    assert progress_of(tmp_path) == seen[-1], "a torn file is none"
+    assert seen[0] != seen[1] != seen[2]
 
 
 class FakeSlurm:

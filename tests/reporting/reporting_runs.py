@@ -76,6 +76,7 @@ def make_run(
     run.append({"kind": "train", "step": 100, "loss": 2.0, "learning_rate": 0.01})
     weights = f"{config.name}-{experiment}".encode().hex().ljust(64, "0")
     if finished:
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
         (run.checkpoints / "final.pt").touch()
         run.write_json("final.json", {"weights": weights, "step": config.train.iterations})
     for (method, Q), values in (posteriors or {}).items():
@@ -138,6 +139,7 @@ def box_run(
     run.write_json("ledger.json", departures or [])
     run.append({"kind": "train", "step": 100, "loss": 2.0, "learning_rate": 0.01})
     if finished:
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
         (run.checkpoints / "final.pt").touch()
         weights = f"{config.name}-{experiment}".encode().hex().ljust(64, "0")
         run.write_json("final.json", {"weights": weights, "step": config.train.iterations})

@@ -154,8 +154,7 @@ def test_the_commands(run_twice: Path, tmp_path: Path, command: Command) -> None
 
     for folder in (run_twice / "demo" / "A", run_twice / "demo" / "D"):
         figures = {file.name for file in (folder / "figures").iterdir()}
-        own = {"learning_curves.png", "training_crops.png", "confusion.png", "conv1_1.png"}
-        assert figures == own | {"error_by_depth.png", "error_by_scale.png"}  # of the experiment, when it was evaluated
+        assert figures == {"learning_curves.png", "training_crops.png", "confusion.png", "conv1_1.png"}
         for file in (folder / "figures").iterdir():
             with Image.open(file) as image:
                 assert image.convert("L").getextrema()[0] < 128, f"{file.name} is blank"

@@ -170,8 +170,14 @@ def test_small_files(run: RunDirectory) -> None:
     with pytest.raises(UserError, match=r"config\.json is not JSON"):
         run.read_json("config.json")
     assert [path.name for path in run.path.iterdir()] == ["config.json"]
-    assert run.checkpoints.is_dir()
-    assert run.posteriors.is_dir()
+
+
+def test_reading_makes_no_folders(run: RunDirectory) -> None:
+    stores = (run.checkpoints, run.posteriors, run.boxes, run.features, run.transfers)
+    assert not any(list(store.glob("*")) for store in stores)
+    assert run.read_json("final.json") is None
+    assert not run.records()
+    assert not run.path.exists()
 
 
 def test_a_failed_write_leaves_the_old_file(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,6 @@ class BoxSet:
         }
         arrays = {f"{part}_{name}": getattr(self.split(name), part) for name in SPLITS for part in ("start", "box")}
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as temporary, temporary.open("wb") as stream:
                 np.savez(stream, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)
         except OSError as error:

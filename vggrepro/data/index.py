@@ -254,7 +254,6 @@ class Index:
             "seen": json.dumps(self.seen),
         }
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
                 table = self.table.replace_schema_metadata(metadata)
                 with pa.ipc.new_file(sink, table.schema) as writer:

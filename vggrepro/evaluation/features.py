@@ -46,7 +46,6 @@ class FeatureProtocol:
 
 def save_features(protocol: FeatureProtocol, values: NDArray[np.float32], folder: Path) -> None:
     """Writes (n, units), all or nothing."""
-    folder.mkdir(parents=True, exist_ok=True)
     write_arrays(protocol.file(folder), values=values, protocol=np.array(_text(protocol)))
 
 

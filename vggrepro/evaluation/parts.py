@@ -46,7 +46,6 @@ class Parts:
     def flush(self) -> None:
         """Writes what has not been written."""
         if self._kept:
-            self.folder.mkdir(parents=True, exist_ok=True)
             joined = {key: np.concatenate([one[key] for one in self._kept]) for key in self._kept[0]}
             write_arrays(self.folder / f"{uuid.uuid4().hex}.npz", **joined)
             self._kept = []
@@ -88,11 +87,14 @@ def write_arrays(file: Path, **arrays: NDArray[Any]) -> None:
         np.savez(out, **arrays)  # type: ignore[arg-type]
 
 
-def read_arrays(file: Path) -> dict[str, NDArray[Any]]:
-    """What :func:`write_arrays` wrote. Raises UserError."""
+def read_arrays(file: Path, *names: str) -> dict[str, NDArray[Any]]:
+    """What :func:`write_arrays` wrote: all of it, or the arrays of these names and no byte of others.
+
+    Raises UserError, also where a name is missing.
+    """
     try:
         with np.load(file, allow_pickle=False) as content:
-            return dict(content)
+            return {name: content[name] for name in names or content.files}
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         what = file.parent.with_suffix("").name if file.parent.suffix == ".parts" else file.parent.name
         raise UserError(f"{what} {file} cannot be read ({error}); remove the file and evaluate again") from None

@@ -52,7 +52,6 @@ class Posteriors:
 
     def save(self, folder: Path) -> None:
         """Writes all or nothing."""
-        folder.mkdir(parents=True, exist_ok=True)
         protocol = np.array(json.dumps(asdict(self.protocol)))
         write_arrays(self.protocol.file(folder), values=self.values, labels=self.labels, protocol=protocol)
 

@@ -126,17 +126,21 @@ def list_transferred(folder: Path) -> Iterator[Transferred]:
             yield found
 
 
+def described(file: Path) -> tuple[TransferProtocol, dict[str, Any]]:
+    """(protocol, what was said of it) of the stored test of a split, without reading its scores. Raises UserError."""
+    try:
+        note = json.loads(str(read_arrays(file, "note")["note"]))
+        tree = note["protocol"]
+        nets = tuple(NetProtocol(**net | {"Q": tuple(net["Q"])}) for net in tree["nets"])
+        return TransferProtocol(**tree | {"nets": nets, "C": tuple(tree["C"])}), note["said"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"transfers {file} cannot be read ({error}); remove the file and test again") from None
+
+
 def _whole(first: Path, folder: Path) -> Transferred | None:
     if not first.exists():
         return None
-    content = read_arrays(first)
-    try:
-        note = json.loads(str(content["note"]))
-        tree = note["protocol"]
-        nets = tuple(NetProtocol(**net | {"Q": tuple(net["Q"])}) for net in tree["nets"])
-        protocol = TransferProtocol(**tree | {"nets": nets, "C": tuple(tree["C"])})
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"transfers {first} cannot be read ({error}); remove the file and test again") from None
+    protocol, said = described(first)
     if not _has_splits(protocol, folder):
         return None
     tested, chosen = [], []
@@ -152,4 +156,4 @@ def _whole(first: Path, folder: Path) -> Transferred | None:
     if not truth.exists():
         raise UserError(f"transfers in {folder} lack the truth, {truth.name}; test again, which restores it")
     targets = read_arrays(truth)["targets"]
-    return Transferred(protocol, Recognition(protocol.measure, targets, tested), tuple(chosen), note["said"])
+    return Transferred(protocol, Recognition(protocol.measure, targets, tested), tuple(chosen), said)

@@ -116,7 +116,7 @@ def has_boxes(config: Config, parent: Config, weights: str, dataset: dict[str, A
     protocols = NetProtocols(weights, data, boxes, config.evaluation.precision)
     wanted = [protocols.dense(Q, key, net.merge_below) for Q in (config.single_Q, config.multi_Q)]
     wanted.append(protocols.centre(config.single_Q[0]))
-    return all(protocol.file(config.directory / "boxes").exists() for protocol in wanted)
+    return all(protocol.file(net.run.boxes).exists() for protocol in wanted)
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class BoxTest:
         sources = []
         for stage in stages:
             weights = weights_of(stage)
-            Q, folder = stage.multi_Q, stage.directory / "posteriors"
+            Q, folder = stage.multi_Q, RunDirectory(stage.directory).posteriors
             found = scored(stage, weights, self.index.fingerprint, folder, Q, method)
             if found is None:
                 sides = ",".join(map(str, Q))

@@ -134,7 +134,7 @@ class FeatureNet:
 
     def _stored(self, data: TransferSet, Q: Sequence[int], *, boxes: bool) -> Iterator[NDArray[np.float32]]:
         for side in Q:
-            values = load_features(self.protocol(data, side, boxes=boxes), self.run.path / "features")
+            values = load_features(self.protocol(data, side, boxes=boxes), self.run.features)
             assert values is not None, (self, side)
             yield values
 

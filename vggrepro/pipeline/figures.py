@@ -1,4 +1,4 @@
-"""The figures of a finished run, and those of its experiment by then."""
+"""The figures of a finished run, of what is in its own directory: those of several runs stand beside the tables."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vggrepro.config.settings import Config
-from vggrepro.errors import UserError
 from vggrepro.pipeline.session import Session
-from vggrepro.progress import echo
-from vggrepro.reporting.finding import find_runs
 from vggrepro.reporting.predictions import PredictionCache
 from vggrepro.reporting.runs import StoredRun
-from vggrepro.reporting.tables import build_report
 from vggrepro.storage.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -46,7 +42,7 @@ def draw_box_figures(config: Config, run: RunDirectory, found: Found, test: Anno
 
 
 def draw_figures(config: Config, run: RunDirectory, index: Index, session: Session) -> None:
-    """The figures of one finished run, and those of its experiment by then, in its folder `figures`."""
+    """The figures of one finished run that predicts classes, in its folder `figures`."""
     from vggrepro.data.sampler import TrainingSampler
     from vggrepro.reporting import figures
     from vggrepro.training.stage import load_final
@@ -63,14 +59,5 @@ def draw_figures(config: Config, run: RunDirectory, index: Index, session: Sessi
     protocol = f"dense, Q = {', '.join(map(str, config.multi_Q))}; n = {predictions.top1.n:,}"
     drawn["confusion"] = figures.confusion(predictions, index.classes, protocol)
     drawn["conv1_1"] = figures.filters(load_final(config).weights["features.0.weight"].float().numpy())
-    try:
-        report = build_report(find_runs([run.path.parent]))
-    except UserError as error:  # of another run: this one is none the worse for it
-        echo(f"{config.name}: no figures of its experiment: {error}")
-    else:
-        (group,) = (one.id for one in report.groups if any(note.directory == str(run.path) for note in one.runs))
-        for name, draw in (("error_by_depth", figures.error_by_depth), ("error_by_scale", figures.error_by_scale)):
-            if png := draw(report, group):
-                drawn[name] = png
     for name, png in drawn.items():
         run.write_bytes(f"figures/{name}.png", png)

@@ -41,7 +41,8 @@ def reproduce(graph: Graph, *, stop_after_s: float | None = None) -> Path | None
 
 
 def _stored(stage: Config) -> list[Path]:
-    return [file for folder in ("posteriors", "boxes", "transfers") for file in stage.directory.glob(f"{folder}/*")]
+    run = RunDirectory(stage.directory)
+    return [file for folder in (run.posteriors, run.boxes, run.transfers) for file in folder.glob("*")]
 
 
 def write_tables(graph: Graph) -> Path:

@@ -63,7 +63,7 @@ def is_transferred(config: Config) -> bool:
     if not (weights and done and done["asked"] == _asked(config, weights)):
         return False
     files = done.get("files")
-    return bool(files) and all((run.path / "transfers" / name).exists() for name in files)
+    return bool(files) and all((run.transfers / name).exists() for name in files)
 
 
 def _asked(config: Config, weights: str) -> str:
@@ -214,7 +214,7 @@ def transfer(nets: Sequence[FeatureNet], asked: Sequence[Asked], data: TransferS
     """
     from vggrepro.evaluation.svm import classify
 
-    folder = nets[0].run.path / "transfers"
+    folder = nets[0].run.transfers
     protocol = protocol_of(nets, asked, data)
     if from_first_rank(is_stored(protocol, folder)):
         return
@@ -223,7 +223,6 @@ def transfer(nets: Sequence[FeatureNet], asked: Sequence[Asked], data: TransferS
         net.extract(data, one, session)
     samples: NDArray[Any] | None = None
     if session.topology.is_first:
-        folder.mkdir(parents=True, exist_ok=True)
         save_truth(data.targets, folder, data.fingerprint)
     for number, partition in enumerate(data.partitions):
         session.watch.leave_together()
@@ -274,7 +273,7 @@ def protocol_of(nets: Sequence[FeatureNet], asked: Sequence[Asked], data: Transf
 
 def transferred(nets: Sequence[FeatureNet], asked: Sequence[Asked], data: TransferSet) -> Transferred:
     """What :func:`transfer` stored. Raises UserError."""
-    found = load_transferred(protocol_of(nets, asked, data), nets[0].run.path / "transfers")
+    found = load_transferred(protocol_of(nets, asked, data), nets[0].run.transfers)
     assert found is not None, (nets, asked)
     return found
 

@@ -57,7 +57,7 @@ def renew(text: str, report: Report, root: Path) -> str:
         "tables": lambda _: blocks_of(report),
         "recipes": lambda _: _recipes(root),
         "evidence": lambda folder: in_brief(kept(folder)),
-        "claims": lambda folder: [claims_in_brief(kept(folder).claims)],
+        "claims": lambda folder: [claims_in_brief([*(made := kept(folder)).claims, *made.transfer_claims])],
     }
 
     def section(match: re.Match[str]) -> str:

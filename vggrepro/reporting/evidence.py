@@ -130,7 +130,6 @@ def write(runs: Sequence[StoredRun], answers: Iterable[Answer], folder: Path) ->
         arrays[f"{data[:12]}.asked"] = np.array(json.dumps([_key(one.asked, one.method) for one in same]))
     lines = [json.dumps(_line_of(run), sort_keys=True) for run in runs]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / RANKS) as temporary, temporary.open("wb") as out:
             np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
         with replacing(folder / RUNS) as temporary:

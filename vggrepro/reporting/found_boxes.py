@@ -111,7 +111,7 @@ class BoxCache:
         known = [(run, run.boxes_fingerprint) for run in runs if run.weights and run.dataset]
         weights = {run.weights: (run, boxes) for run, boxes in known}
         for run, _ in known:
-            folder = run.path / "boxes"
+            folder = run.run_directory.boxes
             for protocol, said in list_found(folder):
                 if all(self._belongs(protocol, number, weights) for number in range(len(protocol.parts))):
                     key = _key([(part.weights, part.Q) for part in protocol.parts], protocol.method)

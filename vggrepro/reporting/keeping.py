@@ -11,7 +11,7 @@ from vggrepro.progress import echo
 from vggrepro.reporting import evidence, figures
 from vggrepro.reporting.predictions import PredictionCache
 from vggrepro.reporting.render import Format, render
-from vggrepro.reporting.runs import StoredRun
+from vggrepro.reporting.runs import StoredRun, by_output
 from vggrepro.reporting.tables import build_report
 
 _METHODS = (*dict.fromkeys(chain.from_iterable(COMBINED.values())), "centre", *COMBINED)
@@ -23,9 +23,18 @@ def keep(runs: Sequence[StoredRun], folder: Path, title: str, cache: PredictionC
     Beside what the tables ask for, each net is kept at each of its Q. `cache` has what was read by now. Raises
     UserError, also where nothing is tested.
     """
-    tested = [run for run in runs if run.weights and run.dataset and run.finished and not run.config.localisation]
-    if left := [run.name for run in runs if run not in tested]:
-        echo(f"no evidence is kept of {', '.join(left)}: not tested yet, or nets that predict boxes")
+    finished = [run for run in runs if run.weights and run.dataset and run.finished]
+    tested, of_boxes = by_output(finished)
+    left_out = {
+        "not tested yet": [run for run in runs if run not in finished],
+        "they predict boxes": of_boxes,
+        "only what they answer on their own validation images, not Tables 11 and 12": [
+            run for run in tested if next(run.run_directory.transfers.glob("[!.]*.npz"), None)
+        ],
+    }
+    for why, some in left_out.items():
+        if some:
+            echo(f"no evidence of {', '.join(run.name for run in some)}: {why}")
     cache = cache or PredictionCache()
     build_report(tested, cache)
     for run in tested:

@@ -200,7 +200,7 @@ class RunNote(Record):
     """Id of its MLflow run."""
     departures: list[Departed]
     unused: list[str]
-    """Stored posteriors of another net or index, which no number here is made of."""
+    """Stored answers of another net or index, which no number here is made of."""
 
 
 class Group(Record):

@@ -55,7 +55,7 @@ def _steps(run: RunNote) -> str:
 
 
 def ledger_blocks(runs: Sequence[RunNote]) -> Iterator[Block]:
-    """The departures, those of all runs first and then each run's own; and posteriors that were left aside."""
+    """The departures, those of all runs first and then each run's own; and answers that were left aside."""
     texts = [(run.name, [str(Departure(**one.model_dump())) for one in run.departures]) for run in runs]
     counts = Counter(text for _, lines in texts for text in lines)
     common = [text for text, n in counts.items() if n == len(texts)]
@@ -67,5 +67,5 @@ def ledger_blocks(runs: Sequence[RunNote]) -> Iterator[Block]:
         yield Text("Departures from the paper: none.")
     unused = [f"{run.name}: {file}" for run in runs for file in run.unused]
     if unused:
-        yield Text("Stored posteriors of another net or another index, used nowhere above:")
+        yield Text("Stored answers of another net or another index, used nowhere above:")
         yield Bullets(unused)

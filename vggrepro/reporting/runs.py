@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from vggrepro.config.settings import Config
 from vggrepro.errors import UserError
-from vggrepro.evaluation import posteriors
+from vggrepro.evaluation import box_store, posteriors, transfers
 from vggrepro.evaluation.measure import Scored, methods_of, protocol, scored
 from vggrepro.paper import Scale, facts, value
 from vggrepro.storage.directory import RunDirectory
@@ -29,17 +29,22 @@ class StoredRun:
     config: Config
 
     @property
+    def run_directory(self) -> RunDirectory:
+        """Its files."""
+        return RunDirectory(self.path)
+
+    @property
     def place(self) -> str:
         """The run directory, for a reader."""
         return str(self.path)
 
     def said(self, name: str) -> Any | None:
         """What a JSON file of the run says; None where there is no such file. Raises UserError."""
-        return RunDirectory(self.path).read_json(name)
+        return self.run_directory.read_json(name)
 
     def records(self, kind: str) -> list[dict[str, Any]]:
         """What was measured on the way: the records of `metrics.jsonl` of one kind."""
-        return RunDirectory(self.path).records(kind)
+        return self.run_directory.records(kind)
 
     @property
     def name(self) -> str:
@@ -53,7 +58,7 @@ class StoredRun:
 
     def _tested_on(self) -> dict[str, Any]:
         """The data set of the newest stored posteriors of the final net."""
-        files = (self.path / "posteriors").glob(f"[!.]*-{(self.weights or '')[:12]}-*.npz")
+        files = self.run_directory.posteriors.glob(f"[!.]*-{(self.weights or '')[:12]}-*.npz")
         if newest := max(files, key=lambda one: one.stat().st_mtime, default=None):
             tested, val = posteriors.described(newest)
             return {"source": "tested images", "fingerprint": tested.data, "splits": {"val": val}}
@@ -87,12 +92,12 @@ class StoredRun:
         """Stored posteriors of the final net, averaged over Q; None while some are missing. Raises UserError."""
         if self.weights is None or not self.dataset:
             return None
-        # the folder is not made by looking into it
-        found = scored(self.config, self.weights, self.dataset["fingerprint"], self.path / "posteriors", Q, method)
+        folder = self.run_directory.posteriors
+        found = scored(self.config, self.weights, self.dataset["fingerprint"], folder, Q, method)
         expected = (self.usable_val, self.config.model.classes)
         if found and found.values.shape != expected:
             raise UserError(
-                f"{method} posteriors in {self.path / 'posteriors'} are of {found.values.shape} images and "
+                f"{method} posteriors in {folder} are of {found.values.shape} images and "
                 f"classes, the run's data set has {expected}: another index or class list; remove it and evaluate again"
             )
         return found
@@ -116,7 +121,7 @@ class StoredRun:
         if self.weights is None or not self.dataset:
             return False
         tested = protocol(self.config, self.weights, self.dataset["fingerprint"], Q, method)
-        return tested.file(self.path / "posteriors").exists()
+        return tested.file(self.run_directory.posteriors).exists()
 
     def what_boxes_lack(self, Q: tuple[int, ...], method: str) -> str:
         """Why boxes that a table needs are not there, for a reader."""
@@ -130,12 +135,17 @@ class StoredRun:
 
     @property
     def strangers(self) -> list[str]:
-        """Stored posteriors that are not of this run's final net and index, and therefore not used."""
+        """Stored answers that are not of this run's final net, or not of its index, and therefore not used."""
         if self.weights is None or not self.dataset:
             return []
-        own = f"-{self.weights[:12]}-{self.dataset['fingerprint'][:12]}"
-        found = sorted((self.path / "posteriors").glob("*.npz"))
-        return [file.name for file in found if not file.name.startswith(".") and own not in file.name]
+        run, net, data = self.run_directory, self.weights, self.dataset["fingerprint"]
+        found = [file for file in run.posteriors.glob("*.npz") if f"-{net[:12]}-{data[:12]}" not in file.name]
+        found += [file for file in run.features.glob("*.npz") if f"-{net[:12]}-" not in file.name]
+        found += [file for file, of in box_store.list_nets(run.boxes) if of != (net, data)]
+        found += [
+            file for file in run.transfers.glob("[!.]*-*-*.npz") if transfers.described(file)[0].nets[0].weights != net
+        ]
+        return sorted(file.name for file in found if not file.name.startswith("."))
 
     @property
     def mlflow_run(self) -> str | None:

@@ -44,7 +44,7 @@ def stored_transfers(runs: Iterable[StoredRun]) -> list[StoredTransfer]:
 
 def _stored(runs: Sequence[StoredRun], by_weights: dict[str, StoredRun]) -> Iterator[StoredTransfer]:
     for run in runs:
-        for found in list_transferred(run.path / "transfers"):
+        for found in list_transferred(run.run_directory.transfers):
             nets = [net.weights for net in found.protocol.nets]
             # of a net that was trained again since, or that was stacked with one that is not among these
             if nets[0] == run.weights and all(weights in by_weights for weights in nets):

@@ -29,33 +29,28 @@ class RunDirectory:
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of checkpoints, created on demand."""
-        return self._folder("checkpoints")
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
 
     @property
     def posteriors(self) -> Path:
-        """The folder of stored posteriors, created on demand."""
-        return self._folder("posteriors")
+        """The folder of stored posteriors."""
+        return self.path / "posteriors"
 
     @property
     def boxes(self) -> Path:
-        """The folder of stored boxes, created on demand."""
-        return self._folder("boxes")
+        """The folder of stored boxes."""
+        return self.path / "boxes"
 
     @property
     def features(self) -> Path:
-        """The folder of stored features, created on demand."""
-        return self._folder("features")
+        """The folder of stored features."""
+        return self.path / "features"
 
     @property
     def transfers(self) -> Path:
-        """The folder of what classifiers on features got right, created on demand."""
-        return self._folder("transfers")
-
-    def _folder(self, name: str) -> Path:
-        folder = self.path / name
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        """The folder of what classifiers on features got right."""
+        return self.path / "transfers"
 
     def write_text(self, name: str, text: str) -> None:
         """Write a small UTF-8 file so that a reader, or a crash, meets the old content or the new one, never a part."""
@@ -140,7 +135,6 @@ class RunDirectory:
             return []
 
     def _replace(self, target: Path, content: bytes) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as temporary:
             temporary.write_bytes(content)
 

@@ -34,7 +34,6 @@ def holder(directory: Path) -> str | None:
 
 def take(directory: Path, attempt: str) -> None:
     """Takes the directory over, whoever has it."""
-    directory.mkdir(parents=True, exist_ok=True)
     with replacing(directory / _FILE) as temporary:
         temporary.write_text(json.dumps({"attempt": attempt, "time": time.time()}) + "\n")
 

@@ -11,7 +11,7 @@ from vggrepro.storage.directory import RunDirectory
 
 def final_file(run: Path) -> Path:
     """The net of a finished stage in its run directory; that it exists is what finished means."""
-    return run / "checkpoints" / "final.pt"
+    return RunDirectory(run).checkpoints / "final.pt"
 
 
 def known_weights(run: RunDirectory) -> str | None:
@@ -36,7 +36,7 @@ def is_finished(config: Config) -> bool:
         if changed:
             listed = "; ".join(f"{key} was {old}, is {new}" for key, old, new in changed[:4])
             more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
-            empty = "" if any((config.directory / "checkpoints").glob("*.pt")) else ", in which nothing is trained yet"
+            empty = "" if any(final_file(config.directory).parent.glob("*.pt")) else ", in which nothing is trained yet"
             raise UserError(
                 f"run directory {config.directory} belongs to another configuration ({listed}{more}); "
                 f"choose another run.experiment or run.name, or remove the directory{empty}"

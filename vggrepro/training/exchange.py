@@ -29,7 +29,7 @@ class Exchange:
 
     Args:
         net: in `factor` mode :meth:`finish` sets the gradients of its fully-connected layers, and autograd does not.
-        here: this rank's place.
+        topology: this rank's place among the others.
         comm: see the module; None on a single rank.
     """
 
