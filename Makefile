@@ -13,7 +13,11 @@ $(if $(LOCK),,$(error CUDA=$(CUDA): vggrepro is installed for CUDA 12 or 13: mak
 
 COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --extra dev --extra onnx
 
+# Containers like to set it, and then each process compiles torch anew, which takes longer than most tests.
+unexport PYTHONDONTWRITEBYTECODE
+
 CHROMIUM ?= chromium
+WORKERS ?= 2
 
 .PHONY: install demo readme-image test test-gpu check lock clean help
 .DEFAULT_GOAL := help
@@ -45,8 +49,9 @@ readme-image: runs/demo/tables.html  ## the README's image: the top of the demo'
 	$(CHROMIUM) --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1300,995 \
 	  --screenshot=docs/img/demo_tables.png file://$(CURDIR)/$<
 
-test: $(STAMP)  ## all tests but the slow ones and those that need a GPU
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## all tests but the slow ones and those that need a GPU; WORKERS=2 at a time, some alone afterwards
+	$(BIN)/python -m pytest --durations=10 -n $(WORKERS) --dist loadfile -m "not (slow or gpu or alone or slurm)"
+	$(BIN)/python -m pytest --durations=10 -m "(alone or slurm) and not (slow or gpu)"
 
 test-gpu: $(STAMP)  ## what needs a GPU: tests and benchmarks, into benchmarks/results; IMAGES=photographs MINUTES=25
 	$(BIN)/python benchmarks/gpu.py $(addprefix --images=,$(or $(IMAGES),$(PICTURES))) $(addprefix --minutes=,$(MINUTES))

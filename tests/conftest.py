@@ -1,12 +1,19 @@
 """What tests of several rooms share: small images in ImageNet's layout, and settings under which nets are small."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as ranks have: with more, sums have another order
 
 import numpy as np
 import pytest
+from drawing import BLANK, REAL, figures_drawn_by
+from forks import start_server
 from PIL import Image
 from tiny import TINY, PublicPredictions, shared
 
+from vggrepro.data import sample_set
 from vggrepro.data.scan import scan_folder
 
 pytest.register_assert_rewrite("programs")
@@ -20,6 +27,24 @@ def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     launchers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "VGGREPRO_ATTEMPT")
     for name in (*launchers, "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fork_server() -> None:
+    start_server()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _blank_figures() -> Iterator[None]:
+    with figures_drawn_by(BLANK):
+        yield
+
+
+@pytest.fixture
+def drawing() -> Iterator[None]:
+    """For tests whose subject figures are: they are drawn."""
+    with figures_drawn_by(REAL):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +90,12 @@ def paper_of_2000(monkeypatch: pytest.MonkeyPatch) -> None:
 def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
     """Runs `vggrepro`; what libraries print behind Python's back is in its output, too."""
     return Command(monkeypatch, capfd)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in sample set, which takes seconds to make."""
+    return sample_set.ensure(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,19 @@
 
 import json
 import os
+import runpy
 import socket
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from drawing import BLANK, figures_drawn_by
+from forks import forks, hear
 
 from vggrepro.cli import main as cli
 
@@ -51,19 +57,76 @@ def run_program(
 ) -> subprocess.CompletedProcess[str]:
     """Runs a script, or `-m` and a module, with its arguments to its end: on the CPU, one thread a rank, in no job.
 
-    Under torchrun where there are several ranks; `variables` of the environment have the last word.
+    Under torchrun where there are several ranks; `variables` of the environment have the last word. It imports torch
+    for each: where the process itself is not what is tested, `fork_program` does the same.
     """
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    inherited = {name: text for name, text in os.environ.items() if not name.startswith(("SLURM", "RANK", "WORLD"))}
     return subprocess.run(
         [sys.executable, *torchrun, *map(str, program)],
-        env=inherited | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | variables,
+        env=_environment() | variables,
         capture_output=True,
         text=True,
         timeout=timeout,
         check=check,
         cwd=cwd,
     )
+
+
+def fork_program(
+    *program: object, ranks: int = 1, cwd: Path | None = None, timeout: float = 300, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """As `run_program`, in forks of a process that has imported everything, without drawing and without torchrun.
+
+    As torchrun does, it ends the other ranks once one has failed; what all have printed is joined, rank by rank.
+    """
+    words, port = list(map(str, program)), free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        printed = [(Path(folder, f"out{rank}"), Path(folder, f"err{rank}")) for rank in range(ranks)]
+        running = []
+        for rank, streams in enumerate(printed):
+            places = rank_variables(rank, ranks, port) if ranks > 1 else {}
+            arguments = (words, cwd or Path.cwd(), _environment() | places | variables, streams)
+            running.append(forks.Process(target=_as_program, args=arguments, daemon=True))
+            running[-1].start()
+        until = time.monotonic() + timeout
+        while any(one.is_alive() for one in running) and not any(one.exitcode for one in running):
+            if time.monotonic() > until:
+                for one in running:
+                    one.kill()
+                raise subprocess.TimeoutExpired(words, timeout)
+            time.sleep(0.02)
+        for one in running:
+            one.terminate()
+            one.join(10)
+            one.kill()
+            one.join()
+        out, err = ("".join(file.read_text() for file in files) for files in zip(*printed, strict=True))
+    return subprocess.CompletedProcess(words, next((one.exitcode for one in running if one.exitcode), 0), out, err)
+
+
+def _as_program(words: list[str], cwd: Path, environment: Mapping[str, str], streams: tuple[Path, Path]) -> None:
+    """What python does with these words."""
+    hear()
+    for number, file in enumerate(streams, 1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+    # the fork server's own objects may be closed
+    sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w", buffering=1) for number in (1, 2))
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    with figures_drawn_by(BLANK):
+        if words[0] == "-m":
+            sys.argv = words[1:]
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = words
+            sys.path.insert(0, str(Path(words[0]).parent))
+            runpy.run_path(words[0], run_name="__main__")
+
+
+def _environment() -> dict[str, str]:
+    inherited = {name: text for name, text in os.environ.items() if not name.startswith(("SLURM", "RANK", "WORLD"))}
+    return inherited | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def modules_after(statement: str) -> set[str]:

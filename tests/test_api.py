@@ -11,7 +11,7 @@ import pytest
 import torch
 from programs import run_program
 from safetensors.torch import load_file, save_file
-from tiny import CONFIGS, REPOSITORY, TWO_STEPS, tiny_graph
+from tiny import CONFIGS, REPOSITORY, TWO_STEPS, link_digits, tiny_graph
 from torch import Tensor
 
 import vggrepro
@@ -56,9 +56,12 @@ def test_importing_it_is_light_and_names_are_found() -> None:
     assert unsaid == {"Batch", "Index", "Pretrained", "Report", "Scored", "VGG"}, "types, which are not called"
 
 
-def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_runs(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Statement by statement; where a comment says a shape, it is the shape."""
     monkeypatch.chdir(tmp_path)
+    link_digits(digits, Path("runs/data"), Path(api._CACHE))
     reproduce(load_graph(CONFIGS / "demo.yaml", [*TWO_STEPS, "tracking.mlflow=false", "model.width=0.015625"]))
     capsys.readouterr()
     named: dict[str, Any] = {}

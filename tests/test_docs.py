@@ -1,5 +1,6 @@
 """The documentation's commands: every one names verbs and options that exist, and every whole one of vggrepro is run.
 
+Those that train do so up to the work, for each stage of their recipe; one of each kind, which WHOLE names, to the end.
 `launch/submit.py`, sbatch, srun and slurm/devcluster are run by tests/launch, torchrun by tests/training, and the verbs
 of ELSEWHERE, which need weight files, boxes or time, by the tests that stand beside them.
 """
@@ -20,9 +21,12 @@ from tiny import REPOSITORY, TINY, TWO_STEPS, set_words, tiny_graph
 from launch import submit
 from vggrepro.cli import main as cli
 from vggrepro.config.recipes import load_graph
+from vggrepro.config.settings import Config
 from vggrepro.models.table1 import architecture
 from vggrepro.paper import ilsvrc_classes
+from vggrepro.pipeline import graph, stage
 from vggrepro.pipeline.graph import reproduce
+from vggrepro.pipeline.session import Session
 
 DOCS = REPOSITORY / "docs"
 PAGES = {page.stem: page for page in (REPOSITORY / "README.md", REPOSITORY / "REPRODUCTION.md", *DOCS.glob("*.md"))}
@@ -42,6 +46,8 @@ OWN = {
     r"\bruns/paper\b": "runs/demo",
     r"\b256,384,512\b": "37,40",
 }
+WHOLE = ("run.experiment=mine", "configs/vgg_A.yaml --set data.root=/path/to/images")
+"""In the lines that train to the end; tables are then made of what the first has left."""
 DESK = "reduced/localisation_digits.yaml"
 """The recipe of the runs that the reader has."""
 PROGRAM = r"(?:vggrepro|torchrun [-\w. ]*-m vggrepro|python launch/submit\.py)\b"
@@ -140,11 +146,34 @@ def desk(boxed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The stages that are come to; their images are opened, and nothing is trained or tested."""
+    reached: list[str] = []
+
+    def train_stage(config: Config, parent: Config | None, session: Session, **options: object) -> None:
+        assert len(session.index(config).split("train"))
+        assert config.localisation is None or len(session.boxes(config).split("train").has)  # type: ignore[union-attr]
+        reached.append(config.name)
+
+    for module in (graph, stage):
+        monkeypatch.setattr(module, "train_stage", train_stage)
+    monkeypatch.setattr(graph, "evaluate_stage", lambda *_: None)
+    return reached
+
+
 @pytest.mark.parametrize("line", [pytest.param(line, id=line[:60]) for line in RUN])
 def test_the_command_runs(
-    line: str, desk: Path, boxed: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+    line: str,
+    desk: Path,
+    boxed: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: Command,
+    request: pytest.FixtureRequest,
 ) -> None:
     monkeypatch.chdir(desk)
+    trains = bool(re.search(r"\b(reproduce|train) ", line))
+    reached = request.getfixturevalue("work") if trains and not any(words in line for words in WHOLE) else None
     for pattern, own in OWN.items():
         line = re.sub(pattern, own.replace("IMAGES", str(boxed)), line)
     words = shlex.split(re.sub(rf"^{PROGRAM}\s*", "", line))
@@ -152,8 +181,6 @@ def test_the_command_runs(
         pytest.skip(f"run by {ELSEWHERE[words[0]]}")
     if re.search(r"voc20|caltech256|runs/authors", line):
         pytest.skip("run by tests/pipeline/test_pipeline_transfer.py")
-    if "reduced/localisation.yaml" in line:
-        pytest.skip("its stages are those of localisation_digits.yaml, and a minute's work")
     if words[0] in ("reproduce", "train"):
         own = [*TINY, *TWO_STEPS]
         if "run.experiment" not in line and DESK not in line:  # else later lines of the page look at these runs
@@ -165,6 +192,12 @@ def test_the_command_runs(
         monkeypatch.setenv("PATH", str(desk))
     status, _, err = command(*words)
     assert status == 0, err
+    if reached is not None:
+        recipe = words[words.index("--config") + 1]
+        seeds = 3 if "--seeds" in words else 1
+        expected = list(load_graph(Path(recipe)).stages)
+        assert len(reached) == seeds * len(expected if words[0] == "reproduce" else expected[-1:]), reached
+        assert set(reached) >= set(expected if words[0] == "reproduce" else expected[-1:])
 
 
 def test_features_are_read_as_the_page_says(desk: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:

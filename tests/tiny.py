@@ -43,6 +43,13 @@ def tiny_graph(recipe: str, images: Path, runs: Path, *changes: str) -> Graph:
     return load_graph(CONFIGS / recipe, [*TINY, f"data.root={images}", f"run.root={runs}", *changes])
 
 
+def link_digits(digits: Path, *folders: Path) -> None:
+    """Puts the sample set into folders where it would be made."""
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / digits.name).symlink_to(digits)
+
+
 def shared(name: str) -> Path:
     """A file of real images or answers beside the checkout; the test is skipped where it is absent."""
     file = REPOSITORY.parent / "shared" / "data" / name

@@ -412,11 +412,6 @@ def test_tiny_imagenets_real_boxes(tmp_path: Path) -> None:
     assert largest.max() == 64
 
 
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sample_set.ensure(tmp_path_factory.mktemp("digits"))
-
-
 def test_the_digits_know_their_boxes(digits: Path, tmp_path: Path) -> None:
     index = scan_folder(digits)
     found = open_boxes(index, None, digits, tmp_path)

@@ -5,16 +5,10 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from vggrepro.data.sample_set import TRAIN_IMAGES, VAL_IMAGES, ensure
 from vggrepro.data.scan import scan_folder
-
-
-@pytest.fixture(scope="module")
-def sample_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ensure(tmp_path_factory.mktemp("sample_set"))
 
 
 def digest(root: Path) -> str:
@@ -22,8 +16,8 @@ def digest(root: Path) -> str:
     return hashlib.sha256(b"".join(file.name.encode() + file.read_bytes() for file in files)).hexdigest()
 
 
-def test_counts_classes_and_sizes(sample_set: Path) -> None:
-    index = scan_folder(sample_set)
+def test_counts_classes_and_sizes(digits: Path) -> None:
+    index = scan_folder(digits)
     assert index.classes == tuple("0123456789")
     assert (TRAIN_IMAGES, VAL_IMAGES) == (2000, 500)
     assert index.summary()["splits"] == {"train": 2000, "val": 500}
@@ -38,19 +32,19 @@ def test_counts_classes_and_sizes(sample_set: Path) -> None:
         assert min(counts.values()) > 0.08 * len(split)  # no class is rare
 
 
-def test_made_again_it_has_the_same_bytes(sample_set: Path, tmp_path: Path) -> None:
+def test_made_again_it_has_the_same_bytes(digits: Path, tmp_path: Path) -> None:
     again = ensure(tmp_path)
-    assert again != sample_set
-    assert digest(again) == digest(sample_set)
+    assert again != digits
+    assert digest(again) == digest(digits)
 
 
-def test_it_is_made_once(sample_set: Path) -> None:
-    before = {file: file.stat().st_mtime_ns for file in sample_set.rglob("*.JPEG")}
-    assert ensure(sample_set.parent) == sample_set
-    assert {file: file.stat().st_mtime_ns for file in sample_set.rglob("*.JPEG")} == before
+def test_it_is_made_once(digits: Path) -> None:
+    before = {file: file.stat().st_mtime_ns for file in digits.rglob("*.JPEG")}
+    assert ensure(digits.parent) == digits
+    assert {file: file.stat().st_mtime_ns for file in digits.rglob("*.JPEG")} == before
 
 
-def test_digits_stand_out(sample_set: Path) -> None:
+def test_digits_stand_out(digits: Path) -> None:
     """The digits must be visible: no image is near-uniform."""
-    spread = [np.asarray(Image.open(file).convert("L")).std() for file in sorted((sample_set / "val").rglob("*.JPEG"))]
+    spread = [np.asarray(Image.open(file).convert("L")).std() for file in sorted((digits / "val").rglob("*.JPEG"))]
     assert min(spread) > 8

@@ -34,8 +34,6 @@ CONFIG = Config(
     evaluation=Evaluation(batch=4),
 )
 METHODS = ("centre", "dense", "multicrop")
-# a process with everything imported, in a moment
-multiprocessing.set_forkserver_preload(["vggrepro.evaluation.stage", "vggrepro.data.torchvision", "torch._dynamo"])
 
 
 def run_evaluation(

@@ -4,6 +4,7 @@ Minutes each; run by hand: pytest -m slow tests/launch/test_launch_failures.py
 """
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -62,6 +63,48 @@ def test_time_limit_during_evaluation(experiment: Experiment, undisturbed: Exper
         expected = undisturbed.directory() / "posteriors" / file.name
         with np.load(file) as mine, np.load(expected) as theirs:
             assert np.allclose(mine["values"], theirs["values"], atol=1e-6)
+
+
+SLOW_BOXES = """
+import time
+from vggrepro.evaluation import localise
+
+def slowly(*given):
+    time.sleep(30)
+    return boxes_at_places(*given)
+
+boxes_at_places, localise.boxes_at_places = localise.boxes_at_places, slowly
+"""
+"""Makes an image of the box test take half a minute."""
+
+
+def test_a_box_test_longer_than_many_time_limits(cluster: Path, images: Path, tmp_path: Path) -> None:
+    """It goes on from limit to limit, and more of these than a job may fail without progress."""
+    boxed = shutil.copytree(images, tmp_path / "images")
+    rows = [f"{file.relative_to(boxed)}\t5\t5\t30\t35" for file in sorted(boxed.rglob("*.JPEG"))]
+    (boxed / "boxes.tsv").write_text("\n".join(["file\txmin\tymin\txmax\tymax", *rows]) + "\n")
+    experiment = Experiment.make(
+        tmp_path / "a",
+        boxed,
+        train={"batch": 8, "iterations": 20, "learning_rate": 0.001},
+        evaluation={"batch": 2, "multi_Q": [37, 42]},
+        stages={
+            "A": {"model": {"net": "A"}},
+            "boxes": {"model": {"net": "A"}, "run": {"parent": "A"}, "localisation": {"regression": "PCR"}},
+        },
+    )
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "slow_boxes.py").write_text(SLOW_BOXES)
+    # as soon as the package is there: a .pth file of a folder that PYTHONPATH names is not read
+    (site / "sitecustomize.py").write_text("import os\nif 'SLURM_PROCID' in os.environ: import slow_boxes\n")
+    setup = f"export PYTHONPATH={site}:$PYTHONPATH"
+    experiment.submit("--setup", setup, "--time", 3, "--set", "cluster.warning_s=60")
+    experiment.finish("boxes")
+    outcomes = [line["outcome"] for line in experiment.ends("boxes")]
+    assert outcomes == ["goes on"] * (len(outcomes) - 1) + ["finished"]
+    assert len(outcomes) > 3, "of these, three in a row without progress end a job"
+    assert {line["progress"][1] for line in experiment.ends("boxes")} == {1}, "all after the final net"
 
 
 @pytest.mark.parametrize("partition", ["main", "cancelling"])

@@ -271,6 +271,7 @@ def test_safetensors_that_say_odd_things_of_themselves(tmp_path: Path, said: Any
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, suffix: str) -> None:
     if suffix == "onnx":
         pytest.importorskip("onnxscript")
+    (tmp_path / "none").touch()
     net, file = built("A"), tmp_path / "none" / f"net.{suffix}"
     model = {"net": "A"} | GEOMETRY
     with pytest.raises(UserError, match=r"cannot be written \(.*\); choose another place") as refused:

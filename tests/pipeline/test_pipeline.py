@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 from programs import free_port
-from tiny import REPOSITORY
+from tiny import REPOSITORY, TINY, link_digits
 
 from vggrepro.config.recipes import Graph, load_graph, load_stage
 from vggrepro.errors import Interrupted, UserError
 from vggrepro.paper import value
 from vggrepro.pipeline import tracking
 from vggrepro.pipeline.evaluate import evaluate_nets
-from vggrepro.pipeline.graph import reproduce
+from vggrepro.pipeline.graph import reproduce, write_tables
 from vggrepro.pipeline.session import open_session
 from vggrepro.pipeline.stage import train_stage
 from vggrepro.reporting.finding import find_runs
@@ -30,6 +30,21 @@ SMALL = ("train.schedule.kind=plateau", "train.schedule.drops_at=[]", "train.val
 
 def graph_of(settings: list[str], *more: str) -> Graph:
     return load_graph(DEMO, [*settings, *SMALL, *more])
+
+
+@pytest.fixture(scope="module")
+def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's runs, finished."""
+    runs = tmp_path_factory.mktemp("finished") / "runs"
+    reproduce(graph_of([*TINY, f"data.root={images}", f"run.root={runs}"]))
+    return runs
+
+
+@pytest.fixture
+def again(finished: Path, settings: list[str], tmp_path: Path) -> list[str]:
+    """As `settings`, with a copy of the finished runs in their place."""
+    shutil.copytree(finished, tmp_path / "runs")
+    return settings
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -81,19 +96,20 @@ def test_the_whole_story(settings: list[str], capsys: pytest.CaptureFixture[str]
     assert child.preprocessing["mean"] == [123.68, 116.779, 103.939]
 
 
-def test_a_second_call_trains_and_evaluates_nothing(settings: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    graph = graph_of(settings)
-    reproduce(graph)
+def test_a_second_call_trains_and_evaluates_nothing(again: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    graph = graph_of(again)
     root = graph.stages["A"].run.root
+    stages = [contents(stage.directory) for stage in graph.stages.values()]
+    reproduce(graph)
+    assert [contents(stage.directory) for stage in graph.stages.values()] == stages
     before, first = contents(root), capsys.readouterr().out
-    reproduce(graph_of(settings))
+    reproduce(graph_of(again))
     assert contents(root) == before
     assert capsys.readouterr().out == first
 
 
-def test_what_is_missing_is_made_again(settings: list[str]) -> None:
-    graph = graph_of(settings)
-    reproduce(graph)
+def test_what_is_missing_is_made_again(again: list[str]) -> None:
+    graph = graph_of(again)
     run = RunDirectory(graph.stages["D"].directory)
     before = {file.name: file.read_bytes() for file in run.posteriors.iterdir()}
     (lost, *_) = run.posteriors.iterdir()
@@ -102,35 +118,32 @@ def test_what_is_missing_is_made_again(settings: list[str]) -> None:
     assert {file.name: file.read_bytes() for file in run.posteriors.iterdir()} == before
 
 
-def test_another_configuration_never_overwrites_a_run(settings: list[str]) -> None:
-    reproduce(graph_of(settings))
+def test_another_configuration_never_overwrites_a_run(again: list[str]) -> None:
     with pytest.raises(UserError, match=r"belongs to another configuration \(train.momentum was 0.9, is 0.5\)"):
-        reproduce(graph_of(settings, "train.momentum=0.5"))
+        reproduce(graph_of(again, "train.momentum=0.5"))
 
 
-def test_other_images_never_mix_with_a_run(settings: list[str], images: Path, tmp_path: Path) -> None:
-    reproduce(graph_of(settings))
+def test_other_images_never_mix_with_a_run(again: list[str], images: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     moved.symlink_to(images)
-    reproduce(graph_of(settings, f"data.root={moved}"))  # the same images elsewhere are the same images
+    reproduce(graph_of(again, f"data.root={moved}"))  # the same images elsewhere are the same images
     fewer = tmp_path / "fewer"
     for file in images.glob("*/*/*_[0-2].JPEG"):
         copy = fewer / file.relative_to(images)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(file.read_bytes())
     with pytest.raises(UserError, match="was begun with other images"):
-        reproduce(graph_of(settings, f"data.root={fewer}"))
+        reproduce(graph_of(again, f"data.root={fewer}"))
 
 
 def test_the_same_images_under_other_classes_never_mix_with_a_run(
-    settings: list[str], images: Path, tmp_path: Path
+    again: list[str], images: Path, tmp_path: Path
 ) -> None:
-    reproduce(graph_of(settings))
     other = shutil.copytree(images, tmp_path / "other")
     for split in ("train", "val"):
         (other / split / "n01").rename(other / split / "n04")
     with pytest.raises(UserError, match="was begun with other images"):
-        reproduce(graph_of(settings, f"data.root={other}"))
+        reproduce(graph_of(again, f"data.root={other}"))
 
 
 def test_a_stage_whose_parent_is_not_finished_is_refused(settings: list[str]) -> None:
@@ -139,13 +152,21 @@ def test_a_stage_whose_parent_is_not_finished_is_refused(settings: list[str]) ->
         train_stage(stage, parent, session)
 
 
-def test_runs_stand_side_by_side_in_mlflow(settings: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture(scope="module")
+def mirrored(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Graph:
+    """The demo's runs in MLflow, which takes seconds; tests that go on with them do so with a copy."""
+    settings = [*TINY, f"data.root={images}", f"run.root={tmp_path_factory.mktemp('mirrored') / 'runs'}"]
     graph = graph_of(settings, "tracking.mlflow=true", "train.iterations=2")
     reproduce(graph)
+    return graph
+
+
+def test_runs_stand_side_by_side_in_mlflow(mirrored: Graph, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tables(mirrored)
     assert "ui --backend-store-uri sqlite:///" in capsys.readouterr().err
     from mlflow import MlflowClient
 
-    root = graph.stages["A"].run.root
+    root = mirrored.stages["A"].run.root
     client = MlflowClient(f"sqlite:///{root.absolute() / 'mlruns.db'}")
     experiment = client.get_experiment_by_name("demo")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
@@ -161,7 +182,7 @@ def test_runs_stand_side_by_side_in_mlflow(settings: list[str], capsys: pytest.C
         assert run.data.tags["mlflow.note.content"].startswith("Departures from the paper:\n\n- model.classes: 3")
         assert run.data.tags["mlflow.source.name"]
         (given,) = run.inputs.dataset_inputs
-        assert given.dataset.name == Path(str(graph.stages["A"].data.root)).name
+        assert given.dataset.name == Path(str(mirrored.stages["A"].data.root)).name
         assert len(given.dataset.digest) == 12
     assert len(client.get_metric_history(runs["A"].info.run_id, "train/loss")) == 2
 
@@ -193,11 +214,8 @@ def test_what_mlflow_missed_of_finished_stages_is_made_up_for(
     }
 
 
-def test_what_is_evaluated_later_is_in_the_metrics_and_in_mlflow(settings: list[str], tmp_path: Path) -> None:
-    graph = graph_of(settings, "tracking.mlflow=true", "train.iterations=2")
-    reproduce(graph)
-    moved = tmp_path / "moved"
-    graph.stages["A"].run.root.rename(moved)
+def test_what_is_evaluated_later_is_in_the_metrics_and_in_mlflow(mirrored: Graph, tmp_path: Path) -> None:
+    moved = shutil.copytree(mirrored.stages["A"].run.root, tmp_path / "moved")
     path = moved / "demo" / "D"
     before = len(RunDirectory(path).records())
     for again in range(2):
@@ -222,16 +240,13 @@ def test_what_is_evaluated_later_is_in_the_metrics_and_in_mlflow(settings: list[
     assert len(client.search_runs(["1"])) == 2, "the run that was there goes on"
 
 
-def test_the_run_directory_says_where_the_run_departs(settings: list[str]) -> None:
-    graph = graph_of(settings)
-    reproduce(graph)
-    departures = json.loads((graph.stages["D"].directory / "ledger.json").read_text())
+def test_the_run_directory_says_where_the_run_departs(finished: Path) -> None:
+    departures = json.loads((finished / "demo" / "D" / "ledger.json").read_text())
     assert {"model.width", "data.images.train"} <= {line["setting"] for line in departures}
 
 
-def test_the_run_directory_says_how_the_run_was_tested_last(settings: list[str]) -> None:
-    reproduce(graph_of(settings))
-    graph = graph_of(settings, "evaluation.flip=false", "evaluation.single_Q=[40]")
+def test_the_run_directory_says_how_the_run_was_tested_last(again: list[str]) -> None:
+    graph = graph_of(again, "evaluation.flip=false", "evaluation.single_Q=[40]")
     reproduce(graph)
     root = graph.stages["A"].run.root
     rows = [row for row in build_report(find_runs([root])).rows if (row.table, row.net) == (3, "D") and row.run]
@@ -243,9 +258,12 @@ def test_the_run_directory_says_how_the_run_was_tested_last(settings: list[str])
     assert (found.config.evaluation.flip, found.Q) == (False, (40,))
 
 
-def test_the_graph_over_seeds_has_means_and_spreads(settings: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_graph_over_seeds_has_means_and_spreads(
+    settings: list[str], digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """On the built-in digits; the runs of the first seed are those that were there without --seeds."""
-    changes = [*settings, *SMALL, "data.root=builtin:digits", "model.classes=10"]
+    link_digits(digits, tmp_path / "runs" / "data")
+    changes = [*settings, *SMALL, "data.root=builtin:digits", "model.classes=10", "evaluation.batch=250"]
     reproduce(load_graph(DEMO, changes))
     alone = capsys.readouterr().out
     graph = load_graph(DEMO, changes, "0,1,2")
@@ -270,14 +288,12 @@ def test_the_graph_over_seeds_has_means_and_spreads(settings: list[str], capsys:
     assert claim.spread is not None
 
 
-def test_a_graph_that_was_stopped_goes_on(settings: list[str]) -> None:
+def test_a_graph_that_was_stopped_goes_on(settings: list[str], finished: Path) -> None:
     graph = graph_of(settings)
     with pytest.raises(Interrupted, match="wall time nearly spent"):
         reproduce(graph, stop_after_s=0.0)
     assert not (graph.stages["A"].directory / "checkpoints" / "final.pt").exists()
     reproduce(graph)
-    other = graph_of(settings, "run.experiment=other")
-    reproduce(other)
-    for name in graph.stages:
-        one, two = (RunDirectory(each.stages[name].directory).read_json("final.json") for each in (graph, other))
-        assert one == two
+    for name, config in graph.stages.items():
+        undisturbed = RunDirectory(finished / "demo" / name)
+        assert RunDirectory(config.directory).read_json("final.json") == undisturbed.read_json("final.json")

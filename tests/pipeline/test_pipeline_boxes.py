@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from programs import Command, run_program
+from programs import Command, fork_program
 from stores import arrays, assert_same_arrays
 from tiny import TINY, set_words
 
@@ -170,7 +170,7 @@ def test_two_ranks_store_the_same_boxes(whole: Graph, boxed: Path, recipe: Path,
     for name in ("boxes", "boxes-fine", "boxes-SCR"):
         shutil.rmtree(tmp_path / "runs" / "boxes" / name / "boxes")
     words = set_words(*changes(boxed, tmp_path / "runs"))
-    done = run_program("-m", "vggrepro", "reproduce", "--config", recipe, *words, ranks=2)
+    done = fork_program("-m", "vggrepro", "reproduce", "--config", recipe, *words, ranks=2)
     assert done.returncode == 0, done.stderr
     for name in ("boxes", "boxes-fine", "boxes-SCR"):
         assert_same_arrays(tmp_path / "runs" / "boxes" / name / "boxes", whole.stages[name].directory / "boxes")

@@ -143,6 +143,7 @@ def run_twice(images: Path, tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
+@pytest.mark.usefixtures("drawing")
 def test_the_commands(run_twice: Path, tmp_path: Path, command: Command) -> None:
     page = tmp_path / "page.html"
     made = command.json("compare", "A", "demo:D", "--runs", run_twice, "--out", page)

@@ -23,6 +23,7 @@ def has_colour(image: NDArray[np.uint8], colour: tuple[int, int, int]) -> int:
     return int((np.abs(image.astype(int) - colour).max(axis=2) < 8).sum())
 
 
+pytestmark = pytest.mark.usefixtures("drawing")
 BLUE, ORANGE = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)
 
 

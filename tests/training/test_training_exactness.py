@@ -3,16 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from training_runs import (
-    StageFile,
-    assert_same_course,
-    final,
-    losses,
-    run_of,
-    run_to_the_end,
-    train_command,
-    train_here,
-)
+from programs import fork_program, run_program
+from training_runs import StageFile, assert_same_course, final, losses, run_of, run_to_the_end, train_here
 
 from vggrepro.errors import UserError
 from vggrepro.storage import checkpoint
@@ -26,7 +18,7 @@ ROUNDING = 1e-5
 def test_two_ranks_have_the_loss_curve_of_one(stage_file: StageFile) -> None:
     alone = train_here(stage_file("alone", train={"iterations": 50}))
     file = stage_file("two", train={"iterations": 50})
-    finished = train_command(file, ranks=2)
+    finished = run_program("-m", "vggrepro", "train", "--config", file, ranks=2)
     assert finished.returncode == 0, finished.stderr
     assert finished.stderr.count(": 2 ranks exchange gradients by factor\n") == 1
     np.testing.assert_allclose(losses(run_of(file)), losses(alone), rtol=ROUNDING)
@@ -155,7 +147,7 @@ def test_a_child_without_its_parent_says_so(stage_file: StageFile) -> None:
 
 
 def test_a_count_of_ranks_that_does_not_divide_the_batch_ends_in_one_line(stage_file: StageFile) -> None:
-    failed = train_command(stage_file("A", train={"batch": 9}), ranks=2)
+    failed = fork_program("-m", "vggrepro", "train", "--config", stage_file("A", train={"batch": 9}), ranks=2)
     assert failed.returncode != 0
     lines = [line for line in failed.stderr.splitlines() if line.startswith("vggrepro:")]
     assert lines == [

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from programs import free_port, rank_variables, run_program
+from programs import fork_program, free_port, rank_variables
 from tiny import CONFIGS, TINY, set_words
 from torch import distributed, multiprocessing, nn
 
@@ -178,7 +178,7 @@ cli.main()
 """
     )
     own = ["train.iterations=3", "train.comm=factor", f"data.root={images}", f"run.root={tmp_path / 'runs'}"]
-    done = run_program(program, "train", "--config", CONFIGS / "vgg_A.yaml", *set_words(*TINY, *own), ranks=2)
+    done = fork_program(program, "train", "--config", CONFIGS / "vgg_A.yaml", *set_words(*TINY, *own), ranks=2)
     said = [line for line in done.stderr.splitlines() if line.startswith("vggrepro:")]
     assert (done.returncode == 0) == (status == 0), done.stderr
     if status:

@@ -1,9 +1,7 @@
 """Running stages, here, in forked processes with faults, or by the real command; and comparing what they leave."""
 
-import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from programs import free_port, rank_variables, run_program
-from tiny import set_words
+from forks import forks, hear
+from programs import free_port, rank_variables
 
 from vggrepro.config.recipes import load_stage
 from vggrepro.errors import run_command
@@ -29,8 +27,6 @@ CLASSES = ("ant", "bee", "cat")
 StageFile = Callable[..., Path]
 """The fixture `stage_file`."""
 BATCH = 8
-_forks = multiprocessing.get_context("forkserver")  # a process with everything imported, in a moment
-_forks.set_forkserver_preload(["vggrepro.training.loop", "vggrepro.data.torchvision", "torch._dynamo", "pyarrow"])
 
 
 def train_here(file: Path, *changes: str, force: bool = False, stop_after_s: float | None = None) -> RunDirectory:
@@ -62,7 +58,7 @@ class Ranks:
         self.processes: list[BaseProcess] = []
         for rank, text in enumerate(self._texts):
             arguments = (file, changes, rank, world, port, fault, text)
-            self.processes.append(_forks.Process(target=_rank_main, args=arguments, daemon=True))
+            self.processes.append(forks.Process(target=_rank_main, args=arguments, daemon=True))
             self.processes[-1].start()
 
     def join(self, timeout_s: float = 60) -> list[int | None]:
@@ -95,8 +91,7 @@ def _rank_main(
     file: Path, changes: Sequence[str], rank: int, world: int, port: int, fault: Fault | None, text: Path
 ) -> None:
     torch.set_num_threads(1)
-    # where tests of decoding in processes have run before, the server that forks is theirs, deaf to these
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2})
+    hear()
     said = os.open(text, os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(said, stream)
@@ -130,11 +125,6 @@ def run_to_the_end(file: Path, *changes: str, world: int = 1) -> None:
     """Takes up a run, and sees it finish."""
     ranks = Ranks(file, *changes, world=world)
     assert ranks.join(120) == [0] * world, ranks.text()
-
-
-def train_command(file: Path, *changes: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
-    """Runs the real command to its end, under torchrun where there are several ranks."""
-    return run_program("-m", "vggrepro", "train", "--config", file, *set_words(*changes), ranks=ranks)
 
 
 def run_of(file: Path) -> RunDirectory:

@@ -166,10 +166,8 @@ def compare(runs: Sequence[StoredRun], index: Index | None, notes: Sequence[str]
         said.append("Tested without mirror images.")
     if not errors:
         said.append("No run has stored posteriors; `vggrepro evaluate RUN` makes them.")
-    if features := [name for name, run in zip(names, runs, strict=True) if any(run.run_directory.transfers.glob("*"))]:
-        said.append(
-            f"Tested on other data sets, which is not compared here but in Tables 11 and 12: {', '.join(features)}."
-        )
+    if any(next(run.run_directory.transfers.glob("*"), None) for run in runs):
+        said.append("Tests on other data sets are not compared here: see Tables 11 and 12, `vggrepro tables`.")
     unfinished = [f"{name} (step {run.step:,})" for name, run in zip(names, runs, strict=True) if not run.finished]
     if unfinished:
         said.append(f"Not finished: {', '.join(unfinished)}.")

@@ -1,0 +1,40 @@
+"""Figures that are laid out and not drawn: drawing takes longer than training the nets of most tests."""
+
+import io
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import MagicMock
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vggrepro.reporting import figures
+
+
+def _white_square() -> bytes:
+    out = io.BytesIO()
+    Image.new("L", (8, 8), 255).save(out, "PNG")
+    return out.getvalue()
+
+
+def _mock_axes(rows: int, columns: int, width: float, height: float, squeeze: bool = True) -> tuple[None, Any]:
+    axes = np.empty((rows, columns), object)
+    axes.fill(MagicMock())
+    return None, axes.squeeze() if squeeze else axes
+
+
+_PNG = _white_square()
+BLANK: Mapping[str, Callable[..., Any]] = {"_figure": _mock_axes, "_png": lambda _: _PNG}
+"""All that is computed for a figure is computed, and each is the same white square."""
+REAL: Mapping[str, Callable[..., Any]] = {name: getattr(figures, name) for name in BLANK}
+
+
+@contextmanager
+def figures_drawn_by(functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Figures are drawn by these meanwhile."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name, function in functions.items():
+            patched.setattr(figures, name, function)
+        yield

@@ -1,0 +1,45 @@
+"""One server of forks for all tests of a process: what it forks has everything imported, in a moment."""
+
+import multiprocessing
+import os
+import signal
+from multiprocessing import forkserver, resource_tracker
+
+_PRELOADED = (
+    "vggrepro.training.loop",
+    "vggrepro.evaluation.stage",
+    "vggrepro.pipeline.graph",
+    "vggrepro.data.torchvision",
+    "vggrepro.cli.main",
+    "nvidia.dali.fn",
+    "torch._dynamo",
+    "pyarrow",
+)
+DEAF_TO = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2}
+"""Signals that the server does not hear, and what it forks only after `hear`: the product's own processes must not."""
+
+forks = multiprocessing.get_context("forkserver")
+
+
+def start_server() -> None:
+    """Starts it, before anything else does with fewer modules, on one thread and no GPU; it imports meanwhile."""
+    forks.set_forkserver_preload(list(_PRELOADED))
+    given = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update(given)
+    resource_tracker.ensure_running()  # it takes a mask back
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, DEAF_TO)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for name, text in before.items():
+            if text is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = text
+
+
+def hear() -> None:
+    """In a forked process: signals that ask it to stop are for it."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, DEAF_TO)
