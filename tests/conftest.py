@@ -1,5 +1,6 @@
 """What tests of several rooms share: small images in ImageNet's layout, and settings under which nets are small."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # as ranks have: with more, sums 
 
 import numpy as np
 import pytest
+from budget import file_seconds, over_budget, slowest_files
 from drawing import BLANK, REAL, figures_drawn_by
 from forks import start_server
 from PIL import Image
@@ -21,12 +23,37 @@ pytest.register_assert_rewrite("programs")
 from programs import Command  # noqa: E402
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """After the whole suite: its slowest files, and those whose tests take more than their share."""
+    files = file_seconds(terminalreporter)
+    if terminalreporter.config.getoption("durations") and files:
+        terminalreporter.section("slowest files")
+        for line in slowest_files(files):
+            terminalreporter.line(line)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter and over_budget(file_seconds(reporter)) and session.exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 @pytest.fixture(autouse=True)
 def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Variables of a launcher around the tests must not reach them."""
     launchers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "VGGREPRO_ATTEMPT")
     for name in (*launchers, "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_garbage() -> Iterator[None]:
+    """What has been imported stays: to look through it takes a fourth of the tests' time, as training does so often."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(gc, "unfreeze", gc.freeze)
+        gc.freeze()
+        yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,5 +1,6 @@
 """One server of forks for all tests of a process: what it forks has everything imported, in a moment."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -16,7 +17,7 @@ _PRELOADED = (
     "pyarrow",
 )
 DEAF_TO = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2}
-"""Signals that the server does not hear, and what it forks only after `hear`: the product's own processes must not."""
+"""Signals that the server does not hear, and what it forks only after `begin`: the product's own processes must not."""
 
 forks = multiprocessing.get_context("forkserver")
 
@@ -40,6 +41,7 @@ def start_server() -> None:
                 os.environ[name] = text
 
 
-def hear() -> None:
-    """In a forked process: signals that ask it to stop are for it."""
+def begin() -> None:
+    """In a forked process: signals that ask it to stop are for it, and what was imported is no garbage to look for."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, DEAF_TO)
+    gc.freeze()

@@ -1,5 +1,6 @@
 """Programs: `vggrepro` inside this process, any of them as processes and ranks, and scripts that stand in for some."""
 
+import atexit
 import json
 import os
 import runpy
@@ -14,9 +15,12 @@ from typing import Any
 
 import pytest
 from drawing import BLANK, figures_drawn_by
-from forks import forks, hear
+from forks import begin, forks
 
 from vggrepro.cli import main as cli
+
+
+_LEAVES_WITHIN_S = 2.0  # a rank that is asked to; less than one waits for the first to speak of a common mistake
 
 
 class Command:
@@ -97,7 +101,7 @@ def fork_program(
             time.sleep(0.02)
         for one in running:
             one.terminate()
-            one.join(10)
+            one.join(_LEAVES_WITHIN_S)
             one.kill()
             one.join()
         out, err = ("".join(file.read_text() for file in files) for files in zip(*printed, strict=True))
@@ -106,7 +110,8 @@ def fork_program(
 
 def _as_program(words: list[str], cwd: Path, environment: Mapping[str, str], streams: tuple[Path, Path]) -> None:
     """What python does with these words."""
-    hear()
+    begin()
+    atexit._clear()  # what the server has registered
     for number, file in enumerate(streams, 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
     # the fork server's own objects may be closed
@@ -114,14 +119,17 @@ def _as_program(words: list[str], cwd: Path, environment: Mapping[str, str], str
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
-    with figures_drawn_by(BLANK):
-        if words[0] == "-m":
-            sys.argv = words[1:]
-            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-        else:
-            sys.argv = words
-            sys.path.insert(0, str(Path(words[0]).parent))
-            runpy.run_path(words[0], run_name="__main__")
+    try:
+        with figures_drawn_by(BLANK):
+            if words[0] == "-m":
+                sys.argv = words[1:]
+                runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+            else:
+                sys.argv = words
+                sys.path.insert(0, str(Path(words[0]).parent))
+                runpy.run_path(words[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()
 
 
 def _environment() -> dict[str, str]:

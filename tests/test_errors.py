@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from programs import run_program
+from programs import fork_program, run_program
 from tiny import CONFIGS
 
 from vggrepro.errors import UserError, run_command
@@ -70,7 +70,7 @@ run_command("vggrepro", command)
 def test_a_rank_that_ends_on_a_mistake_ends_at_once(tmp_path: Path, error: str, status: int, said: str) -> None:
     program = tmp_path / "program.py"
     program.write_text(HELD_UP.format(error=error))
-    done = run_program(program, timeout=50, RANK="0")
+    done = fork_program(program, timeout=50, RANK="0")
     assert (done.returncode, done.stdout) == (status, "said before\n")
     assert done.stderr.endswith(said)
     assert (said == "") == (done.stderr == "")
@@ -80,7 +80,7 @@ def test_a_rank_that_ends_on_a_mistake_ends_at_once(tmp_path: Path, error: str, 
 @pytest.mark.parametrize("rank", ["two", "-1", "1.5", "2"])
 def test_a_rank_that_cannot_be_is_a_mistake_like_any_other(rank: str) -> None:
     places = {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-    done = run_program("-m", "vggrepro", "reproduce", "--config", CONFIGS / "demo.yaml", timeout=120, **places)
+    done = fork_program("-m", "vggrepro", "reproduce", "--config", CONFIGS / "demo.yaml", timeout=120, **places)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert f"RANK={rank}, WORLD_SIZE=2" in done.stderr
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from forks import forks, hear
+from forks import begin, forks
 from programs import free_port, rank_variables
 
 from vggrepro.config.recipes import load_stage
@@ -91,7 +91,7 @@ def _rank_main(
     file: Path, changes: Sequence[str], rank: int, world: int, port: int, fault: Fault | None, text: Path
 ) -> None:
     torch.set_num_threads(1)
-    hear()
+    begin()
     said = os.open(text, os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(said, stream)
