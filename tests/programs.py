@@ -19,7 +19,6 @@ from forks import begin, forks
 
 from vggrepro.cli import main as cli
 
-
 _LEAVES_WITHIN_S = 2.0  # a rank that is asked to; less than one waits for the first to speak of a common mistake
 
 

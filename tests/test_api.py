@@ -24,6 +24,7 @@ from vggrepro.pipeline.evaluate import evaluate_nets
 from vggrepro.pipeline.graph import reproduce
 from vggrepro.pipeline.weights import export_weights, import_weights
 
+FEW = ("tracking.mlflow=false", "model.width=0.015625", "evaluation.batch=100", "evaluation.multi_Q=[128]")
 PAGE = REPOSITORY / "docs" / "notebook.md"
 
 
@@ -62,7 +63,7 @@ def test_the_page_runs(
     """Statement by statement; where a comment says a shape, it is the shape."""
     monkeypatch.chdir(tmp_path)
     link_digits(digits, Path("runs/data"), Path(api._CACHE))
-    reproduce(load_graph(CONFIGS / "demo.yaml", [*TWO_STEPS, "tracking.mlflow=false", "model.width=0.015625"]))
+    reproduce(load_graph(CONFIGS / "demo.yaml", [*TWO_STEPS, *FEW]))
     capsys.readouterr()
     named: dict[str, Any] = {}
     shapes = 0

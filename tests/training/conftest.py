@@ -1,17 +1,16 @@
 """A data set of a few dozen images, and a stage that trains a net of a few thousand weights on it."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
 pytest.register_assert_rewrite("training_runs")
 
-from training_runs import BATCH, CLASSES  # noqa: E402
+from training_runs import CLASSES, write_stage  # noqa: E402
 
 TRAIN_IMAGES, VAL_IMAGES = 39, 12  # 39 images and a batch of 8: steps straddle epochs
 
@@ -33,21 +32,5 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stage_file(images: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Writes a stage file for a tiny net; keyword arguments replace or add settings, section by section."""
-
-    def write(name: str = "A", **sections: dict[str, Any]) -> Path:
-        tree: dict[str, dict[str, Any]] = {
-            "run": {"name": name, "experiment": "test", "root": str(tmp_path / "runs"), "device": "cpu", "seed": 3},
-            "model": {"net": "A", "classes": len(CLASSES), "crop": 32, "width": 0.0625, "init": "kaiming"},
-            "data": {"root": str(images), "S": 34, "backend": "torchvision", "workers": 1},
-            "train": {"batch": BATCH, "iterations": 12, "log_every": 1, "checkpoint_every": 4, "keep": 100},
-            "evaluation": {"single_Q": [34], "multi_Q": [34], "batch": 8},
-            "tracking": {"mlflow": False},
-        }
-        for section, settings in sections.items():
-            tree[section] = tree.get(section, {}) | settings
-        file = tmp_path / f"{name}.yaml"
-        file.write_text(yaml.safe_dump(tree), encoding="utf-8")
-        return file
-
-    return write
+    """`write_stage` in this test's folder."""
+    return partial(write_stage, tmp_path, images)

@@ -5,20 +5,31 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from training_runs import Fault, Ranks, StageFile, assert_same_course, last, losses, run_of, run_to_the_end, train_here
+from training_runs import (
+    Fault,
+    Ranks,
+    StageFile,
+    assert_same_course,
+    last,
+    losses,
+    run_of,
+    run_to_the_end,
+    train_here,
+    write_stage,
+)
 
 from vggrepro.errors import INTERRUPTED_STATUS, Interrupted
 from vggrepro.ranks.watch import ABANDONED_STATUS
 from vggrepro.storage import checkpoint
+from vggrepro.storage.directory import RunDirectory
 
-TWENTY = {"iterations": 20, "log_every": 3}  # a log line straddles most interruptions
+TWENTY = {"iterations": 20, "log_every": 3}
 
 
 def interrupted(file: Path, fault: Fault, world: int = 1) -> Ranks:
@@ -29,8 +40,14 @@ def interrupted(file: Path, fault: Fault, world: int = 1) -> Ranks:
     return ranks
 
 
-def test_seven_kill_six_term_seven_is_twenty_steps(stage_file: StageFile) -> None:
-    undisturbed = train_here(stage_file("undisturbed", train=TWENTY))
+@pytest.fixture(scope="module")
+def twenty(images: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """Twenty steps that nothing happened to; a log line straddles most interruptions of others."""
+    folder = tmp_path_factory.mktemp("twenty")
+    return train_here(write_stage(folder, images, "undisturbed", train=TWENTY))
+
+
+def test_seven_kill_six_term_seven_is_twenty_steps(stage_file: StageFile, twenty: RunDirectory) -> None:
     file = stage_file("disturbed", train=TWENTY | {"checkpoint_every": 1})
     interrupted(file, Fault("step 8", signal.SIGKILL))
     assert last(run_of(file)).step in (6, 7)  # the seventh may not have been written yet
@@ -38,7 +55,7 @@ def test_seven_kill_six_term_seven_is_twenty_steps(stage_file: StageFile) -> Non
     assert "stopped (SIGTERM; saved at step 13); the same command goes on" in stopped.text()
     assert last(run_of(file)).step == 13
     run_to_the_end(file)
-    assert_same_course(run_of(file), undisturbed)
+    assert_same_course(run_of(file), twenty)
 
 
 # 39 images in batches of 8: epochs end in steps 5, 10, 15, 20; two batches of validation images
@@ -55,13 +72,12 @@ def test_seven_kill_six_term_seven_is_twenty_steps(stage_file: StageFile) -> Non
         pytest.param([Fault("step 5", signal.SIGTERM), Fault("step 6", signal.SIGKILL)], id="kill-after-a-validation"),
     ],
 )
-def test_interruptions_leave_no_trace(stage_file: StageFile, faults: list[Fault]) -> None:
-    undisturbed = train_here(stage_file("undisturbed", train=TWENTY))
+def test_interruptions_leave_no_trace(stage_file: StageFile, twenty: RunDirectory, faults: list[Fault]) -> None:
     file = stage_file("disturbed", train=TWENTY)
     for fault in faults:
         interrupted(file, fault)
     run_to_the_end(file)
-    assert_same_course(run_of(file), undisturbed)
+    assert_same_course(run_of(file), twenty)
 
 
 def test_a_run_that_decodes_in_processes_is_the_same_and_interrupted_like_any_other(stage_file: StageFile) -> None:
@@ -69,20 +85,20 @@ def test_a_run_that_decodes_in_processes_is_the_same_and_interrupted_like_any_ot
     long = {"iterations": 400, "log_every": 20, "checkpoint_every": 50, "validate_every": 20, "learning_rate": 1e-5}
     undisturbed = train_here(stage_file("undisturbed", train=long))
     file = stage_file("disturbed", train=long, data={"processes": 1})
-    command = [sys.executable, "-m", "vggrepro", "train", "--config", str(file)]
-    quiet = os.environ | {"OMP_NUM_THREADS": "1"}
     for step, number, status in ((60, signal.SIGKILL, -signal.SIGKILL), (160, signal.SIGTERM, INTERRUPTED_STATUS)):
-        with subprocess.Popen(command, env=quiet, start_new_session=True, stderr=subprocess.PIPE, text=True) as process:
-            until = time.monotonic() + 60
-            while max((one["step"] for one in run_of(file).records("train")), default=0) < step:
-                assert process.poll() is None, process.communicate()[1]
-                assert time.monotonic() < until
-                time.sleep(0.02)
-            os.killpg(process.pid, number)
-            said = process.communicate()[1]
-        assert process.returncode == status, said
-        assert "Traceback" not in said
-    assert subprocess.run(command, env=quiet, check=False, timeout=120).returncode == 0
+        ranks = Ranks(file, parents=True)
+        (process,) = ranks.processes
+        until = time.monotonic() + 60
+        while max((one["step"] for one in run_of(file).records("train")), default=0) < step:
+            assert process.is_alive(), ranks.text()
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        assert process.pid is not None
+        os.killpg(process.pid, number)
+        assert ranks.join() == [status], ranks.text()
+        assert "Traceback" not in ranks.text()
+    ranks = Ranks(file, parents=True)
+    assert ranks.join(120) == [0], ranks.text()
     assert_same_course(run_of(file), undisturbed)
 
 
@@ -114,17 +130,16 @@ def test_wall_time_nearly_spent_is_a_stop_like_any_other(stage_file: StageFile) 
     assert last(run_of(file)).step > 0
 
 
-def test_two_ranks_leave_together_when_one_is_asked(stage_file: StageFile) -> None:
+def test_two_ranks_leave_together_when_one_is_asked(stage_file: StageFile, twenty: RunDirectory) -> None:
     file = stage_file("A", train=TWENTY)
-    undisturbed = train_here(stage_file("undisturbed", train=TWENTY))
     interrupted(file, Fault("step 8", signal.SIGTERM, rank=1), world=2)
     assert last(run_of(file)).step in (8, 9)  # the vote is known one step late
     interrupted(file, Fault("validation", signal.SIGTERM, rank=0), world=2)
     run_to_the_end(file, world=2)
-    np.testing.assert_allclose(losses(run_of(file)), losses(undisturbed), rtol=1e-5)
+    np.testing.assert_allclose(losses(run_of(file)), losses(twenty), rtol=1e-5)
     noted, *others = run_of(file).records()  # once, however often the ranks begin; one rank exchanges nothing
     assert (noted["event"], noted["comm"]) == ("gradient exchange", "factor")
-    assert [r["step"] for r in others] == [r["step"] for r in undisturbed.records()]
+    assert [r["step"] for r in others] == [r["step"] for r in twenty.records()]
 
 
 def test_four_ranks_then_two_then_one(stage_file: StageFile) -> None:

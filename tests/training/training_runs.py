@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from forks import begin, forks
 from programs import free_port, rank_variables
 
@@ -27,6 +28,23 @@ CLASSES = ("ant", "bee", "cat")
 StageFile = Callable[..., Path]
 """The fixture `stage_file`."""
 BATCH = 8
+
+
+def write_stage(folder: Path, images: Path, name: str = "A", **sections: dict[str, Any]) -> Path:
+    """Writes a stage file for a tiny net; keyword arguments replace or add settings, section by section."""
+    tree: dict[str, dict[str, Any]] = {
+        "run": {"name": name, "experiment": "test", "root": str(folder / "runs"), "device": "cpu", "seed": 3},
+        "model": {"net": "A", "classes": len(CLASSES), "crop": 32, "width": 0.0625, "init": "kaiming"},
+        "data": {"root": str(images), "S": 34, "backend": "torchvision", "workers": 1},
+        "train": {"batch": BATCH, "iterations": 12, "log_every": 1, "checkpoint_every": 4, "keep": 100},
+        "evaluation": {"single_Q": [34], "multi_Q": [34], "batch": 8},
+        "tracking": {"mlflow": False},
+    }
+    for section, settings in sections.items():
+        tree[section] = tree.get(section, {}) | settings
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return file
 
 
 def train_here(file: Path, *changes: str, force: bool = False, stop_after_s: float | None = None) -> RunDirectory:
@@ -50,15 +68,20 @@ class Fault:
 
 
 class Ranks:
-    """A run on some ranks, each a process; they end with `join`."""
+    """A run on some ranks, each a process and a group of its own; they end with `join`.
 
-    def __init__(self, file: Path, *changes: str, world: int = 1, fault: Fault | None = None) -> None:
+    With `parents` they may have processes themselves, and are waited for at the end of the tests.
+    """
+
+    def __init__(
+        self, file: Path, *changes: str, world: int = 1, fault: Fault | None = None, parents: bool = False
+    ) -> None:
         port = free_port()
         self._texts = [file.with_name(f"{file.stem}-{time.monotonic_ns()}-rank{rank}.txt") for rank in range(world)]
         self.processes: list[BaseProcess] = []
         for rank, text in enumerate(self._texts):
             arguments = (file, changes, rank, world, port, fault, text)
-            self.processes.append(forks.Process(target=_rank_main, args=arguments, daemon=True))
+            self.processes.append(forks.Process(target=_rank_main, args=arguments, daemon=not parents))
             self.processes[-1].start()
 
     def join(self, timeout_s: float = 60) -> list[int | None]:
@@ -92,6 +115,7 @@ def _rank_main(
 ) -> None:
     torch.set_num_threads(1)
     begin()
+    os.setsid()
     said = os.open(text, os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(said, stream)
