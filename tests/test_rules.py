@@ -6,6 +6,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from budget import over_budget, slowest_files
 from programs import modules_after, run_program
 from tiny import REPOSITORY
 
@@ -123,6 +124,17 @@ def test_help_imports_nothing_heavy() -> None:
     assert not {"torch", "pydantic", "numpy", "yaml", "jinja2"} & {
         line.split("|")[-1].strip() for line in done.stderr.splitlines()
     }
+
+
+def test_a_file_of_tests_that_takes_more_than_its_share_is_named() -> None:
+    seconds = {f"tests/test_{number}.py": 10.0 for number in range(9)} | {"tests/test_long.py": 10.0}
+    assert not over_budget(seconds)
+    assert not [line for line in slowest_files(seconds) if "ERROR" in line]
+    seconds["tests/test_long.py"] = 40.0
+    assert over_budget(seconds) == ["tests/test_long.py"]
+    shown, named = slowest_files(seconds, 1)
+    assert shown.split() == ["40.0", "s", "30.8%", "tests/test_long.py"]
+    assert named.startswith("ERROR tests/test_long.py takes 31% of the suite, more than a file's share of 14%")
 
 
 @pytest.mark.parametrize("name", ["requirements.lock", "requirements-cuda12.lock"])

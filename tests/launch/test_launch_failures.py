@@ -83,16 +83,12 @@ def test_a_box_test_longer_than_many_time_limits(cluster: Path, images: Path, tm
     boxed = shutil.copytree(images, tmp_path / "images")
     rows = [f"{file.relative_to(boxed)}\t5\t5\t30\t35" for file in sorted(boxed.rglob("*.JPEG"))]
     (boxed / "boxes.tsv").write_text("\n".join(["file\txmin\tymin\txmax\tymax", *rows]) + "\n")
-    experiment = Experiment.make(
-        tmp_path / "a",
-        boxed,
-        train={"batch": 8, "iterations": 20, "learning_rate": 0.001},
-        evaluation={"batch": 2, "multi_Q": [37, 42]},
-        stages={
-            "A": {"model": {"net": "A"}},
-            "boxes": {"model": {"net": "A"}, "run": {"parent": "A"}, "localisation": {"regression": "PCR"}},
-        },
-    )
+    short = {"iterations": 20}, {"batch": 2, "multi_Q": [37, 42]}
+    experiment = Experiment.make(tmp_path / "a", boxed, ["A"], train=short[0], evaluation=short[1])
+    tree = yaml.safe_load(experiment.config.read_text())
+    boxes = {"run": {"parent": "A"}, "localisation": {"regression": "PCR"}}
+    tree["stages"]["boxes"] = tree["stages"]["A"] | boxes
+    experiment.config.write_text(yaml.safe_dump(tree, sort_keys=False))
     site = tmp_path / "site"
     site.mkdir()
     (site / "slow_boxes.py").write_text(SLOW_BOXES)

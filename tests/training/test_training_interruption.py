@@ -2,7 +2,6 @@
 
 import os
 import random
-import re
 import signal
 import subprocess
 import time
@@ -25,7 +24,6 @@ from training_runs import (
 )
 
 from vggrepro.errors import INTERRUPTED_STATUS, Interrupted
-from vggrepro.ranks.watch import ABANDONED_STATUS
 from vggrepro.storage import checkpoint
 from vggrepro.storage.directory import RunDirectory
 
@@ -161,38 +159,6 @@ def test_an_interruption_leaves_no_trace_on_four_ranks(stage_file: StageFile, co
     interrupted(file, Fault("step 8", signal.SIGTERM), world=4)
     run_to_the_end(file, world=4)
     assert_same_course(run_of(file), run_of(whole))
-
-
-@pytest.mark.parametrize("fault", [Fault("step 8", signal.SIGSTOP, rank=1), Fault("step 8", None, rank=1)])
-def test_a_silent_rank_is_named_and_the_others_end_and_hear_signals_meanwhile(
-    stage_file: StageFile, fault: Fault
-) -> None:
-    file = stage_file("A", train={"iterations": 100_000, "rank_timeout_s": 6.0, "stall_after": 0})
-    ranks = Ranks(file, world=2, fault=fault)
-    try:
-        run = run_of(file)
-        while [record["step"] for record in run.records("train")][-1:] < [6]:
-            time.sleep(0.1)
-        time.sleep(1)
-        ranks.processes[0].terminate()  # its main thread is blocked in an all-reduce by now
-        ranks.wait_for("asked to stop (SIGTERM)", timeout_s=3)
-        ranks.processes[0].join(15)
-        assert ranks.processes[0].exitcode == ABANDONED_STATUS
-        assert re.search(r"rank 1 on \S+ has been silent for 6 s \(last seen: [^)]+\)", ranks.text())
-    finally:
-        ranks.kill()
-
-
-def test_a_rank_that_dies_is_named(stage_file: StageFile) -> None:
-    file = stage_file("A", train={"iterations": 100_000, "rank_timeout_s": 20.0, "stall_after": 0})
-    ranks = Ranks(file, world=2, fault=Fault("step 8", signal.SIGKILL, rank=1))
-    try:
-        assert ranks.join(40)[1] == -signal.SIGKILL
-        assert ranks.processes[0].exitcode == ABANDONED_STATUS
-        assert re.search(r"rank 1 on \S+ is gone \(last seen: [^)]+\)", ranks.text()), ranks.text()
-        assert "Traceback" not in ranks.text()
-    finally:
-        ranks.kill()
 
 
 @pytest.fixture
