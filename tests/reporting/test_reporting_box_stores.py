@@ -93,9 +93,12 @@ def test_boxes_of_anything_else_are_not_used(root: Path, other: dict[str, object
     below = stranger.pop("merge_below", None)
     for Q in (FINE, BOTH):
         own[Q] = find_dense([(run, Q)], 500)
-        find_dense([(run, Q)], 1, merge_below=below, guesses="stranger", **stranger)  # type: ignore[arg-type]
+        strange = [find_dense([(run, Q)], 1, merge_below=below, guesses="stranger", **stranger)]  # type: ignore[arg-type]
     if below is None:
-        find_centre(run, 2, **stranger)
+        strange.append(find_centre(run, 2, **stranger))
+    if other.keys() & {"weights", "data"}:
+        assert set(run.strangers) >= {file.name for file in strange}
+    assert not set(run.strangers) & {file.name for file in own.values()}
     assert [row.measured for row in rows_of(root, 9, run="paper:384-PCR-all-0")] == [25.0, 25.0]
     assert [row.measured for row in rows_of(root, 8, run="paper:384-PCR-all-0")] == [None]
     for file in own.values():

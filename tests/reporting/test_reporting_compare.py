@@ -76,6 +76,10 @@ def test_tests_of_another_kind_are_said(root: Path) -> None:
     assert any("tested differently: evaluation.flip" in note for note in compared(root).notes)
     make_run(root, "A", posteriors=dense(256, wrong1=100, wrong5=50), flip=False)
     assert compared(root).notes == ["Tested without mirror images."]
+    transfers = root / "paper" / "A-256" / "transfers"
+    transfers.mkdir()
+    (transfers / "truth-d.npz").touch()
+    assert "Tests on other data sets are not compared here" in compared(root).notes[-1]
 
 
 def test_what_is_unfinished_or_not_evaluated_is_said(root: Path) -> None:

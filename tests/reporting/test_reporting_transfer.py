@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from reporting_runs import make_run, report_of
 from tiny import REPOSITORY
 
 from vggrepro.errors import UserError
+from vggrepro.evaluation.features import FeatureProtocol, save_features
 from vggrepro.evaluation.recognition import Tested as Split
 from vggrepro.evaluation.svm import Classified
 from vggrepro.evaluation.transfers import NetProtocol, TransferProtocol, save_split, save_truth, truth_file
 from vggrepro.paper import facts, value
 from vggrepro.reporting.claims import Claim
+from vggrepro.reporting.finding import find_runs
 from vggrepro.reporting.render import Format, render
 from vggrepro.reporting.report import TransferRow
 from vggrepro.reporting.tables import build_report
@@ -300,6 +303,22 @@ def test_every_format_has_them(root: Path, form: Format) -> None:
     if form is Format.json:
         schema = json.loads((REPOSITORY / "vggrepro" / "reporting" / "tables.schema.json").read_text())
         assert set(json.loads(text)["transfer"][0]) <= set(schema["$defs"]["TransferRow"]["properties"])
+
+
+def test_features_and_tests_of_another_net_are_named_and_not_used(root: Path) -> None:
+    run = net_run(root, "D")
+    keep([run], (84, 83, 85))
+    weights = run.read_json("final.json")["weights"]
+    (stored,) = find_runs([root])
+    own = FeatureProtocol(weights, "fc7", "d" * 64, 256, True)
+    for protocol in (own, replace(own, weights="0" * 64)):
+        save_features(protocol, np.ones((2, 3), np.float32), run.features)
+    assert stored.strangers == ["fc7-Q256-000000000000-dddddddddddd.npz"]
+    run.write_json("final.json", {"weights": "1" * 64, "step": 1})  # trained again since
+    (stored,) = find_runs([root])
+    tests = [file.name for file in run.transfers.glob("caltech101-*.npz")]
+    assert stored.strangers == sorted([*tests, *(file.name for file in run.features.iterdir())])
+    assert len(tests) == 3
 
 
 def test_torn_files_are_named(root: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -143,20 +143,6 @@ def list_found(folder: Path) -> list[tuple[FoundProtocol, dict[str, Any]]]:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"boxes {file} cannot be read ({error}); remove the file and evaluate again") from None
     return listed
-
-
-def list_nets(folder: Path) -> Iterator[tuple[Path, tuple[str, str]]]:
-    """Every stored file but the truth, with (net, index): the hash and the fingerprint of what it is of.
-
-    Of several nets that are pooled, those of the first. Raises UserError.
-    """
-    for file in sorted(folder.glob("[!.]*-Q*.npz")):
-        try:
-            tree = json.loads(str(read_arrays(file, "protocol")["protocol"]))
-            first = tree.get("parts", [tree])[0]
-            yield file, (first["weights"], first["data"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"boxes {file} cannot be read ({error}); remove the file and evaluate again") from None
 
 
 def truth_file(folder: Path, data: str, boxes: str) -> Path:

@@ -5,7 +5,6 @@ float32, as computed: nothing is rounded, so the order of the guesses is the net
 """
 
 import json
-import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,10 +73,10 @@ def load(protocol: Protocol, folder: Path) -> Posteriors | None:
 
 def described(file: Path) -> tuple[Protocol, int]:
     """(protocol, number of images) of a stored file, without reading its posteriors. Raises UserError."""
+    content = read_arrays(file, "protocol", "labels")
     try:
-        with np.load(file, allow_pickle=False) as content:
-            return Protocol(**json.loads(str(content["protocol"]))), len(content["labels"])
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        return Protocol(**json.loads(str(content["protocol"]))), len(content["labels"])
+    except (ValueError, TypeError) as error:
         raise _unreadable(file, error) from None
 
 

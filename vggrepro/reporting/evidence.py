@@ -106,11 +106,6 @@ class KeptRun(StoredRun):
         """No others are kept."""
         return True
 
-    @property
-    def strangers(self) -> list[str]:
-        """None: what belongs to another net is not kept."""
-        return []
-
 
 def write(runs: Sequence[StoredRun], answers: Iterable[Answer], folder: Path) -> None:
     """Keeps what some finished runs were tested to say. Raises UserError."""

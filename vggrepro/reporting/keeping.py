@@ -25,16 +25,13 @@ def keep(runs: Sequence[StoredRun], folder: Path, title: str, cache: PredictionC
     """
     finished = [run for run in runs if run.weights and run.dataset and run.finished]
     tested, of_boxes = by_output(finished)
-    left_out = {
-        "not tested yet": [run for run in runs if run not in finished],
-        "they predict boxes": of_boxes,
-        "only what they answer on their own validation images, not Tables 11 and 12": [
-            run for run in tested if next(run.run_directory.transfers.glob("[!.]*.npz"), None)
-        ],
-    }
-    for why, some in left_out.items():
-        if some:
-            echo(f"no evidence of {', '.join(run.name for run in some)}: {why}")
+    for run in runs:
+        if run not in finished:
+            echo(f"no evidence of {run.name}: it is not tested yet")
+        elif run in of_boxes:
+            echo(f"no evidence of {run.name}: it predicts boxes, and Tables 8 to 10 are not kept")
+        elif next(run.run_directory.transfers.glob("[!.]*.npz"), None):
+            echo(f"no evidence of {run.name} on other data sets: Tables 11 and 12 are not kept")
     cache = cache or PredictionCache()
     build_report(tested, cache)
     for run in tested:

@@ -52,13 +52,14 @@ class RunDirectory:
         """The folder of what classifiers on features got right."""
         return self.path / "transfers"
 
-    def write_text(self, name: str, text: str) -> None:
-        """Write a small UTF-8 file so that a reader, or a crash, meets the old content or the new one, never a part."""
-        self._replace(self.path / name, text.encode())
-
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Like :meth:`write_text`."""
-        self._replace(self.path / name, content)
+        """Write a small file so that a reader, or a crash, meets the old content or the new one, never a part."""
+        with replacing(self.path / name) as temporary:
+            temporary.write_bytes(content)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Like :meth:`write_bytes`, in UTF-8."""
+        self.write_bytes(name, text.encode())
 
     def write_json(self, name: str, obj: Any) -> None:
         """Like :meth:`write_text`, as strict JSON: the numbers that JSON lacks become "nan", "inf" and "-inf"."""
@@ -126,17 +127,13 @@ class RunDirectory:
         lines = self._lines()
         kept = [line for line in lines if stays(parse_record(line))]
         if kept != lines:
-            self._replace(self.metrics, b"".join(line.rstrip(b"\n") + b"\n" for line in kept))
+            self.write_bytes(self.metrics.name, b"".join(line.rstrip(b"\n") + b"\n" for line in kept))
 
     def _lines(self) -> list[bytes]:
         try:
             return self.metrics.read_bytes().splitlines(keepends=True)
         except FileNotFoundError:
             return []
-
-    def _replace(self, target: Path, content: bytes) -> None:
-        with replacing(target) as temporary:
-            temporary.write_bytes(content)
 
 
 def _strict(obj: Any) -> Any:
