@@ -195,6 +195,25 @@ def test_make_keeps_the_kind_that_is_there_and_clears_it_for_another(clone: Path
     assert ("-m venv --clear" in other, "-r requirements.lock" in other) == (True, True)
 
 
+def test_the_readmes_image_is_made_of_the_demos_report(clone: Path) -> None:
+    first = makefile(clone, "readme-image").stdout
+    assert "reproduce --config configs/demo.yaml" in first
+    (clone / "runs" / "demo").mkdir(parents=True)
+    (clone / "runs" / "demo" / "tables.html").touch()
+    again = makefile(clone, "readme-image").stdout
+    assert "configs/demo.yaml" not in again
+    assert "--screenshot=docs/img/demo_tables.png" in again
+    assert f"file://{clone}/runs/demo/tables.html" in again
+
+
+def test_tests_and_demo_keep_what_python_has_compiled(clone: Path) -> None:
+    """Else each process compiles torch anew, which takes longer than most tests."""
+    (clone / "Makefile").write_text((clone / "Makefile").read_text() + "\nsays:\n\t@env\n")
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    said = subprocess.run(["make", "says"], cwd=clone, env=environment, capture_output=True, text=True, check=True)
+    assert "PYTHONDONTWRITEBYTECODE" not in said.stdout
+
+
 def recipe_of_image(text: str) -> dict[str, object]:
     """What a Dockerfile or an Apptainer definition takes from where."""
     joined = text.replace("\\\n", " ")
