@@ -83,6 +83,8 @@ def test_several_nets_are_fused_and_compared(
         command.json("weights", "import", file, "--out", runs[-1])
     here = set_words(*SETTINGS, f"data.index={index_file}", f"run.root={tmp_path}")
     found = command.json("evaluate", *runs, "--scales", "40", *here)
+    assert found["flip"]
+    assert not command.json("evaluate", *runs, "--scales", "40", "--method", "centre", *here)["flip"]
     assert [one["net"] for one in found["nets"]] == [str(one) for one in runs]
     for one in found["nets"]:
         assert one["top1_minus_fused"] == pytest.approx(one["top1_error"] - found["top1_error"])

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from drawing import BLANK, figures_drawn_by
 from numpy.typing import NDArray
 from PIL import Image
 from reporting_runs import dense, make_run
@@ -79,6 +80,15 @@ def test_effects_have_the_colour_of_their_verdict(root: Path) -> None:
     assert "4.1" in title
     for colour in (GREEN, ORANGE, GREY):
         assert has_colour(pixels(png), colour) > 30
+    with figures_drawn_by(BLANK):
+        axes = figures._figure(1, 1, 1, 1, squeeze=False)[1]
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(figures, "_figure", lambda *_, **__: (None, axes))
+            shown = [claim for claim in report.claims if claim.effect is not None and claim.interval]
+            figures.effects(shown, "title")
+    for call, claim in zip(axes[0, 0].errorbar.call_args_list, shown, strict=True):
+        (effect,), reach = call.args[0], call.kwargs["xerr"].ravel()
+        assert (effect - reach[0], effect + reach[1]) == pytest.approx(claim.interval)
     nothing_gained = pixels(drawn["effect_of_several_scales"][1])
     assert has_colour(nothing_gained, GREEN) == 0
     assert figures.of_report(report, "no such group") == {}
