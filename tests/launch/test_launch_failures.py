@@ -17,7 +17,7 @@ import pytest
 import yaml
 from launch_cluster import ITERATIONS, Experiment, ended, kill, ranks_of, same_run, slurm, wait_for
 from programs import free_port, put_program
-from tiny import REPOSITORY
+from tiny import REPOSITORY, set_words
 
 from launch.snapshot import SCRIPT
 
@@ -95,11 +95,11 @@ def test_a_box_test_longer_than_many_time_limits(cluster: Path, images: Path, tm
     # as soon as the package is there: a .pth file of a folder that PYTHONPATH names is not read
     (site / "sitecustomize.py").write_text("import os\nif 'SLURM_PROCID' in os.environ: import slow_boxes\n")
     setup = f"export PYTHONPATH={site}:$PYTHONPATH"
-    experiment.submit("--setup", setup, "--time", 3, "--set", "cluster.warning_s=60")
+    experiment.submit("--setup", setup, "--time", 3, *set_words("cluster.warning_s=60", "cluster.max_failures=2"))
     experiment.finish("boxes")
     outcomes = [line["outcome"] for line in experiment.ends("boxes")]
     assert outcomes == ["goes on"] * (len(outcomes) - 1) + ["finished"]
-    assert len(outcomes) > 3, "of these, three in a row without progress end a job"
+    assert len(outcomes) > 3, "two in a row without progress, after one with, end the job"
     assert {line["progress"][1] for line in experiment.ends("boxes")} == {1}, "all after the final net"
 
 
