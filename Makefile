@@ -46,7 +46,7 @@ runs/demo/tables.html:
 	@$(MAKE) --no-print-directory demo
 
 readme-image: runs/demo/tables.html  ## the README's image: the top of the demo's own report, by Chromium
-	$(CHROMIUM) --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1300,995 \
+	$(CHROMIUM) --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1400,960 \
 	  --screenshot=docs/img/demo_tables.png file://$(CURDIR)/$<
 
 test: $(STAMP)  ## all tests but the slow ones and those that need a GPU; WORKERS=2 at a time, some alone afterwards
