@@ -99,8 +99,8 @@ def test_a_box_test_longer_than_many_time_limits(cluster: Path, images: Path, tm
     experiment.finish("boxes")
     outcomes = [line["outcome"] for line in experiment.ends("boxes")]
     assert outcomes == ["goes on"] * (len(outcomes) - 1) + ["finished"]
-    assert len(outcomes) > 3, "two in a row without progress, after one with, end the job"
-    assert {line["progress"][1] for line in experiment.ends("boxes")} == {1}, "all after the final net"
+    after = sum(line["progress"][1] for line in experiment.ends("boxes"))
+    assert after > 3, "two in a row without progress, after the one that has made the final net, end the job"
 
 
 @pytest.mark.parametrize("partition", ["main", "cancelling"])
