@@ -89,6 +89,8 @@ def fork_program(
         for rank, streams in enumerate(printed):
             places = rank_variables(rank, ranks, port) if ranks > 1 else {}
             arguments = (words, cwd or Path.cwd(), _environment() | places | variables, streams)
+            for stream in streams:
+                stream.touch()  # it may be ended before it begins
             running.append(forks.Process(target=_as_program, args=arguments, daemon=True))
             running[-1].start()
         until = time.monotonic() + timeout

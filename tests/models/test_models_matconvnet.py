@@ -1,7 +1,6 @@
 """MatConvNet's nets, in files that are written here as its import-caffe.py writes them (SimpleNN, MATLAB 5.0)."""
 
 import hashlib
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from vggrepro.errors import UserError
 from vggrepro.models import weights
 from vggrepro.models.table1 import architecture
 from vggrepro.models.vgg import VGG
-from vggrepro.models.weights import PREPROCESSING, read
+from vggrepro.models.weights import PREPROCESSING, Imported, read
 
 MEAN = (120.5, 115.25, 101.0)
 
@@ -157,18 +156,29 @@ def test_truncated_files_are_one_line(tmp_path: Path, share: float) -> None:
     one_line(file)
 
 
+def same_net(one: Imported, other: Imported) -> bool:
+    weights = one.weights.items()
+    return (one.model, one.classes) == (other.model, other.classes) and all(
+        torch.equal(tensor, other.weights[name]) for name, tensor in weights
+    )
+
+
 @pytest.mark.parametrize("compressed", [True, False])
 def test_damaged_files_are_one_line(tmp_path: Path, compressed: bool) -> None:
-    """Any damage to compressed variables is found. Uncompressed ones have no checksum: a weight may have changed."""
+    """Any damage to compressed variables is found, but for a bit that means nothing, at the end of a stream.
+
+    Uncompressed ones have no checksum: a weight may have changed.
+    """
     file, random = tmp_path / "net.mat", np.random.default_rng(0)
     save(file, layers_of(built("A")), compressed=compressed)
-    whole = file.read_bytes()
+    whole, undamaged = file.read_bytes(), read(file)
     for where in [*range(128, 160), *random.integers(128, len(whole), 50), *random.integers(128, 4000, 100)]:
         damaged = bytearray(whole)
         damaged[where] ^= 1 << random.integers(8)
         file.write_bytes(bytes(damaged))
-        if compressed:
-            one_line(file)
+        try:
+            found = read(file)
+        except UserError as refused:
+            assert "\n" not in str(refused)
         else:
-            with suppress(UserError):
-                read(file)
+            assert not compressed or same_net(found, undamaged)
