@@ -49,9 +49,9 @@ readme-image: runs/demo/tables.html  ## the README's image: the top of the demo'
 	$(CHROMIUM) --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1400,960 \
 	  --screenshot=docs/img/demo_tables.png file://$(CURDIR)/$<
 
-test: $(STAMP)  ## all tests but the slow ones and those that need a GPU; WORKERS=2 at a time, some alone afterwards
-	$(BIN)/python -m pytest --durations=10 -n $(WORKERS) --dist loadfile -m "not (slow or gpu or alone or slurm)"
-	$(BIN)/python -m pytest --durations=10 -m "(alone or slurm) and not (slow or gpu)"
+test: $(STAMP)  ## all tests but the slow ones and those that need a GPU; WORKERS=2 at a time, then those of SLURM
+	$(BIN)/python -m pytest --durations=10 -n $(WORKERS) --dist loadfile -m "not (slow or gpu or slurm)"
+	$(BIN)/python -m pytest --durations=10 -m "slurm and not (slow or gpu)"
 
 test-gpu: $(STAMP)  ## what needs a GPU: tests and benchmarks, into benchmarks/results; IMAGES=photographs MINUTES=25
 	$(BIN)/python benchmarks/gpu.py $(addprefix --images=,$(or $(IMAGES),$(PICTURES))) $(addprefix --minutes=,$(MINUTES))

@@ -26,7 +26,7 @@ from programs import Command  # noqa: E402
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """After the whole suite: its slowest files, and those whose tests take more than their share."""
     files = file_seconds(terminalreporter)
-    if terminalreporter.config.getoption("durations") and files:
+    if files:
         terminalreporter.section("slowest files")
         for line in slowest_files(files):
             terminalreporter.line(line)

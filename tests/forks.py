@@ -2,9 +2,10 @@
 
 import gc
 import multiprocessing
-import os
 import signal
 from multiprocessing import forkserver, resource_tracker
+
+import pytest
 
 _PRELOADED = (
     "vggrepro.training.loop",
@@ -16,8 +17,11 @@ _PRELOADED = (
     "torch._dynamo",
     "pyarrow",
 )
-DEAF_TO = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2}
+_DEAF_TO = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2}
 """Signals that the server does not hear, and what it forks only after `begin`: the product's own processes must not."""
+
+ONE_THREAD_NO_GPU = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+"""Variables of the environment."""
 
 forks = multiprocessing.get_context("forkserver")
 
@@ -25,23 +29,18 @@ forks = multiprocessing.get_context("forkserver")
 def start_server() -> None:
     """Starts it, before anything else does with fewer modules, on one thread and no GPU; it imports meanwhile."""
     forks.set_forkserver_preload(list(_PRELOADED))
-    given = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    before = {name: os.environ.get(name) for name in given}
-    os.environ.update(given)
     resource_tracker.ensure_running()  # it takes a mask back
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, DEAF_TO)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _DEAF_TO)
     try:
-        forkserver.ensure_running()
+        with pytest.MonkeyPatch.context() as patched:
+            for name, text in ONE_THREAD_NO_GPU.items():
+                patched.setenv(name, text)
+            forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for name, text in before.items():
-            if text is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = text
 
 
 def begin() -> None:
     """In a forked process: signals that ask it to stop are for it, and what was imported is no garbage to look for."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, DEAF_TO)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _DEAF_TO)
     gc.freeze()

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from drawing import BLANK, figures_drawn_by
-from forks import begin, forks
+from forks import ONE_THREAD_NO_GPU, begin, forks
 
 from vggrepro.cli import main as cli
 
@@ -114,7 +114,7 @@ def _as_program(words: list[str], cwd: Path, environment: Mapping[str, str], str
     begin()
     atexit._clear()  # what the server has registered
     for number, file in enumerate(streams, 1):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+        os.dup2(os.open(file, os.O_WRONLY), number)
     # the fork server's own objects may be closed
     sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w", buffering=1) for number in (1, 2))
     os.environ.clear()
@@ -135,7 +135,7 @@ def _as_program(words: list[str], cwd: Path, environment: Mapping[str, str], str
 
 def _environment() -> dict[str, str]:
     inherited = {name: text for name, text in os.environ.items() if not name.startswith(("SLURM", "RANK", "WORLD"))}
-    return inherited | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return inherited | ONE_THREAD_NO_GPU
 
 
 def modules_after(statement: str) -> set[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from forks import forks
+from forks import begin, forks
 from PIL import Image
 from tiny import TINY
 
@@ -44,6 +44,7 @@ def manifest(hard_files: Path) -> list[dict[str, str]]:
 
 
 def verify_and_weigh(files: list[Path], results: Connection) -> None:
+    begin()
     (found,) = verify([places(files)], "full")
     results.send((found, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
 

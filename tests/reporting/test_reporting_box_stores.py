@@ -89,11 +89,12 @@ def test_of_several_guesses_the_best_are_reported(root: Path) -> None:
 )
 def test_boxes_of_anything_else_are_not_used(root: Path, other: dict[str, object]) -> None:
     run = box_run(root)
-    own, stranger = {}, dict(other)
+    own, stranger, strange = {}, dict(other), []
     below = stranger.pop("merge_below", None)
     for Q in (FINE, BOTH):
         own[Q] = find_dense([(run, Q)], 500)
-        strange = [find_dense([(run, Q)], 1, merge_below=below, guesses="stranger", **stranger)]  # type: ignore[arg-type]
+        file = find_dense([(run, Q)], 1, merge_below=below, guesses="stranger", **stranger)  # type: ignore[arg-type]
+        strange.append(file)
     if below is None:
         strange.append(find_centre(run, 2, **stranger))
     if other.keys() & {"weights", "data"}:

@@ -166,7 +166,7 @@ def compare(runs: Sequence[StoredRun], index: Index | None, notes: Sequence[str]
         said.append("Tested without mirror images.")
     if not errors:
         said.append("No run has stored posteriors; `vggrepro evaluate RUN` makes them.")
-    if any(next(run.run_directory.transfers.glob("*"), None) for run in runs):
+    if any(any(run.run_directory.transfers.glob("[!.]*.npz")) for run in runs):
         said.append("Tests on other data sets are not compared here: see Tables 11 and 12, `vggrepro tables`.")
     unfinished = [f"{name} (step {run.step:,})" for name, run in zip(names, runs, strict=True) if not run.finished]
     if unfinished:

@@ -11,7 +11,7 @@ from vggrepro.progress import echo
 from vggrepro.reporting import evidence, figures
 from vggrepro.reporting.predictions import PredictionCache
 from vggrepro.reporting.render import Format, render
-from vggrepro.reporting.runs import StoredRun, by_output
+from vggrepro.reporting.runs import StoredRun
 from vggrepro.reporting.tables import build_report
 
 _METHODS = (*dict.fromkeys(chain.from_iterable(COMBINED.values())), "centre", *COMBINED)
@@ -23,15 +23,16 @@ def keep(runs: Sequence[StoredRun], folder: Path, title: str, cache: PredictionC
     Beside what the tables ask for, each net is kept at each of its Q. `cache` has what was read by now. Raises
     UserError, also where nothing is tested.
     """
-    finished = [run for run in runs if run.weights and run.dataset and run.finished]
-    tested, of_boxes = by_output(finished)
+    tested = []
     for run in runs:
-        if run not in finished:
+        if not (run.weights and run.dataset and run.finished):
             echo(f"no evidence of {run.name}: it is not tested yet")
-        elif run in of_boxes:
+        elif run.config.localisation:
             echo(f"no evidence of {run.name}: it predicts boxes, and Tables 8 to 10 are not kept")
-        elif next(run.run_directory.transfers.glob("[!.]*.npz"), None):
-            echo(f"no evidence of {run.name} on other data sets: Tables 11 and 12 are not kept")
+        else:
+            tested.append(run)
+            if any(run.run_directory.transfers.glob("[!.]*.npz")):
+                echo(f"no evidence of {run.name} on other data sets: Tables 11 and 12 are not kept")
     cache = cache or PredictionCache()
     build_report(tested, cache)
     for run in tested:

@@ -141,9 +141,8 @@ class StoredRun:
         run, net, data = self.run_directory, self.weights, self.dataset["fingerprint"]
         found = [file for file in run.posteriors.glob("*.npz") if f"-{net[:12]}-{data[:12]}" not in file.name]
         found += [file for file in run.features.glob("*.npz") if f"-{net[:12]}-" not in file.name]
-        for file in run.transfers.glob("[!.]*-*-*.npz"):
-            if transfers.described(file)[0].nets[0].weights != net:
-                found.append(file)
+        tests = run.transfers.glob("[!.]*-*-*.npz")
+        found += [file for file in tests if transfers.described(file)[0].nets[0].weights != net]
         for one, _ in box_store.list_found(run.boxes):
             if (one.parts[0].weights, one.parts[0].data) != (net, data):
                 files = [one.file(run.boxes), *(part.file(run.boxes) for part in one.parts)]

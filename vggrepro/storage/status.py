@@ -36,7 +36,11 @@ def is_finished(config: Config) -> bool:
         if changed:
             listed = "; ".join(f"{key} was {old}, is {new}" for key, old, new in changed[:4])
             more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
-            empty = "" if any(final_file(config.directory).parent.glob("*.pt")) else ", in which nothing is trained yet"
+            empty = (
+                ""
+                if any(RunDirectory(config.directory).checkpoints.glob("*.pt"))
+                else ", in which nothing is trained yet"
+            )
             raise UserError(
                 f"run directory {config.directory} belongs to another configuration ({listed}{more}); "
                 f"choose another run.experiment or run.name, or remove the directory{empty}"
