@@ -5,6 +5,11 @@ import io
 import json
 import os
 import pickle
+from argparse import Namespace
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +19,7 @@ import torch
 import torchvision
 from caffe_files import caffe_model, messages
 from nets import GEOMETRY, tiny_vgg
+from programs import Command
 from tiny import shared
 
 from vggrepro.errors import UserError
@@ -223,7 +229,276 @@ def test_the_wrong_net_is_one_line(tmp_path: Path) -> None:
     torch.save(torchvision.models.squeezenet1_0().state_dict(), file)
     assert "no conv1_1, fc6 and fc8" in one_line(file)
     torch.save([1, 2], file)
-    assert "not a state dict" in one_line(file)
+    assert "hold no state dict (list); give what torch.save(net.state_dict(), FILE) writes" in one_line(file)
+    torch.save({}, file)
+    assert "hold no net with features.0.weight (nothing); give another file" in one_line(file)
+
+
+class AttributeDict(dict[str, Any]):
+    """As Lightning has its hyperparameters, and many others their settings: a dict by class."""
+
+
+def halved(net: VGG) -> VGG:
+    """Stands for an averaged copy: other weights, and half of the bits."""
+    copied = deepcopy(net)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.div_(2)
+    return copied.half()
+
+
+def renamed(net: VGG, name: Callable[[str], str]) -> dict[str, torch.Tensor]:
+    return {name(key): tensor for key, tensor in net.state_dict().items()}
+
+
+def trained(net: VGG) -> dict[str, Any]:
+    """The states of an optimizer that has momentum, and of its schedule."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 30)
+    return {"optimizer": optimizer.state_dict(), "lr_scheduler": schedule.state_dict()}
+
+
+def imagenet_example(net: VGG) -> dict[str, Any]:
+    """examples/imagenet/main.py, which wraps the convolutions of VGGs alone."""
+    wrapped = deepcopy(net)
+    wrapped.features = torch.nn.DataParallel(wrapped.features)  # type: ignore[assignment]
+    content = {"epoch": 90, "arch": "vgg16", "state_dict": wrapped.state_dict(), "best_acc1": torch.tensor(71.6)}
+    return content | trained(net)
+
+
+def lightning(net: VGG) -> dict[str, Any]:
+    states = trained(net)
+    return {
+        "epoch": 73,
+        "global_step": 370000,
+        "pytorch-lightning_version": "2.5.1",
+        "state_dict": renamed(net, "model._orig_mod.{}".format)
+        | {"criterion.weight": torch.ones(7), "accuracy.tp": torch.zeros(7)},
+        "loops": {"fit_loop": {"state_dict": {}, "epoch_progress": {"current": {"ready": 74}}}},
+        "callbacks": {"ModelCheckpoint": {"monitor": "val", "dirpath": Path("runs"), "best": np.float64(0.7)}},
+        "optimizer_states": [states["optimizer"]],
+        "lr_schedulers": [states["lr_scheduler"]],
+        "hyper_parameters": AttributeDict(lr=0.01, others=defaultdict(list, a=[1]), crop=np.arange(3)),
+    }
+
+
+def torchvisions_references(net: VGG) -> dict[str, Any]:
+    averaged = torch.optim.swa_utils.AveragedModel(halved(net), use_buffers=True).state_dict()
+    assert "n_averaged" in averaged
+    arguments = Namespace(model="vgg16", device=torch.device("cuda"), ema=True)
+    return {"model": net.state_dict(), "epoch": 89, "args": arguments, "model_ema": averaged} | trained(net)
+
+
+def timms(net: VGG) -> dict[str, Any]:
+    """As timm's saver writes it; the fully-connected layers of its VGGs are convolutions."""
+    from timm.utils import CheckpointSaver, ModelEmaV3
+
+    optimizer, file = torch.optim.SGD(net.parameters(), lr=0.01), io.BytesIO()
+    saver = CheckpointSaver(net, optimizer, Namespace(model="vgg16", opt="sgd"), ModelEmaV3(halved(net)))
+    saver._save(file, 299, np.float64(0.71))
+    content = torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+    state = content["state_dict"]
+    for layer, theirs, side in (("0", "pre_logits.fc1", 2), ("3", "pre_logits.fc2", 1), ("6", "head.fc", None)):
+        weight, bias = (state.pop(f"classifier.{layer}.{part}") for part in ("weight", "bias"))
+        shaped = weight.unflatten(1, (-1, side, side)) if side else weight
+        state.update({f"{theirs}.weight": shaped, f"{theirs}.bias": bias})
+    return content
+
+
+@pytest.mark.parametrize(
+    ("content", "account"),
+    [
+        (imagenet_example, ", state_dict of a checkpoint of epoch 90, arch vgg16, without `module.`"),
+        (lambda net: torch.nn.DataParallel(net).state_dict(), ", without `module.`"),
+        (lambda net: torch.compile(net).state_dict(), ", without `_orig_mod.`"),
+        (lambda net: torch.nn.DataParallel(torch.compile(net)).state_dict(), ", without `module._orig_mod.`"),
+        (lambda net: torch.compile(torch.nn.DataParallel(net)).state_dict(), ", without `_orig_mod.module.`"),
+        (
+            lambda net: renamed(net, lambda key: key.replace(".", "._orig_mod.module.", 1)),
+            ", without `module.` and `_orig_mod.`",
+        ),
+        (
+            lightning,
+            ", state_dict of a checkpoint of epoch 73, without `model._orig_mod.`; left out: criterion.weight, "
+            "accuracy.tp",
+        ),
+        (torchvisions_references, ", model of a checkpoint of epoch 89; not taken: model_ema (--key takes it)"),
+        (timms, ", state_dict of a checkpoint of epoch 299, arch vgg16; not taken: state_dict_ema (--key takes it)"),
+        (lambda net: {"state": {"model": net.state_dict()}}, ", state.model of a checkpoint"),
+        (
+            lambda net: (
+                renamed(net, "net.{}".format) | renamed(halved(net), "teacher.{}".format) | {"step": torch.ones(())}
+            ),
+            ", net of a checkpoint, without `net.`; left out: step; not taken: teacher (--key takes it)",
+        ),
+        (
+            lambda net: {"ema": {key: tensor.double() for key, tensor in net.state_dict().items()}},
+            ", ema of a checkpoint",
+        ),
+        (lambda net: net.state_dict() | {"epoch": 3, "args": Namespace()}, ""),
+        (lambda net: dict(net.named_parameters()) | dict(net.named_buffers()), ""),
+    ],
+)
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_checkpoints_of_other_trainers(tmp_path: Path, content: Any, account: str, batch_norm: bool) -> None:
+    original, file = built("D", batch_norm=batch_norm), tmp_path / "checkpoint.pth"
+    torch.save(content(original), file)
+    found = read(file)
+    assert found.source == "state dict of torch" + account
+    assert (found.model["net"], found.preprocessing) == ("D", PREPROCESSING["torchvision"])
+    assert list(found.weights) == list(original.state_dict())
+    for key, tensor in original.state_dict().items():
+        assert torch.equal(found.weights[key], tensor)
+        assert not found.weights[key].requires_grad
+
+
+def test_safetensors_of_a_wrapped_net(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    file, original = tmp_path / "model.safetensors", built("A")
+    save_file(renamed(original, "_orig_mod.{}".format), file)
+    found = read(file)
+    assert found.source == "safetensors, without `_orig_mod.`"
+    assert torch.equal(found.weights["classifier.6.bias"], original.state_dict()["classifier.6.bias"])
+
+
+def test_a_net_is_chosen_by_key(tmp_path: Path, command: Command) -> None:
+    file, net = tmp_path / "checkpoint.pth", built("A")
+    copy = {key: tensor.bfloat16() for key, tensor in halved(net).state_dict().items()}
+    torch.save({"model": net.state_dict(), "model_ema": {"module": copy}, "epoch": 1}, file)
+    assert read(file).source.endswith("; not taken: model_ema.module (--key takes it)")
+    found = command.json("weights", "import", file, "--out", tmp_path / "run", "--key", "model_ema.module")
+    assert found["source"] == (
+        "state dict of torch, model_ema.module of a checkpoint of epoch 1; not taken: model (--key takes it)"
+    )
+    averaged = read(file, key="model_ema.module").weights["features.0.weight"]
+    assert torch.equal(averaged, copy["features.0.weight"].float())
+    with pytest.raises(UserError, match=r"--key ema: weights .* hold the nets model, model_ema.module; choose one of"):
+        read(file, key="ema")
+    torch.save({"state_dict": renamed(net, "net.{}".format)}, file)
+    with pytest.raises(UserError, match=r"--key net: weights .* hold the net state_dict; leave --key out"):
+        read(file, key="net")
+    file.write_bytes(caffe_model(built("D"), "LayerParameter").SerializeToString())
+    with pytest.raises(UserError, match=r"--key net: weights .* hold a single net; leave --key out"):
+        read(file, key="net")
+
+
+def test_several_nets_are_named(tmp_path: Path) -> None:
+    file, state = tmp_path / "checkpoint.pth", built("A").state_dict()
+    torch.save({"best": state, "last": dict(state), "ema": dict(state)}, file)
+    assert "hold several nets: best, last, ema; choose one with --key of `vggrepro weights import`" in one_line(file)
+    torch.save({"ema": state, "swa": dict(state)}, file)
+    assert "several nets: ema, swa; choose" in one_line(file)
+    torch.save(state | {f"student.{key}": tensor for key, tensor in state.items()}, file)
+    assert "several nets: ., student; choose" in one_line(file)
+    assert read(file, key=".").source == "state dict of torch; not taken: student (--key takes it)"
+    torch.save({f"net {n}\n": dict(state) for n in range(25)}, file)
+    assert ": net 0?, net 1?, " in one_line(file)
+    assert "net 19? and 5 more; choose" in one_line(file)
+    torch.save({"model": state, "state_dict": state}, file)
+    assert read(file).source == "state dict of torch, model of a checkpoint"
+
+
+def test_where_no_net_is_what_there_is_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "checkpoint.pth"
+    other = {"conv1.weight": torch.zeros(1), "conv1.bias": torch.zeros(1), "layers": 3}
+    torch.save({"state_dict": other, "optimizer": {"state": {}}, "epoch": 3, "args": Namespace(lr=1)}, file)
+    assert (
+        "hold no net with features.0.weight (state_dict: 2 tensors, the first conv1.weight; optimizer: dict; epoch: 3; "
+        "args: argparse.Namespace); give another file"
+    ) in one_line(file)
+    torch.save({"conv1.weight": torch.zeros(1), "name": "a\n" + "b" * 90}, file)
+    assert "(1 tensor, the first conv1.weight; name: 'a\\nbbb" in one_line(file)
+    torch.save(built("A"), file)
+    assert "hold no state dict (vggrepro.models.vgg.VGG); give what" in one_line(file)
+    torch.save({"model": built("A")}, file)
+    assert "(model: vggrepro.models.vgg.VGG); give another file" in one_line(file)
+    torch.save({"format": "vggrepro checkpoint 1"}, file)
+    assert "it is a checkpoint; `vggrepro evaluate` takes it as it is" in one_line(file)
+
+
+def test_dicts_in_dicts_come_to_an_end(tmp_path: Path) -> None:
+    file, state = tmp_path / "checkpoint.pth", built("A").state_dict()
+    content: dict[str, Any] = {"state_dict": state}
+    content["again"] = {"again": content, "state_dict": state}
+    torch.save(content, file)
+    assert read(file).source == "state dict of torch, state_dict of a checkpoint"
+    deep: dict[Any, Any] = dict(state)
+    for level in range(200):
+        deep = {level: deep, "next": deep}
+    torch.save(deep, file)
+    assert "hold no net with features.0.weight (199: dict; next: dict)" in one_line(file)
+
+
+class Evaluating:
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> Any:
+        return eval, (f"__import__('pathlib').Path({str(self.witness)!r}).mkdir()",), {"a": 1}
+
+
+PLACES: dict[str, Callable[[dict[str, Any], Any], Any]] = {
+    "all": lambda state, hostile: hostile,
+    "beside": lambda state, hostile: {"state_dict": state, "epoch": hostile},
+    "before": lambda state, hostile: {"epoch": hostile, "state_dict": state},
+    "key": lambda state, hostile: {"state_dict": state, hostile: 1},
+    "list": lambda state, hostile: {"state_dict": state, "optimizer_states": [{"state": {0: (hostile,)}}]},
+    "args": lambda state, hostile: {"state_dict": state, "args": Namespace(lr=[hostile])},
+    "metric": lambda state, hostile: {"state_dict": state | {"loss": hostile}},
+    "tensor": lambda state, hostile: {"state_dict": state | {"features.3.weight": hostile}},
+    "first": lambda state, hostile: {"state_dict": state | {"features.0.weight": hostile}},
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("code", [Hostile, Evaluating])
+def test_a_checkpoint_is_not_executed(tmp_path: Path, code: Any, place: str) -> None:
+    file, witness, state = tmp_path / "net.pth", tmp_path / "executed", built("A").state_dict()
+    torch.save(PLACES[place](state, code(witness)), file)
+    before = set(torch.serialization.get_safe_globals())
+    refusals = {"all": "no state dict (builtins.eval)", "first": "hold no net with", "tensor": "but builtins.eval"}
+    if code is Hostile:  # torch itself takes nothing of os
+        assert one_line(file).endswith("that is not executed); give another file")
+    elif place in refusals:
+        assert refusals[place] in one_line(file)
+    else:
+        assert torch.equal(read(file).weights["features.3.weight"], state["features.3.weight"])
+    assert not witness.exists()
+    assert set(torch.serialization.get_safe_globals()) == before, "no placeholder stays behind"
+    # The witness works: loaded the other way, it is executed. What it returns takes no state.
+    with suppress(Exception):
+        torch.load(file, weights_only=False)
+    assert witness.exists()
+
+
+def test_checkpoints_of_the_older_form(tmp_path: Path) -> None:
+    """Plain ones are read; torch cannot say what others name, so these are refused."""
+    file, content = tmp_path / "checkpoint.pth", imagenet_example(built("A"))
+    torch.save(content, file, _use_new_zipfile_serialization=False)
+    assert read(file).model["net"] == "A"
+    torch.save(content | {"args": Namespace()}, file, _use_new_zipfile_serialization=False)
+    assert one_line(file).endswith("that is not executed); give another file")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda tensor: tensor.to_sparse(),
+        lambda tensor: tensor.to("meta"),
+        lambda tensor: tensor.to(torch.complex64),
+        lambda tensor: None,
+    ],
+)
+def test_tensors_of_other_kinds_are_refused(tmp_path: Path, odd: Any) -> None:
+    file, state = tmp_path / "net.pth", built("A").state_dict()
+    torch.save(state | {"classifier.3.weight": odd(state["classifier.3.weight"])}, file)
+    assert "hold no plain tensor as classifier.3.weight but " in one_line(file)
+    torch.save(state | {"module.classifier.3.weight": state["classifier.3.weight"]}, file)
+    assert "hold two tensors of the name classifier.3.weight" in one_line(file)
 
 
 def test_numbers_that_are_not_finite(tmp_path: Path) -> None:

@@ -28,24 +28,27 @@ def summary(
 
 
 def import_weights(
-    file: Annotated[Path, typer.Argument(help="A .caffemodel, MatConvNet's .mat, a .pth of torch, or .safetensors.")],
+    file: Annotated[
+        Path, typer.Argument(help="A .caffemodel, MatConvNet's .mat, .safetensors, a .pth or checkpoint of torch.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The run directory to make.")],
     net: Annotated[str | None, typer.Option(help="The column of Table 1 that it must be of.")] = None,
     input_as: Annotated[
         Literal["paper", "torchvision"] | None,
         typer.Option("--input", help="What its input was: paper (grey levels minus mean) or torchvision's."),
     ] = None,
+    key: Annotated[str | None, typer.Option(help="Which net of a checkpoint that holds several.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a run directory of another program's weights, for `vggrepro evaluate`."""
     from vggrepro.pipeline.weights import import_weights
 
-    found = import_weights(file, out, net=net, preprocessing=input_as)
+    found = import_weights(file, out, net=net, preprocessing=input_as, key=key)
     if as_json:
         print_json(found)
         return
-    for key, item in found.items():
-        typer.echo(f"{key:14} {item}")
+    for name, item in found.items():
+        typer.echo(f"{name:14} {item}")
 
 
 def export_weights(

@@ -23,6 +23,7 @@ from vggrepro.errors import UserError, reason_of
 from vggrepro.files import replacing
 from vggrepro.models import caffe, matconvnet
 from vggrepro.models.onnx import to_onnx
+from vggrepro.models.other_trainers import net_in
 from vggrepro.models.table1 import Architecture, architecture
 from vggrepro.models.torch_file import read_torch
 from vggrepro.models.vgg import VGG
@@ -62,7 +63,6 @@ _KNOWN_MD5 = {
     "f72d927587ca4c97fbd165ec9cb9997f": "imagenet-vgg-verydeep-16.mat",
     "106118b7cf60435e6d8e04f6a6dc3657": "imagenet-vgg-verydeep-19.mat",
 }
-_TIMM = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3", "head.fc": "classifier.6"}
 _METADATA = "vggrepro"
 
 
@@ -77,7 +77,7 @@ class Imported:
     preprocessing: dict[str, Any]
     """As in PREPROCESSING."""
     source: str
-    """The format, and the file itself where its checksum is known."""
+    """The format, the file itself where its checksum is known, and which net of a checkpoint it is."""
     sha256: str
     """Of the file, hex."""
     classes: list[str] | None
@@ -86,8 +86,12 @@ class Imported:
     """S, single_Q, multi_Q and flip of the net's own configuration, where the file says them."""
 
 
-def read(file: Path, *, net: str | None = None, preprocessing: Preprocessing | None = None) -> Imported:
+def read(
+    file: Path, *, net: str | None = None, preprocessing: Preprocessing | None = None, key: str | None = None
+) -> Imported:
     """Reads a Caffe model, MatConvNet's, torchvision's or timm's state dict, plain or safetensors, told by its content.
+
+    So it reads checkpoints of other trainers, in which `net_in` finds the net.
 
     Width, crop and classes follow from the shapes, and so does the column of Table 1 unless `net` names it. A file of
     the convolutions alone, or with nothing but NaN in the FC layers, gives a net without these.
@@ -97,10 +101,11 @@ def read(file: Path, *, net: str | None = None, preprocessing: Preprocessing | N
         net: the column of Table 1 that the file must be of.
         preprocessing: what the net's input was, where the file does not say it (MatConvNet's and those written here
             do), in place of what the format implies: `paper` for Caffe models, `torchvision` for the others.
+        key: which net of a checkpoint that holds several, as the error and `Imported.source` name them.
 
     Raises:
-        UserError: the file is missing, torn, hostile, of no format that is read here or of another net, or it holds
-            numbers that are not finite.
+        UserError: the file is missing, torn, hostile, of no format that is read here or of another net, it holds
+            numbers that are not finite, or several nets and `key` names none of them.
     """
     try:
         with file.open("rb") as opened:
@@ -114,14 +119,16 @@ def read(file: Path, *, net: str | None = None, preprocessing: Preprocessing | N
     except OSError as error:
         raise UserError(f"weights {file} cannot be read ({error.strerror}); give another file") from None
     described: dict[str, Any] = {}
+    several = False  # nets may lie in it
     try:
         if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
-            tensors, source = _state_dict(read_torch(file)), "state dict of torch"
+            tensors, source, several = read_torch(file, placeholders=True), "state dict of torch", True
             if known and "the authors'" in known:
                 preprocessing = preprocessing or "paper"
         elif head[8:9] == b"{":
             tensors, described = _read_safetensors(file)
             source = "safetensors" + (" of this program" if described else "")
+            several = not described
         elif head.startswith((b"\x89HDF", b"MATLAB 7.3")):
             raise ValueError("HDF5, as of Keras and MATLAB 7.3, is not read here; convert it to .safetensors or .pth")
         elif head.startswith(b"MATLAB"):
@@ -132,26 +139,31 @@ def read(file: Path, *, net: str | None = None, preprocessing: Preprocessing | N
             layers, generation = caffe.read_layers(file)
             tensors, source = _state_of_named(layers), f"Caffe model ({generation})"
             preprocessing = preprocessing or "paper"
-        if odd := [key for key in tensors if not key.isprintable()]:
-            raise ValueError(f"a tensor is called {odd[0]!r}")
     except Exception as error:  # damaged bytes provoke whatever they happen to say
         raise UserError(f"weights {file} cannot be read ({reason_of(error, 160)}); give another file") from None
 
-    tensors = _without_empty_layers(_with_torchvisions_names(tensors))
+    account = ""
+    if several:
+        tensors, account = net_in(tensors, file, key)
+    elif key is not None:
+        raise UserError(f"--key {key}: weights {file} hold a single net; leave --key out")
+    if odd := [name for name in tensors if not name.isprintable()]:
+        raise UserError(f"weights {file} cannot be read (a tensor is called {odd[0]!r}); give another file")
+    tensors = _without_empty_layers(tensors)
     model = described.get("model") or _recognise(file, tensors, net)
     if net is not None and model["net"] != net:
         raise UserError(f"weights {file} are of net {model['net']}, not {net}; leave --net out or give another file")
     expected = _shapes(architecture(**model))
     if misfit := _misfit(tensors, expected):
         raise UserError(f"weights {file} do not fit net {model['net']}: {misfit}; give another file")
-    for key, tensor in tensors.items():
+    for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise UserError(f"weights {file} are damaged: {key} holds numbers that are not finite; give another file")
+            raise UserError(f"weights {file} are damaged: {name} holds numbers that are not finite; give another file")
     return Imported(
         model=model,
         weights={key: _of_type(tensors[key] if key in tensors else torch.zeros(()), key) for key in expected},
         preprocessing=dict(described.get("preprocessing") or PREPROCESSING[preprocessing or "torchvision"]),
-        source=source + (f", {known}" if known else ""),
+        source=source + (f", {known}" if known else "") + account,
         sha256=sha256,
         classes=described.get("classes"),
         testing=described.get("testing"),
@@ -205,14 +217,6 @@ def write(
         raise UserError(f"weights {file} cannot be written ({reason_of(error)}); choose another place") from None
 
 
-def _state_dict(content: Any) -> dict[str, Tensor]:
-    if isinstance(content, dict) and "format" in content:
-        raise ValueError("it is a checkpoint; `vggrepro evaluate` takes it as it is")
-    if not isinstance(content, dict) or not content or not all(isinstance(item, Tensor) for item in content.values()):
-        raise ValueError("it is not a state dict")
-    return {str(key): item for key, item in content.items()}
-
-
 def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from safetensors import SafetensorError, safe_open
 
@@ -237,16 +241,6 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if classes is not None and not (isinstance(classes, list) and len(classes) == described["model"]["classes"]):
             raise ValueError("it does not name as many classes as it has")
     return tensors, described
-
-
-def _with_torchvisions_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of timm's VGGs, whose fully-connected layers are convolutions, as torchvision has them."""
-    named = {}
-    for key, tensor in tensors.items():
-        layer, _, part = key.rpartition(".")
-        name = f"{_TIMM[layer]}.{part}" if layer in _TIMM else key
-        named[name] = tensor.flatten(1) if layer in _TIMM and tensor.ndim == 4 else tensor
-    return named
 
 
 def _without_empty_layers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

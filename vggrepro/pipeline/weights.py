@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def import_weights(
-    file: Path, run: Path, *, net: str | None = None, preprocessing: Preprocessing | None = None
+    file: Path, run: Path, *, net: str | None = None, preprocessing: Preprocessing | None = None, key: str | None = None
 ) -> dict[str, Any]:
     """Makes a run directory of a weight file of another program, as if its net had just been trained.
 
@@ -36,7 +36,7 @@ def import_weights(
     final = final_file(run)
     if final.exists():
         raise UserError(f"--out {run} holds a net already ({final}); choose another directory, or remove it")
-    found = read(file, net=net, preprocessing=preprocessing)
+    found = read(file, net=net, preprocessing=preprocessing, key=key)
     kept = checkpoint_of(found, run)
     weights = checkpoint.weights_hash(found.weights)
     directory = RunDirectory(run)
