@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launch import slurm
-from vggrepro.errors import INTERRUPTED_STATUS, ending_of
+from vggrepro.errors import INTERRUPTED_STATUS, ending_of, make_ready
 from vggrepro.storage import lease
 from vggrepro.storage.directory import RunDirectory
 
@@ -237,4 +237,5 @@ def main(verb: str, directory: str, *more: str) -> int:
 
 
 if __name__ == "__main__":
+    make_ready("stdout", "stderr")  # what becomes of a job must not hang on the disk of its log
     sys.exit(main(*sys.argv[1:]))

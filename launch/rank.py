@@ -14,7 +14,7 @@ from pathlib import Path
 
 from launch.attempt import DONE, ERRORS, USER_STATUS
 from launch.snapshot import GRAPH, STAGE
-from vggrepro.errors import INTERRUPTED_STATUS, Interrupted, UserError
+from vggrepro.errors import INTERRUPTED_STATUS, Interrupted, UserError, make_ready
 from vggrepro.storage import lease
 
 
@@ -26,6 +26,7 @@ class Stage:
 
     def __call__(self) -> None:
         """Runs the stage; ends the process itself unless all went well, so that the exit status is ours."""
+        make_ready("stdout", "stderr")  # the job's log, and the results are in files
         status = run(Path(self.directory))
         if status:
             sys.stdout.flush()

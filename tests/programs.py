@@ -138,6 +138,23 @@ def _environment() -> dict[str, str]:
     return inherited | ONE_THREAD_NO_GPU
 
 
+def without_streams(*names: str, full: bool) -> str:
+    """Statements after which these standard streams are closed, or lie on a full disk, as if from the beginning."""
+    return f"""
+import os, sys
+
+for name in {names}:
+    number = {{"stdout": 1, "stderr": 2}}[name]
+    os.close(number)
+    stream = None
+    if {full}:
+        os.dup2(os.open("/dev/full", os.O_WRONLY), number)
+        stream = open(number, "w", buffering=1, closefd=False)
+    setattr(sys, name, stream)
+    setattr(sys, f"__{{name}}__", stream)
+"""
+
+
 def modules_after(statement: str) -> set[str]:
     """What a Python has imported once it has run a statement."""
     return set(run_program("-c", f"{statement}\nimport sys; print(*sys.modules)", check=True).stdout.split())

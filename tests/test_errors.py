@@ -1,12 +1,17 @@
-"""How a command ends on a mistake: one line, whoever has found it."""
+"""How a command ends on a mistake: one line, whoever has found it; and what its surroundings may lack."""
 
+import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from programs import fork_program, run_program
-from tiny import CONFIGS
+from programs import fork_program, run_program, without_streams
+from tiny import CONFIGS, TWO_STEPS, set_words
 
 from vggrepro.errors import UserError, run_command
+from vggrepro.progress import echo
 
 COMMAND = """
 import os, time
@@ -103,3 +108,170 @@ def test_a_file_that_this_program_lost_is_a_fault_of_its_own(tmp_path: Path) -> 
 
 def test_a_message_never_breaks_a_line_or_moves_the_cursor() -> None:
     assert str(UserError("x=a\nb\x1b[2J: no")) == r"x=a\nb\x1b[2J: no"
+
+
+@pytest.mark.parametrize(
+    ("number", "file", "words"),
+    [
+        (errno.EMFILE, None, "Too many open files; raise the limit: `ulimit -n`"),
+        (errno.EMFILE, "x.idx", "x.idx: Too many open files; raise the limit: `ulimit -n`"),
+        (errno.ENFILE, None, "fs.file-max"),
+        (errno.EAGAIN, None, "`ulimit -u`"),
+        (errno.ENOMEM, None, "Cannot allocate memory; free some memory"),
+        (errno.EIO, None, "`dmesg`"),
+        (errno.ESTALE, "x.idx", "x.idx: Stale file handle; its file server has lost it"),
+        (errno.ENOSPC, None, "No space left on device; make room"),
+        (errno.ENOSPC, "x.idx", "x.idx: No space left on device; choose another place"),
+    ],
+)
+def test_what_the_machine_refuses_has_a_remedy(
+    capsys: pytest.CaptureFixture[str], number: int, file: str | None, words: str
+) -> None:
+    def command() -> None:
+        raise OSError(number, os.strerror(number), file)
+
+    with pytest.raises(SystemExit) as left:
+        run_command("vggrepro", command)
+    line = capsys.readouterr().err
+    assert (left.value.code, line.count("\n")) == (2, 1)
+    assert words in line
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EBADF, None])
+def test_what_no_user_can_mend_is_a_traceback(number: int | None) -> None:
+    def command() -> None:
+        raise OSError(number, "ours")
+
+    with pytest.raises(OSError, match="ours"):
+        run_command("vggrepro", command)
+
+
+# Standard streams that fail. Python tries again when it ends, so most of these are processes of their own.
+
+FULL = Path("/dev/full")
+"""As any file on a full disk: it can be opened, and takes nothing."""
+needs_full = pytest.mark.skipif(not FULL.is_char_device(), reason="there is no /dev/full")
+
+
+@needs_full
+@pytest.mark.parametrize("buffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("words", ["summary", "summary D --json", "--help", "tables --runs configs"])
+def test_an_output_that_cannot_be_written_is_one_line(words: str, buffered: str) -> None:
+    with FULL.open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "vggrepro", *words.split()],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONUNBUFFERED": buffered},
+            check=False,
+        )
+    line = done.stderr.splitlines()[-1]
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 2 if "tables" in words else 1), done.stderr
+    assert line == "vggrepro: standard output: No space left on device; choose another place, or make it fit"
+
+
+@pytest.mark.parametrize("words", ["summary", "summary D --json"])
+def test_a_reader_that_has_left_is_no_mistake(words: str) -> None:
+    """As `| head` leaves."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "vggrepro", *words.split()]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+@needs_full
+@pytest.mark.parametrize("full", [False, True], ids=["closed", "full"])
+@pytest.mark.parametrize("streams", [("stderr",), ("stdout", "stderr")])
+def test_training_goes_on_without_its_standard_streams(
+    settings: list[str], tmp_path: Path, streams: tuple[str, ...], full: bool
+) -> None:
+    """As where a job's log lies on a disk that is full."""
+    program = tmp_path / "program.py"
+    program.write_text(f"{without_streams(*streams, full=full)}\nfrom vggrepro.cli.main import main\nmain()\n")
+    prints = "stdout" not in streams
+    words = (
+        ["reproduce", "--config", CONFIGS / "demo.yaml"] if prints else ["train", "--config", CONFIGS / "vgg_A.yaml"]
+    )
+    done = fork_program(program, *words, *set_words(*settings, *TWO_STEPS))
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "runs").rglob("final.pt"))
+    assert ("Table" in done.stdout) == prints
+    assert done.stderr == ""
+
+
+WAYS_TO_SPEAK = """
+import logging, sys, traceback, warnings
+from rich.console import Console
+from rich.progress import track
+from vggrepro.errors import run_command
+from vggrepro.progress import echo, progress
+
+def command():
+    for _ in range(3):
+        echo("x" * 9000)
+        print("plain", file=sys.stderr)
+        print("no end of the line", end="", file=sys.stderr, flush=True)
+        sys.stderr.writelines(["several\\n"])
+        logging.getLogger("any").warning("a warning")
+        logging.basicConfig()
+        warnings.warn("another", stacklevel=1)
+        with progress("A: training", 1) as update:
+            update(1, "")
+        Console(stderr=True, force_terminal=True).print("[b]bold[/b]")
+        list(track([1, 2], console=Console(stderr=True, force_terminal=True)))
+        traceback.print_stack()
+    print("done")
+
+run_command("vggrepro", command)
+"""
+
+
+@needs_full
+@pytest.mark.parametrize("full", [False, True], ids=["closed", "full"])
+def test_whatever_speaks_to_a_full_standard_error_goes_on(tmp_path: Path, full: bool) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(without_streams("stderr", full=full) + WAYS_TO_SPEAK)
+    done = run_program(program)
+    assert (done.returncode, done.stdout) == (0, "done\n")
+
+
+def test_standard_error_stays_that_of_the_tests(capsys: pytest.CaptureFixture[str]) -> None:
+    before = sys.stderr
+    run_command("vggrepro", lambda: echo("a line"))
+    assert sys.stderr is before
+    assert capsys.readouterr().err == "a line\n"
+
+
+HOMELESS = """
+import getpass, os, pwd
+
+def nobody(number):
+    raise KeyError(number)
+
+pwd.getpwuid = nobody
+for name in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME"):
+    os.environ.pop(name, None)
+
+def command():
+    from vggrepro.storage.mirror import _import_quietly
+
+    _import_quietly()
+    print(os.environ["HOME"], oct(os.stat(os.environ["HOME"]).st_mode), getpass.getuser())
+
+from vggrepro.errors import run_command
+run_command("vggrepro", command)
+"""
+
+
+def test_a_user_without_name_and_home_is_given_both(tmp_path: Path) -> None:
+    """As in a container that is run as some number."""
+    program = tmp_path / "program.py"
+    program.write_text(HOMELESS)
+    done = fork_program(program)
+    assert (done.returncode, done.stderr) == (0, "")
+    home, mode, name = done.stdout.split()
+    assert (mode, name) == ("0o40700", str(os.getuid()))
+    assert not Path(home).exists(), "it is removed at the end"

@@ -1,3 +1,5 @@
+import errno
+import io
 import os
 import pty
 import subprocess
@@ -55,3 +57,12 @@ def test_a_bar_on_a_terminal() -> None:
 def test_say_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     echo("a line")
     assert capsys.readouterr() == ("", "a line\n")
+
+
+def test_a_line_that_a_full_disk_does_not_take_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    echo("a line")

@@ -3,15 +3,16 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 Update = Callable[[int, str], None]
 _SECONDS_BETWEEN_LINES = 5.0
 
 
 def echo(line: str) -> None:
-    """One line to the user."""
-    print(line, file=sys.stderr, flush=True)
+    """One line to the user; lost where standard error does not take it, as on a full disk."""
+    with suppress(OSError):  # of a process that decodes images: where commands begin, `make_ready` sees to the rest
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from launch_cluster import settings
-from programs import put_program
+from programs import fork_program, put_program, without_streams
 
 from launch import snapshot
 from launch.attempt import DONE, history
@@ -75,9 +75,9 @@ def test_what_is_pickled_is_a_path() -> None:
     assert vars(stage) == {"directory": "some/where"}
 
 
-@pytest.mark.parametrize("status", [0, 75])
-def test_the_script_runs_in_a_strange_place(graph: Graph, tmp_path: Path, status: int) -> None:
-    """Run by bash with a srun that notes its arguments; settle is told the ranks' status."""
+@pytest.mark.parametrize(("status", "log"), [(0, "log"), (75, "log"), (75, "/dev/full")])
+def test_the_script_runs_in_a_strange_place(graph: Graph, tmp_path: Path, status: int, log: str) -> None:
+    """Run by bash with a srun that notes its arguments; settle is told the ranks' status, whatever the log takes."""
     directory = tmp_path / STRANGE / "run"
     changed = with_cluster(graph, "cluster.setup=['export NOTE=\"a b\"']")
     snapshot.take(directory, changed, "A", {"chdir": str(tmp_path / STRANGE), "exclusive": ""})
@@ -96,10 +96,10 @@ def test_the_script_runs_in_a_strange_place(graph: Graph, tmp_path: Path, status
     # the real one would be ended by SLURM
     code = directory / snapshot.FOLDER / "code" / "launch" / "attempt.py"
     code.write_text(code.read_text().replace("_SETTLED_WITHIN_S = 120", "_SETTLED_WITHIN_S = 0"))
-    done = subprocess.run(
-        ["bash", str(directory / snapshot.SCRIPT)], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == status, done.stderr
+    with Path(tmp_path, log).open("w+") as written:
+        command = ["bash", str(directory / snapshot.SCRIPT)]
+        done = subprocess.run(command, env=environment, stdout=written, stderr=written, check=False)
+    assert done.returncode == status, log == "log" and (tmp_path / log).read_text()
     arguments = (tmp_path / "arguments").read_text().splitlines()
     assert arguments[0] == "a b"
     assert str(directory) in arguments
@@ -109,6 +109,17 @@ def test_the_script_runs_in_a_strange_place(graph: Graph, tmp_path: Path, status
     assert last["outcome"] == ("goes on" if status else "finished")
     asked = (fakes / "asked").read_text() if status else ""
     assert ("requeue 7" in asked) == bool(status)
+
+
+def test_a_rank_whose_log_is_full_finishes_its_stage(graph: Graph, tmp_path: Path) -> None:
+    short = with_cluster(graph, "train.iterations=2")
+    directory = short.stages["A"].directory
+    snapshot.take(directory, short, "A", {})
+    program = tmp_path / "program.py"
+    streams = without_streams("stdout", "stderr", full=True)
+    program.write_text(f"{streams}\nfrom launch.rank import Stage\nStage({str(directory)!r})()\n")
+    assert fork_program(program).returncode == 0
+    assert (directory / DONE).exists()
 
 
 def test_apptainer_sees_what_a_job_needs(graph: Graph, images: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tiny import CONFIGS
 
 from vggrepro.config.recipes import Graph, load_graph
 from vggrepro.data.scan import scan_folder
+from vggrepro.errors import HOME_PREFIX
 from vggrepro.preflight import images as image_checks
 from vggrepro.preflight import site, software
 from vggrepro.preflight.check import Check
@@ -153,6 +155,21 @@ def test_both_kinds_of_dali_spoil_each_other(tmp_path: Path, monkeypatch: pytest
     versions["nvidia-dali-cuda130"] = "2.4.0"
     check = checks_of(tmp_path)["DALI"]
     assert (check.status, "new environment" in check.remedy) == ("fail", True)
+
+
+def test_dali_without_docstrings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(software, "installed", {"nvidia-dali-cuda130": "2.4.0"}.get)
+    monkeypatch.setattr(software, "sys", SimpleNamespace(flags=SimpleNamespace(optimize=2)))
+    check = checks_of(tmp_path)["DALI"]
+    assert (check.status, "python -OO" in check.found, "leave -OO" in check.remedy) == ("warn", True, True)
+
+
+def test_a_home_that_stands_in_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "home" not in checks_of(tmp_path, config=None)
+    monkeypatch.setenv("HOME", str(tmp_path / f"{HOME_PREFIX}abc"))
+    check = checks_of(tmp_path, config=None)["home"]
+    assert (check.status, "set HOME" in check.remedy) == ("warn", True)
+    assert f"{HOME_PREFIX}abc stands in" in check.found
 
 
 def test_slurm_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

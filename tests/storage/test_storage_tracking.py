@@ -1,9 +1,12 @@
 import contextlib
+import http.server
 import io
 import json
 import logging
 import shlex
+import shutil
 import socket
+import sqlite3
 import sys
 import threading
 import time
@@ -387,6 +390,118 @@ def test_what_mlflow_missed_of_the_end_is_known(run: RunDirectory, uri: str, clo
     mirrored(run, uri)
     train(run, 4, 4)
     assert is_behind(run)
+
+
+# What MLflow refuses for good
+
+
+def refused(run: RunDirectory, uri: str, **changes: Any) -> None:
+    """A mirror that gives up at once, and ends without waiting."""
+    mirror = mirror_of(run, uri, **changes)
+    mirror.start()
+    begin = time.monotonic()
+    assert not mirror.sync_now(LONG_S)
+    assert not mirror.close("FINISHED", LONG_S)
+    assert time.monotonic() - begin < LONG_S / 2
+
+
+def test_a_deleted_experiment_stops_the_mirror_until_it_is_restored(
+    run: RunDirectory, uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    train(run, 1, 3)
+    mirrored(run, uri, experiment="deleted")
+    first = run.read_json("mlflow.json")["run_id"]
+    number = client.get_experiment_by_name("deleted").experiment_id
+    client.delete_experiment(number)
+    train(run, 4, 6)
+    refused(run, uri, experiment="deleted")
+    refused(run, uri, experiment="deleted")  # as a graph's next stage
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"MLflow takes no more, metrics.jsonl is complete: its experiment deleted is deleted; restore it "
+        f"(`MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow experiments restore --experiment-id {number}`), or set "
+        f"another run.experiment"
+    )
+    assert is_behind(run)
+    client.restore_experiment(number)
+    mirrored(run, uri, experiment="deleted")
+    assert (run.read_json("mlflow.json")["run_id"], history(run, uri)) == (first, losses(1, 6))
+    assert not is_behind(run)
+
+
+def test_an_experiment_that_is_deleted_meanwhile(run: RunDirectory, uri: str, caplog: pytest.LogCaptureFixture) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    train(run, 1, 3)
+    mirror = living(run, uri, experiment="meanwhile")
+    client.delete_experiment(client.get_experiment_by_name("meanwhile").experiment_id)
+    train(run, 4, 6)
+    begin = time.monotonic()
+    assert not mirror.sync_now(LONG_S)
+    assert not mirror.close("FINISHED", LONG_S)
+    assert time.monotonic() - begin < LONG_S / 2
+    (record,) = caplog.records
+    assert "must be in the 'active' state" in record.getMessage()
+    assert record.getMessage().endswith("; mend it there, then start again")
+
+
+def test_a_database_of_another_mlflow(
+    run: RunDirectory, uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = shutil.copy(uri.removeprefix("sqlite:///"), tmp_path / "other.db")
+    with contextlib.closing(sqlite3.connect(other)) as database, database:
+        database.execute("update alembic_version set version_num = 'abc'")
+    refused(run, f"sqlite:///{other}")
+    (record,) = caplog.records
+    assert "out-of-date database schema (found version abc" in record.getMessage()
+    assert record.getMessage().endswith("use the MLflow that made the database, or set tracking.uri to another one")
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(401, "set MLFLOW_TRACKING_USERNAME"), (403, "to what may write there"), (404, "tracking.uri")],
+)
+def test_a_server_that_refuses(run: RunDirectory, caplog: pytest.LogCaptureFixture, status: int, words: str) -> None:
+    with answering(status) as address:
+        refused(run, address)
+    (record,) = caplog.records
+    assert words in record.getMessage()
+
+
+def test_a_server_in_trouble_may_yet_take_it(run: RunDirectory, caplog: pytest.LogCaptureFixture) -> None:
+    with answering(503) as address:
+        mirror = mirror_of(run, address)
+        mirror.start()
+        assert not mirror.sync_now(2.5)
+        assert not mirror.close("FAILED", 0.1)
+    assert "will try again" in caplog.records[0].getMessage()
+
+
+@contextlib.contextmanager
+def answering(status: int) -> Iterator[str]:
+    """A server that has one answer, which is no JSON."""
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(status)
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as serving:
+        thread = threading.Thread(target=serving.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{serving.server_port}"
+        finally:
+            serving.shutdown()
+            thread.join()
 
 
 # Addresses and environment

@@ -7,7 +7,7 @@ from pathlib import Path
 from vggrepro.config.recipes import Graph
 from vggrepro.preflight.check import Check
 from vggrepro.preflight.images import boxes, data_sets, images
-from vggrepro.preflight.site import disk, host, mlflow, runs_folder, slurm
+from vggrepro.preflight.site import disk, home, host, mlflow, runs_folder, slurm
 from vggrepro.preflight.software import gpus, packages
 
 
@@ -18,6 +18,7 @@ def examine(graph: Graph | None, root: Path) -> list[Check]:
         gpus,
         slurm,
         host,
+        home,
         lambda: runs_folder(root),
         lambda: disk(graph, root),
         lambda: mlflow(graph, root),

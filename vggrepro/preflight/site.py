@@ -1,4 +1,4 @@
-"""SLURM, the network, the disk, the tracking server."""
+"""SLURM, the network, the user, the disk, the tracking server."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from vggrepro.config.recipes import Graph
-from vggrepro.errors import UserError
+from vggrepro.errors import HOME_PREFIX, UserError
 from vggrepro.preflight.check import PATIENCE_S, Check, output_of
 from vggrepro.storage.environment import installed
 from vggrepro.storage.tracking_uri import resolve_uri
@@ -59,6 +59,14 @@ def host() -> Iterator[Check]:
     except OSError as error:
         remedy = "open ports 15000-60999 between the machines, and check what their names resolve to"
         yield Check("ports", "fail", f"{name} at {address}: {error}", remedy)
+
+
+def home() -> Iterator[Check]:
+    """A user without a home, as in a container that is run as some number, has been given one for this command."""
+    folder = os.environ.get("HOME", "")
+    if Path(folder).name.startswith(HOME_PREFIX):
+        found = f"user {os.getuid()} has none; {folder} stands in until the command ends"
+        yield Check("home", "warn", found, "what libraries store there is lost: set HOME to a folder that lasts")
 
 
 def runs_folder(root: Path) -> Iterator[Check]:

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,6 +49,9 @@ def packages() -> Iterator[Check]:
         both = " and ".join(package for package, _ in dali)
         remedy = "they own the same folder, and neither is whole: install vggrepro into a new environment"
         yield Check("DALI", "fail", f"{both} are installed", remedy)
+    elif dali and sys.flags.optimize > 1:
+        remedy = "images are decoded by PIL, slower: leave -OO (PYTHONOPTIMIZE=2) out"
+        yield Check("DALI", "warn", f"{dali[0][1]} cannot be used under python -OO, which drops docstrings", remedy)
     elif dali:
         yield Check("DALI", "ok", f"{dali[0][1]} ({dali[0][0]})")
     else:

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import threading
 import zlib
 from collections import deque
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from vggrepro.errors import UserError
 from vggrepro.storage.directory import RunDirectory, parse_record
-from vggrepro.storage.mirror_state import Progress, alone
+from vggrepro.storage.mirror_state import Progress, alone, refusal_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,6 +33,8 @@ LONGEST_PAUSE_S = 60.0
 LINES_PER_BATCH = 256
 METRICS_PER_CALL = 1000  # MLflow's limit
 KEY_TAG = "vggrepro.run_key"
+_refusals: set[str] = set()
+"""What this process has said: each of a graph's stages has a mirror, or several, and meets the same."""
 _NO_CURVES = ("step", "time", "epoch", "seconds_left", "Q")  # straight lines all of them
 
 logger = logging.getLogger(__name__)
@@ -42,8 +45,9 @@ class MlflowMirror:
 
     Numbers become metrics ``<kind>/<key>`` with the record's step and time; strings (so also "nan") and events do not.
     No error of MLflow's reaches the caller: each cause is logged once as one warning, and the copy is tried again after
-    pauses of at most ``LONGEST_PAUSE_S`` seconds. Files queued by :meth:`log_artifacts` but not copied when the process
-    ends must be queued again by the next one; metrics are caught up by themselves.
+    pauses of at most ``LONGEST_PAUSE_S`` seconds; where no waiting mends it, by the next mirror of the directory. Files
+    queued by :meth:`log_artifacts` but not copied when the process ends must be queued again by the next one; metrics
+    are caught up by themselves.
 
     Args:
         run: the directory to mirror; its ``mlflow.json`` holds the state of the copy.
@@ -79,12 +83,13 @@ class MlflowMirror:
         self.dataset = dataset
 
         self._thread = threading.Thread(target=self._loop, name="mlflow-mirror", daemon=True)
-        self._turn = threading.Condition()  # guards the next five
+        self._turn = threading.Condition()  # guards the next six
         self._asked = 0
         self._answered = 0
         self._waiting = 0
         self._status: str | None = None
         self._abandoned = False
+        self._refused = False
 
         self._artifacts: deque[Path] = deque()
         self._warned: set[str] = set()
@@ -108,25 +113,29 @@ class MlflowMirror:
             self._waiting += 1
             ticket = self._asked
             self._turn.notify_all()
-            self._turn.wait_for(lambda: self._answered >= ticket or not self._thread.is_alive(), timeout_s)
+            self._turn.wait_for(lambda: self._answered >= ticket or self._is_over(), timeout_s)
             self._waiting -= 1
             return self._answered >= ticket
 
     def close(self, status: Literal["FINISHED", "FAILED", "KILLED"], timeout_s: float) -> bool:
         """Copy the rest and end the MLflow run, within ``timeout_s`` seconds; whether it was done in time.
 
-        If it was not, the thread gives up, and a later mirror of the same directory copies what is missing.
+        If it was not, the thread gives up, and a later mirror of the same directory copies what is missing. What MLflow
+        has refused for good is not waited for.
         """
         with self._turn:
             self._status = status
             done = self.sync_now(timeout_s)
             self._abandoned = True
             self._turn.notify_all()
-        if not done:
+        if not done and not self._refused:
             logger.warning(
                 "MLflow did not take everything within %g s; to be continued from %s", timeout_s, self.run.path
             )
         return done
+
+    def _is_over(self) -> bool:
+        return self._refused or not self._thread.is_alive()
 
     def _loop(self) -> None:
         pause_s = POLL_S
@@ -144,14 +153,20 @@ class MlflowMirror:
             with self._turn:
                 if done and not self._abandoned:
                     self._answered = ticket
-                    self._turn.notify_all()
-                if self._abandoned or (done and status):
+                self._turn.notify_all()
+                if self._refused or self._abandoned or (done and status):
                     return
                 if self._asked == ticket:
                     self._turn.wait(1.0 if self._waiting else pause_s)
 
     def _warn(self, error: Exception) -> None:
         text = " ".join(str(error).split()) or type(error).__name__
+        if refusal := refusal_of(error, text):
+            self._refused = True
+            if refusal not in _refusals:
+                _refusals.add(refusal)
+                logger.warning("MLflow takes no more, metrics.jsonl is complete: %s", refusal)
+            return
         cause = re.sub(r"0x[0-9a-f]+|\d+", "", text)  # addresses and counts differ at each try
         if cause not in self._warned and not self._abandoned:
             self._warned.add(cause)
@@ -225,6 +240,12 @@ class MlflowMirror:
                     raise
                 experiment = client.get_experiment_by_name(self.experiment)  # another run was faster
                 assert experiment is not None
+        if experiment.lifecycle_stage == "deleted":
+            place = f"MLFLOW_TRACKING_URI={shlex.quote(self.uri)} " if folder else ""
+            command = f"{place}mlflow experiments restore --experiment-id {experiment.experiment_id}"
+            raise UserError(
+                f"its experiment {self.experiment} is deleted; restore it (`{command}`), or set another run.experiment"
+            )
         return experiment.experiment_id
 
     def _copy_metrics(self, client: MlflowClient) -> None:

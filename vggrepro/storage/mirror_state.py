@@ -1,15 +1,27 @@
-"""How far MLflow has followed a run: `mlflow.json` in its directory."""
+"""How far MLflow has followed a run, `mlflow.json` in its directory, and what keeps it from following any further."""
 
 import fcntl
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from textwrap import shorten
 from typing import Self
 
+from vggrepro.errors import UserError
 from vggrepro.storage.directory import RunDirectory
 
 _FILE = "mlflow.json"
+_LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to what may write there"
+_REMEDIES = {
+    **dict.fromkeys(("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"), _LOGIN),
+    **dict.fromkeys(("ENDPOINT_NOT_FOUND", "file is not a database"), "correct tracking.uri"),
+    "out-of-date database schema": "use the MLflow that made the database, or set tracking.uri to another one",
+    **dict.fromkeys(
+        ("INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST"), "mend it there, then start again"
+    ),
+}
+"""Of what no waiting mends: by MLflow's error code, or words of its message."""
 
 
 @dataclass
@@ -43,6 +55,18 @@ def is_behind(run: RunDirectory) -> bool:
     """Whether MLflow lacks something of a finished run, as when its server was down at the end of it."""
     progress = Progress.of(run)
     return progress.ended != "FINISHED" or (run.metrics.exists() and run.metrics.stat().st_size > progress.bytes)
+
+
+def refusal_of(error: Exception, text: str) -> str | None:
+    """Why MLflow will not take a run however often it is asked, with the remedy; None where it may yet.
+
+    `text` is the error's, on one line.
+    """
+    if isinstance(error, UserError):
+        return text
+    signs = f"{getattr(error, 'error_code', '')} {text}"
+    remedy = next((remedy for sign, remedy in _REMEDIES.items() if sign in signs), None)
+    return remedy and f"{shorten(text, 200, placeholder=' ...')}; {remedy}"
 
 
 @contextmanager
