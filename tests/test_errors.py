@@ -113,8 +113,8 @@ def test_a_message_never_breaks_a_line_or_moves_the_cursor() -> None:
 @pytest.mark.parametrize(
     ("number", "file", "words"),
     [
-        (errno.EMFILE, None, "Too many open files; raise the limit: `ulimit -n`"),
-        (errno.EMFILE, "x.idx", "x.idx: Too many open files; raise the limit: `ulimit -n`"),
+        (errno.EMFILE, None, "Too many open files; raise `ulimit -n`"),
+        (errno.EMFILE, "x.idx", "x.idx: Too many open files; raise `ulimit -n`"),
         (errno.ENFILE, None, "fs.file-max"),
         (errno.EAGAIN, None, "`ulimit -u`"),
         (errno.ENOMEM, None, "Cannot allocate memory; free some memory"),

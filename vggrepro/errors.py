@@ -46,10 +46,10 @@ _OF_THE_FILE_SYSTEM = {
 }
 """What a file system may refuse whatever the program does: permissions, names, space."""
 
-_OF_THE_MACHINE = {
-    errno.EMFILE: "raise the limit: `ulimit -n`",
+MACHINE_REMEDIES = {
+    errno.EMFILE: "raise `ulimit -n`",
     errno.ENFILE: "other programs have them open: end some, or have fs.file-max raised",
-    errno.EAGAIN: "for want of processes: raise the limit, `ulimit -u`, in a container --pids-limit",
+    errno.EAGAIN: "raise `ulimit -u`, in a container --pids-limit",
     errno.ENOMEM: "free some memory, or ask for less: data.workers, data.processes, evaluation.batch",
     errno.EIO: "a disk or a file server fails: see `dmesg`, or choose another place",
     errno.ESTALE: "its file server has lost it: mount it again, or choose another place",
@@ -175,7 +175,7 @@ def _run(name: str, rank: int, command: Callable[[], None]) -> None:
         if error.filename == _OUTPUT and error.errno == errno.EPIPE:
             sys.exit(1)  # as with `| head`: nobody reads on
         misplaced = error.filename and (error.filename == _OUTPUT or error.errno in _OF_THE_FILE_SYSTEM)
-        remedy = "choose another place, or make it fit" if misplaced else _OF_THE_MACHINE.get(error.errno or 0)
+        remedy = "choose another place, or make it fit" if misplaced else MACHINE_REMEDIES.get(error.errno or 0)
         if remedy is None:
             raise
         _end(name, rank, UserError(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror}; {remedy}"))

@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
@@ -12,11 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vggrepro.config.settings import ColourShift, Data
+from vggrepro.data import loader
 from vggrepro.data.index import Split
-from vggrepro.data.loader import Batch, Loader
+from vggrepro.data.loader import Batch, Loader, make_loader
 from vggrepro.data.sampler import TrainingSampler
 from vggrepro.data.scan import scan_folder
 from vggrepro.data.views import Views, centre, rescaled_size, whole
+from vggrepro.errors import UserError
 
 needs_dali = pytest.mark.skipif(importlib.util.find_spec("nvidia.dali") is None, reason="DALI is not installed")
 # dali_gpu on a CPU: all of it but the decoder, which is libjpeg-turbo's then
@@ -205,3 +208,20 @@ def test_pixels_do_not_depend_on_the_precision_of_training(train_split: Split) -
     finally:
         torch.backends.cuda.matmul.allow_tf32 = False
     assert all(torch.equal(one.images, other.images) for one, other in zip(plain, doubled, strict=True))
+
+
+@needs_dali
+def test_without_docstrings_there_is_no_dali(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """DALI adds to its docstrings when it is imported, and `python -OO` leaves none."""
+    monkeypatch.setattr(loader, "sys", SimpleNamespace(flags=SimpleNamespace(optimize=2)))
+    loader._note_stripped.cache_clear()
+    cpu = torch.device("cpu")
+    assert [make_loader(Data(), cpu).backend for _ in range(2)] == ["torchvision"] * 2
+    line = capsys.readouterr().err
+    assert (line.count("\n"), "DALI cannot be used under python -OO" in line) == (1, True)
+    assert make_loader(Data(backend="torchvision"), cpu).backend == "torchvision"
+    with pytest.raises(UserError, match=r"data.backend=dali, but DALI cannot .* set data.backend=torchvision"):
+        make_loader(Data(backend="dali"), cpu)
+    assert capsys.readouterr().err == ""

@@ -1,21 +1,42 @@
-"""Files that go bad while training runs: no crash, no hang, counted, limited, the same after a resumption."""
+"""Files that go bad while training runs: no crash, no hang, counted, limited, the same after a resumption.
 
+What the machine fails at is no image's fault: it passes and nothing is replaced, or it is one line.
+"""
+
+import errno
+import io
+import itertools
 import os
+import resource
 import shutil
-from collections.abc import Iterator
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forks import begin, forks
+from PIL import Image
+from programs import Command
+from tiny import CONFIGS, set_words
 
 from vggrepro.config.settings import ColourShift, Data
+from vggrepro.data import decode, open_archives
+from vggrepro.data.decode import BadImageError, opened, read
 from vggrepro.data.index import Split
 from vggrepro.data.loader import BadImages, Batch, Loader
+from vggrepro.data.processes import in_order
 from vggrepro.data.sampler import TrainingSampler
 from vggrepro.data.scan import scan_folder
 from vggrepro.data.views import centre
 from vggrepro.errors import UserError
+from vggrepro.preflight.images import _reading
 
 BATCH, STEPS = 8, 12
 
@@ -138,3 +159,340 @@ def test_they_are_reported_once(split: Split, backend: str, capsys: pytest.Captu
     spoil(Path(split.name_of(5)), "deleted")
     list(batches(loader(backend), split))
     assert capsys.readouterr().err.count("is bad since it was indexed") == 1
+
+
+# What the machine fails at.
+
+
+@pytest.fixture(autouse=True)
+def _forgotten() -> Iterator[None]:
+    """Each test meets a failure for the first time."""
+    yield
+    decode._mentioned.clear()
+    decode._given_up.clear()
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    return lambda *waits: monkeypatch.setattr(decode, "_WAITS_S", waits)
+
+
+def fail_to_open(monkeypatch: pytest.MonkeyPatch, number: int, of: Callable[[str], bool] = lambda path: True) -> None:
+    """Images cannot be opened, but for what the machine has no part in."""
+    really = os.open
+
+    def refuse(path: str, *flags: int, **others: int) -> int:
+        if str(path).endswith((".JPEG", ".tar")) and of(str(path)):
+            raise OSError(number, os.strerror(number), path)
+        return really(path, *flags, **others)
+
+    monkeypatch.setattr(os, "open", refuse)
+
+
+def put_shards(photographs: Path, folder: Path, n: int) -> None:
+    images = itertools.cycle(file.read_bytes() for file in sorted(photographs.rglob("*.JPEG")))
+    for number in range(n):
+        with tarfile.open(folder / f"{'val' if number < 2 else 'train'}-{number:04d}.tar", "w") as tar:
+            for name, content in ((f"{number}.jpg", next(images)), (f"{number}.cls", b"%d" % (number % 2))):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+
+@pytest.fixture
+def shards(photographs: Path, tmp_path: Path) -> Split:
+    put_shards(photographs, tmp_path, 172)
+    return scan_folder(tmp_path).split("train")
+
+
+def files_open() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def read_under_a_limit(split: Split, backend: str, results: Connection) -> None:
+    begin()
+    before, most = files_open(), 0
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+
+    def read_counted(image: int) -> bytes:
+        nonlocal most
+        encoded = split.read(image)
+        most = max(most, files_open() - 1)
+        return encoded
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(read_counted, [*range(len(split))] * 5))
+    using = loader(backend)
+    images = [batch.images.numpy() for batch in batches(using, split)]
+    with suppress(OSError):  # as if by other parts of the program
+        while True:
+            os.open(os.devnull, os.O_RDONLY)
+    found += [split.read(image) for image in range(len(split))]
+    results.send((found, images, using.bad.reasons, most - before))
+
+
+def test_few_files_may_be_open_and_archives_are_many(shards: Split, backend: str) -> None:
+    receives, sends = forks.Pipe(duplex=False)
+    process = forks.Process(target=read_under_a_limit, args=(shards, backend, sends))
+    process.start()
+    sends.close()
+    found, images, bad, most = receives.recv()
+    assert len(shards) == 170
+    assert found == [shards.read(image) for image in range(170)] * 6
+    assert not bad
+    for pixels, batch in zip(images, batches(loader(backend), shards), strict=True):
+        assert np.array_equal(pixels, batch.images)
+    assert 20 <= most <= 25 + 8, "a quarter of the limit, and one for each thread"
+
+
+def test_no_more_than_256_archives_stay_open(shards: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_archives, "_MOST_OPEN", 50)
+    before = files_open()
+    other = scan_folder(Path(shards.containers[0]).parent).split("train")
+    for image in range(170):
+        assert shards.read(image) == other.read(image)
+    assert files_open() - before == 50, "all splits together"
+    shards.read(0)
+    with pytest.MonkeyPatch.context() as patched:
+        fail_to_open(patched, errno.EACCES)
+        for image in (0, *range(146, 170)):  # those used last
+            shards.read(image)
+    del other
+    assert files_open() - before < 50
+
+
+def test_no_file_can_be_opened(split: Split, patience: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    patience(0.01, 0.01)
+    fail_to_open(monkeypatch, errno.EMFILE)
+    with pytest.raises(UserError, match=r"JPEG cannot be read \(Too many open files\); raise `ulimit -n`$"):
+        split.read(0)
+
+
+def test_an_archive_that_the_server_has_forgotten_is_opened_anew(shards: Split) -> None:
+    healthy = shards.read(3)
+    file = shards._archives._open[id(shards._archives), shards.containers[shards.container[3]]]
+    folder = os.open("/", os.O_RDONLY)
+    os.dup2(folder, file.number)  # of which nothing can be read
+    os.close(folder)
+    assert shards.read(3) == healthy
+
+
+@pytest.mark.parametrize("kind", ["folder", "archive"])
+def test_what_is_gone_for_a_moment_is_waited_for(
+    split: Split,
+    shards: Split,
+    backend: str,
+    kind: str,
+    patience: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Under threads that read, a folder goes and comes: the images are the same, and none is replaced."""
+    patience(*[0.02] * 200)
+    of, place = (split, Path(split.containers[0])) if kind == "folder" else (shards, Path(shards.containers[5]))
+    monkeypatch.setattr(open_archives, "_MOST_OPEN", 1)  # else an archive that is open stays so
+    healthy = list(batches(loader(backend), of))
+    shown = [int(image) for batch in healthy for image in batch.views.image]
+    assert str(place) in [of.containers[number] for number in of.container[shown]]
+    using, away = loader(backend), place.with_name("away")
+
+    def go_and_come() -> None:
+        for _ in range(8):
+            place.rename(away)
+            time.sleep(0.15)
+            away.rename(place)
+            time.sleep(0.01)
+
+    mover = threading.Thread(target=go_and_come)
+    mover.start()
+    found = list(batches(using, of))
+    while mover.is_alive():
+        found = list(batches(using, of))
+    mover.join()
+    assert not using.bad.reasons
+    for before, after in zip(healthy, found, strict=True):
+        assert np.array_equal(before.views.image, after.views.image)
+        assert torch.equal(before.images, after.images)
+    lines = capsys.readouterr().err.splitlines()
+    assert 1 <= len(lines) <= 3, "one a minute, and patience is 4 s here"
+    assert all("cannot be read (No such file or directory); trying again for 4 s" in line for line in lines)
+
+
+@pytest.mark.parametrize("kind", ["folder", "archive"])
+def test_what_is_gone_for_good_is_one_line(
+    split: Split,
+    shards: Split,
+    backend: str,
+    kind: str,
+    patience: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    patience(0.2, 0.2)
+    of = split if kind == "folder" else shards
+    for place in of.containers:
+        Path(place).rename(place + ".away")
+    text = r" cannot be read \(No such file or directory\); is the file system mounted\?$"
+    with pytest.raises(UserError, match=text):
+        list(batches(loader(backend), of))
+    assert capsys.readouterr().err.count("trying again") == 1
+
+
+def test_none_waits_for_what_another_has_waited_for_in_vain(
+    tmp_path: Path, patience: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else hundreds of images that are being read ahead would delay the end."""
+    patience(20.0, 40.0)
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    for name in ("a", "b", "c"):
+        with pytest.raises(UserError, match=rf"{name} cannot be read"):
+            read(str(tmp_path / "away" / name), 0, 10)
+    assert waits == [20.0, 40.0]
+
+
+def test_permission_is_not_waited_for(
+    split: Split,
+    backend: str,
+    patience: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    patience(600)
+    name = split.name_of(5)
+    fail_to_open(monkeypatch, errno.EACCES, lambda path: path == name)
+    with pytest.raises(UserError, match=rf"^{name} cannot be read \(Permission denied\); change its permissions$"):
+        list(batches(loader(backend), split))
+    assert not capsys.readouterr().err, "neither another image nor another decoder takes its place"
+
+
+@pytest.mark.parametrize(
+    "number", ["EIO", "ESTALE", "ENOTCONN", "ETIMEDOUT", "EHOSTDOWN", "EAGAIN", "ENFILE", "ENODEV"]
+)
+def test_what_may_pass_is_no_images_fault(
+    split: Split, number: str, patience: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patience(0.01)
+    healthy = split.read(2)
+    failures = iter([True] * 3)
+    with pytest.MonkeyPatch.context() as patched:
+        fail_to_open(patched, getattr(errno, number), lambda path: next(failures, False))
+        assert split.read(2) == healthy
+    fail_to_open(monkeypatch, getattr(errno, number))
+    with pytest.raises(UserError, match="cannot be read"):
+        split.read(2)
+
+
+def test_a_folder_that_comes_back_before_it_is_looked_for(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    healthy = split.read(2)
+    gone = iter([True] * 2)
+    fail_to_open(monkeypatch, errno.ENOENT, lambda path: next(gone, False))
+    assert split.read(2) == healthy
+
+
+def test_an_error_in_the_middle_of_a_file_is_not_its_end(
+    split: Split, patience: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patience()
+    really = os.pread
+
+    def partly(file: int, length: int, offset: int) -> bytes:
+        if offset:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return really(file, length, offset)[:1000]
+
+    monkeypatch.setattr(os, "pread", partly)
+    with pytest.raises(UserError, match="Input/output error"):
+        split.read(2)
+    monkeypatch.setattr(os, "pread", lambda file, length, offset: really(file, min(length, 1000), offset))
+    assert len(split.read(2)) == split.length[2]
+
+
+@pytest.mark.parametrize("how", ["gone", "folder", "broken link", "loop"])
+def test_what_is_the_files_own_fault(tmp_path: Path, how: str, patience: Callable[..., None]) -> None:
+    patience(600)
+    file = tmp_path / "1.JPEG"
+    if how == "folder":
+        file.mkdir()
+    elif "l" in how:
+        file.symlink_to(file if how == "loop" else tmp_path / "nowhere")
+    with pytest.raises(BadImageError, match="unreadable"):
+        read(str(file), 0, 10)
+
+
+def test_a_link_to_what_is_not_mounted(tmp_path: Path, patience: Callable[..., None]) -> None:
+    patience()
+    (tmp_path / "1.JPEG").symlink_to(tmp_path / "not" / "mounted.JPEG")
+    with pytest.raises(UserError, match="is the file system mounted"):
+        read(str(tmp_path / "1.JPEG"), 0, 10)
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("step", ["convert", "resize"])
+def test_memory_is_no_images_fault(split: Split, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image.Image, step, raising(MemoryError()))
+    with pytest.raises(UserError, match=r"images cannot be decoded \(Cannot allocate memory\); free some memory"):
+        list(batches(loader("torchvision"), split))
+
+
+def test_what_a_decoder_wants_to_open(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PIL imports modules when it needs them; what it raises itself has no number, and is the file's."""
+    encoded = split.read(0)
+    monkeypatch.setattr(Image.Image, "convert", raising(OSError(errno.EMFILE, "Too many open files", "x.py")))
+    with pytest.raises(UserError, match=r"images cannot be decoded \(Too many open files\); raise `ulimit -n`"):
+        list(batches(loader("torchvision"), split))
+    monkeypatch.undo()
+    for error, expected in ((OSError("broken data stream"), BadImageError), (OSError("out of memory"), MemoryError)):
+        with pytest.raises(expected), opened(encoded):
+            raise error
+
+
+class Fails:
+    """What a decoding process does: an item, then an error."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def part(self, number: int, parts: int) -> Iterator[int]:
+        yield number
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (UserError("x.tar cannot be read (Stale file handle)"), r"^x\.tar cannot be read \(Stale file handle\)$"),
+        (MemoryError(), r"^images cannot be decoded \(Cannot allocate memory\); free some memory"),
+        (OSError(errno.EMFILE, ""), "raise `ulimit -n`$"),
+        (RuntimeError("no shared memory: Too many open files (24)"), r"\(Too many open files\); raise `ulimit -n`$"),
+    ],
+)
+def test_from_a_process_it_arrives_as_one_line(error: Exception, expected: str) -> None:
+    items = in_order(Fails(error), 2)
+    assert [next(items), next(items)] == [0, 1]
+    with pytest.raises(UserError, match=expected):
+        list(items)
+
+
+def test_the_doctor_says_so(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = scan_folder(photographs)
+    fail_to_open(monkeypatch, errno.EACCES)
+    (check,) = _reading(index)
+    assert (check.name, check.status, check.remedy) == ("reading", "fail", "change its permissions")
+    assert check.found.endswith("JPEG cannot be read (Permission denied)")
+
+
+def test_the_command_ends_with_one_line(
+    settings: list[str], command: Command, patience: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patience(0.01)
+    fail_to_open(monkeypatch, errno.ESTALE)
+    status, _, err = command("train", "-c", CONFIGS / "vgg_A.yaml", *set_words(*settings))
+    assert status == 2, err
+    assert err.splitlines()[-1].endswith("cannot be read (Stale file handle); is the file system mounted?")
+    assert "is bad since" not in err

@@ -1,10 +1,15 @@
 """Verification: verdicts on files that trouble decoders, and workers that die without harming the scan."""
 
 import csv
+import ctypes
+import errno
+import itertools
 import os
 import resource
+import shutil
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,6 +23,8 @@ from tiny import TINY
 
 from vggrepro.config.parsing import override
 from vggrepro.config.settings import Config, Data
+from vggrepro.data import decode
+from vggrepro.data import scan as scan_module
 from vggrepro.data import verify as verify_module
 from vggrepro.data.decode import opened, rgb
 from vggrepro.data.index import Index
@@ -201,25 +208,36 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
 
 DEADLY = """
 import json, os, signal, sys, time
+print(json.dumps("ready"), flush=True)
 for line in sys.stdin:
     path = json.loads(line)[0]
     if "crash" in path: os.kill(os.getpid(), signal.SIGSEGV)
     if "exit" in path: sys.exit(3)
     if "hang" in path: time.sleep(60)
+    if "kill" in path: os.kill(os.getpid(), signal.SIGKILL)
     print(json.dumps([10, 20, "JPEG", "ok", None]), flush=True)
 """
+
+
+def let_workers_be(monkeypatch: pytest.MonkeyPatch, *command: str) -> None:
+    made = verify_module._Worker.__init__
+
+    def changed(worker: verify_module._Worker, how: verify_module.How, mean: bool) -> None:
+        made(worker, how, mean)
+        worker._command = (
+            [*command] if command[0] != "ulimit" else ["/bin/sh", "-c", LIMITED, *command[1:], *worker._command]
+        )
+
+    monkeypatch.setattr(verify_module._Worker, "__init__", changed)
+
+
+LIMITED = 'ulimit "$0" "$1"; shift; exec "$@"'
 
 
 def test_a_decoder_that_dies_or_hangs_costs_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that does to itself what a broken decoder does."""
     monkeypatch.setattr(verify_module, "_SILENCE_S", 1.0)
-    made = verify_module._Worker.__init__
-
-    def deadly(worker: verify_module._Worker, how: verify_module.How, mean: bool) -> None:
-        made(worker, how, mean)
-        worker._command = [sys.executable, "-c", DEADLY]
-
-    monkeypatch.setattr(verify_module._Worker, "__init__", deadly)
+    let_workers_be(monkeypatch, sys.executable, "-c", DEADLY)
     names = ["a", "crash1", "b", "crash2", "crash3", "hang", "c", "exit", "d"]
     chunks = [[Place(name, 0, 1) for name in names], [Place(name, 0, 1) for name in "ef"]]
     found = [[finding.status for finding in chunk] for chunk in verify(chunks, "full")]
@@ -253,3 +271,161 @@ def test_headers_beyond_the_first_read_are_found(tmp_path: Path, photographs: Pa
     (tmp_path / "long.JPEG").write_bytes(image[:2] + 3 * comment + image[2:])
     ((finding,),) = verify([places([tmp_path / "long.JPEG"])], "header")
     assert finding.status == "ok"
+
+
+# What the machine fails at.
+
+
+def test_a_decoder_that_is_killed_is_to_blame_unless_memory_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    let_workers_be(monkeypatch, sys.executable, "-c", DEADLY)
+    chunks = [[Place("a", 0, 1), Place("kill", 0, 1), Place("b", 0, 1)]]
+    (found,) = verify(chunks, "full")
+    assert [finding.status for finding in found] == ["ok", "rejected: its decoder was killed by SIGKILL", "ok"]
+    kills = itertools.count()
+    monkeypatch.setattr(verify_module, "_killed_for_memory", lambda: next(kills))
+    with pytest.raises(
+        UserError, match=r"^kill: its decoder was killed by SIGKILL, for want of memory; give the job more$"
+    ):
+        list(verify(chunks, "full"))
+
+
+def test_a_file_system_that_does_not_answer_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify_module, "_SILENCE_S", 1.0)
+    let_workers_be(monkeypatch, sys.executable, "-c", DEADLY)
+    assert not verify_module._waits_for_a_disk(os.getpid())
+    monkeypatch.setattr(verify_module, "_waits_for_a_disk", lambda process: True)
+    with pytest.raises(UserError, match=r"^hang cannot be read \(no end in 1 s\); is the file system mounted\?$"):
+        list(verify([[Place("a", 0, 1), Place("hang", 0, 1)]], "full"))
+
+
+def test_linux_says_how_many_it_has_killed() -> None:
+    if "\noom_kill " not in Path("/proc/vmstat").read_text():
+        pytest.skip("this one does not")
+    assert verify_module._killed_for_memory() >= 0
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ((sys.executable, "-c", "import sys; sys.exit('no such luck')"), "no such luck"),
+        ((sys.executable, "-c", "import os; os._exit(3)"), "it ended with status 3"),
+        ((sys.executable, "-c", "import time; time.sleep(60)"), "no sign of it in 2 s"),
+        (("/nowhere/python",), ".*No such file or directory.*"),
+        (("ulimit", "-v", "60000"), ".+"),
+    ],
+)
+def test_a_worker_that_cannot_start_is_no_verdict(
+    command: tuple[str, ...], reason: str, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify_module, "_START_S", 2.0 if "sleep" in command[-1] else 60.0)
+    let_workers_be(monkeypatch, *command)
+    with pytest.raises(
+        UserError, match=rf"^a process that looks at images cannot start \({reason}\); raise `ulimit -u`"
+    ):
+        list(verify([places(sorted(photographs.rglob("*.JPEG")))], "full"))
+
+
+def test_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(UserError, match=r"images cannot be looked at \(can't start new thread\); raise `ulimit -u`"):
+        list(verify([[Place("a", 0, 1)]], "full"))
+
+
+def test_a_lower_limit_of_memory(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker keeps to it; what does not fit is not the image's fault."""
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")  # each takes room
+    let_workers_be(monkeypatch, "ulimit", "-v", "250000")
+    files = sorted(photographs.rglob("*.JPEG"))
+    (found,) = verify([places(files)], "full")
+    assert {finding.status for finding in found} == {"ok"}
+    Image.new("L", (13_000, 13_000)).save(tmp_path / "large.png")
+    with pytest.raises(UserError, match=r"large.png cannot be decoded in 244 MiB of memory; raise `ulimit -v`$"):
+        list(verify([places([tmp_path / "large.png"])], "full"))
+
+
+def test_an_image_that_does_not_fit_into_a_workers_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> Finding:
+        raise MemoryError
+
+    monkeypatch.setattr(verify_module, "look", full)
+    place = Place("a", 0, 1)
+    found = verify_module._answer(place, "full", False, verify_module._MEMORY_BYTES)
+    assert found == Finding(0, 0, "", "rejected: out of memory")
+    assert verify_module._answer(place, "full", False, 1 << 30) == (
+        "a cannot be decoded in 1024 MiB of memory; raise `ulimit -v`"
+    )
+
+
+FAILING = """
+import json, os, sys
+print(json.dumps("ready"), flush=True)
+for line in sys.stdin:
+    path = json.loads(line)[0]
+    if "NEVER" in path or "ONCE" in path and not os.path.exists(path):
+        if "ONCE" in path: open(path, "w").close()
+        print(json.dumps(ERRNO), flush=True)
+    else:
+        print(json.dumps([10, 20, "JPEG", "ok", None]), flush=True)
+"""
+
+
+def let_workers_fail(monkeypatch: pytest.MonkeyPatch, number: int, *waits: float) -> None:
+    monkeypatch.setattr(decode, "_WAITS_S", waits)
+    monkeypatch.setattr(decode, "_mentioned", {})
+    monkeypatch.setattr(decode, "_given_up", {})
+    let_workers_be(monkeypatch, sys.executable, "-c", FAILING.replace("ERRNO", str(number)))
+
+
+def test_what_a_worker_cannot_read_for_a_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    let_workers_fail(monkeypatch, errno.ESTALE, 0.01)
+    chunks = [[Place(str(tmp_path / f"{chunk}{name}"), 0, 1) for name in ("a", "ONCE", "b", "ONCE2")] for chunk in "xy"]
+    assert [[finding.status for finding in chunk] for chunk in verify(chunks, "full")] == [["ok"] * 4] * 2
+    let_workers_fail(monkeypatch, errno.ESTALE, 0.01)
+    with pytest.raises(UserError, match=r"^zNEVER cannot be read \(Stale file handle\); is the file system mounted\?$"):
+        list(verify([*chunks, [Place("b", 0, 1), Place("zNEVER", 0, 1)]], "full"))
+    assert capsys.readouterr().err == "zNEVER cannot be read (Stale file handle); trying again for 0 s\n"
+
+
+def test_a_scan_that_ends_so_goes_on_where_it_was(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(photographs, tmp_path / "data")
+    closed = sorted((tmp_path / "data" / "train").rglob("*.JPEG"))[9]
+    closed.rename(closed := closed.with_name(f"{closed.stem}_NEVER.JPEG"))
+    monkeypatch.setattr(scan_module, "_CHUNK", 4)
+    journal = tmp_path / "journal"
+    with pytest.MonkeyPatch.context() as patched:
+        let_workers_fail(patched, errno.EACCES, 600.0)
+        with pytest.raises(
+            UserError, match=rf"^{closed} cannot be read \(Permission denied\); change its permissions$"
+        ):
+            scan([tmp_path / "data"], "full", journal=journal)
+    assert len(journal.read_text().splitlines()) == 1 + 2
+    assert scan([tmp_path / "data"], "full", journal=journal).summary()["usable"] == 32
+
+
+def test_no_permission_for_one_file(photographs: Path, tmp_path: Path) -> None:
+    """For real, where root may be denied what its capabilities allow it."""
+    shutil.copytree(photographs, tmp_path / "data")
+    file = next((tmp_path / "data").rglob("*.JPEG"))
+    file.chmod(0)
+    receives, sends = forks.Pipe(duplex=False)
+    process = forks.Process(target=verify_without_privileges, args=(file, sends))
+    process.start()
+    sends.close()
+    assert receives.recv() == f"{file} cannot be read (Permission denied); change its permissions"
+
+
+def verify_without_privileges(file: Path, results: Connection) -> None:
+    begin()
+    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH: programs that are started have them no more
+        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
+    try:
+        list(verify([places([file])], "header"))
+    except UserError as error:
+        results.send(str(error))

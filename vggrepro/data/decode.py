@@ -1,19 +1,27 @@
-"""From bytes to pixels, and from pixels to the window a view shows. What all backends share.
+"""From files to bytes, to pixels, and to the window a view shows. What all backends share.
 
 One definition of an image's pixels: what PIL decodes, converted to RGB, never rotated by EXIF. One resampling: PIL's
 anti-aliased bilinear filter on exactly the window, reading beyond it, which is rescaling all and then cropping. (The
 GPU's decoder differs by a few grey levels; `resample.py` is the same filter there.)
+
+What the machine fails at (open files, memory, permissions, file systems that are away) is never a property of an image:
+it may pass, or it ends the command. Only what a file itself lacks makes it a bad image.
 """
 
 from __future__ import annotations
 
+import errno
 import io
+import math
 import os
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -21,6 +29,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from vggrepro.data.views import Ints
+from vggrepro.errors import MACHINE_REMEDIES, UserError
+from vggrepro.progress import echo
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +38,22 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.uint8]
 T = TypeVar("T")
 _GROUP = 4
+_WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+"""Between attempts to read; what still fails after all of them has failed."""
+_OF_THE_FILE = {errno.EISDIR, errno.ELOOP}
+_LASTING = {errno.EACCES, errno.EPERM}
+_REMEDIES = dict.fromkeys(_LASTING, "change its permissions")
+_REMEDIES |= {number: MACHINE_REMEDIES[number] for number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)}
+_mentioned: dict[int, float] = {}
+"""When the user last read that reading fails for a reason, by errno."""
+_given_up: dict[int, float] = {}
+"""When waiting for a reason to pass ended in vain: images that were asked for meanwhile do not wait once more."""
+_lock = threading.Lock()
+
+# PIL imports what reads a format when it first meets one, and calls a file broken where that fails: for want of file
+# descriptors, say. The common formats come first, as they would later.
+Image.preinit()
+Image.init()
 
 
 class BadImageError(Exception):
@@ -45,36 +71,120 @@ class Region:
     """Where the part lies in the image, px."""
 
 
-def read(path: str, offset: int, length: int) -> bytes:
-    """At most `length` bytes of a file, by a positioned read. Raises BadImageError."""
+def read(path: str, offset: int, length: int, least: int | None = None) -> bytes:
+    """At most `length` bytes of a file, fewer than `least` (all) only where it ends.
+
+    A file that is not read from its start is an archive. Raises as `patiently`.
+    """
     try:
-        file = os.open(path, os.O_RDONLY)
+        return read_now(path, offset, length, least)
+    except (OSError, MemoryError):
+        return patiently(path, partial(read_now, path, offset, length, least), archive=offset > 0)
+
+
+def read_now(path: str, offset: int, length: int, least: int | None = None) -> bytes:
+    """The same, without patience. Raises OSError."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        return read_at(file, offset, length, length if least is None else least)
+    finally:
+        os.close(file)
+
+
+def read_at(file: int, offset: int, length: int, least: int) -> bytes:
+    """The same of a file that is open. Raises OSError."""
+    found = os.pread(file, length, offset)
+    while len(found) < least and (more := os.pread(file, length - len(found), offset + len(found))):
+        found += more  # a file system that fails in the middle gives what it has, and the error when asked for the rest
+    return found
+
+
+def patiently(path: str, attempt: Callable[[], T], *, archive: bool = False) -> T:
+    """What an attempt to read a file gives; made again, for a minute, while the machine fails.
+
+    The first wait for a reason is a line on standard error. Raises BadImageError as `attempted`, and UserError for what
+    does not pass.
+    """
+    for wait in (*_WAITS_S, None):
         try:
-            return os.pread(file, length, offset)
-        finally:
-            os.close(file)
+            return attempted(path, attempt, archive=archive)
+        except MemoryError as error:
+            raise failure(f"{path} cannot be read", error) from None
+        except OSError as error:
+            reason, failed = error.errno or 0, failure(f"{path} cannot be read", error)
+        now, patience = time.monotonic(), sum(_WAITS_S)
+        with _lock:
+            if wait is None:
+                _given_up[reason] = now
+            if wait is None or reason in _LASTING or now - _given_up.get(reason, -math.inf) < patience:
+                raise failed
+            if now - _mentioned.get(reason, -math.inf) > patience:
+                _mentioned[reason] = now
+                echo(f"{path} cannot be read ({os.strerror(reason)}); trying again for {patience:.0f} s")
+        time.sleep(wait)
+    raise AssertionError
+
+
+def attempted(path: str, attempt: Callable[[], T], *, archive: bool = False) -> T:
+    """What an attempt to read a file gives, made again at once where it fails.
+
+    Raises BadImageError for what is the file's: it is gone although its folder is there, or it is none; an archive is
+    to be there. Raises OSError for what is the machine's.
+    """
+    try:
+        return attempt()
+    except OSError:  # of a link, the folder that it leads to
+        there = not archive and os.path.isdir(os.path.dirname(os.path.realpath(path)))
+    try:  # the folder may have come back between the two, and archives may have been closed
+        return attempt()
     except OSError as error:
-        raise BadImageError(f"unreadable ({error.strerror})") from None
+        if not archive and (error.errno in _OF_THE_FILE or (there and error.errno == errno.ENOENT)):
+            raise BadImageError(f"unreadable ({error.strerror})") from None
+        raise
+
+
+def failure(what: str, error: OSError | MemoryError) -> UserError:
+    """What the machine fails at, why, and the remedy, in one line."""
+    number = error.errno if isinstance(error, OSError) else errno.ENOMEM
+    reason = os.strerror(number) if number else str(error)
+    return UserError(f"{what} ({reason}); {_REMEDIES.get(number or 0, 'is the file system mounted?')}")
+
+
+@contextmanager
+def blaming_the_machine() -> Iterator[None]:
+    """Raises UserError where memory, or the right to open one more file, runs out while images are decoded."""
+    try:
+        yield
+    except (OSError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno not in _REMEDIES:
+            raise
+        raise failure("images cannot be decoded", error) from None
 
 
 @contextmanager
 def opened(encoded: bytes) -> Iterator[Image.Image]:
-    """The image in its own mode, not yet decoded; whatever goes wrong inside becomes a BadImageError."""
+    """The image in its own mode, not yet decoded.
+
+    Whatever goes wrong inside becomes a BadImageError; but for MemoryError, and OSError with a number: bytes in memory
+    give no reason for one, so it is the machine's.
+    """
     if not encoded:
         raise BadImageError("empty file")
     try:
         # warnings are about metadata, which do not touch the pixels, and about large images
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(encoded)) as image:
             yield image
-    except BadImageError:
+    except (BadImageError, MemoryError):
         raise
     except UnidentifiedImageError:
         raise BadImageError("not an image") from None
     except Image.DecompressionBombError:
         raise BadImageError("more than 179 megapixels") from None
-    except MemoryError:
-        raise BadImageError("out of memory") from None
     except Exception as error:  # PIL raises whatever a broken file provokes
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        if "out of memory" in str(error):  # of a decoder, which says it as it says that a file is broken
+            raise MemoryError from None
         truncated = "truncated" in str(error).lower()
         raise BadImageError("truncated" if truncated else f"broken ({type(error).__name__})") from None
 
@@ -87,7 +197,10 @@ def rgb(image: Image.Image) -> Image.Image:
 
 
 def whole_region(encoded: bytes, size: Ints) -> Region | BadImageError:
-    """The whole image, held to the size it is indexed with, or what is wrong with it."""
+    """The whole image, held to the size it is indexed with, or what is wrong with it.
+
+    Raises MemoryError and OSError as `opened`.
+    """
     try:
         with opened(encoded) as encoded_image:
             image = rgb(encoded_image)

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 
 from vggrepro.data.decode import BadImageError, read
 from vggrepro.data.members import SPLITS
+from vggrepro.data.open_archives import OpenArchives
 from vggrepro.data.views import Ints
 from vggrepro.errors import UserError, reason_of
 from vggrepro.files import replacing
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _FORMAT_VERSION = "2"
-_MOST_KEPT_OPEN = 256
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Split:
     """Whether nothing is odd about the image: a JPEG whose pixels every decoder gives alike."""
     rejected: int
     """Images of this split that cannot be used, and are not in the arrays."""
-    _archives: _Archives
+    _archives: OpenArchives
 
     def __len__(self) -> int:
         return len(self.label)
@@ -74,56 +73,21 @@ class Split:
         return os.path.join(self.containers[self.container[image]], self.names[image].as_py())
 
     def read(self, image: int) -> bytes:
-        """The encoded image. Raises BadImageError."""
+        """The encoded image. Raises BadImageError for what is its own fault, UserError for what is the machine's."""
         container, length = self.containers[self.container[image]], int(self.length[image])
         if self._archives.is_archive(container):
             return self._archives.read(container, int(self.offset[image]), length)
-        encoded = read(os.path.join(container, self.names[image].as_py()), 0, length + 1)
+        encoded = read(os.path.join(container, self.names[image].as_py()), 0, length + 1, least=length)
         if len(encoded) != length:
             raise BadImageError(f"{len(encoded)} bytes long, {length} when it was indexed")
         return encoded
 
     def read_or_reason(self, image: int) -> bytes | BadImageError:
-        """The encoded image, or why it cannot be had."""
+        """The encoded image, or what is wrong with it. Raises UserError."""
         try:
             return self.read(image)
         except BadImageError as error:
             return error
-
-
-class _Archives:
-    """Archives, kept open unless they are many: opening is what network file systems are slow at."""
-
-    def __init__(self, paths: Sequence[str]) -> None:
-        self._paths = frozenset(paths)
-        self._open: dict[str, int] = {}
-        self._lock = threading.Lock()
-
-    def __reduce__(self) -> tuple[type[_Archives], tuple[Sequence[str]]]:
-        return _Archives, (tuple(self._paths),)  # another process opens them for itself
-
-    def is_archive(self, container: str) -> bool:
-        return container in self._paths
-
-    def read(self, path: str, offset: int, length: int) -> bytes:
-        """Raises BadImageError."""
-        if len(self._paths) > _MOST_KEPT_OPEN:
-            encoded = read(path, offset, length)
-        else:
-            try:
-                with self._lock:
-                    if path not in self._open:
-                        self._open[path] = os.open(path, os.O_RDONLY)
-                encoded = os.pread(self._open[path], length, offset)
-            except OSError as error:
-                raise BadImageError(f"unreadable ({error.strerror})") from None
-        if len(encoded) < length:
-            raise BadImageError("the archive ends early")
-        return encoded
-
-    def __del__(self) -> None:
-        for file in self._open.values():
-            os.close(file)
 
 
 @dataclass(frozen=True)
@@ -135,7 +99,7 @@ class Index:
 
     table: pa.Table
     classes: tuple[str, ...]
-    """Class names (WordNet ids for ImageNet) in label order, which is their sorted order."""
+    """Class names (WordNet ids for ImageNet) in label order, which is their sorted order but for tables of Parquet."""
     source: str
     """What was scanned."""
     verified: str
@@ -146,6 +110,8 @@ class Index:
     """Mean of the usable training images' mean colours, grey levels, where it was asked for."""
     seen: dict[str, tuple[int, int]] = field(default_factory=dict)
     """(bytes, time of change in ns) of archives when they were scanned, (0, time of change) of folders."""
+    notes: tuple[str, ...] = ()
+    """A line each: what was left out of the source, how numbers of classes were read."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -180,7 +146,7 @@ class Index:
             if "ok" in self._statuses
             else np.zeros(n, np.bool_),
             rejected=int(of_split.sum() - n),
-            _archives=_Archives(self.archives),
+            _archives=OpenArchives(self.archives),
         )
 
     @property
@@ -215,6 +181,7 @@ class Index:
             "classes": len(self.classes),
             "ilsvrc": self.against_ilsvrc(),
             "mean_rgb": self.mean_rgb,
+            "notes": list(self.notes),
             "fingerprint": self.fingerprint,
         }
 
@@ -252,6 +219,7 @@ class Index:
             "archives": json.dumps(self.archives),
             "mean_rgb": json.dumps(self.mean_rgb),
             "seen": json.dumps(self.seen),
+            "notes": json.dumps(self.notes),
         }
         try:
             with replacing(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
@@ -293,6 +261,7 @@ def load(path: Path) -> Index:
         archives=tuple(json.loads(metadata["archives"])),
         mean_rgb=tuple(mean) if mean else None,
         seen=seen,
+        notes=tuple(json.loads(metadata.get("notes", "[]"))),
     )
 
 

@@ -2,12 +2,13 @@
 
 import importlib.util
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from itertools import count, islice
 from typing import Literal
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from vggrepro.config.settings import Data
 from vggrepro.data import dali, torchvision
-from vggrepro.data.decode import BadImageError, Region, in_groups, resample, whole_region
+from vggrepro.data.decode import BadImageError, Region, blaming_the_machine, in_groups, resample, whole_region
 from vggrepro.data.index import Split
 from vggrepro.data.prefetch import prefetch, to_device
 from vggrepro.data.processes import in_order, shared_empty
@@ -102,7 +103,8 @@ class Loader:
         """The batches of a stream of views, in its order; rendered ahead of their use, in the background.
 
         An image that has gone bad since it was indexed gives its place to the sampler's replacement. Raises UserError
-        where there is none (in testing, where every image counts) or more than `data.max_bad` have gone bad.
+        where there is none (in testing, where every image counts), when more than `data.max_bad` have gone bad, and
+        for what the machine fails at.
         """
         return prefetch(self.render(split, stream), self.device)
 
@@ -128,7 +130,7 @@ class Loader:
     def _rendered(self, split: Split, stream: Iterable[Views]) -> Generator[tuple[Views, torch.Tensor]]:
         """(views, (N, h, w, 3) grey levels) of each Views of the stream."""
         pieces = self._by_processes(split, stream) if self.processes else self._by_threads(split, self._cut(stream))
-        with closing(pieces):
+        with closing(pieces), blaming_the_machine():
             for views, first, fill in pieces:
                 if first == 0:
                     shown = views
@@ -278,16 +280,29 @@ def has_dali() -> bool:
         return False
 
 
+@cache
+def _note_stripped() -> None:
+    echo("DALI cannot be used under python -OO, which drops docstrings: PIL decodes the images, slower")
+
+
 def make_loader(data: Data, device: torch.device, cores: int | None = None) -> Loader:
     """The loader a configuration asks for; with as many threads as `cores`, by default those this process may run on.
 
-    Raises UserError when DALI is asked for and missing.
+    Raises UserError when DALI is asked for and missing, or cannot be used.
     """
     present = has_dali()
     if data.backend in ("dali", "dali_gpu") and not present:
         raise UserError(
             f"data.backend={data.backend}, but nvidia-dali is not installed; install it or set data.backend=torchvision"
         )
+    if present and sys.flags.optimize > 1 and data.backend != "torchvision":
+        if data.backend != "auto":
+            raise UserError(
+                f"data.backend={data.backend}, but DALI cannot be used under python -OO, which drops docstrings; leave "
+                f"-OO (PYTHONOPTIMIZE=2) out, or set data.backend=torchvision"
+            )
+        present = False
+        _note_stripped()
     if data.backend == "dali_gpu" and device.type != "cuda":
         raise UserError("data.backend=dali_gpu needs a CUDA device, and this rank has none; set data.backend=dali")
     workers = data.workers or cores or len(os.sched_getaffinity(0))

@@ -1,5 +1,6 @@
 """Work for other processes of this machine, by torch's DataLoader: tensors come back in order, in shared memory."""
 
+import errno
 import math
 import multiprocessing
 import signal
@@ -13,7 +14,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from vggrepro.errors import UserError, ending_of
+from vggrepro.data.decode import blaming_the_machine, failure
+from vggrepro.errors import UserError, ending_of, make_ready
 
 _AHEAD = 2  # items that a process has ready
 _PRELOADED = ["vggrepro.data.loader", "nvidia.dali.fn"]
@@ -31,7 +33,7 @@ class Parts(Protocol[Item_co]):
 
 
 def in_order(parts: Parts[Item_co], processes: int) -> Generator[Item_co]:
-    """The items of all processes in turn. Raises UserError when one of these is killed; closing ends them.
+    """The items of all processes in turn; closing ends them. Raises UserError when one is killed, or raises it itself.
 
     They have no part in CUDA: they are forked from a server that never touches it. Signals that ask this process to
     stop are not for them: they end with it. The server is deaf to these, too, and with it whatever else this process
@@ -58,8 +60,13 @@ def in_order(parts: Parts[Item_co], processes: int) -> Generator[Item_co]:
     started = set(multiprocessing.active_children()) - others
     end = weakref.finalize(loader, _end, items, started)
     try:
-        yield from items
-    except (RuntimeError, OSError, EOFError):
+        for item in items:
+            if isinstance(item, UserError):
+                raise item
+            yield item
+    except (RuntimeError, OSError, EOFError) as error:
+        if "Too many open files" in str(error):  # torch's own words: each tensor comes with a file
+            raise failure("images of other processes cannot be taken over", OSError(errno.EMFILE, "")) from None
         if not (killed := _killed(started)):
             raise
         raise UserError(
@@ -107,4 +114,9 @@ class _Divided(IterableDataset):
     def __iter__(self) -> Iterator[Any]:
         process = get_worker_info()
         assert process is not None, "not in a process of its own"
-        return self._parts.part(process.id, process.num_workers)
+        make_ready("stdout", "stderr")
+        try:
+            with blaming_the_machine():
+                yield from self._parts.part(process.id, process.num_workers)
+        except UserError as error:
+            yield error  # raised, it would arrive as a page

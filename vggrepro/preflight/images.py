@@ -125,6 +125,10 @@ def _reading(index: Index) -> Iterator[Check]:
     except BadImageError as error:
         yield Check("reading", "fail", f"{split.name_of(row)}: {error}", "restore the images, or index them again")
         return
+    except UserError as error:
+        found, _, remedy = str(error).rpartition("; ")
+        yield Check("reading", "fail", found, remedy)
+        return
     seconds = max(time.perf_counter() - started, 1e-9)
     found = f"{read / seconds:,.0f} images/s, {size / 2**20 / seconds:,.0f} MiB/s at random, in one thread"
     if read / seconds < _SLOW_IMAGES_PER_S:
