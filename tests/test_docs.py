@@ -13,6 +13,8 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import typer
 from programs import Command
@@ -39,6 +41,7 @@ ELSEWHERE = {
 # What stands for the reader's own: images, runs, scales that fit them.
 OWN = {
     r"/path/to/(images|folder|imagenet|tiny-imagenet)|/data/imagenet|(?<=data\.root=)\.\.\.": "IMAGES",
+    r"/data/tables": "tables",
     r"\b(RUN|runs/vgg/D-384|runs/paper/D-jitter|runs/paper/B-5x5)(?![-\w])": "runs/demo/D",
     r"\bruns/(vgg/E-384|paper/E-jitter)(?![-\w])": "runs/demo/A",
     r"\bruns/paper/D-256-boxes\b": "runs/demo/D-boxes-128",
@@ -138,6 +141,11 @@ def desk(boxed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     part.mkdir(parents=True)
     photographs = [file for file in sorted((boxed / "val").rglob("*")) if file.is_file()]
     (part / photographs[0].name).symlink_to(photographs[0])
+    tables = folder / "imagenet-1k" / "data"  # as a hub has it
+    tables.mkdir(parents=True)
+    for split in ("train", "validation"):
+        rows = [{"image": {"bytes": file.read_bytes(), "path": file.name}, "label": 0} for file in photographs]
+        pq.write_table(pa.Table.from_pylist(rows), tables / f"{split}-00000-of-00001.parquet")
     for name in ("accordion", "airplanes"):  # Caltech's protocol needs 31 images of a class
         (folder / "101_ObjectCategories" / name).mkdir(parents=True)
         for number in range(33):

@@ -1,5 +1,6 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and places that cannot be written to."""
 
+import errno
 import os
 import uuid
 from collections.abc import Iterator
@@ -23,3 +24,12 @@ def replacing(file: Path) -> Iterator[Path]:
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def why_unwritable(folder: Path) -> str | None:
+    """What keeps files from being made in a folder, which need not be there yet; None where nothing does."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if os.access(there, os.W_OK | os.X_OK) and there.is_dir():
+        return None
+    read_only = os.statvfs(there).f_flag & os.ST_RDONLY
+    return os.strerror(errno.ENOTDIR if not there.is_dir() else errno.EROFS if read_only else errno.EACCES)

@@ -1,16 +1,20 @@
 """Photographs to test on: made from scikit-learn's two images, and the shared ones where they are."""
 
+import shutil
 import tarfile
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from layouts_as_files import WNIDS
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from tiny import shared
 
 from vggrepro.data.index import Split
 from vggrepro.data.scan import scan_folder
+from vggrepro.data.verify import Finding, How, Place, look
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +36,29 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             # both chroma subsamplings that are common in the wild
             whole.crop((left, top, left + width, top + height)).save(file, quality=92, subsampling=2 * (number % 2))
     return root
+
+
+@pytest.fixture(scope="session")
+def folders(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The photographs under ILSVRC's names, in folders: train/<wnid>/<wnid>_<n>.JPEG, val/<wnid>/ILSVRC2012_val_<n>."""
+    root = tmp_path_factory.mktemp("folders")
+    for source in sorted(photographs.rglob("*.JPEG")):
+        split, wnid, number = source.parts[-3], WNIDS[source.parts[-2]], int(source.stem)
+        name = f"{wnid}_{number}" if split == "train" else f"ILSVRC2012_val_{number + 1:08d}"
+        file = root / split / wnid / f"{name}.JPEG"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, file)
+    return root
+
+
+@pytest.fixture
+def looked_at_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images are looked at in this process: a test of names and labels has no need of processes that may die."""
+
+    def verify(chunks: Iterable[Sequence[Place]], how: How, **_: object) -> Iterator[list[Finding]]:
+        return ([look(place, how, False) for place in chunk] for chunk in chunks)
+
+    monkeypatch.setattr("vggrepro.data.scan.verify", verify)
 
 
 @pytest.fixture(scope="module")

@@ -1,26 +1,36 @@
 """The index: what it finds in every layout, what it says of users' mistakes, and that it is kept and renewed."""
 
 import hashlib
-import io
 import os
 import re
 import shutil
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
 import torch
-from scipy.io import savemat
+from layouts_as_files import (
+    LABELS,
+    WNIDS,
+    flat,
+    flat_val,
+    ilsvrc_archives,
+    put_devkit,
+    put_kaggle_labels,
+    put_named_labels,
+    same_images,
+    tar_of,
+    val_images,
+)
 from tiny import TINY
 
 from vggrepro.config.parsing import override
 from vggrepro.config.settings import Config, Data
 from vggrepro.data import scan as scan_module
 from vggrepro.data.decode import BadImageError
-from vggrepro.data.index import Index, Split, load
+from vggrepro.data.index import Index, load
 from vggrepro.data.loader import Loader
 from vggrepro.data.sampler import TrainingSampler
 from vggrepro.data.scan import open_index, scan, scan_folder
@@ -31,105 +41,6 @@ from vggrepro.pipeline.session import open_session
 from vggrepro.pipeline.stage import train_stage
 from vggrepro.storage.checkpoint import newest
 from vggrepro.storage.directory import RunDirectory
-
-WNIDS = {"church": "n03028079", "flower": "n11669921"}
-
-
-def tar_of(members: Iterable[tuple[str, bytes]], mode: Literal["w", "w:gz"] = "w") -> bytes:
-    """An archive of files by name and content."""
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode=mode) as tar:
-        for name, content in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return made.getvalue()
-
-
-def flat(files: Iterable[Path]) -> list[tuple[str, bytes]]:
-    """Files under their names, without their folders."""
-    return [(file.name, file.read_bytes()) for file in files]
-
-
-@pytest.fixture(scope="module")
-def folders(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The photographs under ILSVRC's names, in folders: train/<wnid>/<wnid>_<n>.JPEG, val/<wnid>/ILSVRC2012_val_<n>."""
-    root = tmp_path_factory.mktemp("folders")
-    for source in sorted(photographs.rglob("*.JPEG")):
-        split, wnid, number = source.parts[-3], WNIDS[source.parts[-2]], int(source.stem)
-        name = f"{wnid}_{number}" if split == "train" else f"ILSVRC2012_val_{number + 1:08d}"
-        file = root / split / wnid / f"{name}.JPEG"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source, file)
-    return root
-
-
-def val_images(folders: Path) -> list[Path]:
-    return sorted(folders.glob("val/*/*.JPEG"), key=lambda file: file.name)
-
-
-def ilsvrc_archives(folders: Path, to: Path) -> None:
-    """The nested layout of the original: a tar of one tar per class, a flat tar of validation images."""
-    classes = sorted((folders / "train").iterdir())
-    inner = [(f"{folder.name}.tar", tar_of(flat(sorted(folder.iterdir())))) for folder in classes]
-    (to / "ILSVRC2012_img_train.tar").write_bytes(tar_of(inner))
-    (to / "ILSVRC2012_img_val.tar").write_bytes(tar_of(flat(val_images(folders))))
-
-
-def ground_truth(folders: Path) -> dict[str, bytes]:
-    """The devkit's files: validation labels by its own numbers, which run against the order of wnids, and meta.mat."""
-    number = {wnid: n for n, wnid in enumerate(sorted(WNIDS.values(), reverse=True), 1)}
-    kind = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O")]
-    synsets = np.array([(n, wnid, "crane") for wnid, n in number.items()], dtype=kind)
-    meta = io.BytesIO()
-    savemat(meta, {"synsets": synsets})
-    labels = "".join(f"{number[file.parent.name]}\n" for file in val_images(folders))
-    return {"ILSVRC2012_validation_ground_truth.txt": labels.encode(), "meta.mat": meta.getvalue()}
-
-
-def put_devkit(folders: Path, to: Path) -> None:
-    members = [(f"ILSVRC2012_devkit_t12/data/{name}", content) for name, content in ground_truth(folders).items()]
-    (to / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(tar_of(members, "w:gz"))
-
-
-def put_unpacked_devkit(folders: Path, to: Path) -> None:
-    data = to / "ILSVRC2012_devkit_t12" / "data"
-    data.mkdir(parents=True)
-    for name, content in ground_truth(folders).items():
-        (data / name).write_bytes(content)
-
-
-def put_meta_bin(folders: Path, to: Path) -> None:
-    classes, labels = dict.fromkeys(WNIDS.values(), ("name",)), [file.parent.name for file in val_images(folders)]
-    torch.save((classes, labels), to / "meta.bin")
-
-
-def put_kaggle_labels(folders: Path, to: Path) -> None:
-    rows = [f"{file.stem},{file.parent.name} 1 2 3 4 {file.parent.name} 5 6 7 8 \n" for file in val_images(folders)]
-    (to / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + "".join(reversed(rows)))
-
-
-def put_label_list(folders: Path, to: Path) -> None:
-    lines = [f"{file.parent.name}\n" for file in val_images(folders)]
-    (to / "imagenet_2012_validation_synset_labels.txt").write_text("".join(lines))
-
-
-def put_named_labels(folders: Path, to: Path) -> None:
-    (to / "val_labels.txt").write_text("".join(f"{f.name} {f.parent.name}\n" for f in val_images(folders)))
-
-
-LABELS = [put_devkit, put_unpacked_devkit, put_meta_bin, put_kaggle_labels, put_label_list, put_named_labels]
-
-
-def same_images(left: Index, right: Index, splits: Sequence[str] = ("train", "val")) -> bool:
-    """Whether they have the same classes, and in these splits the same images and labels."""
-
-    def same(one: Split, other: Split) -> bool:
-        columns = ("label", "length", "size", "ordinary")
-        alike = all(np.array_equal(getattr(one, column), getattr(other, column)) for column in columns)
-        return alike and [one.read(n) for n in range(len(one))] == [other.read(n) for n in range(len(other))]
-
-    return left.classes == right.classes and all(same(left.split(name), right.split(name)) for name in splits)
 
 
 @pytest.mark.parametrize("put_labels", LABELS)
@@ -192,13 +103,6 @@ def test_archives_may_be_named_one_by_one_with_labels_elsewhere(folders: Path, t
     put_devkit(folders, elsewhere)
     files = [*sorted(archives.iterdir()), elsewhere / "ILSVRC2012_devkit_t12.tar.gz"]
     assert same_images(scan(files, "header"), scan_folder(folders))
-
-
-def flat_val(folders: Path, to: Path) -> None:
-    shutil.copytree(folders / "train", to / "train")
-    (to / "val").mkdir(parents=True)
-    for file in val_images(folders):
-        shutil.copy(file, to / "val")
 
 
 @pytest.mark.parametrize("given", ["", "ILSVRC", "ILSVRC/Data/CLS-LOC"])
@@ -313,7 +217,7 @@ def test_numbers_of_shards_are_places_in_the_list_of_classes(folders: Path, tmp_
     assert part.split("val").label.tolist() == [0, 4, 8]
     assert part.classes[8] == "class 08"
     (tmp_path / "names.txt").write_text("\n".join(f"class {n}" for n in range(8)))
-    with pytest.raises(UserError, match="an image is of class 8, but --classes names 8; give the whole list"):
+    with pytest.raises(UserError, match="an image is of class 8, but there are 8 classes; give the whole list"):
         scan([tmp_path / "val-0.tar"], "header", classes=str(tmp_path / "names.txt"))
 
 
@@ -324,7 +228,7 @@ def test_numbers_of_shards_are_places_in_the_list_of_classes(folders: Path, tmp_
         (b"", "--classes .*list is empty"),
         (b"cat\ndog\ncat\n", "--classes .*list names cat twice"),
         (b"\xff\xfe\x00", "--classes .*list cannot be read"),
-        (b"n00000001\n", r"class n\d+ of .* is none of --classes .*list"),
+        (b"n00000001\n", r"class n\d+ of .* is none of the 1 listed"),
     ],
 )
 def test_a_wrong_list_of_classes(folders: Path, tmp_path: Path, content: bytes | None, said: str) -> None:
@@ -433,7 +337,7 @@ def broken_labels(folders: Path, to: Path) -> Path:
         (lambda folders, to: to, "wrong does not exist"),
         (no_class_folders, "train has no class folders"),
         (emptied, "n00000000 holds no images"),
-        (without_val, "wrong has no folder val"),
+        (without_val, "wrong has no val images"),
         (unknown_val_class, "n99999999 .* no train images"),
         (archives_without_labels, "labels of the validation images .* are missing; put ILSVRC2012_devkit_t12.tar.gz"),
         (archives_with_few_labels, r"val_labels.txt has no label for ILSVRC2012_val_00000002.JPEG \(1 labels\)"),

@@ -183,10 +183,10 @@ def test_draws_are_even() -> None:
 
 
 def test_listing_order_does_not_matter(caltech256: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vggrepro.data import sources
+    from vggrepro.data import tree
 
     made = opened(caltech256, cache)
-    whole = sources.os.scandir
+    whole = tree.os.scandir
 
     class Backwards:
         def __init__(self, folder: Path) -> None:
@@ -198,7 +198,7 @@ def test_listing_order_does_not_matter(caltech256: Path, cache: Path, monkeypatc
 
         def __exit__(self, *_: object) -> None: ...
 
-    monkeypatch.setattr(sources.os, "scandir", Backwards)
+    monkeypatch.setattr(tree.os, "scandir", Backwards)
     other = opened(caltech256, cache)
     assert other.fingerprint == made.fingerprint
     assert list(other.names) == list(made.names)

@@ -1,4 +1,4 @@
-"""The verbs that look at a data set: its images, and the boxes of what they show."""
+"""The verbs that look at a data set: its images, and the boxes of what they show; and one that rewrites tables."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,8 +15,8 @@ def index(
         typer.Argument(
             help="Where the images are: ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar with the development kit "
             "(or meta.bin, LOC_val_solution.csv, a list of labels), a folder that holds these, a folder with train/ "
-            "and val/, Kaggle's tree, WebDataset shards. Validation images alone are enough for testing. Nothing is "
-            "extracted."
+            "and val/, Kaggle's tree, Tiny ImageNet's, WebDataset shards, tables of Parquet. Validation images alone "
+            "are enough for testing. Nothing is extracted."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The index file to write.")],
@@ -64,6 +64,26 @@ def index(
         for line in render(made, names=report):
             typer.echo(line)
         typer.echo(f"wrote {out}")
+
+
+def repack(
+    sources: Annotated[list[Path], typer.Argument(help="Tables of Parquet with images, or folders that hold them.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write to; SHA256SUMS comes with the tables.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Write compressed tables of Parquet once more, so that images are read in place; every bit of them stays.
+
+    Each table is compared with its source before it counts. The same command goes on where it was interrupted.
+    """
+    from vggrepro.data.parquet import repack
+    from vggrepro.progress import progress
+
+    with progress("repacking", None) as update:
+        tables = repack(sources, out, lambda done, total: update(done, f"of {total} MiB"))
+    if as_json:
+        print_json({"tables": [str(table) for table in tables]})
+    else:
+        typer.echo(f"wrote {len(tables)} tables to {out}; index them with `vggrepro index {out} --out FILE`")
 
 
 def boxes(

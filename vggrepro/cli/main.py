@@ -20,6 +20,7 @@ app.add_typer(bench_app, name="bench")
 for verb in (
     nets.summary,
     data.index,
+    data.repack,
     data.boxes,
     train.train,
     evaluate.evaluate,

@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from vggrepro.data.members import SUFFIXES
+from vggrepro.data.members import is_hidden, stem_of
 from vggrepro.errors import UserError
 
 KNOWN = ("*.xml", "*_boxes.txt", "val_annotations.txt", "LOC_*_solution.csv", "*boxes.tsv", "ILSVRC*_bbox_*.t*")
@@ -72,8 +72,9 @@ def annotation_files(source: Path) -> list[Path]:
         return [source]
     found: list[Path] = []
     # a folder that cannot be listed cannot be opened either, which is said when its turn comes
-    for folder, _, names in os.walk(source, onerror=lambda error: found.append(Path(error.filename))):
-        found.extend(Path(folder, name) for name in names if _IS_KNOWN.match(name) and not name.startswith("."))
+    for folder, inside, names in os.walk(source, onerror=lambda error: found.append(Path(error.filename))):
+        inside[:] = [name for name in inside if not is_hidden(name)]
+        found.extend(Path(folder, name) for name in names if _IS_KNOWN.match(name) and not is_hidden(name))
     if not found:
         raise UserError(f"{source} holds no annotations; give a file or folder of boxes: {', '.join(KNOWN)}")
     return sorted(found)
@@ -84,12 +85,6 @@ def read_annotations(source: Path) -> Read:
     for file in annotation_files(source):
         inside = file.relative_to(source.parent) if source.is_dir() else Path(file.name)
         yield from _in_file(file, inside.parts[:-1])
-
-
-def stem_of(name: str) -> str:
-    """An image's name without the suffix of an image file."""
-    stem, dot, suffix = name.rpartition(".")
-    return stem if dot and f".{suffix.lower()}" in SUFFIXES else name
 
 
 def _in_file(file: Path, folders: tuple[str, ...]) -> Read:
@@ -170,7 +165,7 @@ def _in_archive(
                     raise tarfile.ReadError("a header points back")
                 last = member.offset
                 above, _, name = member.name.rpartition("/")
-                if not member.isfile() or name.startswith("."):
+                if not member.isfile() or is_hidden(name):
                     continue
                 where, inside = f"{place}/{member.name}", folders + _parts(above)
                 if name.endswith(".xml"):

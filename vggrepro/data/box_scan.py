@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from vggrepro.data.annotations import KNOWN, Annotation, Unread, annotation_files, read_annotations, stem_of
+from vggrepro.data.annotations import KNOWN, Annotation, Unread, annotation_files, read_annotations
 from vggrepro.data.boxes import Boxes, BoxSet, load
 from vggrepro.data.index import Index, Split, stamp_of
-from vggrepro.data.members import SPLITS, VAL_WORDS, without_folders
+from vggrepro.data.members import SPLITS, VAL_WORDS, stem_of, without_folders
 from vggrepro.errors import UserError, printable
+from vggrepro.files import why_unwritable
 
 Progress = Callable[[int], None]
 Edges = tuple[float, float, float, float]
@@ -249,11 +250,11 @@ def beside(root: Path) -> list[Path]:
                 found += files
                 break
         else:
-            top = places[0] / split
-            if (top / "val_annotations.txt").is_file():
-                found.append(top / "val_annotations.txt")
-            elif any((folder / f"{folder.name}_boxes.txt").is_file() for folder in top.glob("*")):
-                found.append(top)
+            for top in (places[0] / name for name in (sorted(VAL_WORDS) if split == "val" else [split])):
+                if (top / "val_annotations.txt").is_file():
+                    found.append(top / "val_annotations.txt")
+                elif any((folder / f"{folder.name}_boxes.txt").is_file() for folder in top.glob("*")):
+                    found.append(top)
     return found
 
 
@@ -264,7 +265,9 @@ def _roots(index: Index) -> Iterator[Path]:
         if container in index.archives:
             yield folder.parent
         else:
-            yield from (one.parent for one in (folder, *folder.parents[:2]) if one.name in SPLITS)
+            yield from (
+                one.parent for one in (folder, *folder.parents[:2]) if one.name.lower() in ("train", *VAL_WORDS)
+            )
 
 
 def open_boxes(
@@ -292,7 +295,8 @@ def open_boxes(
         except UserError:
             pass  # of an earlier version, or torn: made again
     made = read_boxes(index, sources, progress)
-    made.save(kept)
+    if not why_unwritable(cache):
+        made.save(kept)
     return made
 
 

@@ -138,8 +138,7 @@ def _require_images(tree: Tree, top: str, folders: list[str]) -> None:
 
 def _pooled(source: Path) -> dict[Member, str]:
     """What lies in train and val, as one."""
-    members, _ = find([source])
     return {
         member._replace(split="val"): f"{member.split}/{member.class_name}/{member.file_name}"
-        for member in sorted(members, key=lambda member: member.class_name)
+        for member in sorted(find([source]).members, key=lambda member: member.class_name)
     }

@@ -1,11 +1,17 @@
-"""An image that was found, wherever it lies."""
+"""An image that was found, wherever it lies, and what names of files and folders mean."""
 
+import re
+from collections import Counter
 from typing import NamedTuple
+
+from vggrepro.errors import printable
 
 SPLITS = ("train", "val")
 SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 VAL_WORDS = {"val", "valid", "validation"}  # what the validation split is called in names
-NUMBERED = "\0"  # marks a class that is the number of a WebDataset shard's .cls
+NUMBERED = "\0"  # marks a class that is a number: of a .cls file, a label file, a table of Parquet
+UNLABELLED = ""  # marks an image whose class stands in a label file
+_OF_SYSTEMS = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
 
 
 class Member(NamedTuple):
@@ -29,6 +35,58 @@ class Member(NamedTuple):
         return without_folders(self.name)
 
 
+class Notes:
+    """What a person should know of a listing: what is left out and why, how numbers were read."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, None] = {}  # in order, each once
+        self._left_out: Counter[str] = Counter()
+        self._first: dict[str, str] = {}
+
+    def add(self, line: str) -> None:
+        """Notes a line."""
+        self._lines[printable(line)] = None
+
+    def leave_out(self, what: str, place: str, n: int = 1) -> None:
+        """Counts `n` of what is left out, the first of them at `place`."""
+        self._first.setdefault(what, place)
+        self._left_out[what] += n
+
+    def include(self, other: "Notes") -> None:
+        """Adds what another listing noted."""
+        self._lines |= other._lines
+        self._left_out += other._left_out
+        self._first = other._first | self._first
+
+    def lines(self) -> tuple[str, ...]:
+        """Everything noted, a line each."""
+        left_out = (f"left out: {n:,} {what}, as {self._first[what]}" for what, n in self._left_out.items())
+        return *self._lines, *map(printable, left_out)
+
+
 def without_folders(name: str) -> str:
     """The last part of a path inside an archive."""
     return name.rpartition("/")[2]
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is an image by the end of its name."""
+    return "." + name.rpartition(".")[2].lower() in SUFFIXES
+
+
+def stem_of(name: str) -> str:
+    """An image's name without the suffix of an image file; other dots are part of the name."""
+    return name.rpartition(".")[0] if is_image(name) else name
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is an operating system's or an editor's: `._X.JPEG`, `.ipynb_checkpoints`, `@eaDir`."""
+    return name.startswith(".") or name in _OF_SYSTEMS
+
+
+def split_of(name: str) -> str | None:
+    """Train, val, or `test` (which nothing here uses), where the words of a name say it."""
+    words = set(re.split(r"[^a-z]+", name.lower()))
+    if "train" in words:
+        return "train"
+    return "val" if words & VAL_WORDS else "test" if "test" in words else None

@@ -21,6 +21,7 @@ def render(index: Index, *, names: bool) -> Iterator[str]:
     if found["ilsvrc"] is not None:
         differences = "; ".join(found["ilsvrc"] or ["complete: counts and classes are ILSVRC-2012's"])
         yield f"  ILSVRC-2012: {differences}"
+    yield from (f"  {note}" for note in index.notes)
     if index.mean_rgb:
         own, paper = (", ".join(f"{x:.3f}" for x in mean) for mean in (index.mean_rgb, value("mean_rgb")))
         yield f"  mean RGB of training images {own} (the paper's nets subtract {paper})"

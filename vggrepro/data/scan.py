@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,11 @@ import numpy as np
 
 from vggrepro.data.index import Index, load, stamp_of
 from vggrepro.data.members import SPLITS, Member
-from vggrepro.data.sources import find, signature
+from vggrepro.data.sources import find, require_readable_names, signature
 from vggrepro.data.verify import Finding, How, Place, verify
 from vggrepro.errors import UserError
+from vggrepro.files import why_unwritable
+from vggrepro.progress import echo
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,11 +48,12 @@ def scan(
     looked at is kept in `journal` until the end, so that a scan that was interrupted goes on where it was.
     `found(images)` and `progress(done, total)` report. Raises UserError.
     """
-    members, all_classes = find(sources, classes, found)
+    members, all_classes, notes = find(sources, classes, found)
     source = ", ".join(map(str, sources))
     if mean and members[0].split != "train":
         raise UserError(f"--mean is of training images, and {source} has none; leave it out")
-    return scan_members(members, all_classes, source, how, mean=mean, journal=journal, progress=progress)
+    made = scan_members(members, all_classes, source, how, mean=mean, journal=journal, progress=progress)
+    return replace(made, notes=notes)
 
 
 def scan_members(
@@ -207,29 +211,29 @@ def open_members(
 
     It is used again while the images (places, sizes, times of change) and classes are what they were. Raises UserError.
     """
-    digest = hashlib.sha256(repr(tuple(classes)).encode(errors="surrogateescape"))
+    require_readable_names(members)
+    digest = hashlib.sha256(repr(tuple(classes)).encode())
     for archive in sorted({member.container for member in members if member.archive}):
-        digest.update(f"{archive} {stamp_of(archive)}\n".encode(errors="surrogateescape"))
+        digest.update(f"{archive} {stamp_of(archive)}\n".encode())
     for member in members:
-        try:
-            digest.update("\0".join(map(str, member)).encode())
-        except UnicodeEncodeError:
-            place = os.path.join(member.container, member.name)
-            raise UserError(f"{place} has a name that is not UTF-8; rename it") from None
+        digest.update("\0".join(map(str, member)).encode())
     return _kept(
         cache / f"{source.resolve().name}-{digest.hexdigest()[:16]}",
         lambda journal: scan_members(members, classes, str(source), "header", journal=journal, progress=progress),
     )
 
 
-def _kept(name: Path, make: Callable[[Path], Index]) -> Index:
-    """The index of that name, or one that is made with a journal beside it and kept."""
+def _kept(name: Path, make: Callable[[Path | None], Index]) -> Index:
+    """The index of that name, or one that is made with a journal beside it, and kept where that is possible."""
     kept = name.with_name(f"{name.name}.arrow")
     if kept.exists():
         try:
             return load(kept)
         except UserError:
             pass  # of an earlier version, or torn: made again
+    if reason := why_unwritable(name.parent):
+        echo(f"{name.parent} cannot be written to ({reason}), so the index is not kept; set another run.root")
+        return make(None)
     made = make(name.with_name(f"{name.name}.partial"))
     made.save(kept)
     return made

@@ -4,16 +4,35 @@ Nothing is extracted.
 """
 
 import hashlib
-import os
+import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal, NamedTuple
 
-from vggrepro.data.archives import in_archive
-from vggrepro.data.labels import Labels, is_label_file, listed_classes
-from vggrepro.data.members import NUMBERED, SPLITS, SUFFIXES, Member
+from vggrepro.data.classes import with_classes
+from vggrepro.data.decode import BadImageError, read
+from vggrepro.data.labels import Labels, is_label_file, listed_classes, texts_in
+from vggrepro.data.layouts import in_tree, place_of_labels, split_folders
+from vggrepro.data.members import SPLITS, Member, Notes, split_of
+from vggrepro.data.parquet import SUFFIX, Table, note_gaps, split_of_table, wnids_of
+from vggrepro.data.tree import Folder, Tar, place_of
 from vggrepro.errors import UserError
 
 Count = Callable[[int], None]
+_READER_VERSION = b"2"  # counts up when the same files give other labels, so that kept indices are made again
+
+
+class Found(NamedTuple):
+    """What sources hold."""
+
+    members: list[Member]
+    """Every image, ordered by split, class and name."""
+    classes: tuple[str, ...]
+    """In the order of labels."""
+    notes: tuple[str, ...]
+    """A line each: what is left out, how numbers of classes were read."""
 
 
 def signature(sources: Sequence[Path]) -> str:
@@ -21,80 +40,114 @@ def signature(sources: Sequence[Path]) -> str:
 
     Archives are not opened. Raises as :func:`find`.
     """
-    digest = hashlib.sha256()
-    for file in (file for source in sources for file in _expanded(source)):
-        digest.update(f"{file}\n".encode())
+    digest, notes = hashlib.sha256(_READER_VERSION), Notes()
+    for file in _expanded(sources, notes):
         if file.is_dir():
-            for member in _in_folder(file, Labels([], [file])):
-                digest.update("\0".join(map(str, member)).encode())
+            train, val = set(), None
+            for member in _in_folder(file, notes):
+                digest.update("\0".join(map(str, member)).encode(errors="surrogateescape"))
+                if member.split == "train":
+                    train.add(member.class_name)
+                else:
+                    val = member
+            if val and val.class_name not in train:
+                with suppress(UserError):  # that there are no labels is said by `find`
+                    digest.update(_stamp(Labels([], [file], {}).file(val.name, place_of_labels(val)).file))
         else:
-            stat = file.stat()
-            digest.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
+            digest.update(_stamp(file))
     return digest.hexdigest()
 
 
-def find(
-    sources: Sequence[Path], class_list: str | None = None, count: Count = lambda found: None
-) -> tuple[list[Member], tuple[str, ...]]:
-    """Every image of the sources with its split and class, ordered by split, class and name; and all classes, sorted.
+def _stamp(file: Path) -> bytes:
+    stat = file.stat()
+    return f"{file} {stat.st_size} {stat.st_mtime_ns}\n".encode(errors="surrogateescape")
 
-    A source is a folder (train/<class>/*, val/<class>/* or a flat val, Kaggle's tree, or one that holds archives), an
-    archive (ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, WebDataset shards, a folder in a tar) or a file with
-    labels of validation images. `count` is called with the number found so far.
 
-    The classes are those of the training images. Validation images alone, which are enough for testing, have the
-    classes that their label file names, even of images that are not there, or else their own. `class_list`, a file
-    or `ilsvrc2012`, says them in either case: a net of 1000 classes is tested on a part of them as one of 1000.
+def find(sources: Sequence[Path], class_list: str | None = None, count: Count = lambda found: None) -> Found:
+    """Every image of the sources with its split and class, all classes, and what a person should know of them.
 
-    Raises UserError for what is none of these, for half-copied archives, and for validation images without labels.
+    A source is a folder (train/<class>/*, val/<class>/* or a flat val, Tiny ImageNet's, Kaggle's tree, or one that
+    holds archives), an archive (ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, WebDataset shards, a folder in a
+    tar), a table of Parquet, or a file with labels of validation images. `count` is called with the number found so
+    far.
+
+    The classes are those of the training images, sorted. Validation images alone, which are enough for testing, have
+    the classes that their label file names, even of images that are not there, or else their own. `class_list`, a file
+    or `ilsvrc2012`, says them in either case: a net of 1000 classes is tested on a part of them as one of 1000. Tables
+    say them in an order of their own.
+
+    Raises UserError for what is none of these, for half-copied archives, for the same image in two archives, and for
+    validation images without labels.
     """
-    files = [file for source in sources for file in _expanded(source)]
-    labels = Labels([file for file in files if is_label_file(file)], files)
-    found: list[Member] = []
+    notes = Notes()
+    members: list[Member] = []
+    texts: dict[Path, Member] = {}
+    stated: tuple[str, ...] = ()
+    files = _expanded(sources, notes)
+    note_gaps(files, notes)
     for file in files:
-        if is_label_file(file):
+        kind = _kind(file)
+        if kind == "labels":
             continue
-        for member in _in_folder(file, labels) if file.is_dir() else in_archive(file, labels):
-            found.append(member)
-            if len(found) % 1000 == 0:
-                count(len(found))
-    count(len(found))
-    listed = listed_classes(class_list) if class_list else ()
-    found = _with_names_for_numbers(found, listed)
+        if kind == "table":
+            found, stated = _in_table(file, stated)
+        else:
+            found = _in_folder(file, notes) if kind == "folder" else _in_tar(file, notes, texts)
+        for member in found:
+            members.append(member)
+            if len(members) % 1000 == 0:
+                count(len(members))
+    count(len(members))
     source = ", ".join(map(str, sources))
-    own = {split: {member.class_name for member in found if member.split == split} for split in SPLITS}
-    if not own["val"]:
+    require_readable_names(members)
+    wnids = wnids_of([member for member in members if member.container.endswith(SUFFIX)])
+    if wnids and len(wnids) == len(stated or wnids):
+        # under ILSVRC's own names they are known to label files, boxes and nets
+        stated = wnids
+        members = [member._replace(name=re.sub(r"_n\d{8}(\.\w+)$", r"\1", member.name)) for member in members]
+    listed = listed_classes(class_list) if class_list else stated
+    if not any(member.split == "val" for member in members):
         raise UserError(f"{source} has no val images; name the archive or folder that holds them as well")
-    if listed:
-        if strange := sorted((own["train"] | own["val"]).difference(listed)):
+    labels = Labels([file for file in sources if _kind(file) == "labels"], files, texts)
+    members, classes = with_classes(members, listed, labels, notes, source)
+    place = {name: number for number, name in enumerate(classes)}
+    members.sort(
+        key=lambda member: (member.split, place[member.class_name], member.file_name, member.container, member.offset)
+    )
+    _require_each_once(members)
+    return Found(members, classes, notes.lines())
+
+
+def require_readable_names(members: Sequence[Member]) -> None:
+    """Raises UserError for an image whose path or class is not UTF-8, which no index can hold."""
+    seen = ""
+    for member in members:
+        for text in (member.name, member.class_name) if member.container == seen else member[1:4]:
+            if not text.isascii():
+                try:
+                    text.encode()
+                except UnicodeEncodeError:
+                    raise UserError(f"{place_of(member)} has a name that is not UTF-8; rename it") from None
+        seen = member.container
+
+
+def _require_each_once(members: Sequence[Member]) -> None:
+    """Raises UserError where two archives hold the same image, as ILSVRC's archives for several tasks do."""
+    for first, second in pairwise(members):
+        if first.length != second.length or first.file_name != second.file_name or first[:2] != second[:2]:
+            continue
+        if first.container != second.container and _bytes_of(first) == _bytes_of(second):
             raise UserError(
-                f"class {strange[0]} of {source} is none of --classes {class_list}; give a list of them all"
+                f"{first.container} and {second.container} both hold {first.file_name} of class {first.class_name}; "
+                f"name one of them only"
             )
-    elif own["train"] and (strange := sorted(own["val"] - own["train"])):
-        where = next(one.container for one in found if (one.split, one.class_name) == ("val", strange[0]))
-        raise UserError(
-            f"val class {strange[0]} of {source} ({where}) has no train images; name only what belongs together, or "
-            f"add its training images"
-        )
-    found.sort(key=lambda member: (SPLITS.index(member.split), member.class_name, member.file_name, member.container))
-    return found, tuple(sorted(listed or own["train"] or own["val"] | labels.classes()))
 
 
-def _with_names_for_numbers(found: Sequence[Member], listed: Sequence[str]) -> list[Member]:
-    """The members of WebDataset shards that number their classes, with names: of the list, or the numbers themselves.
-
-    Those are written with one length, so that they sort as numbers do. Raises UserError.
-    """
-    numbered = [member.class_name for member in found if member.class_name.startswith(NUMBERED)]
-    width = max(map(len, numbered), default=0) - len(NUMBERED)
-    names = {number: number.removeprefix(NUMBERED).zfill(width) for number in set(numbered)}
-    if listed:
-        for number in names:
-            place = int(number.removeprefix(NUMBERED))
-            if place >= len(listed):
-                raise UserError(f"an image is of class {place}, but --classes names {len(listed)}; give the whole list")
-            names[number] = listed[place]
-    return [member._replace(class_name=names.get(member.class_name, member.class_name)) for member in found]
+def _bytes_of(member: Member) -> bytes | str:
+    try:
+        return read(member.container if member.archive else place_of(member), member.offset, member.length)
+    except BadImageError:
+        return place_of(member)
 
 
 _MD5 = {  # published beside the archives
@@ -108,7 +161,7 @@ def check_md5(sources: Sequence[Path], progress: Callable[[int, int], None] = la
 
     Raises UserError for an archive that is not the published one, and where there is none.
     """
-    archives = [file for source in sources for file in _expanded(source) if file.name in _MD5]
+    archives = [file for file in _expanded(sources, Notes()) if file.name in _MD5]
     if not archives:
         raise UserError(f"--md5: none of {', '.join(map(str, sources))} is {' or '.join(_MD5)}; leave --md5 out")
     total, done = sum(file.stat().st_size for file in archives) >> 20, 0
@@ -123,68 +176,70 @@ def check_md5(sources: Sequence[Path], progress: Callable[[int, int], None] = la
             raise UserError(f"{file} has MD5 {digest.hexdigest()}, not {_MD5[file.name]}; download it again")
 
 
-def _expanded(source: Path) -> list[Path]:
-    """The archives of a folder that holds archives, or the source itself."""
-    if not source.exists():
-        raise UserError(f"{source} does not exist; give a folder with train/ and val/, or the ILSVRC archives")
-    if not source.is_dir():
-        return [source.resolve()]
+def _expanded(sources: Sequence[Path], notes: Notes) -> list[Path]:
+    """The sources, with what is in it for a folder that holds archives."""
+    found = []
+    for source in sources:
+        if not source.exists():
+            raise UserError(f"{source} does not exist; give a folder with train/ and val/, or the ILSVRC archives")
+        found += _in_it(source.resolve(), notes) if source.is_dir() else [source.resolve()]
+    return list(dict.fromkeys(found))
+
+
+def _kind(file: Path) -> Literal["folder", "tar", "table", "labels"]:
+    """What a source is, by its name or else by its first bytes."""
+    if file.is_dir():
+        return "folder"
+    if file.suffix == SUFFIX:
+        return "table"
+    if file.suffix == ".tar" or is_label_file(file):
+        return "tar" if file.suffix == ".tar" else "labels"
     try:
-        names = sorted(os.listdir(source))
+        with file.open("rb") as stream:
+            return "tar" if b"\0" in stream.read(512) else "labels"
     except OSError as error:
-        raise UserError(f"{source} cannot be read ({error.strerror}); change its permissions") from None
-    names = [name for name in names if "_bbox_" not in name and name != "LOC_train_solution.csv"]  # of boxes
-    archives = [name for name in names if name.endswith(".tar")]
-    if archives and not {"train", "ILSVRC"} & set(names):
-        return [(source / name).resolve() for name in names if name in archives or is_label_file(source / name)]
-    return [source.resolve()]
+        raise UserError(f"{file} cannot be read ({error.strerror}); change its permissions") from None
 
 
-def _in_folder(root: Path, labels: Labels) -> Iterator[Member]:
-    for tree in (root, root / "CLS-LOC", root / "Data/CLS-LOC", root / "ILSVRC/Data/CLS-LOC"):
-        if any((tree / split).is_dir() for split in SPLITS):
-            break
-    else:
-        raise UserError(
-            f"{root} holds neither train/ and val/ nor archives (*.tar); give an ImageNet-style folder, or the archives"
-        )
-    for split in SPLITS:
-        top = tree / split
-        if not top.is_dir():
-            if split == "train":
-                continue  # enough for testing
-            raise UserError(f"{root} has no folder {split}; expected {top}/<class>/<image>")
-        folders, files = list_folder(top)
-        if files and not folders and split == "val":
-            yield from (_file(split, labels.of(name, top), top, name, *stat) for name, *stat in files)
-        elif not folders:
-            raise UserError(f"{top} has no class folders; expected {top}/<class>/<image>")
-        for name in folders:
-            inside = top / name
-            deeper, images = list_folder(inside)
-            if not images and "images" in deeper:  # Tiny ImageNet's own layout
-                inside = inside / "images"
-                _, images = list_folder(inside)
-            if not images:
-                raise UserError(f"{inside} holds no images ({', '.join(sorted(SUFFIXES))}); fill it or remove it")
-            yield from (_file(split, name, inside, file, *stat) for file, *stat in images)
+def _in_it(source: Path, notes: Notes) -> list[Path]:
+    tree = Folder(source)
+    names = [name for name in tree.files("") if "_bbox_" not in name]
+    splits = split_folders(tree)
+    archives = [name for name in names if name.endswith((".tar", SUFFIX))]
+    if not archives and not splits and any(name.endswith(SUFFIX) for name in tree.files("data")):
+        return _in_it(source / "data", notes)  # a hub's
+    used = [name for name in archives if _split_of_archive(source / name) not in {"test", *splits}]
+    for name in archives:
+        if name not in used:
+            why = "of a test set" if _split_of_archive(source / name) == "test" else "beside folders of their split"
+            notes.leave_out(f"archives {why}", str(source / name))
+    if splits or not used:
+        used.insert(0, "")
+    return [source / name for name in used]
 
 
-def _file(split: str, class_name: str, folder: Path, name: str, size: int, mtime_ns: int) -> Member:
-    return Member(split, class_name, str(folder), name, 0, size, False, mtime_ns)
+def _split_of_archive(file: Path) -> str | None:
+    return split_of_table(file) if file.suffix == SUFFIX else split_of(file.stem)
 
 
-def list_folder(folder: Path, *, images: bool = True) -> tuple[list[str], list[tuple[str, int, int]]]:
-    """(folders, (file, bytes, time of change in ns)) inside a folder; images only, or all files. Raises UserError."""
-    folders, files = [], []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    folders.append(entry.name)
-                elif not images or PurePosixPath(entry.name).suffix.lower() in SUFFIXES:
-                    stat = entry.stat() if entry.is_file() else entry.stat(follow_symlinks=False)  # a broken link
-                    files.append((entry.name, stat.st_size, stat.st_mtime_ns))
-    except OSError as error:
-        raise UserError(f"{folder} cannot be read ({error.strerror}); change its permissions") from None
-    return sorted(folders), sorted(files)
+def _in_folder(folder: Path, notes: Notes) -> Iterator[Member]:
+    tree = Folder(folder)
+    yield from in_tree(tree)
+    notes.include(tree.notes)
+
+
+def _in_tar(file: Path, notes: Notes, texts: dict[Path, Member]) -> Iterator[Member]:
+    tree = Tar(file)
+    texts |= texts_in(tree)
+    yield from in_tree(tree)
+    notes.include(tree.notes)
+
+
+def _in_table(file: Path, stated: tuple[str, ...]) -> tuple[Iterator[Member], tuple[str, ...]]:
+    """Its images, and the names of classes that all tables state alike. Raises UserError."""
+    table, split = Table(file), split_of_table(file)
+    if split not in SPLITS:
+        raise UserError(f"{file} is neither train nor val by its name; rename it, e.g. train-{file.name}")
+    if stated and table.classes != stated:
+        raise UserError(f"{file} names other classes than the tables before it; name only what belongs together")
+    return table.members(split), table.classes

@@ -1,6 +1,7 @@
-"""Files by path, the same for a folder and for an uncompressed tar: what data sets with files of their own are read by.
+"""Files by path, the same for a folder and for an uncompressed tar: what every data set is read by.
 
-Hidden files, and what macOS puts into archives, are not there. Paths are relative, with `/`; "" is the top.
+Hidden files, and what systems and editors put beside images, are not there. Paths are relative, with `/`; "" is the
+top.
 """
 
 from __future__ import annotations
@@ -8,17 +9,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from vggrepro.data.archives import files_in
 from vggrepro.data.decode import BadImageError
 from vggrepro.data.decode import read as read_bytes
-from vggrepro.data.members import SUFFIXES, Member
-from vggrepro.data.sources import list_folder
+from vggrepro.data.members import Member, Notes, is_hidden, is_image
 from vggrepro.errors import UserError
 
 Files = Mapping[str, Member]
-"""By file name; the members are in `val` and of no class yet."""
+"""By file name, sorted; the members are in `val` and of no class yet."""
 _ARCHIVES = re.compile(r".*\.(tar|tgz|tar\.\w+|zip)", re.IGNORECASE)
 
 
@@ -27,50 +27,92 @@ class Folder:
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
+        self.notes = Notes()
+        self._noted: set[str] = set()
 
-    def folders(self, path: str) -> list[str]:
-        """Names of the folders in one of its folders, sorted; none where there is no such folder. Raises UserError."""
-        return [name for name in self._list(path)[0] if not _hidden(name)]
+    def listing(self, path: str) -> tuple[list[str], Files]:
+        """(names of folders, files) in one of its folders, sorted; none where there is no such folder.
 
-    def files(self, path: str) -> Files:
-        """The files in one of its folders, sorted by name. Raises UserError."""
-        place = str(self.root / path)
-        return {
-            name: Member("val", "", place, name, 0, size, False, mtime_ns)
-            for name, size, mtime_ns in self._list(path)[1]
-            if not _hidden(name)
+        Raises UserError for a folder that cannot be read.
+        """
+        place = os.path.join(self.root, path) if path else str(self.root)
+        folders, files = [], []
+        if not os.path.isdir(place):
+            return [], {}
+        notes = self.notes if path not in self._noted else Notes()
+        self._noted.add(path)
+        try:
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    if is_hidden(entry.name):
+                        notes.leave_out("hidden files and folders", entry.path)
+                    # a link that leads nowhere, or to itself, is a file that cannot be read
+                    elif entry.is_symlink() and not os.path.exists(entry.path):
+                        files.append((entry.name, entry.stat(follow_symlinks=False)))
+                    elif entry.is_dir():
+                        folders.append(entry.name)
+                    elif entry.is_file():
+                        files.append((entry.name, entry.stat()))
+                    else:
+                        notes.leave_out("pipes, sockets and devices", entry.path)
+        except OSError as error:
+            raise UserError(f"{place} cannot be read ({error.strerror}); change its permissions") from None
+        return sorted(folders), {
+            name: Member("val", "", place, name, 0, stat.st_size, False, stat.st_mtime_ns)
+            for name, stat in sorted(files)
         }
 
-    def _list(self, path: str) -> tuple[list[str], list[tuple[str, int, int]]]:
-        folder = self.root / path
-        return list_folder(folder, images=False) if folder.is_dir() else ([], [])
+    def folders(self, path: str) -> list[str]:
+        """Names of the folders in one of its folders, sorted. Raises as :meth:`listing`."""
+        return self.listing(path)[0]
+
+    def files(self, path: str) -> Files:
+        """The files in one of its folders. Raises as :meth:`listing`."""
+        return self.listing(path)[1]
 
 
 class Tar:
-    """An uncompressed tar, listed once. Raises UserError for what is none."""
+    """An uncompressed tar, listed once; a tar inside it is a folder of its name. Raises UserError for what is none."""
 
     def __init__(self, file: Path) -> None:
         self.root = file.resolve()
-        self._files: dict[str, dict[str, Member]] = {}
+        self.notes = Notes()
+        self._files: dict[str, dict[str, Member]] = {"": {}}
         self._folders: dict[str, set[str]] = {}
-        for path, offset, size in files_in(self.root):
-            parts = [part for part in PurePosixPath(path).parts if part != "/"]
-            if not parts or any(map(_hidden, parts)):
-                continue
-            *above, name = parts
-            for depth, folder in enumerate(above):
-                self._folders.setdefault("/".join(above[:depth]), set()).add(folder)
-            # of two members of one name the last counts, as it does where a tar is extracted
-            self._files.setdefault("/".join(above), {})[name] = Member(
-                "val", "", str(self.root), "/".join(parts), offset, size, True
-            )
+        self.repeated = ""
+        """A path that several members have, if any."""
+        container = str(self.root)
+        for path, offset, size in files_in(self.root, self.notes):
+            above, _, name = path.rpartition("/")
+            if above not in self._files:
+                self._files[above] = {}
+                self._note_folder(above)
+            elif name in self._files[above]:
+                # the last counts, as it does where a tar is extracted
+                self.notes.leave_out("files that a later one of the same name replaces", os.path.join(container, path))
+                self.repeated = path
+            self._files[above][name] = Member("val", "", container, path, offset, size, True)
+
+    def _note_folder(self, path: str) -> None:
+        while path:
+            above, _, name = path.rpartition("/")
+            self._folders.setdefault(above, set()).add(name)
+            path = above
+
+    def every_file(self) -> list[Member]:
+        """All files, wherever in it."""
+        return [file for files in self._files.values() for file in files.values()]
+
+    def listing(self, path: str) -> tuple[list[str], Files]:
+        """As of a folder; one without files is not there."""
+        return self.folders(path), self.files(path)
 
     def folders(self, path: str) -> list[str]:
-        """As those of a folder; one without files is not there."""
+        """As of a folder."""
         return sorted(self._folders.get(path, ()))
 
     def files(self, path: str) -> Files:
-        """As those of a folder."""
+        """As of a folder."""
         return dict(sorted(self._files.get(path, {}).items()))
 
 
@@ -91,7 +133,7 @@ def archives_in(tree: Tree) -> list[Path]:
 
 def images_in(tree: Tree, path: str) -> list[Member]:
     """The images in a folder of a tree, by the ends of their names, sorted."""
-    return [file for name, file in tree.files(path).items() if PurePosixPath(name).suffix.lower() in SUFFIXES]
+    return [file for name, file in tree.files(path).items() if is_image(name)]
 
 
 def below(path: str, name: str) -> str:
@@ -112,7 +154,3 @@ def contents(file: Member, most: int) -> bytes:
         return read_bytes(file.container if file.archive else place_of(file), file.offset, file.length)
     except BadImageError as error:
         raise UserError(f"{place_of(file)}: {error}; copy it again, or change its permissions") from None
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vggrepro.config.settings import Config, Data
-from vggrepro.progress import progress
+from vggrepro.errors import UserError
+from vggrepro.files import why_unwritable
+from vggrepro.progress import echo, progress
 from vggrepro.ranks.collectives import cores_of_rank, first_rank_first
 from vggrepro.ranks.group import pick_device, process_group
 from vggrepro.ranks.topology import Topology, topology_of
@@ -58,9 +60,11 @@ class Session:
                 first_rank_first(self.topology),
                 progress("reading image headers", None, shown=self.topology.is_first) as update,
             ):
-                self.indexes[config.data] = open_data(
+                self.indexes[config.data] = index = open_data(
                     config, lambda done, total: update(done, f"of {total}"), training=self.training
                 )
+            for note in index.notes if self.topology.is_first else ():
+                echo(f"{index.source}: {note}")
         return self.indexes[config.data]
 
     def boxes(self, config: Config) -> BoxSet | None:
@@ -98,6 +102,8 @@ def open_session(
         if training:
             require_class_scores(net)
             shard_of(topology, config.train.batch, config.train.micro_batch)
+        if training and (reason := why_unwritable(config.run.root)):
+            raise UserError(f"run.root={config.run.root} cannot be written to ({reason}); set it to a folder that can")
         is_finished(config)
         resolve_uri(config.tracking.uri, config.run.root)
     device = pick_device(configs[0].run.device, topology.local_rank)

@@ -1,0 +1,134 @@
+"""Which class each image is of, once all are found: by folder, label file or number; and all classes in order."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+
+from vggrepro.data.labels import Labels, NoLabelsError
+from vggrepro.data.layouts import place_of_labels
+from vggrepro.data.members import NUMBERED, SPLITS, UNLABELLED, Member, Notes
+from vggrepro.data.tree import place_of
+from vggrepro.errors import UserError
+
+
+def with_classes(
+    members: list[Member], listed: Sequence[str], labels: Labels, notes: Notes, source: str
+) -> tuple[list[Member], tuple[str, ...]]:
+    """The members with names of classes, and all classes in the order of labels.
+
+    `listed` are all classes in that order, where something lists them; `source` is for messages. Raises UserError for
+    images without a class, or of a class that is not to be.
+    """
+    members, named = _labelled(members, listed, labels, notes)
+    members, numbers = _with_names_for_numbers(members, named, listed, notes)
+    return members, _classes(members, listed, numbers or named, source)
+
+
+def _labelled(
+    members: list[Member], listed: Sequence[str], labels: Labels, notes: Notes
+) -> tuple[list[Member], set[str]]:
+    """The members with classes for those that a label file names, and the classes that such a file names.
+
+    Folders of val that are no classes, as Tiny ImageNet's `images`, only hold what is labelled in a file.
+    """
+    val = [member for member in members if member.split == "val"]
+    folders = {member.class_name for member in val if _is_folders(member)} - {UNLABELLED}
+    classes = set(listed) or {member.class_name for member in members if member.split == "train"}
+    if classes:
+        flat = folders if not folders & classes and not any(name.startswith(NUMBERED) for name in classes) else set()
+    else:
+        flat = {name for name in folders if len(folders) == 1 and not re.fullmatch(r"n\d{8}", name)}
+    flat = flat | {UNLABELLED}
+    named: set[str] = set()
+    first = next((member for member in val if member.class_name in flat), None)
+    if first or not classes:
+        some = first or val[0]
+        try:
+            file = labels.file(some.name, place_of_labels(some))
+        except UserError as error:
+            unlabelled_folder = first and first.class_name != UNLABELLED and isinstance(error, NoLabelsError)
+            if unlabelled_folder and not classes:
+                raise UserError(
+                    f"{os.path.dirname(place_of(some))} is the only folder of val: a class, or the images of all? Put "
+                    f"a file of labels beside it, or name all classes with --classes"
+                ) from error
+            if first and not unlabelled_folder:
+                raise
+            return members, set()  # folders say the classes, be they known or not
+        if first or file.of(some.name) == some.class_name:
+            named = file.classes
+            if not classes and any(map(str.isdecimal, named)):
+                raise UserError(f"{file.file} numbers some classes and names others; give one or the other for all")
+            if first and first.class_name != UNLABELLED:
+                notes.add(f"the images in val/{first.class_name} have the classes that {file.file} says")
+        else:
+            notes.add(f"{file.file} is not used: the folders of val say the classes")
+    return [
+        member._replace(class_name=labels.of(member.name, place_of_labels(member)))
+        if member.split == "val" and member.class_name in flat
+        else member
+        for member in members
+    ], named
+
+
+def _is_folders(member: Member) -> bool:
+    """Whether a class is the name of the folder that an image lies in."""
+    return not member.archive or f"/{member.class_name}/" in f"/{member.name}"
+
+
+def _with_names_for_numbers(
+    members: list[Member], named: set[str], listed: Sequence[str], notes: Notes
+) -> tuple[list[Member], set[str]]:
+    """The members with names for numbers of classes, and all such names where nothing else says the classes.
+
+    A number is a place in the list of classes, or among the sorted classes of training images; without these it is
+    the label itself, written with as many digits as the largest. Raises UserError.
+    """
+    numbers = {
+        int(name.removeprefix(NUMBERED))
+        for name in {member.class_name for member in members} | named
+        if name.startswith(NUMBERED)
+    }
+    if not numbers:
+        return members, set()
+    train = {member.class_name for member in members if member.split == "train"}
+    known = listed or sorted(name for name in train if not name.startswith(NUMBERED))
+    last = max(numbers)
+    if known and all(name.isascii() and name.isdecimal() for name in known):
+        names = {int(name): name for name in known}
+    elif known:
+        names = dict(enumerate(known))
+    else:
+        names = {number: str(number).zfill(len(str(last))) for number in range(last + 1)}
+    if strange := sorted(numbers - names.keys()):
+        from_one = " counted from 0" if strange == [len(known)] and 0 not in numbers else ""
+        raise UserError(
+            f"an image is of class {strange[0]}, but there are {len(known)} classes{from_one}; give the whole list "
+            f"with --classes, or labels that fit"
+        )
+    if known:
+        notes.add(f"numbers of classes are places among {len(known)}: 0 is {known[0]}, {last} is {names[last]}")
+    elif train and numbers != set(names):
+        notes.add(f"classes are numbered up to {last}, and {len(names) - len(numbers)} of these have no images")
+    of = {f"{NUMBERED}{number}": names[number] for number in numbers}
+    members = [member._replace(class_name=of.get(member.class_name, member.class_name)) for member in members]
+    return members, set() if known or train else set(names.values())
+
+
+def _classes(members: Sequence[Member], listed: Sequence[str], named: set[str], source: str) -> tuple[str, ...]:
+    """All classes in the order of labels. Raises UserError for an image of another class."""
+    present = {split: {member.class_name for member in members if member.split == split} for split in SPLITS}
+    if listed:
+        if strange := sorted((present["train"] | present["val"]).difference(listed)):
+            raise UserError(
+                f"class {strange[0]} of {source} is none of the {len(listed)} listed; give a list of all with --classes"
+            )
+    elif present["train"] and (strange := sorted(present["val"] - present["train"])):
+        where = next(place_of(member) for member in members if (member.split, member.class_name) == ("val", strange[0]))
+        raise UserError(
+            f"val class {strange[0]} of {source} ({where}) has no train images; name only what belongs together, or "
+            f"add its training images, or a file of labels where the folder is no class"
+        )
+    return tuple(listed or sorted(present["train"] or present["val"] | named))

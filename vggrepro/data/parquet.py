@@ -1,0 +1,249 @@
+"""Images in tables of Parquet, as hubs serve ImageNet-1k: columns `image` = {bytes, path} and `label`.
+
+In a table that is not compressed each image's bytes lie in the file as they are, and an index says where. A compressed
+one is rewritten once (:func:`repack`); what else is in the table, its schema and the names of classes stay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vggrepro.data.members import NUMBERED, Member, Notes, split_of
+from vggrepro.errors import UserError, reason_of
+from vggrepro.files import replacing
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SUFFIX = ".parquet"
+SUMS = "SHA256SUMS"
+"""What :func:`repack` leaves beside its tables, as `sha256sum --check` reads it."""
+_ROWS = 64  # read and written at once
+_SHARD = re.compile(r"(.*-)(\d+)-of-(\d+)\.parquet")
+_WNID = re.compile(r"(?:.*_)?(n\d{8})(?:_\d+)?\.\w+")  # ends or begins the names of ILSVRC's images
+
+
+class Table:
+    """One file. Raises UserError for what is no table of images with labels."""
+
+    def __init__(self, file: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self.path = file.resolve()
+        try:
+            self._file = pq.ParquetFile(file)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise UserError(f"{file} cannot be read as Parquet ({reason_of(error, 100)}); download it again") from None
+        self.metadata, self.schema = self._file.metadata, self._file.schema_arrow
+        columns = {self.schema.field(number).name: self.schema.field(number).type for number in range(len(self.schema))}
+        image, label = columns.get("image"), columns.get("label")
+        fields = (
+            {image.field(number).name for number in range(image.num_fields)}
+            if image and pa.types.is_struct(image)
+            else ()
+        )
+        if "bytes" not in fields or label is None or not pa.types.is_integer(label):
+            raise UserError(
+                f"{file} has the columns {', '.join(columns)}; a table of images has image = {{bytes, path}} and a "
+                f"whole number, label"
+            )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes in the order of labels, where the schema's metadata say them."""
+        try:
+            said = json.loads((self.schema.metadata or {})[b"huggingface"])
+            return tuple(map(str, said["info"]["features"]["label"]["names"]))
+        except (KeyError, TypeError, ValueError):
+            return ()
+
+    @property
+    def compressed(self) -> bool:
+        """Whether any of the images' bytes are."""
+        return any(column.compression != "UNCOMPRESSED" for _, column in self._byte_columns())
+
+    def _byte_columns(self) -> Iterator[tuple[int, Any]]:
+        for group in range(self.metadata.num_row_groups):
+            for number in range(self.metadata.num_columns):
+                column = self.metadata.row_group(group).column(number)
+                if column.path_in_schema == "image.bytes":
+                    yield group, column
+
+    def batches(self, groups: Sequence[int] | None = None, columns: Sequence[str] | None = None) -> Iterator[Any]:
+        """Rows of the table, few at a time. Raises UserError where the file is damaged."""
+        try:
+            yield from self._file.iter_batches(_ROWS, row_groups=groups, columns=columns, use_threads=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path} is damaged ({reason_of(error, 100)}); download it again") from None
+
+    def members(self, split: str) -> Iterator[Member]:
+        """Every image with its number for a class. Raises UserError for a table whose bytes lie nowhere as they are."""
+        if self.compressed:
+            raise UserError(
+                f"{self.path} is compressed, so its images have no place in it; rewrite it once with `vggrepro repack`"
+            )
+        row = 0
+        with self.path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            for group, column in self._byte_columns():
+                first = column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset
+                last = first + column.total_compressed_size
+                at = first
+                for batch in self.batches([group], ["image", "label"]):
+                    for name, content, label in _rows(batch):
+                        if content is None or label is None or label < 0:
+                            what = "bytes" if content is None else "label"
+                            raise UserError(f"{self.path}: row {row} has no {what}; give a table that has")
+                        # in order, but for what a dictionary has already
+                        at = _find(mapped, content, at, last)
+                        at = _find(mapped, content, first, last) if at < 0 else at
+                        if at < 0:
+                            raise UserError(
+                                f"{self.path}: image {row} does not lie in the file as it is; rewrite it once with "
+                                f"`vggrepro repack`"
+                            )
+                        label_name = f"{NUMBERED}{label}"
+                        shown = f"{row:07d}/{name}" if name else f"{row:07d}"
+                        yield Member(split, label_name, str(self.path), shown, at, len(content), True)
+                        at += len(content)
+                        row += 1
+
+
+def _rows(batch: pa.RecordBatch) -> Iterator[tuple[str, memoryview | None, int | None]]:
+    """(path, bytes, label) of each row."""
+    struct = batch.column(batch.schema.names.index("image"))
+    fields = dict(zip((field.name for field in struct.type), struct.flatten(), strict=True))
+    paths = fields["path"].to_pylist() if "path" in fields else [None] * len(struct)
+    labels = batch.column(batch.schema.names.index("label")).to_pylist()
+    for path, content, label in zip(paths, fields["bytes"], labels, strict=True):
+        yield (path or "").rpartition("/")[2], _bytes(content), label
+
+
+def _bytes(content: pa.Scalar) -> memoryview | None:
+    return memoryview(content.as_buffer()).cast("B") if content.is_valid else None
+
+
+def _find(mapped: mmap.mmap, content: memoryview, first: int, last: int) -> int:
+    """Where some bytes lie between two places of a file; -1: nowhere."""
+    head = bytes(content[:64])
+    while (first := mapped.find(head, first, last)) >= 0:
+        if mapped[first : first + len(content)] == content and first + len(content) <= last:
+            return first
+        first += 1
+    return -1
+
+
+def wnids_of(members: Sequence[Member]) -> tuple[str, ...]:
+    """The wnids that the names of images say for the labels 0, 1, ...; nothing unless they say all of them alike.
+
+    So labels of ILSVRC-2012 become its wnids, by which nets and label files know them.
+    """
+    found: dict[int, str] = {}
+    for member in members:
+        match = _WNID.fullmatch(member.file_name)
+        if not match or found.setdefault(int(member.class_name.removeprefix(NUMBERED)), match[1]) != match[1]:
+            return ()
+    names = tuple(found[number] for number in sorted(found))
+    return names if sorted(found) == list(range(len(found))) and sorted(set(names)) == list(names) else ()
+
+
+def split_of_table(file: Path) -> str | None:
+    """Train, val or test, by the name of a table or else of its folder."""
+    return split_of(file.stem) or split_of(file.parent.name)
+
+
+def note_gaps(files: Sequence[Path], notes: Notes) -> None:
+    """Notes tables of a series (`train-00000-of-00294.parquet`) that are not there."""
+    series: dict[tuple[Path, str, int], set[int]] = {}
+    for file in files:
+        if match := _SHARD.fullmatch(file.name):
+            series.setdefault((file.parent, match[1], int(match[3])), set()).add(int(match[2]))
+    for (folder, name, n), there in series.items():
+        if lacking := sorted(set(range(n)) - there):
+            notes.add(f"{len(lacking)} of {n} tables {folder / name}* are not there, the first is number {lacking[0]}")
+
+
+def repack(sources: Sequence[Path], out: Path, progress: Callable[[int, int], None]) -> list[Path]:
+    """Writes tables once more, not compressed, so that images can be read in place; nothing else changes.
+
+    Each is read back and compared with its source by SHA-256 before it takes its name. Tables that an interrupted call
+    has finished, by `SHA256SUMS` in `out`, are not made again. `progress(done, total)` is given MiB.
+
+    Returns:
+        The tables in `out`.
+
+    Raises:
+        UserError: no table of images, too little room (before anything is written), or a place that cannot be written.
+    """
+    tables = [Table(file) for source in sources for file in _tables_in(source)]
+    if twice := {table.path.name for table in tables if sum(table.path.name == o.path.name for o in tables) > 1}:
+        raise UserError(f"two tables are called {min(twice)}; repack them into folders of their own")
+    if same := [table.path for table in tables if table.path.parent == out.resolve()]:
+        raise UserError(f"--out {out} holds {same[0].name} itself; name another folder")
+    sums = out / SUMS
+    try:
+        done = {line[66:] for line in sums.read_text().splitlines()} if sums.exists() else set()
+        left = [table for table in tables if not (table.path.name in done and (out / table.path.name).exists())]
+        total = sum(_size(table) for table in left)
+        out.mkdir(parents=True, exist_ok=True)
+        if (free := shutil.disk_usage(out).free) < total:
+            raise UserError(
+                f"--out {out} has {free >> 20:,} MiB free and {total >> 20:,} are needed; name another folder"
+            )
+        written = 0
+        for table in left:
+            target = out / table.path.name
+            with replacing(target) as temporary:
+                _rewrite(table, temporary)
+                with temporary.open("rb") as stream:
+                    digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            with sums.open("a") as lines:
+                lines.write(f"{digest}  {target.name}\n")
+            written += _size(table)
+            progress(written >> 20, total >> 20)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written to ({error.strerror}); choose another folder") from None
+    return [out / table.path.name for table in tables]
+
+
+def _tables_in(source: Path) -> list[Path]:
+    if not source.is_dir():
+        return [source]
+    found = sorted(file for file in source.glob(f"[!.]*{SUFFIX}") if split_of_table(file) != "test")
+    if not found:
+        raise UserError(f"{source} holds no *{SUFFIX}; name the folder that holds the tables")
+    return found
+
+
+def _size(table: Table) -> int:
+    """Bytes of a table that is not compressed, about."""
+    return sum(table.metadata.row_group(group).total_byte_size for group in range(table.metadata.num_row_groups))
+
+
+def _rewrite(table: Table, temporary: Path) -> None:
+    import pyarrow.parquet as pq
+
+    before = hashlib.sha256()
+    with pq.ParquetWriter(temporary, table.schema, compression="none", use_dictionary=False) as writer:
+        for batch in table.batches():
+            writer.write_batch(batch)
+            _digest(before, batch)
+    after = hashlib.sha256()
+    for batch in Table(temporary).batches():
+        _digest(after, batch)
+    if before.digest() != after.digest():
+        raise UserError(f"{temporary} is not what was written to it; check the disk and repack {table.path} again")
+
+
+def _digest(digest: Any, batch: pa.RecordBatch) -> None:
+    for name, content, label in _rows(batch):
+        digest.update(f"{name} {label} {-1 if content is None else len(content)}\n".encode(errors="surrogateescape"))
+        if content is not None:
+            digest.update(content)
