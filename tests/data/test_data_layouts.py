@@ -377,6 +377,21 @@ def test_labels_that_say_nothing_clear(tmp_path: Path, rows: str, said: str) -> 
     assert "\n" not in str(error.value)
 
 
+def test_folders_called_by_numbers(tmp_path: Path) -> None:
+    """ImageNet-V2 has folders 0 to 999: places in a list that has other names, else names in the order of text."""
+    for number in range(12):
+        twelve(tmp_path, f"imagenetv2-val/{number}", 1)
+    made = scan([tmp_path], "header")
+    assert made.classes[:4] == ("0", "1", "10", "11")
+    assert made.notes == ("classes are called by numbers, and are in the order of text: 0, 1, 10, 11, ...",)
+    (tmp_path / "wnids.txt").write_text("\n".join(f"n{number:08}" for number in range(13)))
+    made = scan([tmp_path], "header", classes=str(tmp_path / "wnids.txt"))
+    split = made.split("val")
+    assert {Path(split.name_of(image)).parent.name: label for image, label in enumerate(split.label.tolist())} == {
+        str(number): number for number in range(12)
+    }
+
+
 def test_names_with_spaces_and_dots(tmp_path: Path) -> None:
     rows = {"a photo, mine.v1.png": "golden retriever", "a photo, mine.v2.png": "tench, Tinca tinca"}
     twelve(tmp_path / "data", images=2)
@@ -596,7 +611,7 @@ def test_folders_of_val_and_labels_that_contradict_them(folders: Path, tmp_path:
         made.fingerprint == scan([folders / ".." / folders.name], "header").fingerprint or len(made.split("train")) == 0
     )
     assert np.array_equal(made.split("val").label, scan_folder(folders).split("val").label)
-    assert made.notes == (f"{tmp_path / 'data' / 'val_labels.txt'} is not used: the folders of val say the classes",)
+    assert made.notes == (f"{tmp_path / 'data' / 'val_labels.txt'} is not used: folders or archives say the classes",)
 
 
 # Tables of Parquet

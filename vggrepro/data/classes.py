@@ -21,9 +21,23 @@ def with_classes(
     `listed` are all classes in that order, where something lists them; `source` is for messages. Raises UserError for
     images without a class, or of a class that is not to be.
     """
+    members = _with_numbers_for_folders(members, listed)
     members, named = _labelled(members, listed, labels, notes)
     members, numbers = _with_names_for_numbers(members, named, listed, notes)
-    return members, _classes(members, listed, numbers or named, source)
+    return members, _classes(members, listed, numbers or named, source, notes)
+
+
+def _with_numbers_for_folders(members: list[Member], listed: Sequence[str]) -> list[Member]:
+    """The members with numbers for names of folders that are none of the list's, as in ImageNet-V2: 0 to 999."""
+    names = {member.class_name for member in members if not member.class_name.startswith(NUMBERED)} - {UNLABELLED}
+    if not listed or not all(map(_is_number, names)) or names.intersection(listed):
+        return members
+    numbers = {name: f"{NUMBERED}{int(name)}" for name in names}
+    return [member._replace(class_name=numbers.get(member.class_name, member.class_name)) for member in members]
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdecimal()
 
 
 def _labelled(
@@ -59,12 +73,12 @@ def _labelled(
             return members, set()  # folders say the classes, be they known or not
         if first or file.of(some.name) == some.class_name:
             named = file.classes
-            if not classes and any(map(str.isdecimal, named)):
+            if not classes and any(map(_is_number, named)):
                 raise UserError(f"{file.file} numbers some classes and names others; give one or the other for all")
             if first and first.class_name != UNLABELLED:
                 notes.add(f"the images in val/{first.class_name} have the classes that {file.file} says")
         else:
-            notes.add(f"{file.file} is not used: the folders of val say the classes")
+            notes.add(f"{file.file} is not used: folders or archives say the classes")
     return [
         member._replace(class_name=labels.of(member.name, place_of_labels(member)))
         if member.split == "val" and member.class_name in flat
@@ -96,7 +110,7 @@ def _with_names_for_numbers(
     train = {member.class_name for member in members if member.split == "train"}
     known = listed or sorted(name for name in train if not name.startswith(NUMBERED))
     last = max(numbers)
-    if known and all(name.isascii() and name.isdecimal() for name in known):
+    if known and all(map(_is_number, known)) and len({int(name) for name in known}) == len(known):
         names = {int(name): name for name in known}
     elif known:
         names = dict(enumerate(known))
@@ -109,15 +123,23 @@ def _with_names_for_numbers(
             f"with --classes, or labels that fit"
         )
     if known:
-        notes.add(f"numbers of classes are places among {len(known)}: 0 is {known[0]}, {last} is {names[last]}")
-    elif train and numbers != set(names):
-        notes.add(f"classes are numbered up to {last}, and {len(names) - len(numbers)} of these have no images")
+        first = min(names)
+        notes.add(
+            f"numbers of classes are places among {len(known)}: {first} is {names[first]}, {last} is {names[last]}"
+        )
+    elif not train or numbers != set(names):
+        without = len(names) - len(numbers)
+        notes.add(
+            f"classes have no names but numbers, 0 to {last}" + (f"; {without} have no images" if without else "")
+        )
     of = {f"{NUMBERED}{number}": names[number] for number in numbers}
     members = [member._replace(class_name=of.get(member.class_name, member.class_name)) for member in members]
     return members, set() if known or train else set(names.values())
 
 
-def _classes(members: Sequence[Member], listed: Sequence[str], named: set[str], source: str) -> tuple[str, ...]:
+def _classes(
+    members: Sequence[Member], listed: Sequence[str], named: set[str], source: str, notes: Notes
+) -> tuple[str, ...]:
     """All classes in the order of labels. Raises UserError for an image of another class."""
     present = {split: {member.class_name for member in members if member.split == split} for split in SPLITS}
     if listed:
@@ -131,4 +153,7 @@ def _classes(members: Sequence[Member], listed: Sequence[str], named: set[str], 
             f"val class {strange[0]} of {source} ({where}) has no train images; name only what belongs together, or "
             f"add its training images, or a file of labels where the folder is no class"
         )
-    return tuple(listed or sorted(present["train"] or present["val"] | named))
+    classes = tuple(listed or sorted(present["train"] or present["val"] | named))
+    if all(map(_is_number, classes)) and list(classes) != sorted(classes, key=int):
+        notes.add(f"classes are called by numbers, and are in the order of text: {', '.join(classes[:4])}, ...")
+    return classes

@@ -91,24 +91,24 @@ class LabelFile:
         """All of them, also of images that are not there."""
         self._of_path: dict[str, str] = {}
         self._of_stem: dict[str, str | None] = {}  # None: of several images with several classes
-        for path, class_name in rows:
-            whole = stem_of(path.replace("\\", "/").lstrip("./"))
-            if self._of_path.setdefault(whole, class_name) != class_name:
-                raise UserError(f"labels {file} say two classes of {path}; remove one of the lines")
-            stem = whole.rpartition("/")[2]
+        for row, class_name in rows:
+            path = stem_of(row.replace("\\", "/").lstrip("./"))
+            if self._of_path.setdefault(path, class_name) != class_name:
+                raise UserError(f"labels {file} say two classes of {row}; remove one of the lines")
+            stem = path.rpartition("/")[2]
             if self._of_stem.setdefault(stem, class_name) != class_name:
                 self._of_stem[stem] = None
 
     def of(self, path: str) -> str | None:
         """The class of an image, by its name and, where several have that, by the end of its path; None: none."""
-        whole = stem_of(path)
-        stem = whole.rpartition("/")[2]
+        path = stem_of(path)
+        stem = path.rpartition("/")[2]
         if self.ordered:
             number = re.search(r"(\d+)$", stem)
             return self._of_path.get(str(int(number[1]))) if number else None
         if (known := self._of_stem.get(stem)) is not None or stem not in self._of_stem:
             return known
-        parts = whole.split("/")
+        parts = path.split("/")
         ends = ("/".join(parts[start:]) for start in range(len(parts)))
         return next((self._of_path[end] for end in ends if end in self._of_path), None)
 

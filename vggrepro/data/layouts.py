@@ -179,11 +179,11 @@ def _in_shard(tree: Tar, split: str | None, images: list[Member], every: list[Me
         if other := seen.get(key):
             raise UserError(f"{tree.root} holds {other} and {image.name}, two images of one sample; remove one of them")
         seen[key] = image.name
-        said = contents(class_files[key], _LONGEST_CLASS).decode(errors="surrogateescape").strip()
-        if not said:
+        text = contents(class_files[key], _LONGEST_CLASS).decode(errors="surrogateescape").strip()
+        if not text:
             raise UserError(f"{class_files[key].name} of {tree.root} is empty; write the class into it")
-        number = said.isascii() and said.isdecimal()
-        yield image._replace(split=split, class_name=f"{NUMBERED}{int(said)}" if number else said)
+        number = text.isascii() and text.isdecimal()
+        yield image._replace(split=split, class_name=f"{NUMBERED}{int(text)}" if number else text)
 
 
 def _place(tree: Tree, path: str, name: str) -> str:

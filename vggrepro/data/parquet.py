@@ -60,8 +60,8 @@ class Table:
     def classes(self) -> tuple[str, ...]:
         """Names of the classes in the order of labels, where the schema's metadata say them."""
         try:
-            said = json.loads((self.schema.metadata or {})[b"huggingface"])
-            return tuple(map(str, said["info"]["features"]["label"]["names"]))
+            stated = json.loads((self.schema.metadata or {})[b"huggingface"])
+            return tuple(map(str, stated["info"]["features"]["label"]["names"]))
         except (KeyError, TypeError, ValueError):
             return ()
 
