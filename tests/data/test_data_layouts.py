@@ -287,6 +287,38 @@ def test_label_files(folders: Path, tmp_path: Path, labels: str, where: str) -> 
     assert len(made.split("train")) == (0 if "train" not in os.listdir(data) else 24)
 
 
+@pytest.mark.parametrize("in_tar", [False, True])
+def test_labels_that_change_are_read_again(folders: Path, tmp_path: Path, in_tar: bool) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(folders / "train", data / "train")
+    (data / "val").mkdir()
+    put_named_labels(folders, data)
+    images = flat(val_images(folders))
+    if in_tar:
+        for split in ("train", "val"):
+            shutil.rmtree(data / split)
+        (data / "train.tar").write_bytes(
+            tar_of([(str(f.relative_to(folders)), f.read_bytes()) for f in sorted(folders.glob("train/*/*"))])
+        )
+        (data / "val.tar").write_bytes(tar_of(images))
+    else:
+        for name, content in images:
+            (data / "val" / name).write_bytes(content)
+
+    def opened() -> dict[str, int]:
+        return numbers_of(open_index(str(data), None, tmp_path / "cache", lambda done, total: None))
+
+    scan([data], "header").save(tmp_path / "index")
+    first = opened()
+    text = (data / "val_labels.txt").read_text()
+    (data / "val_labels.txt").write_text(
+        text.replace(CLASSES[0], "x").replace(CLASSES[1], CLASSES[0]).replace("x", CLASSES[1])
+    )
+    assert opened() != first
+    with pytest.raises(UserError, match=r"index is older than .*val_labels.txt, which has changed since"):
+        load(tmp_path / "index")
+
+
 # Numbers of classes
 
 

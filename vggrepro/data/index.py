@@ -109,7 +109,8 @@ class Index:
     mean_rgb: tuple[float, float, float] | None = None
     """Mean of the usable training images' mean colours, grey levels, where it was asked for."""
     seen: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """(bytes, time of change in ns) of archives when they were scanned, (0, time of change) of folders."""
+    """(bytes, time of change in ns) of archives and a label file when they were scanned, (0, time of change) of
+    folders."""
     notes: tuple[str, ...] = ()
     """A line each: what was left out of the source, how numbers of classes were read."""
 

@@ -136,6 +136,11 @@ class Labels:
             raise UserError(f"{file.file} has no label for {name} ({len(file)} labels); give the right file")
         return known
 
+    @property
+    def taken(self) -> Path | None:
+        """The file that was taken, where one was needed."""
+        return self._file.file if self._file else None
+
     def file(self, path: str, place: Path) -> LabelFile:
         """The file that names an image, and all others. Raises UserError where there is none."""
         if self._file is None:

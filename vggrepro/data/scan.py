@@ -48,12 +48,13 @@ def scan(
     looked at is kept in `journal` until the end, so that a scan that was interrupted goes on where it was.
     `found(images)` and `progress(done, total)` report. Raises UserError.
     """
-    members, all_classes, notes = find(sources, classes, found)
+    members, all_classes, notes, label_file = find(sources, classes, found)
     source = ", ".join(map(str, sources))
     if mean and members[0].split != "train":
         raise UserError(f"--mean is of training images, and {source} has none; leave it out")
     made = scan_members(members, all_classes, source, how, mean=mean, journal=journal, progress=progress)
-    return replace(made, notes=notes)
+    stamp = stamp_of(str(label_file)) if label_file else None  # one in a tar has that of the tar
+    return replace(made, notes=notes, seen=made.seen | ({str(label_file): stamp} if stamp else {}))
 
 
 def scan_members(

@@ -33,6 +33,8 @@ class Found(NamedTuple):
     """In the order of labels."""
     notes: tuple[str, ...]
     """A line each: what is left out, how numbers of classes were read."""
+    label_file: Path | None
+    """What says the classes of images that lie flat."""
 
 
 def signature(sources: Sequence[Path]) -> str:
@@ -115,7 +117,7 @@ def find(sources: Sequence[Path], class_list: str | None = None, count: Count = 
         key=lambda member: (member.split, place[member.class_name], member.file_name, member.container, member.offset)
     )
     _require_each_once(members)
-    return Found(members, classes, notes.lines())
+    return Found(members, classes, notes.lines(), labels.taken)
 
 
 def require_readable_names(members: Sequence[Member]) -> None:
