@@ -143,8 +143,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory with what the verbs take: images, an index, boxes, weights, a run, recipes."""
     torch.set_num_threads(1)
     desk = tmp_path_factory.mktemp("far") / "from" / "home"  # so that .. leads nowhere else
-    (desk / "images" / "val" / "cat").mkdir(parents=True)
-    Image.new("RGB", (40, 40)).save(desk / "images" / "val" / "cat" / "1.png")
+    (desk / "images" / "val" / "n00000000").mkdir(parents=True)
+    Image.new("RGB", (40, 40)).save(desk / "images" / "val" / "n00000000" / "1.png")
     scan.scan_folder(desk / "images").save(desk / "val.idx")
     (desk / "boxes.tsv").write_text("file\txmin\tymin\txmax\tymax\n1.png\t0\t0\t9\t9\n")
     net = tiny_vgg("D", classes=1)
