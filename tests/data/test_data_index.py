@@ -43,6 +43,7 @@ from vggrepro.storage.checkpoint import newest
 from vggrepro.storage.directory import RunDirectory
 
 
+@pytest.mark.usefixtures("looked_at_here")
 @pytest.mark.parametrize("put_labels", LABELS)
 def test_original_archives_are_the_same_as_folders(
     folders: Path, tmp_path: Path, put_labels: Callable[[Path, Path], None]
@@ -105,6 +106,7 @@ def test_archives_may_be_named_one_by_one_with_labels_elsewhere(folders: Path, t
     assert same_images(scan(files, "header"), scan_folder(folders))
 
 
+@pytest.mark.usefixtures("looked_at_here")
 @pytest.mark.parametrize("given", ["", "ILSVRC", "ILSVRC/Data/CLS-LOC"])
 def test_kaggles_tree(folders: Path, tmp_path: Path, given: str) -> None:
     flat_val(folders, tmp_path / "ILSVRC/Data/CLS-LOC")
@@ -118,6 +120,7 @@ def test_a_flat_val_folder_with_labels(folders: Path, tmp_path: Path) -> None:
     assert same_images(scan_folder(tmp_path), scan_folder(folders))
 
 
+@pytest.mark.usefixtures("looked_at_here")
 @pytest.mark.parametrize("top", ["", "./", "imagenet/"])
 def test_a_folder_in_a_tar(folders: Path, tmp_path: Path, top: str) -> None:
     members = [(f"{top}{file.relative_to(folders)}", file.read_bytes()) for file in sorted(folders.rglob("*.JPEG"))]
@@ -136,6 +139,7 @@ def only_val(folders: Path, to: Path) -> Path:
     return to / "ILSVRC2012_img_val.tar"
 
 
+@pytest.mark.usefixtures("looked_at_here")
 @pytest.mark.parametrize("put_labels", LABELS)
 @pytest.mark.parametrize("named_in_full", [False, True])
 def test_the_validation_archive_alone(
@@ -162,6 +166,7 @@ def test_a_folder_with_val_only(folders: Path, tmp_path: Path) -> None:
         scan([tmp_path / "data"], mean=True)
 
 
+@pytest.mark.usefixtures("looked_at_here")
 @pytest.mark.parametrize("put_labels", LABELS)
 def test_labels_of_more_images_than_are_there_say_all_classes(
     folders: Path, tmp_path: Path, put_labels: Callable[[Path, Path], None]
@@ -191,6 +196,7 @@ def class_lists(to: Path) -> Iterator[str]:
         yield str(file)
 
 
+@pytest.mark.usefixtures("looked_at_here")
 def test_a_list_says_all_classes(folders: Path, tmp_path: Path) -> None:
     shutil.copytree(folders / "val" / WNIDS["church"], tmp_path / "data" / "val" / WNIDS["church"])
     assert scan_folder(tmp_path / "data").classes == (WNIDS["church"],)
@@ -221,6 +227,7 @@ def test_numbers_of_shards_are_places_in_the_list_of_classes(folders: Path, tmp_
         scan([tmp_path / "val-0.tar"], "header", classes=str(tmp_path / "names.txt"))
 
 
+@pytest.mark.usefixtures("looked_at_here")
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -239,6 +246,7 @@ def test_a_wrong_list_of_classes(folders: Path, tmp_path: Path, content: bytes |
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.usefixtures("looked_at_here")
 def test_webdataset_shards(folders: Path, tmp_path: Path) -> None:
     """Class numbers are labels, in the order of the folders' names; shards of a split are put together."""
     number = {wnid: str(n) for n, wnid in enumerate(sorted(WNIDS.values()))}
@@ -331,6 +339,7 @@ def broken_labels(folders: Path, to: Path) -> Path:
     return to
 
 
+@pytest.mark.usefixtures("looked_at_here")
 @pytest.mark.parametrize(
     ("mistake", "said"),
     [

@@ -9,6 +9,7 @@ from pathlib import Path
 from vggrepro.data.members import Notes, is_hidden
 from vggrepro.errors import UserError
 
+_LONGEST_END = 1 << 20  # bytes of zeros; tar writes 10 KiB, and a download that is not done has many
 _COMPRESSED = {  # how a file starts, and what undoes it
     b"\x1f\x8b": "gunzip",
     b"BZh": "bunzip2",
@@ -69,22 +70,39 @@ def _members(file: Path, stream: io.BufferedReader, end: int | None) -> Iterator
     limit = os.fstat(stream.fileno()).st_size if end is None else end
     nested = end is not None
     try:
-        with tarfile.open(fileobj=stream, mode="r:") as tar:
-            while member := tar.next():
-                tar.members = []  # type: ignore[attr-defined]  # else it remembers a million of them
-                if member.offset_data + member.size > limit and not member.islnk():
-                    raise UserError(
-                        f"{file} is cut off: {member.name} should end at byte {member.offset_data + member.size}, "
-                        f"the {'inner archive' if nested else 'file'} ends at {limit}; copy it again"
-                    )
-                at = stream.tell()
-                yield member
-                stream.seek(at)  # the caller may have read
-            # Python's reader takes a damaged or torn header for the end, which is a block of zeros
-            stream.seek(tar.offset)
-            if any(rest := stream.read(max(0, min(tarfile.BLOCKSIZE, limit - tar.offset)))):
-                problem = "is cut off" if len(rest) < tarfile.BLOCKSIZE else "is damaged"
-                raise UserError(f"{file} {problem} at byte {tar.offset}; download or copy it again")
-    except tarfile.ReadError as error:
+        tar = tarfile.open(fileobj=stream, mode="r:")  # noqa: SIM115 (closed below)
+    except (tarfile.TarError, ValueError, OverflowError) as error:
         problem = "is cut off" if "end of data" in str(error) else "is not a tar archive"
         raise UserError(f"{file} {problem} ({error}); download or copy it again") from None
+    with tar:
+        while member := _next(file, tar):
+            tar.members = []  # type: ignore[attr-defined]  # else it remembers a million of them
+            if member.offset_data + member.size > limit and not member.islnk():
+                raise UserError(
+                    f"{file} is cut off: {member.name} should end at byte {member.offset_data + member.size}, "
+                    f"the {'inner archive' if nested else 'file'} ends at {limit}; copy it again"
+                )
+            at = stream.tell()
+            yield member
+            stream.seek(at)  # the caller may have read
+        # Python's reader takes a damaged or torn header for the end, which is a block of zeros; after it come some more
+        stream.seek(tar.offset)
+        rest = stream.read(max(0, min(_LONGEST_END, limit - tar.offset)))
+        if len(rest) < tarfile.BLOCKSIZE:
+            raise UserError(f"{file} is cut off at byte {tar.offset}; download or copy it again")
+        if any(rest) or len(rest) == _LONGEST_END:
+            several = "" if any(rest[: tarfile.BLOCKSIZE]) else ", or holds several archives,"
+            raise UserError(f"{file} is damaged{several} at byte {tar.offset}; download or copy it again")
+
+
+def _next(file: Path, tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+    """The next member. Raises UserError for a damaged header, at which Python's reader may fail in any way, or loop."""
+    before = tar.offset
+    try:
+        member = tar.next()
+    except (tarfile.TarError, ValueError, OverflowError, OSError) as error:
+        problem = "is cut off" if "end of data" in str(error) else "is damaged"
+        raise UserError(f"{file} {problem} at byte {before} ({error}); download or copy it again") from None
+    if member and (member.size < 0 or tar.offset <= member.offset or "\0" in member.name):
+        raise UserError(f"{file} is damaged at byte {before}; download or copy it again")
+    return member

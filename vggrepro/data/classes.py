@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
+from vggrepro.data.label_files import LabelFile, number_of
 from vggrepro.data.labels import Labels, NoLabelsError
 from vggrepro.data.layouts import place_of_labels
 from vggrepro.data.members import NUMBERED, SPLITS, UNLABELLED, Member, Notes
 from vggrepro.data.tree import place_of
 from vggrepro.errors import UserError
+
+_MOST_CLASSES = 1_000_000
 
 
 def with_classes(
@@ -60,7 +65,7 @@ def _labelled(
     if first or not classes:
         some = first or val[0]
         try:
-            file = labels.file(some.name, place_of_labels(some))
+            file = labels.file(_path_of(some), place_of_labels(some))
         except UserError as error:
             unlabelled_folder = first and first.class_name != UNLABELLED and isinstance(error, NoLabelsError)
             if unlabelled_folder and not classes:
@@ -71,20 +76,35 @@ def _labelled(
             if first and not unlabelled_folder:
                 raise
             return members, set()  # folders say the classes, be they known or not
-        if first or file.of(some.name) == some.class_name:
+        if first or file.of(_path_of(some)) == some.class_name:
             named = file.classes
             if not classes and any(map(_is_number, named)):
                 raise UserError(f"{file.file} numbers some classes and names others; give one or the other for all")
-            if first and first.class_name != UNLABELLED:
-                notes.add(f"the images in val/{first.class_name} have the classes that {file.file} says")
+            if first:
+                notes.add(f"classes of validation images are those of {file.file}")
         else:
             notes.add(f"{file.file} is not used: folders or archives say the classes")
+        if file.ordered and first:
+            _require_numbers(val, file)
     return [
-        member._replace(class_name=labels.of(member.name, place_of_labels(member)))
+        member._replace(class_name=labels.of(_path_of(member), place_of_labels(member)))
         if member.split == "val" and member.class_name in flat
         else member
         for member in members
     ], named
+
+
+def _path_of(member: Member) -> str:
+    """Name and folders of an image, of which labels may say some."""
+    return member.name if member.archive else "/".join((*Path(member.container).parts[-2:], member.name))
+
+
+def _require_numbers(members: Sequence[Member], file: LabelFile) -> None:
+    """Raises UserError where images have no numbers of their own, by which a list of classes knows them."""
+    numbers = Counter(number_of(member.file_name) for member in members)
+    number, n = numbers.most_common(1)[0]
+    if n > 1:
+        raise UserError(f"{n} images have the number {number}, and {file.file} knows images by it; name each in a file")
 
 
 def _is_folders(member: Member) -> bool:
@@ -110,6 +130,8 @@ def _with_names_for_numbers(
     train = {member.class_name for member in members if member.split == "train"}
     known = listed or sorted(name for name in train if not name.startswith(NUMBERED))
     last = max(numbers)
+    if last >= _MOST_CLASSES:
+        raise UserError(f"an image is of class {last}, which is no number of a class; give labels that fit")
     if known and all(map(_is_number, known)) and len({int(name) for name in known}) == len(known):
         names = {int(name): name for name in known}
     elif known:
@@ -123,10 +145,9 @@ def _with_names_for_numbers(
             f"with --classes, or labels that fit"
         )
     if known:
-        first = min(names)
-        notes.add(
-            f"numbers of classes are places among {len(known)}: {first} is {names[first]}, {last} is {names[last]}"
-        )
+        first, in_order = min(names), ", sorted" if list(known) == sorted(known) else ""
+        ends = f"{first} is {names[first]}, {last} is {names[last]}"
+        notes.add(f"numbers of classes are places among {len(known)}{in_order}: {ends}")
     elif not train or numbers != set(names):
         without = len(names) - len(numbers)
         notes.add(

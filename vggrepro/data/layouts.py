@@ -15,6 +15,7 @@ _AROUND = {"ILSVRC", "Data", "CLS-LOC"}  # folders of Kaggle's tree around train
 _LABELS = {"meta", "annotations", "imagesets"}  # folders of label files and boxes
 _OF_BOXES = {"bbox", "annotations", "boxes"}  # parts of names of what lies beside images
 _DEEPEST = 5
+_NOTES = (".txt", ".xml", ".json", ".csv", ".md")  # ends of names of what may lie among images
 _CLASS_FILES = (".cls", ".wnid")
 _LONGEST_CLASS = 1 << 10  # bytes of a .cls file
 
@@ -106,7 +107,8 @@ def _in_split(tree: Tree, split: str, path: str) -> Iterator[Member]:
     if not folders:
         raise UserError(f"{tree.root / path} has no class folders; expected {tree.root / path}/<class>/<image>")
     if images:
-        tree.notes.leave_out(f"images of {split} beside the folders of classes", _place(tree, path, next(iter(images))))
+        what = f"images of {split} beside the folders of classes"
+        tree.notes.leave_out(what, _place(tree, path, next(iter(images))), len(images))
     for name in folders:
         members = _in_class(tree, below(path, name))
         if not members and name.lower() not in _LABELS:
@@ -137,6 +139,8 @@ def _in_class(tree: Tree, path: str) -> list[Member]:
         return _in_class(tree, below(path, "images"))
     if images and folders:
         tree.notes.leave_out("folders inside those of classes", _place(tree, path, folders[0]), len(folders))
+    if others := [name for name in files if not is_image(name) and not name.endswith(_NOTES)]:
+        tree.notes.leave_out("files that are no images by their names", _place(tree, path, others[0]), len(others))
     return images
 
 
@@ -174,14 +178,20 @@ def _in_shard(tree: Tar, split: str | None, images: list[Member], every: list[Me
     seen: dict[str, str] = {}
     for image in images:
         key = image.name.rpartition(".")[0]
+        if (
+            key not in class_files
+            and below(image.name.rpartition("/")[0], image.file_name.partition(".")[0]) in class_files
+        ):
+            tree.notes.leave_out("further images of samples", _place(tree, "", image.name))
+            continue
         if key not in class_files:
             raise UserError(f"{tree.root} holds {image.name}, but no {key}.cls says what it is; add it")
         if other := seen.get(key):
             raise UserError(f"{tree.root} holds {other} and {image.name}, two images of one sample; remove one of them")
         seen[key] = image.name
         text = contents(class_files[key], _LONGEST_CLASS).decode(errors="surrogateescape").strip()
-        if not text:
-            raise UserError(f"{class_files[key].name} of {tree.root} is empty; write the class into it")
+        if not text or not text.isprintable():
+            raise UserError(f"{class_files[key].name} of {tree.root} says no class; write one into it")
         number = text.isascii() and text.isdecimal()
         yield image._replace(split=split, class_name=f"{NUMBERED}{int(text)}" if number else text)
 

@@ -2,12 +2,13 @@
 
 import re
 from collections import Counter
+from functools import lru_cache
 from typing import NamedTuple
 
 from vggrepro.errors import printable
 
 SPLITS = ("train", "val")
-SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+SUFFIXES = {".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 VAL_WORDS = {"val", "valid", "validation"}  # what the validation split is called in names
 NUMBERED = "\0"  # marks a class that is a number: of a .cls file, a label file, a table of Parquet
 UNLABELLED = ""  # marks an image whose class stands in a label file
@@ -84,9 +85,10 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _OF_SYSTEMS
 
 
+@lru_cache(maxsize=4096)
 def split_of(name: str) -> str | None:
-    """Train, val, or `test` (which nothing here uses), where the words of a name say it."""
-    words = set(re.split(r"[^a-z]+", name.lower()))
+    """Train, val, or `test` (which nothing here uses), where the words of a name say it, `trainLabels` too."""
+    words = set(re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()))
     if "train" in words:
         return "train"
     return "val" if words & VAL_WORDS else "test" if "test" in words else None

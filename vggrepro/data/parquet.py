@@ -9,13 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vggrepro.data.members import NUMBERED, Member, Notes, split_of
+from vggrepro.data.tree import absolute
 from vggrepro.errors import UserError, reason_of
 from vggrepro.files import replacing
 
@@ -25,8 +28,9 @@ if TYPE_CHECKING:
 SUFFIX = ".parquet"
 SUMS = "SHA256SUMS"
 """What :func:`repack` leaves beside its tables, as `sha256sum --check` reads it."""
+_STATE = ".repacked.json"  # of what each table was made
 _ROWS = 64  # read and written at once
-_SHARD = re.compile(r"(.*-)(\d+)-of-(\d+)\.parquet")
+_SHARD = re.compile(r"(.*-)(\d+)-of-(\d+)(-[0-9a-f]+)?\.parquet")
 _WNID = re.compile(r"(?:.*_)?(n\d{8})(?:_\d+)?\.\w+")  # ends or begins the names of ILSVRC's images
 
 
@@ -37,20 +41,18 @@ class Table:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        self.path = file.resolve()
+        self.path = absolute(file)
         try:
             self._file = pq.ParquetFile(file)
-        except (OSError, pa.ArrowInvalid) as error:
+            self.metadata, self.schema = self._file.metadata, self._file.schema_arrow
+            columns = {column.name: column.type for column in self.schema}
+            image, label = columns.get("image", pa.null()), columns.get("label", pa.null())
+            fields = {field.name: field.type for field in image} if pa.types.is_struct(image) else {}
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(f"{file} cannot be read as Parquet ({reason_of(error, 100)}); download it again") from None
-        self.metadata, self.schema = self._file.metadata, self._file.schema_arrow
-        columns = {self.schema.field(number).name: self.schema.field(number).type for number in range(len(self.schema))}
-        image, label = columns.get("image"), columns.get("label")
-        fields = (
-            {image.field(number).name for number in range(image.num_fields)}
-            if image and pa.types.is_struct(image)
-            else ()
-        )
-        if "bytes" not in fields or label is None or not pa.types.is_integer(label):
+        content, path = fields.get("bytes", pa.null()), fields.get("path", pa.string())
+        of_bytes = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+        if not (any(kind(content) for kind in of_bytes) and path == pa.string() and pa.types.is_integer(label)):
             raise UserError(
                 f"{file} has the columns {', '.join(columns)}; a table of images has image = {{bytes, path}} and a "
                 f"whole number, label"
@@ -58,12 +60,13 @@ class Table:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes in the order of labels, where the schema's metadata say them."""
+        """Names of the classes in the order of labels, where the schema's metadata say them, each for one class."""
         try:
             stated = json.loads((self.schema.metadata or {})[b"huggingface"])
-            return tuple(map(str, stated["info"]["features"]["label"]["names"]))
+            names = tuple(map(str, stated["info"]["features"]["label"]["names"]))
         except (KeyError, TypeError, ValueError):
             return ()
+        return names if len(set(names)) == len(names) else ()
 
     @property
     def compressed(self) -> bool:
@@ -79,9 +82,11 @@ class Table:
 
     def batches(self, groups: Sequence[int] | None = None, columns: Sequence[str] | None = None) -> Iterator[Any]:
         """Rows of the table, few at a time. Raises UserError where the file is damaged."""
+        import pyarrow as pa
+
         try:
             yield from self._file.iter_batches(_ROWS, row_groups=groups, columns=columns, use_threads=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(f"{self.path} is damaged ({reason_of(error, 100)}); download it again") from None
 
     def members(self, split: str) -> Iterator[Member]:
@@ -173,8 +178,8 @@ def note_gaps(files: Sequence[Path], notes: Notes) -> None:
 def repack(sources: Sequence[Path], out: Path, progress: Callable[[int, int], None]) -> list[Path]:
     """Writes tables once more, not compressed, so that images can be read in place; nothing else changes.
 
-    Each is read back and compared with its source by SHA-256 before it takes its name. Tables that an interrupted call
-    has finished, by `SHA256SUMS` in `out`, are not made again. `progress(done, total)` is given MiB.
+    Each is read back and compared with its source by SHA-256 before it takes its name. Tables that an earlier call has
+    made of the same files are not made again. `progress(done, total)` is given MiB.
 
     Returns:
         The tables in `out`.
@@ -183,15 +188,17 @@ def repack(sources: Sequence[Path], out: Path, progress: Callable[[int, int], No
         UserError: no table of images, too little room (before anything is written), or a place that cannot be written.
     """
     tables = [Table(file) for source in sources for file in _tables_in(source)]
-    if twice := {table.path.name for table in tables if sum(table.path.name == o.path.name for o in tables) > 1}:
-        raise UserError(f"two tables are called {min(twice)}; repack them into folders of their own")
+    if twice := [name for name, n in Counter(table.path.name for table in tables).items() if n > 1]:
+        raise UserError(f"two tables are called {twice[0]}; repack them into folders of their own")
     if same := [table.path for table in tables if table.path.parent == out.resolve()]:
         raise UserError(f"--out {out} holds {same[0].name} itself; name another folder")
-    sums = out / SUMS
     try:
-        done = {line[66:] for line in sums.read_text().splitlines()} if sums.exists() else set()
-        left = [table for table in tables if not (table.path.name in done and (out / table.path.name).exists())]
-        total = sum(_size(table) for table in left)
+        made = _made_in(out)
+        left = [table for table in tables if made.get(table.path.name, {}).get("of") != _of(table, out)]
+        for table in left:
+            if (origin := made.get(table.path.name, {}).get("from", str(table.path))) != str(table.path):
+                raise UserError(f"--out {out} holds {table.path.name} of {origin}; name another folder")
+        total = sum(map(_size, left))
         out.mkdir(parents=True, exist_ok=True)
         if (free := shutil.disk_usage(out).free) < total:
             raise UserError(
@@ -199,18 +206,40 @@ def repack(sources: Sequence[Path], out: Path, progress: Callable[[int, int], No
             )
         written = 0
         for table in left:
-            target = out / table.path.name
-            with replacing(target) as temporary:
+            with replacing(out / table.path.name) as temporary:
                 _rewrite(table, temporary)
                 with temporary.open("rb") as stream:
                     digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            with sums.open("a") as lines:
-                lines.write(f"{digest}  {target.name}\n")
+            made[table.path.name] = {"from": str(table.path), "of": _of(table, out), "sha256": digest}
+            for name, text in {
+                _STATE: json.dumps(made),
+                SUMS: "".join(f"{entry['sha256']}  {name}\n" for name, entry in made.items()),
+            }.items():
+                with replacing(out / name) as temporary:
+                    temporary.write_text(text)
             written += _size(table)
             progress(written >> 20, total >> 20)
     except OSError as error:
-        raise UserError(f"--out {out} cannot be written to ({error.strerror}); choose another folder") from None
+        raise UserError(f"--out {out} cannot be written to ({reason_of(error, 100)}); choose another folder") from None
     return [out / table.path.name for table in tables]
+
+
+def _made_in(out: Path) -> dict[str, dict[str, Any]]:
+    """What earlier calls have made, by name."""
+    try:
+        return json.loads((out / _STATE).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def _of(table: Table, out: Path) -> list[Any]:
+    """What a table was made of, and is: sizes and times of change. None fits where one is not there."""
+    stamps = [(stat.st_size, stat.st_mtime_ns) for file in (table.path, out / table.path.name) if (stat := _stat(file))]
+    return [list(stamp) for stamp in stamps]
+
+
+def _stat(file: Path) -> os.stat_result | None:
+    return file.stat() if file.exists() else None
 
 
 def _tables_in(source: Path) -> list[Path]:

@@ -6,18 +6,17 @@ Nothing is extracted.
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from vggrepro.data.classes import with_classes
 from vggrepro.data.decode import BadImageError, read
-from vggrepro.data.labels import Labels, is_label_file, listed_classes, texts_in
+from vggrepro.data.labels import Labels, is_label_file, listed_classes, stamped_labels, texts_in
 from vggrepro.data.layouts import in_tree, place_of_labels, split_folders
-from vggrepro.data.members import SPLITS, Member, Notes, split_of
+from vggrepro.data.members import NUMBERED, SPLITS, Member, Notes, split_of
 from vggrepro.data.parquet import SUFFIX, Table, note_gaps, split_of_table, wnids_of
-from vggrepro.data.tree import Folder, Tar, place_of
+from vggrepro.data.tree import Folder, Tar, absolute, place_of
 from vggrepro.errors import UserError
 
 Count = Callable[[int], None]
@@ -44,19 +43,18 @@ def signature(sources: Sequence[Path]) -> str:
     """
     digest, notes = hashlib.sha256(_READER_VERSION), Notes()
     for file in _expanded(sources, notes):
-        if file.is_dir():
-            train, val = set(), None
-            for member in _in_folder(file, notes):
-                digest.update("\0".join(map(str, member)).encode(errors="surrogateescape"))
-                if member.split == "train":
-                    train.add(member.class_name)
-                else:
-                    val = member
-            if val and val.class_name not in train:
-                with suppress(UserError):  # that there are no labels is said by `find`
-                    digest.update(_stamp(Labels([], [file], {}).file(val.name, place_of_labels(val)).file))
-        else:
-            digest.update(_stamp(file))
+        if not file.is_dir():
+            digest.update(b"".join(map(_stamp, (file, *stamped_labels(file.parent)))))
+            continue
+        train, flat = set(), None
+        for member in _in_folder(file, notes):
+            digest.update("\0".join(map(str, member)).encode(errors="surrogateescape"))
+            if member.split == "train":
+                train.add(member.class_name)
+            elif member.class_name not in train:
+                flat = member
+        if flat:
+            digest.update(b"".join(map(_stamp, stamped_labels(place_of_labels(flat)))))
     return digest.hexdigest()
 
 
@@ -108,6 +106,8 @@ def find(sources: Sequence[Path], class_list: str | None = None, count: Count = 
         stated = wnids
         members = [member._replace(name=re.sub(r"_n\d{8}(\.\w+)$", r"\1", member.name)) for member in members]
     listed = listed_classes(class_list) if class_list else stated
+    if class_list and stated:
+        members = _with_stated_classes(members, stated, listed)
     if not any(member.split == "val" for member in members):
         raise UserError(f"{source} has no val images; name the archive or folder that holds them as well")
     labels = Labels([file for file in sources if _kind(file) == "labels"], files, texts)
@@ -120,6 +120,21 @@ def find(sources: Sequence[Path], class_list: str | None = None, count: Count = 
     return Found(members, classes, notes.lines(), labels.taken)
 
 
+def _with_stated_classes(members: Sequence[Member], stated: Sequence[str], listed: Sequence[str]) -> list[Member]:
+    """The members of tables with the list's classes: of the same names, or as many in the same order.
+
+    Raises UserError for names of others.
+    """
+    if set(stated) <= set(listed):
+        names = {f"{NUMBERED}{number}": name for number, name in enumerate(stated)}
+        return [member._replace(class_name=names.get(member.class_name, member.class_name)) for member in members]
+    if len(stated) != len(listed):
+        raise UserError(
+            f"the tables name {len(stated)} classes ({stated[0]}, ...), which are not those of --classes; leave it out"
+        )
+    return list(members)
+
+
 def require_readable_names(members: Sequence[Member]) -> None:
     """Raises UserError for an image whose path or class is not UTF-8, which no index can hold."""
     seen = ""
@@ -130,6 +145,8 @@ def require_readable_names(members: Sequence[Member]) -> None:
                     text.encode()
                 except UnicodeEncodeError:
                     raise UserError(f"{place_of(member)} has a name that is not UTF-8; rename it") from None
+            if "\0" in text[1:]:
+                raise UserError(f"{place_of(member)} has a name that is not text; rename it")
         seen = member.container
 
 
@@ -184,7 +201,7 @@ def _expanded(sources: Sequence[Path], notes: Notes) -> list[Path]:
     for source in sources:
         if not source.exists():
             raise UserError(f"{source} does not exist; give a folder with train/ and val/, or the ILSVRC archives")
-        found += _in_it(source.resolve(), notes) if source.is_dir() else [source.resolve()]
+        found += _in_it(source.resolve(), notes) if source.is_dir() else [absolute(source)]
     return list(dict.fromkeys(found))
 
 

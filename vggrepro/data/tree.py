@@ -75,7 +75,7 @@ class Tar:
     """An uncompressed tar, listed once; a tar inside it is a folder of its name. Raises UserError for what is none."""
 
     def __init__(self, file: Path) -> None:
-        self.root = file.resolve()
+        self.root = absolute(file)
         self.notes = Notes()
         self._files: dict[str, dict[str, Member]] = {"": {}}
         self._folders: dict[str, set[str]] = {}
@@ -117,6 +117,11 @@ class Tar:
 
 
 Tree = Folder | Tar
+
+
+def absolute(file: Path) -> Path:
+    """The place of a file under its own name: what a link leads to may be called by a hash."""
+    return file.parent.resolve() / file.name
 
 
 def tree_of(source: Path, wanted: str) -> Tree:
