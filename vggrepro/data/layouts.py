@@ -134,12 +134,18 @@ def _in_class_tar(tree: Tar, within: Tree) -> Iterator[Member]:
 def _in_class(tree: Tree, path: str) -> list[Member]:
     """The images of one class; Tiny ImageNet has them in a folder `images`."""
     folders, files = tree.listing(path)
-    images = [file for name, file in files.items() if is_image(name)]
+    images: list[Member] = []
+    others: list[str] = []
+    for name, file in files.items():
+        if is_image(name):
+            images.append(file)
+        elif not name.endswith(_NOTES):
+            others.append(name)
     if not images and "images" in folders:
         return _in_class(tree, below(path, "images"))
     if images and folders:
         tree.notes.leave_out("folders inside those of classes", _place(tree, path, folders[0]), len(folders))
-    if others := [name for name in files if not is_image(name) and not name.endswith(_NOTES)]:
+    if others:
         tree.notes.leave_out("files that are no images by their names", _place(tree, path, others[0]), len(others))
     return images
 
@@ -148,13 +154,14 @@ def _in_bare_tar(tree: Tar) -> Iterator[Member]:
     """A tar without folders of splits: ILSVRC's, WebDataset's, or the inside of a folder of one split."""
     folders = tree.folders("")
     split = split_of(tree.root.stem)
+    if folders and all(name.endswith(".tar") for name in folders):
+        yield from _in_split(tree, "val" if split == "val" else "train", "")
+        return
     every = tree.every_file()
     images = [file for file in every if is_image(file.name)]
     if not images:
         raise UserError(f"{tree.root} holds no images; give the archives of the images themselves")
-    if folders and all(name.endswith(".tar") for name in folders):
-        yield from _in_split(tree, "val" if split == "val" else "train", "")
-    elif any(file.name.endswith(_CLASS_FILES) for file in every):
+    if any(file.name.endswith(_CLASS_FILES) for file in every):
         yield from _in_shard(tree, split, images, every)
     elif not folders and all(file.name.startswith("ILSVRC") and "_val_" in file.name for file in images):
         yield from (file._replace(split="val", class_name=UNLABELLED) for file in images)
