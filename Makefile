@@ -17,7 +17,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 
 unexport PYTHONDONTWRITEBYTECODE
 
 CHROMIUM ?= chromium
-WORKERS ?= 2
+WORKERS ?= 3
 
 .PHONY: install demo readme-image test test-gpu check lock clean help
 .DEFAULT_GOAL := help
@@ -49,7 +49,7 @@ readme-image: runs/demo/tables.html  ## the README's image: the top of the demo'
 	$(CHROMIUM) --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1400,960 \
 	  --screenshot=docs/img/demo_tables.png file://$(CURDIR)/$<
 
-test: $(STAMP)  ## all tests but the slow ones and those that need a GPU; WORKERS=2 at a time, then those of SLURM
+test: $(STAMP)  ## all tests but the slow ones and those that need a GPU; WORKERS=3 at a time, then those of SLURM
 	$(BIN)/python -m pytest --durations=10 -n $(WORKERS) --dist loadfile -m "not (slow or gpu or slurm)"
 	$(BIN)/python -m pytest --durations=10 -m "slurm and not (slow or gpu)"
 

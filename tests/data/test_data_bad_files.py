@@ -297,9 +297,9 @@ def test_what_is_gone_for_a_moment_is_waited_for(
     using, away = loader(backend), place.with_name("away")
 
     def go_and_come() -> None:
-        for _ in range(8):
+        for _ in range(4):
             place.rename(away)
-            time.sleep(0.15)
+            time.sleep(0.1)
             away.rename(place)
             time.sleep(0.01)
 
