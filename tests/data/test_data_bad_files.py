@@ -64,7 +64,7 @@ SPOILS = ["deleted", "truncated", "emptied", "overwritten", "mangled", "unreadab
 
 
 @pytest.fixture
-def split(photographs: Path, tmp_path: Path) -> Split:
+def split(photographs: Path, tmp_path: Path, looked_at_here: None) -> Split:
     shutil.copytree(photographs, tmp_path / "data")
     return scan_folder(tmp_path / "data").split("train")
 
@@ -200,7 +200,7 @@ def put_shards(photographs: Path, folder: Path, n: int) -> None:
 
 
 @pytest.fixture
-def shards(photographs: Path, tmp_path: Path) -> Split:
+def shards(photographs: Path, tmp_path: Path, looked_at_here: None) -> Split:
     put_shards(photographs, tmp_path, 172)
     return scan_folder(tmp_path).split("train")
 

@@ -31,6 +31,8 @@ from vggrepro.data.index import Index
 from vggrepro.data.scan import open_index, scan, scan_folder
 from vggrepro.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("looked_at_here")
+
 WNIDS = ("n03028079", "n11669921")
 Put = Callable[[Objects, Path], list[Path]]
 

@@ -16,6 +16,8 @@ from vggrepro.data.transfer import Drawing, TransferSet
 from vggrepro.data.transfer_scan import open_transfer
 from vggrepro.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("looked_at_here")
+
 DRAWING = Drawing(seed=3, splits=2, train_per_class=5, test_per_class=2)
 CALTECH101 = {"BACKGROUND_Google": 9, "Faces": 7, "accordion": 6}
 CALTECH256 = {"001.ak47": 6, "056.dog": 8, "257.clutter": 7}

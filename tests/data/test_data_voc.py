@@ -15,6 +15,8 @@ from vggrepro.data.transfer import Drawing, TransferSet
 from vggrepro.data.transfer_scan import look, open_transfer
 from vggrepro.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("looked_at_here")
+
 Files = dict[str, bytes]
 SEED_0 = Drawing(seed=0, splits=1, train_per_class=2, test_per_class=None)
 LABELS_2007 = {
