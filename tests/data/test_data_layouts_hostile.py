@@ -200,6 +200,9 @@ def test_scans_are_made_again_for_a_file_of_labels_that_comes_first(folders: Pat
     none = b"?" * len(first)
     meta.write_bytes(content.replace(first, none).replace(second, first).replace(none, second))
     assert swapped(opened())
+    meta.unlink()
+    with pytest.raises(UserError, match=r"validation_ground_truth.txt needs .*meta.mat beside it"):
+        opened()
 
 
 # Archives

@@ -176,4 +176,5 @@ def _texts(folder: Path) -> list[Path]:
 def stamped_labels(place: Path) -> list[Path]:
     """Files by whose change the labels of images in or beside a folder may change."""
     known = [file for folder in (place, *place.parents[:4]) for file in _known(folder)]
-    return [*known, *(file.with_name("meta.mat") for file in known if file.name == GROUND_TRUTH)]
+    beside = [file.with_name("meta.mat") for file in known if file.name == GROUND_TRUTH]
+    return [*known, *(file for file in beside if file.is_file())]
