@@ -11,7 +11,7 @@ from pathlib import Path
 from vggrepro.data.label_files import LabelFile, number_of
 from vggrepro.data.labels import Labels, NoLabelsError
 from vggrepro.data.layouts import place_of_labels
-from vggrepro.data.members import NUMBERED, SPLITS, UNLABELLED, Member, Notes
+from vggrepro.data.members import NUMBERED, SPLITS, UNLABELLED, Member, Notes, is_number
 from vggrepro.data.tree import place_of
 from vggrepro.errors import UserError
 
@@ -35,14 +35,10 @@ def with_classes(
 def _with_numbers_for_folders(members: list[Member], listed: Sequence[str]) -> list[Member]:
     """The members with numbers for names of folders that are none of the list's, as in ImageNet-V2: 0 to 999."""
     names = {member.class_name for member in members if not member.class_name.startswith(NUMBERED)} - {UNLABELLED}
-    if not listed or not all(map(_is_number, names)) or names.intersection(listed):
+    if not listed or not all(map(is_number, names)) or names.intersection(listed):
         return members
     numbers = {name: f"{NUMBERED}{int(name)}" for name in names}
     return [member._replace(class_name=numbers.get(member.class_name, member.class_name)) for member in members]
-
-
-def _is_number(name: str) -> bool:
-    return name.isascii() and name.isdecimal()
 
 
 def _labelled(
@@ -78,7 +74,7 @@ def _labelled(
             return members, set()  # folders say the classes, be they known or not
         if first or file.of(_path_of(some)) == some.class_name:
             named = file.classes
-            if not classes and any(map(_is_number, named)):
+            if not classes and any(map(is_number, named)):
                 raise UserError(f"{file.file} numbers some classes and names others; give one or the other for all")
             if first:
                 notes.add(f"classes of validation images are those of {file.file}")
@@ -132,7 +128,7 @@ def _with_names_for_numbers(
     last = max(numbers)
     if last >= _MOST_CLASSES:
         raise UserError(f"an image is of class {last}, which is no number of a class; give labels that fit")
-    if known and all(map(_is_number, known)) and len({int(name) for name in known}) == len(known):
+    if known and all(map(is_number, known)) and len({int(name) for name in known}) == len(known):
         names = {int(name): name for name in known}
     elif known:
         names = dict(enumerate(known))
@@ -175,6 +171,6 @@ def _classes(
             f"add its training images, or a file of labels where the folder is no class"
         )
     classes = tuple(listed or sorted(present["train"] or present["val"] | named))
-    if all(map(_is_number, classes)) and list(classes) != sorted(classes, key=int):
+    if all(map(is_number, classes)) and list(classes) != sorted(classes, key=int):
         notes.add(f"classes are called by numbers, and are in the order of text: {', '.join(classes[:4])}, ...")
     return classes

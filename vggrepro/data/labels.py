@@ -119,14 +119,14 @@ class Labels:
                 if file.ordered and of_far_images and "_val_" not in path:
                     unfit.append(file.file)  # numbers alone would fit any images
                     continue
-                for other in self._naming(path, [other for other in group if other.suffix in _TEXTS], []):
+                others = [other for other in group if other.suffix in _TEXTS and other != file.file]
+                for other in self._naming(path, others, []):
                     if file.contradicts(other):
                         raise UserError(f"{file.file} and {other.file} say different classes; name the right one")
                 return file
         if problems:
             raise problems[0]
-        known = [file for group in groups for file in group if str(file).endswith(_LABEL_FILES) or self.given]
-        if tried := [file for file in known if file not in unfit]:
+        if tried := [file for group in groups for file in group if self._is_meant(file) and file not in unfit]:
             return self._read(tried[0])  # which has no label for the image
         raise NoLabelsError(
             f"labels of the validation images in {place} are missing; put {_LABELS_WANTED} beside them or name it"
@@ -136,13 +136,15 @@ class Labels:
         """Those that name an image; the errors of others that have a known name, or were given."""
         for file in files:
             try:
-                if (read := self._read(file)).of(path) is not None:
-                    known = str(file).endswith(_LABEL_FILES) or self.given
-                    if known or not read.ordered:
-                        yield read
+                if (read := self._read(file)).of(path) is not None and (self._is_meant(file) or not read.ordered):
+                    yield read
             except UserError as error:
-                if str(file).endswith(_LABEL_FILES) or self.given:
+                if self._is_meant(file):
                     problems.append(error)
+
+    def _is_meant(self, file: Path) -> bool:
+        """Whether a file was given, or its name says that it holds labels."""
+        return bool(self.given) or str(file).endswith(_LABEL_FILES)
 
     def _read(self, file: Path) -> LabelFile:
         member = self.inside.get(file)
@@ -174,7 +176,6 @@ def _texts(folder: Path) -> list[Path]:
 
 
 def stamped_labels(place: Path) -> list[Path]:
-    """Files by whose change the labels of images in or beside a folder may change."""
+    """Files by whose change, or absence, the labels of images in or beside a folder may change."""
     known = [file for folder in (place, *place.parents[:4]) for file in _known(folder)]
-    beside = [file.with_name("meta.mat") for file in known if file.name == GROUND_TRUTH]
-    return [*known, *(file for file in beside if file.is_file())]
+    return [*known, *(file.with_name("meta.mat") for file in known if file.name == GROUND_TRUTH)]

@@ -7,7 +7,17 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from vggrepro.data.members import NUMBERED, SPLITS, SUFFIXES, UNLABELLED, VAL_WORDS, Member, is_image, split_of
+from vggrepro.data.members import (
+    NUMBERED,
+    SPLITS,
+    SUFFIXES,
+    UNLABELLED,
+    VAL_WORDS,
+    Member,
+    is_image,
+    is_number,
+    split_of,
+)
 from vggrepro.data.tree import Folder, Tar, Tree, below, contents
 from vggrepro.errors import UserError
 
@@ -199,8 +209,7 @@ def _in_shard(tree: Tar, split: str | None, images: list[Member], every: list[Me
         text = contents(class_files[key], _LONGEST_CLASS).decode(errors="surrogateescape").strip()
         if not text or not text.isprintable():
             raise UserError(f"{class_files[key].name} of {tree.root} says no class; write one into it")
-        number = text.isascii() and text.isdecimal()
-        yield image._replace(split=split, class_name=f"{NUMBERED}{int(text)}" if number else text)
+        yield image._replace(split=split, class_name=f"{NUMBERED}{int(text)}" if is_number(text) else text)
 
 
 def _place(tree: Tree, path: str, name: str) -> str:

@@ -85,6 +85,11 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _OF_SYSTEMS
 
 
+def is_number(name: str) -> bool:
+    """Whether a class is called by a number."""
+    return name.isascii() and name.isdecimal()
+
+
 @lru_cache(maxsize=4096)
 def split_of(name: str) -> str | None:
     """Train, val, or `test` (which nothing here uses), where the words of a name say it, `trainLabels` too."""

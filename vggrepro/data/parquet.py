@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vggrepro.data.index import stamp_of
 from vggrepro.data.members import NUMBERED, Member, Notes, split_of
 from vggrepro.data.tree import absolute
 from vggrepro.errors import UserError, reason_of
@@ -206,22 +206,29 @@ def repack(sources: Sequence[Path], out: Path, progress: Callable[[int, int], No
             )
         written = 0
         for table in left:
-            with replacing(out / table.path.name) as temporary:
-                _rewrite(table, temporary)
-                with temporary.open("rb") as stream:
-                    digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            made[table.path.name] = {"from": str(table.path), "of": _of(table, out), "sha256": digest}
-            for name, text in {
-                _STATE: json.dumps(made),
-                SUMS: "".join(f"{entry['sha256']}  {name}\n" for name, entry in made.items()),
-            }.items():
-                with replacing(out / name) as temporary:
-                    temporary.write_text(text)
+            made[table.path.name] = _make(table, out)
+            _note_made(out, made)
             written += _size(table)
             progress(written >> 20, total >> 20)
     except OSError as error:
         raise UserError(f"--out {out} cannot be written to ({reason_of(error, 100)}); choose another folder") from None
     return [out / table.path.name for table in tables]
+
+
+def _make(table: Table, out: Path) -> dict[str, Any]:
+    """Writes one table, and returns what is to be known of it."""
+    with replacing(out / table.path.name) as temporary:
+        _rewrite(table, temporary)
+        with temporary.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"from": str(table.path), "of": _of(table, out), "sha256": digest}
+
+
+def _note_made(out: Path, made: Mapping[str, Mapping[str, Any]]) -> None:
+    sums = "".join(f"{entry['sha256']}  {name}\n" for name, entry in made.items())
+    for name, text in {_STATE: json.dumps(made), SUMS: sums}.items():
+        with replacing(out / name) as temporary:
+            temporary.write_text(text)
 
 
 def _made_in(out: Path) -> dict[str, dict[str, Any]]:
@@ -234,12 +241,8 @@ def _made_in(out: Path) -> dict[str, dict[str, Any]]:
 
 def _of(table: Table, out: Path) -> list[Any]:
     """What a table was made of, and is: sizes and times of change. None fits where one is not there."""
-    stamps = [(stat.st_size, stat.st_mtime_ns) for file in (table.path, out / table.path.name) if (stat := _stat(file))]
-    return [list(stamp) for stamp in stamps]
-
-
-def _stat(file: Path) -> os.stat_result | None:
-    return file.stat() if file.exists() else None
+    stamps = [stamp_of(str(file)) for file in (table.path, out / table.path.name)]
+    return [stamp and list(stamp) for stamp in stamps]
 
 
 def _tables_in(source: Path) -> list[Path]:

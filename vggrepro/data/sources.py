@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 from vggrepro.data.classes import with_classes
 from vggrepro.data.decode import BadImageError, read
+from vggrepro.data.index import stamp_of
 from vggrepro.data.labels import Labels, is_label_file, listed_classes, stamped_labels, texts_in
 from vggrepro.data.layouts import in_tree, place_of_labels, split_folders
 from vggrepro.data.members import NUMBERED, SPLITS, Member, Notes, split_of
@@ -23,7 +24,7 @@ Count = Callable[[int], None]
 _READER_VERSION = b"2"  # counts up when the same files give other labels, so that kept indices are made again
 
 
-class Found(NamedTuple):
+class FoundImages(NamedTuple):
     """What sources hold."""
 
     members: list[Member]
@@ -59,11 +60,10 @@ def signature(sources: Sequence[Path]) -> str:
 
 
 def _stamp(file: Path) -> bytes:
-    stat = file.stat()
-    return f"{file} {stat.st_size} {stat.st_mtime_ns}\n".encode(errors="surrogateescape")
+    return f"{file} {stamp_of(str(file))}\n".encode(errors="surrogateescape")
 
 
-def find(sources: Sequence[Path], class_list: str | None = None, count: Count = lambda found: None) -> Found:
+def find(sources: Sequence[Path], class_list: str | None = None, count: Count = lambda found: None) -> FoundImages:
     """Every image of the sources with its split and class, all classes, and what a person should know of them.
 
     A source is a folder (train/<class>/*, val/<class>/* or a flat val, Tiny ImageNet's, Kaggle's tree, or one that
@@ -117,7 +117,7 @@ def find(sources: Sequence[Path], class_list: str | None = None, count: Count = 
         key=lambda member: (member.split, place[member.class_name], member.file_name, member.container, member.offset)
     )
     _require_each_once(members)
-    return Found(members, classes, notes.lines(), labels.taken)
+    return FoundImages(members, classes, notes.lines(), labels.taken)
 
 
 def _with_stated_classes(members: Sequence[Member], stated: Sequence[str], listed: Sequence[str]) -> list[Member]:

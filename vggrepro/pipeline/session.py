@@ -102,8 +102,10 @@ def open_session(
         if training:
             require_class_scores(net)
             shard_of(topology, config.train.batch, config.train.micro_batch)
-        if training and (reason := why_unwritable(config.run.root)):
-            raise UserError(f"run.root={config.run.root} cannot be written to ({reason}); set it to a folder that can")
+            if reason := why_unwritable(config.run.root):
+                raise UserError(
+                    f"run.root={config.run.root} cannot be written to ({reason}); set it to a folder that can"
+                )
         is_finished(config)
         resolve_uri(config.tracking.uri, config.run.root)
     device = pick_device(configs[0].run.device, topology.local_rank)
