@@ -18,9 +18,10 @@ import numpy as np
 import torch
 
 from vggrepro.bench.machine import conditions
-from vggrepro.evaluation.box_store import DENSE, Places, list_found, load_places, load_truth, merge_places
+from vggrepro.evaluation.box_store import DENSE, FoundKey, Places, load_truth, merge_places
 from vggrepro.evaluation.boxes import error_of
 from vggrepro.evaluation.merging import merge
+from vggrepro.storage.directory import RunDirectory
 
 VALUES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.5, 2.0)
 SETS = 1200  # of 50,000 images with six classes each
@@ -28,13 +29,13 @@ SETS = 1200  # of 50,000 images with six classes each
 
 def sweep(run: Path) -> None:
     """Prints the error of the true class's box at each value."""
-    folder = run / "boxes"
-    alone = [one for one, _ in list_found(folder) if one.method == DENSE and len({p.weights for p in one.parts}) == 1]
-    several = max(alone, key=lambda one: len(one.parts))
-    truth = load_truth(folder, several.parts[0].data, several.parts[0].boxes)
+    stored = [key for key, _ in FoundKey.listed(RunDirectory(run)) if key.method == DENSE]
+    alone = [key for key in stored if len({part.weights for part in key.parts}) == 1]
+    several = max(alone, key=lambda key: len(key.parts))
+    truth = load_truth(RunDirectory(run), several.parts[0].data, several.parts[0].boxes)
     sets = []
     for part in several.parts:
-        places = load_places(part, folder)
+        places = part.load(RunDirectory(run))
         assert places is not None
         sets.append(Places(places.start, places.values[:, -1:], places.classes[:, -1:]))
     Q = ", ".join(str(part.Q) for part in several.parts)

@@ -100,8 +100,7 @@ def progress_of(directory: Path) -> list[int]:
     run = RunDirectory(directory)
     names = [file.name for file in run.checkpoints.glob("*")]
     steps = [int(found[1]) for name in names if (found := re.fullmatch(r"step-(\d+)\.pt", name))]
-    stores = (run.posteriors, run.boxes, run.features, run.transfers)
-    stored = sorted(str(file.relative_to(directory)) for store in stores for file in store.rglob("[!.]*.npz"))
+    stored = [str(file.relative_to(directory)) for file in run.answers()]
     return [max(steps, default=0), int("final.pt" in names), len(stored), zlib.crc32("\n".join(stored).encode())]
 
 

@@ -127,8 +127,8 @@ def test_a_published_net_is_tested_as_it_was_at_home(graph: Graph, run: Path, tm
     export_weights(run, tmp_path / "D.safetensors")
     import_weights(tmp_path / "D.safetensors", out)
     (there,) = evaluate_nets([out], ["dense"], None, [f"data.root={home.data.root}", "tracking.mlflow=false"]) or ()
-    assert (there.config.data.S, there.config.multi_Q) == (home.data.S, home.multi_Q)
-    assert (there.Q, there.config.evaluation.flip) == (home.single_Q, home.evaluation.flip)
+    assert (there.net.config.data.S, there.net.config.multi_Q) == (home.data.S, home.multi_Q)
+    assert (there.Q, there.net.config.evaluation.flip) == (home.single_Q, home.evaluation.flip)
     at_home = vggrepro.stored_posteriors(run).measured
     assert there.scored("dense").measured == at_home
     (note,) = (one for group in vggrepro.tables(out).groups for one in group.runs)

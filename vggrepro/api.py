@@ -25,6 +25,7 @@ from vggrepro.errors import UserError
 from vggrepro.evaluation.measure import Scored, fuse, methods_of  # noqa: F401 (offered as it is)
 from vggrepro.evaluation.methods import METHODS, Settings, whole_views
 from vggrepro.evaluation.posteriors import average
+from vggrepro.evaluation.run_split import outputs
 from vggrepro.evaluation.stage import as_the_net_expects
 from vggrepro.models.dense import class_scores, score_map  # noqa: F401
 from vggrepro.models.init import init_weights
@@ -33,6 +34,7 @@ from vggrepro.models.table1 import TORCHVISION_NAMES, architecture
 from vggrepro.models.vgg import VGG
 from vggrepro.models.weights import PREPROCESSING, Preprocessing, read
 from vggrepro.paper import ilsvrc_classes, scale_text, value
+from vggrepro.ranks.watch import Watch
 from vggrepro.reporting.finding import find_runs
 from vggrepro.reporting.render import Format, render
 from vggrepro.reporting.report import Report
@@ -265,18 +267,19 @@ def posteriors(
     if not sides or min(sides) < crop:
         raise UserError(f"Q={Q} is smaller than the net's crop={crop}; choose Q from {crop} on")
     settings, split = Settings(flip=flip, batch=batch), index.split("val")
-    found = {one: [torch.empty(len(split), net.architecture.classes) for _ in sides] for one in methods_of(method)}
+    found = {part: [torch.empty(len(split), net.architecture.classes) for _ in sides] for part in methods_of(method)}
     set_arithmetic(device, "fp32")
-    with torch.inference_mode():
-        for number, side in enumerate(sides):
-            shown = whole_batches(
-                index, side, crop=crop, batch=batch // settings.views, input=model, backend=backend, workers=workers,
-                device=device,
-            )  # fmt: skip
-            for one in shown:
-                for name, sets in found.items():
-                    sets[number][one.views.image] = METHODS[name](net, one.images, settings).cpu()
-    parts = [average([one.numpy() for one in sets]) for sets in found.values()]
+    loader = _loader(checked(Data, backend=backend, workers=workers), model, device)
+
+    def predict(batch: Batch) -> list[Tensor]:
+        return [METHODS[part](net, batch.images, settings).cpu() for part in found]
+
+    for number, side in enumerate(sides):
+        views = whole_views(split, side, batch // settings.views, crop)
+        for shown, predicted in outputs(predict, loader, split, views, Watch(), "fp32", f"posteriors at Q={side}"):
+            for sets, values in zip(found.values(), predicted, strict=True):
+                sets[number][shown.views.image] = values
+    parts = [average([values.numpy() for values in sets]) for sets in found.values()]
     return Scored(method, sides, average(parts), split.label)
 
 

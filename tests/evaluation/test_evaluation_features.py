@@ -16,21 +16,21 @@ from vggrepro.data.transfer import Partition, TransferSet
 from vggrepro.data.views import region, region_shape
 from vggrepro.errors import UserError
 from vggrepro.evaluation import recognition
-from vggrepro.evaluation.features import FeatureProtocol, descriptors, load_features, normalised, save_features, stacked
+from vggrepro.evaluation.features import Features, FeaturesKey, descriptors, normalised, stacked
 from vggrepro.evaluation.methods import region_views
-from vggrepro.evaluation.svm import Classified
 from vggrepro.evaluation.transfers import (
     NetProtocol,
+    SplitKey,
     TransferProtocol,
     is_stored,
     list_transferred,
     load_transferred,
-    save_split,
     save_truth,
     truth_file,
 )
+from vggrepro.storage.directory import RunDirectory
 
-PROTOCOL = FeatureProtocol("a" * 64, "fc7", "d" * 64, 256, flip=True)
+KEY = FeaturesKey("a" * 64, "fc7", "d" * 64, 256, flip=True)
 NET = NetProtocol("a" * 64, "fc7", (256, 384), flip=True, precision="fp32")
 TEST = TransferProtocol("mine", "d" * 64, "recall", (NET,), "stack", boxes=False, drawing={"seed": 0}, splits=2)
 TARGETS = np.where(np.arange(6)[:, None] % 2 == np.arange(2), 1, -1).astype(np.int8)
@@ -78,10 +78,17 @@ def test_rows_of_zeros_stay_zeros() -> None:
 # stores
 
 
-def test_features_are_kept_as_they_are(tmp_path: Path) -> None:
-    assert load_features(PROTOCOL, tmp_path / "features") is None
-    save_features(PROTOCOL, some(), tmp_path / "features")
-    np.testing.assert_array_equal(load_features(PROTOCOL, tmp_path / "features"), some())
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    return RunDirectory(tmp_path)
+
+
+def test_features_are_stored_as_they_are(run: RunDirectory) -> None:
+    assert KEY.load(run) is None
+    KEY.save(run, Features(some()))
+    found = KEY.load(run)
+    assert found is not None
+    np.testing.assert_array_equal(found.values, some())
 
 
 @pytest.mark.parametrize(
@@ -96,28 +103,28 @@ def test_features_are_kept_as_they_are(tmp_path: Path) -> None:
         {"boxes": "f" * 64},
     ],
 )
-def test_each_protocol_has_a_file_of_its_own(tmp_path: Path, change: dict) -> None:
-    save_features(PROTOCOL, some(), tmp_path)
-    assert load_features(replace(PROTOCOL, **change), tmp_path) is None
+def test_each_protocol_has_a_file_of_its_own(run: RunDirectory, change: dict) -> None:
+    KEY.save(run, Features(some()))
+    assert replace(KEY, **change).load(run) is None
 
 
-def test_a_file_of_another_protocol_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_another_protocol_is_refused(run: RunDirectory) -> None:
     """Whose hashes begin alike, so that it has the same name."""
-    save_features(PROTOCOL, some(), tmp_path)
-    other = replace(PROTOCOL, weights="a" * 12 + "b" * 52)
-    with pytest.raises(UserError, match="are of another protocol; remove the file and compute them again") as refused:
-        load_features(other, tmp_path)
+    KEY.save(run, Features(some()))
+    other = replace(KEY, weights="a" * 12 + "b" * 52)
+    with pytest.raises(UserError, match="are of another protocol; remove the file and evaluate again") as refused:
+        other.load(run)
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
-def test_a_torn_file_is_one_line(tmp_path: Path, share: float) -> None:
-    save_features(PROTOCOL, some(), tmp_path)
-    file = PROTOCOL.file(tmp_path)
+def test_a_torn_file_is_one_line(run: RunDirectory, share: float) -> None:
+    KEY.save(run, Features(some()))
+    file = KEY.file(run)
     content = file.read_bytes()
     file.write_bytes(content[: int(share * len(content))])
     with pytest.raises(UserError, match=r"cannot be read .*; remove the file") as refused:
-        load_features(PROTOCOL, tmp_path)
+        KEY.load(run)
     assert "\n" not in str(refused.value)
 
 
@@ -125,24 +132,23 @@ def scores(seed: int) -> NDArray[np.float32]:
     return np.random.default_rng(seed).normal(size=(3, 2)).astype(np.float32)
 
 
-def keep(folder: Path, *splits: int) -> None:
+def keep(run: RunDirectory, *splits: int) -> None:
     """Stores what was said of some splits."""
     for split in splits:
         said = recognition.Tested(np.arange(3) + split, scores(split))
-        save_split(TEST, split, Classified(0.1, {0.1: 50.0}, said, ()), folder, runs=["x:D"], images=6)
+        SplitKey(TEST, split).save(run, said, C=0.1, validated=[(0.1, 50.0)], unfinished=(), runs=["x:D"], images=6)
 
 
-def test_a_test_is_there_when_all_of_it_is(tmp_path: Path) -> None:
-    keep(tmp_path, 0)
-    save_truth(TARGETS, tmp_path, TEST.data)
-    assert not is_stored(TEST, tmp_path)
-    assert load_transferred(TEST, tmp_path) is None
-    assert not list(list_transferred(tmp_path))
-    keep(tmp_path, 0, 1)
-    assert is_stored(TEST, tmp_path)
-    (found,) = list_transferred(tmp_path)
+def test_a_test_is_there_when_all_of_it_is(run: RunDirectory) -> None:
+    keep(run, 0)
+    save_truth(TARGETS, run, TEST.data)
+    assert not is_stored(TEST, run)
+    assert load_transferred(TEST, run) is None
+    assert not list(list_transferred(run))
+    keep(run, 0, 1)
+    assert is_stored(TEST, run)
+    (found,) = list_transferred(run)
     assert (found.protocol, found.C, found.said["images"]) == (TEST, (0.1, 0.1), 6)
-    assert found.protocol.key == TEST.key
     for split, figure in enumerate(found.result.figures):
         rows = TARGETS[split : split + 3]
         hits = rows[np.arange(3), scores(split).argmax(1)] > 0
@@ -150,31 +156,31 @@ def test_a_test_is_there_when_all_of_it_is(tmp_path: Path) -> None:
         assert figure == pytest.approx(100 * np.mean(recalls))
 
 
-def test_without_the_truth_it_is_to_be_tested_again(tmp_path: Path) -> None:
-    keep(tmp_path, 0, 1)
-    assert not is_stored(TEST, tmp_path)
+def test_without_the_truth_it_is_to_be_tested_again(run: RunDirectory) -> None:
+    keep(run, 0, 1)
+    assert not is_stored(TEST, run)
     with pytest.raises(UserError, match=r"lack the truth, truth-dddd.*; test again") as refused:
-        list(list_transferred(tmp_path))
+        list(list_transferred(run))
     assert "\n" not in str(refused.value)
-    assert truth_file(tmp_path, TEST.data).name in str(refused.value)
+    assert truth_file(run, TEST.data).name in str(refused.value)
 
 
 @pytest.mark.parametrize("split", [0, 1])
 @pytest.mark.parametrize("content", [b"", b"PK\3\4", "foreign"])
-def test_torn_and_foreign_files_are_one_line(tmp_path: Path, split: int, content: bytes | str) -> None:
-    keep(tmp_path, 0, 1)
-    save_truth(TARGETS, tmp_path, TEST.data)
+def test_torn_and_foreign_files_are_one_line(run: RunDirectory, split: int, content: bytes | str) -> None:
+    keep(run, 0, 1)
+    save_truth(TARGETS, run, TEST.data)
     if isinstance(content, str):
         made = io.BytesIO()
         np.savez(made, rows=np.arange(3))
         content = made.getvalue()
-    TEST.file(tmp_path, split).write_bytes(content)
+    SplitKey(TEST, split).file(run).write_bytes(content)
     with pytest.raises(UserError, match=r"cannot be read .*; remove the file") as refused:
-        load_transferred(TEST, tmp_path)
+        load_transferred(TEST, run)
     assert "\n" not in str(refused.value)
 
 
-def test_other_tests_have_other_files(tmp_path: Path) -> None:
+def test_other_tests_have_other_files(run: RunDirectory) -> None:
     others = [
         replace(TEST, nets=(NET, NET)),
         replace(TEST, nets=(replace(NET, Q=(256,)),)),
@@ -184,8 +190,8 @@ def test_other_tests_have_other_files(tmp_path: Path) -> None:
         replace(TEST, rows="edited"),
         replace(TEST, C=(1.0,)),
     ]
-    assert len({one.file(tmp_path, 0) for one in [TEST, *others]}) == 8
-    assert TEST.file(tmp_path, 0) != TEST.file(tmp_path, 1)
+    files = {key.file(run) for test in [TEST, *others] for key in test.keys}
+    assert len(files) == 16
 
 
 def made_set(index: Index, **changes: object) -> TransferSet:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from vggrepro.config.settings import Config, Data, Evaluation, Model
 from vggrepro.data.index import Index
 from vggrepro.data.loader import Loader, make_loader
 from vggrepro.errors import UserError
-from vggrepro.evaluation import methods, posteriors
-from vggrepro.evaluation.measure import fuse, measure, missing_Q, protocol, scored
+from vggrepro.evaluation import methods
+from vggrepro.evaluation.measure import NetAnswers, fuse
 from vggrepro.evaluation.parts import Parts
 from vggrepro.evaluation.posteriors import Posteriors
 from vggrepro.evaluation.stage import as_the_net_expects, evaluate
@@ -37,16 +36,20 @@ CONFIG = Config(
 METHODS = ("centre", "dense", "multicrop")
 
 
+def answers(index: Index, run: RunDirectory, config: Config = CONFIG) -> NetAnswers:
+    return NetAnswers(run, WEIGHTS, index.fingerprint, config.evaluation)
+
+
 def run_evaluation(
     index: Index, run: RunDirectory, loader: Loader, topology: Topology | None = None, **options: Any
 ) -> None:
     wanted = dict.fromkeys(options.get("methods", METHODS), options.get("wanted", (40, 36)))
     with Watch(topology) as watch:
-        evaluate(CONFIG, WEIGHTS, tiny_net, index, loader, run, watch, wanted)
+        evaluate(answers(index, run), lambda: (tiny_net(), loader), index, watch, wanted)
 
 
 def stored(index: Index, run: RunDirectory, Q: int, method: str) -> Posteriors:
-    found = posteriors.load(protocol(CONFIG, WEIGHTS, index.fingerprint, Q, method), run.posteriors)
+    found = answers(index, run).posteriors(method, Q).load(run)
     assert found is not None
     return found
 
@@ -129,9 +132,9 @@ def test_a_signal_is_heeded_and_loses_nothing(
     monkeypatch.setattr(Watch, "beat", beat)
     wanted = dict.fromkeys(METHODS, (36, 40))
     with pytest.raises(Interrupted, match="SIGTERM"):
-        evaluate(CONFIG, WEIGHTS, tiny_net, odd_index, loader, run, watch, wanted)
+        evaluate(answers(odd_index, run), lambda: (tiny_net(), loader), odd_index, watch, wanted)
     monkeypatch.undo()
-    done = Parts(protocol(CONFIG, WEIGHTS, odd_index.fingerprint, 36, "dense").file(run.posteriors)).done(11)
+    done = Parts(answers(odd_index, run).posteriors("dense", 36).file(run)).done(11)
     assert 3 <= done.sum() < 11
     run_evaluation(odd_index, run, loader)
     assert_same(odd_index, whole, run)
@@ -145,7 +148,7 @@ def test_killed_outright_after_some_parts(
     for method in METHODS:
         values = stored(odd_index, whole, 40, method).values
         for rows in ([0, 2], [2, 3, 9]):
-            parts = Parts(protocol(CONFIG, WEIGHTS, odd_index.fingerprint, 40, method).file(run.posteriors))
+            parts = Parts(answers(odd_index, run).posteriors(method, 40).file(run))
             parts.add(np.array(rows), values[rows])
             parts.flush()
         (parts.folder / ".torn.npz.1").write_bytes(b"half")
@@ -155,7 +158,7 @@ def test_killed_outright_after_some_parts(
 
 def test_a_torn_part_is_one_line(odd_index: Index, loader: Loader, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    parts = Parts(protocol(CONFIG, WEIGHTS, odd_index.fingerprint, 40, "dense").file(run.posteriors))
+    parts = Parts(answers(odd_index, run).posteriors("dense", 40).file(run))
     parts.folder.mkdir(parents=True)
     (parts.folder / "torn.npz").write_bytes(b"PK half")
     with pytest.raises(UserError, match=r"torn.npz cannot be read .*; remove the file and evaluate again"):
@@ -163,20 +166,21 @@ def test_a_torn_part_is_one_line(odd_index: Index, loader: Loader, tmp_path: Pat
 
 
 def test_rows_that_another_rank_wrote_elsewhere_are_missed(odd_index: Index, tmp_path: Path) -> None:
-    parts = Parts(protocol(CONFIG, WEIGHTS, odd_index.fingerprint, 40, "dense").file(tmp_path))
+    parts = Parts(answers(odd_index, RunDirectory(tmp_path)).posteriors("dense", 40).file(RunDirectory(tmp_path)))
     parts.add(np.arange(4), np.full((4, 3), 1 / 3, np.float32))
     parts.flush()
     with pytest.raises(UserError, match=r"7 of 11 images are missing .* shared file system"):
         parts.gather(11)
 
 
-def test_what_is_stored_is_not_computed_again(odd_index: Index, whole: RunDirectory, loader: Loader) -> None:
+def test_what_is_stored_is_not_computed_again(odd_index: Index, whole: RunDirectory) -> None:
     def never() -> Any:
         raise AssertionError("the net was made again")
 
     wanted = dict.fromkeys(("dense", "both", "centre"), (36, 40))
-    evaluate(CONFIG, WEIGHTS, never, odd_index, loader, whole, Watch(), wanted)
-    assert missing_Q(CONFIG, WEIGHTS, odd_index.fingerprint, whole, (36, 40, 44), "both") == [44]
+    evaluate(answers(odd_index, whole), never, odd_index, Watch(), wanted)
+    lacking = answers(odd_index, whole).lacking([("both", (36, 40, 44))])
+    assert [(key.method, key.Q) for key in lacking] == [("dense", 44), ("multicrop", 44)]
 
 
 def test_averages_against_numpy(odd_index: Index, whole: RunDirectory) -> None:
@@ -186,21 +190,21 @@ def test_averages_against_numpy(odd_index: Index, whole: RunDirectory) -> None:
     dense, crops = ((one[36, m] + one[40, m]) / 2 for m in ("dense", "multicrop"))
     expected = {"dense": dense, "multicrop": crops, "both": (dense + crops) / 2}
     for method, values in expected.items():
-        found = scored(CONFIG, WEIGHTS, odd_index.fingerprint, whole.posteriors, (36, 40), method)
+        found = answers(odd_index, whole).scored(method, (36, 40))
         assert found is not None
         np.testing.assert_allclose(found.values, values, rtol=1e-6)
         wrong = int((values.argmax(axis=1) != labels).sum())
-        measured = measure(CONFIG, WEIGHTS, odd_index.fingerprint, whole, (36, 40), method)
+        measured = answers(odd_index, whole).measured(method, (36, 40))
         assert measured is not None
         assert (measured.top1.wrong, measured.top1.n) == (wrong, len(labels))
-    first = scored(CONFIG, WEIGHTS, odd_index.fingerprint, whole.posteriors, (36, 40), "dense")
-    second = scored(CONFIG, WEIGHTS, odd_index.fingerprint, whole.posteriors, (40,), "dense")
+    first = answers(odd_index, whole).scored("dense", (36, 40))
+    second = answers(odd_index, whole).scored("dense", (40,))
     assert first is not None
     assert second is not None
     fused = fuse([first, second])
     np.testing.assert_allclose(fused.values, (dense + one[40, "dense"]) / 2, rtol=1e-6)
     assert fused.Q == (36, 40)
-    assert measure(CONFIG, WEIGHTS, odd_index.fingerprint, whole, (36, 44)) is None
+    assert answers(odd_index, whole).measured("dense", (36, 44)) is None
 
 
 def test_mean_and_std_of_the_weights_are_used(odd_index: Index, loader: Loader) -> None:
@@ -224,9 +228,9 @@ def test_precisions(odd_index: Index, tmp_path: Path, device: str, precision: An
     for config, where in ((CONFIG, "cpu"), (changed, device)):
         loader_there = make_loader(config.data, torch.device(where))
         run = RunDirectory(tmp_path / where / config.evaluation.precision)
-        make_net = partial(tiny_net().to, where)
-        evaluate(config, WEIGHTS, make_net, odd_index, loader_there, run, Watch(), {"dense": (40,)})
-        kept = posteriors.load(protocol(config, WEIGHTS, odd_index.fingerprint, 40), run.posteriors)
+        there, opened = answers(odd_index, run, config), (tiny_net().to(where), loader_there)
+        evaluate(there, lambda opened=opened: opened, odd_index, Watch(), {"dense": (40,)})
+        kept = there.posteriors("dense", 40).load(run)
         assert kept is not None
         found[where, config.evaluation.precision] = kept.values
     plain, other = found["cpu", "fp32"], found[device, precision]

@@ -255,7 +255,7 @@ def test_the_run_directory_says_how_the_run_was_tested_last(again: list[str]) ->
     ledger = {line["setting"]: line["run"] for line in RunDirectory(path).read_json("ledger.json")}
     assert (ledger["evaluation.flip"], ledger["model.crop"]) == (False, 32)
     (found,) = evaluate_nets([path], ["dense"], None) or []
-    assert (found.config.evaluation.flip, found.Q) == (False, (40,))
+    assert (found.net.config.evaluation.flip, found.Q) == (False, (40,))
 
 
 def test_the_graph_over_seeds_has_means_and_spreads(

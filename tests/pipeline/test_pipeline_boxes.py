@@ -15,7 +15,7 @@ from tiny import TINY, set_words
 from vggrepro.config.recipes import Graph, load_graph
 from vggrepro.data.scan import scan_folder
 from vggrepro.errors import Interrupted
-from vggrepro.evaluation.box_store import list_found, load_places
+from vggrepro.evaluation.box_store import FoundKey
 from vggrepro.evaluation.localise import boxes_at_places
 from vggrepro.pipeline.graph import reproduce
 from vggrepro.pipeline.stage import is_evaluated
@@ -212,10 +212,10 @@ def test_a_failing_guess_fails_the_image(whole: Graph) -> None:
     with np.load(next(run.boxes.glob("truth-*.npz"))) as truth:
         labels, start, box = truth["labels"], truth["start"], truth["box"]
     checked = []
-    for protocol, _ in list_found(run.boxes):
+    for protocol, _ in FoundKey.listed(run):
         if protocol.method != "dense" or len({part.weights for part in protocol.parts}) > 1:
             continue
-        with np.load(protocol.file(run.boxes)) as content:
+        with np.load(protocol.file(run)) as content:
             boxes, classes = content["boxes"].astype(float), content["classes"]
         wrong = 0
         for image, label in enumerate(labels):
@@ -239,8 +239,8 @@ def test_a_failing_guess_fails_the_image(whole: Graph) -> None:
 def test_places_lie_in_the_order_of_the_map(whole: Graph) -> None:
     """At Q = 64 a crop of 32 px has 2 x 2 places in a square; more along the longer side."""
     run = RunDirectory(whole.stages["boxes-SCR"].directory)
-    (protocol,) = {part for one, _ in list_found(run.boxes) for part in one.parts if part.method == "dense"}
-    places = load_places(protocol, run.boxes)
+    (protocol,) = {part for one, _ in FoundKey.listed(run) for part in one.parts if part.method == "dense"}
+    places = protocol.load(run)
     assert places is not None
     with np.load(next(run.boxes.glob("truth-*.npz"))) as truth:
         size = truth["size"]
@@ -257,7 +257,7 @@ def test_places_lie_in_the_order_of_the_map(whole: Graph) -> None:
     [
         (["localise", "{runs}/D"], "D predicts classes, not boxes; test it with `vggrepro evaluate"),
         (["evaluate", "{runs}/boxes"], "boxes predicts boxes, not classes; test it with `vggrepro localise"),
-        (["localise", "{runs}/nothing"], "nothing is no run directory"),
+        (["localise", "{runs}/nothing"], "nothing does not exist; name the run directory of a finished stage"),
         (["localise", "{runs}/boxes", "--classes-from", "{runs}/D", "--method", "both"], "has no both posteriors of"),
         (["compare", "{runs}/boxes", "{runs}/boxes-fine"], "predicts boxes"),
         (["weights", "export", "{runs}/boxes", "--out", "{runs}/x.pth"], "predicts boxes, which no other program"),

@@ -300,7 +300,7 @@ def test_checkpoints_are_not_logged_as_final_nets(nets: Path, sets: Path, comman
     (final,) = command.json("transfer", nets / "D", *data)["tested"]
     (line,) = RunDirectory(nets / "D").records("evaluation")
     assert line["transfer_mine_stack_Q_37_recall"] == final["figure"]
-    assert len(list(list_transferred(nets / "D" / "transfers"))) == 3
+    assert len(list(list_transferred(RunDirectory(nets / "D")))) == 3
     assert early["nets"] == final["nets"]
 
 

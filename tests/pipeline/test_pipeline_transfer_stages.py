@@ -87,7 +87,7 @@ def test_stages_are_tested_alone_and_stacked(whole: Graph) -> None:
     names = [f"transfer_mine_{how}_3Q_recall{end}" for how in ("stack", "average") for end in ("", "_spread")]
     assert figures(D).keys() == set(names)
     assert figures(A).keys() == {*names, *(name.replace("mine", "mine_and_D") for name in names)}
-    tests = {(len(one.protocol.nets), one.protocol.combine): one.result for one in list_transferred(A.transfers)}
+    tests = {(len(one.protocol.nets), one.protocol.combine): one.result for one in list_transferred(A)}
     assert tests.keys() == {(1, "stack"), (1, "average"), (2, "stack"), (2, "average")}
     assert figures(A)["transfer_mine_and_D_stack_3Q_recall"] == tests[2, "stack"].mean
     assert figures(A)["transfer_mine_average_3Q_recall_spread"] == tests[1, "average"].spread

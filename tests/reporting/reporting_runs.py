@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from vggrepro.config.settings import Config, Data, Evaluation, Localisation, Model, Precision, Run
 from vggrepro.data.boxes import Boxes
-from vggrepro.evaluation.box_store import CENTRE, DENSE, BoxProtocol, FoundProtocol, save_found, save_truth
+from vggrepro.evaluation.box_store import CENTRE, DENSE, FoundKey, PlacesKey, save_truth
 from vggrepro.evaluation.boxes import Found, Truth
-from vggrepro.evaluation.posteriors import Posteriors, Protocol
+from vggrepro.evaluation.posteriors import Posteriors, PosteriorsKey
 from vggrepro.reporting.finding import find_runs
 from vggrepro.reporting.report import BoxRow, Report
 from vggrepro.reporting.runs import StoredRun
@@ -81,7 +81,7 @@ def make_run(
         run.write_json("final.json", {"weights": weights, "step": config.train.iterations})
     for (method, Q), values in (posteriors or {}).items():
         own_flip = flip and method != "centre"
-        Posteriors(Protocol(weights, fingerprint, method, Q, own_flip), values, labels(images)).save(run.posteriors)
+        PosteriorsKey(weights, fingerprint, method, Q, own_flip).save(run, Posteriors(values, labels(images)))
     return run
 
 
@@ -154,7 +154,7 @@ def truth(images: int = IMAGES) -> Truth:
 
 def find_centre(run: StoredRun, wrong: int, first: int = 0, Q: int | None = None, **other: Any) -> Path:
     """Stores the boxes of a net's centre crops: wrong in `wrong` images from `first` on. Returns the file."""
-    protocol = FoundProtocol((_part(run, CENTRE, Q or run.config.single_Q[0], "", **other),))
+    protocol = FoundKey((_part(run, CENTRE, Q or run.config.single_Q[0], "", **other),))
     return _store(protocol, Found(_boxes(wrong, first)[:, None], labels()[:, None]), run)
 
 
@@ -183,17 +183,17 @@ def find_dense(
     boxes = np.full((IMAGES, 6, 4), FILLING, np.float32)  # of wrong classes, right in some images, which helps nobody
     boxes[:, 2] = boxes[:, 5] = _boxes(wrong, first)
     said = {"guesses": guesses, "top5": 100 * lost / IMAGES}
-    return _store(FoundProtocol(parts, below), Found(boxes, classes), run, **said)
+    return _store(FoundKey(parts, below), Found(boxes, classes), run, **said)
 
 
-def _part(run: StoredRun, method: str, Q: int, guesses: str, **other: Any) -> BoxProtocol:
+def _part(run: StoredRun, method: str, Q: int, guesses: str, **other: Any) -> PlacesKey:
     said = {
         "weights": run.weights,
         "data": run.dataset["fingerprint"],
         "boxes": run.boxes_fingerprint,
         "precision": run.config.evaluation.precision,
     }
-    return BoxProtocol(method=method, Q=Q, guesses=guesses, **said | other)
+    return PlacesKey(method=method, Q=Q, guesses=guesses, **said | other)
 
 
 def _boxes(wrong: int, first: int) -> NDArray[np.float32]:
@@ -203,11 +203,10 @@ def _boxes(wrong: int, first: int) -> NDArray[np.float32]:
     return boxes
 
 
-def _store(protocol: FoundProtocol, found: Found, run: StoredRun, **said: Any) -> Path:
-    folder = RunDirectory(run.path).boxes
-    save_found(protocol, found, folder, **said)
-    save_truth(truth(), folder, protocol.parts[0].data, protocol.parts[0].boxes)
-    return protocol.file(folder)
+def _store(protocol: FoundKey, found: Found, run: StoredRun, **said: Any) -> Path:
+    protocol.save(run.run_directory, found, **said)
+    save_truth(truth(), run.run_directory, protocol.parts[0].data, protocol.parts[0].boxes)
+    return protocol.file(run.run_directory)
 
 
 def three_seeds(root: Path) -> list[StoredRun]:

@@ -170,7 +170,7 @@ def test_without_shared_guesses_or_true_boxes_there_is_no_test(root: Path) -> No
         claim = claim_of(root, words)
         note = "no seed has boxes of both sides for the same images and guesses"
         assert (claim.verdict, claim.note, claim.effect) == ("not measured", note, None)
-    assert truth_file(fine.path / "boxes", "f" * 64, "b" * 64).exists()
+    assert truth_file(fine.run_directory, "f" * 64, "b" * 64).exists()
 
 
 def test_a_net_without_boxes_is_named_by_what_lacks(root: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from reporting_runs import BOTH, COARSE, FINE, box_run, find_centre, find_dense, report_of, rows_of
 
 from vggrepro.errors import UserError
-from vggrepro.evaluation.box_store import list_found, truth_file
+from vggrepro.evaluation.box_store import FoundKey, truth_file
 
 
 @pytest.mark.usefixtures("paper_of_2000")
@@ -113,7 +113,7 @@ def test_true_boxes_that_came_later_change_nothing(root: Path) -> None:
     run = box_run(root)
     find_centre(run, 500)
     find_centre(run, 500, boxes="0" * 64)
-    other = truth_file(run.path / "boxes", "f" * 64, "0" * 64)
+    other = truth_file(run.run_directory, "f" * 64, "0" * 64)
     with np.load(other) as content:
         changed = dict(content) | {"box": content["box"] + 40}
     np.savez(other, **changed)
@@ -125,7 +125,7 @@ def test_what_cannot_be_read_is_one_line(root: Path) -> None:
     run = box_run(root)
     file = find_centre(run, 500)
     whole = file.read_bytes()
-    places = truth_file(run.path / "boxes", "f" * 64, "b" * 64)
+    places = truth_file(run.run_directory, "f" * 64, "b" * 64)
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"boxes .*centre-Q384-.*npz cannot be read .*; remove the file and evaluate"):
         report_of(root)
@@ -156,6 +156,6 @@ def test_a_run_that_knows_of_no_boxes_has_none(root: Path) -> None:
 def test_every_stored_set_is_listed_once(root: Path) -> None:
     run = box_run(root)
     files = {find_centre(run, 5), find_dense([(run, FINE)], 5), find_dense([(run, FINE)], 5, guesses="others")}
-    listed = list_found(run.path / "boxes")
-    assert {protocol.file(run.path / "boxes") for protocol, _ in listed} == files
+    listed = FoundKey.listed(run.run_directory)
+    assert {key.file(run.run_directory) for key, _ in listed} == files
     assert sorted(said.get("guesses", "") for _, said in listed) == ["", "others", "parent"]

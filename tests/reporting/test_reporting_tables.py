@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 from tiny import REPOSITORY
 
 from vggrepro.errors import UserError
-from vggrepro.evaluation.posteriors import Posteriors, Protocol
+from vggrepro.evaluation.posteriors import Posteriors, PosteriorsKey
 from vggrepro.paper import facts
 from vggrepro.reporting.finding import find_runs, resolve
 from vggrepro.reporting.render import Format, format_of, render
@@ -170,7 +170,7 @@ def test_runs_of_another_index_stand_apart(root: Path) -> None:
 def test_posteriors_of_another_net_or_index_are_named_and_not_used(root: Path) -> None:
     run = make_run(root, "A", posteriors=dense(256, wrong1=592, wrong5=208))
     for weights, data in (("0" * 64, "f" * 64), (run.read_json("final.json")["weights"], "e" * 64)):
-        Posteriors(Protocol(weights, data, "dense", 256, True), posteriors_with(0, 0), labels()).save(run.posteriors)
+        PosteriorsKey(weights, data, "dense", 256, True).save(run, Posteriors(posteriors_with(0, 0), labels()))
     report = build_report(find_runs([root]))
     assert [row.measured_top1 for row in report.rows if row.run and row.table == 3] == [29.6]
     assert len(report.groups[0].runs[0].unused) == 2
@@ -181,8 +181,8 @@ def test_posteriors_of_another_net_or_index_are_named_and_not_used(root: Path) -
 def test_posteriors_that_do_not_fit_the_run_are_refused(root: Path, shape: tuple[int, int]) -> None:
     values = np.full(shape, 0.1, np.float32)
     run = make_run(root, "A")
-    protocol = Protocol(run.read_json("final.json")["weights"], "f" * 64, "dense", 256, True)
-    Posteriors(protocol, values, labels()[: shape[0]]).save(run.posteriors)
+    key = PosteriorsKey(run.read_json("final.json")["weights"], "f" * 64, "dense", 256, True)
+    key.save(run, Posteriors(values, labels()[: shape[0]]))
     with pytest.raises(UserError, match="remove it and evaluate again"):
         build_report(find_runs([root]))
 

@@ -14,10 +14,9 @@ from reporting_runs import make_run, report_of
 from tiny import REPOSITORY
 
 from vggrepro.errors import UserError
-from vggrepro.evaluation.features import FeatureProtocol, save_features
+from vggrepro.evaluation.features import Features, FeaturesKey
 from vggrepro.evaluation.recognition import Tested as Split
-from vggrepro.evaluation.svm import Classified
-from vggrepro.evaluation.transfers import NetProtocol, TransferProtocol, save_split, save_truth, truth_file
+from vggrepro.evaluation.transfers import NetProtocol, SplitKey, TransferProtocol, save_truth, truth_file
 from vggrepro.paper import facts, value
 from vggrepro.reporting.claims import Claim
 from vggrepro.reporting.finding import find_runs
@@ -73,12 +72,11 @@ def keep(
         "train": 5,
         "test": len(own),
     }
-    save_truth(targets, runs[0].transfers, data)
+    save_truth(targets, runs[0], data)
     for split, number in enumerate(wrong):
         scores = targets.astype(np.float32)
         scores[np.arange(number), (own[:number] + 1) % classes] = 2
-        found = Classified(1.0, {1.0: 50.0}, Split(np.arange(len(own)), scores), ())
-        save_split(protocol, split, found, runs[0].transfers, **said)
+        SplitKey(protocol, split).save(runs[0], Split(np.arange(len(own)), scores), C=1.0, **said)
     return protocol
 
 
@@ -310,9 +308,9 @@ def test_features_and_tests_of_another_net_are_named_and_not_used(root: Path) ->
     keep([run], (84, 83, 85))
     weights = run.read_json("final.json")["weights"]
     (stored,) = find_runs([root])
-    own = FeatureProtocol(weights, "fc7", "d" * 64, 256, True)
-    for protocol in (own, replace(own, weights="0" * 64)):
-        save_features(protocol, np.ones((2, 3), np.float32), run.features)
+    own = FeaturesKey(weights, "fc7", "d" * 64, 256, True)
+    for key in (own, replace(own, weights="0" * 64)):
+        key.save(run, Features(np.ones((2, 3), np.float32)))
     assert stored.strangers == ["fc7-Q256-000000000000-dddddddddddd.npz"]
     run.write_json("final.json", {"weights": "1" * 64, "step": 1})  # trained again since
     (stored,) = find_runs([root])
@@ -324,7 +322,7 @@ def test_features_and_tests_of_another_net_are_named_and_not_used(root: Path) ->
 def test_torn_files_are_named(root: Path) -> None:
     run = net_run(root, "D")
     protocol = keep([run], (84, 83, 85))
-    truth = truth_file(run.transfers, protocol.data)
+    truth = truth_file(run, protocol.data)
     kept = truth.read_bytes()
     truth.unlink()
     with pytest.raises(UserError, match="lack the truth, truth-d"):
@@ -333,5 +331,5 @@ def test_torn_files_are_named(root: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         report_of(root)
     truth.write_bytes(kept)
-    protocol.file(run.transfers, 2).unlink()
+    SplitKey(protocol, 2).file(run).unlink()
     assert row_of(root, "D").verdict == "not measured"  # not all splits are done

@@ -56,10 +56,10 @@ def features(
     """
     from vggrepro.bench.features import run
     from vggrepro.config.parsing import override
-    from vggrepro.evaluation.asked import asked_of
+    from vggrepro.evaluation.feature_spec import feature_specs
 
     config = override(_small(net), changes, Path("bench features"))
-    Q = whole_numbers(scales) if scales else asked_of("caltech101", config)[0].Q
+    Q = whole_numbers(scales) if scales else feature_specs("caltech101", config)[0].Q
     _print_bench(run(config, Q, images, rounds), as_json)
 
 

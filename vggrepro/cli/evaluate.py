@@ -42,9 +42,9 @@ def evaluate(
     evaluated = evaluate_nets(nets, [method], whole_numbers(scales) if scales else None, changes)
     if evaluated is None:  # not the first rank
         return
-    scored = {str(one.path): one.scored(method) for one in evaluated}
+    scored = {str(one.net.path): one.scored(method) for one in evaluated}
     fused = fuse(list(scored.values()))
-    flip = all(one.config.evaluation.flip for one in evaluated) and method != "centre"
+    flip = all(one.net.config.evaluation.flip for one in evaluated) and method != "centre"
     report: dict[str, Any] = _report(fused, flip)
     if len(scored) > 1:
         report["nets"] = [{"net": name} | _report(one, flip) for name, one in scored.items()]

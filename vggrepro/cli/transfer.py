@@ -63,8 +63,7 @@ def features(
         found = extract_features(found_nets, name, session, boxes=boxes)
     if found is None:  # not the first rank
         return
-    write_features(out, found_nets, found)
-    samples, dimensions = found.descriptors.shape
+    samples, dimensions = write_features(out, found)
     if as_json:
         print_json(
             {
@@ -73,16 +72,16 @@ def features(
                 "dimensions": dimensions,
                 "classes": len(found.data.classes),
                 "rejected": found.data.rejected,
-                "scales": [list(one.Q) for one in found.asked],
-                "combine": found.asked[0].combine,
+                "scales": [list(one.Q) for one in found.specs],
+                "combine": found.specs[0].combine,
                 "layers": [net.layer for net in found_nets],
             }
         )
         return
-    Q = " + ".join(", ".join(map(str, one.Q)) for one in found.asked)
+    Q = " + ".join(", ".join(map(str, one.Q)) for one in found.specs)
     typer.echo(
         f"wrote {out}: {samples:,} x {dimensions:,} features of {found.data.name} "
-        f"({', '.join(net.layer for net in found_nets)} at Q = {Q}, {found.asked[0].combine})"
+        f"({', '.join(net.layer for net in found_nets)} at Q = {Q}, {found.specs[0].combine})"
     )
 
 

@@ -1,18 +1,16 @@
-"""The store of boxes: what nets predict at every place, and what is made of it by merging; kept as posteriors are.
+"""The store of boxes: what nets predict at every place, and the final boxes that merging makes of it.
 
 `Places` are the product of the nets and take a GPU. `Found` boxes are arithmetic on them, of one net at one Q or of
-several nets at several, and are kept because that arithmetic takes minutes for ILSVRC. What is right of them is
-arithmetic again, against the `Truth` that is kept beside them. No torch.
+several nets at several, and are stored because that arithmetic takes minutes for ILSVRC. What is right of them is
+arithmetic again, against the `Truth` beside them. No torch.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,78 +20,11 @@ from vggrepro.data.views import Ints
 from vggrepro.errors import UserError
 from vggrepro.evaluation.boxes import Found, Truth
 from vggrepro.evaluation.merging import merge
-from vggrepro.evaluation.parts import read_arrays, write_arrays
+from vggrepro.evaluation.store import Key, digest, read_arrays, write_arrays
+from vggrepro.storage.directory import RunDirectory
 
 CENTRE, DENSE = "centre", "dense"
 """Appendix A's two protocols: the centre crop with the true class, and all places of the whole image."""
-
-
-@dataclass(frozen=True)
-class BoxProtocol:
-    """What a set of boxes was predicted from."""
-
-    method: str
-    Q: int
-    """Shorter side of the rescaled images, px."""
-    weights: str
-    """SHA-256 of the net that predicts boxes."""
-    data: str
-    """Fingerprint of the index."""
-    boxes: str
-    """Fingerprint of the true boxes: images without one are left out."""
-    guesses: str = ""
-    """Hash of the classes that were asked for besides the true one: (n, 5), of the posteriors that they come from."""
-    precision: str = "fp32"
-
-    def file(self, folder: Path) -> Path:
-        """Where it is stored."""
-        return folder / f"places-Q{self.Q}-{_key(self)}.npz"
-
-
-@dataclass(frozen=True)
-class FoundProtocol:
-    """What a set of final boxes was made from."""
-
-    parts: tuple[BoxProtocol, ...]
-    """The nets at their Q, whose boxes are pooled before merging."""
-    merge_below: float | None = None
-    """Where merging stopped; None for the centre crop, which has nothing to merge."""
-
-    @property
-    def method(self) -> str:
-        """Of all parts."""
-        return self.parts[0].method
-
-    def file(self, folder: Path) -> Path:
-        """Where it is stored."""
-        Q = "_".join(dict.fromkeys(str(part.Q) for part in self.parts))
-        return folder / f"{self.method}-Q{Q}-{_key(self)}.npz"
-
-
-@dataclass(frozen=True)
-class NetProtocols:
-    """All that is stored of one net, on some images."""
-
-    weights: str
-    data: str
-    boxes: str
-    precision: str
-
-    def centre(self, Q: int) -> FoundProtocol:
-        """Table 8's test: the centre crop, the true class."""
-        return FoundProtocol((BoxProtocol(CENTRE, Q, **asdict(self)),))
-
-    def places(self, Q: Iterable[int], guesses: str) -> tuple[BoxProtocol, ...]:
-        """What Table 9's test pools: all places at each Q, for guesses of a key."""
-        return tuple(BoxProtocol(DENSE, side, guesses=guesses, **asdict(self)) for side in Q)
-
-    def dense(self, Q: Iterable[int], guesses: str, merge_below: float) -> FoundProtocol:
-        """Table 9's test of this net alone."""
-        return FoundProtocol(self.places(Q, guesses), merge_below)
-
-
-def _key(protocol: BoxProtocol | FoundProtocol) -> str:
-    return hashlib.sha256(json.dumps(asdict(protocol), sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -108,62 +39,77 @@ class Places:
     """(n, K) class numbers; see :class:`Found`."""
 
 
-def save_places(protocol: BoxProtocol, places: Places, folder: Path) -> None:
-    """Writes all or nothing."""
-    write_arrays(protocol.file(folder), **vars(places), protocol=_text(protocol))
+@dataclass(frozen=True)
+class PlacesKey(Key[Places]):
+    """Identifies what one net predicts at every place, or for the centre crop, at one Q."""
+
+    folder = "boxes"
+    answer = Places
+    patterns = ("places-*.npz",)
+
+    method: str
+    Q: int
+    """Shorter side of the rescaled images, px."""
+    weights: str
+    """SHA-256 of the net that predicts boxes."""
+    data: str
+    """Fingerprint of the index."""
+    boxes: str
+    """Fingerprint of the true boxes: images without one are left out."""
+    guesses: str = ""
+    """Hash of where the guessed classes (n, 5) besides the true one come from: of these posteriors."""
+    precision: str = "fp32"
+
+    @property
+    def stem(self) -> str:
+        """Q and a hash."""
+        return f"places-Q{self.Q}-{digest(self)}"
 
 
-def load_places(protocol: BoxProtocol, folder: Path) -> Places | None:
-    """What is stored under a protocol, or None. Raises UserError."""
-    content = _load(protocol.file(folder), _text(protocol))
-    return None if content is None else Places(content["start"], content["values"], content["classes"])
+@dataclass(frozen=True)
+class FoundKey(Key[Found]):
+    """Identifies one set of final boxes, with a note of who named the classes (`guesses`, `top5`)."""
+
+    folder = "boxes"
+    answer = Found
+    patterns = (f"{CENTRE}-*.npz", f"{DENSE}-*.npz")
+
+    parts: tuple[PlacesKey, ...]
+    """The nets at their Q, whose boxes are pooled before merging."""
+    merge_below: float | None = None
+    """Where merging stopped; None for the centre crop, which has nothing to merge."""
+
+    @property
+    def method(self) -> str:
+        """Of all parts."""
+        return self.parts[0].method
+
+    @property
+    def stem(self) -> str:
+        """Method, every Q and a hash."""
+        Q = "_".join(dict.fromkeys(str(part.Q) for part in self.parts))
+        return f"{self.method}-Q{Q}-{digest(self)}"
 
 
-def save_found(protocol: FoundProtocol, found: Found, folder: Path, **said: Any) -> None:
-    """Writes all or nothing; `said` is kept beside it for readers (JSON)."""
-    note = np.array(json.dumps(said))
-    write_arrays(protocol.file(folder), **vars(found), protocol=_text(protocol), said=note)
+def truth_file(run: RunDirectory, data: str, boxes: str) -> Path:
+    """Where the true boxes of an index are stored, by the fingerprints of index and boxes.
 
-
-def load_found(protocol: FoundProtocol, folder: Path) -> Found | None:
-    """What is stored under a protocol, or None. Raises UserError."""
-    content = _load(protocol.file(folder), _text(protocol))
-    return None if content is None else Found(content["boxes"], content["classes"])
-
-
-def list_found(folder: Path) -> list[tuple[FoundProtocol, dict[str, Any]]]:
-    """Every stored set of final boxes: its protocol and what was said of it. Raises UserError."""
-    listed = []
-    for file in sorted((*folder.glob(f"{CENTRE}-*.npz"), *folder.glob(f"{DENSE}-*.npz"))):
-        content = read_arrays(file, "protocol", "said")
-        try:
-            tree = json.loads(str(content["protocol"]))
-            parts = tuple(BoxProtocol(**part) for part in tree.pop("parts"))
-            listed.append((FoundProtocol(parts, **tree), json.loads(str(content["said"]))))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"boxes {file} cannot be read ({error}); remove the file and evaluate again") from None
-    return listed
-
-
-def truth_file(folder: Path, data: str, boxes: str) -> Path:
-    """Where what is to be found in the images of an index is stored, by the fingerprints of index and true boxes.
-
-    One file for each: a folder may hold boxes that were predicted for other true ones before.
+    One file for each: a run may have boxes that were predicted for other true ones before.
     """
-    return folder / f"truth-{hashlib.sha256(f'{data} {boxes}'.encode()).hexdigest()[:16]}.npz"
+    return run.boxes / f"truth-{hashlib.sha256(f'{data} {boxes}'.encode()).hexdigest()[:16]}.npz"
 
 
-def save_truth(truth: Truth, folder: Path, data: str, boxes: str) -> None:
-    """Keeps what is to be found beside what is."""
+def save_truth(truth: Truth, run: RunDirectory, data: str, boxes: str) -> None:
+    """Stores the true boxes beside the predicted ones."""
     arrays = {"labels": truth.labels, "size": truth.size, "start": truth.boxes.start, "box": truth.boxes.box}
-    write_arrays(truth_file(folder, data, boxes), **arrays)
+    write_arrays(truth_file(run, data, boxes), **arrays)
 
 
-def load_truth(folder: Path, data: str, boxes: str) -> Truth:
-    """What is to be found. Raises UserError."""
-    file = truth_file(folder, data, boxes)
+def load_truth(run: RunDirectory, data: str, boxes: str) -> Truth:
+    """Reads the true boxes. Raises UserError."""
+    file = truth_file(run, data, boxes)
     if not file.exists():
-        raise UserError(f"boxes in {folder} lack the true ones, {file.name}; remove the folder and test again")
+        raise UserError(f"boxes in {run.boxes} lack the true ones, {file.name}; remove the folder and test again")
     content = read_arrays(file)
     return Truth(content["labels"], content["size"], Boxes(content["start"], content["box"]))
 
@@ -186,16 +132,3 @@ def merge_places(sets: Sequence[Places], below: float) -> Found:
         best, _ = merge(together[..., :4], together[..., 4], below)
         found[rows] = best.reshape(len(rows), per_image, 4)
     return Found(found, classes)
-
-
-def _text(protocol: BoxProtocol | FoundProtocol) -> NDArray[Any]:
-    return np.array(json.dumps(asdict(protocol), sort_keys=True))
-
-
-def _load(file: Path, protocol: NDArray[Any]) -> dict[str, NDArray[Any]] | None:
-    if not file.exists():
-        return None
-    content = read_arrays(file)
-    if str(content.get("protocol")) != str(protocol):
-        raise UserError(f"boxes {file} are of another protocol; remove the file and evaluate again")
-    return content

@@ -4,22 +4,30 @@ Features are stored as the net gives them. Normalising, averaging or stacking th
 arithmetic on what is stored.
 """
 
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vggrepro.errors import UserError
-from vggrepro.evaluation.parts import read_arrays, write_arrays
+from vggrepro.evaluation.store import Key, stem_of
 from vggrepro.paper import Combine
 
 
 @dataclass(frozen=True)
-class FeatureProtocol:
-    """What a set of features is of."""
+class Features:
+    """Activations of the last hidden layer."""
+
+    values: NDArray[np.float32]
+    """(n, units), in the order of images or boxes."""
+
+
+@dataclass(frozen=True)
+class FeaturesKey(Key[Features]):
+    """Identifies one stored set of features."""
+
+    folder = "features"
+    answer = Features
 
     weights: str
     """SHA-256 of the net (`checkpoint.weights_hash`)."""
@@ -35,29 +43,12 @@ class FeatureProtocol:
     boxes: str = ""
     """Fingerprint of the boxes where features are of these; empty where they are of whole images."""
 
-    def file(self, folder: Path) -> Path:
-        """Where it is stored."""
-        what = f"-boxes-{self.boxes[:12]}" if self.boxes else ""
-        flip = "" if self.flip else "-noflip"
-        precision = "" if self.precision == "fp32" else f"-{self.precision}"
-        name = f"{self.layer}-Q{self.Q}{what}{flip}{precision}-{self.weights[:12]}-{self.data[:12]}.npz"
-        return folder / name
-
-
-def save_features(protocol: FeatureProtocol, values: NDArray[np.float32], folder: Path) -> None:
-    """Writes (n, units), all or nothing."""
-    write_arrays(protocol.file(folder), values=values, protocol=np.array(_text(protocol)))
-
-
-def load_features(protocol: FeatureProtocol, folder: Path) -> NDArray[np.float32] | None:
-    """The stored features (n, units) of a protocol, or None. Raises UserError for a file that is something else."""
-    file = protocol.file(folder)
-    if not file.exists():
-        return None
-    content = read_arrays(file)
-    if str(content.get("protocol")) != _text(protocol) or "values" not in content:
-        raise UserError(f"features {file} are of another protocol; remove the file and compute them again")
-    return content["values"]
+    @property
+    def stem(self) -> str:
+        """Layer, Q and boxes, then net and index."""
+        boxes = [f"boxes-{self.boxes[:12]}"] if self.boxes else []
+        hashes = (self.weights, self.data)
+        return stem_of(self.layer, f"Q{self.Q}", *boxes, flip=self.flip, precision=self.precision, hashes=hashes)
 
 
 def descriptors(at_scales: Iterable[NDArray[np.float32]], combine: Combine) -> NDArray[np.float32]:
@@ -69,8 +60,8 @@ def descriptors(at_scales: Iterable[NDArray[np.float32]], combine: Combine) -> N
     if combine == "stack":
         return stacked(list(each))
     total = next(each)
-    for one in each:
-        total += one
+    for values in each:
+        total += values
     return normalised(total)  # as their mean would be
 
 
@@ -90,7 +81,3 @@ def _lengths(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """(n, 1) what rows are divided by; 1 for a row of zeros. Needs no second array of gigabytes."""
     length = np.sqrt(np.einsum("ij,ij->i", values, values, dtype=np.float64))[:, None]
     return np.where(length > 0, length, 1).astype(np.float32)
-
-
-def _text(protocol: FeatureProtocol) -> str:
-    return json.dumps(asdict(protocol), sort_keys=True)

@@ -1,6 +1,6 @@
 """A net that predicts boxes, applied to images: the centre crop and the dense test of Appendix A."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,33 +8,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vggrepro.config.settings import Config, Precision
+from vggrepro.config.settings import Precision
 from vggrepro.data.boxes import Boxes, BoxSet
 from vggrepro.data.index import Index, Split
 from vggrepro.data.loader import Batch, Loader
 from vggrepro.data.views import Ints, Views
 from vggrepro.errors import UserError
-from vggrepro.evaluation.box_store import (
-    BoxProtocol,
-    FoundProtocol,
-    Places,
-    load_found,
-    load_places,
-    save_found,
-    save_places,
-)
+from vggrepro.evaluation.box_store import CENTRE, DENSE, Places, PlacesKey
 from vggrepro.evaluation.boxes import Found, Truth, error_of
 from vggrepro.evaluation.errors import ErrorRate
+from vggrepro.evaluation.measure import NetAnswers
 from vggrepro.evaluation.methods import centre_outputs, centre_views, whole_views
-from vggrepro.evaluation.parts import Parts
-from vggrepro.evaluation.share import compute
+from vggrepro.evaluation.run_split import Job, store_over_split
 from vggrepro.models.boxes import decode, of_classes
 from vggrepro.models.dense import score_map
 from vggrepro.models.precision import set_arithmetic
 from vggrepro.models.vgg import VGG
 from vggrepro.ranks.collectives import from_first_rank, sum_over_ranks
 from vggrepro.ranks.watch import Watch
-from vggrepro.storage.directory import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -110,64 +101,50 @@ def centre_box_error(
 
 
 @dataclass(frozen=True)
-class Localisation:
-    """One net's tests on the images of a validation split that have boxes, on one of some ranks; what they share."""
+class BoxPredictor:
+    """One net's tests on the images of a validation split that have boxes, on one of some ranks."""
 
-    config: Config
+    answers: NetAnswers
     images: Annotated
     loader: Loader
-    run: RunDirectory
     watch: Watch
     nets: Callable[[], tuple[VGG, VGG]]
     """The net that predicts boxes and the one that scores places: made when they are needed."""
 
-    def centre(self, protocol: BoxProtocol) -> None:
+    def centre(self, Q: int) -> None:
         """Stores the true class's box of every centre crop. Raises UserError and Interrupted."""
-        final = FoundProtocol((protocol,))
-        if from_first_rank(load_found(final, self.run.boxes) is not None):
+        key, labels = self.answers.centre_boxes(Q), self.images.split.label
+        if from_first_rank(key.exists(self.answers.run)):
             return
         net, _ = self._made()
-        views = centre_views(self.images.split, protocol.Q, self.config.evaluation.batch, net.architecture.crop)
-        parts = Parts(final.file(self.run.boxes))
-        self._compute(protocol, parts, views, lambda batch: centre_boxes(net(batch.images), batch))
-        if self.watch.topology.is_first:
-            _, boxes = parts.gather(len(self.images.split))
-            found = Found(boxes.reshape(-1, 1, 4), self.images.split.label[:, None])
-            save_found(final, found, self.run.boxes)
-            parts.remove()
+        job = Job(
+            key,
+            lambda batch: centre_boxes(net(batch.images), batch),
+            lambda _, boxes: Found(boxes.reshape(-1, 1, 4), labels[:, None]),
+        )
+        self._store(job, centre_views, net, f"{CENTRE} at Q={Q}", Q)
 
-    def dense(self, protocol: BoxProtocol, guesses: Ints) -> None:
+    def dense(self, key: PlacesKey, guesses: Ints) -> None:
         """Stores the boxes of guessed classes (images, 5), and of the true one, at every place. Raises as centre."""
-        if from_first_rank(load_places(protocol, self.run.boxes) is not None):
+        if from_first_rank(key.exists(self.answers.run)):
             return
         net, scorer = self._made()
         classes = np.concatenate([guesses, self.images.split.label[:, None]], axis=1)
-        batch, crop = self.config.evaluation.batch, net.architecture.crop
-        views = whole_views(self.images.split, protocol.Q, batch, crop)
-        parts = Parts(protocol.file(self.run.boxes))
-        self._compute(
-            protocol,
-            parts,
-            views,
-            lambda shown: boxes_at_places(net, scorer, shown, classes[shown.views.image], batch * crop**2),
+        pixels = self.answers.testing.batch * net.architecture.crop**2
+        job = Job(
+            key,
+            lambda batch: boxes_at_places(net, scorer, batch, classes[batch.views.image], pixels),
+            lambda start, values: Places(start, values, classes),
         )
-        if self.watch.topology.is_first:
-            start, values = parts.gather(len(self.images.split))
-            save_places(protocol, Places(start, values, classes), self.run.boxes)
-            parts.remove()
+        self._store(job, whole_views, net, f"{DENSE} at Q={key.Q}", key.Q)
 
     def _made(self) -> tuple[VGG, VGG]:
-        set_arithmetic(self.loader.device, self.config.evaluation.precision)
+        set_arithmetic(self.loader.device, self.answers.testing.precision)
         net, scorer = self.nets()
         return net.eval(), scorer.eval()
 
-    def _compute(
-        self,
-        protocol: BoxProtocol,
-        parts: Parts,
-        views: Sequence[Views],
-        predict: Callable[[Batch], NDArray[np.float64]],
-    ) -> None:
-        name, precision = self.config.name, self.config.evaluation.precision
-        doing = f"boxes, {protocol.method} at Q={protocol.Q}"
-        compute(parts, predict, self.loader, self.images.split, views, self.watch, precision, name=name, doing=doing)
+    def _store(self, job: Job, views_of: Callable[..., list[Views]], net: VGG, doing: str, Q: int) -> None:
+        testing, split = self.answers.testing, self.images.split
+        views = views_of(split, Q, testing.batch, net.architecture.crop)
+        run, precision = self.answers.run, testing.precision
+        store_over_split([job], run, self.loader, split, views, self.watch, precision, f"boxes, {doing}")

@@ -1,18 +1,18 @@
-"""What stored posteriors say: the errors of a net, or of several together, under a protocol. No torch."""
+"""What a net answers for images, as stored, and its errors, or those of several nets together. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vggrepro.config.settings import Config
-from vggrepro.evaluation import posteriors
+from vggrepro.config.settings import Evaluation
+from vggrepro.evaluation.box_store import CENTRE, DENSE, FoundKey, PlacesKey
 from vggrepro.evaluation.errors import ErrorRate, Ranks, true_class_rank
-from vggrepro.evaluation.posteriors import Protocol
+from vggrepro.evaluation.features import FeaturesKey
+from vggrepro.evaluation.posteriors import PosteriorsKey, average
 from vggrepro.storage.directory import RunDirectory
 
 COMBINED: Mapping[str, tuple[str, ...]] = {"both": ("dense", "multicrop")}
@@ -50,54 +50,68 @@ def methods_of(method: str) -> tuple[str, ...]:
     return COMBINED.get(method, (method,))
 
 
-def protocol(config: Config, weights: str, data: str, Q: int, method: str = "dense") -> Protocol:
-    """The protocol of a configuration at one Q. A centre crop is never mirrored."""
-    flip = config.evaluation.flip and method != "centre"
-    return Protocol(weights, data, method, Q, flip, config.evaluation.precision)
+@dataclass(frozen=True)
+class NetAnswers:
+    """What a net answers for the images of an index, stored in a run directory: the keys, and the posteriors read."""
 
+    run: RunDirectory
+    weights: str
+    """SHA-256 of the net."""
+    data: str
+    """Fingerprint of the index."""
+    testing: Evaluation
+    boxes: str = ""
+    """Fingerprint of the true boxes, for nets that predict boxes."""
 
-def missing_Q(
-    config: Config, weights: str, data: str, run: RunDirectory, wanted: Iterable[int], method: str = "dense"
-) -> list[int]:
-    """The Q values whose posteriors are not stored yet, ascending."""
-    stored = {
-        Q
-        for Q in wanted
-        if all(protocol(config, weights, data, Q, one).file(run.posteriors).exists() for one in methods_of(method))
-    }
-    return sorted(set(wanted) - stored)
+    def posteriors(self, method: str, Q: int) -> PosteriorsKey:
+        """The key of posteriors by one method at one Q. A centre crop is never mirrored."""
+        flip = self.testing.flip and method != "centre"
+        return PosteriorsKey(self.weights, self.data, method, Q, flip, self.testing.precision)
 
+    def features(self, layer: str, Q: int, boxes: str = "") -> FeaturesKey:
+        """The key of features of the images, or of the boxes of a fingerprint, at one Q."""
+        return FeaturesKey(self.weights, layer, self.data, Q, self.testing.flip, self.testing.precision, boxes)
 
-def scored(
-    config: Config, weights: str, data: str, folder: Path, Q: tuple[int, ...], method: str = "dense"
-) -> Scored | None:
-    """Posteriors averaged over several Q inside each method, then over methods; None while some are not stored.
+    def centre_boxes(self, Q: int) -> FoundKey:
+        """The key of Table 8's test: the centre crop, the true class."""
+        return FoundKey((self._places(CENTRE, Q, ""),))
 
-    Raises UserError for a stored file that cannot be used.
-    """
-    parts, labels = [], np.empty(0, np.int64)
-    for one in methods_of(method):
-        sets = [posteriors.load(protocol(config, weights, data, side, one), folder) for side in Q]
-        stored = [found for found in sets if found is not None]
-        if len(stored) < len(Q):
-            return None
-        labels = stored[0].labels
-        parts.append(posteriors.average([found.values for found in stored]))
-    return Scored(method, Q, posteriors.average(parts), labels)
+    def places(self, Q: Iterable[int], guesses: str) -> tuple[PlacesKey, ...]:
+        """The keys of what Table 9's test pools: all places at each Q, for guesses of a hash."""
+        return tuple(self._places(DENSE, side, guesses) for side in Q)
 
+    def _places(self, method: str, Q: int, guesses: str) -> PlacesKey:
+        return PlacesKey(method, Q, self.weights, self.data, self.boxes, guesses, self.testing.precision)
 
-def measure(
-    config: Config, weights: str, data: str, run: RunDirectory, Q: tuple[int, ...], method: str = "dense"
-) -> Measured | None:
-    """The errors of the posteriors averaged over several Q; None while some are not stored. Raises UserError."""
-    found = scored(config, weights, data, run.posteriors, Q, method)
-    return found.measured if found else None
+    def lacking(self, tests: Iterable[tuple[str, Iterable[int]]]) -> list[PosteriorsKey]:
+        """The keys of posteriors that are not stored, of tests by a method at each of some Q, ascending in Q."""
+        wanted = {self.posteriors(part, Q) for method, sides in tests for part in methods_of(method) for Q in sides}
+        return sorted((key for key in wanted if not key.exists(self.run)), key=lambda key: (key.Q, key.method))
+
+    def scored(self, method: str, Q: tuple[int, ...]) -> Scored | None:
+        """Posteriors averaged over several Q inside each method, then over methods; None while some are not stored.
+
+        Raises UserError for a stored file that cannot be used.
+        """
+        parts, labels = [], np.empty(0, np.int64)
+        for part in methods_of(method):
+            sets = [found for side in Q if (found := self.posteriors(part, side).load(self.run))]
+            if len(sets) < len(Q):
+                return None
+            labels = sets[0].labels
+            parts.append(average([found.values for found in sets]))
+        return Scored(method, Q, average(parts), labels)
+
+    def measured(self, method: str, Q: tuple[int, ...]) -> Measured | None:
+        """The errors of :meth:`scored`. Raises UserError."""
+        found = self.scored(method, Q)
+        return found.measured if found else None
 
 
 def fuse(nets: Sequence[Scored]) -> Scored:
     """The mean over nets, each already averaged over its own Q (Section 4.4)."""
-    assert len({one.method for one in nets}) == 1, "fusion of different methods"
-    assert all(np.array_equal(one.labels, nets[0].labels) for one in nets), "fusion over different images"
-    shared = {one.Q for one in nets}
-    Q = shared.pop() if len(shared) == 1 else tuple(sorted({side for one in nets for side in one.Q}))
-    return Scored(nets[0].method, Q, posteriors.average([one.values for one in nets]), nets[0].labels)
+    assert len({net.method for net in nets}) == 1, "fusion of different methods"
+    assert all(np.array_equal(net.labels, nets[0].labels) for net in nets), "fusion over different images"
+    shared = {net.Q for net in nets}
+    Q = shared.pop() if len(shared) == 1 else tuple(sorted({side for net in nets for side in net.Q}))
+    return Scored(nets[0].method, Q, average([net.values for net in nets]), nets[0].labels)

@@ -14,8 +14,8 @@ from vggrepro.data.index import Split
 from vggrepro.data.loader import Batch, Loader
 from vggrepro.data.views import Ints, Views, centre, region, region_shape, rescaled_size, whole
 from vggrepro.evaluation.errors import ErrorRate, true_class_rank
+from vggrepro.evaluation.run_split import outputs
 from vggrepro.models.dense import class_scores, feature_map, score_map
-from vggrepro.models.precision import autocast
 from vggrepro.models.vgg import VGG
 from vggrepro.paper import value
 from vggrepro.ranks.collectives import sum_over_ranks
@@ -160,16 +160,13 @@ def centre_outputs(
 ) -> Iterator[tuple[Batch, Tensor]]:
     """This rank's share of the centre crops at shorter side Q, with the net's outputs (N, units) float32 for them.
 
-    For validations in training: the net is left in the mode it was in. Raises Interrupted on every rank when one was
-    asked to stop meanwhile.
+    For validations in training: the net is left in the mode it was in. Raises Interrupted on every rank when one is to
+    stop meanwhile.
     """
     was_training = net.training
     net.eval()
-    own = centre_views(split, Q, batch, net.architecture.crop)[watch.topology.rank :: watch.topology.world]
-    for shown in watch.attend(loader.batches(split, own), "validation"):
-        with torch.inference_mode(), autocast(loader.device, precision):
-            outputs = net(shown.images).float()
-        yield shown, outputs
+    views = centre_views(split, Q, batch, net.architecture.crop)
+    yield from outputs(lambda shown: net(shown.images).float(), loader, split, views, watch, precision, "validation")
     net.train(was_training)
 
 

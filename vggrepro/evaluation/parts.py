@@ -1,9 +1,8 @@
-"""Arrays on disk, and those that are still being made: small files that any number of ranks add to. No torch."""
+"""Answers that are still being computed: small files that any number of ranks add to. No torch."""
 
 import shutil
 import time
 import uuid
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from vggrepro.data.boxes import spans
 from vggrepro.data.views import Ints
 from vggrepro.errors import UserError
-from vggrepro.files import replacing
+from vggrepro.evaluation.store import read_arrays, write_arrays
 
 _SECONDS_BETWEEN_PARTS = 30.0
 
@@ -27,7 +26,7 @@ class Parts:
 
     def __init__(self, file: Path) -> None:
         self.folder = file.with_suffix(".parts")
-        self._kept: list[dict[str, NDArray[Any]]] = []
+        self._pending: list[dict[str, NDArray[Any]]] = []
         self._written = time.monotonic()
 
     def done(self, n: int) -> NDArray[np.bool_]:
@@ -39,16 +38,18 @@ class Parts:
 
     def add(self, rows: Ints, values: NDArray[np.float32], counts: Ints | None = None) -> None:
         """Takes rows (k,) with entries (k, ...) or (sum of counts, ...); writes what it has from time to time."""
-        self._kept.append({"rows": rows, "values": values, "counts": np.ones_like(rows) if counts is None else counts})
+        self._pending.append(
+            {"rows": rows, "values": values, "counts": np.ones_like(rows) if counts is None else counts}
+        )
         if time.monotonic() - self._written > _SECONDS_BETWEEN_PARTS:
             self.flush()
 
     def flush(self) -> None:
         """Writes what has not been written."""
-        if self._kept:
-            joined = {key: np.concatenate([one[key] for one in self._kept]) for key in self._kept[0]}
+        if self._pending:
+            joined = {key: np.concatenate([part[key] for part in self._pending]) for key in self._pending[0]}
             write_arrays(self.folder / f"{uuid.uuid4().hex}.npz", **joined)
-            self._kept = []
+            self._pending = []
         self._written = time.monotonic()
 
     def gather(self, n: int) -> tuple[Ints, NDArray[np.float32]]:
@@ -79,22 +80,3 @@ class Parts:
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("[!.]*.npz"))
-
-
-def write_arrays(file: Path, **arrays: NDArray[Any]) -> None:
-    """All or nothing: a file with its final name is whole."""
-    with replacing(file) as temporary, temporary.open("wb") as out:
-        np.savez(out, **arrays)  # type: ignore[arg-type]
-
-
-def read_arrays(file: Path, *names: str) -> dict[str, NDArray[Any]]:
-    """What :func:`write_arrays` wrote: all of it, or the arrays of these names and no byte of others.
-
-    Raises UserError, also where a name is missing.
-    """
-    try:
-        with np.load(file, allow_pickle=False) as content:
-            return {name: content[name] for name in names or content.files}
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        what = file.parent.with_suffix("").name if file.parent.suffix == ".parts" else file.parent.name
-        raise UserError(f"{what} {file} cannot be read ({error}); remove the file and evaluate again") from None

@@ -1,25 +1,34 @@
-"""The posteriors store: the softmax of a whole validation set for one net, one method and one Q, kept once.
+"""The store of posteriors: the softmax of a validation set for one net, one method and one Q, computed once.
 
 Everything else that evaluation prints is arithmetic on these arrays, and needs neither the net nor a GPU. They are
 float32, as computed: nothing is rounded, so the order of the guesses is the net's own. No torch.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vggrepro.errors import UserError
-from vggrepro.evaluation.parts import Parts, read_arrays, write_arrays
+from vggrepro.evaluation.store import Key, stem_of
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """What a set of posteriors is the posterior of."""
+class Posteriors:
+    """Softmax posteriors in the index's order, with labels."""
+
+    values: NDArray[np.float32]
+    """(n, classes)"""
+    labels: NDArray[np.int64]
+    """(n,)"""
+
+
+@dataclass(frozen=True)
+class PosteriorsKey(Key[Posteriors]):
+    """Identifies one stored set of posteriors."""
+
+    folder = "posteriors"
+    answer = Posteriors
 
     weights: str
     """SHA-256 of the net (`checkpoint.weights_hash`)."""
@@ -34,67 +43,14 @@ class Protocol:
     precision: str = "fp32"
     """Of the net's arithmetic; the posteriors themselves are float32."""
 
-    def file(self, folder: Path) -> Path:
-        """Where it is stored."""
-        flip = "" if self.flip else "-noflip"
-        precision = "" if self.precision == "fp32" else f"-{self.precision}"
-        return folder / f"{self.method}-Q{self.Q}{flip}{precision}-{self.weights[:12]}-{self.data[:12]}.npz"
-
-
-@dataclass(frozen=True)
-class Posteriors:
-    """Softmax posteriors (n, classes) float32 in the index's order, with labels (n,)."""
-
-    protocol: Protocol
-    values: NDArray[np.float32]
-    labels: NDArray[np.int64]
-
-    def save(self, folder: Path) -> None:
-        """Writes all or nothing."""
-        protocol = np.array(json.dumps(asdict(self.protocol)))
-        write_arrays(self.protocol.file(folder), values=self.values, labels=self.labels, protocol=protocol)
-
-
-def load(protocol: Protocol, folder: Path) -> Posteriors | None:
-    """The stored posteriors of a protocol, or None. Raises UserError for a file that is something else."""
-    file = protocol.file(folder)
-    if not file.exists():
-        return None
-    content = read_arrays(file)
-    try:
-        stored: dict[str, Any] = json.loads(str(content["protocol"]))
-        found = Posteriors(Protocol(**stored), content["values"], content["labels"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise _unreadable(file, error) from None
-    if found.protocol != protocol:
-        raise UserError(f"posteriors {file} are of another protocol ({stored}); remove the file and evaluate again")
-    return found
-
-
-def described(file: Path) -> tuple[Protocol, int]:
-    """(protocol, number of images) of a stored file, without reading its posteriors. Raises UserError."""
-    content = read_arrays(file, "protocol", "labels")
-    try:
-        return Protocol(**json.loads(str(content["protocol"]))), len(content["labels"])
-    except (ValueError, TypeError) as error:
-        raise _unreadable(file, error) from None
-
-
-def _unreadable(file: Path, error: Exception) -> UserError:
-    return UserError(f"posteriors {file} cannot be read ({error}); remove the file and evaluate again")
-
-
-def finish(parts: Parts, protocol: Protocol, labels: NDArray[np.int64], folder: Path) -> None:
-    """Turns the parts, once all rows are there, into the stored posteriors. Rank 0 only, after all have flushed.
-
-    Raises UserError when rows are missing.
-    """
-    _, values = parts.gather(len(labels))
-    Posteriors(protocol, values, labels).save(folder)
-    parts.remove()
+    @property
+    def stem(self) -> str:
+        """Method and Q, then net and index."""
+        hashes = (self.weights, self.data)
+        return stem_of(self.method, f"Q{self.Q}", flip=self.flip, precision=self.precision, hashes=hashes)
 
 
 def average(sets: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     """(n, classes) equal-weight mean of posteriors, over Q, methods or nets (Sections 3.2, 4.3, 4.4)."""
-    assert len({one.shape for one in sets}) == 1, "posteriors of different data sets"
+    assert len({values.shape for values in sets}) == 1, "posteriors of different data sets"
     return np.stack(sets).mean(axis=0, dtype=np.float64).astype(np.float32)

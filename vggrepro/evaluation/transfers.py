@@ -1,26 +1,25 @@
-"""The store of what linear classifiers on features said of test samples: figures are arithmetic on it. No torch.
+"""The store of the scores that linear classifiers on features give test samples. No torch: figures are arithmetic.
 
-There is one file for each random split, so that an interrupted test goes on at the next one. The truth is kept beside
+There is one file for each random split, so that an interrupted test goes on at the next one. The truth lies beside
 them, once for each data set, so that a reader needs neither images nor features.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
 from vggrepro.errors import UserError
-from vggrepro.evaluation.features import Combine
-from vggrepro.evaluation.parts import read_arrays, write_arrays
 from vggrepro.evaluation.recognition import Recognition, Targets, Tested
-from vggrepro.evaluation.svm import C_GRID, Classified
-from vggrepro.paper import Measure
+from vggrepro.evaluation.store import Key, digest, parsed, read_arrays, write_arrays
+from vggrepro.evaluation.svm import C_GRID
+from vggrepro.paper import Combine, Measure
+from vggrepro.storage.directory import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -61,99 +60,83 @@ class TransferProtocol:
     """Fingerprint of the splits: VOC's come from files, which may be edited."""
 
     @property
-    def key(self) -> str:
-        """Equal for tests of the same."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+    def keys(self) -> list[SplitKey]:
+        """Under which the test of each split is stored."""
+        return [SplitKey(self, split) for split in range(self.splits)]
 
-    def file(self, folder: Path, split: int) -> Path:
-        """Where the test of one split is stored."""
-        return folder / f"{self.set}-{self.key}-{split}.npz"
+
+@dataclass(frozen=True)
+class SplitKey(Key[Tested]):
+    """Identifies what the classifiers of one split said, with a note for readers.
+
+    The note has C, what the held-out samples said of each C (`validated`), the C at which the solver was `unfinished`,
+    and runs, source, images, classes, rejected, train and test.
+    """
+
+    folder = "transfers"
+    answer = Tested
+    patterns = ("[!.]*-0.npz",)
+
+    test: TransferProtocol
+    split: int
+
+    @property
+    def stem(self) -> str:
+        """Data set, a hash of the test, and the split."""
+        return f"{self.test.set}-{digest(self.test)}-{self.split}"
+
+    @classmethod
+    def _header(cls, file: Path, content: dict[str, NDArray[Any]]) -> tuple[SplitKey, dict[str, Any]]:
+        if "note" not in content:
+            return super()._header(file, content)
+        note = json.loads(str(content["note"]))  # as of before December 2026
+        test = parsed(TransferProtocol, note.pop("protocol"))
+        return cls(test, int(file.stem.rpartition("-")[2])), note.pop("said") | note
 
 
 @dataclass(frozen=True)
 class Transferred:
-    """A whole test: all splits, with what was said of it."""
+    """A test with all its splits."""
 
     protocol: TransferProtocol
     result: Recognition
     C: tuple[float, ...]
     """Chosen for each split."""
     said: Mapping[str, Any]
-    """For readers: runs, source, images, classes, rejected."""
+    """The note of the first split; see :class:`SplitKey`."""
 
 
-def save_split(protocol: TransferProtocol, split: int, found: Classified, folder: Path, **said: Any) -> None:
-    """Writes all or nothing; `said` is kept for readers (JSON)."""
-    note = {
-        "protocol": asdict(protocol),
-        "C": found.C,
-        "validated": [[C, figure] for C, figure in found.validated.items()],
-        "unfinished": list(found.unfinished),
-    }
-    text = np.array(json.dumps(note | {"said": said}))
-    write_arrays(protocol.file(folder, split), rows=found.tested.rows, scores=found.tested.scores, note=text)
-
-
-def is_stored(protocol: TransferProtocol, folder: Path) -> bool:
+def is_stored(protocol: TransferProtocol, run: RunDirectory) -> bool:
     """Whether all splits are there, and the truth."""
-    return truth_file(folder, protocol.data).exists() and _has_splits(protocol, folder)
+    return truth_file(run, protocol.data).exists() and all(key.exists(run) for key in protocol.keys)
 
 
-def _has_splits(protocol: TransferProtocol, folder: Path) -> bool:
-    return all(protocol.file(folder, split).exists() for split in range(protocol.splits))
-
-
-def truth_file(folder: Path, data: str) -> Path:
+def truth_file(run: RunDirectory, data: str) -> Path:
     """Where the targets of a data set are stored, by its fingerprint."""
-    return folder / f"truth-{data[:16]}.npz"
+    return run.transfers / f"truth-{data[:16]}.npz"
 
 
-def save_truth(targets: Targets, folder: Path, data: str) -> None:
-    """Keeps what is to be recognised beside what was said."""
-    if not truth_file(folder, data).exists():
-        write_arrays(truth_file(folder, data), targets=targets)
+def save_truth(targets: Targets, run: RunDirectory, data: str) -> None:
+    """Stores the targets beside the scores."""
+    if not truth_file(run, data).exists():
+        write_arrays(truth_file(run, data), targets=targets)
 
 
-def load_transferred(protocol: TransferProtocol, folder: Path) -> Transferred | None:
-    """The test of a protocol, or None while splits are missing. Raises UserError."""
-    return _whole(protocol.file(folder, 0), folder)
-
-
-def list_transferred(folder: Path) -> Iterator[Transferred]:
-    """Every whole test in a folder, in the order of file names. Raises UserError."""
-    for file in sorted(folder.glob("[!.]*-0.npz")):
-        if (found := _whole(file, folder)) is not None:
-            yield found
-
-
-def described(file: Path) -> tuple[TransferProtocol, dict[str, Any]]:
-    """(protocol, what was said of it) of the stored test of a split, without reading its scores. Raises UserError."""
-    try:
-        note = json.loads(str(read_arrays(file, "note")["note"]))
-        tree = note["protocol"]
-        nets = tuple(NetProtocol(**net | {"Q": tuple(net["Q"])}) for net in tree["nets"])
-        return TransferProtocol(**tree | {"nets": nets, "C": tuple(tree["C"])}), note["said"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"transfers {file} cannot be read ({error}); remove the file and test again") from None
-
-
-def _whole(first: Path, folder: Path) -> Transferred | None:
-    if not first.exists():
+def load_transferred(protocol: TransferProtocol, run: RunDirectory) -> Transferred | None:
+    """Reads the test of a protocol; None while splits are missing. Raises UserError."""
+    splits = [key.load(run) for key in protocol.keys if key.exists(run)]
+    if len(splits) < protocol.splits:
         return None
-    protocol, said = described(first)
-    if not _has_splits(protocol, folder):
-        return None
-    tested, chosen = [], []
-    for split in range(protocol.splits):
-        file = protocol.file(folder, split)
-        content = read_arrays(file)
-        try:
-            tested.append(Tested(content["rows"], content["scores"]))
-            chosen.append(json.loads(str(content["note"]))["C"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"transfers {file} cannot be read ({error}); remove the file and test again") from None
-    truth = truth_file(folder, protocol.data)
+    truth = truth_file(run, protocol.data)
     if not truth.exists():
-        raise UserError(f"transfers in {folder} lack the truth, {truth.name}; test again, which restores it")
-    targets = read_arrays(truth)["targets"]
-    return Transferred(protocol, Recognition(protocol.measure, targets, tested), tuple(chosen), said)
+        raise UserError(f"transfers in {run.transfers} lack the truth, {truth.name}; test again, which restores it")
+    notes = [key.note(run) for key in protocol.keys]
+    result = Recognition(protocol.measure, read_arrays(truth)["targets"], [split for split in splits if split])
+    return Transferred(protocol, result, tuple(note["C"] for note in notes), notes[0])
+
+
+def list_transferred(run: RunDirectory) -> Iterator[Transferred]:
+    """Every complete test of a run, in the order of file names. Raises UserError."""
+    for key, _ in SplitKey.listed(run):
+        if (found := load_transferred(key.test, run)) is not None:
+            yield found

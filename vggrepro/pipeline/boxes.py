@@ -4,28 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vggrepro.config.settings import Config
 from vggrepro.errors import UserError
-from vggrepro.evaluation.box_store import (
-    DENSE,
-    FoundProtocol,
-    NetProtocols,
-    load_found,
-    load_places,
-    merge_places,
-    save_found,
-    save_truth,
-)
+from vggrepro.evaluation.box_store import DENSE, FoundKey, merge_places, save_truth
 from vggrepro.evaluation.boxes import BoxErrors, Found, error_of
 from vggrepro.evaluation.errors import ErrorRate
 from vggrepro.evaluation.guesses import Guesses, Source, guesses_key, guesses_of
-from vggrepro.evaluation.measure import scored
+from vggrepro.evaluation.measure import NetAnswers
 from vggrepro.pipeline.figures import draw_box_figures
+from vggrepro.pipeline.net import Net
 from vggrepro.pipeline.session import Session
 from vggrepro.pipeline.tracking import mirrored
 from vggrepro.ranks.collectives import from_first_rank
@@ -42,43 +34,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BoxNet:
-    """A net that predicts boxes, and the one that it started from, which predicts classes and scores the places."""
+    """A net that predicts boxes, and the stage that it started from, which predicts classes and scores the places."""
 
-    config: Config
+    net: Net
     parent: Config
 
     @property
-    def run(self) -> RunDirectory:
-        """Where its boxes are stored."""
-        return RunDirectory(self.config.directory)
+    def config(self) -> Config:
+        """How it is tested."""
+        return self.net.config
 
-    @cached_property
-    def weights(self) -> str:
-        """Hash of the net. Raises UserError when it is not finished."""
-        from vggrepro.training.stage import weights_of
-
-        return weights_of(self.config)
-
-    def nets(self, session: Session) -> tuple[VGG, VGG]:
+    def opened(self, session: Session) -> tuple[VGG, VGG]:
         """The two nets. Raises UserError where the parent is not the one that it started from."""
         from vggrepro.training.stage import load_final, net_of, weights_of
 
-        kept, found = load_final(self.config), weights_of(self.parent)
-        if (began := kept.provenance["parent"]["weights"]) != found:
+        checkpoint, found = self.net.load(), weights_of(self.parent)
+        if (began := checkpoint.provenance["parent"]["weights"]) != found:
             raise UserError(
                 f"{self.config.name} started from a net {began[:12]}, and {self.parent.directory} holds {found[:12]}; "
                 f"restore that net, or train {self.config.name} again under another run.name"
             )
-        return net_of(kept, session.device), net_of(load_final(self.parent), session.device)
-
-    @property
-    def merge_below(self) -> float:
-        """Where merging stops."""
-        assert self.config.localisation is not None
-        return self.config.localisation.merge_below
+        return net_of(checkpoint, session.device), net_of(load_final(self.parent), session.device)
 
 
-AskedNet = tuple[BoxNet, tuple[int, ...]]
+PooledNet = tuple[BoxNet, tuple[int, ...]]
 """A net and the Q at which its boxes are taken, px."""
 
 
@@ -89,10 +68,10 @@ def evaluate_boxes(config: Config, parent: Config, session: Session) -> None:
     """
     from vggrepro.training.stage import check_data
 
-    net, run = BoxNet(config, parent), RunDirectory(config.directory)
-    test = BoxTest.opened(config, session)
+    net = BoxNet(Net.of_stage(config), parent)
+    run, test = net.net.run, BoxTest.opened(config, session)
     check_data(config, test.index, test.boxes)
-    if from_first_rank(has_boxes(config, parent, net.weights, run.read_json("dataset.json") or {})):
+    if from_first_rank(has_boxes(config, parent, net.net.weights, run.read_json("dataset.json") or {})):
         return
     guesses = test.guesses([parent], DENSE)
     with mirrored(config, run, session.topology):
@@ -101,22 +80,28 @@ def evaluate_boxes(config: Config, parent: Config, session: Session) -> None:
             if session.topology.is_first:
                 for Q in dict.fromkeys((config.single_Q, config.multi_Q)):
                     test.pooled([(net, Q)], guesses)
-                run.append(test.record(net, guesses))
+                if record := net.net.new_record(test.errors_by_name(net, guesses)):
+                    run.append(record)
                 draw_box_figures(config, run, test.pooled([(net, config.multi_Q)], guesses), test.images, session)
             from_first_rank(None)
 
 
 def has_boxes(config: Config, parent: Config, weights: str, dataset: dict[str, Any]) -> bool:
     """Whether the boxes that a stage's tables need are stored."""
-    net, scorer = BoxNet(config, parent), known_weights(RunDirectory(parent.directory))
+    scorer, run = known_weights(RunDirectory(parent.directory)), RunDirectory(config.directory)
     if scorer is None:
         return False
-    key = guesses_key([(scorer, DENSE, parent.multi_Q)])
+    guesses = guesses_key([(scorer, DENSE, parent.multi_Q)])
     data, boxes = dataset["fingerprint"], dataset["boxes"]["fingerprint"]
-    protocols = NetProtocols(weights, data, boxes, config.evaluation.precision)
-    wanted = [protocols.dense(Q, key, net.merge_below) for Q in (config.single_Q, config.multi_Q)]
-    wanted.append(protocols.centre(config.single_Q[0]))
-    return all(protocol.file(net.run.boxes).exists() for protocol in wanted)
+    answers = NetAnswers(run, weights, data, config.evaluation, boxes)
+    keys = [FoundKey(answers.places(Q, guesses), merge_below(config)) for Q in (config.single_Q, config.multi_Q)]
+    return all(key.exists(run) for key in [*keys, answers.centre_boxes(config.single_Q[0])])
+
+
+def merge_below(config: Config) -> float:
+    """Where merging stops."""
+    assert config.localisation is not None
+    return config.localisation.merge_below
 
 
 @dataclass(frozen=True)
@@ -140,68 +125,56 @@ class BoxTest:
         rows = np.flatnonzero(boxes.split("val").has)
         return cls(session, index, boxes, annotated(index, boxes, "val"), rows)
 
-    def protocols(self, net: BoxNet) -> NetProtocols:
-        """Under which a net's boxes on these images are stored."""
-        precision = net.config.evaluation.precision
-        return NetProtocols(net.weights, self.index.fingerprint, self.boxes.fingerprint, precision)
+    def answers(self, net: BoxNet) -> NetAnswers:
+        """What is stored of a net for these images."""
+        return net.net.answers(self.index.fingerprint, self.boxes.fingerprint)
 
     def guesses(self, stages: Sequence[Config], method: str) -> Guesses:
         """The classes that some stages name together. Raises UserError while posteriors are missing."""
-        from vggrepro.training.stage import weights_of
-
         sources = []
         for stage in stages:
-            weights = weights_of(stage)
-            Q, folder = stage.multi_Q, RunDirectory(stage.directory).posteriors
-            found = scored(stage, weights, self.index.fingerprint, folder, Q, method)
+            net, Q = Net.of_stage(stage), stage.multi_Q
+            found = net.answers(self.index.fingerprint).scored(method, Q)
             if found is None:
                 sides = ",".join(map(str, Q))
                 raise UserError(
                     f"{stage.directory} has no {method} posteriors of {self.index.source} at Q = {sides}, which name "
                     f"the classes; run `vggrepro evaluate {stage.directory} --method {method} --scales {sides}`"
                 )
-            sources.append(Source(stage.name, weights, found))
+            sources.append(Source(stage.name, net.weights, found))
         return guesses_of(sources, self.rows)
 
     def predict(self, net: BoxNet, guesses: Guesses, Q: set[int], *, centre: bool = False) -> None:
         """Stores a net's boxes at every place, at each Q, and with `centre` those of the centre crop; on every rank."""
-        from vggrepro.evaluation.localise import Localisation
+        from vggrepro.evaluation.localise import BoxPredictor
 
-        made: list[tuple[VGG, VGG]] = []
-
-        def nets() -> tuple[VGG, VGG]:
-            if not made:
-                made.append(net.nets(self.session))
-            return made[0]
-
-        loader, watch = self.session.loader(net.config), self.session.watch
-        tests, protocols = Localisation(net.config, self.images, loader, net.run, watch, nets), self.protocols(net)
+        answers, loader = self.answers(net), self.session.loader(net.config)
+        nets = cache(lambda: net.opened(self.session))
+        predictor = BoxPredictor(answers, self.images, loader, self.session.watch, nets)
         if self.session.topology.is_first:  # before any box, so that none is ever without it
-            save_truth(self.images.truth, net.run.boxes, self.index.fingerprint, self.boxes.fingerprint)
+            save_truth(self.images.truth, answers.run, answers.data, answers.boxes)
         if centre:
-            tests.centre(protocols.centre(net.config.single_Q[0]).parts[0])
-        for protocol in protocols.places(sorted(Q), guesses.key):
-            tests.dense(protocol, guesses.classes)
+            predictor.centre(net.config.single_Q[0])
+        for key in answers.places(sorted(Q), guesses.key):
+            predictor.dense(key, guesses.classes)
 
-    def pooled(self, asked: Sequence[AskedNet], guesses: Guesses) -> Found:
+    def pooled(self, nets: Sequence[PooledNet], guesses: Guesses) -> Found:
         """The final boxes of some nets at their Q; merged now, unless they are stored. On the first rank."""
-        first, _ = asked[0]
-        parts = [(net, one) for net, Q in asked for one in self.protocols(net).places(Q, guesses.key)]
-        final = FoundProtocol(tuple(one for _, one in parts), first.merge_below)
-        found = load_found(final, first.run.boxes)
+        first, _ = nets[0]
+        run, below = first.net.run, merge_below(first.config)
+        parts = [(key, net.net.run) for net, Q in nets for key in self.answers(net).places(Q, guesses.key)]
+        final = FoundKey(tuple(key for key, _ in parts), below)
+        found = final.load(run)
         if found is None:
-            sets = []
-            for net, one in parts:
-                places = load_places(one, net.run.boxes)
-                assert places is not None, one
-                sets.append(places)
-            found = merge_places(sets, first.merge_below)
-            save_found(final, found, first.run.boxes, guesses=guesses.told, top5=guesses.top5)
+            sets = [places for key, folder in parts if (places := key.load(folder))]
+            assert len(sets) == len(parts), parts
+            found = merge_places(sets, below)
+            final.save(run, found, guesses=guesses.told, top5=guesses.top5)
         return found
 
-    def errors(self, asked: Sequence[AskedNet], guesses: Guesses) -> BoxErrors:
-        """What some nets get wrong at their Q."""
-        found, truth = self.pooled(asked, guesses), self.images.truth
+    def errors(self, nets: Sequence[PooledNet], guesses: Guesses) -> BoxErrors:
+        """The errors of some nets, pooled, at their Q."""
+        found, truth = self.pooled(nets, guesses), self.images.truth
         return BoxErrors(error_of(found.right(truth)), error_of(found.right_given_class(truth)))
 
     def yardsticks(self) -> tuple[ErrorRate, ErrorRate]:
@@ -210,15 +183,15 @@ class BoxTest:
         whole, random = truth.met_by(truth.whole_images()), truth.met_by(truth.random_boxes())
         return error_of(whole[:, 0]), error_of(random[:, 0])
 
-    def record(self, net: BoxNet, guesses: Guesses) -> dict[str, Any]:
-        """The errors of a stage as a record of `metrics.jsonl`."""
+    def errors_by_name(self, net: BoxNet, guesses: Guesses) -> dict[str, float]:
+        """The errors of a stage, per cent, under their names in `metrics.jsonl`, and n."""
         config, truth = net.config, self.images.truth
-        centre = load_found(self.protocols(net).centre(config.single_Q[0]), net.run.boxes)
+        centre = self.answers(net).centre_boxes(config.single_Q[0]).load(net.net.run)
         assert centre is not None
-        record: dict[str, Any] = {"kind": "evaluation", "step": config.train.iterations, "n": len(self.rows)}
-        record["centre_single_Q_given_class_error"] = error_of(centre.right_given_class(truth)).percent
+        given = error_of(centre.right_given_class(truth)).percent
+        named: dict[str, float] = {"n": len(self.rows), "centre_single_Q_given_class_error": given}
         for name, Q in {"multi_Q": config.multi_Q, "single_Q": config.single_Q}.items():
             errors = self.errors([(net, Q)], guesses)
-            record[f"dense_{name}_localisation_error"] = errors.localisation.percent
-            record[f"dense_{name}_given_class_error"] = errors.given_class.percent
-        return record
+            named[f"dense_{name}_localisation_error"] = errors.localisation.percent
+            named[f"dense_{name}_given_class_error"] = errors.given_class.percent
+        return named

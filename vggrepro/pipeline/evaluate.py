@@ -1,4 +1,4 @@
-"""Nets tested as they are asked for, and the authors' own against the paper."""
+"""Nets tested by name, and the authors' own against the paper."""
 
 from __future__ import annotations
 
@@ -10,102 +10,85 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vggrepro.config.parsing import override
-from vggrepro.config.settings import Config, Data, Evaluation
+from vggrepro.config.settings import Data
 from vggrepro.errors import UserError
-from vggrepro.evaluation.measure import Scored, methods_of, scored
+from vggrepro.evaluation.measure import NetAnswers, Scored, methods_of
+from vggrepro.pipeline.net import Net
 from vggrepro.pipeline.session import open_session
-from vggrepro.pipeline.stage import error_record
-from vggrepro.pipeline.tracking import mirrored
+from vggrepro.pipeline.stage import errors_by_name
 from vggrepro.pipeline.weights import checkpoint_of
-from vggrepro.ranks.topology import Topology
-from vggrepro.storage.directory import RunDirectory
-from vggrepro.storage.status import known_weights, locate, note_weights, relocated, stage_at
 
 if TYPE_CHECKING:
     from vggrepro.data.index import Index
-    from vggrepro.storage.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
 class EvaluatedNet:
-    """A net whose posteriors are in the store."""
+    """A net whose posteriors are stored."""
 
-    path: Path
-    """Its run directory, or the checkpoint."""
-    config: Config
-    weights: str
-    """Hash of the net."""
-    data: str
-    """Fingerprint of the index."""
-    folder: Path
-    """Of the posteriors."""
+    net: Net
+    answers: NetAnswers
     Q: tuple[int, ...]
     """At which it was tested, px."""
 
     def scored(self, method: str, Q: tuple[int, ...] | None = None) -> Scored:
         """The posteriors averaged over Q, by default all at which it was tested. Raises UserError."""
-        found = scored(self.config, self.weights, self.data, self.folder, Q or self.Q, method)
+        found = self.answers.scored(method, Q or self.Q)
         assert found is not None, (self, method, Q)
         return found
 
 
 def evaluate_nets(
-    nets: list[Path], methods: Sequence[str], scales: tuple[int, ...] | None, overrides: Sequence[str] = ()
+    paths: list[Path], methods: Sequence[str], scales: tuple[int, ...] | None, overrides: Sequence[str] = ()
 ) -> list[EvaluatedNet] | None:
     """Evaluates nets, each a run directory or a checkpoint, by several methods; None on all ranks but the first.
 
     Each is tested at every Q of `scales`, or where that is None at its own configuration's: that of Table 3, and for
     multi-crop testing those of Table 5. What is not stored yet is computed with the preprocessing that the net's
-    weights were made for, and kept in its run directory; the errors of a run's final net are logged with its other
+    weights were made for, and stored in its run directory; the errors of a run's final net are logged with its other
     metrics. Raises UserError and Interrupted.
     """
     from vggrepro.models.table1 import architecture_of, require_class_scores
-    from vggrepro.storage import checkpoint
 
-    places = [locate(net) for net in nets]
-    kept = [(net, checkpoint.load(file), RunDirectory(run)) for net, (file, run) in zip(nets, places, strict=True)]
-    for net, found, _ in kept:
-        if found.stage.localisation:
-            raise UserError(f"{net} predicts boxes, not classes; test it with `vggrepro localise {net}`")
-        require_class_scores(architecture_of(found.stage))
-    return _evaluate(kept, methods, scales, overrides)
+    nets = [Net.at(path, _changes(overrides, scales)) for path in paths]
+    for net in nets:
+        if net.predicts_boxes:
+            raise UserError(f"{net.path} predicts boxes, not classes; test it with `vggrepro localise {net.path}`")
+        require_class_scores(architecture_of(net.stage))
+    return _evaluate(nets, methods, scales)
 
 
-def _evaluate(
-    nets: list[tuple[Path, Checkpoint, RunDirectory]],
-    methods: Sequence[str],
-    scales: tuple[int, ...] | None,
-    overrides: Sequence[str],
-) -> list[EvaluatedNet] | None:
-    from vggrepro.evaluation.stage import as_the_net_expects, evaluate
-    from vggrepro.storage.checkpoint import weights_hash
-    from vggrepro.training.stage import net_of
+def _changes(overrides: Sequence[str], scales: tuple[int, ...] | None) -> list[str]:
+    return [*overrides, *([f"evaluation.single_Q={list(scales)}"] if scales else [])]
 
-    changes = [*overrides, *([f"evaluation.single_Q={list(scales)}"] if scales else [])]
-    stages = [stage_at(run.path) if path.is_dir() else kept.stage for path, kept, run in nets]
-    configs = [override(stage, changes, path) for stage, (path, _, _) in zip(stages, nets, strict=True)]
+
+def _evaluate(nets: Sequence[Net], methods: Sequence[str], scales: tuple[int, ...] | None) -> list[EvaluatedNet] | None:
+    from vggrepro.evaluation.stage import evaluate
+
     result: list[EvaluatedNet] = []
-    with open_session(configs, training=False) as session:
-        for (path, kept, run), stage, config in zip(nets, stages, configs, strict=True):
-            index = session.index(config)
-            _require_classes(kept, index, path)
-            weights = weights_hash(kept.weights)
+    with open_session([net.config for net in nets], training=False) as session:
+        is_first = session.topology.is_first
+        for net in nets:
+            index = session.index(net.config)
+            _require_classes(net, index)
             several = any("multicrop" in methods_of(method) for method in methods)
-            Q = scales or (config.multi_Q if several else config.single_Q)
-            result.append(EvaluatedNet(path, config, weights, index.fingerprint, run.posteriors, Q))
-            if path.is_dir() and session.topology.is_first and known_weights(run) is None:
-                note_weights(run, weights, kept.step)
-            if result[-1].data != result[0].data:
-                raise UserError(f"{path} and {nets[0][0]} see different images; give them the same data.index")
-            loader = as_the_net_expects(session.loader(config), kept.preprocessing)
-            make_net = partial(net_of, kept, session.device)
-            evaluate(config, weights, make_net, index, loader, run, session.watch, dict.fromkeys(methods, Q))
-            if not session.topology.is_first:
+            Q = scales or (net.config.multi_Q if several else net.config.single_Q)
+            answers = net.answers(index.fingerprint)
+            result.append(EvaluatedNet(net, answers, Q))
+            if is_first:
+                net.note_weights()
+            if answers.data != result[0].answers.data:
+                raise UserError(f"{net.path} and {nets[0].path} see different images; give them the same data.index")
+            evaluate(answers, partial(net.opened, session), index, session.watch, dict.fromkeys(methods, Q))
+            if not is_first:
                 continue
-            if run.read_json("dataset.json") is None:  # imported: trained on nothing known
-                run.write_json("dataset.json", index.summary() | {"opened_as": _place(config.data)})
-            _log_errors(result[-1], methods, run, stage.evaluation, session.topology)
+            dataset = net.run.read_json("dataset.json")
+            if dataset is None:  # imported: trained on nothing known
+                dataset = index.summary() | {"opened_as": _place(net.config.data)}
+                net.run.write_json("dataset.json", dataset)
+            if net.is_as_trained and dataset["fingerprint"] == answers.data:
+                tests = [(part, Q) for method in methods for part in dict.fromkeys((*methods_of(method), method))]
+                net.log(errors_by_name(net.stage, answers, tests), session)
     return result if session.topology.is_first else None
 
 
@@ -117,30 +100,15 @@ def _place(data: Data) -> dict[str, str]:
     return {"root": data.root if data.root.startswith("builtin:") else str(Path(data.root).resolve())}
 
 
-def _log_errors(
-    net: EvaluatedNet, methods: Sequence[str], run: RunDirectory, own: Evaluation, topology: Topology
-) -> None:
-    """Adds the errors of a run's final net to its metrics, unless its images or its protocol are not its own."""
-    data = run.read_json("dataset.json")
-    if not data or (known_weights(run), data["fingerprint"]) != (net.weights, net.data):
-        return
-    if (net.config.evaluation.flip, net.config.evaluation.precision) != (own.flip, own.precision):
-        return
-    asked = [(one, net.Q) for method in methods for one in dict.fromkeys((*methods_of(method), method))]
-    trained = net.config.model_copy(update={"evaluation": own})
-    if record := error_record(trained, net.weights, net.data, run, asked):
-        with mirrored(relocated(trained, run.path), run, topology):
-            run.append(record)
-
-
-def _require_classes(net: Checkpoint, index: Index, file: Path) -> None:
+def _require_classes(net: Net, index: Index) -> None:
     """Raises UserError when the index has other classes, or another order of them, than the net was trained on."""
-    known, digest = net.provenance["classes"], net.provenance.get("classes_sha256")
+    provenance = net.load().provenance
+    known, digest = provenance["classes"], provenance.get("classes_sha256")
     own = hashlib.sha256("\n".join(index.classes).encode()).hexdigest()
     if (known is not None and list(index.classes) != known) or (digest is not None and digest != own):
         raise UserError(
-            f"{index.source} has other classes than {file} was trained on; set data.root to the same ones, or, where "
-            f"it has some of them only, index it with --classes and a list of all"
+            f"{index.source} has other classes than {net.path} was trained on; set data.root to the same ones, or, "
+            f"where it has some of them only, index it with --classes and a list of all"
         )
 
 
@@ -155,12 +123,14 @@ def verify_paper(
     from vggrepro.evaluation.verify import METHODS, SCALES, verify
     from vggrepro.models.weights import read
 
+    changes = _changes([f"data.index={json.dumps(str(index))}", *overrides], SCALES)
     nets, sources = [], {}
-    for net, file in files.items():
-        run, imported = RunDirectory(runs / net), read(file, net=net)
-        nets.append((file, checkpoint_of(imported, run.path), run))
-        sources[net] = imported.source
-    found = _evaluate(nets, METHODS, SCALES, [f"data.index={json.dumps(str(index))}", *overrides])
+    for name, file in files.items():
+        imported = read(file, net=name)
+        checkpoint = checkpoint_of(imported, runs / name)
+        nets.append(Net.of_checkpoint(file, checkpoint, checkpoint.stage, runs / name, changes))
+        sources[name] = imported.source
+    found = _evaluate(nets, METHODS, SCALES)
     if found is None:
         return None
-    return {"weights": sources} | verify({net: one.scored for net, one in zip(files, found, strict=True)})
+    return {"weights": sources} | verify({name: net.scored for name, net in zip(files, found, strict=True)})

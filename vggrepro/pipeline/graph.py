@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from vggrepro.config.recipes import Graph
-from vggrepro.config.settings import Config
 from vggrepro.pipeline.session import open_session
 from vggrepro.pipeline.stage import evaluate_stage, train_stage
 from vggrepro.pipeline.tracking import catch_up
@@ -40,11 +39,6 @@ def reproduce(graph: Graph, *, stop_after_s: float | None = None) -> Path | None
     return write_tables(graph)
 
 
-def _stored(stage: Config) -> list[Path]:
-    run = RunDirectory(stage.directory)
-    return [file for folder in (run.posteriors, run.boxes, run.transfers) for file in folder.glob("*")]
-
-
 def write_tables(graph: Graph) -> Path:
     """Prints and writes the tables of what is evaluated by now; returns their file. Raises UserError."""
     stages = list(graph.stages.values())
@@ -52,7 +46,7 @@ def write_tables(graph: Graph) -> Path:
     title = f"{graph.name}: measured beside printed"
     seen, text = None, ""
     # Stages that run as jobs of their own end when they will: the tables are written last by who has seen all of it.
-    while seen != (found := sorted(file for stage in stages for file in _stored(stage))):
+    while seen != (found := [RunDirectory(stage.directory).answers() for stage in stages]):
         seen = found
         report = build_report([StoredRun(config.directory, config) for config in stages])
         text = render(report, Format.markdown, title, counts=False)

@@ -6,24 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vggrepro.config.parsing import override
 from vggrepro.config.settings import Config
 from vggrepro.errors import UserError
 from vggrepro.evaluation.boxes import BoxErrors
 from vggrepro.evaluation.errors import ErrorRate
 from vggrepro.evaluation.guesses import Guesses
 from vggrepro.pipeline.boxes import BoxNet, BoxTest
+from vggrepro.pipeline.net import Net
 from vggrepro.pipeline.session import open_session
 from vggrepro.ranks.collectives import from_first_rank
 from vggrepro.reporting import words
 from vggrepro.reporting.finding import find_runs, resolve
 from vggrepro.reporting.tables import build_report
-from vggrepro.storage.status import locate, relocated, stage_at
+from vggrepro.storage.status import relocated, stage_at
 
 
 @dataclass(frozen=True)
-class Tested:
-    """Some nets and the Q at which their boxes were taken, pooled, with the errors."""
+class PooledErrors:
+    """The errors of some nets, whose boxes at some Q are pooled."""
 
     nets: tuple[str, ...]
     Q: tuple[tuple[int, ...], ...]
@@ -35,7 +35,7 @@ class Tested:
 class Localised:
     """What `vggrepro localise` found: each net by itself, and after them all together."""
 
-    tested: list[Tested]
+    tested: list[PooledErrors]
     guesses: Guesses
     whole_image: ErrorRate
     """Where every box is the whole image and the class is given."""
@@ -71,32 +71,29 @@ def localise(
                 _best(runs[0].resolve().parent, test.index.fingerprint) if session.topology.is_first else None
             )
         guesses = test.guesses(stages, method)
-        asked = [[(net, Q)] for net in nets for Q in dict.fromkeys((net.config.single_Q, net.config.multi_Q))]
-        if scales:
-            asked = [[(net, scales)] for net in nets]
+        own = [(net, (scales,) if scales else (net.config.single_Q, net.config.multi_Q)) for net in nets]
+        pools = [[(net, Q)] for net, tests in own for Q in dict.fromkeys(tests)]
         if len(nets) > 1:
-            asked.append([(net, scales or net.config.multi_Q) for net in nets])
-        for net in nets:
-            test.predict(net, guesses, {side for one in asked for other, Q in one if other is net for side in Q})
+            pools.append([(net, scales or net.config.multi_Q) for net in nets])
+        for net, tests in own:
+            test.predict(net, guesses, {side for Q in tests for side in Q})
         if not session.topology.is_first:
             return None
         tested = [
-            Tested(tuple(net.config.name for net, _ in one), tuple(Q for _, Q in one), test.errors(one, guesses))
-            for one in asked
+            PooledErrors(
+                tuple(net.config.name for net, _ in pool), tuple(Q for _, Q in pool), test.errors(pool, guesses)
+            )
+            for pool in pools
         ]
         return Localised(tested, guesses, *test.yardsticks())
 
 
 def _net_at(run: Path, changes: Sequence[str]) -> BoxNet:
     """A finished net that predicts boxes, and its parent beside it. Raises UserError."""
-    from vggrepro.storage import checkpoint
-
-    file, _ = locate(run)
-    config = stage_at(run)
-    if config.localisation is None:
+    net = Net.at(run, changes)
+    if not net.predicts_boxes:
         raise UserError(f"{run} predicts classes, not boxes; test it with `vggrepro evaluate {run}`")
-    parent = checkpoint.load(file).provenance["parent"]["name"]
-    return BoxNet(override(config, changes, run), stage_at(run.resolve().parent / parent))
+    return BoxNet(net, stage_at(run.resolve().parent / net.load().provenance["parent"]["name"]))
 
 
 def _best(experiment: Path, data: str) -> tuple[list[Config], str]:

@@ -1,13 +1,13 @@
 """One stage: trained, tested, its errors logged, its figures drawn."""
 
 from collections.abc import Iterable
-from typing import Any
 
 from vggrepro.config.recipes import load_resolved
 from vggrepro.config.settings import Config
-from vggrepro.evaluation.measure import measure, missing_Q
+from vggrepro.evaluation.measure import NetAnswers
 from vggrepro.pipeline.boxes import evaluate_boxes, has_boxes
 from vggrepro.pipeline.figures import draw_figures
+from vggrepro.pipeline.net import Net
 from vggrepro.pipeline.session import Session
 from vggrepro.pipeline.tracking import mirrored
 from vggrepro.pipeline.transfer import is_transferred, transfer_stage
@@ -77,30 +77,20 @@ def _note_testing(config: Config, parent: Config | None) -> None:
 
 def _evaluate_classes(config: Config, session: Session) -> None:
     from vggrepro.evaluation.stage import evaluate
-    from vggrepro.training.stage import check_data, load_final, net_of, weights_of
+    from vggrepro.training.stage import check_data
 
-    run = RunDirectory(config.directory)
-    weights = weights_of(config)
-    index = session.index(config)
+    net, index = Net.of_stage(config), session.index(config)
     check_data(config, index)
-    if not from_first_rank(_lacks_posteriors(config, weights, index.fingerprint, run)):
+    answers = net.answers(index.fingerprint)
+    if not from_first_rank(answers.lacking(_tests(config).items())):
         return
-    with mirrored(config, run, session.topology):
-        evaluate(
-            config,
-            weights,
-            lambda: net_of(load_final(config), session.device),
-            index,
-            session.loader(config),
-            run,
-            session.watch,
-            _tests(config),
-        )
+    with mirrored(config, net.run, session.topology):
+        evaluate(answers, lambda: net.opened(session), index, session.watch, _tests(config))
         if session.topology.is_first:
-            asked = [("dense", config.single_Q), ("dense", config.multi_Q), ("centre", config.single_Q)]
-            if record := error_record(config, weights, index.fingerprint, run, asked):
-                run.append(record)
-            draw_figures(config, run, index, session)
+            tests = [("dense", config.single_Q), ("dense", config.multi_Q), ("centre", config.single_Q)]
+            if record := net.new_record(errors_by_name(config, answers, tests)):
+                net.run.append(record)
+            draw_figures(config, net.run, index, session)
 
 
 def _tests(config: Config) -> dict[str, set[int]]:
@@ -108,28 +98,23 @@ def _tests(config: Config) -> dict[str, set[int]]:
     return {"dense": {*config.single_Q, *config.multi_Q}, "centre": {*config.single_Q}}
 
 
-def _lacks_posteriors(config: Config, weights: str, data: str, run: RunDirectory) -> bool:
-    """Whether posteriors that the tests of a stage make are not stored."""
-    return any(missing_Q(config, weights, data, run, Q, method) for method, Q in _tests(config).items())
+def errors_by_name(
+    config: Config, answers: NetAnswers, tests: Iterable[tuple[str, tuple[int, ...]]]
+) -> dict[str, float]:
+    """The errors of tests by (method, Q), per cent, under their names in `metrics.jsonl`, and n.
 
-
-def error_record(
-    config: Config, weights: str, data: str, run: RunDirectory, asked: Iterable[tuple[str, tuple[int, ...]]]
-) -> dict[str, Any] | None:
-    """The errors by (method, Q) as a record of `metrics.jsonl`; None where it has them all.
-
-    Named by the protocol: `dense_single_Q_top1_error` at the run's own Q of Table 3, `both_multi_Q_top1_error` at those
-    of Tables 4 and 5, `centre_Q_256_384_top1_error` at others.
+    `dense_single_Q_top1_error` at the run's own Q of Table 3, `both_multi_Q_top1_error` at those of Tables 4 and 5,
+    `centre_Q_256_384_top1_error` at others.
     """
     names = {config.multi_Q: "multi_Q", config.single_Q: "single_Q"}
-    record: dict[str, Any] = {"kind": "evaluation", "step": config.train.iterations}
-    for method, Q in asked:
-        found = measure(config, weights, data, run, Q, method)
+    errors: dict[str, float] = {}
+    for method, Q in tests:
+        found = answers.measured(method, Q)
         assert found is not None, (method, Q)
         name = f"{method}_{names.get(Q) or 'Q_' + '_'.join(map(str, Q))}"
-        record |= {f"{name}_top1_error": found.top1.percent, f"{name}_top5_error": found.top5.percent}
-        record["n"] = found.top1.n
-    return None if run.says("evaluation", record) else record
+        errors |= {f"{name}_top1_error": found.top1.percent, f"{name}_top5_error": found.top5.percent}
+        errors["n"] = found.top1.n
+    return errors
 
 
 def is_evaluated(config: Config, parent: Config | None) -> bool:
@@ -141,4 +126,5 @@ def is_evaluated(config: Config, parent: Config | None) -> bool:
     if config.localisation:
         assert parent is not None
         return has_boxes(config, parent, weights, data)
-    return is_transferred(config) and not _lacks_posteriors(config, weights, data["fingerprint"], run)
+    answers = NetAnswers(run, weights, data["fingerprint"], config.evaluation)
+    return is_transferred(config) and not answers.lacking(_tests(config).items())

@@ -236,9 +236,11 @@ def _passes(config: Config, data: ImageSet) -> Iterator[tuple[int, int]]:
     """(images, Q) of every pass over other data sets: of whole images, and of persons' boxes as if they were images."""
     for name, images in data.others.items():
         if images is not None:
-            from vggrepro.evaluation.asked import asked_of  # and with it numpy and PIL, which no other plan needs
+            from vggrepro.evaluation.feature_spec import (
+                feature_specs,
+            )  # and with it numpy and PIL, which no other plan needs
 
-            asked = asked_of(name, config)
+            asked = feature_specs(name, config)
             yield from ((images, Q) for Q in sorted({Q for one in asked for Q in one.Q}))
             yield from ((ACTION_PERSONS, Q) for Q in sorted({Q for one in asked if one.boxes for Q in one.Q}))
 

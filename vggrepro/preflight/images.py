@@ -96,7 +96,7 @@ def data_sets(graph: Graph) -> Iterator[Check]:
 
 def _data_set(name: str, path: Path, config: Config) -> Check:
     from vggrepro.data.transfer_scan import look
-    from vggrepro.evaluation.asked import drawing_of
+    from vggrepro.evaluation.feature_spec import drawing_of
 
     try:
         there = look(name, path, drawing_of(name, config.transfer))

@@ -16,9 +16,9 @@ import yaml
 
 from vggrepro.config.settings import Config
 from vggrepro.errors import UserError
-from vggrepro.evaluation import posteriors
 from vggrepro.evaluation.errors import ErrorRate
-from vggrepro.evaluation.measure import COMBINED, Measured, measure
+from vggrepro.evaluation.measure import COMBINED, Measured, NetAnswers
+from vggrepro.evaluation.posteriors import PosteriorsKey
 from vggrepro.models.table1 import TORCHVISION_NAMES, architecture_of
 from vggrepro.paper import facts, value
 from vggrepro.reporting.blocks import DASH, Bullets, Heading, Sheet, Text, to_markdown
@@ -122,18 +122,17 @@ def _net(config: Config) -> str:
 def _tested(config: Config, weights: str, run: RunDirectory) -> Iterator[Tested]:
     """Every error that the stored posteriors of the net give: at each Q, over several, and by methods combined."""
     stored: dict[tuple[str, bool, str], dict[str, set[int]]] = {}
-    for file in sorted((run.path / "posteriors").glob(f"[!.]*-{weights[:12]}-*.npz")):
-        one, _ = posteriors.described(file)
-        flip = config.evaluation.flip if one.method == "centre" else one.flip  # which is never mirrored
-        methods = stored.setdefault((one.data, flip, one.precision), {})
-        methods.setdefault(one.method, set()).add(one.Q)
+    for key in [key for key, _ in PosteriorsKey.listed(run) if key.weights == weights]:
+        flip = config.evaluation.flip if key.method == "centre" else key.flip  # which is never mirrored
+        methods = stored.setdefault((key.data, flip, key.precision), {})
+        methods.setdefault(key.method, set()).add(key.Q)
     for (data, flip, precision), methods in stored.items():
-        changed = {"flip": flip, "precision": precision}
-        asked = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=changed)})
+        testing = config.evaluation.model_copy(update={"flip": flip, "precision": precision})
+        answers = NetAnswers(run, weights, data, testing)
         both = {name: set.intersection(*(methods.get(one, set()) for one in of)) for name, of in COMBINED.items()}
         for method, sides in (methods | both).items():
             for Q in _groups(sides, config.multi_Q):
-                found = measure(asked, weights, data, run, Q, method)
+                found = answers.measured(method, Q)
                 assert found is not None, (method, Q)
                 words = f"{method}, Q = {', '.join(map(str, Q))}"
                 words += "" if flip or method == "centre" else ", not mirrored"

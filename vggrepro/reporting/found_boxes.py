@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vggrepro.errors import UserError
-from vggrepro.evaluation.box_store import CENTRE, FoundProtocol, list_found, load_found, load_truth
+from vggrepro.evaluation.box_store import CENTRE, FoundKey, load_truth
 from vggrepro.evaluation.boxes import Found, Truth, error_of
 from vggrepro.evaluation.errors import ErrorRate
 from vggrepro.paper import Scale
 from vggrepro.reporting.runs import StoredRun
+from vggrepro.storage.directory import RunDirectory
 
 AskedBoxes = tuple[StoredRun, tuple[int, ...]]
 """A run and the Q at which its boxes are taken, px."""
@@ -41,8 +41,8 @@ def own_Q(run: StoredRun, method: str, *, several: bool) -> tuple[int, ...]:
 class StoredBoxes:
     """One stored set of final boxes."""
 
-    protocol: FoundProtocol
-    folder: Path
+    protocol: FoundKey
+    run: RunDirectory
     guesses: str
     """Who named the classes; empty for the centre crop, which is given the true one."""
     top5: float
@@ -51,7 +51,7 @@ class StoredBoxes:
     @cached_property
     def found(self) -> Found:
         """The boxes. Raises UserError."""
-        found = load_found(self.protocol, self.folder)
+        found = self.protocol.load(self.run)
         assert found is not None
         return found
 
@@ -59,11 +59,11 @@ class StoredBoxes:
     def truth(self) -> Truth:
         """What was to be found. Raises UserError."""
         part = self.protocol.parts[0]
-        truth = load_truth(self.folder, part.data, part.boxes)
+        truth = load_truth(self.run, part.data, part.boxes)
         if len(truth.labels) != len(self.found.classes):
             raise UserError(
-                f"boxes {self.protocol.file(self.folder)} are of {len(self.found.classes)} images and the true ones "
-                f"beside them of {len(truth.labels)}; remove {self.folder} and test again"
+                f"boxes {self.protocol.file(self.run)} are of {len(self.found.classes)} images and the true ones "
+                f"beside them of {len(truth.labels)}; remove {self.run.boxes} and test again"
             )
         return truth
 
@@ -111,16 +111,15 @@ class BoxCache:
         known = [(run, run.boxes_fingerprint) for run in runs if run.weights and run.dataset]
         weights = {run.weights: (run, boxes) for run, boxes in known}
         for run, _ in known:
-            folder = run.run_directory.boxes
-            for protocol, said in list_found(folder):
+            for protocol, said in FoundKey.listed(run.run_directory):
                 if all(self._belongs(protocol, number, weights) for number in range(len(protocol.parts))):
                     key = _key([(part.weights, part.Q) for part in protocol.parts], protocol.method)
-                    made = StoredBoxes(protocol, folder, said.get("guesses", ""), said.get("top5", 0.0))
+                    made = StoredBoxes(protocol, run.run_directory, said.get("guesses", ""), said.get("top5", 0.0))
                     # nets may have been pooled in any order: the first one that is found stands for all
                     self._kept.setdefault(key, {}).setdefault(made.sought, made)
 
     @staticmethod
-    def _belongs(protocol: FoundProtocol, number: int, weights: dict[str | None, tuple[StoredRun, str]]) -> bool:
+    def _belongs(protocol: FoundKey, number: int, weights: dict[str | None, tuple[StoredRun, str]]) -> bool:
         """Whether a part is of a final net among the runs, on its own images, boxes and settings."""
         part = protocol.parts[number]
         if part.weights not in weights:

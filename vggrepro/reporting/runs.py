@@ -9,8 +9,11 @@ from typing import Any, TypeVar
 
 from vggrepro.config.settings import Config
 from vggrepro.errors import UserError
-from vggrepro.evaluation import box_store, posteriors, transfers
-from vggrepro.evaluation.measure import Scored, methods_of, protocol, scored
+from vggrepro.evaluation.box_store import FoundKey
+from vggrepro.evaluation.measure import NetAnswers, Scored, methods_of
+from vggrepro.evaluation.posteriors import PosteriorsKey
+from vggrepro.evaluation.store import read_arrays
+from vggrepro.evaluation.transfers import SplitKey
 from vggrepro.paper import Scale, facts, value
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.ledger import Departure, departures_in
@@ -58,10 +61,11 @@ class StoredRun:
 
     def _tested_on(self) -> dict[str, Any]:
         """The data set of the newest stored posteriors of the final net."""
-        files = self.run_directory.posteriors.glob(f"[!.]*-{(self.weights or '')[:12]}-*.npz")
-        if newest := max(files, key=lambda one: one.stat().st_mtime, default=None):
-            tested, val = posteriors.described(newest)
-            return {"source": "tested images", "fingerprint": tested.data, "splits": {"val": val}}
+        run = self.run_directory
+        keys = [key for key, _ in PosteriorsKey.listed(run) if key.weights == self.weights]
+        if newest := max(keys, key=lambda key: key.file(run).stat().st_mtime, default=None):
+            val = len(read_arrays(newest.file(run), "labels")["labels"])
+            return {"source": "tested images", "fingerprint": newest.data, "splits": {"val": val}}
         return {}
 
     @cached_property
@@ -88,16 +92,20 @@ class StoredRun:
         """The run's own test scales for a table, px: one for Table 3, several for the others."""
         return self.config.single_Q if table == 3 else self.config.multi_Q
 
-    def scored(self, Q: tuple[int, ...], method: str) -> Scored | None:
-        """Stored posteriors of the final net, averaged over Q; None while some are missing. Raises UserError."""
+    @cached_property
+    def answers(self) -> NetAnswers | None:
+        """What is stored of the final net for its data set; None while it is not tested."""
         if self.weights is None or not self.dataset:
             return None
-        folder = self.run_directory.posteriors
-        found = scored(self.config, self.weights, self.dataset["fingerprint"], folder, Q, method)
-        expected = (self.usable_val, self.config.model.classes)
-        if found and found.values.shape != expected:
+        data, testing = self.dataset["fingerprint"], self.config.evaluation
+        return NetAnswers(self.run_directory, self.weights, data, testing, self.boxes_fingerprint)
+
+    def scored(self, Q: tuple[int, ...], method: str) -> Scored | None:
+        """Stored posteriors of the final net, averaged over Q; None while some are missing. Raises UserError."""
+        found = self.answers.scored(method, Q) if self.answers else None
+        if found and found.values.shape != (expected := (self.usable_val, self.config.model.classes)):
             raise UserError(
-                f"{method} posteriors in {folder} are of {found.values.shape} images and "
+                f"{method} posteriors in {self.run_directory.posteriors} are of {found.values.shape} images and "
                 f"classes, the run's data set has {expected}: another index or class list; remove it and evaluate again"
             )
         return found
@@ -111,17 +119,14 @@ class StoredRun:
         """Why :meth:`scored` gives nothing, for a reader."""
         if not self.finished:
             return f"{self.name} is at step {self.step:,} of {self.config.train.iterations:,}"
-        if self.weights is None or not self.dataset:
+        if self.answers is None:
             return f"{self.name} is not evaluated yet"
         missing = [f"{part} at Q = {side}" for part in methods_of(method) for side in Q if not self.has(part, side)]
         return f"{self.name} lacks {', '.join(missing)}"
 
     def has(self, method: str, Q: int) -> bool:
         """Whether posteriors of its final net by a method at one Q, px, are stored."""
-        if self.weights is None or not self.dataset:
-            return False
-        tested = protocol(self.config, self.weights, self.dataset["fingerprint"], Q, method)
-        return tested.file(self.run_directory.posteriors).exists()
+        return self.answers is not None and not self.answers.lacking([(method, (Q,))])
 
     def what_boxes_lack(self, Q: tuple[int, ...], method: str) -> str:
         """Why boxes that a table needs are not there, for a reader."""
@@ -136,16 +141,17 @@ class StoredRun:
     @property
     def strangers(self) -> list[str]:
         """Stored answers that are not of this run's final net, or not of its index, and therefore not used."""
-        if self.weights is None or not self.dataset:
+        if self.answers is None:
             return []
-        run, net, data = self.run_directory, self.weights, self.dataset["fingerprint"]
+        run, net, data = self.run_directory, self.answers.weights, self.answers.data
         found = [file for file in run.posteriors.glob("*.npz") if f"-{net[:12]}-{data[:12]}" not in file.name]
         found += [file for file in run.features.glob("*.npz") if f"-{net[:12]}-" not in file.name]
-        tests = run.transfers.glob("[!.]*-*-*.npz")
-        found += [file for file in tests if transfers.described(file)[0].nets[0].weights != net]
-        for one, _ in box_store.list_found(run.boxes):
-            if (one.parts[0].weights, one.parts[0].data) != (net, data):
-                files = [one.file(run.boxes), *(part.file(run.boxes) for part in one.parts)]
+        for split, _ in SplitKey.listed(run):
+            if split.test.nets[0].weights != net:
+                found += [key.file(run) for key in split.test.keys if key.exists(run)]
+        for boxes, _ in FoundKey.listed(run):
+            if (boxes.parts[0].weights, boxes.parts[0].data) != (net, data):
+                files = [boxes.file(run), *(part.file(run) for part in boxes.parts)]
                 found += [file for file in files if file.exists()]
         return sorted({file.name for file in found if not file.name.startswith(".")})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from vggrepro.evaluation.asked import scales_at
+from vggrepro.evaluation.feature_spec import scales_at
 from vggrepro.evaluation.transfers import Transferred, list_transferred
 from vggrepro.paper import TransferTask, facts
 from vggrepro.reporting.runs import StoredRun
@@ -44,7 +44,7 @@ def stored_transfers(runs: Iterable[StoredRun]) -> list[StoredTransfer]:
 
 def _stored(runs: Sequence[StoredRun], by_weights: dict[str, StoredRun]) -> Iterator[StoredTransfer]:
     for run in runs:
-        for found in list_transferred(run.run_directory.transfers):
+        for found in list_transferred(run.run_directory):
             nets = [net.weights for net in found.protocol.nets]
             # of a net that was trained again since, or that was stacked with one that is not among these
             if nets[0] == run.weights and all(weights in by_weights for weights in nets):

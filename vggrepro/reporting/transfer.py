@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vggrepro.evaluation.asked import task_of
+from vggrepro.evaluation.feature_spec import task_of
 from vggrepro.evaluation.recognition import against_printed
 from vggrepro.paper import TransferFigure, facts, value
 from vggrepro.reporting import words

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vggrepro.evaluation.asked import task_of
+from vggrepro.evaluation.feature_spec import task_of
 from vggrepro.evaluation.recognition import compare
 from vggrepro.paper import facts, value
 from vggrepro.reporting.claims import MARGIN, Claim, Kind, judge

@@ -52,6 +52,11 @@ class RunDirectory:
         """The folder of what classifiers on features got right."""
         return self.path / "transfers"
 
+    def answers(self) -> list[Path]:
+        """Every stored answer of the run, whatever its kind, and every part of those that are not complete yet."""
+        stores = (self.posteriors, self.boxes, self.features, self.transfers)
+        return sorted(file for store in stores for file in store.rglob("[!.]*.npz"))
+
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a small file so that a reader, or a crash, meets the old content or the new one, never a part."""
         with replacing(self.path / name) as temporary:

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from vggrepro.config.settings import Config, Transfer
 from vggrepro.data.transfer import Drawing
 from vggrepro.errors import UserError
-from vggrepro.evaluation.features import Combine
 from vggrepro.models.table1 import architecture_of
-from vggrepro.paper import TransferTask, facts, value
+from vggrepro.paper import Combine, TransferTask, facts, value
 
 _OTHER = TransferTask(table=11, measure="recall", classes=0, images=0, scales=facts().transfer["caltech101"].scales,
                       combine="stack", splits=3, train_per_class=30, test_per_class=50)  # fmt: skip
@@ -38,7 +37,7 @@ def scales_at(crop: int, scales: tuple[int, ...]) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Asked:
+class FeatureSpec:
     """One way to make descriptors of a data set's samples."""
 
     Q: tuple[int, ...]
@@ -48,25 +47,26 @@ class Asked:
     """The descriptor of a person's box beside that of the image."""
 
 
-def asked_of(name: str, config: Config) -> list[Asked]:
+def feature_specs(name: str, config: Config) -> list[FeatureSpec]:
     """How a net is tested on a data set: first as the paper's tables have it, then what its text compares that with.
 
     On VOC, fewer scales and stacked ones; on Caltech, averaged ones; of actions, first the image alone and then its
     person's box as well. Where the configuration says scales or combination, that alone. Raises UserError for a Q that
     is too small for the net.
     """
-    task, own, crop = task_of(name), config.transfer, config.model.crop
+    task, settings, crop = task_of(name), config.transfer, config.model.crop
     smallest = architecture_of(config).smallest_side
-    if min(own.scales, default=smallest) < smallest:
-        raise UserError(f"Q = {min(own.scales)} is smaller than {config.name} takes; use {smallest} or more")
+    if min(settings.scales, default=smallest) < smallest:
+        raise UserError(f"Q = {min(settings.scales)} is smaller than {config.name} takes; use {smallest} or more")
 
-    first = Asked(tuple(dict.fromkeys(own.scales)) or scales_at(crop, task.scales), own.combine or task.combine)
+    Q = tuple(dict.fromkeys(settings.scales)) or scales_at(crop, task.scales)
+    first = FeatureSpec(Q, settings.combine or task.combine)
     if task.table == 12:
         return [first, replace(first, boxes=True)]
-    asked = [first]
-    if not own.combine and len(first.Q) > 1:
-        asked.append(replace(first, combine="average" if first.combine == "stack" else "stack"))
+    specs = [first]
+    if not settings.combine and len(Q) > 1:
+        specs.append(replace(first, combine="average" if first.combine == "stack" else "stack"))
     fewer = scales_at(crop, value("transfer_fewer_scales"))
-    if not own.scales and len(fewer) < len(first.Q):
-        asked.append(replace(first, Q=fewer))
-    return asked
+    if not settings.scales and len(fewer) < len(Q):
+        specs.append(replace(first, Q=fewer))
+    return specs

@@ -1,0 +1,149 @@
+"""What tests of nets have answered, stored: one file per key in the run directory, written all or nothing. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from itertools import chain
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from vggrepro.errors import UserError
+from vggrepro.files import replacing
+from vggrepro.storage.directory import RunDirectory
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Key(Generic[Answer]):
+    """Identifies one stored answer by what it was computed from; a kind of answer adds fields and a file's stem."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    folder: ClassVar[str]
+    """Of the run directory."""
+    answer: ClassVar[type[Any]]
+    """The dataclass of arrays that is stored."""
+    patterns: ClassVar[tuple[str, ...]] = ("[!.]*.npz",)
+    """Of the files of this kind in the folder."""
+
+    @property
+    def stem(self) -> str:
+        """Name of the file, without its ending."""
+        raise NotImplementedError
+
+    def file(self, run: RunDirectory) -> Path:
+        """Where the answer is stored."""
+        return run.path / self.folder / f"{self.stem}.npz"
+
+    def exists(self, run: RunDirectory) -> bool:
+        """Whether the answer is stored; nothing is read."""
+        return self.file(run).exists()
+
+    def save(self, run: RunDirectory, answer: Answer, **note: Any) -> None:
+        """Stores an answer, with a note for readers (JSON)."""
+        arrays = {name: getattr(answer, name) for name in self._arrays()}
+        said = {"said": np.array(json.dumps(note))} if note else {}
+        write_arrays(self.file(run), **arrays, protocol=np.array(_text(self)), **said)
+
+    def load(self, run: RunDirectory) -> Answer | None:
+        """Reads the answer; None where there is none. Raises UserError for a file that is something else."""
+        file = self.file(run)
+        if not file.exists():
+            return None
+        content = read_arrays(file)
+        try:
+            key, _ = self._header(file, content)
+            answer: Answer = self.answer(**{name: content[name] for name in self._arrays()})
+        except (ValueError, KeyError, TypeError) as error:
+            raise _unreadable(file, error) from None
+        if key != self:
+            raise UserError(f"{self.folder} {file} are of another protocol; remove the file and evaluate again")
+        return answer
+
+    def note(self, run: RunDirectory) -> dict[str, Any]:
+        """Reads the note of a stored answer. Raises UserError."""
+        return self._read_header(self.file(run))[1]
+
+    @classmethod
+    def listed(cls, run: RunDirectory) -> list[tuple[Self, dict[str, Any]]]:
+        """Every stored answer of this kind, (key, note), in the order of file names; no answer is read.
+
+        Raises UserError.
+        """
+        folder = run.path / cls.folder
+        return [cls._read_header(file) for file in sorted(chain.from_iterable(map(folder.glob, cls.patterns)))]
+
+    @classmethod
+    def _read_header(cls, file: Path) -> tuple[Self, dict[str, Any]]:
+        content = read_arrays(file, "protocol", "said", "note")
+        try:
+            return cls._header(file, content)
+        except (ValueError, KeyError, TypeError) as error:
+            raise _unreadable(file, error) from None
+
+    @classmethod
+    def _header(cls, file: Path, content: dict[str, NDArray[Any]]) -> tuple[Self, dict[str, Any]]:
+        """(key, note) of a stored file. Raises KeyError and ValueError."""
+        return parsed(cls, json.loads(str(content["protocol"]))), json.loads(str(content.get("said", "{}")))
+
+    @classmethod
+    def _arrays(cls) -> list[str]:
+        return [field.name for field in fields(cls.answer)]
+
+
+_Made = TypeVar("_Made")
+
+
+def parsed(kind: type[_Made], tree: Any) -> _Made:
+    """A dataclass from its JSON, checked. Raises ValueError in one line."""
+    try:
+        return TypeAdapter(kind).validate_python(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _text(key: Any) -> str:
+    return json.dumps(asdict(key), sort_keys=True)
+
+
+def digest(key: Any) -> str:
+    """16 hexadecimal digits, equal for equal keys, for the names of files."""
+    return hashlib.sha256(_text(key).encode()).hexdigest()[:16]
+
+
+def stem_of(*parts: object, flip: bool, precision: str, hashes: Iterable[str]) -> str:
+    """A stem from parts of a key: only what departs from mirror images and fp32 is named."""
+    departures = [*([] if flip else ["noflip"]), *([] if precision == "fp32" else [precision])]
+    return "-".join(map(str, [*parts, *departures, *(one[:12] for one in hashes)]))
+
+
+def write_arrays(file: Path, **arrays: NDArray[Any]) -> None:
+    """Writes all or nothing: a file with its final name is complete."""
+    with replacing(file) as temporary, temporary.open("wb") as out:
+        np.savez(out, **arrays)  # type: ignore[arg-type]
+
+
+def read_arrays(file: Path, *names: str) -> dict[str, NDArray[Any]]:
+    """Reads what :func:`write_arrays` wrote: all of it, or those of these arrays that are there and no byte of others.
+
+    Raises UserError.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            return {name: content[name] for name in names or content.files if name in content}
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: Path, error: Exception) -> UserError:
+    kind = file.parent.with_suffix("").name if file.parent.suffix == ".parts" else file.parent.name
+    return UserError(f"{kind} {file} cannot be read ({error}); remove the file and evaluate again")
