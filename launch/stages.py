@@ -64,7 +64,7 @@ def stages_of(graph: Graph, jobs: Mapping[str, slurm.Job]) -> list[Stage]:
         if job:
             state = {"RUNNING": "running", "COMPLETING": "ending"}.get(job.state, "queued")  # type: ignore[assignment]
         elif trained[name]:
-            from vggrepro.pipeline.stage import is_evaluated  # which needs what testing needs, half a second
+            from vggrepro.pipeline.done import is_evaluated  # which needs numpy, as nothing else here does
 
             state = "finished" if is_evaluated(config, graph.parent_of(name)) else "trained"
         else:

@@ -108,7 +108,16 @@ def test_models_know_no_ranks_and_no_tracking() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["cli.main", "config.recipes", "storage.ledger", "storage.mirror", "ranks.topology", "preflight.plan"]
+    "module",
+    [
+        "cli.main",
+        "config.recipes",
+        "storage.ledger",
+        "storage.mirror",
+        "ranks.topology",
+        "preflight.plan",
+        "pipeline.done",
+    ],
 )
 def test_light_modules_stay_light(module: str) -> None:
     assert not {"torch", "mlflow", "nvidia.dali", "pandas"} & modules_after(f"import vggrepro.{module}")

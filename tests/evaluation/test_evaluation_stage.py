@@ -43,7 +43,7 @@ def answers(index: Index, run: RunDirectory, config: Config = CONFIG) -> NetAnsw
 def run_evaluation(
     index: Index, run: RunDirectory, loader: Loader, topology: Topology | None = None, **options: Any
 ) -> None:
-    wanted = dict.fromkeys(options.get("methods", METHODS), options.get("wanted", (40, 36)))
+    wanted = [(method, options.get("wanted", (40, 36))) for method in options.get("methods", METHODS)]
     with Watch(topology) as watch:
         evaluate(answers(index, run), lambda: (tiny_net(), loader), index, watch, wanted)
 
@@ -130,7 +130,7 @@ def test_a_signal_is_heeded_and_loses_nothing(
         return original(self, doing)
 
     monkeypatch.setattr(Watch, "beat", beat)
-    wanted = dict.fromkeys(METHODS, (36, 40))
+    wanted = [(method, (36, 40)) for method in METHODS]
     with pytest.raises(Interrupted, match="SIGTERM"):
         evaluate(answers(odd_index, run), lambda: (tiny_net(), loader), odd_index, watch, wanted)
     monkeypatch.undo()
@@ -177,7 +177,7 @@ def test_what_is_stored_is_not_computed_again(odd_index: Index, whole: RunDirect
     def never() -> Any:
         raise AssertionError("the net was made again")
 
-    wanted = dict.fromkeys(("dense", "both", "centre"), (36, 40))
+    wanted = [(method, (36, 40)) for method in ("dense", "both", "centre")]
     evaluate(answers(odd_index, whole), never, odd_index, Watch(), wanted)
     lacking = answers(odd_index, whole).lacking([("both", (36, 40, 44))])
     assert [(key.method, key.Q) for key in lacking] == [("dense", 44), ("multicrop", 44)]
@@ -229,7 +229,7 @@ def test_precisions(odd_index: Index, tmp_path: Path, device: str, precision: An
         loader_there = make_loader(config.data, torch.device(where))
         run = RunDirectory(tmp_path / where / config.evaluation.precision)
         there, opened = answers(odd_index, run, config), (tiny_net().to(where), loader_there)
-        evaluate(there, lambda opened=opened: opened, odd_index, Watch(), {"dense": (40,)})
+        evaluate(there, lambda opened=opened: opened, odd_index, Watch(), [("dense", (40,))])
         kept = there.posteriors("dense", 40).load(run)
         assert kept is not None
         found[where, config.evaluation.precision] = kept.values

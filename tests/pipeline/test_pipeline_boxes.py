@@ -17,8 +17,8 @@ from vggrepro.data.scan import scan_folder
 from vggrepro.errors import Interrupted
 from vggrepro.evaluation.box_store import FoundKey
 from vggrepro.evaluation.localise import boxes_at_places
+from vggrepro.pipeline.done import is_evaluated
 from vggrepro.pipeline.graph import reproduce
-from vggrepro.pipeline.stage import is_evaluated
 from vggrepro.ranks.watch import Watch
 from vggrepro.reporting.finding import find_runs
 from vggrepro.reporting.tables import build_report

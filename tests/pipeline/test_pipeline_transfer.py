@@ -153,13 +153,15 @@ def test_two_ranks_and_interruptions_change_nothing(
     assert list(stopped.glob("features/*Q55*.parts/*.npz"))
 
     classify, features, shown = svm.classify, methods.features, []
-    monkeypatch.setattr(methods, "features", lambda net, *given: shown.append(len(given[0])) or features(net, *given))
+    monkeypatch.setattr(
+        "vggrepro.pipeline.features.features", lambda net, *given: shown.append(len(given[0])) or features(net, *given)
+    )
 
     def asked_meanwhile(*given: object) -> svm.Classified:
         monkeypatch.setattr(Watch, "leave_together", _leaves)
         return classify(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(svm, "classify", asked_meanwhile)
+    monkeypatch.setattr("vggrepro.pipeline.transfer.classify", asked_meanwhile)
     with pytest.raises(Interrupted):
         transfer_nets([stopped], [*HERE, *FEW], sets=folder)
     monkeypatch.undo()
@@ -168,8 +170,8 @@ def test_two_ranks_and_interruptions_change_nothing(
     assert not list(stopped.glob("transfers/*-1.npz"))
 
     calls = []
-    monkeypatch.setattr(svm, "classify", lambda *given: calls.append(1) or classify(*given))
-    monkeypatch.setattr("vggrepro.training.stage.net_of", None)
+    monkeypatch.setattr("vggrepro.pipeline.transfer.classify", lambda *given: calls.append(1) or classify(*given))
+    monkeypatch.setattr("vggrepro.pipeline.net.net_of", None)
     transfer_nets([stopped], [*HERE, *FEW], sets=folder)
     assert len(calls) == 3, "two splits of two tests, of which one was done"
     transfer_nets([stopped], [*HERE, *FEW], sets=folder)

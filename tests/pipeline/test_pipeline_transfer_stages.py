@@ -18,10 +18,10 @@ from vggrepro.config.recipes import Graph
 from vggrepro.errors import UserError
 from vggrepro.evaluation import svm
 from vggrepro.evaluation.transfers import list_transferred
+from vggrepro.pipeline.done import is_evaluated, is_transferred
 from vggrepro.pipeline.graph import reproduce
 from vggrepro.pipeline.session import open_session
-from vggrepro.pipeline.stage import is_evaluated
-from vggrepro.pipeline.transfer import is_transferred, transfer_together
+from vggrepro.pipeline.transfer import transfer_together
 from vggrepro.storage import lease
 from vggrepro.storage.directory import RunDirectory
 
@@ -106,7 +106,7 @@ def test_mlflow_is_there_when_figures_are_logged(whole: Graph) -> None:
 def test_a_second_call_loads_and_learns_nothing(again: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
     A = RunDirectory(again.stages["A"].directory)
     before = A.metrics.read_bytes()
-    monkeypatch.setattr("vggrepro.training.stage.load_final", None)
+    monkeypatch.setattr("vggrepro.pipeline.net.load_final", None)
     monkeypatch.setattr(svm, "classify", None)
     reproduce(again)
     assert A.metrics.read_bytes() == before

@@ -1,6 +1,6 @@
 """The evaluation of one net: posteriors for each method and Q, stored in its run directory."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -26,7 +26,7 @@ def evaluate(
     opened: Callable[[], tuple[VGG, Loader]],
     index: Index,
     watch: Watch,
-    tests: Mapping[str, Iterable[int]],
+    tests: Iterable[tuple[str, Iterable[int]]],
 ) -> None:
     """Computes and stores the posteriors that are missing, by each method at its Q, px; every rank calls it.
 
@@ -34,7 +34,7 @@ def evaluate(
     evaluation that was interrupted goes on where it was. All methods of one Q see the same decoded images. Raises
     UserError, and Interrupted.
     """
-    missing = from_first_rank(answers.lacking(tests.items()))
+    missing = from_first_rank(answers.lacking(tests))
     if not missing:
         return
     testing, split = answers.testing, index.split("val")

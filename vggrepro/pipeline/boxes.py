@@ -5,31 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vggrepro.config.settings import Config
+from vggrepro.data.boxes import BoxSet
+from vggrepro.data.index import Index
+from vggrepro.data.views import Ints
 from vggrepro.errors import UserError
 from vggrepro.evaluation.box_store import DENSE, FoundKey, merge_places, save_truth
 from vggrepro.evaluation.boxes import BoxErrors, Found, error_of
 from vggrepro.evaluation.errors import ErrorRate
-from vggrepro.evaluation.guesses import Guesses, Source, guesses_key, guesses_of
+from vggrepro.evaluation.guesses import Guesses, Source, guesses_of
+from vggrepro.evaluation.localise import Annotated, BoxPredictor, annotated
 from vggrepro.evaluation.measure import NetAnswers
+from vggrepro.models.vgg import VGG
+from vggrepro.pipeline.done import is_stored
 from vggrepro.pipeline.figures import draw_box_figures
 from vggrepro.pipeline.net import Net
 from vggrepro.pipeline.session import Session
 from vggrepro.pipeline.tracking import mirrored
 from vggrepro.ranks.collectives import from_first_rank
-from vggrepro.storage.directory import RunDirectory
-from vggrepro.storage.status import known_weights
-
-if TYPE_CHECKING:
-    from vggrepro.data.boxes import BoxSet
-    from vggrepro.data.index import Index
-    from vggrepro.data.views import Ints
-    from vggrepro.evaluation.localise import Annotated
-    from vggrepro.models.vgg import VGG
+from vggrepro.training.stage import check_data, load_final, net_of, weights_of
 
 
 @dataclass(frozen=True)
@@ -46,8 +43,6 @@ class BoxNet:
 
     def opened(self, session: Session) -> tuple[VGG, VGG]:
         """The two nets. Raises UserError where the parent is not the one that it started from."""
-        from vggrepro.training.stage import load_final, net_of, weights_of
-
         checkpoint, found = self.net.load(), weights_of(self.parent)
         if (began := checkpoint.provenance["parent"]["weights"]) != found:
             raise UserError(
@@ -66,12 +61,10 @@ def evaluate_boxes(config: Config, parent: Config, session: Session) -> None:
 
     The guessed classes are those of the parent's posteriors, dense at its own Q of Table 4.
     """
-    from vggrepro.training.stage import check_data
-
     net = BoxNet(Net.of_stage(config), parent)
     run, test = net.net.run, BoxTest.opened(config, session)
     check_data(config, test.index, test.boxes)
-    if from_first_rank(has_boxes(config, parent, net.net.weights, run.read_json("dataset.json") or {})):
+    if from_first_rank(is_stored(config, parent)):
         return
     guesses = test.guesses([parent], DENSE)
     with mirrored(config, run, session.topology):
@@ -84,18 +77,6 @@ def evaluate_boxes(config: Config, parent: Config, session: Session) -> None:
                     run.append(record)
                 draw_box_figures(config, run, test.pooled([(net, config.multi_Q)], guesses), test.images, session)
             from_first_rank(None)
-
-
-def has_boxes(config: Config, parent: Config, weights: str, dataset: dict[str, Any]) -> bool:
-    """Whether the boxes that a stage's tables need are stored."""
-    scorer, run = known_weights(RunDirectory(parent.directory)), RunDirectory(config.directory)
-    if scorer is None:
-        return False
-    guesses = guesses_key([(scorer, DENSE, parent.multi_Q)])
-    data, boxes = dataset["fingerprint"], dataset["boxes"]["fingerprint"]
-    answers = NetAnswers(run, weights, data, config.evaluation, boxes)
-    keys = [FoundKey(answers.places(Q, guesses), merge_below(config)) for Q in (config.single_Q, config.multi_Q)]
-    return all(key.exists(run) for key in [*keys, answers.centre_boxes(config.single_Q[0])])
 
 
 def merge_below(config: Config) -> float:
@@ -118,8 +99,6 @@ class BoxTest:
     @classmethod
     def opened(cls, config: Config, session: Session) -> BoxTest:
         """Of a stage's data set. Raises UserError."""
-        from vggrepro.evaluation.localise import annotated
-
         index, boxes = session.index(config), session.boxes(config)
         assert boxes is not None
         rows = np.flatnonzero(boxes.split("val").has)
@@ -146,8 +125,6 @@ class BoxTest:
 
     def predict(self, net: BoxNet, guesses: Guesses, Q: set[int], *, centre: bool = False) -> None:
         """Stores a net's boxes at every place, at each Q, and with `centre` those of the centre crop; on every rank."""
-        from vggrepro.evaluation.localise import BoxPredictor
-
         answers, loader = self.answers(net), self.session.loader(net.config)
         nets = cache(lambda: net.opened(self.session))
         predictor = BoxPredictor(answers, self.images, loader, self.session.watch, nets)

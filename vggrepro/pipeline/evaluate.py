@@ -8,18 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vggrepro.config.settings import Data
+from vggrepro.data.index import Index
 from vggrepro.errors import UserError
 from vggrepro.evaluation.measure import NetAnswers, Scored, methods_of
+from vggrepro.evaluation.stage import evaluate
+from vggrepro.evaluation.verify import METHODS, SCALES, verify
+from vggrepro.models.table1 import architecture_of, require_class_scores
+from vggrepro.models.weights import read
 from vggrepro.pipeline.net import Net
 from vggrepro.pipeline.session import open_session
 from vggrepro.pipeline.stage import errors_by_name
 from vggrepro.pipeline.weights import checkpoint_of
-
-if TYPE_CHECKING:
-    from vggrepro.data.index import Index
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,6 @@ def evaluate_nets(
     weights were made for, and stored in its run directory; the errors of a run's final net are logged with its other
     metrics. Raises UserError and Interrupted.
     """
-    from vggrepro.models.table1 import architecture_of, require_class_scores
-
     nets = [Net.at(path, _changes(overrides, scales)) for path in paths]
     for net in nets:
         if net.predicts_boxes:
@@ -63,8 +63,6 @@ def _changes(overrides: Sequence[str], scales: tuple[int, ...] | None) -> list[s
 
 
 def _evaluate(nets: Sequence[Net], methods: Sequence[str], scales: tuple[int, ...] | None) -> list[EvaluatedNet] | None:
-    from vggrepro.evaluation.stage import evaluate
-
     result: list[EvaluatedNet] = []
     with open_session([net.config for net in nets], training=False) as session:
         is_first = session.topology.is_first
@@ -79,7 +77,7 @@ def _evaluate(nets: Sequence[Net], methods: Sequence[str], scales: tuple[int, ..
                 net.note_weights()
             if answers.data != result[0].answers.data:
                 raise UserError(f"{net.path} and {nets[0].path} see different images; give them the same data.index")
-            evaluate(answers, partial(net.opened, session), index, session.watch, dict.fromkeys(methods, Q))
+            evaluate(answers, partial(net.opened, session), index, session.watch, [(method, Q) for method in methods])
             if not is_first:
                 continue
             dataset = net.run.read_json("dataset.json")
@@ -120,9 +118,6 @@ def verify_paper(
     `files` are the authors' weights by column of Table 1. Posteriors are kept under `runs`, so that an interrupted
     verification goes on where it was. Raises UserError and Interrupted.
     """
-    from vggrepro.evaluation.verify import METHODS, SCALES, verify
-    from vggrepro.models.weights import read
-
     changes = _changes([f"data.index={json.dumps(str(index))}", *overrides], SCALES)
     nets, sources = [], {}
     for name, file in files.items():

@@ -10,25 +10,27 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vggrepro.config.parsing import checked
 from vggrepro.config.settings import Config, Transfer
+from vggrepro.data.loader import Batch
 from vggrepro.data.transfer import TransferSet
+from vggrepro.data.transfer_scan import open_transfer
+from vggrepro.data.views import Ints
 from vggrepro.errors import UserError
 from vggrepro.evaluation.feature_spec import FeatureSpec, drawing_of, feature_specs
 from vggrepro.evaluation.features import Features, FeaturesKey, descriptors, stacked
+from vggrepro.evaluation.methods import Settings, features, region_views, whole_views
+from vggrepro.evaluation.run_split import Job, store_over_split
 from vggrepro.evaluation.store import write_arrays
+from vggrepro.models.precision import set_arithmetic
 from vggrepro.pipeline.net import Net
 from vggrepro.pipeline.session import Session
 from vggrepro.ranks.collectives import from_first_rank
-
-if TYPE_CHECKING:
-    from vggrepro.data.loader import Batch
-    from vggrepro.data.views import Ints
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,6 @@ class Descriptors:
                 self._extract(net, spec.Q, session, boxes=boxes)
 
     def _extract(self, net: Net, Q: Sequence[int], session: Session, *, boxes: bool) -> None:
-        from vggrepro.evaluation.methods import Settings, features, region_views, whole_views
-        from vggrepro.evaluation.run_split import Job, store_over_split
-        from vggrepro.models.precision import set_arithmetic
-
         missing = from_first_rank([key for key in self._keys(net, Q, boxes=boxes) if not key.exists(net.run)])
         if not missing:
             return
@@ -125,15 +123,8 @@ def net_at(path: Path, changes: Sequence[str], sets: Mapping[str, str] | None = 
 
 def open_set(name: str, config: Config, session: Session) -> TransferSet:
     """One of a stage's data sets; rank 0 makes what others then find made. Raises UserError."""
-    from vggrepro.data.transfer_scan import open_transfer
-    from vggrepro.progress import progress
-    from vggrepro.ranks.collectives import first_rank_first
-
     source, drawing, cache = config.transfer.sets[name], drawing_of(name, config.transfer), config.run.root / "index"
-    with (
-        first_rank_first(session.topology),
-        progress(f"reading {name}", None, shown=session.topology.is_first) as update,
-    ):
+    with session.opening(f"reading {name}") as update:
         return open_transfer(name, source, drawing, cache, lambda done, total: update(done, f"of {total}"))
 
 

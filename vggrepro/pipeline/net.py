@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vggrepro.config.parsing import override
 from vggrepro.config.settings import Config, Transfer
+from vggrepro.data.loader import Loader
 from vggrepro.evaluation.measure import NetAnswers
+from vggrepro.evaluation.stage import as_the_net_expects
 from vggrepro.models.table1 import architecture_of
+from vggrepro.models.vgg import VGG
+from vggrepro.pipeline.session import Session
 from vggrepro.pipeline.tracking import mirrored
+from vggrepro.storage.checkpoint import Checkpoint, load, weights_hash
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.status import known_weights, locate, note_weights, relocated, stage_at
-
-if TYPE_CHECKING:
-    from vggrepro.data.loader import Loader
-    from vggrepro.models.vgg import VGG
-    from vggrepro.pipeline.session import Session
-    from vggrepro.storage.checkpoint import Checkpoint
+from vggrepro.training.stage import load_final, net_of, weights_of
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,14 @@ class Net:
     @classmethod
     def of_stage(cls, config: Config) -> Net:
         """The final net of a finished stage. Raises UserError."""
-        from vggrepro.training.stage import load_final, weights_of
-
         run, step = RunDirectory(config.directory), config.train.iterations
         return cls(run.path, config, config, weights_of(config), step, run, lambda: load_final(config))
 
     @classmethod
     def at(cls, path: Path, changes: Sequence[str]) -> Net:
         """A net by its run directory or checkpoint, tested with `section.key=value` changes. Raises UserError."""
-        from vggrepro.storage import checkpoint
-
         file, folder = locate(path)
-        found = checkpoint.load(file)
+        found = load(file)
         return cls.of_checkpoint(path, found, stage_at(folder) if path.is_dir() else found.stage, folder, changes)
 
     @classmethod
@@ -62,8 +58,6 @@ class Net:
         cls, path: Path, checkpoint: Checkpoint, stage: Config, folder: Path, changes: Sequence[str]
     ) -> Net:
         """A checkpoint's net, trained as a stage, whose answers are stored in a run directory. Raises UserError."""
-        from vggrepro.storage.checkpoint import weights_hash
-
         config, weights = override(stage, changes, path), weights_hash(checkpoint.weights)
         return cls(path, config, stage, weights, checkpoint.step, RunDirectory(folder), lambda: checkpoint)
 
@@ -92,9 +86,6 @@ class Net:
 
     def opened(self, session: Session) -> tuple[VGG, Loader]:
         """The net on this rank's device, and the loader with the preprocessing that its weights were made for."""
-        from vggrepro.evaluation.stage import as_the_net_expects
-        from vggrepro.training.stage import net_of
-
         checkpoint = self.load()
         loader = as_the_net_expects(session.loader(self.config), checkpoint.preprocessing)
         return net_of(checkpoint, session.device), loader

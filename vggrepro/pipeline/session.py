@@ -6,25 +6,25 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import torch
 
 from vggrepro.config.settings import Config, Data
+from vggrepro.data.boxes import BoxSet
+from vggrepro.data.dataset import open_boxes_of, open_data
+from vggrepro.data.index import Index
+from vggrepro.data.loader import Loader, make_loader
 from vggrepro.errors import UserError
 from vggrepro.files import why_unwritable
-from vggrepro.progress import echo, progress
+from vggrepro.models.table1 import architecture_of, require_class_scores
+from vggrepro.progress import Update, echo, progress
 from vggrepro.ranks.collectives import cores_of_rank, first_rank_first
 from vggrepro.ranks.group import pick_device, process_group
 from vggrepro.ranks.topology import Topology, topology_of
 from vggrepro.ranks.watch import Watch
 from vggrepro.storage.status import is_finished
 from vggrepro.storage.tracking_uri import resolve_uri
-
-if TYPE_CHECKING:
-    import torch
-
-    from vggrepro.data.boxes import BoxSet
-    from vggrepro.data.index import Index
-    from vggrepro.data.loader import Loader
+from vggrepro.training.step import shard_of
 
 
 @dataclass(frozen=True)
@@ -47,38 +47,31 @@ class Session:
 
     def loader(self, config: Config) -> Loader:
         """What renders the images of a stage. Raises UserError."""
-        from vggrepro.data.loader import make_loader
-
         return make_loader(config.data, self.device, self.cores)
 
-    def index(self, config: Config) -> Index:
-        """The data set of a stage; rank 0 makes what others then find made. Raises UserError."""
-        from vggrepro.data.dataset import open_data
+    @contextmanager
+    def opening(self, doing: str) -> Iterator[Update]:
+        """Around what rank 0 makes first and the others then find made; progress is shown."""
+        with first_rank_first(self.topology), progress(doing, None, shown=self.topology.is_first) as update:
+            yield update
 
+    def index(self, config: Config) -> Index:
+        """The data set of a stage. Raises UserError."""
         if config.data not in self.indexes:
-            with (
-                first_rank_first(self.topology),
-                progress("reading image headers", None, shown=self.topology.is_first) as update,
-            ):
-                self.indexes[config.data] = index = open_data(
-                    config, lambda done, total: update(done, f"of {total}"), training=self.training
-                )
+            with self.opening("reading image headers") as update:
+                index = open_data(config, lambda done, total: update(done, f"of {total}"), training=self.training)
+            self.indexes[config.data] = index
             for note in index.notes if self.topology.is_first else ():
                 echo(f"{index.source}: {note}")
         return self.indexes[config.data]
 
     def boxes(self, config: Config) -> BoxSet | None:
-        """The boxes of a stage's data set, where the stage predicts them; made as the index is. Raises UserError."""
-        from vggrepro.data.dataset import open_boxes_of
-
+        """The boxes of a stage's data set, where the stage predicts them. Raises UserError."""
         if config.localisation is None:
             return None
         if config.data not in self.box_sets:
             index = self.index(config)
-            with (
-                first_rank_first(self.topology),
-                progress("reading boxes", None, shown=self.topology.is_first) as update,
-            ):
+            with self.opening("reading boxes") as update:
                 self.box_sets[config.data] = open_boxes_of(config, index, lambda done: update(done, "annotations"))
         return self.box_sets[config.data]
 
@@ -92,10 +85,6 @@ def open_session(
     Without `training`, any number of ranks will do. After `stop_after_s` seconds of wall time the work is asked to
     stop, as by a signal; where it can be left, Interrupted is then raised.
     """
-    from vggrepro.data.loader import make_loader
-    from vggrepro.models.table1 import architecture_of, require_class_scores
-    from vggrepro.training.step import shard_of
-
     topology = topology_of(os.environ)
     for config in configs:
         net = architecture_of(config)

@@ -5,17 +5,21 @@ from collections.abc import Iterable
 from vggrepro.config.recipes import load_resolved
 from vggrepro.config.settings import Config
 from vggrepro.evaluation.measure import NetAnswers
-from vggrepro.pipeline.boxes import evaluate_boxes, has_boxes
+from vggrepro.evaluation.stage import evaluate
+from vggrepro.pipeline.boxes import evaluate_boxes
+from vggrepro.pipeline.done import tests_of
 from vggrepro.pipeline.figures import draw_figures
 from vggrepro.pipeline.net import Net
 from vggrepro.pipeline.session import Session
 from vggrepro.pipeline.tracking import mirrored
-from vggrepro.pipeline.transfer import is_transferred, transfer_stage
+from vggrepro.pipeline.transfer import transfer_stage
 from vggrepro.progress import echo
 from vggrepro.ranks.collectives import from_first_rank
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.ledger import ledger, read_ledger, write_ledger
-from vggrepro.storage.status import is_finished, known_weights, require_finished
+from vggrepro.storage.status import is_finished, require_finished
+from vggrepro.training.loop import Training
+from vggrepro.training.stage import begin, check_data
 
 
 def train_stage(config: Config, parent: Config | None, session: Session, *, force: bool = False) -> None:
@@ -23,9 +27,6 @@ def train_stage(config: Config, parent: Config | None, session: Session, *, forc
 
     Raises UserError, also when the parent is not finished, and Interrupted.
     """
-    from vggrepro.training import stage
-    from vggrepro.training.loop import Training
-
     run = RunDirectory(config.directory)
     if from_first_rank(is_finished(config)):
         if session.topology.is_first:
@@ -34,9 +35,9 @@ def train_stage(config: Config, parent: Config | None, session: Session, *, forc
     if parent:
         require_finished(parent)
     index, boxes = session.index(config), session.boxes(config)
-    stage.check_data(config, index, boxes)
+    check_data(config, index, boxes)
     if session.topology.is_first:
-        departures = stage.begin(config, parent, index, boxes, run, session.topology.world)
+        departures = begin(config, parent, index, boxes, run, session.topology.world)
         echo(f"{config.name}: departs from the paper in {len(departures)} settings, see {run.path / 'ledger.json'}")
         if boxes and (without := int((~boxes.split("train").has).sum())):
             echo(f"{config.name}: {without:,} training images without a box are left out")
@@ -76,26 +77,18 @@ def _note_testing(config: Config, parent: Config | None) -> None:
 
 
 def _evaluate_classes(config: Config, session: Session) -> None:
-    from vggrepro.evaluation.stage import evaluate
-    from vggrepro.training.stage import check_data
-
     net, index = Net.of_stage(config), session.index(config)
     check_data(config, index)
     answers = net.answers(index.fingerprint)
-    if not from_first_rank(answers.lacking(_tests(config).items())):
+    if not from_first_rank(answers.lacking(tests_of(config))):
         return
     with mirrored(config, net.run, session.topology):
-        evaluate(answers, lambda: net.opened(session), index, session.watch, _tests(config))
+        evaluate(answers, lambda: net.opened(session), index, session.watch, tests_of(config))
         if session.topology.is_first:
             tests = [("dense", config.single_Q), ("dense", config.multi_Q), ("centre", config.single_Q)]
             if record := net.new_record(errors_by_name(config, answers, tests)):
                 net.run.append(record)
             draw_figures(config, net.run, index, session)
-
-
-def _tests(config: Config) -> dict[str, set[int]]:
-    """The Q at which each method tests a finished stage: what Tables 3 and 4 need, and a centre crop beside them."""
-    return {"dense": {*config.single_Q, *config.multi_Q}, "centre": {*config.single_Q}}
 
 
 def errors_by_name(
@@ -115,16 +108,3 @@ def errors_by_name(
         errors |= {f"{name}_top1_error": found.top1.percent, f"{name}_top5_error": found.top5.percent}
         errors["n"] = found.top1.n
     return errors
-
-
-def is_evaluated(config: Config, parent: Config | None) -> bool:
-    """Whether a stage is finished and what its tables need is stored. Raises as is_finished."""
-    run = RunDirectory(config.directory)
-    weights, data = known_weights(run), run.read_json("dataset.json")
-    if not (is_finished(config) and weights and data):
-        return False
-    if config.localisation:
-        assert parent is not None
-        return has_boxes(config, parent, weights, data)
-    answers = NetAnswers(run, weights, data["fingerprint"], config.evaluation)
-    return is_transferred(config) and not answers.lacking(_tests(config).items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ from vggrepro.config.settings import Config
 from vggrepro.data.transfer import TransferSet
 from vggrepro.errors import UserError
 from vggrepro.evaluation.feature_spec import FeatureSpec, drawing_of, feature_specs
+from vggrepro.evaluation.svm import classify
 from vggrepro.evaluation.transfers import (
     NetProtocol,
     TransferProtocol,
@@ -23,6 +23,7 @@ from vggrepro.evaluation.transfers import (
     save_truth,
     truth_file,
 )
+from vggrepro.pipeline.done import TRANSFERS, is_transferred, transfers_hash
 from vggrepro.pipeline.features import Descriptors, net_at, open_set
 from vggrepro.pipeline.net import Net
 from vggrepro.pipeline.session import Session, open_session
@@ -31,9 +32,7 @@ from vggrepro.progress import echo
 from vggrepro.ranks.collectives import first_rank_first, from_first_rank
 from vggrepro.storage import lease
 from vggrepro.storage.directory import RunDirectory
-from vggrepro.storage.status import is_finished, known_weights
-
-_DONE = "transfers.json"  # what a stage was tested on, and how
+from vggrepro.storage.status import is_finished
 
 
 def transfer_stage(config: Config, session: Session) -> None:
@@ -51,24 +50,7 @@ def transfer_stage(config: Config, session: Session) -> None:
                     run.append(record)
                 files |= {file.name for test in tests for file in _files(test, run)}
         if session.topology.is_first:
-            run.write_json(_DONE, {"asked": _tests_hash(config, net.weights), "files": sorted(files)})
-
-
-def is_transferred(config: Config) -> bool:
-    """Whether a stage was tested on all data sets that its configuration names, and the answers are still there."""
-    if not config.transfer.sets:
-        return True
-    run = RunDirectory(config.directory)
-    weights, done = known_weights(run), run.read_json(_DONE)
-    if not (weights and done and done["asked"] == _tests_hash(config, weights)):
-        return False
-    files = done.get("files")
-    return bool(files) and all((run.transfers / name).exists() for name in files)
-
-
-def _tests_hash(config: Config, weights: str) -> str:
-    tests = (weights, config.transfer.model_dump_json(), config.evaluation.flip, config.evaluation.precision)
-    return hashlib.sha256(repr(tests).encode()).hexdigest()
+            run.write_json(TRANSFERS, {"asked": transfers_hash(config, net.weights), "files": sorted(files)})
 
 
 def transfer_together(stages: Iterable[Config], session: Session) -> None:
@@ -188,8 +170,6 @@ def transfer(samples: Descriptors, session: Session) -> None:
 
     Every rank calls it; what is stored is not computed again. Raises UserError, and Interrupted between two splits.
     """
-    from vggrepro.evaluation.svm import classify
-
     data, run, protocol = samples.data, samples.nets[0].run, protocol_of(samples)
     if from_first_rank(is_stored(protocol, run)):
         return
@@ -256,8 +236,6 @@ def _files(found: Transferred, run: RunDirectory) -> list[Path]:
 
 def _submit(nets: Sequence[Net], data: TransferSet, folder: Path, session: Session) -> None:
     """Writes the files that the challenge's server takes, of the images that only it has labels of."""
-    from vggrepro.evaluation.svm import classify
-
     assert data.submission is not None, data.name
     samples = Descriptors(data, tuple(nets), _specs(nets, data.name)[-1 if data.boxes is not None else 0])
     session.watch.rest()
