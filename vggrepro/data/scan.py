@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
@@ -91,58 +91,39 @@ def scan_folder(root: Path) -> Index:
 def _findings(
     members: Sequence[Member], how: How, mean: bool, journal: Path | None, progress: Progress
 ) -> list[Finding]:
-    """What is seen of each member; taken from the journal as far as it goes."""
-    places = [
-        Place(m.container if m.archive else os.path.join(m.container, m.name), m.offset, m.length) for m in members
-    ]
+    """What is seen of each member; taken from the journal as far as it goes, which has a line a chunk."""
+    places = [Place(member.file, member.offset, member.length) for member in members]
     listing = hashlib.sha256(
         repr((how, mean, [(*p, m.mtime_ns) for p, m in zip(places, members, strict=True)])).encode()
-    )
+    ).hexdigest()
     findings: list[Finding] = []
     if journal and journal.exists():
         head, *lines = journal.read_text().splitlines(keepends=True) or [""]
-        if head.strip() == listing.hexdigest():
+        if head.strip() == listing:
             for line in lines:
                 if line.endswith("\n"):  # the last one may be torn
                     findings += [Finding(*finding) for finding in json.loads(line)]
     left = places[len(findings) :]
     chunks = [left[start : start + _CHUNK] for start in range(0, len(left), _CHUNK)]
-    with _Journal(journal, listing.hexdigest(), findings) as keep:
+    with _rewritten(journal) as file:
+        file.write(f"{listing}\n{json.dumps(findings)}\n" if findings else f"{listing}\n")
         for chunk in verify(chunks, how, mean=mean):
             findings += chunk
-            keep(chunk)
+            file.write(json.dumps(chunk) + "\n")
+            file.flush()
             progress(len(findings), len(members))
     return findings
 
 
-class _Journal:
-    """Findings on disk, a line a chunk, rewritten from those already known."""
-
-    def __init__(self, path: Path | None, listing: str, known: Sequence[Finding]) -> None:
-        self._file = None
-        if path:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = path.open("w")
-            except OSError as error:
-                raise UserError(
-                    f"{path.parent} cannot be written to ({error.strerror}); choose another --out"
-                ) from None
-            self._file.write(listing + "\n")
-            if known:
-                self(known)
-
-    def __call__(self, findings: Sequence[Finding]) -> None:
-        if self._file:
-            self._file.write(json.dumps(findings) + "\n")
-            self._file.flush()
-
-    def __enter__(self) -> _Journal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file:
-            self._file.close()
+def _rewritten(journal: Path | None) -> TextIO:
+    """The journal, emptied; without one, a file that keeps nothing. Raises UserError."""
+    if journal is None:
+        return open(os.devnull, "w")
+    try:
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        return journal.open("w")
+    except OSError as error:
+        raise UserError(f"{journal.parent} cannot be written to ({error.strerror}); choose another --out") from None
 
 
 def _table(members: Sequence[Member], findings: Sequence[Finding], classes: Sequence[str]) -> pa.Table:
