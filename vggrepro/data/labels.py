@@ -69,8 +69,16 @@ def listed_classes(class_list: str) -> tuple[str, ...]:
 
 
 def is_label_file(file: Path) -> bool:
-    """Whether a file may hold labels, by its name; what else is in it shows when it is read."""
-    return file.name.endswith((".bin", *_TEXTS)) or ("devkit" in file.name and file.name.endswith("gz"))
+    """Whether a source may hold labels, by its name or else by its first bytes. Raises UserError."""
+    if file.is_dir() or file.suffix in (".tar", ".parquet"):
+        return False
+    if file.name.endswith((".bin", *_TEXTS)) or ("devkit" in file.name and file.name.endswith("gz")):
+        return True
+    try:
+        with file.open("rb") as stream:
+            return b"\0" not in stream.read(512)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}); change its permissions") from None
 
 
 @dataclass(frozen=True)

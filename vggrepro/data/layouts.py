@@ -81,7 +81,7 @@ def _note_others(tree: Tree, found: dict[str, str]) -> None:
     tree.leave_out("folders beside the folders of train and val", top, others)
 
 
-def _better_folder(tree: Folder) -> str:
+def _better_folder(tree: Tree) -> str:
     """The folder above or below that fits, or what would."""
     above = [Folder(parent) for parent in tree.root.parents[:2]]
     within = [Folder(tree.root / name) for name in tree.folders("")[:100]]

@@ -12,7 +12,7 @@ import mmap
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,7 +165,7 @@ def split_of_table(file: Path) -> str | None:
     return split_of(file.stem) or split_of(file.parent.name)
 
 
-def note_gaps(files: Sequence[Path], notes: Notes) -> None:
+def note_gaps(files: Iterable[Path], notes: Notes) -> None:
     """Notes tables of a series (`train-00000-of-00294.parquet`) that are not there."""
     series: dict[tuple[Path, str, int], set[int]] = {}
     for file in files:

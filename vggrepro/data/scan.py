@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -17,7 +16,7 @@ import numpy as np
 
 from vggrepro.data.index import Index, load, stamp_of
 from vggrepro.data.members import SPLITS, Member
-from vggrepro.data.sources import find, require_readable_names, signature
+from vggrepro.data.sources import FoundImages, find, require_readable_names, signature
 from vggrepro.data.verify import Finding, How, Place, verify
 from vggrepro.errors import UserError
 from vggrepro.files import why_unwritable
@@ -48,38 +47,30 @@ def scan(
     looked at is kept in `journal` until the end, so that a scan that was interrupted goes on where it was.
     `found(images)` and `progress(done, total)` report. Raises UserError.
     """
-    members, all_classes, notes, label_file = find(sources, classes, found)
-    source = ", ".join(map(str, sources))
-    if mean and members[0].split != "train":
+    images, source = find(sources, classes, found), ", ".join(map(str, sources))
+    if mean and images.members[0].split != "train":
         raise UserError(f"--mean is of training images, and {source} has none; leave it out")
-    made = scan_members(members, all_classes, source, how, mean=mean, journal=journal, progress=progress)
-    stamp = stamp_of(str(label_file)) if label_file else None  # one in a tar has that of the tar
-    return replace(made, notes=notes, seen=made.seen | ({str(label_file): stamp} if stamp else {}))
+    return _indexed(images, source, how, mean, journal, progress)
 
 
-def scan_members(
-    members: Sequence[Member],
-    classes: Sequence[str],
-    source: str,
-    how: How,
-    *,
-    mean: bool = False,
-    journal: Path | None = None,
-    progress: Progress = lambda done, total: None,
-) -> Index:
-    """Indexes images that were found already, in the order of the index. Else as :func:`scan`."""
-    seen = {container: stamp_of(container) for container in dict.fromkeys(member.container for member in members)}
+def _indexed(images: FoundImages, source: str, how: How, mean: bool, journal: Path | None, progress: Progress) -> Index:
+    """Indexes images that were found, in the order of the index. Else as :func:`scan`."""
+    members = images.members
+    containers = dict.fromkeys(member.container for member in members)
+    labels = [str(images.label_file)] if images.label_file else []  # one in a tar has the stamp of the tar
+    seen = {file: stamp for file in (*containers, *labels) if (stamp := stamp_of(file))}
     findings = _findings(members, how, mean, journal, progress)
     if journal:
         journal.unlink(missing_ok=True)
     return Index(
-        table=_table(members, findings, classes),
-        classes=tuple(classes),
+        table=_table(members, findings, images.classes),
+        classes=images.classes,
         source=source,
         verified=how,
         archives=tuple(dict.fromkeys(member.container for member in members if member.archive)),
         mean_rgb=_mean_rgb(members, findings) if mean else None,
-        seen={container: then for container, then in seen.items() if then},
+        seen=seen,
+        notes=images.notes,
     )
 
 
@@ -199,9 +190,10 @@ def open_members(
         digest.update(f"{archive} {stamp_of(archive)}\n".encode())
     for member in members:
         digest.update("\0".join(map(str, member)).encode())
+    images = FoundImages(members, tuple(classes), (), None)
     return _kept(
         cache / f"{source.resolve().name}-{digest.hexdigest()[:16]}",
-        lambda journal: scan_members(members, classes, str(source), "header", journal=journal, progress=progress),
+        lambda journal: _indexed(images, str(source), "header", False, journal, progress),
     )
 
 

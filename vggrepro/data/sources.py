@@ -5,6 +5,7 @@ Nothing is extracted.
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +27,7 @@ _READER_VERSION = b"2"  # counts up when the same files give other labels, so th
 class FoundImages(NamedTuple):
     """What sources hold."""
 
-    members: list[Member]
+    members: Sequence[Member]
     """Every image, ordered by split, class and name."""
     classes: tuple[str, ...]
     """In the order of labels."""
@@ -93,7 +94,7 @@ def find(sources: Sequence[Path], class_list: str | None = None, count: Count = 
                     f"{file} names other classes than the tables before it; name only what belongs together"
                 )
             found, stated, tree = table.members(), table.classes, None
-        elif _is_labels(file):
+        elif is_label_file(file):
             continue
         else:
             tree = folder or Tar(file)
@@ -118,7 +119,7 @@ def find(sources: Sequence[Path], class_list: str | None = None, count: Count = 
         members = _with_stated_classes(members, stated, listed)
     if not any(member.split == "val" for member in members):
         raise UserError(f"{source} has no val images; name the archive or folder that holds them as well")
-    labels = Labels(list(filter(_is_labels, sources)), list(files), texts)
+    labels = Labels(list(filter(is_label_file, sources)), list(files), texts)
     members, classes, label_file = with_classes(members, listed, labels, notes, source)
     place = {name: number for number, name in enumerate(classes)}
     members.sort(
@@ -162,18 +163,14 @@ def _require_each_once(members: Sequence[Member]) -> None:
     for first, second in pairwise(members):
         if first.length != second.length or first.file_name != second.file_name or first[:2] != second[:2]:
             continue
-        if first.container != second.container and _bytes_of(first) == _bytes_of(second):
-            raise UserError(
-                f"{first.container} and {second.container} both hold {first.file_name} of class {first.class_name}; "
-                f"name one of them only"
-            )
-
-
-def _bytes_of(member: Member) -> bytes | str:
-    try:
-        return read(member.file, member.offset, member.length)
-    except BadImageError:
-        return member.place
+        if first.container == second.container:
+            continue
+        with suppress(BadImageError):  # which is found when all are looked at
+            if read(first.file, first.offset, first.length) == read(second.file, second.offset, second.length):
+                raise UserError(
+                    f"{first.container} and {second.container} both hold {first.file_name} of class "
+                    f"{first.class_name}; name one of them only"
+                )
 
 
 _MD5 = {  # published beside the archives
@@ -229,16 +226,3 @@ def _in_folder(tree: Folder, notes: Notes) -> dict[Path, Folder | None]:
         else:
             used[file] = None
     return {tree.root: tree, **used} if splits or not used else used
-
-
-def _is_labels(file: Path) -> bool:
-    """Whether a source is a file of labels, by its name or else by its first bytes."""
-    if file.is_dir() or file.suffix in (".tar", SUFFIX):
-        return False
-    if is_label_file(file):
-        return True
-    try:
-        with file.open("rb") as stream:
-            return b"\0" not in stream.read(512)
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}); change its permissions") from None
