@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vggrepro.data.members import NUMBERED, is_image, split_of, stem_of, without_folders, without_wnid
+from vggrepro.data.members import NUMBERED, SUFFIXES, is_image, split_of, stem_of, without_folders, without_wnid
 from vggrepro.errors import UserError, reason_of
 
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
@@ -20,6 +20,7 @@ _NAME_COLUMNS = {
     *("imageid", "image", "image_id", "image_name", "image name", "img", "img_path", "filename", "file_name", "fname"),
     *("file", "filepath", "file_path", "path", "name", "id"),
 }
+_IMAGE_AND_REST = re.compile(rf'"?(.*?(?:{"|".join(map(re.escape, SUFFIXES))}))"?\s+(.*)', re.IGNORECASE)
 _CLASS_COLUMNS = ("label", "class", "wnid", "class_id", "class_name", "category", "target", "predictionstring")
 
 
@@ -158,7 +159,7 @@ def _rows(text: str) -> Iterator[list[str]]:
             )
             return
     for line in lines:
-        named = re.match(r'"?(.*?\.(?:jpe?g?|jfif|png|webp|bmp|tiff?|gif))"?\s+(.*)', line.strip(), re.IGNORECASE)
+        named = _IMAGE_AND_REST.match(line.strip())
         name, *rest = named.groups() if named else line.split(maxsplit=1) or [""]
         cells = rest[0].split() if rest else []
         # several cells with a number among them are columns, not a name with spaces
