@@ -384,7 +384,7 @@ def test_what_may_pass_is_no_images_fault(
 
 def test_a_folder_that_comes_back_before_it_is_looked_for(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     healthy = split.read(2)
-    gone = iter([True] * 2)
+    gone = iter([True])
     fail_to_open(monkeypatch, errno.ENOENT, lambda path: next(gone, False))
     assert split.read(2) == healthy
 

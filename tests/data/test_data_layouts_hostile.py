@@ -98,6 +98,7 @@ def test_what_is_clear_is_read(own: Path, text: str) -> None:
         ("captions.csv", "image,caption\n" + "".join(f"{name},a thing\n" for name in OF), "labels .* are missing"),
         ("sizes.csv", "filename,size\n" + "".join(f"{name},700\n" for name in OF), "labels .* are missing"),
         ("pred.txt", "".join(f"{name} 65 0.93\n" for name in OF), "labels .* are missing"),
+        ("myval.txt", "cat\ndog\neel\n", "labels .* are missing"),  # `val.txt` is a known name, this is none
         ("trainLabels.csv", "id,label\n" + "".join(f"{name},{of}\n" for name, of in OF.items()), "are missing"),
         ("labels.csv", "".join(f"train/{of}/{name},{of}\n" for name, of in OF.items()), "labels .* are missing"),
         ("val.txt", "".join(f"{name} 1700000000\n" for name in OF), "class 1700000000, which is no number of a class"),

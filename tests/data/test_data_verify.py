@@ -207,15 +207,17 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
 
 
 DEADLY = """
-import json, os, signal, sys, time
-print(json.dumps("ready"), flush=True)
-for line in sys.stdin:
-    path = json.loads(line)[0]
-    if "crash" in path: os.kill(os.getpid(), signal.SIGSEGV)
-    if "exit" in path: sys.exit(3)
-    if "hang" in path: time.sleep(60)
-    if "kill" in path: os.kill(os.getpid(), signal.SIGKILL)
-    print(json.dumps([10, 20, "JPEG", "ok", None]), flush=True)
+import os, signal, sys, time
+from vggrepro.data import verify
+def look(place, how, mean):
+    if "crash" in place.path: os.kill(os.getpid(), signal.SIGSEGV)
+    if "exit" in place.path: os._exit(3)
+    if "hang" in place.path: time.sleep(60)
+    if "kill" in place.path: os.kill(os.getpid(), signal.SIGKILL)
+    return verify.Finding(10, 20, "JPEG", "ok")
+verify.look = look
+sys.argv[1:] = ["full"]
+verify.main()
 """
 
 
@@ -354,21 +356,22 @@ def test_an_image_that_does_not_fit_into_a_workers_memory(monkeypatch: pytest.Mo
     place = Place("a", 0, 1)
     found = verify_module._answer(place, "full", False, verify_module._MEMORY_BYTES)
     assert found == Finding(0, 0, "", "rejected: out of memory")
-    assert verify_module._answer(place, "full", False, 1 << 30) == (
-        "a cannot be decoded in 1024 MiB of memory; raise `ulimit -v`"
-    )
+    said = verify_module._answer(place, "full", False, 1 << 30)
+    assert isinstance(said, UserError)
+    assert str(said) == "a cannot be decoded in 1024 MiB of memory; raise `ulimit -v`"
 
 
 FAILING = """
-import json, os, sys
-print(json.dumps("ready"), flush=True)
-for line in sys.stdin:
-    path = json.loads(line)[0]
-    if "NEVER" in path or "ONCE" in path and not os.path.exists(path):
-        if "ONCE" in path: open(path, "w").close()
-        print(json.dumps(ERRNO), flush=True)
-    else:
-        print(json.dumps([10, 20, "JPEG", "ok", None]), flush=True)
+import os, sys
+from vggrepro.data import verify
+def look(place, how, mean):
+    if "NEVER" in place.path or "ONCE" in place.path and not os.path.exists(place.path):
+        if "ONCE" in place.path: open(place.path, "w").close()
+        raise OSError(ERRNO, os.strerror(ERRNO))
+    return verify.Finding(10, 20, "JPEG", "ok")
+verify.look = look
+sys.argv[1:] = ["full"]
+verify.main()
 """
 
 

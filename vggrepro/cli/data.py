@@ -1,7 +1,8 @@
 """The verbs that look at a data set: its images, and the boxes of what they show; and one that rewrites tables."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -58,12 +59,7 @@ def index(
             progress=lambda done, total: update(done, f"of {total}"),
         )
     made.save(out)
-    if as_json:
-        print_json(made.summary())
-    else:
-        for line in render(made, names=report):
-            typer.echo(line)
-        typer.echo(f"wrote {out}")
+    _print(made.summary(), render(made, names=report), out, as_json)
 
 
 def repack(
@@ -136,12 +132,15 @@ def boxes(
             else open_boxes(index, None, root if root.is_dir() else None, cache, read)
         )
     found.save(out)
+    _print(found.summary(), render_boxes(found, names=report), out, as_json)
+
+
+def _print(summary: dict[str, Any], lines: Iterable[str], out: Path, as_json: bool) -> None:
     if as_json:
-        print_json(found.summary())
+        print_json(summary)
     else:
-        for line in render_boxes(found, names=report):
+        for line in (*lines, f"wrote {out}"):
             typer.echo(line)
-        typer.echo(f"wrote {out}")
 
 
 def _check_out(out: Path, example: str) -> None:

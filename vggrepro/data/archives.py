@@ -1,10 +1,10 @@
 """Files inside tars: an uncompressed tar is a list of offsets, and so is a tar of tars."""
 
-import io
 import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from vggrepro.data.members import Notes, is_hidden
 from vggrepro.errors import UserError
@@ -17,6 +17,10 @@ _COMPRESSED = {  # how a file starts, and what undoes it
     b"\x28\xb5\x2f\xfd": "unzstd",
     b"PK\x03\x04": "unzip",
 }
+
+
+class BadTarError(Exception):
+    """A tar that is damaged or cut off; the text says how, behind its name."""
 
 
 def files_in(file: Path, notes: Notes) -> Iterator[tuple[str, int, int]]:
@@ -39,14 +43,15 @@ def files_in(file: Path, notes: Notes) -> Iterator[tuple[str, int, int]]:
         if start.startswith(b"PAR1"):
             raise UserError(f"{file} is a table of Parquet, not a tar archive; let its name end in .parquet")
         stream.seek(0)
-        yield from _files(file, stream, notes)
+        try:
+            yield from _files(file, stream, notes, os.fstat(stream.fileno()).st_size)
+        except BadTarError as error:
+            raise UserError(f"{file} {error}; download or copy it again") from None
 
 
-def _files(
-    file: Path, stream: io.BufferedReader, notes: Notes, above: str = "", end: int | None = None
-) -> Iterator[tuple[str, int, int]]:
+def _files(file: Path, stream: IO[bytes], notes: Notes, end: int, above: str = "") -> Iterator[tuple[str, int, int]]:
     linked: dict[str, tuple[int, int]] = {}
-    for member in _members(file, stream, end):
+    for member in members_of(stream, end):
         parts = [part for part in member.name.split("/") if part not in ("", ".")]
         if not parts or member.isdir():
             continue
@@ -59,50 +64,37 @@ def _files(
             notes.leave_out("links, sparse and special files", os.path.join(file, path))
         elif path.endswith(".tar"):
             stream.seek(member.offset_data)
-            yield from _files(file, stream, notes, path, member.offset_data + member.size)
+            yield from _files(file, stream, notes, member.offset_data + member.size, path)
         else:
             linked[member.name] = member.offset_data, member.size
             yield path, member.offset_data, member.size
 
 
-def _members(file: Path, stream: io.BufferedReader, end: int | None) -> Iterator[tarfile.TarInfo]:
-    """Members of the tar that starts where the stream stands, held to the bytes that are there."""
-    limit = os.fstat(stream.fileno()).st_size if end is None else end
-    nested = end is not None
-    try:
-        tar = tarfile.open(fileobj=stream, mode="r:")  # noqa: SIM115 (closed below)
-    except (tarfile.TarError, ValueError, OverflowError) as error:
-        problem = "is cut off" if "end of data" in str(error) else "is not a tar archive"
-        raise UserError(f"{file} {problem} ({error}); download or copy it again") from None
-    with tar:
-        while member := _next(file, tar):
-            tar.members = []  # type: ignore[attr-defined]  # else it remembers a million of them
-            if member.offset_data + member.size > limit and not member.islnk():
-                raise UserError(
-                    f"{file} is cut off: {member.name} should end at byte {member.offset_data + member.size}, "
-                    f"the {'inner archive' if nested else 'file'} ends at {limit}; copy it again"
-                )
-            at = stream.tell()
-            yield member
-            stream.seek(at)  # the caller may have read
-        # Python's reader takes a damaged or torn header for the end, which is a block of zeros; after it come some more
-        stream.seek(tar.offset)
-        rest = stream.read(max(0, min(_LONGEST_END, limit - tar.offset)))
-        if len(rest) < tarfile.BLOCKSIZE:
-            raise UserError(f"{file} is cut off at byte {tar.offset}; download or copy it again")
-        if any(rest) or len(rest) == _LONGEST_END:
-            several = "" if any(rest[: tarfile.BLOCKSIZE]) else ", or holds several archives,"
-            raise UserError(f"{file} is damaged{several} at byte {tar.offset}; download or copy it again")
+def members_of(stream: IO[bytes], end: int) -> Iterator[tarfile.TarInfo]:
+    """Members of the tar that reaches from where a stream stands to `end`; the caller may read in between.
 
-
-def _next(file: Path, tar: tarfile.TarFile) -> tarfile.TarInfo | None:
-    """The next member. Raises UserError for a damaged header, at which Python's reader may fail in any way, or loop."""
-    before = tar.offset
+    Raises BadTarError, where Python's reader fails in many ways, loops, or takes a torn header for the end.
+    """
+    at, opened = stream.tell(), False
     try:
-        member = tar.next()
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
+            opened = True
+            while member := tar.next():
+                tar.members = []  # type: ignore[attr-defined]  # else it remembers a million of them
+                if member.size < 0 or tar.offset <= member.offset or "\0" in member.name:
+                    raise tarfile.ReadError("a header that means nothing")
+                if (last := member.offset_data + member.size) > end and not member.islnk():
+                    raise tarfile.ReadError(f"end of data at byte {end}, but {member.name} should end at {last}")
+                at = tar.offset
+                yield member
     except (tarfile.TarError, ValueError, OverflowError, OSError) as error:
-        problem = "is cut off" if "end of data" in str(error) else "is damaged"
-        raise UserError(f"{file} {problem} at byte {before} ({error}); download or copy it again") from None
-    if member and (member.size < 0 or tar.offset <= member.offset or "\0" in member.name):
-        raise UserError(f"{file} is damaged at byte {before}; download or copy it again")
-    return member
+        cut_off = "is cut off" if "end of data" in str(error) else ""
+        damaged = f"is damaged at byte {at}" if opened else "is not a tar archive"
+        raise BadTarError(f"{cut_off or damaged} ({error})") from None
+    stream.seek(at)  # the end is a block of zeros, after which come some more
+    rest = stream.read(max(0, min(_LONGEST_END, end - at)))
+    if len(rest) < tarfile.BLOCKSIZE:
+        raise BadTarError(f"is cut off at byte {at}")
+    if any(rest) or len(rest) == _LONGEST_END:
+        several = "" if any(rest[: tarfile.BLOCKSIZE]) else ", or holds several archives,"
+        raise BadTarError(f"is damaged{several} at byte {at}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +10,7 @@ from pathlib import Path
 from vggrepro.data.label_files import LabelFile, number_of
 from vggrepro.data.labels import Labels, NoLabelsError
 from vggrepro.data.layouts import place_of_labels
-from vggrepro.data.members import NUMBERED, SPLITS, UNLABELLED, Member, Notes, is_number
-from vggrepro.data.tree import place_of
+from vggrepro.data.members import NUMBERED, SPLITS, UNLABELLED, Member, Notes, is_number, is_wnid, with_class_names
 from vggrepro.errors import UserError
 
 _MOST_CLASSES = 1_000_000
@@ -20,16 +18,16 @@ _MOST_CLASSES = 1_000_000
 
 def with_classes(
     members: list[Member], listed: Sequence[str], labels: Labels, notes: Notes, source: str
-) -> tuple[list[Member], tuple[str, ...]]:
-    """The members with names of classes, and all classes in the order of labels.
+) -> tuple[list[Member], tuple[str, ...], Path | None]:
+    """The members with names of classes, all classes in the order of labels, and the file that labels some, if any.
 
     `listed` are all classes in that order, where something lists them; `source` is for messages. Raises UserError for
     images without a class, or of a class that is not to be.
     """
     members = _with_numbers_for_folders(members, listed)
-    members, named = _labelled(members, listed, labels, notes)
+    members, named, file = _labelled(members, listed, labels, notes)
     members, numbers = _with_names_for_numbers(members, named, listed, notes)
-    return members, _classes(members, listed, numbers or named, source, notes)
+    return members, _classes(members, listed, numbers or named, source, notes), file.file if file else None
 
 
 def _with_numbers_for_folders(members: list[Member], listed: Sequence[str]) -> list[Member]:
@@ -37,14 +35,13 @@ def _with_numbers_for_folders(members: list[Member], listed: Sequence[str]) -> l
     names = {member.class_name for member in members if not member.class_name.startswith(NUMBERED)} - {UNLABELLED}
     if not listed or not all(map(is_number, names)) or names.intersection(listed):
         return members
-    numbers = {name: f"{NUMBERED}{int(name)}" for name in names}
-    return [member._replace(class_name=numbers.get(member.class_name, member.class_name)) for member in members]
+    return with_class_names(members, {name: f"{NUMBERED}{int(name)}" for name in names})
 
 
 def _labelled(
     members: list[Member], listed: Sequence[str], labels: Labels, notes: Notes
-) -> tuple[list[Member], set[str]]:
-    """The members with classes for those that a label file names, and the classes that such a file names.
+) -> tuple[list[Member], set[str], LabelFile | None]:
+    """The members with classes for those that a label file names, the classes that it names, and the file.
 
     Folders of val that are no classes, as Tiny ImageNet's `images`, only hold what is labelled in a file.
     """
@@ -54,40 +51,40 @@ def _labelled(
     if classes:
         flat = folders if not folders & classes and not any(name.startswith(NUMBERED) for name in classes) else set()
     else:
-        flat = {name for name in folders if len(folders) == 1 and not re.fullmatch(r"n\d{8}", name)}
+        flat = {name for name in folders if len(folders) == 1 and not is_wnid(name)}
     flat = flat | {UNLABELLED}
-    named: set[str] = set()
     first = next((member for member in val if member.class_name in flat), None)
-    if first or not classes:
-        some = first or val[0]
-        try:
-            file = labels.file(_path_of(some), place_of_labels(some))
-        except UserError as error:
-            unlabelled_folder = first and first.class_name != UNLABELLED and isinstance(error, NoLabelsError)
-            if unlabelled_folder and not classes:
-                raise UserError(
-                    f"{os.path.dirname(place_of(some))} is the only folder of val: a class, or the images of all? Put "
-                    f"a file of labels beside it, or name all classes with --classes"
-                ) from error
-            if first and not unlabelled_folder:
-                raise
-            return members, set()  # folders say the classes, be they known or not
-        if first or file.of(_path_of(some)) == some.class_name:
-            named = file.classes
-            if not classes and any(map(is_number, named)):
-                raise UserError(f"{file.file} numbers some classes and names others; give one or the other for all")
-            if first:
-                notes.add(f"classes of validation images are those of {file.file}")
-        else:
-            notes.add(f"{file.file} is not used: folders or archives say the classes")
-        if file.ordered and first:
+    if classes and not first:
+        return members, set(), None
+    some = first or val[0]
+    try:
+        file = labels.find(_path_of(some), place_of_labels(some))
+    except UserError as error:
+        unlabelled_folder = first and first.class_name != UNLABELLED and isinstance(error, NoLabelsError)
+        if unlabelled_folder and not classes:
+            raise UserError(
+                f"{os.path.dirname(some.place)} is the only folder of val: a class, or the images of all? Put a file "
+                f"of labels beside it, or name all classes with --classes"
+            ) from error
+        if first and not unlabelled_folder:
+            raise
+        return members, set(), None  # folders say the classes, be they known or not
+    if not first and file.of(_path_of(some)) != some.class_name:
+        notes.add(f"{file.file} is not used: folders or archives say the classes")
+        return members, set(), file
+    if not classes and any(map(is_number, file.classes)):
+        raise UserError(f"{file.file} numbers some classes and names others; give one or the other for all")
+    if first:
+        notes.add(f"classes of validation images are those of {file.file}")
+        if file.ordered:
             _require_numbers(val, file)
-    return [
-        member._replace(class_name=labels.of(_path_of(member), place_of_labels(member)))
+    labelled = [
+        member._replace(class_name=file.require(_path_of(member)))
         if member.split == "val" and member.class_name in flat
         else member
         for member in members
-    ], named
+    ]
+    return labelled, file.classes, file
 
 
 def _path_of(member: Member) -> str:
@@ -149,8 +146,7 @@ def _with_names_for_numbers(
         notes.add(
             f"classes have no names but numbers, 0 to {last}" + (f"; {without} have no images" if without else "")
         )
-    of = {f"{NUMBERED}{number}": names[number] for number in numbers}
-    members = [member._replace(class_name=of.get(member.class_name, member.class_name)) for member in members]
+    members = with_class_names(members, {f"{NUMBERED}{number}": names[number] for number in numbers})
     return members, set() if known or train else set(names.values())
 
 
@@ -165,7 +161,7 @@ def _classes(
                 f"class {strange[0]} of {source} is none of the {len(listed)} listed; give a list of all with --classes"
             )
     elif present["train"] and (strange := sorted(present["val"] - present["train"])):
-        where = next(place_of(member) for member in members if (member.split, member.class_name) == ("val", strange[0]))
+        where = next(member.place for member in members if (member.split, member.class_name) == ("val", strange[0]))
         raise UserError(
             f"val class {strange[0]} of {source} ({where}) has no train images; name only what belongs together, or "
             f"add its training images, or a file of labels where the folder is no class"

@@ -76,10 +76,7 @@ def read(path: str, offset: int, length: int, least: int | None = None) -> bytes
 
     A file that is not read from its start is an archive. Raises as `patiently`.
     """
-    try:
-        return read_now(path, offset, length, least)
-    except (OSError, MemoryError):
-        return patiently(path, partial(read_now, path, offset, length, least), archive=offset > 0)
+    return patiently(path, partial(read_now, path, offset, length, least), archive=offset > 0)
 
 
 def read_now(path: str, offset: int, length: int, least: int | None = None) -> bytes:
@@ -100,17 +97,23 @@ def read_at(file: int, offset: int, length: int, least: int) -> bytes:
 
 
 def patiently(path: str, attempt: Callable[[], T], *, archive: bool = False) -> T:
-    """What an attempt to read a file gives; made again, for a minute, while the machine fails.
+    """What an attempt to read a file gives; made again, at once and then for a minute, while the machine fails.
 
-    The first wait for a reason is a line on standard error. Raises BadImageError as `attempted`, and UserError for what
-    does not pass.
+    The first wait for a reason is a line on standard error. Raises BadImageError for what is the file's: it is gone
+    although its folder is there, or it is none; an archive is to be there. Raises UserError for what does not pass.
     """
     for wait in (*_WAITS_S, None):
         try:
-            return attempted(path, attempt, archive=archive)
+            try:
+                return attempt()
+            except OSError:  # of a link, the folder that it leads to
+                there = os.path.isdir(os.path.dirname(os.path.realpath(path)))
+            return attempt()  # the folder may have come back between the two, and archives may have been closed
         except MemoryError as error:
             raise failure(f"{path} cannot be read", error) from None
         except OSError as error:
+            if not archive and (error.errno in _OF_THE_FILE or (there and error.errno == errno.ENOENT)):
+                raise BadImageError(f"unreadable ({error.strerror})") from None
             reason, failed = error.errno or 0, failure(f"{path} cannot be read", error)
         now, patience = time.monotonic(), sum(_WAITS_S)
         with _lock:
@@ -123,24 +126,6 @@ def patiently(path: str, attempt: Callable[[], T], *, archive: bool = False) -> 
                 echo(f"{path} cannot be read ({os.strerror(reason)}); trying again for {patience:.0f} s")
         time.sleep(wait)
     raise AssertionError
-
-
-def attempted(path: str, attempt: Callable[[], T], *, archive: bool = False) -> T:
-    """What an attempt to read a file gives, made again at once where it fails.
-
-    Raises BadImageError for what is the file's: it is gone although its folder is there, or it is none; an archive is
-    to be there. Raises OSError for what is the machine's.
-    """
-    try:
-        return attempt()
-    except OSError:  # of a link, the folder that it leads to
-        there = not archive and os.path.isdir(os.path.dirname(os.path.realpath(path)))
-    try:  # the folder may have come back between the two, and archives may have been closed
-        return attempt()
-    except OSError as error:
-        if not archive and (error.errno in _OF_THE_FILE or (there and error.errno == errno.ENOENT)):
-            raise BadImageError(f"unreadable ({error.strerror})") from None
-        raise
 
 
 def failure(what: str, error: OSError | MemoryError) -> UserError:

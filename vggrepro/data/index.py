@@ -11,8 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggrepro.data.decode import BadImageError, read
-from vggrepro.data.members import SPLITS
+from vggrepro.data.members import SPLITS, is_wnid
 from vggrepro.data.open_archives import OpenArchives
 from vggrepro.data.views import Ints
 from vggrepro.errors import UserError, reason_of
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _FORMAT_VERSION = "2"
+_METADATA = ("classes", "source", "verified", "archives", "mean_rgb", "seen", "notes")
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Index:
     def split(self, name: str) -> Split:
         """The usable images of `train` or `val`. Arrays are views of the table, not copies."""
         of_split = _codes(self.table["split"]) == SPLITS.index(name)
-        usable = of_split & self._usable
+        usable = of_split & self._with_status(lambda status: status.startswith("ok"))
         start, n = int(of_split.argmax()), int(usable.sum())
         assert usable[start : start + n].all(), "usable images of a split must be one slice"
         rows = slice(start, start + n)
@@ -143,9 +143,7 @@ class Index:
             length=_numbers(self.table["length"].chunk(0))[rows],
             label=_numbers(self.table["label"].chunk(0))[rows],
             size=_numbers(self.table["size"].chunk(0).values).reshape(-1, 2)[rows],
-            ordinary=(_codes(self.table["status"]) == self._statuses.index("ok"))[rows]
-            if "ok" in self._statuses
-            else np.zeros(n, np.bool_),
+            ordinary=self._with_status(lambda status: status == "ok")[rows],
             rejected=int(of_split.sum() - n),
             _archives=OpenArchives(self.archives),
         )
@@ -154,10 +152,9 @@ class Index:
     def _statuses(self) -> list[str]:
         return self.table["status"].chunk(0).dictionary.to_pylist()
 
-    @property
-    def _usable(self) -> NDArray[np.bool_]:
-        of_code = np.array([status.startswith("ok") for status in self._statuses])
-        return of_code[_codes(self.table["status"])]
+    def _with_status(self, holds: Callable[[str], bool]) -> NDArray[np.bool_]:
+        """(images,) whether something holds of an image's status."""
+        return np.array(list(map(holds, self._statuses)), np.bool_)[_codes(self.table["status"])]
 
     def summary(self) -> dict[str, Any]:
         """Counts: images, usable, odd, rejected, by_reason (of these two), splits, rejected_splits, classes, ..."""
@@ -188,7 +185,7 @@ class Index:
 
     def against_ilsvrc(self) -> list[str] | None:
         """Where a data set with the classes of ILSVRC-2012 departs from it; None for any other data set."""
-        if len(self.classes) != value("classes") or not all(re.fullmatch(r"n\d{8}", name) for name in self.classes):
+        if len(self.classes) != value("classes") or not all(map(is_wnid, self.classes)):
             return None
         found = np.bincount(_codes(self.table["split"]), minlength=len(SPLITS))
         expected = (value("train_images"), value("val_images"))
@@ -212,19 +209,11 @@ class Index:
         """Writes the index as one Arrow IPC file, atomically. Raises UserError."""
         import pyarrow as pa
 
-        metadata = {
-            "version": _FORMAT_VERSION,
-            "classes": json.dumps(self.classes),
-            "source": self.source,
-            "verified": self.verified,
-            "archives": json.dumps(self.archives),
-            "mean_rgb": json.dumps(self.mean_rgb),
-            "seen": json.dumps(self.seen),
-            "notes": json.dumps(self.notes),
-        }
+        about = {key: getattr(self, key) for key in _METADATA}
+        texts = {key: item if isinstance(item, str) else json.dumps(item) for key, item in about.items()}
         try:
             with replacing(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
-                table = self.table.replace_schema_metadata(metadata)
+                table = self.table.replace_schema_metadata({"version": _FORMAT_VERSION, **texts})
                 with pa.ipc.new_file(sink, table.schema) as writer:
                     writer.write_table(table)
         except OSError as error:

@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vggrepro.data.members import NUMBERED, is_image, split_of, stem_of
+from vggrepro.data.members import NUMBERED, SUFFIXES, is_image, split_of, stem_of, without_folders, without_wnid
 from vggrepro.errors import UserError, reason_of
 
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
@@ -20,13 +20,13 @@ _NAME_COLUMNS = {
     *("imageid", "image", "image_id", "image_name", "image name", "img", "img_path", "filename", "file_name", "fname"),
     *("file", "filepath", "file_path", "path", "name", "id"),
 }
+_IMAGE_AND_REST = re.compile(rf'"?(.*?(?:{"|".join(map(re.escape, SUFFIXES))}))"?\s+(.*)', re.IGNORECASE)
 _CLASS_COLUMNS = ("label", "class", "wnid", "class_id", "class_name", "category", "target", "predictionstring")
-_WNID_AT_END = re.compile(r"_n\d{8}$")  # of images as hubs have them
 
 
 def number_of(name: str) -> int | None:
     """The number at the end of an image's name."""
-    number = re.search(r"(\d+)$", _WNID_AT_END.sub("", stem_of(name)))
+    number = re.search(r"(\d+)$", stem_of(without_wnid(name)))
     return int(number[1]) if number else None
 
 
@@ -59,10 +59,17 @@ class LabelFile:
             return None if number is None else self._of_path.get(str(number))
         known = self._of_stem.get(stem)
         if known is None and stem not in self._of_stem:
-            return self._of_stem.get(_WNID_AT_END.sub("", stem))
+            return self._of_stem.get(without_wnid(stem))
         parts = path.split("/")
         ends = ("/".join(parts[start:]) for start in range(len(parts)))
         return known or next((self._of_path[end] for end in ends if end in self._of_path), None)
+
+    def require(self, path: str) -> str:
+        """The same. Raises UserError where there is none."""
+        if (class_name := self.of(path)) is None:
+            name = without_folders(path)
+            raise UserError(f"{self.file} has no label for {name} ({len(self)} labels); give the right file")
+        return class_name
 
     def contradicts(self, other: LabelFile) -> bool:
         """Whether the two say different classes of an image; names and numbers cannot be compared."""
@@ -99,8 +106,7 @@ def read_labels(file: Path, content: bytes | None = None) -> LabelFile:
         if all(len(row) < 2 for row in rows):
             return _ordered(file, ["".join(row) for row in rows])
         rows = [row for row in rows if any(row)]
-        named = [_name_and_class(rows, row) for row in rows[_has_head(rows) :]]
-        return LabelFile(file, _marked([row for row in named if not _is_of_others(row[0])]))
+        return LabelFile(file, _marked([row for row in _names_and_classes(rows) if not _is_of_others(row[0])]))
     except FileNotFoundError as error:
         raise UserError(f"{file} needs {error.filename} beside it; copy both from the development kit") from None
     except UserError:
@@ -153,44 +159,39 @@ def _rows(text: str) -> Iterator[list[str]]:
             )
             return
     for line in lines:
-        named = re.match(r'"?(.*?\.(?:jpe?g?|jfif|png|webp|bmp|tiff?|gif))"?\s+(.*)', line.strip(), re.IGNORECASE)
+        named = _IMAGE_AND_REST.match(line.strip())
         name, *rest = named.groups() if named else line.split(maxsplit=1) or [""]
         cells = rest[0].split() if rest else []
         # several cells with a number among them are columns, not a name with spaces
         yield [name, *cells] if any(re.fullmatch(r"[-+.\d]+", cell) for cell in cells) else [name, *rest]
 
 
-def _has_head(rows: Sequence[Sequence[str]]) -> bool:
-    head = [cell.lower() for cell in rows[0]]
-    return not is_image(head[0]) and (head[0] in _NAME_COLUMNS or not {*_CLASS_COLUMNS}.isdisjoint(head[1:]))
-
-
-def _name_and_class(rows: Sequence[Sequence[str]], row: Sequence[str]) -> tuple[str, str]:
+def _names_and_classes(rows: Sequence[Sequence[str]]) -> Iterator[tuple[str, str]]:
     """The first cell, and the class that the table's head names; without a head the second of two, or of Tiny
     ImageNet's six."""
-    label = 1
-    if _has_head(rows):
-        head = [cell.lower() for cell in rows[0]]
-        label = next((head.index(column) for column in _CLASS_COLUMNS if column in head), 0)
-    elif len(row) > 2 and not (len(row) == 6 and all(cell.isdecimal() for cell in row[2:])):
-        label = 0
-    if not 0 < label < len(row) or not row[0] or not row[label]:
-        raise ValueError(f"which class {' '.join(row)[:40]!r} says is not clear; write `image class` on a line")
-    # Kaggle's says the boxes behind the class
-    return row[0], row[label].split()[0] if rows[0][label] == "PredictionString" else row[label].strip('"')
+    head = [cell.lower() for cell in rows[0]]
+    column: int | None = None
+    if not is_image(head[0]) and (head[0] in _NAME_COLUMNS or not {*_CLASS_COLUMNS}.isdisjoint(head[1:])):
+        column = next((head.index(name) for name in _CLASS_COLUMNS if name in head), 0)
+    for row in rows[column is not None :]:
+        is_clear = len(row) <= 2 or (len(row) == 6 and all(cell.isdecimal() for cell in row[2:]))
+        label = int(is_clear) if column is None else column
+        if not 0 < label < len(row) or not row[0] or not row[label]:
+            raise ValueError(f"which class {' '.join(row)[:40]!r} says is not clear; write `image class` on a line")
+        # Kaggle's says the boxes behind the class
+        yield row[0], row[label].split()[0] if rows[0][label] == "PredictionString" else row[label].strip('"')
 
 
 def _devkit(file: Path) -> list[str]:
-    truth, meta = None, None
+    content: dict[str, bytes] = {}
     with tarfile.open(file, "r:gz") as tar:
         for member in tar:
-            if (stream := tar.extractfile(member)) and member.name.endswith(GROUND_TRUTH):
-                truth = stream.read().decode()
-            elif stream and member.name.endswith("/meta.mat"):
-                meta = stream.read()
-    if truth is None or meta is None:
+            name = without_folders(member.name)
+            if name in (GROUND_TRUTH, "meta.mat") and (stream := tar.extractfile(member)):
+                content[name] = stream.read()
+    if len(content) < 2:
         raise UserError(f"{file} holds no {GROUND_TRUTH} and meta.mat; give ILSVRC2012_devkit_t12.tar.gz")
-    return _ground_truth(truth, meta)
+    return _ground_truth(content[GROUND_TRUTH].decode(), content["meta.mat"])
 
 
 def _ground_truth(truth: str, meta: bytes) -> list[str]:

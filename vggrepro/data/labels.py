@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from vggrepro.data.label_files import GROUND_TRUTH, LONGEST, LabelFile, read_labels
 from vggrepro.data.members import NUMBERED, Member, is_hidden, split_of
-from vggrepro.data.tree import Tar, contents, place_of
+from vggrepro.data.tree import Tar, contents
 from vggrepro.errors import UserError
 from vggrepro.paper import ilsvrc_classes
 
@@ -69,46 +69,34 @@ def listed_classes(class_list: str) -> tuple[str, ...]:
 
 
 def is_label_file(file: Path) -> bool:
-    """Whether a file may hold labels, by its name; what else is in it shows when it is read."""
-    return file.name.endswith((".bin", *_TEXTS)) or ("devkit" in file.name and file.name.endswith("gz"))
+    """Whether a source may hold labels, by its name or else by its first bytes. Raises UserError."""
+    if file.is_dir() or file.suffix in (".tar", ".parquet"):
+        return False
+    if file.name.endswith((".bin", *_TEXTS)) or ("devkit" in file.name and file.name.endswith("gz")):
+        return True
+    try:
+        with file.open("rb") as stream:
+            return b"\0" not in stream.read(512)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}); change its permissions") from None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Labels:
-    """Classes of validation images: the first file that names one of them names them all."""
+    """Files that may say the classes of validation images."""
 
     given: Sequence[Path]
     """Files that are named; without any, those in tars and beside the images are looked through."""
     sources: Sequence[Path]
     inside: Mapping[Path, Member]
     """Texts in tars by their places, as :func:`texts_in` finds them."""
-    _file: LabelFile | None = field(default=None, init=False)
 
-    def of(self, path: str, place: Path) -> str:
-        """The class of an image that lies in or beside `place`. Raises UserError."""
-        file = self.file(path, place)
-        known = file.of(path)
-        if known is None:
-            name = path.rpartition("/")[2]
-            raise UserError(f"{file.file} has no label for {name} ({len(file)} labels); give the right file")
-        return known
-
-    @property
-    def taken(self) -> Path | None:
-        """The file that was taken, where one was needed."""
-        return self._file.file if self._file else None
-
-    def file(self, path: str, place: Path) -> LabelFile:
-        """The file that names an image, and all others. Raises UserError where there is none."""
-        if self._file is None:
-            self._file = self._search(path, place)
-        return self._file
-
-    def _search(self, path: str, place: Path) -> LabelFile:
+    def find(self, path: str, place: Path) -> LabelFile:
+        """The first file that names an image in or beside `place`, and so names all. Raises UserError where none is."""
         near = [place, place.parent, *(source if source.is_dir() else source.parent for source in self.sources)]
         groups: list[list[Path]] = [list(self.given)]
         if not self.given:
-            in_tars = sorted(self.inside, key=lambda file: not str(file).endswith(_LABEL_FILES))
+            in_tars = sorted(self.inside, key=lambda file: not _has_known_name(file))
             groups = [in_tars, *([*_known(folder), *_texts(folder)] for folder in dict.fromkeys(near))]
             groups += [_known(folder) for folder in place.parents[1:4]]
         problems: list[UserError] = []
@@ -144,7 +132,7 @@ class Labels:
 
     def _is_meant(self, file: Path) -> bool:
         """Whether a file was given, or its name says that it holds labels."""
-        return bool(self.given) or str(file).endswith(_LABEL_FILES)
+        return bool(self.given) or _has_known_name(file)
 
     def _read(self, file: Path) -> LabelFile:
         member = self.inside.get(file)
@@ -153,8 +141,16 @@ class Labels:
 
 def texts_in(tree: Tar) -> dict[Path, Member]:
     """The files in a tar that may hold labels."""
-    texts = (file for file in tree.every_file() if file.name.endswith(_TEXTS) and split_of(file.file_name) != "train")
-    return {Path(place_of(file)): file for file in texts}
+    return {Path(file.place): file for file in tree.every_file() if _may_hold_labels(file.file_name)}
+
+
+def _may_hold_labels(name: str) -> bool:
+    """Whether a file of any name is a text, and none of other images or of an editor."""
+    return name.endswith(_TEXTS) and split_of(name.rpartition(".")[0]) in (None, "val") and not is_hidden(name)
+
+
+def _has_known_name(file: Path) -> bool:
+    return any(file.match(name) for name in _LABEL_FILES)
 
 
 def _known(folder: Path) -> list[Path]:
@@ -162,17 +158,9 @@ def _known(folder: Path) -> list[Path]:
 
 
 def _texts(folder: Path) -> list[Path]:
-    """Files of any name in a folder that may hold labels."""
-    return [
-        file
-        for file in sorted(file for pattern in ("*", "meta/*") for file in folder.glob(pattern))
-        if file.suffix in _TEXTS
-        and split_of(file.stem) in (None, "val")
-        and not is_hidden(file.name)
-        and str(file.relative_to(folder)) not in _LABEL_FILES
-        and file.is_file()
-        and file.stat().st_size < LONGEST
-    ]
+    """Files of unknown names in a folder that may hold labels."""
+    texts = sorted(file for pattern in ("*", "meta/*") for file in folder.glob(pattern) if _may_hold_labels(file.name))
+    return [file for file in texts if str(file.relative_to(folder)) not in _LABEL_FILES and file.is_file()]
 
 
 def stamped_labels(place: Path) -> list[Path]:

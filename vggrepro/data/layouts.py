@@ -3,16 +3,15 @@
 Classes stay as they stand there: a folder's name, a number (marked), or nothing where a file of labels says them.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from vggrepro.data.members import (
     NUMBERED,
+    SPLIT_FOLDERS,
     SPLITS,
     SUFFIXES,
     UNLABELLED,
-    VAL_WORDS,
     Member,
     is_image,
     is_number,
@@ -34,7 +33,7 @@ def split_folders(tree: Tree, path: str = "", depth: int = 0) -> dict[str, str]:
     """Path of the folder of each split, where a folder has some or one of those around them has. Raises UserError."""
     folders = [name for name in tree.folders(path) if not _OF_BOXES.intersection(name.lower().split("_"))]
     found: dict[str, str] = {}
-    for name in [name for name in folders if name.lower() in {"train", *VAL_WORDS}] or folders:
+    for name in [name for name in folders if name.lower() in SPLIT_FOLDERS] or folders:
         split = split_of(name)
         if split in found:
             raise UserError(
@@ -72,20 +71,17 @@ def _note_others(tree: Tree, found: dict[str, str]) -> None:
     """Notes what lies beside the folders of splits and may hold images."""
     top = next(iter(found.values())).rpartition("/")[0]
     folders, files = tree.listing(top)
-    images = [name for name in files if is_image(name)]
+    tree.leave_out("images beside the folders of train and val", top, list(filter(is_image, files)))
     others = [
         name
         for name in folders
         if below(top, name) not in found.values()
         and (name.lower() not in _LABELS or any(map(is_image, tree.files(below(top, name)))))
     ]
-    for what, names in (("images", images), ("folders", others)):
-        if names:
-            beside = f"{what} beside the folders of train and val"
-            tree.notes.leave_out(beside, _place(tree, top, names[0]), len(names))
+    tree.leave_out("folders beside the folders of train and val", top, others)
 
 
-def _better_folder(tree: Folder) -> str:
+def _better_folder(tree: Tree) -> str:
     """The folder above or below that fits, or what would."""
     above = [Folder(parent) for parent in tree.root.parents[:2]]
     within = [Folder(tree.root / name) for name in tree.folders("")[:100]]
@@ -112,13 +108,15 @@ def _in_split(tree: Tree, split: str, path: str) -> Iterator[Member]:
     archives = [tree.root / path / name for name in files if name.endswith(".tar")]
     if not folders and not images and split == "train" and archives:
         for archive in archives:  # of ILSVRC's tar of tars the outer one is unpacked
-            yield from _in_class_tar(Tar(archive), tree)
+            inner = Tar(archive)
+            if not (members := _in_class(inner, "")):
+                raise UserError(f"{inner.root} holds no images; download or copy it again")
+            tree.notes.include(inner.notes)
+            yield from (file._replace(split="train", class_name=inner.root.stem) for file in members)
         return
     if not folders:
         raise UserError(f"{tree.root / path} has no class folders; expected {tree.root / path}/<class>/<image>")
-    if images:
-        what = f"images of {split} beside the folders of classes"
-        tree.notes.leave_out(what, _place(tree, path, next(iter(images))), len(images))
+    tree.leave_out(f"images of {split} beside the folders of classes", path, list(images))
     for name in folders:
         members = _in_class(tree, below(path, name))
         if not members and name.lower() not in _LABELS:
@@ -133,14 +131,6 @@ def _in_split(tree: Tree, split: str, path: str) -> Iterator[Member]:
         yield from (file._replace(split=split, class_name=class_name) for file in members)
 
 
-def _in_class_tar(tree: Tar, within: Tree) -> Iterator[Member]:
-    images = _in_class(tree, "")
-    if not images:
-        raise UserError(f"{tree.root} holds no images; download or copy it again")
-    within.notes.include(tree.notes)
-    yield from (file._replace(split="train", class_name=tree.root.stem) for file in images)
-
-
 def _in_class(tree: Tree, path: str) -> list[Member]:
     """The images of one class; Tiny ImageNet has them in a folder `images`."""
     folders, files = tree.listing(path)
@@ -153,10 +143,9 @@ def _in_class(tree: Tree, path: str) -> list[Member]:
             others.append(name)
     if not images and "images" in folders:
         return _in_class(tree, below(path, "images"))
-    if images and folders:
-        tree.notes.leave_out("folders inside those of classes", _place(tree, path, folders[0]), len(folders))
-    if others:
-        tree.notes.leave_out("files that are no images by their names", _place(tree, path, others[0]), len(others))
+    if images:
+        tree.leave_out("folders inside those of classes", path, folders)
+    tree.leave_out("files that are no images by their names", path, others)
     return images
 
 
@@ -199,7 +188,7 @@ def _in_shard(tree: Tar, split: str | None, images: list[Member], every: list[Me
             key not in class_files
             and below(image.name.rpartition("/")[0], image.file_name.partition(".")[0]) in class_files
         ):
-            tree.notes.leave_out("further images of samples", _place(tree, "", image.name))
+            tree.leave_out("further images of samples", "", [image.name])
             continue
         if key not in class_files:
             raise UserError(f"{tree.root} holds {image.name}, but no {key}.cls says what it is; add it")
@@ -210,10 +199,6 @@ def _in_shard(tree: Tar, split: str | None, images: list[Member], every: list[Me
         if not text or not text.isprintable():
             raise UserError(f"{class_files[key].name} of {tree.root} says no class; write one into it")
         yield image._replace(split=split, class_name=f"{NUMBERED}{int(text)}" if is_number(text) else text)
-
-
-def _place(tree: Tree, path: str, name: str) -> str:
-    return os.path.join(tree.root, path, name)
 
 
 def place_of_labels(member: Member) -> Path:

@@ -1,7 +1,9 @@
 """An image that was found, wherever it lies, and what names of files and folders mean."""
 
+import os
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -10,6 +12,7 @@ from vggrepro.errors import printable
 SPLITS = ("train", "val")
 SUFFIXES = {".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 VAL_WORDS = {"val", "valid", "validation"}  # what the validation split is called in names
+SPLIT_FOLDERS = {"train", *VAL_WORDS}
 NUMBERED = "\0"  # marks a class that is a number: of a .cls file, a label file, a table of Parquet
 UNLABELLED = ""  # marks an image whose class stands in a label file
 _OF_SYSTEMS = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
@@ -34,6 +37,16 @@ class Member(NamedTuple):
     def file_name(self) -> str:
         """Without folders."""
         return without_folders(self.name)
+
+    @property
+    def place(self) -> str:
+        """Where it is, for messages."""
+        return os.path.join(self.container, self.name)
+
+    @property
+    def file(self) -> str:
+        """The file to open: the archive, or its own."""
+        return self.container if self.archive else self.place
 
 
 class Notes:
@@ -65,6 +78,11 @@ class Notes:
         return *self._lines, *map(printable, left_out)
 
 
+def with_class_names(members: Sequence[Member], names: Mapping[str, str]) -> list[Member]:
+    """The members, those of some classes with other names for them."""
+    return [member._replace(class_name=names.get(member.class_name, member.class_name)) for member in members]
+
+
 def without_folders(name: str) -> str:
     """The last part of a path inside an archive."""
     return name.rpartition("/")[2]
@@ -75,9 +93,20 @@ def is_image(name: str) -> bool:
     return "." + name.rpartition(".")[2].lower() in SUFFIXES
 
 
+def is_wnid(name: str) -> bool:
+    """Whether a class is called by a WordNet id."""
+    return bool(re.fullmatch(r"n\d{8}", name))
+
+
 def stem_of(name: str) -> str:
     """An image's name without the suffix of an image file; other dots are part of the name."""
     return name.rpartition(".")[0] if is_image(name) else name
+
+
+def without_wnid(name: str) -> str:
+    """An image's name without the wnid that hubs put at its end."""
+    stem = stem_of(name)
+    return re.sub(r"_n\d{8}$", "", stem) + name[len(stem) :]
 
 
 def is_hidden(name: str) -> bool:
@@ -91,9 +120,14 @@ def is_number(name: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
+def words_of(name: str) -> frozenset[str]:
+    """The words of a name in small letters; `trainLabels` has two."""
+    return frozenset(re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()))
+
+
 def split_of(name: str) -> str | None:
-    """Train, val, or `test` (which nothing here uses), where the words of a name say it, `trainLabels` too."""
-    words = set(re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()))
+    """Train, val, or `test` (which nothing here uses), where the words of a name say it."""
+    words = words_of(name)
     if "train" in words:
         return "train"
     return "val" if words & VAL_WORDS else "test" if "test" in words else None

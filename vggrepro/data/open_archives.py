@@ -34,10 +34,7 @@ class OpenArchives:
 
     def read(self, path: str, offset: int, length: int) -> bytes:
         """Bytes of one of these. Raises BadImageError where it ends before them, UserError where it cannot be read."""
-        try:
-            encoded = self._read(path, offset, length)
-        except (OSError, MemoryError):
-            encoded = patiently(path, partial(self._read, path, offset, length), archive=True)
+        encoded = patiently(path, partial(self._read, path, offset, length), archive=True)
         if len(encoded) < length:
             raise BadImageError("the archive ends early")
         return encoded

@@ -12,12 +12,12 @@ import mmap
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vggrepro.data.index import stamp_of
-from vggrepro.data.members import NUMBERED, Member, Notes, split_of
+from vggrepro.data.members import NUMBERED, SPLITS, Member, Notes, split_of, without_folders
 from vggrepro.data.tree import absolute
 from vggrepro.errors import UserError, reason_of
 from vggrepro.files import replacing
@@ -89,8 +89,11 @@ class Table:
         except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(f"{self.path} is damaged ({reason_of(error, 100)}); download it again") from None
 
-    def members(self, split: str) -> Iterator[Member]:
+    def members(self) -> Iterator[Member]:
         """Every image with its number for a class. Raises UserError for a table whose bytes lie nowhere as they are."""
+        split = split_of_table(self.path)
+        if split not in SPLITS:
+            raise UserError(f"{self.path} is neither train nor val by its name; rename it, e.g. train-{self.path.name}")
         if self.compressed:
             raise UserError(
                 f"{self.path} is compressed, so its images have no place in it; rewrite it once with `vggrepro repack`"
@@ -114,25 +117,23 @@ class Table:
                                 f"{self.path}: image {row} does not lie in the file as it is; rewrite it once with "
                                 f"`vggrepro repack`"
                             )
-                        label_name = f"{NUMBERED}{label}"
                         shown = f"{row:07d}/{name}" if name else f"{row:07d}"
-                        yield Member(split, label_name, str(self.path), shown, at, len(content), True)
+                        yield Member(split, f"{NUMBERED}{label}", str(self.path), shown, at, len(content), True)
                         at += len(content)
                         row += 1
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[tuple[str, memoryview | None, int | None]]:
     """(path, bytes, label) of each row."""
-    struct = batch.column(batch.schema.names.index("image"))
+    struct = batch.column("image")
     fields = dict(zip((field.name for field in struct.type), struct.flatten(), strict=True))
     paths = fields["path"].to_pylist() if "path" in fields else [None] * len(struct)
-    labels = batch.column(batch.schema.names.index("label")).to_pylist()
-    for path, content, label in zip(paths, fields["bytes"], labels, strict=True):
-        yield (path or "").rpartition("/")[2], _bytes(content), label
-
-
-def _bytes(content: pa.Scalar) -> memoryview | None:
-    return memoryview(content.as_buffer()).cast("B") if content.is_valid else None
+    for path, content, label in zip(paths, fields["bytes"], batch.column("label").to_pylist(), strict=True):
+        yield (
+            without_folders(path or ""),
+            memoryview(content.as_buffer()).cast("B") if content.is_valid else None,
+            label,
+        )
 
 
 def _find(mapped: mmap.mmap, content: memoryview, first: int, last: int) -> int:
@@ -164,7 +165,7 @@ def split_of_table(file: Path) -> str | None:
     return split_of(file.stem) or split_of(file.parent.name)
 
 
-def note_gaps(files: Sequence[Path], notes: Notes) -> None:
+def note_gaps(files: Iterable[Path], notes: Notes) -> None:
     """Notes tables of a series (`train-00000-of-00294.parquet`) that are not there."""
     series: dict[tuple[Path, str, int], set[int]] = {}
     for file in files:
@@ -206,29 +207,17 @@ def repack(sources: Sequence[Path], out: Path, progress: Callable[[int, int], No
             )
         written = 0
         for table in left:
-            made[table.path.name] = _make(table, out)
-            _note_made(out, made)
+            digest = _rewrite(table, out / table.path.name)
+            made[table.path.name] = {"from": str(table.path), "of": _of(table, out), "sha256": digest}
+            sums = "".join(f"{entry['sha256']}  {name}\n" for name, entry in made.items())
+            for name, text in {_STATE: json.dumps(made), SUMS: sums}.items():
+                with replacing(out / name) as temporary:
+                    temporary.write_text(text)
             written += _size(table)
             progress(written >> 20, total >> 20)
     except OSError as error:
         raise UserError(f"--out {out} cannot be written to ({reason_of(error, 100)}); choose another folder") from None
     return [out / table.path.name for table in tables]
-
-
-def _make(table: Table, out: Path) -> dict[str, Any]:
-    """Writes one table, and returns what is to be known of it."""
-    with replacing(out / table.path.name) as temporary:
-        _rewrite(table, temporary)
-        with temporary.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"from": str(table.path), "of": _of(table, out), "sha256": digest}
-
-
-def _note_made(out: Path, made: Mapping[str, Mapping[str, Any]]) -> None:
-    sums = "".join(f"{entry['sha256']}  {name}\n" for name, entry in made.items())
-    for name, text in {_STATE: json.dumps(made), SUMS: sums}.items():
-        with replacing(out / name) as temporary:
-            temporary.write_text(text)
 
 
 def _made_in(out: Path) -> dict[str, dict[str, Any]]:
@@ -259,19 +248,22 @@ def _size(table: Table) -> int:
     return sum(table.metadata.row_group(group).total_byte_size for group in range(table.metadata.num_row_groups))
 
 
-def _rewrite(table: Table, temporary: Path) -> None:
+def _rewrite(table: Table, to: Path) -> str:
+    """Writes one table, and returns its SHA-256 (hex)."""
     import pyarrow.parquet as pq
 
-    before = hashlib.sha256()
-    with pq.ParquetWriter(temporary, table.schema, compression="none", use_dictionary=False) as writer:
-        for batch in table.batches():
-            writer.write_batch(batch)
-            _digest(before, batch)
-    after = hashlib.sha256()
-    for batch in Table(temporary).batches():
-        _digest(after, batch)
-    if before.digest() != after.digest():
-        raise UserError(f"{temporary} is not what was written to it; check the disk and repack {table.path} again")
+    before, after = hashlib.sha256(), hashlib.sha256()
+    with replacing(to) as temporary:
+        with pq.ParquetWriter(temporary, table.schema, compression="none", use_dictionary=False) as writer:
+            for batch in table.batches():
+                writer.write_batch(batch)
+                _digest(before, batch)
+        for batch in Table(temporary).batches():
+            _digest(after, batch)
+        if before.digest() != after.digest():
+            raise UserError(f"{temporary} is not what was written to it; check the disk and repack {table.path} again")
+        with temporary.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _digest(digest: Any, batch: pa.RecordBatch) -> None:

@@ -9,15 +9,14 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
 from vggrepro.data.index import Index, load, stamp_of
 from vggrepro.data.members import SPLITS, Member
-from vggrepro.data.sources import find, require_readable_names, signature
+from vggrepro.data.sources import FoundImages, find, require_readable_names, signature
 from vggrepro.data.verify import Finding, How, Place, verify
 from vggrepro.errors import UserError
 from vggrepro.files import why_unwritable
@@ -48,38 +47,30 @@ def scan(
     looked at is kept in `journal` until the end, so that a scan that was interrupted goes on where it was.
     `found(images)` and `progress(done, total)` report. Raises UserError.
     """
-    members, all_classes, notes, label_file = find(sources, classes, found)
-    source = ", ".join(map(str, sources))
-    if mean and members[0].split != "train":
+    images, source = find(sources, classes, found), ", ".join(map(str, sources))
+    if mean and images.members[0].split != "train":
         raise UserError(f"--mean is of training images, and {source} has none; leave it out")
-    made = scan_members(members, all_classes, source, how, mean=mean, journal=journal, progress=progress)
-    stamp = stamp_of(str(label_file)) if label_file else None  # one in a tar has that of the tar
-    return replace(made, notes=notes, seen=made.seen | ({str(label_file): stamp} if stamp else {}))
+    return _indexed(images, source, how, mean, journal, progress)
 
 
-def scan_members(
-    members: Sequence[Member],
-    classes: Sequence[str],
-    source: str,
-    how: How,
-    *,
-    mean: bool = False,
-    journal: Path | None = None,
-    progress: Progress = lambda done, total: None,
-) -> Index:
-    """Indexes images that were found already, in the order of the index. Else as :func:`scan`."""
-    seen = {container: stamp_of(container) for container in dict.fromkeys(member.container for member in members)}
+def _indexed(images: FoundImages, source: str, how: How, mean: bool, journal: Path | None, progress: Progress) -> Index:
+    """Indexes images that were found, in the order of the index. Else as :func:`scan`."""
+    members = images.members
+    containers = dict.fromkeys(member.container for member in members)
+    labels = [str(images.label_file)] if images.label_file else []  # one in a tar has the stamp of the tar
+    seen = {file: stamp for file in (*containers, *labels) if (stamp := stamp_of(file))}
     findings = _findings(members, how, mean, journal, progress)
     if journal:
         journal.unlink(missing_ok=True)
     return Index(
-        table=_table(members, findings, classes),
-        classes=tuple(classes),
+        table=_table(members, findings, images.classes),
+        classes=images.classes,
         source=source,
         verified=how,
         archives=tuple(dict.fromkeys(member.container for member in members if member.archive)),
         mean_rgb=_mean_rgb(members, findings) if mean else None,
-        seen={container: then for container, then in seen.items() if then},
+        seen=seen,
+        notes=images.notes,
     )
 
 
@@ -91,58 +82,39 @@ def scan_folder(root: Path) -> Index:
 def _findings(
     members: Sequence[Member], how: How, mean: bool, journal: Path | None, progress: Progress
 ) -> list[Finding]:
-    """What is seen of each member; taken from the journal as far as it goes."""
-    places = [
-        Place(m.container if m.archive else os.path.join(m.container, m.name), m.offset, m.length) for m in members
-    ]
+    """What is seen of each member; taken from the journal as far as it goes, which has a line a chunk."""
+    places = [Place(member.file, member.offset, member.length) for member in members]
     listing = hashlib.sha256(
         repr((how, mean, [(*p, m.mtime_ns) for p, m in zip(places, members, strict=True)])).encode()
-    )
+    ).hexdigest()
     findings: list[Finding] = []
     if journal and journal.exists():
         head, *lines = journal.read_text().splitlines(keepends=True) or [""]
-        if head.strip() == listing.hexdigest():
+        if head.strip() == listing:
             for line in lines:
                 if line.endswith("\n"):  # the last one may be torn
                     findings += [Finding(*finding) for finding in json.loads(line)]
     left = places[len(findings) :]
     chunks = [left[start : start + _CHUNK] for start in range(0, len(left), _CHUNK)]
-    with _Journal(journal, listing.hexdigest(), findings) as keep:
+    with _rewritten(journal) as file:
+        file.write(f"{listing}\n{json.dumps(findings)}\n" if findings else f"{listing}\n")
         for chunk in verify(chunks, how, mean=mean):
             findings += chunk
-            keep(chunk)
+            file.write(json.dumps(chunk) + "\n")
+            file.flush()
             progress(len(findings), len(members))
     return findings
 
 
-class _Journal:
-    """Findings on disk, a line a chunk, rewritten from those already known."""
-
-    def __init__(self, path: Path | None, listing: str, known: Sequence[Finding]) -> None:
-        self._file = None
-        if path:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = path.open("w")
-            except OSError as error:
-                raise UserError(
-                    f"{path.parent} cannot be written to ({error.strerror}); choose another --out"
-                ) from None
-            self._file.write(listing + "\n")
-            if known:
-                self(known)
-
-    def __call__(self, findings: Sequence[Finding]) -> None:
-        if self._file:
-            self._file.write(json.dumps(findings) + "\n")
-            self._file.flush()
-
-    def __enter__(self) -> _Journal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file:
-            self._file.close()
+def _rewritten(journal: Path | None) -> TextIO:
+    """The journal, emptied; without one, a file that keeps nothing. Raises UserError."""
+    if journal is None:
+        return open(os.devnull, "w")
+    try:
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        return journal.open("w")
+    except OSError as error:
+        raise UserError(f"{journal.parent} cannot be written to ({error.strerror}); choose another --out") from None
 
 
 def _table(members: Sequence[Member], findings: Sequence[Finding], classes: Sequence[str]) -> pa.Table:
@@ -218,9 +190,10 @@ def open_members(
         digest.update(f"{archive} {stamp_of(archive)}\n".encode())
     for member in members:
         digest.update("\0".join(map(str, member)).encode())
+    images = FoundImages(members, tuple(classes), (), None)
     return _kept(
         cache / f"{source.resolve().name}-{digest.hexdigest()[:16]}",
-        lambda journal: scan_members(members, classes, str(source), "header", journal=journal, progress=progress),
+        lambda journal: _indexed(images, str(source), "header", False, journal, progress),
     )
 
 

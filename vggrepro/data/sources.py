@@ -4,20 +4,20 @@ Nothing is extracted.
 """
 
 import hashlib
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from vggrepro.data.classes import with_classes
 from vggrepro.data.decode import BadImageError, read
 from vggrepro.data.index import stamp_of
 from vggrepro.data.labels import Labels, is_label_file, listed_classes, stamped_labels, texts_in
 from vggrepro.data.layouts import in_tree, place_of_labels, split_folders
-from vggrepro.data.members import NUMBERED, SPLITS, Member, Notes, split_of
+from vggrepro.data.members import NUMBERED, Member, Notes, split_of, with_class_names, without_wnid
 from vggrepro.data.parquet import SUFFIX, Table, note_gaps, split_of_table, wnids_of
-from vggrepro.data.tree import Folder, Tar, absolute, place_of
+from vggrepro.data.tree import Folder, Tar, absolute
 from vggrepro.errors import UserError
 
 Count = Callable[[int], None]
@@ -27,7 +27,7 @@ _READER_VERSION = b"2"  # counts up when the same files give other labels, so th
 class FoundImages(NamedTuple):
     """What sources hold."""
 
-    members: list[Member]
+    members: Sequence[Member]
     """Every image, ordered by split, class and name."""
     classes: tuple[str, ...]
     """In the order of labels."""
@@ -43,24 +43,25 @@ def signature(sources: Sequence[Path]) -> str:
     Archives are not opened. Raises as :func:`find`.
     """
     digest, notes = hashlib.sha256(_READER_VERSION), Notes()
-    for file in _expanded(sources, notes):
-        if not file.is_dir():
-            digest.update(b"".join(map(_stamp, (file, *stamped_labels(file.parent)))))
+
+    def stamp(files: Iterable[Path]) -> None:
+        for file in files:
+            digest.update(f"{file} {stamp_of(str(file))}\n".encode(errors="surrogateescape"))
+
+    for file, folder in _expanded(sources, notes).items():
+        if folder is None:
+            stamp((file, *stamped_labels(file.parent)))
             continue
         train, flat = set(), None
-        for member in _in_folder(file, notes):
+        for member in in_tree(folder):
             digest.update("\0".join(map(str, member)).encode(errors="surrogateescape"))
             if member.split == "train":
                 train.add(member.class_name)
             elif member.class_name not in train:
                 flat = member
         if flat:
-            digest.update(b"".join(map(_stamp, stamped_labels(place_of_labels(flat)))))
+            stamp(stamped_labels(place_of_labels(flat)))
     return digest.hexdigest()
-
-
-def _stamp(file: Path) -> bytes:
-    return f"{file} {stamp_of(str(file))}\n".encode(errors="surrogateescape")
 
 
 def find(sources: Sequence[Path], class_list: str | None = None, count: Count = lambda found: None) -> FoundImages:
@@ -85,18 +86,26 @@ def find(sources: Sequence[Path], class_list: str | None = None, count: Count = 
     stated: tuple[str, ...] = ()
     files = _expanded(sources, notes)
     note_gaps(files, notes)
-    for file in files:
-        kind = _kind(file)
-        if kind == "labels":
+    for file, folder in files.items():
+        if file.suffix == SUFFIX and not folder:
+            table = Table(file)
+            if stated and table.classes != stated:
+                raise UserError(
+                    f"{file} names other classes than the tables before it; name only what belongs together"
+                )
+            found, stated, tree = table.members(), table.classes, None
+        elif is_label_file(file):
             continue
-        if kind == "table":
-            found, stated = _in_table(file, stated)
         else:
-            found = _in_folder(file, notes) if kind == "folder" else _in_tar(file, notes, texts)
+            tree = folder or Tar(file)
+            found = in_tree(tree)
+            texts |= texts_in(tree) if isinstance(tree, Tar) else {}
         for member in found:
             members.append(member)
             if len(members) % 1000 == 0:
                 count(len(members))
+        if tree:
+            notes.include(tree.notes)
     count(len(members))
     source = ", ".join(map(str, sources))
     require_readable_names(members)
@@ -104,20 +113,20 @@ def find(sources: Sequence[Path], class_list: str | None = None, count: Count = 
     if wnids and len(wnids) == len(stated or wnids):
         # under ILSVRC's own names they are known to label files, boxes and nets
         stated = wnids
-        members = [member._replace(name=re.sub(r"_n\d{8}(\.\w+)$", r"\1", member.name)) for member in members]
+        members = [member._replace(name=without_wnid(member.name)) for member in members]
     listed = listed_classes(class_list) if class_list else stated
     if class_list and stated:
         members = _with_stated_classes(members, stated, listed)
     if not any(member.split == "val" for member in members):
         raise UserError(f"{source} has no val images; name the archive or folder that holds them as well")
-    labels = Labels([file for file in sources if _kind(file) == "labels"], files, texts)
-    members, classes = with_classes(members, listed, labels, notes, source)
+    labels = Labels(list(filter(is_label_file, sources)), list(files), texts)
+    members, classes, label_file = with_classes(members, listed, labels, notes, source)
     place = {name: number for number, name in enumerate(classes)}
     members.sort(
         key=lambda member: (member.split, place[member.class_name], member.file_name, member.container, member.offset)
     )
     _require_each_once(members)
-    return FoundImages(members, classes, notes.lines(), labels.taken)
+    return FoundImages(members, classes, notes.lines(), label_file)
 
 
 def _with_stated_classes(members: Sequence[Member], stated: Sequence[str], listed: Sequence[str]) -> list[Member]:
@@ -126,8 +135,7 @@ def _with_stated_classes(members: Sequence[Member], stated: Sequence[str], liste
     Raises UserError for names of others.
     """
     if set(stated) <= set(listed):
-        names = {f"{NUMBERED}{number}": name for number, name in enumerate(stated)}
-        return [member._replace(class_name=names.get(member.class_name, member.class_name)) for member in members]
+        return with_class_names(members, {f"{NUMBERED}{number}": name for number, name in enumerate(stated)})
     if len(stated) != len(listed):
         raise UserError(
             f"the tables name {len(stated)} classes ({stated[0]}, ...), which are not those of --classes; leave it out"
@@ -144,9 +152,9 @@ def require_readable_names(members: Sequence[Member]) -> None:
                 try:
                     text.encode()
                 except UnicodeEncodeError:
-                    raise UserError(f"{place_of(member)} has a name that is not UTF-8; rename it") from None
+                    raise UserError(f"{member.place} has a name that is not UTF-8; rename it") from None
             if "\0" in text[1:]:
-                raise UserError(f"{place_of(member)} has a name that is not text; rename it")
+                raise UserError(f"{member.place} has a name that is not text; rename it")
         seen = member.container
 
 
@@ -155,18 +163,14 @@ def _require_each_once(members: Sequence[Member]) -> None:
     for first, second in pairwise(members):
         if first.length != second.length or first.file_name != second.file_name or first[:2] != second[:2]:
             continue
-        if first.container != second.container and _bytes_of(first) == _bytes_of(second):
-            raise UserError(
-                f"{first.container} and {second.container} both hold {first.file_name} of class {first.class_name}; "
-                f"name one of them only"
-            )
-
-
-def _bytes_of(member: Member) -> bytes | str:
-    try:
-        return read(member.container if member.archive else place_of(member), member.offset, member.length)
-    except BadImageError:
-        return place_of(member)
+        if first.container == second.container:
+            continue
+        with suppress(BadImageError):  # which is found when all are looked at
+            if read(first.file, first.offset, first.length) == read(second.file, second.offset, second.length):
+                raise UserError(
+                    f"{first.container} and {second.container} both hold {first.file_name} of class "
+                    f"{first.class_name}; name one of them only"
+                )
 
 
 _MD5 = {  # published beside the archives
@@ -195,70 +199,30 @@ def check_md5(sources: Sequence[Path], progress: Callable[[int, int], None] = la
             raise UserError(f"{file} has MD5 {digest.hexdigest()}, not {_MD5[file.name]}; download it again")
 
 
-def _expanded(sources: Sequence[Path], notes: Notes) -> list[Path]:
-    """The sources, with what is in it for a folder that holds archives."""
-    found = []
+def _expanded(sources: Sequence[Path], notes: Notes) -> dict[Path, Folder | None]:
+    """The sources, with what is in it for a folder that holds archives; of folders also the tree."""
+    found: dict[Path, Folder | None] = {}
     for source in sources:
         if not source.exists():
             raise UserError(f"{source} does not exist; give a folder with train/ and val/, or the ILSVRC archives")
-        found += _in_it(source.resolve(), notes) if source.is_dir() else [absolute(source)]
-    return list(dict.fromkeys(found))
+        found |= _in_folder(Folder(source), notes) if source.is_dir() else {absolute(source): None}
+    return found
 
 
-def _kind(file: Path) -> Literal["folder", "tar", "table", "labels"]:
-    """What a source is, by its name or else by its first bytes."""
-    if file.is_dir():
-        return "folder"
-    if file.suffix == SUFFIX:
-        return "table"
-    if file.suffix == ".tar" or is_label_file(file):
-        return "tar" if file.suffix == ".tar" else "labels"
-    try:
-        with file.open("rb") as stream:
-            return "tar" if b"\0" in stream.read(512) else "labels"
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}); change its permissions") from None
-
-
-def _in_it(source: Path, notes: Notes) -> list[Path]:
-    tree = Folder(source)
-    names = [name for name in tree.files("") if "_bbox_" not in name]
+def _in_folder(tree: Folder, notes: Notes) -> dict[Path, Folder | None]:
     splits = split_folders(tree)
-    archives = [name for name in names if name.endswith((".tar", SUFFIX))]
+    archives = {
+        tree.root / name: split_of_table(tree.root / name) if name.endswith(SUFFIX) else split_of(Path(name).stem)
+        for name in tree.files("")
+        if name.endswith((".tar", SUFFIX)) and "_bbox_" not in name
+    }
     if not archives and not splits and any(name.endswith(SUFFIX) for name in tree.files("data")):
-        return _in_it(source / "data", notes)  # a hub's
-    used = [name for name in archives if _split_of_archive(source / name) not in {"test", *splits}]
-    for name in archives:
-        if name not in used:
-            why = "of a test set" if _split_of_archive(source / name) == "test" else "beside folders of their split"
-            notes.leave_out(f"archives {why}", str(source / name))
-    if splits or not used:
-        used.insert(0, "")
-    return [source / name for name in used]
-
-
-def _split_of_archive(file: Path) -> str | None:
-    return split_of_table(file) if file.suffix == SUFFIX else split_of(file.stem)
-
-
-def _in_folder(folder: Path, notes: Notes) -> Iterator[Member]:
-    tree = Folder(folder)
-    yield from in_tree(tree)
-    notes.include(tree.notes)
-
-
-def _in_tar(file: Path, notes: Notes, texts: dict[Path, Member]) -> Iterator[Member]:
-    tree = Tar(file)
-    texts |= texts_in(tree)
-    yield from in_tree(tree)
-    notes.include(tree.notes)
-
-
-def _in_table(file: Path, stated: tuple[str, ...]) -> tuple[Iterator[Member], tuple[str, ...]]:
-    """Its images, and the names of classes that all tables state alike. Raises UserError."""
-    table, split = Table(file), split_of_table(file)
-    if split not in SPLITS:
-        raise UserError(f"{file} is neither train nor val by its name; rename it, e.g. train-{file.name}")
-    if stated and table.classes != stated:
-        raise UserError(f"{file} names other classes than the tables before it; name only what belongs together")
-    return table.members(split), table.classes
+        return _in_folder(Folder(tree.root / "data"), notes)  # a hub's
+    used: dict[Path, Folder | None] = {}
+    for file, split in archives.items():
+        if split == "test" or split in splits:
+            why = "of a test set" if split == "test" else "beside folders of their split"
+            notes.leave_out(f"archives {why}", str(file))
+        else:
+            used[file] = None
+    return {tree.root: tree, **used} if splits or not used else used

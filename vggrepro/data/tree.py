@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vggrepro.data.archives import files_in
@@ -22,19 +23,47 @@ Files = Mapping[str, Member]
 _ARCHIVES = re.compile(r".*\.(tar|tgz|tar\.\w+|zip)", re.IGNORECASE)
 
 
-class Folder:
-    """A folder, of which only the parts that are asked for are listed."""
+class Tree(ABC):
+    """Folders and files below a root."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root.resolve()
+        self.root = root
+        """The folder, or the archive."""
         self.notes = Notes()
-        self._noted: set[str] = set()
 
+    @abstractmethod
     def listing(self, path: str) -> tuple[list[str], Files]:
         """(names of folders, files) in one of its folders, sorted; none where there is no such folder.
 
         Raises UserError for a folder that cannot be read.
         """
+
+    def folders(self, path: str) -> list[str]:
+        """Names of the folders in one of its folders, sorted. Raises as :meth:`listing`."""
+        return self.listing(path)[0]
+
+    def files(self, path: str) -> Files:
+        """The files in one of its folders. Raises as :meth:`listing`."""
+        return self.listing(path)[1]
+
+    def leave_out(self, what: str, path: str, names: Sequence[str]) -> None:
+        """Notes that some of what lies in a folder is left out."""
+        if names:
+            self.notes.leave_out(what, os.path.join(self.root, path, names[0]), len(names))
+
+
+class Folder(Tree):
+    """A folder, of which only the parts that are asked for are listed."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root.resolve())
+        self._noted: set[str] = set()
+        self._top: tuple[list[str], Files] | None = None
+
+    def listing(self, path: str) -> tuple[list[str], Files]:
+        """As of any tree."""
+        if not path and self._top:
+            return self._top
         place = os.path.join(self.root, path) if path else str(self.root)
         folders, files = [], []
         if not os.path.isdir(place):
@@ -57,26 +86,23 @@ class Folder:
                         notes.leave_out("pipes, sockets and devices", entry.path)
         except OSError as error:
             raise UserError(f"{place} cannot be read ({error.strerror}); change its permissions") from None
-        return sorted(folders), {
-            name: Member("val", "", place, name, 0, stat.st_size, False, stat.st_mtime_ns)
-            for name, stat in sorted(files)
-        }
-
-    def folders(self, path: str) -> list[str]:
-        """Names of the folders in one of its folders, sorted. Raises as :meth:`listing`."""
-        return self.listing(path)[0]
-
-    def files(self, path: str) -> Files:
-        """The files in one of its folders. Raises as :meth:`listing`."""
-        return self.listing(path)[1]
+        listing = (
+            sorted(folders),
+            {
+                name: Member("val", "", place, name, 0, stat.st_size, False, stat.st_mtime_ns)
+                for name, stat in sorted(files)
+            },
+        )
+        if not path:
+            self._top = listing
+        return listing
 
 
-class Tar:
+class Tar(Tree):
     """An uncompressed tar, listed once; a tar inside it is a folder of its name. Raises UserError for what is none."""
 
     def __init__(self, file: Path) -> None:
-        self.root = absolute(file)
-        self.notes = Notes()
+        super().__init__(absolute(file))
         self._files: dict[str, dict[str, Member]] = {"": {}}
         self._folders: dict[str, set[str]] = {}
         self.repeated = ""
@@ -86,37 +112,24 @@ class Tar:
             above, _, name = path.rpartition("/")
             if above not in self._files:
                 self._files[above] = {}
-                self._note_folder(above)
+                inside = above
+                while inside:
+                    outside, _, folder = inside.rpartition("/")
+                    self._folders.setdefault(outside, set()).add(folder)
+                    inside = outside
             elif name in self._files[above]:
                 # the last counts, as it does where a tar is extracted
                 self.notes.leave_out("files that a later one of the same name replaces", os.path.join(container, path))
                 self.repeated = path
             self._files[above][name] = Member("val", "", container, path, offset, size, True)
 
-    def _note_folder(self, path: str) -> None:
-        while path:
-            above, _, name = path.rpartition("/")
-            self._folders.setdefault(above, set()).add(name)
-            path = above
-
     def every_file(self) -> list[Member]:
         """All files, wherever in it."""
         return [file for files in self._files.values() for file in files.values()]
 
     def listing(self, path: str) -> tuple[list[str], Files]:
-        """As of a folder; one without files is not there."""
-        return self.folders(path), self.files(path)
-
-    def folders(self, path: str) -> list[str]:
-        """As of a folder."""
-        return sorted(self._folders.get(path, ()))
-
-    def files(self, path: str) -> Files:
-        """As of a folder."""
-        return dict(sorted(self._files.get(path, {}).items()))
-
-
-Tree = Folder | Tar
+        """As of any tree; a folder without files is not there."""
+        return sorted(self._folders.get(path, ())), dict(sorted(self._files.get(path, {}).items()))
 
 
 def absolute(file: Path) -> Path:
@@ -148,7 +161,7 @@ def below(path: str, name: str) -> str:
 
 def place_of(file: Member) -> str:
     """Where a file is, for messages."""
-    return os.path.join(file.container, file.name)
+    return file.place
 
 
 def contents(file: Member, most: int) -> bytes:
@@ -156,6 +169,6 @@ def contents(file: Member, most: int) -> bytes:
     if file.length > most:
         raise UserError(f"{place_of(file)} is longer than {most >> 20} MiB; give the file as it was published")
     try:
-        return read_bytes(file.container if file.archive else place_of(file), file.offset, file.length)
+        return read_bytes(file.file, file.offset, file.length)
     except BadImageError as error:
         raise UserError(f"{place_of(file)}: {error}; copy it again, or change its permissions") from None

@@ -1,35 +1,33 @@
 """Looks at images one by one, in processes that may die of them.
 
 A file can crash, hang or bloat a decoder, and a scan of a million files must survive it. So each worker is a program of
-its own (`python -m vggrepro.data.verify full`) that is told a place on a line of standard input and answers with one on
-standard output; when it dies or falls silent, the image it was at is to blame, and another takes over behind it.
+its own, with a pipe for standard input: it takes places and answers with a finding of each. When it dies or falls
+silent, the image it was at is to blame, and another takes over behind it.
 
-No image is to blame where a worker cannot start (a line from it says that it is ready), where the machine fails to
-read, or where there is less memory than a worker may have. Its answer is then a number of `errno`, or a text, and the
-scan waits or ends.
+No image is to blame where a worker cannot start (its first answer says that it is ready), where the machine fails to
+read, or where there is less memory than a worker may have. Its answer is then an exception, and the scan waits or ends.
 """
 
-import json
 import os
 import queue
 import re
 import resource
-import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import partial
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from vggrepro.data.decode import BadImageError, attempted, opened, patiently, read_now, rgb
+from vggrepro.data.decode import BadImageError, opened, patiently, read_now, rgb
 from vggrepro.errors import UserError, ending_of, reason_of
 
 How = Literal["full", "header"]
@@ -67,6 +65,14 @@ def verify(chunks: Iterable[Sequence[Place]], how: How, *, mean: bool = False) -
     """
     number = len(os.sched_getaffinity(0))
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+
+    def findings(chunk: Sequence[Place]) -> list[Finding]:
+        worker = idle.get()
+        try:
+            return worker.findings(chunk)
+        finally:
+            idle.put(worker)
+
     with ExitStack() as stack:
         for _ in range(number):
             worker = _Worker(how, mean)
@@ -74,14 +80,6 @@ def verify(chunks: Iterable[Sequence[Place]], how: How, *, mean: bool = False) -
             idle.put(worker)
         pool = ThreadPoolExecutor(number)
         stack.callback(pool.shutdown, cancel_futures=True)
-
-        def findings(chunk: Sequence[Place]) -> list[Finding]:
-            worker = idle.get()
-            try:
-                return worker.findings(chunk)
-            finally:
-                idle.put(worker)
-
         try:
             found = pool.map(findings, chunks)
         except RuntimeError as error:  # it can have no more threads
@@ -89,114 +87,105 @@ def verify(chunks: Iterable[Sequence[Place]], how: How, *, mean: bool = False) -
         yield from found
 
 
+def _rejected(why: object) -> Finding:
+    return Finding(0, 0, "", f"rejected: {why}")
+
+
 class _Worker:
     """One process, started again when it dies."""
 
     def __init__(self, how: How, mean: bool) -> None:
-        self._command = [sys.executable, "-m", "vggrepro.data.verify", how, *(["mean"] if mean else [])]
+        run = f"from {__name__} import main; main()"
+        self._command = [sys.executable, "-c", run, how, *(["mean"] if mean else [])]
         self._process: subprocess.Popen[bytes] | None = None
-        self._unread = b""
         self._died_at: Place | None = None
 
     def findings(self, places: Sequence[Place]) -> list[Finding]:
         """What is seen of each. Raises UserError."""
         found: list[Finding] = []
         while len(found) < len(places):
-            patiently(places[len(found)].path, partial(self._find, places, found), archive=True)
+            left = places[len(found) :]
+            try:
+                found += patiently(left[0].path, partial(self._first, left), archive=left[0].offset > 0)
+            except BadImageError as error:
+                found.append(_rejected(error))
         return found
 
-    def _find(self, places: Sequence[Place], found: list[Finding]) -> None:
-        """Adds to what is found of these. Raises OSError where the machine fails at the first."""
+    def _first(self, places: Sequence[Place]) -> list[Finding]:
+        """What is seen of the first of these, as far as one attempt goes. Raises OSError where it does not begin."""
         process = self._process or self._start()
-        assert process.stdin is not None
-        first = len(found)
-        failed: int | str | None = None
+        found: list[Finding] = []
+        failed: Exception | None = None
         try:
-            process.stdin.write(b"".join(json.dumps(place).encode() + b"\n" for place in places[first:]))
-            process.stdin.flush()
+            self._pipe.send(places)
             while failed is None and len(found) < len(places):
-                answer = json.loads(self._line(process, _SILENCE_S))
-                if isinstance(answer, list):
-                    found.append(Finding(*answer))
-                else:
+                if not self._pipe.poll(_SILENCE_S):
+                    return [*found, self._silent(process, places[len(found)])]
+                answer = self._pipe.recv()
+                if isinstance(answer, Exception):
                     failed = answer
-        except TimeoutError:
-            path, why = places[len(found)].path, f"no end in {_SILENCE_S:.0f} s"
-            if _waits_for_a_disk(process.pid):
-                raise UserError(f"{path} cannot be read ({why}); is the file system mounted?") from None
-            self.stop()
-            found.append(Finding(0, 0, "", f"rejected: {why}"))
-        except (BrokenPipeError, EOFError):
-            self.stop()
-            place, died = places[len(found)], f"its decoder {ending_of(process.returncode)}"
-            if self._died_at != place:
-                self._died_at = place  # once more: it may have been killed from outside, for want of memory
-            elif process.returncode == -signal.SIGKILL and _killed_for_memory() > self._killed_before:
-                raise UserError(f"{place.path}: {died}, for want of memory; give the job more") from None
-            else:
-                found.append(Finding(0, 0, "", f"rejected: {died}"))
-        if failed is not None:
-            self.stop()
-        if isinstance(failed, str):
-            raise UserError(failed)
-        if failed is not None and len(found) == first:
-            raise OSError(failed, os.strerror(failed))
+                else:
+                    found.append(answer)
+        except (EOFError, ConnectionError):
+            return found + self._died(process, places[len(found)])
+        if failed and not found:
+            raise failed
+        return found
+
+    def _silent(self, process: subprocess.Popen[bytes], place: Place) -> Finding:
+        why = f"no end in {_SILENCE_S:.0f} s"
+        if _waits_for_a_disk(process.pid):
+            raise UserError(f"{place.path} cannot be read ({why}); is the file system mounted?")
+        self.stop()
+        return _rejected(why)
+
+    def _died(self, process: subprocess.Popen[bytes], place: Place) -> list[Finding]:
+        self.stop()
+        died = f"its decoder {ending_of(process.returncode)}"
+        if self._died_at != place:
+            self._died_at = place  # once more: it may have been killed from outside, for want of memory
+            return []
+        if process.returncode == -signal.SIGKILL and _killed_for_memory() > self._killed_before:
+            raise UserError(f"{place.path}: {died}, for want of memory; give the job more")
+        return [_rejected(died)]
 
     def _start(self) -> subprocess.Popen[bytes]:
-        """A process that has said that it is ready. Raises UserError."""
-        self._unread = b""
+        """A process that has sent a sign that it is ready. Raises UserError."""
         self._killed_before = _killed_for_memory()
-        pipe = subprocess.PIPE
         try:
-            process = self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, stderr=pipe)
+            self._pipe, its = Pipe()
+            with its:
+                process = subprocess.Popen(
+                    self._command, stdin=its.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+                )
         except OSError as error:
-            raise _no_start(reason_of(error)) from None
-        assert process.stderr is not None
-        with process.stderr:
-            try:
-                self._line(process, _START_S)
-            except (EOFError, TimeoutError) as error:
+            reason = reason_of(error)
+        else:
+            self._process = process
+            assert process.stderr is not None
+            with process.stderr:
+                if signed := self._pipe.poll(_START_S):
+                    with suppress(EOFError, ConnectionError):
+                        self._pipe.recv()
+                        return process
                 self.stop()
-                *_, last = process.stderr.read().decode(errors="replace").strip().rpartition("\n")
-                silent = f"no sign of it in {_START_S:.0f} s" if isinstance(error, TimeoutError) else ""
-                raise _no_start(silent or last or f"it {ending_of(process.returncode)}") from None
-        return process
-
-    def _line(self, process: subprocess.Popen[bytes], seconds: float) -> bytes:
-        assert process.stdout is not None
-        deadline = time.monotonic() + seconds
-        while b"\n" not in self._unread:
-            ready, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise TimeoutError
-            some = os.read(process.stdout.fileno(), 1 << 16)
-            if not some:
-                raise EOFError
-            self._unread += some
-        line, _, self._unread = self._unread.partition(b"\n")
-        return line
+                last = process.stderr.read().decode(errors="replace").strip().rpartition("\n")[2]
+            reason = last or f"it {ending_of(process.returncode)}" if signed else f"no sign of it in {_START_S:.0f} s"
+        raise UserError(
+            f"a process that looks at images cannot start ({reason}); raise `ulimit -u`, `-n` or `-v`, or give the "
+            f"job more memory"
+        )
 
     def stop(self) -> None:
         """Ends the process, if there is one."""
         if self._process:
-            if self._process.stdin:
-                with suppress(BrokenPipeError):
-                    self._process.stdin.close()
+            self._pipe.close()
             try:
                 self._process.wait(0.2)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-            if self._process.stdout:
-                self._process.stdout.close()
         self._process = None
-
-
-def _no_start(reason: str) -> UserError:
-    return UserError(
-        f"a process that looks at images cannot start ({reason}); raise `ulimit -u`, `-n` or `-v`, or give the job "
-        f"more memory"
-    )
 
 
 def _waits_for_a_disk(process: int) -> bool:
@@ -215,20 +204,14 @@ def _killed_for_memory() -> int:
 
 
 def look(place: Place, how: How, mean: bool) -> Finding:
-    """What one image is. Raises OSError and MemoryError for what the machine fails at, but a decoder may crash."""
+    """What an image is. Raises OSError and MemoryError for what cannot be read, but a decoder may crash."""
     try:
         if how == "header" and place.length > _HEADER_BYTES:
-            try:
-                return _look(_read(place, _HEADER_BYTES), how, mean)
-            except BadImageError:
-                pass  # the header may be longer
-        return _look(_read(place, place.length), how, mean)
+            with suppress(BadImageError):  # the header may be longer
+                return _look(read_now(place.path, place.offset, _HEADER_BYTES), how, mean)
+        return _look(read_now(place.path, place.offset, place.length), how, mean)
     except BadImageError as error:
-        return Finding(0, 0, "", f"rejected: {error}")
-
-
-def _read(place: Place, most: int) -> bytes:
-    return attempted(place.path, partial(read_now, place.path, place.offset, most), archive=place.offset > 0)
+        return _rejected(error)
 
 
 def _look(encoded: bytes, how: How, mean: bool) -> Finding:
@@ -279,23 +262,24 @@ def main() -> None:
     memory = min(limit for limit in (_MEMORY_BYTES, *limits) if limit != resource.RLIM_INFINITY)
     resource.setrlimit(resource.RLIMIT_AS, (memory, limits[1]))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    print(json.dumps("ready"), flush=True)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what decoders have to say
-    for line in sys.stdin.buffer:
-        print(json.dumps(_answer(Place(*json.loads(line)), how, "mean" in sys.argv[2:], memory)), flush=True)
+    with Connection(sys.stdin.fileno()) as pipe, suppress(EOFError):
+        pipe.send("ready")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # what decoders print
+        while True:
+            for place in pipe.recv():
+                answer = _answer(place, how, "mean" in sys.argv[2:], memory)
+                pipe.send(answer)
+                if isinstance(answer, Exception):
+                    break
 
 
-def _answer(place: Place, how: How, mean: bool, memory: int) -> Finding | int | str:
-    """What is seen of an image; or what the machine fails at: `errno` where it may pass, a line where it does not."""
+def _answer(place: Place, how: How, mean: bool, memory: int) -> Finding | OSError | UserError:
+    """What is seen of an image; or what the machine fails at: an OSError where it may pass."""
     try:
         return look(place, how, mean)
     except OSError as error:
-        return error.errno or str(error)
+        return error
     except MemoryError:
         if memory < _MEMORY_BYTES:
-            return f"{place.path} cannot be decoded in {memory >> 20} MiB of memory; raise `ulimit -v`"
-        return Finding(0, 0, "", "rejected: out of memory")
-
-
-if __name__ == "__main__":
-    main()
+            return UserError(f"{place.path} cannot be decoded in {memory >> 20} MiB of memory; raise `ulimit -v`")
+        return _rejected("out of memory")
