@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,6 +23,7 @@ from vggrepro.pipeline.session import open_session
 from vggrepro.pipeline.transfer import transfer_together
 from vggrepro.storage import lease
 from vggrepro.storage.directory import RunDirectory
+from vggrepro.storage.mirror import RunDescription
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +42,13 @@ class Mirror:
 
     made: ClassVar[list["Mirror"]] = []
 
-    def __init__(self, run: RunDirectory, *, run_name: str, **told: object) -> None:
-        self.run, self.name, self.seen, self.status = run, run_name, set[str](), ""
+    def __init__(self, run: RunDirectory, description: RunDescription) -> None:
+        self.run, self.name, self.seen, self.status = run, description.name, set[str](), ""
         self._before: set[str] = set()
         Mirror.made.append(self)
 
     def start(self) -> None:
         self._before = set(figures(self.run))
-
-    def log_artifacts(self, paths: Iterable[Path]) -> None:
-        pass
 
     def close(self, status: str, timeout_s: float) -> None:
         self.status, self.seen = status, set(figures(self.run)) - self._before

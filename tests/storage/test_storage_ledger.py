@@ -8,9 +8,9 @@ from vggrepro.config.parsing import override
 from vggrepro.config.recipes import load_graph
 from vggrepro.config.settings import Config
 from vggrepro.storage.directory import RunDirectory
-from vggrepro.storage.ledger import Departure, ImageCounts, ledger, read_ledger
+from vggrepro.storage.ledger import Departure, ledger, read_ledger
 
-PAPER = {"train": ImageCounts(1_281_167, 0), "val": ImageCounts(50_000, 0)}
+PAPER = {"splits": {"train": 1_281_167, "val": 50_000}, "rejected_splits": {"train": 0, "val": 0}}
 
 
 @pytest.mark.parametrize("name", list(load_graph(REPOSITORY / "configs" / "reproduce.yaml").stages))
@@ -64,7 +64,8 @@ def test_descent_is_part_of_it() -> None:
 
 
 def test_the_data_set_is_part_of_it() -> None:
-    found = ledger(Config(model={"net": "A"}), None, {"train": ImageCounts(100, 3), "val": ImageCounts(50_000, 0)})
+    counts = {"splits": {"train": 100, "val": 50_000}, "rejected_splits": {"train": 3, "val": 0}}
+    found = ledger(Config(model={"net": "A"}), None, counts)
     assert found == [
         Departure("data.images.train", 1_281_167, 100, "another data set"),
         Departure("data.rejected.train", 0, 3, "they cannot be read"),
@@ -131,7 +132,7 @@ def test_the_reduced_configurations_give_a_reason_for_each(file: str) -> None:
     graph = load_graph(REPOSITORY / "configs" / Path(file))
     for name, config in graph.stages.items():
         parent = graph.parents[name]
-        images = {"train": ImageCounts(1, 1), "val": ImageCounts(1, 1)}
+        images = {"splits": {"train": 1, "val": 1}, "rejected_splits": {"train": 1, "val": 1}}
         found = ledger(config, graph.stages[parent] if parent else None, images)
         assert found
         assert [str(d) for d in found if "no reason given" in d.why] == []

@@ -22,8 +22,7 @@ from vggrepro.errors import UserError
 from vggrepro.storage import directory, mirror
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.environment import environment
-from vggrepro.storage.mirror import MlflowMirror
-from vggrepro.storage.mirror_state import is_behind
+from vggrepro.storage.mirror import MlflowMirror, RunDescription, is_behind
 from vggrepro.storage.tracking_uri import resolve_uri, ui_command
 
 LONG_S = 60.0
@@ -40,7 +39,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     root = tmp_path_factory.mktemp("with space")
     uri = resolve_uri(str(f"sqlite:///{root}/mlruns.db"), root)
     with contextlib.redirect_stderr(io.StringIO()) as err, contextlib.redirect_stdout(io.StringIO()) as out:
-        mirror = mirror_of(RunDirectory(root / "first"), uri, run_name="first")
+        mirror = mirror_of(RunDirectory(root / "first"), uri, name="first")
         mirror.start()
         assert mirror.close("FINISHED", LONG_S)
     return uri, err.getvalue() + out.getvalue()
@@ -65,15 +64,15 @@ def hanging_server() -> Iterator[str]:
 
 
 def mirror_of(run: RunDirectory, uri: str, **changes: Any) -> MlflowMirror:
-    settings: dict[str, Any] = {"experiment": "vgg", "run_name": "D", "params": {}, "tags": {}}
-    return MlflowMirror(run, uri=uri, artifact_root=run.path.parent / "artifacts", **(settings | changes))
+    described: dict[str, Any] = {"experiment": "vgg", "name": "D", "params": {}, "tags": {}} | changes
+    return MlflowMirror(run, RunDescription(uri=uri, artifact_root=run.path.parent / "artifacts", **described))
 
 
 def living(run: RunDirectory, uri: str, **changes: Any) -> MlflowMirror:
     """A mirror that has shown what there is, and goes on."""
     mirror = mirror_of(run, uri, **changes)
     mirror.start()
-    assert mirror.sync_now(LONG_S)
+    mirror.copy()
     return mirror
 
 
@@ -213,9 +212,9 @@ def test_mirror_of_a_run(run: RunDirectory, uri: str) -> None:
     run.append({"step": 700, "kind": "validation", "top1_error": 25.5, "protocol": "dense", "best": True})
     run.append({"step": 701, "kind": "train", "loss": float("nan")})
     run.write_text("config.yaml", "net: D\n")
-    mirror = mirror_of(run, uri, experiment="a new one", params={"net": "D", "long": "x" * 7000}, tags={"S": "256"})
+    shown = {"params": {"net": "D", "long": "x" * 7000}, "tags": {"S": "256"}, "artifacts": ("config.yaml", "missing")}
+    mirror = mirror_of(run, uri, experiment="a new one", **shown)
     mirror.start()
-    mirror.log_artifacts([run.path / "config.yaml", run.path / "missing"])
     assert mirror.close("FINISHED", LONG_S)
 
     assert history(run, uri) == losses(1, 700)
@@ -264,6 +263,21 @@ def test_nothing_twice_after_a_crash_before_the_state_was_saved(run: RunDirector
     mirrored(run, uri)
     assert run.read_json("mlflow.json")["run_id"] == state["run_id"]
     assert history(run, uri) == losses(1, 4)
+
+
+def test_a_copy_can_be_repeated_from_any_state(run: RunDirectory, uri: str) -> None:
+    """Also from the state of an older run, which has a checksum of the bytes that were copied."""
+    train(run, 1, 3)
+    run.append({"step": 3, "kind": "evaluation", "top1_error": 30.0})
+    mirrored(run, uri)
+    state = run.read_json("mlflow.json")
+    older = {**state, "crc32": 1, "had": {}}
+    for known in (state, older, {**older, "bytes": 0}, {**older, "bytes": 10**6}):
+        run.write_json("mlflow.json", known)
+        mirrored(run, uri)
+        assert run.read_json("mlflow.json") == state
+    assert history(run, uri) == losses(1, 3)
+    assert history(run, uri, "evaluation/top1_error") == [(0, 30.0)]
 
 
 @pytest.mark.parametrize("retrained", [2, 12], ids=["shorter than before", "longer than before"])
@@ -322,8 +336,7 @@ def test_a_dead_server_costs_training_nothing_and_nothing_is_lost(
     begin = time.monotonic()
     train(run, 1, 100)
     assert time.monotonic() - begin < 1
-    assert not mirror.sync_now(2.5)
-    assert not mirror.close("FAILED", 0.5)
+    assert not mirror.close("FAILED", 2.5)
     assert time.monotonic() - begin < 6
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2  # several tries: one cause; the end
     assert "\n" not in caplog.records[0].getMessage()
@@ -365,9 +378,10 @@ def test_a_mirror_that_was_given_up_and_the_next_one_make_one_run(
     assert not first.close("FINISHED", 0.1)
     second = mirror_of(run, uri, experiment="slow")
     second.start()
-    assert not second.sync_now(0.5), "it waits for the first one's answer"
-    answer.set()
+    threading.Timer(0.5, answer.set).start()
+    begin = time.monotonic()
     assert second.close("FINISHED", LONG_S)
+    assert time.monotonic() - begin > 0.4, "it waits for the first one's answer"
     client = MlflowClient(uri)
     (found,) = client.search_runs([client.get_experiment_by_name("slow").experiment_id])
     assert (found.info.run_id, found.info.status) == (run.read_json("mlflow.json")["run_id"], "FINISHED")
@@ -400,7 +414,6 @@ def refused(run: RunDirectory, uri: str, **changes: Any) -> None:
     mirror = mirror_of(run, uri, **changes)
     mirror.start()
     begin = time.monotonic()
-    assert not mirror.sync_now(LONG_S)
     assert not mirror.close("FINISHED", LONG_S)
     assert time.monotonic() - begin < LONG_S / 2
 
@@ -441,7 +454,6 @@ def test_an_experiment_that_is_deleted_meanwhile(run: RunDirectory, uri: str, ca
     client.delete_experiment(client.get_experiment_by_name("meanwhile").experiment_id)
     train(run, 4, 6)
     begin = time.monotonic()
-    assert not mirror.sync_now(LONG_S)
     assert not mirror.close("FINISHED", LONG_S)
     assert time.monotonic() - begin < LONG_S / 2
     (record,) = caplog.records
@@ -476,8 +488,7 @@ def test_a_server_in_trouble_may_yet_take_it(run: RunDirectory, caplog: pytest.L
     with answering(503) as address:
         mirror = mirror_of(run, address)
         mirror.start()
-        assert not mirror.sync_now(2.5)
-        assert not mirror.close("FAILED", 0.1)
+        assert not mirror.close("FAILED", 2.5)
     assert "will try again" in caplog.records[0].getMessage()
 
 

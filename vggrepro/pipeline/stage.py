@@ -33,17 +33,18 @@ def train_stage(config: Config, parent: Config | None, session: Session, *, forc
             echo(f"{config.name}: already trained ({config.directory})")
         return
     if parent:
+        is_finished(parent)  # raises where its directory belongs to another configuration
         require_finished(parent)
     index, boxes = session.index(config), session.boxes(config)
     check_data(config, index, boxes)
     if session.topology.is_first:
-        departures = begin(config, parent, index, boxes, run, session.topology.world)
+        departures = begin(config, parent, index, boxes, session.topology.world)
         echo(f"{config.name}: departs from the paper in {len(departures)} settings, see {run.path / 'ledger.json'}")
         if boxes and (without := int((~boxes.split("train").has).sum())):
             echo(f"{config.name}: {without:,} training images without a box are left out")
     with mirrored(config, run, session.topology):
         session.watch.leave_together()
-        Training(config, parent, index, boxes, session.loader(config), run, session.watch).train(force=force)
+        Training.begin(config, parent, index, boxes, session.loader(config), session.watch).train(force=force)
         with session.watch.waiting():
             from_first_rank(None)  # rank 0 has written final.pt, which every rank now reads
 

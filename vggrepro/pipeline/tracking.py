@@ -9,8 +9,7 @@ from vggrepro.errors import Interrupted
 from vggrepro.ranks.topology import Topology
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.ledger import read_ledger
-from vggrepro.storage.mirror import MlflowMirror
-from vggrepro.storage.mirror_state import is_behind
+from vggrepro.storage.mirror import MlflowMirror, RunDescription, Status, is_behind
 from vggrepro.storage.tracking_uri import resolve_uri
 
 _MLFLOW_PATIENCE_S = 60.0
@@ -22,21 +21,21 @@ def mirrored(config: Config, run: RunDirectory, topology: Topology) -> Iterator[
     if not (topology.is_first and config.tracking.mlflow):
         yield
         return
-    root = config.run.root
     params = flatten(config.model_dump(mode="json"))
     params |= {"evaluation.single_Q": list(config.single_Q), "evaluation.multi_Q": list(config.multi_Q)}
-    mirror = MlflowMirror(
-        run,
-        uri=resolve_uri(config.tracking.uri, root),
+    description = RunDescription(
+        uri=resolve_uri(config.tracking.uri, config.run.root),
         experiment=config.run.experiment,
-        run_name=config.name,
+        name=config.name,
         params={key: str(setting) for key, setting in params.items()},
         tags={"stage": config.name, "net": config.model.net} | _provenance(run),
-        artifact_root=root / "mlartifacts",
+        artifact_root=config.run.root / "mlartifacts",
+        artifacts=("config.yaml", "dataset.json", "environment.json", "ledger.json", "figures"),
         dataset=run.read_json("dataset.json"),
     )
+    mirror = MlflowMirror(run, description)
     mirror.start()
-    status = "FAILED"
+    status: Status = "FAILED"
     try:
         yield
         status = "FINISHED"
@@ -44,10 +43,8 @@ def mirrored(config: Config, run: RunDirectory, topology: Topology) -> Iterator[
         status = "KILLED"
         raise
     finally:
-        names = ("config.yaml", "dataset.json", "environment.json", "ledger.json", "figures")
-        mirror.log_artifacts(run.path / name for name in names if (run.path / name).exists())
         # asked to stop, there may be half a minute left for all that follows; the next start copies what is missing
-        mirror.close(status, 5.0 if status == "KILLED" else _MLFLOW_PATIENCE_S)  # type: ignore[arg-type]
+        mirror.close(status, 5.0 if status == "KILLED" else _MLFLOW_PATIENCE_S)
 
 
 def catch_up(stages: Iterable[Config], topology: Topology) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import socket
 import struct
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from vggrepro.config.settings import Device
 
 _JOIN_TIMEOUT_S = 300.0
-_TIMEOUT_S = 600.0
 _SIOCGIFADDR = 0x8915  # linux/sockios.h: asks an interface for its address
 
 
@@ -61,7 +61,7 @@ def pick_device(wanted: Device, local_rank: int) -> torch.device:
 
 
 @contextmanager
-def process_group(topology: Topology, device: torch.device, timeout_s: float = _TIMEOUT_S) -> Iterator[None]:
+def process_group(topology: Topology, device: torch.device, timeout_s: float = 600.0) -> Iterator[None]:
     """The process group of all ranks, in which the main thread works on `device`; for one process that alone.
 
     What lies on a CUDA device is exchanged by NCCL; what lies on the host, objects included, by gloo. A rank that
@@ -102,16 +102,11 @@ def _meet(topology: Topology) -> Store:
     host, port = meeting_point(os.environ)
     os.environ |= {"MASTER_ADDR": _address(host), "MASTER_PORT": str(port)}
     own = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun itself
+    serves = topology.is_first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # else torchrun itself
     limit = timedelta(seconds=_JOIN_TIMEOUT_S)
     try:
         server = distributed.TCPStore(
-            os.environ["MASTER_ADDR"],
-            port,
-            topology.world,
-            is_master=topology.is_first and not served,
-            timeout=limit,
-            wait_for_workers=False,
+            os.environ["MASTER_ADDR"], port, topology.world, serves, limit, wait_for_workers=False
         )
     except RuntimeError as error:
         raise ConnectionError(f"rank {topology.rank} on {own} cannot reach rank 0 at {host}:{port}: {error}") from None
@@ -140,19 +135,15 @@ def _keep_gloo_off_loopback(others: set[str]) -> None:
     """
     if not others or "GLOO_SOCKET_IFNAME" in os.environ:
         return
-    try:
+    with suppress(OSError):  # of a name without an address: gloo takes the loopback interface, too
         if not socket.gethostbyname(socket.gethostname()).startswith("127."):
             return
-    except OSError:  # a name without an address: gloo takes the loopback interface, too
-        pass
     if interface := interface_to(_address(min(others))):
         os.environ["GLOO_SOCKET_IFNAME"] = interface
 
 
 def interface_to(host: str) -> str | None:
     """The network interface through which a machine is reached, where it has an IPv4 address of its own."""
-    import fcntl
-
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((host, 9))  # nothing is sent: it is a datagram socket
@@ -171,11 +162,9 @@ def interface_to(host: str) -> str | None:
 
 def _address(host: str) -> str:
     """The name itself where it resolves, else the address that SLURM has for it."""
-    try:
+    with suppress(OSError):
         socket.getaddrinfo(host, None)
         return host
-    except OSError:
-        pass
     try:
         command = ["scontrol", "show", "node", host, "--oneliner"]
         shown = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout

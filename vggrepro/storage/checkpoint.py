@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 import shutil
 import zipfile
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,41 +68,6 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError when the disk is full
         free = shutil.disk_usage(path.parent).free / 2**20  # torch's writer does not say that the disk was full
         raise OSError(f"checkpoint {path} could not be written, {free:.0f} MiB are free there: {error}") from error
-
-
-class Writer:
-    """Writes checkpoints in a thread of its own, one at a time, so that training does not wait for the disk.
-
-    What is submitted must not change until it is written: :meth:`wait` before reusing its memory.
-    """
-
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "checkpoint")
-        self._last: Future[bool] | None = None
-
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._thread.shutdown(wait=True)
-
-    def submit(self, checkpoint: Checkpoint, file: Path, then: Callable[[], None]) -> None:
-        """Writes and then calls `then`. When the disk is full the checkpoint before it stays, with a warning."""
-        self._last = self._thread.submit(_try_to_save, checkpoint, file, then)
-
-    def wait(self) -> bool:
-        """Waits for what was submitted; returns whether the last checkpoint is on the disk."""
-        return self._last is not None and self._last.result()
-
-
-def _try_to_save(checkpoint: Checkpoint, file: Path, then: Callable[[], None]) -> bool:
-    try:
-        save(checkpoint, file)
-        then()
-    except OSError as error:
-        _log.warning("%s; the one before it is kept", error)
-        return False
-    return True
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -165,8 +129,25 @@ def prune(folder: Path, keep: int) -> None:
         file.unlink(missing_ok=True)
 
 
+def store(checkpoint: Checkpoint, folder: Path, keep: int, *, best: bool) -> bool:
+    """Saves the checkpoint of a step, as the best one, too, where it is, and removes all but the newest `keep`.
+
+    For a thread, so that training does not wait for the disk; the checkpoint must not change until this returns whether
+    it was saved. When the disk is full the one before stays, with a warning.
+    """
+    file = step_file(folder, checkpoint.step)
+    try:
+        save(checkpoint, file)
+        if best:  # under a second name, in place of what had it
+            with replacing(best_file(folder)) as temporary:
+                os.link(file, temporary)
+        prune(folder, keep)
+    except OSError as error:
+        _log.warning("%s; the one before it is kept", error)
+        return False
+    return True
+
+
 def _steps(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    named = [(re.fullmatch(r"step-(\d{8,})\.pt", file.name), file) for file in folder.iterdir()]
-    return [file for _, file in sorted((int(name[1]), file) for name, file in named if name)]
+    files = (file for file in folder.glob("step-*.pt") if re.fullmatch(r"step-\d{8,}", file.stem))
+    return sorted(files, key=lambda file: int(file.stem.removeprefix("step-")))

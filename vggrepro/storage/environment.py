@@ -42,19 +42,17 @@ def without_folders(command: str) -> str:
 
 
 def _commit() -> dict[str, str | bool | None]:
-    note = Path(__file__).resolve().parents[2] / "commit.json"  # beside the copy of the code that a job runs
-    if note.exists():
+    root = Path(__file__).resolve().parents[2]
+    if (note := root / "commit.json").exists():  # beside the copy of the code that a job runs
         return json.loads(note.read_bytes())
-    commit = _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain", "--untracked-files=no")  # runs and exports may lie there
+    commit = changes = None
+    if (root / ".git").exists():  # else an installed package would report the checkout around its environment
+        commit = _git(root, "rev-parse", "HEAD")
+        changes = _git(root, "status", "--porcelain", "--untracked-files=no")  # runs and exports may lie there
     return {"git_commit": commit, "git_dirty": None if changes is None else bool(changes)}
 
 
-def _git(*arguments: str) -> str | None:
-    """Output of a git command in the checkout that this file belongs to, or None."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():  # else an installed package would report the checkout around its environment
-        return None
+def _git(root: Path, *arguments: str) -> str | None:
     try:
         command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

@@ -3,12 +3,12 @@
 Empty for a faithful run. Settings on which the paper is silent are not departures; REPRODUCTION.md lists those choices.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from vggrepro.config.settings import Config, Data, Model
-from vggrepro.paper import Scale, facts, value
+from vggrepro.paper import facts, value
 from vggrepro.storage.directory import RunDirectory
 
 _FORMERLY = "data.pictures.", "data.images."  # as runs before November 2026 have it
@@ -41,16 +41,8 @@ class Departure:
         return f"{self.setting}: {_text(self.run)} instead of {_text(self.paper)} ({self.why})"
 
 
-@dataclass(frozen=True)
-class ImageCounts:
-    """How many images a split has, and how many of them cannot be used."""
-
-    all: int
-    rejected: int
-
-
-def ledger(config: Config, parent: Config | None, images: dict[str, ImageCounts] | None = None) -> list[Departure]:
-    """The departures of a stage; `parent` is the stage it starts from, `images` the counts by split once known."""
+def ledger(config: Config, parent: Config | None, images: Mapping[str, Any] | None = None) -> list[Departure]:
+    """The departures of a stage; `parent` is the stage it starts from, `images` the index's summary once known."""
     return [
         Departure(setting, paper, run, _why(setting, config))
         for setting, paper, run in _compared(config, parent, images)
@@ -75,7 +67,7 @@ def departures_in(lines: Sequence[dict[str, Any]]) -> list[Departure]:
 
 
 def _compared(
-    config: Config, parent: Config | None, images: dict[str, ImageCounts] | None
+    config: Config, parent: Config | None, images: Mapping[str, Any] | None
 ) -> Iterator[tuple[str, Any, Any]]:
     """(setting, the paper's value, the run's value)."""
     model, data, train = config.model, config.data, config.train
@@ -105,9 +97,10 @@ def _compared(
     if data.colour_shift.mode != "off":
         yield "data.colour_shift.sigma", value("colour_shift_sigma"), data.colour_shift.sigma
     yield "data.mean", tuple(value("mean_rgb")), data.mean
-    for split, n in (images or {}).items():
-        yield f"data.images.{split}", value(f"{split}_images"), n.all
-        yield f"data.rejected.{split}", 0, n.rejected
+    if images:
+        for split, n in images["splits"].items():
+            yield f"data.images.{split}", value(f"{split}_images"), n
+            yield f"data.rejected.{split}", 0, images["rejected_splits"][split]
 
     yield "train.batch", value("batch_size"), train.batch
     yield "train.momentum", value("momentum"), train.momentum
@@ -117,63 +110,52 @@ def _compared(
     yield "train.biases", "paper", train.biases
     yield "train.precision", "fp32", train.precision
     yield "train.comm", "exact", "bf16" if train.comm == "bf16" else "exact"
-    if config.localisation:
-        yield from _of_boxes(config, parent, S)
-        return
-    # The paper gives the whole schedule for fixed S = 256, the first rate for S = 384, and nothing for the jitter.
-    if S == fine:
-        yield "train.learning_rate", value("learning_rate_384"), train.learning_rate
-    elif S != jitter:
-        yield "train.learning_rate", value("learning_rate"), train.learning_rate
-        yield "train.iterations", value("iterations"), train.iterations
-        if train.schedule.kind == "plateau":
-            yield "train.schedule.max_drops", value("learning_rate_decreases"), train.schedule.max_drops
 
-    expected = "none" if model.net in ("A", "A-LRN") else f"A at S={data.S_text}"
-    if S in (fine, jitter):
-        before = fixed if S == fine else fine
-        expected = f"{model.net} at S={parent.data.S_text if parent and parent.papers_S == before else before}"
-    yield "run.parent", expected, f"{parent.model.net} at S={parent.data.S_text}" if parent else "none"
-
-    paper = Config(model=Model(net="A"), data=Data(S=S if S in scales else scales[0]))
-    yield "evaluation.single_Q", paper.single_Q, config.single_Q
-    if config.dense_places(config.single_Q[0]) == 1:
-        yield "evaluation.dense_places", paper.dense_places(paper.single_Q[0]), 1
-    if model.net not in ("A", "A-LRN"):  # which Table 4 leaves out
-        yield "evaluation.multi_Q", paper.multi_Q, config.multi_Q
-    yield "evaluation.flip", True, config.evaluation.flip
-    yield "evaluation.precision", "fp32", config.evaluation.precision
-
-
-def _of_boxes(config: Config, parent: Config | None, S: Scale) -> Iterator[tuple[str, Any, Any]]:
-    """What Appendix A says of a net that predicts boxes, besides what holds for all nets."""
-    net = value("localisation_net")
-    yield "model.net", net, config.model.net
-    yield "train.learning_rate", value("localisation_learning_rate"), config.train.learning_rate
-    classes = parent is not None and parent.localisation is None and parent.data.S == config.data.S
+    single: tuple[Any, ...]
     started = f"{parent.model.net} at S={parent.data.S_text}" if parent else "none"
-    yield "run.parent", started if classes else f"{net} at S={config.data.S_text}, of classes", started
-    tested = {Q for row in facts().localisation[9] for one in row.members if one.S == S for Q in one.Q}
-    yield "evaluation.single_Q", (S,), config.single_Q
-    if config.dense_places(config.single_Q[0]) == 1:
+    if config.localisation:
+        net = value("localisation_net")
+        yield "model.net", net, model.net
+        yield "train.learning_rate", value("localisation_learning_rate"), train.learning_rate
+        of_classes = parent is not None and parent.localisation is None and parent.data.S == data.S
+        yield "run.parent", started if of_classes else f"{net} at S={data.S_text}, of classes", started
         paper = Config(model=Model(net=net), data=Data(S=S))
+        tested = {Q for row in facts().localisation[9] for member in row.members if member.S == S for Q in member.Q}
+        single, multi = (S,), tuple(sorted(tested))
+    else:
+        # The paper gives the whole schedule for fixed S = 256, the first rate for S = 384, and nothing for the jitter.
+        if S == fine:
+            yield "train.learning_rate", value("learning_rate_384"), train.learning_rate
+        elif S != jitter:
+            yield "train.learning_rate", value("learning_rate"), train.learning_rate
+            yield "train.iterations", value("iterations"), train.iterations
+            if train.schedule.kind == "plateau":
+                yield "train.schedule.max_drops", value("learning_rate_decreases"), train.schedule.max_drops
+        expected = "none" if model.net in ("A", "A-LRN") else f"A at S={data.S_text}"
+        if S in (fine, jitter):
+            before = fixed if S == fine else fine
+            expected = f"{model.net} at S={parent.data.S_text if parent and parent.papers_S == before else before}"
+        yield "run.parent", expected, started
+        paper = Config(model=Model(net="A"), data=Data(S=S if S in scales else scales[0]))
+        single, multi = paper.single_Q, paper.multi_Q
+
+    yield "evaluation.single_Q", single, config.single_Q
+    if config.dense_places(config.single_Q[0]) == 1:
         yield "evaluation.dense_places", paper.dense_places(paper.single_Q[0]), 1
-    yield "evaluation.multi_Q", tuple(sorted(tested)), config.multi_Q
+    if config.localisation or model.net not in ("A", "A-LRN"):  # which Table 4 leaves out
+        yield "evaluation.multi_Q", multi, config.multi_Q
+    if not config.localisation:
+        yield "evaluation.flip", True, config.evaluation.flip
     yield "evaluation.precision", "fp32", config.evaluation.precision
 
 
 def _why(setting: str, config: Config) -> str:
     """The reason of the longest prefix of the setting that has one."""
-    for reasons in (config.run.why, _REASONS):
-        parts = setting.split(".")
-        while parts:
-            if reason := reasons.get(".".join(parts)):
-                return reason
-            parts.pop()
-    return "no reason given; say why in run.why"
+    parts = setting.split(".")
+    prefixes = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+    reasons = (of.get(prefix) for of in (config.run.why, _REASONS) for prefix in prefixes)
+    return next(filter(None, reasons), "no reason given; say why in run.why")
 
 
 def _text(item: Any) -> str:
-    if isinstance(item, tuple | list):
-        return "[" + ", ".join(map(_text, item)) + "]"
-    return str(item)
+    return f"[{', '.join(map(_text, item))}]" if isinstance(item, tuple | list) else str(item)

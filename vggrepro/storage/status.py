@@ -16,8 +16,8 @@ def final_file(run: Path) -> Path:
 
 def known_weights(run: RunDirectory) -> str | None:
     """The hash of a run's final net, as far as it has been computed. Raises UserError for a torn file."""
-    kept = run.read_json("final.json")
-    return kept["weights"] if kept else None
+    final = run.read_json("final.json")
+    return final["weights"] if final else None
 
 
 def note_weights(run: RunDirectory, weights: str, step: int) -> None:
@@ -30,27 +30,21 @@ def is_finished(config: Config) -> bool:
 
     Raises UserError when the directory belongs to another configuration, naming what differs.
     """
-    kept = config.directory / "config.yaml"
-    if kept.exists():
-        changed = differences(load_resolved(kept).trajectory(), config.trajectory())
-        if changed:
-            listed = "; ".join(f"{key} was {old}, is {new}" for key, old, new in changed[:4])
-            more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
-            empty = (
-                ""
-                if any(RunDirectory(config.directory).checkpoints.glob("*.pt"))
-                else ", in which nothing is trained yet"
-            )
-            raise UserError(
-                f"run directory {config.directory} belongs to another configuration ({listed}{more}); "
-                f"choose another run.experiment or run.name, or remove the directory{empty}"
-            )
-    return final_file(config.directory).exists()
+    final, stored = final_file(config.directory), config.directory / "config.yaml"
+    if stored.exists() and (changed := differences(load_resolved(stored).trajectory(), config.trajectory())):
+        listed = "; ".join(f"{key} was {old}, is {new}" for key, old, new in changed[:4])
+        more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+        empty = "" if any(final.parent.glob("*.pt")) else ", in which nothing is trained yet"
+        raise UserError(
+            f"run directory {config.directory} belongs to another configuration ({listed}{more}); "
+            f"choose another run.experiment or run.name, or remove the directory{empty}"
+        )
+    return final.exists()
 
 
 def require_finished(config: Config) -> None:
-    """Raises UserError when the stage is not finished."""
-    if not is_finished(config):
+    """Raises UserError when there is no final net; whose directory it is, :func:`is_finished` has seen before."""
+    if not final_file(config.directory).exists():
         raise UserError(
             f"stage {config.name} is not finished (no final.pt in {config.directory}/checkpoints); "
             f"train it first, or let `vggrepro reproduce` do so"
@@ -62,18 +56,16 @@ def locate(net: Path) -> tuple[Path, Path]:
 
     Raises UserError for a directory without a final net, naming what it is instead.
     """
-    return (_final_of(net), net) if net.is_dir() else (net, net.parent.parent)
-
-
-def _final_of(run: Path) -> Path:
-    final = final_file(run)
+    if not net.is_dir():
+        return net, net.parent.parent
+    final = final_file(net)
     if final.exists():
-        return final
-    if (run / "config.yaml").exists():
-        raise UserError(f"{run} is not finished (no {final.name}); train it, or name one of its checkpoints")
-    within = sorted(str(one.parent) for one in run.glob("*/config.yaml"))
+        return final, net
+    if (net / "config.yaml").exists():
+        raise UserError(f"{net} is not finished (no {final.name}); train it, or name one of its checkpoints")
+    within = sorted(str(file.parent) for file in net.glob("*/config.yaml"))
     what = f"its runs are {', '.join(within[:8])}" if within else "name one, e.g. runs/demo/D"
-    raise UserError(f"{run} is no run directory (it has no config.yaml); {what}")
+    raise UserError(f"{net} is no run directory (it has no config.yaml); {what}")
 
 
 def stage_at(run: Path) -> Config:

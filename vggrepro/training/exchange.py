@@ -46,23 +46,24 @@ class Exchange:
         self.forward: nn.Module = net
         self._world = topology.world
         self._last = True
-        self._fc = [layer for layer in net.classifier if isinstance(layer, nn.Linear)] if comm == "factor" else []
-        self._fc = self._fc if topology.world > 1 else []
-        self._factors: dict[nn.Linear, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in self._fc}
-        self._gathers: list[tuple[nn.Linear, Tensor, Tensor, list[distributed.Work]]] = []
-        for layer in self._fc:
-            layer.requires_grad_(False)
-            layer.register_forward_hook(self._after_forward)
-        if topology.world > 1:
-            # Buckets are views of the gradients: one copy less.
-            self.forward = DistributedDataParallel(net, bucket_cap_mb=_BUCKET_MIB, gradient_as_bucket_view=True)
-            average = default_hooks.bf16_compress_hook if comm == "bf16" else default_hooks.allreduce_hook
+        self._factors: dict[nn.Linear, list[tuple[Tensor, Tensor]]] = {}
+        self._gathers: list[tuple[nn.Linear, list[Tensor], list[distributed.Work]]] = []
+        if topology.world == 1:
+            return
+        for layer in net.classifier if comm == "factor" else ():
+            if isinstance(layer, nn.Linear):
+                self._factors[layer] = []
+                layer.requires_grad_(False)
+                layer.register_forward_hook(self._after_forward)
+        # Buckets are views of the gradients: one copy less.
+        self.forward = DistributedDataParallel(net, bucket_cap_mb=_BUCKET_MIB, gradient_as_bucket_view=True)
+        average = default_hooks.bf16_compress_hook if comm == "bf16" else default_hooks.allreduce_hook
 
-            def counted(state: object, bucket: distributed.GradBucket) -> torch.futures.Future[Tensor]:
-                self.payload_bytes += bucket.buffer().numel() * (2 if comm == "bf16" else bucket.buffer().itemsize)
-                return average(None, bucket)  # type: ignore[arg-type]
+        def counted(state: object, bucket: distributed.GradBucket) -> torch.futures.Future[Tensor]:
+            self.payload_bytes += bucket.buffer().numel() * (2 if comm == "bf16" else bucket.buffer().itemsize)
+            return average(None, bucket)  # type: ignore[arg-type]
 
-            self.forward.register_comm_hook(None, counted)
+        self.forward.register_comm_hook(None, counted)
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
         """Around the passes of one micro-batch: gradients are exchanged with the step's last one."""
@@ -73,7 +74,7 @@ class Exchange:
 
     def finish(self) -> None:
         """After the step's last backward pass: every gradient is the average over ranks."""
-        for layer, inputs, outputs, works in self._gathers:
+        for layer, (inputs, outputs), works in self._gathers:
             for work in works:
                 work.wait()
             # each rank's gradient is of the mean over its own rows, so the sum is divided as DDP divides
@@ -95,14 +96,14 @@ class Exchange:
         parts.append((given, gradient))
         if not self._last:
             return
-        inputs, outputs = (torch.cat(factor).contiguous() for factor in zip(*parts, strict=True))
+        factors = [torch.cat(factor).contiguous() for factor in zip(*parts, strict=True)]
         parts.clear()
         gathered, works = [], []
-        for factor in (inputs, outputs):  # while the backward pass goes on through the convolutions
+        for factor in factors:  # while the backward pass goes on through the convolutions
             whole = factor.new_empty((factor.shape[0] * self._world, *factor.shape[1:]))
             work = distributed.all_gather_into_tensor(whole, factor, async_op=True)
             assert work is not None
             self.payload_bytes += whole.nbytes
             gathered.append(whole)
             works.append(work)
-        self._gathers.append((layer, gathered[0], gathered[1], works))
+        self._gathers.append((layer, gathered, works))

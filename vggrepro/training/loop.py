@@ -1,11 +1,12 @@
 """The training loop: steps, reports, validations and checkpoints, until the iterations are done or a stop is asked."""
 
+from __future__ import annotations
+
 import gc
-import os
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +16,6 @@ from vggrepro.data.boxes import BoxSet
 from vggrepro.data.index import Index
 from vggrepro.data.loader import Batch, Loader
 from vggrepro.errors import Interrupted, UserError
-from vggrepro.files import replacing
 from vggrepro.progress import Update, echo, progress
 from vggrepro.ranks.collectives import sum_over_ranks
 from vggrepro.ranks.watch import Watch
@@ -24,44 +24,52 @@ from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.status import final_file
 from vggrepro.training import health
 from vggrepro.training.schedule import after_validation, learning_rate
-from vggrepro.training.stage import start
+from vggrepro.training.stage import State, start
 from vggrepro.training.step import Trainer
-from vggrepro.training.task import task_of
+from vggrepro.training.task import Task
 from vggrepro.training.throughput import Meter, describe, flop_per_image, peak_flops
 
 _NAMED_IMAGES = 4
 
 
+@dataclass
 class Training:
-    """One rank's part in the training of a stage: the net, where it stands, and what is told and kept of it.
+    """One rank's part in the training of a stage: the net, where it stands, and what is shown and stored of it."""
 
-    Goes on from the newest checkpoint of the run directory, where there is one; every rank makes and trains one.
-    """
+    config: Config
+    task: Task
+    trainer: Trainer
+    origin: checkpoint.Checkpoint
+    """What every checkpoint of the run carries besides weights and state."""
+    state: State
+    loader: Loader
+    watch: Watch
+    writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"))
+    saving: Future[bool] | None = None
+    """The last checkpoint on its way to the disk; on the first rank."""
+    meter: Meter = field(default_factory=Meter)
 
-    def __init__(
-        self,
-        config: Config,
-        parent: Config | None,
-        index: Index,
-        boxes: BoxSet | None,
-        loader: Loader,
-        run: RunDirectory,
-        watch: Watch,
-    ) -> None:
-        if watch.topology.is_first:
-            checkpoint.clean(run.checkpoints)
-        self.config, self.parent, self.loader, self.run, self.watch = config, parent, loader, run, watch
-        self.topology = watch.topology
-        self.task = task_of(config, index, boxes)
-        self.net, self.kept, self.state = start(config, parent, index, run.checkpoints, self.topology)
-        self.net.to(loader.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.trainer = Trainer(self.net, config, self.topology, loader.device, self.task.objective)
-        self.trainer.set_momentum(self.kept.training["momentum"] if self.kept.training else {})
-        self.trainer.restart_loss(self.state.loss_sum if self.topology.is_first else 0.0)
-        self.writer = checkpoint.Writer()
-        self.meter = Meter()
-        self.flop = flop_per_image(self.net.architecture, frozen=config.keeps_features)
-        self.peak = peak_flops(loader.device, config.train.precision)
+    def __post_init__(self) -> None:
+        self.run, self.topology = RunDirectory(self.config.directory), self.watch.topology
+
+    @classmethod
+    def begin(
+        cls, config: Config, parent: Config | None, index: Index, boxes: BoxSet | None, loader: Loader, watch: Watch
+    ) -> Training:
+        """Goes on from the newest checkpoint of the run directory, where there is one.
+
+        Removes files that are half written, and agrees with the other ranks: every rank calls it. Raises UserError.
+        """
+        topology = watch.topology
+        if topology.is_first:
+            checkpoint.clean(RunDirectory(config.directory).checkpoints)
+        task = Task(config, index, boxes)
+        net, origin, state = start(config, parent, index, topology)
+        net.to(loader.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        trainer = Trainer(net, config, topology, loader.device, task.boxes)
+        trainer.set_momentum(origin.training.get("momentum", {}))
+        trainer.restart_loss(state.loss_sum if topology.is_first else 0.0)
+        return cls(config, task, trainer, origin, state, loader, watch)
 
     def train(self, *, force: bool = False) -> None:
         """To the end of the stage, which leaves `final.pt`; `force` also where activations vanish or explode.
@@ -71,16 +79,20 @@ class Training:
         """
         self._note_start()
         if self.state.step == 0:
-            self._check_start(may_fail=self.parent is None and not force)
+            self._check_start(may_fail=self.origin.provenance["parent"] is None and not force)
         batches = self.trainer.batches(self.loader, self.task.images, self.task.sampler, self.state.step)
         with closing(batches), self.writer, _collected_at_reports():
             try:
                 self._iterate(self.watch.apart(batches))  # a mistake is a UserError, and nothing is saved after it
             except Interrupted as request:
-                self._leave(request)
+                self._save()
+                saved, step = self.saving is None or self.saving.result(), self.state.step
+                outcome = f"saved at step {step}" if saved else f"step {step} could not be saved, an earlier one was"
+                raise Interrupted(f"{request}; {outcome}") from None
             finally:
                 self.watch.rest()
-        self._finish()
+        if self.topology.is_first:
+            self._finish()
 
     def _note_start(self) -> None:
         """Takes the metrics back to where the checkpoint stands, and notes how gradients are exchanged from here."""
@@ -90,17 +102,18 @@ class Training:
         comm, ranks = self.trainer.comm, self.topology.world
         if comm:
             echo(f"{self.config.name}: {ranks} ranks exchange gradients by {comm}")
-        if (comm, ranks) != _last_exchange(self.run):
-            self._log({"kind": "event", "event": "gradient exchange", "comm": comm, "ranks": ranks})
+        noted = [record for record in self.run.records("event") if record["event"] == "gradient exchange"]
+        if (comm, ranks) != ((noted[-1]["comm"], noted[-1]["ranks"]) if noted else (None, 1)):
+            self._log("event", {"event": "gradient exchange", "comm": comm, "ranks": ranks})
 
     def _check_start(self, *, may_fail: bool) -> None:
         """Logs how large activations are at the start; raises UserError where the net cannot learn and `may_fail`."""
         alone = replace(self.loader, processes=0)  # for one batch no others are started
         with closing(alone.batches(self.task.images, self.trainer.views(self.task.sampler, 0))) as batches:
-            scales = health.activation_scales(self.net, next(batches).images)
-        self._log({"kind": "event", "event": "activation scales"} | scales)
+            scales = health.activation_scales(self.trainer.net, next(batches).images)
+        self._log("event", {"event": "activation scales"} | scales)
         if may_fail:
-            health.check_start(self.net, scales)
+            health.check_start(self.trainer.net, scales)
 
     def _iterate(self, micro_batches: Iterator[Batch]) -> None:
         """To the last iteration and its validation. Raises Interrupted on every rank when one was asked to stop."""
@@ -117,20 +130,11 @@ class Training:
                 if self.state.step % self.config.train.checkpoint_every == 0 and not self._ends_a_period():
                     self._save()
 
-    def _leave(self, request: Interrupted) -> None:
-        """Saves, and raises Interrupted with what became of it."""
-        self._save()
-        if self.topology.is_first and not self.writer.wait():
-            raise Interrupted(f"{request}; step {self.state.step} could not be saved, an earlier one was") from None
-        raise Interrupted(f"{request}; saved at step {self.state.step}") from None
-
     def _finish(self) -> None:
         """Writes the final net. Raises UserError where the disk is full."""
-        if not self.topology.is_first:
-            return
         lease.require(self.run.path)
         weights, _ = self.trainer.snapshot()
-        final = replace(self.kept, step=self.state.step, weights=weights, training={})
+        final = replace(self.origin, step=self.state.step, weights=weights, training={})
         try:
             checkpoint.save(final, final_file(self.run.path))
         except OSError as error:
@@ -158,10 +162,12 @@ class Training:
             bad = int(sum_over_ranks(torch.tensor(len(self.loader.bad.reasons))))
         self.meter.stop(train.batch)
         self._require_finite()
-        speed = self.meter.read(self.trainer.waited_s, self.flop, self.peak, self.topology.world)
+        flop = flop_per_image(self.trainer.net.architecture, frozen=self.config.keeps_features)
+        peak = peak_flops(self.loader.device, train.precision)
+        speed = self.meter.read(self.trainer.waited_s, flop, peak, self.topology.world)
         left = (train.iterations - state.step) * train.batch / speed["images_per_s"]
         record = {"loss": loss, "learning_rate": rate, "seconds_left": left, "bad_images": bad}
-        self._log({"kind": "train"} | record | speed)
+        self._log("train", record | speed)
         update(state.step, f"loss {loss:.4f}  rate {rate:g}  {describe(speed)}")
         self.task.check_learning(loss, state.step)
         self.trainer.restart_loss()
@@ -173,16 +179,16 @@ class Training:
         config, before = self.config, self.state
         with self.watch.waiting():
             self.trainer.require_one_net()
-        found = self.task.validate(self.net, self.loader, self.watch)
+        found = self.task.validate(self.trainer.net, self.loader, self.watch)
         best = before.best_error is None or found.error < before.best_error
         schedule = after_validation(before.schedule, found.error, config.train.schedule)
         self.state = replace(before, schedule=schedule, validated=before.step)
         if best:
             self.state = replace(self.state, best_error=found.error)
-        self._log({"kind": "validation", "Q": config.single_Q[0]} | found.record)
-        line = f"{config.name}: epoch {self._epochs(before.step):.1f}  {found.told}"
+        self._log("validation", {"Q": config.single_Q[0]} | found.record)
+        line = f"{config.name}: epoch {self._epochs(before.step):.1f}  {found.text}"
         if schedule.drops > before.schedule.drops:
-            self._log({"kind": "event", "event": "learning rate drop", "drop": schedule.drops})
+            self._log("event", {"event": "learning rate drop", "drop": schedule.drops})
             line += f"; no better for {config.train.schedule.patience} validations: learning rate drop "
             line += f"{schedule.drops} of {config.train.schedule.max_drops}"
         if self.topology.is_first:
@@ -197,12 +203,13 @@ class Training:
         if not self.topology.is_first:
             return
         lease.require(self.run.path)
-        self.writer.wait()
+        if self.saving:
+            self.saving.result()  # whose memory the snapshot uses again
         weights, momentum = self.trainer.snapshot()
         training = {"momentum": momentum, "state": asdict(self.state)}
-        content = replace(self.kept, step=self.state.step, weights=weights, training=training)
-        file, keep = checkpoint.step_file(self.run.checkpoints, self.state.step), self.config.train.keep
-        self.writer.submit(content, file, lambda: _after_saving(file, keep, best=best))
+        content = replace(self.origin, step=self.state.step, weights=weights, training=training)
+        keep = self.config.train.keep
+        self.saving = self.writer.submit(checkpoint.store, content, self.run.checkpoints, keep, best=best)
 
     def _require_finite(self) -> None:
         """Raises UserError when a gradient has not been finite, and lists the images; nothing of it is in the weights.
@@ -235,9 +242,10 @@ class Training:
     def _validation_is_due(self) -> bool:
         return self._ends_a_period() and self.state.validated < self.state.step
 
-    def _log(self, record: dict[str, Any]) -> None:
+    def _log(self, kind: str, record: dict[str, Any]) -> None:
         if self.topology.is_first:
-            self.run.append({"step": self.state.step, "epoch": self._epochs(self.state.step)} | record)
+            epoch = self._epochs(self.state.step)
+            self.run.append({"step": self.state.step, "epoch": epoch, "kind": kind} | record)
 
 
 @contextmanager
@@ -251,16 +259,3 @@ def _collected_at_reports() -> Iterator[None]:
     finally:
         gc.enable()
         gc.unfreeze()
-
-
-def _last_exchange(run: RunDirectory) -> tuple[str | None, int]:
-    """How gradients were exchanged, among how many ranks, by what the run has noted last; nothing means one rank."""
-    noted = [record for record in run.records("event") if record["event"] == "gradient exchange"]
-    return (noted[-1]["comm"], noted[-1]["ranks"]) if noted else (None, 1)
-
-
-def _after_saving(file: Path, keep: int, *, best: bool) -> None:
-    if best:  # under a second name, in place of what had it
-        with replacing(checkpoint.best_file(file.parent)) as temporary:
-            os.link(file, temporary)
-    checkpoint.prune(file.parent, keep)

@@ -1,7 +1,6 @@
 """One stage in its run directory: how it begins, where it stands, and the net it ends with."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from vggrepro.ranks.topology import Topology
 from vggrepro.storage import checkpoint
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.environment import environment
-from vggrepro.storage.ledger import Departure, ImageCounts, ledger, write_ledger
+from vggrepro.storage.ledger import Departure, ledger, write_ledger
 from vggrepro.storage.status import final_file, known_weights, note_weights, require_finished
 from vggrepro.training.schedule import Plateau
 
@@ -45,15 +44,15 @@ class State:
 
 def check_data(config: Config, index: Index, boxes: BoxSet | None = None) -> None:
     """Checks that the data set is the one that the run directory was begun with. Raises UserError."""
-    kept = RunDirectory(config.directory).read_json("dataset.json")
-    if kept and boxes and kept["boxes"]["fingerprint"] != boxes.fingerprint:
+    stored = RunDirectory(config.directory).read_json("dataset.json")
+    if stored and boxes and stored["boxes"]["fingerprint"] != boxes.fingerprint:
         raise UserError(
-            f"run directory {config.directory} was begun with other boxes ({', '.join(kept['boxes']['sources'])}) than "
-            f"{', '.join(boxes.sources)} now has; choose another run.experiment, or restore the annotations"
+            f"run directory {config.directory} was begun with other boxes ({', '.join(stored['boxes']['sources'])}) "
+            f"than {', '.join(boxes.sources)} now has; choose another run.experiment, or restore the annotations"
         )
-    if kept and kept["fingerprint"] != index.fingerprint:
+    if stored and stored["fingerprint"] != index.fingerprint:
         raise UserError(
-            f"run directory {config.directory} was begun with other images ({kept['source']}, {kept['splits']}) "
+            f"run directory {config.directory} was begun with other images ({stored['source']}, {stored['splits']}) "
             f"than {index.source} now has; choose another run.experiment, or restore the images"
         )
 
@@ -75,29 +74,29 @@ def weights_of(config: Config) -> str:
     return known
 
 
-def net_of(kept: checkpoint.Checkpoint, device: torch.device) -> VGG:
+def net_of(stored: checkpoint.Checkpoint, device: torch.device) -> VGG:
     """The net of a checkpoint, in evaluation mode, channels last."""
-    net = VGG(architecture_of(kept.stage))
-    net.load_state_dict(kept.weights)
+    net = VGG(architecture_of(stored.stage))
+    net.load_state_dict(stored.weights)
     return net.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
 
 def start(
-    config: Config, parent: Config | None, index: Index, folder: Path, topology: Topology
+    config: Config, parent: Config | None, index: Index, topology: Topology
 ) -> tuple[VGG, checkpoint.Checkpoint, State]:
-    """The net to go on from, what its checkpoints carry besides, and where it stands."""
+    """The net to go on from, what its checkpoints carry besides, and where it stands; every rank calls it."""
     net = VGG(architecture_of(config))
-    kept = checkpoint.newest(folder)
-    steps = from_every_rank(kept.step if kept else None)
-    if len(set(steps)) > 1:
+    folder = RunDirectory(config.directory).checkpoints
+    stored = checkpoint.newest(folder)
+    if len(set(from_every_rank(stored.step if stored else None))) > 1:
         raise UserError(f"ranks see different checkpoints in {folder}; put run.root on a shared file system")
-    if kept:
-        net.load_state_dict(kept.weights)
-        saved = kept.training["state"]
+    if stored:
+        net.load_state_dict(stored.weights)
+        saved = stored.training["state"]
         state = State(**saved | {"schedule": Plateau(**saved["schedule"])})
         if topology.is_first:
             echo(f"{config.name}: goes on from step {state.step}")
-        return net, kept, state
+        return net, stored, state
     init_weights(net, config.model.init, config.run.seed)
     provenance: dict[str, Any] = {
         "data": index.fingerprint,
@@ -122,13 +121,11 @@ def _inherit(net: VGG, parent: Config, index: Index, topology: Topology) -> dict
     return {"name": parent.name, "weights": checkpoint.weights_hash(origin.weights)} | layers.to_dict()
 
 
-def begin(
-    config: Config, parent: Config | None, index: Index, boxes: BoxSet | None, run: RunDirectory, ranks: int
-) -> list[Departure]:
+def begin(config: Config, parent: Config | None, index: Index, boxes: BoxSet | None, ranks: int) -> list[Departure]:
     """Writes what makes the run directory self-contained; returns the fidelity ledger. Rank 0 of some ranks only."""
+    run = RunDirectory(config.directory)
     summary = index.summary() | ({"boxes": boxes.summary()} if boxes else {})
-    images = {name: ImageCounts(n, summary["rejected_splits"][name]) for name, n in summary["splits"].items()}
-    departures = ledger(config, parent, images)
+    departures = ledger(config, parent, summary)
     run.write_text("config.yaml", config.to_yaml())
     run.write_json("dataset.json", summary)
     run.write_json("environment.json", environment() | {"ranks": ranks})

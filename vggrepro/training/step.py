@@ -10,9 +10,13 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
+from torch.nn import functional as F
 
 from vggrepro.config.settings import Config
 from vggrepro.data.index import Split
@@ -20,12 +24,12 @@ from vggrepro.data.loader import Batch, Loader
 from vggrepro.data.prefetch import prefetch, to_device
 from vggrepro.data.sampler import MicroBatches, TrainingSampler, dropout_masks
 from vggrepro.errors import UserError
+from vggrepro.models.boxes import encode, euclidean_loss
 from vggrepro.models.precision import autocast, set_arithmetic
 from vggrepro.models.vgg import VGG, DropoutMasks
 from vggrepro.ranks.collectives import from_every_rank, sum_over_ranks
 from vggrepro.ranks.topology import Topology, divisors
 from vggrepro.training.exchange import Exchange
-from vggrepro.training.objective import CrossEntropy, Objective
 from vggrepro.training.throughput import Comm, comm_of
 
 
@@ -61,12 +65,17 @@ class Trainer:
     """A net with its momentum, advanced step by step."""
 
     def __init__(
-        self, net: VGG, config: Config, topology: Topology, device: torch.device, objective: Objective | None = None
+        self,
+        net: VGG,
+        config: Config,
+        topology: Topology,
+        device: torch.device,
+        boxes: NDArray[np.float64] | None = None,
     ) -> None:
-        """On these ranks, towards an objective: by default the images' classes."""
+        """On these ranks, towards the images' classes, or their boxes (images, 4) in px of the image as it is."""
         self.net = net
         self.config = config
-        self.objective = objective or CrossEntropy()
+        self._boxes = boxes
         self.device = device
         self.shard = shard_of(topology, config.train.batch, config.train.micro_batch)
         self.waited_s = 0.0
@@ -77,20 +86,18 @@ class Trainer:
             net.freeze_features()
         if config.train.compile:
             net.compile_features()
-        groups = list(_groups(net, config))
-        self.comm = _comm(net, config, topology, device)
-        """How gradients are exchanged; None on a single rank."""
-        self._exchange = Exchange(net, topology, self.comm)
-        self._rate_factors = [factor for factor, _ in groups]
         self._optimiser = torch.optim.SGD(
-            [group for _, group in groups],
+            _groups(net, config),
             lr=config.train.learning_rate,
             momentum=config.train.momentum,
             weight_decay=config.train.weight_decay,
             fused=True,
         )
+        self.comm = _comm(net, config, topology, device)
+        """How gradients are exchanged; None on a single rank."""
+        self._exchange = Exchange(net, topology, self.comm)  # behind the optimiser: takes parameters from autograd
         self._parameters = list(net.parameters())
-        self._host: dict[str, torch.Tensor] = {}
+        self._host: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] = ({}, {})
         self._loss_sum = torch.zeros((), device=device)
         self._bad_step = torch.full((), -1, device=device)
 
@@ -129,19 +136,15 @@ class Trainer:
 
     def snapshot(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Weights and momentum in host memory, which the next snapshot uses again."""
-        weights, momentum = self.net.state_dict(), self.momentum()
-        for kind, tensors in (("weights", weights), ("momentum", momentum)):
+        for host, tensors in zip(self._host, (self.net.state_dict(), self.momentum()), strict=True):
             for name, tensor in tensors.items():
-                key = f"{kind} {name}"
-                if key not in self._host:
-                    self._host[key] = torch.empty_like(tensor, device="cpu", pin_memory=self.device.type == "cuda")
-                self._host[key].copy_(tensor.detach(), non_blocking=True)
+                if name not in host:
+                    host[name] = torch.empty_like(tensor, device="cpu", pin_memory=self.device.type == "cuda")
+                host[name].copy_(tensor.detach(), non_blocking=True)
         if self.device.type == "cuda":  # the step and these copies are on this stream; what is prefetched is not
             torch.cuda.current_stream(self.device).synchronize()
-        return (
-            {name: self._host[f"weights {name}"] for name in weights},
-            {name: self._host[f"momentum {name}"] for name in momentum},
-        )
+        weights, momentum = self._host
+        return dict(weights), dict(momentum)
 
     def views(self, sampler: TrainingSampler, first_step: int) -> MicroBatches:
         """This rank's micro-batches from `first_step` (iterations already done) to the end."""
@@ -160,9 +163,10 @@ class Trainer:
             for number, batch in enumerate(batches):
                 steps, part = divmod(number, len(self.shard.rows))
                 masks = self._dropout_masks(first_step + steps, self.shard.rows[part])
-                targets = self.objective.targets(batch.views)
-                if targets is not None:
-                    targets = to_device(targets, self.device)
+                targets = None
+                if self._boxes is not None:
+                    edges = torch.from_numpy(batch.views.boxes_in_window(self._boxes[batch.views.image]))
+                    targets = to_device(encode(edges, self.config.model.crop).float(), self.device)
                 yield replace(batch, dropout_masks=masks, targets=targets)
 
     def step(self, step: int, batches: Iterator[Batch], learning_rate: float) -> None:
@@ -171,8 +175,8 @@ class Trainer:
         Nothing here waits for the device. A gradient that is not finite is therefore not seen by the host: the device
         itself leaves this step and all later ones out, until :meth:`bad_step` is asked.
         """
-        for factor, group in zip(self._rate_factors, self._optimiser.param_groups, strict=True):
-            group["lr"] = learning_rate * factor
+        for group in self._optimiser.param_groups:
+            group["lr"] = learning_rate * group["rate_factor"]
         for left in reversed(range(len(self.shard.rows))):
             asked = time.perf_counter()
             batch = next(batches)
@@ -221,7 +225,7 @@ class Trainer:
         with self._exchange.micro_batch(last=last):
             with autocast(self.device, self.config.train.precision):
                 outputs = self._exchange.forward(batch.images, masks)
-            loss = self.objective.loss(outputs.float(), batch)
+            loss = _loss(outputs.float(), batch)
             # ranks are averaged, so this makes the mean over the global batch
             (loss / self.shard.size).backward()
         self._loss_sum += loss.detach()
@@ -235,6 +239,13 @@ class Trainer:
         return fc6, fc7
 
 
+def _loss(outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Summed over the batch: cross-entropy of classes (Section 3.1), or half the squared distance of boxes."""
+    if batch.targets is None:
+        return F.cross_entropy(outputs, batch.labels, reduction="sum")
+    return euclidean_loss(outputs, batch.targets, batch.labels)
+
+
 def _comm(net: VGG, config: Config, topology: Topology, device: torch.device) -> Comm | None:
     """As `comm_of`, but for ranks on several kinds of GPU, whose products could differ in rounding."""
     setting = config.train.comm
@@ -246,12 +257,11 @@ def _comm(net: VGG, config: Config, topology: Topology, device: torch.device) ->
     return comm_of(setting, net.architecture, config.train.batch, topology.world, precision, frozen=frozen)
 
 
-def _groups(net: VGG, config: Config) -> Iterator[tuple[float, dict[str, object]]]:
-    """(factor of the learning rate, group of parameters)."""
+def _groups(net: VGG, config: Config) -> list[dict[str, Any]]:
+    """Of parameters, each with the factor of its learning rate."""
     trained = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
     if config.train.biases == "paper":
-        yield 1.0, {"params": list(trained.values())}
-        return
+        return [{"params": list(trained.values()), "rate_factor": 1.0}]
     biases = [parameter for name, parameter in trained.items() if name.endswith("bias")]
-    yield 1.0, {"params": [parameter for name, parameter in trained.items() if not name.endswith("bias")]}
-    yield 2.0, {"params": biases, "weight_decay": 0.0}
+    weights = [parameter for name, parameter in trained.items() if not name.endswith("bias")]
+    return [{"params": weights, "rate_factor": 1.0}, {"params": biases, "rate_factor": 2.0, "weight_decay": 0.0}]
