@@ -26,7 +26,7 @@ from vggrepro.pipeline.net import Net
 from vggrepro.pipeline.session import Session
 from vggrepro.pipeline.tracking import mirrored
 from vggrepro.ranks.collectives import from_first_rank
-from vggrepro.training.stage import check_data, load_final, net_of, weights_of
+from vggrepro.training.stage import load_final, net_of, weights_of
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ def evaluate_boxes(config: Config, parent: Config, session: Session) -> None:
 
     The guessed classes are those of the parent's posteriors, dense at its own Q of Table 4.
     """
+    session.stage_data(config)
     net = BoxNet(Net.of_stage(config), parent)
     run, test = net.net.run, BoxTest.opened(config, session)
-    check_data(config, test.index, test.boxes)
     if from_first_rank(is_stored(config, parent)):
         return
     guesses = test.guesses([parent], DENSE)

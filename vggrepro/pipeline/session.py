@@ -22,6 +22,7 @@ from vggrepro.ranks.collectives import cores_of_rank, first_rank_first
 from vggrepro.ranks.group import pick_device, process_group
 from vggrepro.ranks.topology import Topology, topology_of
 from vggrepro.ranks.watch import Watch
+from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.status import is_finished
 from vggrepro.storage.tracking_uri import resolve_uri
 from vggrepro.training.step import shard_of
@@ -74,6 +75,22 @@ class Session:
             with self.opening("reading boxes") as update:
                 self.box_sets[config.data] = open_boxes_of(config, index, lambda done: update(done, "annotations"))
         return self.box_sets[config.data]
+
+    def stage_data(self, config: Config) -> tuple[Index, BoxSet | None]:
+        """The data set of a stage, with its boxes: the one that its run directory was begun with. Raises UserError."""
+        index, boxes = self.index(config), self.boxes(config)
+        begun = RunDirectory(config.directory).read_json("dataset.json")
+        if begun and boxes and begun["boxes"]["fingerprint"] != boxes.fingerprint:
+            raise UserError(
+                f"run directory {config.directory} was begun with other boxes ({', '.join(begun['boxes']['sources'])}) "
+                f"than {', '.join(boxes.sources)} now has; choose another run.experiment, or restore the annotations"
+            )
+        if begun and begun["fingerprint"] != index.fingerprint:
+            raise UserError(
+                f"run directory {config.directory} was begun with other images ({begun['source']}, {begun['splits']}) "
+                f"than {index.source} now has; choose another run.experiment, or restore the images"
+            )
+        return index, boxes
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.ledger import ledger, read_ledger, write_ledger
 from vggrepro.storage.status import is_finished, require_finished
 from vggrepro.training.loop import Training
-from vggrepro.training.stage import begin, check_data
+from vggrepro.training.stage import begin
 
 
 def train_stage(config: Config, parent: Config | None, session: Session, *, force: bool = False) -> None:
@@ -35,8 +35,7 @@ def train_stage(config: Config, parent: Config | None, session: Session, *, forc
     if parent:
         is_finished(parent)  # raises where its directory belongs to another configuration
         require_finished(parent)
-    index, boxes = session.index(config), session.boxes(config)
-    check_data(config, index, boxes)
+    index, boxes = session.stage_data(config)
     if session.topology.is_first:
         departures = begin(config, parent, index, boxes, session.topology.world)
         echo(f"{config.name}: departs from the paper in {len(departures)} settings, see {run.path / 'ledger.json'}")
@@ -78,8 +77,7 @@ def _note_testing(config: Config, parent: Config | None) -> None:
 
 
 def _evaluate_classes(config: Config, session: Session) -> None:
-    net, index = Net.of_stage(config), session.index(config)
-    check_data(config, index)
+    net, (index, _) = Net.of_stage(config), session.stage_data(config)
     answers = net.answers(index.fingerprint)
     if not from_first_rank(answers.lacking(tests_of(config))):
         return

@@ -42,21 +42,6 @@ class State:
     """Steps since the last report."""
 
 
-def check_data(config: Config, index: Index, boxes: BoxSet | None = None) -> None:
-    """Checks that the data set is the one that the run directory was begun with. Raises UserError."""
-    stored = RunDirectory(config.directory).read_json("dataset.json")
-    if stored and boxes and stored["boxes"]["fingerprint"] != boxes.fingerprint:
-        raise UserError(
-            f"run directory {config.directory} was begun with other boxes ({', '.join(stored['boxes']['sources'])}) "
-            f"than {', '.join(boxes.sources)} now has; choose another run.experiment, or restore the annotations"
-        )
-    if stored and stored["fingerprint"] != index.fingerprint:
-        raise UserError(
-            f"run directory {config.directory} was begun with other images ({stored['source']}, {stored['splits']}) "
-            f"than {index.source} now has; choose another run.experiment, or restore the images"
-        )
-
-
 def load_final(config: Config) -> checkpoint.Checkpoint:
     """The final net of a finished stage. Raises UserError when the stage is not finished."""
     require_finished(config)
