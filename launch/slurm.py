@@ -45,6 +45,11 @@ def ask(*command: str, patience_s: float = _PATIENCE_S) -> str:
     return done.stdout
 
 
+def option(name: str, value: str | int) -> str:
+    """An option of sbatch by its long name; an empty text is none."""
+    return f"--{name}" if value == "" else f"--{name}={value}"
+
+
 def is_reachable() -> bool:
     """Whether SLURM is installed here and its controller answers."""
     if not shutil.which("sbatch"):
