@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vggrepro.cli.options import ConfigOption, JsonOption, SeedsOption, SetOption, print_json
+from vggrepro.cli.options import ConfigOption, JsonOption, SeedsOption, SetOption, show
 
 
 def plan(
@@ -55,10 +55,7 @@ def plan(
         read_mb_per_s=read,
     )
     made = make_plan(graph, machine)
-    if as_json:
-        print_json(made.to_json())
-    else:
-        typer.echo(render(made, machine))
+    show(made.to_json(), [render(made, machine)], as_json)
 
 
 def doctor(
@@ -75,9 +72,6 @@ def doctor(
     graph = load_graph(config, changes) if config else None
     root = next(iter(graph.stages.values())).run.root if graph else Path("runs")
     checks = examine(graph, root)
-    if as_json:
-        print_json({"checks": [asdict(check) for check in checks]})
-    else:
-        typer.echo(render(checks))
+    show({"checks": [asdict(check) for check in checks]}, [render(checks)], as_json)
     if any(check.status == "fail" for check in checks):
         raise typer.Exit(1)
