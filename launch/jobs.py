@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from launch import slurm, snapshot
+from launch.rank import Rank
 from launch.stages import Stage, stages_of
 from vggrepro.config.parsing import override
 from vggrepro.config.recipes import Graph
@@ -92,8 +93,11 @@ def check_slurm(stages: list[Stage]) -> None:
         try:
             slurm.ask("sbatch", "--test-only", *arguments, "--wrap=true")
         except slurm.SlurmError as error:
-            known = f"; partitions: {', '.join(slurm.partitions())}" if "partition" in str(error) else ""
-            raise UserError(f"SLURM does not take stage {stage.name}: {error}{known}") from None
+            text = f"SLURM does not take stage {stage.name}: {error}"
+            if "partition" in str(error):
+                names = {name.strip() for name in slurm.ask("sinfo", "--noheader", "--format=%R").splitlines()}
+                text += f"; partitions: {', '.join(sorted(names))}"
+            raise UserError(text) from None
 
 
 def submit_graph(graph: Graph) -> list[Stage]:
@@ -140,7 +144,6 @@ def _submit(graph: Graph, stage: Stage, dependency: str) -> str:
         import submitit
     except ModuleNotFoundError:
         raise UserError("submitit is not installed; install it: docs/install.md") from None
-    from launch.rank import Stage as Work
 
     config, directory = stage.config, stage.directory
     options = {key: str(item) for key, item in sbatch_options(stage).items()}
@@ -159,7 +162,7 @@ def _submit(graph: Graph, stage: Stage, dependency: str) -> str:
         additional_parameters={key.replace("-", "_"): item or True for key, item in options.items()},
     )
     try:
-        return executor.submit(Work(str(directory))).job_id
+        return executor.submit(Rank(str(directory))).job_id
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
         line = str(error).strip().splitlines()[-1]
         raise UserError(f"SLURM does not take stage {stage.name}: {line}; submit again to go on from there") from None

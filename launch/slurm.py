@@ -4,7 +4,6 @@ import hashlib
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -110,13 +109,3 @@ def read_decision(shown: str, restarts: int) -> Decision:
 def requeue(job: str) -> None:
     """Puts a job back into its queue, under the same number. Raises SlurmError."""
     ask("scontrol", "requeue", job)
-
-
-def cancel(numbers: Iterable[str]) -> None:
-    """Cancels jobs. Raises SlurmError."""
-    ask("scancel", *numbers)
-
-
-def partitions() -> list[str]:
-    """Names of the partitions. Raises SlurmError."""
-    return sorted({name.strip() for name in ask("sinfo", "--noheader", "--format=%R").splitlines()})

@@ -252,7 +252,7 @@ def cancel(config: ConfigOption, changes: SetOption = [], seeds: SeedsOption = N
         print("no job of this graph waits or runs")
         return
     try:
-        slurm.cancel(job.id for job in reversed(jobs))  # children first, or one might begin
+        slurm.ask("scancel", *(job.id for job in reversed(jobs)))  # children first, or one might begin
     except slurm.SlurmError as error:
         raise UserError(f"SLURM does not cancel the jobs: {error}") from None
     print(f"cancelled {', '.join(job.id for job in jobs)}")

@@ -1,5 +1,6 @@
 """Verbs for before anything is spent."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -55,7 +56,7 @@ def plan(
         read_mb_per_s=read,
     )
     made = make_plan(graph, machine)
-    show(made.to_json(), [render(made, machine)], as_json)
+    show(asdict(made), [render(made, machine)], as_json)
 
 
 def doctor(
@@ -64,8 +65,6 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """What on this machine or cluster will not work, and the remedy. Status 1 where something fails."""
-    from dataclasses import asdict
-
     from vggrepro.config.recipes import load_graph
     from vggrepro.preflight.doctor import examine, render
 

@@ -6,8 +6,8 @@ Counts of floating-point operations and bytes follow from Table 1. What turns th
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from vggrepro.config.settings import Config
 from vggrepro.models.table1 import BOX_NUMBERS, Architecture, architecture_of
@@ -93,7 +93,7 @@ class Cheaper:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole graph."""
+    """A whole graph; its fields are the contract of `vggrepro plan --json`."""
 
     stages: tuple[StagePlan, ...]
     total_gpu_hours: float
@@ -106,11 +106,7 @@ class Plan:
     money: float | None
     assumptions: tuple[str, ...]
     cheaper: tuple[Cheaper, ...]
-    """The setting that saves most GPU-hours, then with the one that saves most beside it; only what is worth saying."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The contract of `vggrepro plan --json`."""
-        return asdict(self)
+    """Of four alternatives the one that saves most, then two settings that save more; only what is worth saying."""
 
 
 def cost_of(config: Config, parent: str | None, start_hours: float, machine: Machine, data: ImageSet) -> StagePlan:
