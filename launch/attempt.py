@@ -17,6 +17,8 @@ import socket
 import sys
 import time
 import zlib
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -106,17 +108,18 @@ def progress_of(directory: Path) -> list[int]:
 
 def history(directory: Path) -> list[dict[str, Any]]:
     """The lines of attempts.jsonl, oldest first; torn ones are passed over."""
-    lines = []
     try:
-        text = (directory / HISTORY).read_text()
+        return _readable((directory / HISTORY).read_text().splitlines())
     except FileNotFoundError:
         return []
-    for line in text.splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            continue
-    return lines
+
+
+def _readable(texts: Iterable[str]) -> list[dict[str, Any]]:
+    found = []
+    for text in texts:
+        with suppress(ValueError):
+            found.append(json.loads(text))
+    return found
 
 
 def failures_at(past: list[dict[str, Any]], job: str, progress: list[int]) -> int:
@@ -177,8 +180,9 @@ def settle(directory: Path, attempt: str, status: int, max_failures: int) -> int
     if lease.holder(directory) != attempt:
         print("vggrepro: another attempt has taken the run directory over", flush=True)
         return status or lease.LOST_STATUS
-    begun = [line for line in history(directory) if line["event"] == "begins" and line["attempt"] == attempt]
-    if any(line["event"] == "ends" and line["attempt"] == attempt for line in history(directory)):
+    past = history(directory)
+    mine = {line["event"]: line for line in past if line["attempt"] == attempt}
+    if "ends" in mine:
         return status  # `begin` has refused it
     if status == 0 and not (directory / DONE).exists():
         status = 1
@@ -187,8 +191,8 @@ def settle(directory: Path, attempt: str, status: int, max_failures: int) -> int
         status,
         slurm.decision(job, int(restarts)) if status else "running",
         first_error(directory),
-        progressed=not begun or progress != begun[-1]["progress"],
-        failures=failures_at([line for line in history(directory) if line not in begun], job, progress),
+        progressed="begins" not in mine or progress != mine["begins"]["progress"],
+        failures=failures_at([line for line in past if line["attempt"] != attempt], job, progress),
         max_failures=max_failures,
     )
     if verdict.requeue:
@@ -197,7 +201,7 @@ def settle(directory: Path, attempt: str, status: int, max_failures: int) -> int
         except slurm.SlurmError as error:
             verdict = Verdict("failed", f"{verdict.reason}; SLURM refuses to requeue it ({error}): submit it again")
     if lease.holder(directory) == attempt:
-        record(directory, "ends", attempt, **{name: getattr(verdict, name) for name in ("outcome", "reason", "failed")})
+        record(directory, "ends", attempt, outcome=verdict.outcome, reason=verdict.reason, failed=verdict.failed)
     print(f"vggrepro: {verdict.outcome}{verdict.reason and f' ({verdict.reason})'}", flush=True)
     if verdict.requeue:
         # SLURM ends this job in a moment; one that ends by itself before that would have failed.
@@ -209,15 +213,13 @@ def settle(directory: Path, attempt: str, status: int, max_failures: int) -> int
 
 def first_error(directory: Path) -> str | None:
     """The reason that explains the others: a user's mistake, else the one that came first."""
-    found = []
+    texts = []
     for file in (directory / ERRORS).glob("*.json"):
-        try:
-            found.append(json.loads(file.read_text()))
-        except (OSError, ValueError):
-            continue
-    if not found:
+        with suppress(OSError, ValueError):
+            texts.append(file.read_text())
+    first = min(_readable(texts), key=lambda error: (not error["user"], error["time"]), default=None)
+    if first is None:
         return None
-    first = min(found, key=lambda error: (not error["user"], error["time"]))
     return first["text"] if first["user"] else f"rank {first['rank']} on {first['host']}: {first['text']}"
 
 

@@ -18,7 +18,7 @@ from vggrepro.errors import INTERRUPTED_STATUS, Interrupted, UserError, make_rea
 from vggrepro.storage import lease
 
 
-class Stage:
+class Rank:
     """What submitit pickles: a path. The code comes from the snapshot, the state from the run directory."""
 
     def __init__(self, directory: str) -> None:
@@ -60,12 +60,9 @@ def run(directory: Path) -> int:
                 catch_up([*done, config], session.topology)
                 write_tables(graph)
                 (directory / DONE).touch()
-    except Interrupted as stop:
+    except (Interrupted, lease.LeaseLost) as stop:
         print(f"vggrepro: {stop}", file=sys.stderr)
-        return INTERRUPTED_STATUS
-    except lease.LeaseLost as lost:
-        print(f"vggrepro: {lost}", file=sys.stderr)
-        return lease.LOST_STATUS
+        return INTERRUPTED_STATUS if isinstance(stop, Interrupted) else lease.LOST_STATUS
     except UserError as error:
         print(f"vggrepro: {error}", file=sys.stderr)
         _leave_word(directory, str(error), user=True)
@@ -92,4 +89,4 @@ def _leave_word(directory: Path, text: str, *, user: bool) -> None:
 
 
 if __name__ == "__main__":
-    Stage(sys.argv[1])()
+    Rank(sys.argv[1])()

@@ -4,7 +4,6 @@ import hashlib
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -43,6 +42,11 @@ def ask(*command: str, patience_s: float = _PATIENCE_S) -> str:
         lines = done.stderr.strip().splitlines() or [f"{command[0]} ended with status {done.returncode}"]
         raise SlurmError(lines[-1])
     return done.stdout
+
+
+def option(name: str, value: str | int) -> str:
+    """An option of sbatch by its long name; an empty text is none."""
+    return f"--{name}" if value == "" else f"--{name}={value}"
 
 
 def is_reachable() -> bool:
@@ -105,13 +109,3 @@ def read_decision(shown: str, restarts: int) -> Decision:
 def requeue(job: str) -> None:
     """Puts a job back into its queue, under the same number. Raises SlurmError."""
     ask("scontrol", "requeue", job)
-
-
-def cancel(numbers: Iterable[str]) -> None:
-    """Cancels jobs. Raises SlurmError."""
-    ask("scancel", *numbers)
-
-
-def partitions() -> list[str]:
-    """Names of the partitions. Raises SlurmError."""
-    return sorted({name.strip() for name in ask("sinfo", "--noheader", "--format=%R").splitlines()})

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import yaml
 
+from launch.slurm import option
 from vggrepro.config.recipes import Graph
 from vggrepro.config.settings import Config
 from vggrepro.errors import UserError
@@ -54,32 +55,24 @@ def take(directory: Path, graph: Graph, name: str, options: Options) -> None:
     origin = environment()
     commit = {key: origin[key] for key in ("git_commit", "git_dirty")}
     (final / "code" / "commit.json").write_text(json.dumps(commit) + "\n")
-    (directory / GRAPH).write_text(graph_text(graph))
+    stages = {}
+    for stage, config in graph.stages.items():
+        tree = config.model_dump(mode="json")
+        stages[stage] = tree | {"run": tree["run"] | {"name": stage, "parent": graph.parents[stage]}}
+    (directory / GRAPH).write_text(yaml.safe_dump({"stages": stages}, sort_keys=False, allow_unicode=True))
     (directory / STAGE).write_text(name + "\n")
     script = directory / SCRIPT
-    script.write_text(batch_script(directory, graph.stages[name], options))
+    script.write_text(_batch_script(directory, graph.stages[name], options))
     script.chmod(0o700)
 
 
-def graph_text(graph: Graph) -> str:
-    """A graph as one file with every setting."""
-    stages = {}
-    for name, config in graph.stages.items():
-        tree = config.model_dump(mode="json")
-        stages[name] = tree | {"run": tree["run"] | {"name": name, "parent": graph.parents[name]}}
-    return yaml.safe_dump({"stages": stages}, sort_keys=False, allow_unicode=True)
-
-
-def batch_script(directory: Path, config: Config, options: Options) -> str:
+def _batch_script(directory: Path, config: Config, options: Options) -> str:
     """The job as a script for sbatch."""
-    srun = ["srun", "--unbuffered", *srun_arguments(directory, config)]
-    command = f"{shlex.join(srun)} {python(config)} -u -m launch.rank {shlex.quote(str(directory))}"
-    lines = ["#!/bin/bash", *map(_directive, options, options.values()), "", *setup(directory, config), "", command]
-    return "\n".join(lines) + "\n"
-
-
-def _directive(name: str, value: str) -> str:
-    return f"#SBATCH --{name}" + (f"={shlex.quote(value)}" if value else "")
+    quoted = {key: value and shlex.quote(value) for key, value in options.items()}
+    directives = [f"#SBATCH {option(key, value)}" for key, value in quoted.items()]
+    srun = shlex.join(["srun", "--unbuffered", *srun_arguments(directory, config)])
+    command = f"{srun} {python(config)} -u -m launch.rank {shlex.quote(str(directory))}"
+    return "\n".join(["#!/bin/bash", *directives, "", *setup(directory, config), "", command, ""])
 
 
 def setup(directory: Path, config: Config) -> list[str]:

@@ -77,36 +77,37 @@ def status_of(stages: list[Stage]) -> list[dict[str, Any]]:
     """What `status` says of each stage: state, reason, step, job, attempts, log."""
     reports: dict[str, dict[str, Any]] = {}
     for stage in stages:
-        parent = reports.get(stage.parent or "")
-        state, reason = _state_and_reason(stage, parent)
+        past, iterations = history(stage.directory), stage.config.train.iterations
+        state, reason = _state_and_reason(stage, past, reports.get(stage.parent or ""))
         reports[stage.name] = {
             "name": stage.name,
             "state": state,
             "reason": reason,
             "job": stage.job.id if stage.job else None,
-            "step": _step(stage),
-            "iterations": stage.config.train.iterations,
-            "attempts": sum(line["event"] == "begins" for line in history(stage.directory)),
+            "step": iterations if is_finished(stage.config) else progress_of(stage.directory)[0],
+            "iterations": iterations,
+            "attempts": sum(line["event"] == "begins" for line in past),
             "log": str(logs[-1]) if (logs := newest_logs(stage.directory)) else None,
             "directory": str(stage.config.directory),
         }
     return list(reports.values())
 
 
-def _state_and_reason(stage: Stage, parent: Mapping[str, Any] | None) -> tuple[str, str]:
-    past = history(stage.directory)
-    last = past[-1] if past else None
+def _state_and_reason(stage: Stage, past: list[dict[str, Any]], parent: Mapping[str, Any] | None) -> tuple[str, str]:
+    last = past[-1] if past else {}
+    outcome = last.get("outcome")  # of an attempt that has ended
     if stage.state == "finished":
         return "finished", ""
     if stage.job:
-        back = last["reason"] if last and last["event"] == "ends" and last["outcome"] == "goes on" else ""
-        again = f"; comes back after: {back}" if back and stage.state == "queued" else ""
-        return stage.state, f"{stage.job.where.strip('()')}{again}"
-    if last and last["event"] == "ends" and last["outcome"] in ("failed", "cancelled"):
-        return last["outcome"], last["reason"] if last["outcome"] == "failed" else "submit again to go on"
-    if last and last["event"] == "ends" and last["outcome"] == "goes on":
+        back = stage.state == "queued" and outcome == "goes on" and last["reason"]
+        return stage.state, stage.job.where.strip("()") + (f"; comes back after: {back}" if back else "")
+    if outcome == "failed":
+        return outcome, last["reason"]
+    if outcome == "cancelled":
+        return outcome, "submit again to go on"
+    if outcome == "goes on":
         return "gone", f"SLURM has it no longer, after: {last['reason']}; submit again to go on"
-    if last and last["event"] == "begins":
+    if last.get("event") == "begins":
         return "lost", "it ended without a word, as when its machine dies or it is killed at once; submit again"
     if not (stage.directory / STAGE).exists():
         return "not submitted", ""
@@ -115,17 +116,11 @@ def _state_and_reason(stage: Stage, parent: Mapping[str, Any] | None) -> tuple[s
     return "cancelled", "before it began; submit again"
 
 
-def _step(stage: Stage) -> int:
-    """Iterations done, as far as checkpoints tell."""
-    return stage.config.train.iterations if is_finished(stage.config) else progress_of(stage.directory)[0]
-
-
 def newest_logs(directory: Path) -> list[Path]:
     """The logs of the job that wrote last: its own, JOB.log, and that of the rank that wrote last, JOB_RANK.log."""
     files = sorted((directory / LOGS).glob("*.log"), key=lambda file: file.stat().st_mtime)
     if not files:
         return []
     job = re.split(r"[_.]", files[-1].name)[0]
-    own = [file for file in files if file.name == f"{job}.log"]
     ranks = [file for file in files if file.name.startswith(f"{job}_")]
-    return own + ranks[-1:]
+    return [file for file in files if file.name == f"{job}.log"] + ranks[-1:]

@@ -67,11 +67,9 @@ def vgg(
     Raises:
         UserError: no such net, or a number out of range.
     """
-    columns = {torchvisions: column for column, torchvisions in TORCHVISION_NAMES.items()}
     plain = name.removesuffix("_bn")
-    net = VGG(
-        architecture(columns.get(plain, plain), batch_norm=plain != name, classes=classes, crop=crop, width=width)
-    )
+    column = next((column for column, theirs in TORCHVISION_NAMES.items() if theirs == plain), plain)
+    net = VGG(architecture(column, batch_norm=plain != name, classes=classes, crop=crop, width=width))
     init_weights(net, init, seed)
     return net
 
@@ -125,25 +123,26 @@ def load(
     Raises:
         UserError: the file is missing, torn, or of no net of Table 1; a run is not finished.
     """
-    source = Path(source)
+    source, device = Path(source), torch.device(device)
     file, _ = locate(source)
-    kept = checkpoint.load(file) if checkpoint.is_checkpoint(file) else None
-    if kept is not None and kept.stage.localisation:
-        raise UserError(f"{source} predicts boxes, not classes; name the net it was trained from, its run.parent")
-    if kept is not None:
-        built, preprocessing, said = net_of(kept, torch.device(device)), kept.preprocessing, str(source)
-        names, weights = kept.provenance["classes"], checkpoint.weights_hash(kept.weights)
+    if checkpoint.is_checkpoint(file):
+        kept = checkpoint.load(file)
+        if kept.stage.localisation:
+            raise UserError(f"{source} predicts boxes, not classes; name the net it was trained from, its run.parent")
+        built, preprocessing, origin = net_of(kept, device), kept.preprocessing, str(source)
+        names, weights = kept.provenance["classes"], kept.weights
     else:
         found = read(file, net=net, preprocessing=input)
         built = VGG(architecture(**found.model))
         built.load_state_dict(found.weights)
         built = built.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        preprocessing, said, names = found.preprocessing, f"{found.source} ({source})", found.classes
-        weights = checkpoint.weights_hash(found.weights)
+        preprocessing, origin = found.preprocessing, f"{found.source} ({source})"
+        names, weights = found.classes, found.weights
     if names is None and built.architecture.classes == value("classes"):  # the only such nets that are published
         names = ilsvrc_classes()
     mean, std = (tuple(preprocessing[key]) for key in ("mean", "std"))
-    return Pretrained(built, mean, std, None if names is None else tuple(names), weights, said)
+    classes = None if names is None else tuple(names)
+    return Pretrained(built, mean, std, classes, checkpoint.weights_hash(weights), origin)
 
 
 def open_images(*sources: str | Path, classes: str | None = None, cache: str | Path = _CACHE) -> Index:
@@ -155,10 +154,8 @@ def open_images(*sources: str | Path, classes: str | None = None, cache: str | P
     Raises:
         UserError: as `vggrepro index` does, in one line.
     """
-    places = [Path(source) for source in sources]
     cache = Path(cache)
-    if list(sources) == [sample_set.ROOT]:
-        places = [sample_set.ensure(cache)]
+    places = [sample_set.ensure(cache)] if sources == (sample_set.ROOT,) else [Path(source) for source in sources]
     if classes is not None or len(places) != 1:
         return scan(places, "header", classes=classes)
     if places[0].is_file():

@@ -12,7 +12,7 @@ from programs import fork_program, put_program, without_streams
 
 from launch import snapshot
 from launch.attempt import DONE, history
-from launch.rank import Stage
+from launch.rank import Rank
 from vggrepro.config.parsing import override
 from vggrepro.config.recipes import Graph, load_graph
 from vggrepro.errors import UserError
@@ -71,8 +71,8 @@ def test_a_folder_that_leads_elsewhere_is_refused(graph: Graph, tmp_path: Path) 
 
 
 def test_what_is_pickled_is_a_path() -> None:
-    stage = pickle.loads(pickle.dumps(Stage("some/where")))
-    assert vars(stage) == {"directory": "some/where"}
+    rank = pickle.loads(pickle.dumps(Rank("some/where")))
+    assert vars(rank) == {"directory": "some/where"}
 
 
 @pytest.mark.parametrize(("status", "log"), [(0, "log"), (75, "log"), (75, "/dev/full")])
@@ -117,7 +117,7 @@ def test_a_rank_whose_log_is_full_finishes_its_stage(graph: Graph, tmp_path: Pat
     snapshot.take(directory, short, "A", {})
     program = tmp_path / "program.py"
     streams = without_streams("stdout", "stderr", full=True)
-    program.write_text(f"{streams}\nfrom launch.rank import Stage\nStage({str(directory)!r})()\n")
+    program.write_text(f"{streams}\nfrom launch.rank import Rank\nRank({str(directory)!r})()\n")
     assert fork_program(program).returncode == 0
     assert (directory / DONE).exists()
 

@@ -11,10 +11,11 @@ from programs import run_program
 from tiny import CONFIGS, REPOSITORY, set_words
 from typer.testing import CliRunner
 
-import launch.submit
+import launch.jobs
 from launch import slurm
+from launch.jobs import submit_stages
 from launch.stages import Stage, stages_of
-from launch.submit import _hours, app, submit_stages
+from launch.submit import _hours, app
 from vggrepro.config.recipes import Graph, load_graph
 from vggrepro.errors import UserError
 
@@ -205,7 +206,7 @@ def dependencies(monkeypatch: pytest.MonkeyPatch, *changes: str, jobs: dict[str,
         asked[stage.name] = dependency
         return str(100 + len(asked))
 
-    monkeypatch.setattr(launch.submit, "_submit", fake)
+    monkeypatch.setattr(launch.jobs, "_submit", fake)
     graph = load_graph(CONFIGS / "reproduce.yaml", changes)
     queue = {
         slurm.key_of(graph.stages[name].directory): slurm.Job(number, "RUNNING", "n1")

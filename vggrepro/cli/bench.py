@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vggrepro.cli.options import JsonOption, SetOption, print_json, whole_numbers
+from vggrepro.cli.options import JsonOption, SetOption, show, whole_numbers
 
 if TYPE_CHECKING:
     from vggrepro.config.settings import Config
@@ -36,7 +36,7 @@ def dense(
     from vggrepro.config.parsing import override
 
     config = override(_small(net), changes, Path("bench dense"))
-    _print_bench(run(config, whole_numbers(scales) if scales else config.multi_Q, images, rounds), as_json)
+    _show(run(config, whole_numbers(scales) if scales else config.multi_Q, images, rounds), as_json)
 
 
 def features(
@@ -60,7 +60,7 @@ def features(
 
     config = override(_small(net), changes, Path("bench features"))
     Q = whole_numbers(scales) if scales else feature_specs("caltech101", config)[0].Q
-    _print_bench(run(config, Q, images, rounds), as_json)
+    _show(run(config, Q, images, rounds), as_json)
 
 
 def loader(
@@ -87,7 +87,7 @@ def loader(
     plain = Config(model=Model(net="D", crop=crop), data=Data(root=source, S=scale))
     config = override(plain, changes, Path("bench loader"))
     numbers = whole_numbers(threads, "--threads") if threads else ()
-    _print_bench(run(config, images, batch, batches, rounds, numbers), as_json)
+    _show(run(config, images, batch, batches, rounds, numbers), as_json)
 
 
 def step(
@@ -110,7 +110,7 @@ def step(
     config = override(plain(), changes, Path("bench step"))
     usual = (32, 64, 128, 256) if torch.cuda.is_available() else (8, 32)
     sizes = whole_numbers(batches, "--batches") if batches else usual
-    _print_bench(run(config, tuple(nets.split(",")), sizes, steps, rounds), as_json)
+    _show(run(config, tuple(nets.split(",")), sizes, steps, rounds), as_json)
 
 
 def profile(
@@ -128,7 +128,7 @@ def profile(
     from vggrepro.bench.step import plain
     from vggrepro.config.parsing import override
 
-    _print_bench(run(override(plain(net), changes, Path("bench profile")), steps, top), as_json)
+    _show(run(override(plain(net), changes, Path("bench profile")), steps, top), as_json)
 
 
 def comm(
@@ -152,7 +152,7 @@ def comm(
     plain = Config(model=Model(net=net)) if torch.cuda.is_available() else small(net)
     found = run(override(plain, changes, Path("bench comm")), steps, rounds, backend)
     if found is not None:  # the first rank
-        _print_bench(found, as_json)
+        _show(found, as_json)
 
 
 def _small(net: str) -> Config:
@@ -162,12 +162,11 @@ def _small(net: str) -> Config:
     return Config(model=Model(net=net, classes=10, crop=64, width=0.125), data=Data(root="builtin:digits", S=(73, 146)))
 
 
-def _print_bench(found: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print_json(found)
-        return
+def _show(found: dict[str, Any], as_json: bool) -> None:
+    lines = [f"  {key:40} {item}" for key, item in found["details"].items()]
     if "ours" in found:  # a profile has no other way beside it
-        typer.echo(f"{found['name']}: ours {found['ours']:.4g}, usual {found['usual']:.4g} {found['unit']}, ", nl=False)
-        typer.echo(f"ratio {found['ratio']:.3g}" + (f", ceiling {found['ceiling']:.4g}" if found["ceiling"] else ""))
-    for key, item in found["details"].items():
-        typer.echo(f"  {key:40} {item}")
+        ceiling = f", ceiling {found['ceiling']:.4g}" if found["ceiling"] else ""
+        ratio = f"ratio {found['ratio']:.3g}{ceiling}"
+        line = f"{found['name']}: ours {found['ours']:.4g}, usual {found['usual']:.4g} {found['unit']}, {ratio}"
+        lines.insert(0, line)
+    show(found, lines, as_json)

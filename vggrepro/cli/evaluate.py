@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vggrepro.cli.options import JsonOption, SetOption, print_json, whole_numbers
+from vggrepro.cli.options import JsonOption, SetOption, show, whole_numbers
 from vggrepro.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,22 +45,24 @@ def evaluate(
     scored = {str(one.net.path): one.scored(method) for one in evaluated}
     fused = fuse(list(scored.values()))
     flip = all(one.net.config.evaluation.flip for one in evaluated) and method != "centre"
-    report: dict[str, Any] = _report(fused, flip)
+    report = _report(fused, flip)
+    lines = [_line(report)]
     if len(scored) > 1:
-        report["nets"] = [{"net": name} | _report(one, flip) for name, one in scored.items()]
-        for entry, one in zip(report["nets"], scored.values(), strict=True):
+        report["nets"] = []
+        lines[0] = f"{len(scored)} nets fused: {lines[0]}"
+        for name, one in scored.items():
             test = paired(one.values, fused.values, fused.labels, 1)
-            entry |= {"top1_minus_fused": test.difference, "interval": list(test.interval), "p_value": test.p_value}
-    if as_json:
-        print_json(report)
-        return
-    for entry in report.get("nets", []):
-        low, high = entry["interval"]
-        typer.echo(
-            f"{entry['net']}: {_line(entry)}\n  top-1 minus the fused nets': {entry['top1_minus_fused']:+.2f} points "
-            f"(95 % interval {low:+.2f} to {high:+.2f}; McNemar's exact p = {entry['p_value']:.3g})"
-        )
-    typer.echo((f"{len(scored)} nets fused: " if len(scored) > 1 else "") + _line(report))
+            difference, interval = test.difference, list(test.interval)
+            entry = {"net": name} | _report(one, flip)
+            report["nets"].append(
+                entry | {"top1_minus_fused": difference, "interval": interval, "p_value": test.p_value}
+            )
+            lines.insert(
+                -1,
+                f"{name}: {_line(entry)}\n  top-1 minus the fused nets': {difference:+.2f} points (95 % interval "
+                f"{interval[0]:+.2f} to {interval[1]:+.2f}; McNemar's exact p = {test.p_value:.3g})",
+            )
+    show(report, lines, as_json)
 
 
 def _report(one: Scored, flip: bool) -> dict[str, Any]:
@@ -114,36 +116,29 @@ def localise(
     found = localise(nets, classes_from, method, whole_numbers(scales) if scales else None, changes)
     if found is None:  # not the first rank
         return
-    report = {
-        "tested": [
-            {"nets": list(one.nets), "scales": [list(Q) for Q in one.Q]}
-            | _rate("localisation_error", one.errors.localisation)
-            | _rate("given_class_error", one.errors.given_class)
-            for one in found.tested
-        ],
-        "classes_from": found.guesses.told,
-        "classes_top5_error": found.guesses.top5,
-        "yardsticks": {
-            "whole_image": _rate("given_class_error", found.whole_image),
-            "random_box": _rate("given_class_error", found.random),
-        },
-        "n": found.whole_image.n,
-    }
-    if as_json:
-        print_json(report)
-        return
-    typer.echo(f"classes from {found.guesses.told}, top-5 error {found.guesses.top5:.2f} %; n = {report['n']}")
+    report: dict[str, Any] = {"tested": []}
+    guesses, whole, random = found.guesses, found.whole_image, found.random
+    lines = [f"classes from {guesses.told}, top-5 error {guesses.top5:.2f} %; n = {whole.n}"]
     for one in found.tested:
+        rate, given = one.errors.localisation, one.errors.given_class
+        names = {"nets": list(one.nets), "scales": [list(Q) for Q in one.Q]}
+        report["tested"].append(names | _rate("localisation_error", rate) | _rate("given_class_error", given))
         Q = " + ".join(", ".join(map(str, sides)) for sides in one.Q)
-        low, high = one.errors.localisation.interval
-        typer.echo(
-            f"{' + '.join(one.nets)} at Q = {Q}: localisation error {one.errors.localisation.percent:.2f} % (95 % "
-            f"interval {low:.2f} - {high:.2f}); {one.errors.given_class.percent:.2f} % if the class is given"
+        lines.append(
+            f"{' + '.join(one.nets)} at Q = {Q}: localisation error {rate.percent:.2f} % (95 % interval "
+            f"{rate.interval[0]:.2f} - {rate.interval[1]:.2f}); {given.percent:.2f} % if the class is given"
         )
-    typer.echo(
-        f"yardsticks, the class given: the whole image {found.whole_image.percent:.2f} %, a random box "
-        f"{found.random.percent:.2f} %"
+    yardsticks = {"whole_image": whole, "random_box": random}
+    report |= {
+        "classes_from": guesses.told,
+        "classes_top5_error": guesses.top5,
+        "yardsticks": {name: _rate("given_class_error", rate) for name, rate in yardsticks.items()},
+        "n": whole.n,
+    }
+    lines.append(
+        f"yardsticks, the class given: the whole image {whole.percent:.2f} %, a random box {random.percent:.2f} %"
     )
+    show(report, lines, as_json)
 
 
 def _rate(name: str, rate: ErrorRate) -> dict[str, Any]:
@@ -168,7 +163,4 @@ def verify_paper(
     found = verify_paper(files, index, runs, changes)
     if found is None:  # not the first rank
         return
-    if as_json:
-        print_json(found)
-    else:
-        typer.echo(to_markdown(found))
+    show(found, [to_markdown(found)], as_json)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vggrepro.cli.options import JsonOption, print_json
+from vggrepro.cli.options import JsonOption, print_json, show
 
 
 def summary(
@@ -44,11 +44,7 @@ def import_weights(
     from vggrepro.pipeline.weights import import_weights
 
     found = import_weights(file, out, net=net, preprocessing=input_as, key=key)
-    if as_json:
-        print_json(found)
-        return
-    for name, item in found.items():
-        typer.echo(f"{name:14} {item}")
+    show(found, (f"{name:14} {item}" for name, item in found.items()), as_json)
 
 
 def export_weights(

@@ -1,6 +1,7 @@
 """Options that several verbs take, and how their results are printed."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,11 +34,6 @@ def write(file: Path, text: str) -> None:
         raise UserError(f"{file} cannot be written: {error.strerror}; choose another place") from None
 
 
-def seconds(minutes: float | None) -> float | None:
-    """Of so many minutes."""
-    return None if minutes is None else 60 * minutes
-
-
 def whole_numbers(text: str, option: str = "--scales") -> tuple[int, ...]:
     """The value of an option such as 256,384,512. Raises UserError."""
     try:
@@ -47,6 +43,15 @@ def whole_numbers(text: str, option: str = "--scales") -> tuple[int, ...]:
     if not numbers or min(numbers) < 1:
         raise UserError(f"{option} {text}: expected whole numbers separated by commas, e.g. 256,384,512")
     return numbers
+
+
+def show(report: dict[str, Any], lines: Iterable[str], as_json: bool) -> None:
+    """Prints the result of a verb: one JSON object with `--json`, else lines for people."""
+    if as_json:
+        print_json(report)
+    else:
+        for line in lines:
+            typer.echo(line)
 
 
 def print_json(report: dict[str, Any]) -> None:

@@ -1,11 +1,12 @@
 """Verbs for before anything is spent."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vggrepro.cli.options import ConfigOption, JsonOption, SeedsOption, SetOption, print_json
+from vggrepro.cli.options import ConfigOption, JsonOption, SeedsOption, SetOption, show
 
 
 def plan(
@@ -55,10 +56,7 @@ def plan(
         read_mb_per_s=read,
     )
     made = make_plan(graph, machine)
-    if as_json:
-        print_json(made.to_json())
-    else:
-        typer.echo(render(made, machine))
+    show(asdict(made), [render(made, machine)], as_json)
 
 
 def doctor(
@@ -67,17 +65,12 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """What on this machine or cluster will not work, and the remedy. Status 1 where something fails."""
-    from dataclasses import asdict
-
     from vggrepro.config.recipes import load_graph
     from vggrepro.preflight.doctor import examine, render
 
     graph = load_graph(config, changes) if config else None
     root = next(iter(graph.stages.values())).run.root if graph else Path("runs")
     checks = examine(graph, root)
-    if as_json:
-        print_json({"checks": [asdict(check) for check in checks]})
-    else:
-        typer.echo(render(checks))
+    show({"checks": [asdict(check) for check in checks]}, [render(checks)], as_json)
     if any(check.status == "fail" for check in checks):
         raise typer.Exit(1)

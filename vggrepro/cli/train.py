@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vggrepro.cli.options import ConfigOption, SeedsOption, SetOption, StopAfterOption, seconds
+from vggrepro.cli.options import ConfigOption, SeedsOption, SetOption, StopAfterOption
 from vggrepro.errors import UserError
 
 
@@ -35,7 +35,7 @@ def train(
             f"--resume never, but {stage.directory} has checkpoints; use --resume auto, another run.name, "
             f"or remove the directory"
         )
-    with open_session([stage], stop_after_s=seconds(stop_after)) as session:
+    with open_session([stage], stop_after_s=stop_after and 60 * stop_after) as session:
         train_stage(stage, parent, session, force=force)
 
 
@@ -53,4 +53,4 @@ def reproduce(
     from vggrepro.config.recipes import load_graph
     from vggrepro.pipeline.graph import reproduce
 
-    reproduce(load_graph(config, changes, seeds), stop_after_s=seconds(stop_after))
+    reproduce(load_graph(config, changes, seeds), stop_after_s=stop_after and 60 * stop_after)

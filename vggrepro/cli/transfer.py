@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vggrepro.cli.options import JsonOption, SetOption, print_json, whole_numbers
+from vggrepro.cli.options import JsonOption, SetOption, show, whole_numbers
 from vggrepro.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,25 +64,20 @@ def features(
     if found is None:  # not the first rank
         return
     samples, dimensions = write_features(out, found)
-    if as_json:
-        print_json(
-            {
-                "out": str(out),
-                "samples": samples,
-                "dimensions": dimensions,
-                "classes": len(found.data.classes),
-                "rejected": found.data.rejected,
-                "scales": [list(one.Q) for one in found.specs],
-                "combine": found.specs[0].combine,
-                "layers": [net.layer for net in found_nets],
-            }
-        )
-        return
+    layers, combine = [net.layer for net in found_nets], found.specs[0].combine
+    report = {
+        "out": str(out),
+        "samples": samples,
+        "dimensions": dimensions,
+        "classes": len(found.data.classes),
+        "rejected": found.data.rejected,
+        "scales": [list(one.Q) for one in found.specs],
+        "combine": combine,
+        "layers": layers,
+    }
     Q = " + ".join(", ".join(map(str, one.Q)) for one in found.specs)
-    typer.echo(
-        f"wrote {out}: {samples:,} x {dimensions:,} features of {found.data.name} "
-        f"({', '.join(net.layer for net in found_nets)} at Q = {Q}, {found.specs[0].combine})"
-    )
+    line = f"wrote {out}: {samples:,} x {dimensions:,} features of {found.data.name} "
+    show(report, [f"{line}({', '.join(layers)} at Q = {Q}, {combine})"], as_json)
 
 
 def transfer(
@@ -114,11 +109,8 @@ def transfer(
     found = transfer_nets(nets, _changes(scales, combine, changes), submission, sets=_sets(data))
     if found is None:  # not the first rank
         return
-    if as_json:
-        print_json({"tested": [_report(one) for one in found]})
-        return
-    for one in found:
-        typer.echo(_line(one))
+    reports = [_report(one) for one in found]
+    show({"tested": reports}, map(_line, reports), as_json)
 
 
 def _sets(data: list[str]) -> dict[str, str]:
@@ -140,12 +132,12 @@ def _sets(data: list[str]) -> dict[str, str]:
 
 def _changes(scales: str | None, combine: str | None, changes: list[str]) -> list[str]:
     """The options as `section.key=value`. Raises UserError."""
-    asked = []
+    found = [*changes]
     if scales:
-        asked.append(f"transfer.scales={list(whole_numbers(scales))}")
+        found.append(f"transfer.scales={list(whole_numbers(scales))}")
     if combine:
-        asked.append(f"transfer.combine={combine}")
-    return [*changes, *asked]
+        found.append(f"transfer.combine={combine}")
+    return found
 
 
 def _report(one: Transferred) -> dict[str, Any]:
@@ -169,15 +161,14 @@ def _report(one: Transferred) -> dict[str, Any]:
     }
 
 
-def _line(one: Transferred) -> str:
+def _line(report: dict[str, Any]) -> str:
     from vggrepro.reporting.words import FUSED, MEASURES
 
-    report = _report(one)
     Q = FUSED.join(", ".join(map(str, sides)) for sides in report["scales"])
     low, high = report["interval"]
-    spread = f" +- {report['spread']:.2f} over {len(one.C)} splits" if report["spread"] is not None else ""
+    spread = f" +- {report['spread']:.2f} over {len(report['C'])} splits" if report["spread"] is not None else ""
     return (
         f"{FUSED.join(report['nets'])} on {report['data']}: {MEASURES[report['measure']]} {report['figure']:.2f} %"
         f"{spread} (95 % interval {low:.2f} - {high:.2f}); Q = {Q}, {report['combine']}"
-        f"{', with boxes' if report['boxes'] else ''}; C = {', '.join(f'{C:g}' for C in one.C)}"
+        f"{', with boxes' if report['boxes'] else ''}; C = {', '.join(f'{C:g}' for C in report['C'])}"
     )

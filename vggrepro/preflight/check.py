@@ -4,7 +4,6 @@ import subprocess
 from dataclasses import dataclass
 from typing import Literal
 
-Status = Literal["ok", "warn", "fail"]
 PATIENCE_S = 10.0
 
 
@@ -13,15 +12,9 @@ class Check:
     """One line: what was looked at, how it stands, what was found, and what to do about it."""
 
     name: str
-    status: Status
+    status: Literal["ok", "warn", "fail"]
     found: str
     remedy: str = ""
-
-
-def version_numbers(version: str) -> tuple[int, ...]:
-    """2.10.1+cu128 as (2, 10, 1)."""
-    parts = version.partition("+")[0].split(".")
-    return tuple(int("".join(filter(str.isdigit, part)) or 0) for part in parts)
 
 
 def output_of(command: list[str]) -> str | None:

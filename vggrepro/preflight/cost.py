@@ -4,30 +4,23 @@ Counts of floating-point operations and bytes follow from Table 1. What turns th
 (`--measured NET=images/s`), or assumed from the device's peak. A figure of the second kind is an estimate and says so.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from vggrepro.config.settings import Config
 from vggrepro.models.table1 import BOX_NUMBERS, Architecture, architecture_of
 from vggrepro.paper import value
-from vggrepro.preflight.machine import (
-    ACTION_PERSONS,
-    FORWARD_SHARE,
-    LINK_GB_PER_S,
-    LONG_SIDE,
-    ImageSet,
-    Machine,
-    decoding_cores,
-    peak_of,
+from vggrepro.preflight.machine import ACTION_PERSONS, FORWARD_SHARE, LINK_GB_PER_S, LONG_SIDE, ImageSet, Machine
+from vggrepro.training.throughput import (
+    bytes_per_factor,
+    comm_of,
+    flop_per_image,
+    payload_bytes,
+    product_flop,
+    sent_bytes,
 )
-
-if TYPE_CHECKING:
-    from vggrepro.training.throughput import Comm
-
 
 Binds = Literal["GPU", "exchange", "loader", "file system"]
 
@@ -100,7 +93,7 @@ class Cheaper:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole graph."""
+    """A whole graph; its fields are the contract of `vggrepro plan --json`."""
 
     stages: tuple[StagePlan, ...]
     total_gpu_hours: float
@@ -113,31 +106,34 @@ class Plan:
     money: float | None
     assumptions: tuple[str, ...]
     cheaper: tuple[Cheaper, ...]
-    """The setting that saves most GPU-hours, then with the one that saves most beside it; only what is worth saying."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The contract of `vggrepro plan --json`."""
-        return asdict(self)
+    """Of four alternatives the one that saves most, then two settings that save more; only what is worth saying."""
 
 
 def cost_of(config: Config, parent: str | None, start_hours: float, machine: Machine, data: ImageSet) -> StagePlan:
     """The plan of one stage, which begins after so many hours. Raises UserError."""
-    from vggrepro.training.throughput import comm_of, flop_per_image, product_flop
-
-    net = architecture_of(config)
-    frozen = config.keeps_features
+    net, batch, precision, frozen = (
+        architecture_of(config),
+        config.train.batch,
+        config.train.precision,
+        config.keeps_features,
+    )
     flop = flop_per_image(net, frozen=frozen)
     speed, rate_from = _flop_per_s(config, machine)
-    batch = config.train.batch
-    comm = comm_of(config.train.comm, net, batch, machine.gpus, config.train.precision, frozen=frozen)
-    payload, sent, exchange_s = _exchange(config, net, machine, comm)
+    comm = comm_of(config.train.comm, net, batch, machine.gpus, precision, frozen=frozen)
+    payload, sent, exchange_s = 0.0, 0.0, 0.0
+    if comm is not None:
+        width = bytes_per_factor(precision)
+        ranks, rate = (machine.nodes, machine.node_gb_per_s) if machine.nodes > 1 else (machine.gpus, LINK_GB_PER_S)
+        payload = float(payload_bytes(net, batch, comm, width, frozen=frozen))
+        sent = sent_bytes(net, batch, comm, ranks, width, frozen=frozen)
+        exchange_s = sent / (rate * 1e9)
     compute_s = batch * flop / (speed * machine.gpus)
     after_s = 0.0
     if comm == "factor":  # no rank leaves its share of these products to the others, and nothing overlaps with them
         after_s = product_flop(net, batch) / speed
         compute_s -= after_s / machine.gpus
     gpu_s = max(compute_s, FORWARD_SHARE * compute_s + exchange_s) + after_s
-    cores = decoding_cores(config, machine)
+    cores = machine.decoding_cores(config)
     takes: dict[Binds, float] = {"GPU": compute_s + after_s, "exchange": gpu_s}
     if cores is not None and config.data.backend != "dali_gpu":
         takes["loader"] = batch / (cores * machine.nodes * machine.decode_per_core)
@@ -146,13 +142,14 @@ def cost_of(config: Config, parent: str | None, start_hours: float, machine: Mac
     binds = max(takes, key=lambda part: takes[part])  # the first of equals
     step_s = takes[binds]
     images = config.train.iterations * batch
+    images_per_s = batch / step_s
     training_hours = config.train.iterations * step_s / 3600
     validation_flop, test_flop = _evaluation_flop(config, net, data)
-    others_flop = features_flop(config, net, data)
-    slower = peak_of(machine, config.train.precision) / peak_of(machine, config.evaluation.precision)
-    evaluation_hours = (validation_flop + slower * (test_flop + others_flop)) / (speed * machine.gpus) / 3600
+    views = 2 if config.evaluation.flip else 1
+    features_flop = float(sum(views * n * _dense_flop(net, Q, but="fc8") for n, Q in _passes(config, data)))
+    slower = machine.peak(precision) / machine.peak(config.evaluation.precision)
+    evaluation_hours = (validation_flop + slower * (test_flop + features_flop)) / (speed * machine.gpus) / 3600
     wall_hours = training_hours + evaluation_hours
-    images_per_s = batch / step_s
     gpu_hours = wall_hours * machine.gpus
     return StagePlan(
         name=config.name,
@@ -160,7 +157,7 @@ def cost_of(config: Config, parent: str | None, start_hours: float, machine: Mac
         images=images,
         training_flop=float(images * flop),
         evaluation_flop=validation_flop + test_flop,
-        features_flop=others_flop,
+        features_flop=features_flop,
         images_per_s=images_per_s,
         rate_from=rate_from,
         gpu_hours=gpu_hours,
@@ -186,33 +183,18 @@ def cost_of(config: Config, parent: str | None, start_hours: float, machine: Mac
 
 def _flop_per_s(config: Config, machine: Machine) -> tuple[float, str]:
     """Sustained FLOP/s of one GPU in training, and where the figure is from."""
-    from vggrepro.training.throughput import flop_per_image
-
-    own = config.model.net
-    if own in machine.measured:
-        rate = machine.measured[own]
+    if not machine.measured:
+        peak = machine.peak(config.train.precision)
+        return peak * machine.mfu, f"assumed: {machine.mfu:.0%} of {peak / 1e12:g} TFLOP/s ({config.train.precision})"
+    net = config.model.net
+    if net in machine.measured:
+        rate = machine.measured[net]
         return rate * flop_per_image(architecture_of(config)), f"measured: {rate:g} images/s a GPU"
-    if machine.measured:
-        other, rate = next(iter(machine.measured.items()))
-        # the same geometry, another column of Table 1
-        model = config.model.model_copy(update={"net": other, "layers": None})
-        flop = flop_per_image(architecture_of(config.model_copy(update={"model": model})))
-        return rate * flop, f"from {other}'s measured {rate:g} images/s a GPU, by FLOPs"
-    peak = peak_of(machine, config.train.precision)
-    return peak * machine.mfu, f"assumed: {machine.mfu:.0%} of {peak / 1e12:g} TFLOP/s ({config.train.precision})"
-
-
-def _exchange(config: Config, net: Architecture, machine: Machine, comm: Comm | None) -> tuple[float, float, float]:
-    """(payload, sent by each node or GPU) in bytes and seconds of a step's collectives."""
-    if comm is None:
-        return 0.0, 0.0, 0.0
-    from vggrepro.training.throughput import bytes_per_factor, payload_bytes, sent_bytes
-
-    batch, width, frozen = config.train.batch, bytes_per_factor(config.train.precision), config.keeps_features
-    ranks = machine.nodes if machine.nodes > 1 else machine.gpus_per_node
-    rate = (machine.node_gb_per_s if machine.nodes > 1 else LINK_GB_PER_S) * 1e9
-    sent = sent_bytes(net, batch, comm, ranks, width, frozen=frozen)
-    return float(payload_bytes(net, batch, comm, width, frozen=frozen)), sent, sent / rate
+    other, rate = next(iter(machine.measured.items()))
+    # the same geometry, another column of Table 1
+    model = config.model.model_copy(update={"net": other, "layers": None})
+    flop = flop_per_image(architecture_of(config.model_copy(update={"model": model})))
+    return rate * flop, f"from {other}'s measured {rate:g} images/s a GPU, by FLOPs"
 
 
 def _evaluation_flop(config: Config, net: Architecture, data: ImageSet) -> tuple[float, float]:
@@ -224,12 +206,6 @@ def _evaluation_flop(config: Config, net: Architecture, data: ImageSet) -> tuple
     dense = sum(_dense_flop(net, Q) for Q in {*config.single_Q, *config.multi_Q})
     centre = forward * len(config.single_Q)
     return float(data.val * validations * forward), float(data.val * (centre + views * dense))
-
-
-def features_flop(config: Config, net: Architecture, data: ImageSet) -> float:
-    """Of the features of other data sets (Appendix B): dense, with mirror images, and without class scores."""
-    views = 2 if config.evaluation.flip else 1
-    return float(sum(views * images * _dense_flop(net, Q, but="fc8") for images, Q in _passes(config, data)))
 
 
 def _passes(config: Config, data: ImageSet) -> Iterator[tuple[int, int]]:
@@ -250,17 +226,16 @@ def _dense_flop(net: Architecture, Q: int, but: str = "") -> float:
 
     Without the layer `but`.
     """
-    layers = [layer for layer in net.layers() if layer.name != but]
-    conv = 2 * sum(layer.multiply_adds for layer in layers if layer.kind == "conv")
-    fc = 2 * sum(layer.multiply_adds for layer in layers if layer.kind == "fc")
-    height, width = Q, round(Q * LONG_SIDE)
-    return conv * height * width / net.crop**2 + fc * _positions(net, Q)
+    conv, fc = (
+        2 * sum(layer.multiply_adds for layer in net.layers() if layer.kind == kind and layer.name != but)
+        for kind in ("conv", "fc")
+    )
+    return conv * Q * round(Q * LONG_SIDE) / net.crop**2 + fc * _positions(net, Q)
 
 
 def _positions(net: Architecture, Q: int) -> int:
     """Places of the map of an image of usual proportions."""
-    sides = (Q, round(Q * LONG_SIDE))
-    return math.prod(side // net.stride - net.fc6_kernel + 1 for side in sides)
+    return math.prod(side // net.stride - net.fc6_kernel + 1 for side in (Q, round(Q * LONG_SIDE)))
 
 
 def disk_gb(config: Config, data: ImageSet) -> float:

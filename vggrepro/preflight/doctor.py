@@ -1,7 +1,5 @@
 """What on this machine or cluster will not work, found before a job is started, and the remedy."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 from vggrepro.config.recipes import Graph
@@ -13,24 +11,14 @@ from vggrepro.preflight.software import gpus, packages
 
 def examine(graph: Graph | None, root: Path) -> list[Check]:
     """All checks; of the machine, and of a configuration where one is given. `root` is the folder of runs."""
-    examinations: list[Callable[[], Iterator[Check]]] = [
-        packages,
-        gpus,
-        slurm,
-        host,
-        home,
-        lambda: runs_folder(root),
-        lambda: disk(graph, root),
-        lambda: mlflow(graph, root),
-    ]
+    checks = [*packages(), *gpus(), slurm(), *host(), *home(), runs_folder(root), disk(graph, root)]
+    checks.append(mlflow(graph, root))
     if graph:
-        first = next(iter(graph.stages.values()))
-        examinations.append(lambda: images(first))
-        examinations += [partial(boxes, config) for config in graph.stages.values() if config.localisation][:1]
-        examinations.append(lambda: data_sets(graph))
-    checks: list[Check] = []
-    for one in examinations:
-        checks += one()
+        first, *others = graph.stages.values()
+        checks += images(first)
+        for config in [one for one in (first, *others) if one.localisation][:1]:
+            checks += boxes(config)
+        checks += data_sets(graph)
     return checks
 
 

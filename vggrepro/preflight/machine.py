@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from vggrepro.config.recipes import Graph
 from vggrepro.config.settings import Config, Precision
 from vggrepro.errors import UserError
 from vggrepro.paper import facts, value
+from vggrepro.training.throughput import PEAKS
 
 # Assumptions, only one of them measured by us; each is printed with what follows from it.
 ASSUMED_MFU = 0.43
@@ -57,6 +59,15 @@ class Machine:
         """Of all nodes."""
         return self.nodes * self.gpus_per_node
 
+    def peak(self, precision: Precision) -> float:
+        """FLOP/s of a GPU whose data sheet we have; 1 for another, on which all precisions count as equally fast."""
+        return PEAKS.get(self.gpu, {}).get(precision, 1.0)
+
+    def decoding_cores(self, config: Config) -> int | None:
+        """Cores of a node that decode, as far as the configuration says."""
+        known = [n for n in (config.cluster.cpus_per_task, config.data.workers) if n is not None]
+        return min(known) * self.gpus_per_node if known else None
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -76,26 +87,21 @@ class ImageSet:
 
 def image_sets_of(graph: Graph) -> dict[str, ImageSet]:
     """What each stage is trained and tested on; what stages share is opened or listed once. Raises UserError."""
-    opened: dict[Path | str | None, ImageSet] = {}
-    counted: dict[tuple[str, Path], int | None] = {}
-    found = {}
-    for name, config in graph.stages.items():
-        source = config.data.index or config.data.root
-        if source not in opened:
-            opened[source] = _image_set(config)
-        for other in config.transfer.sets.items():
-            if other not in counted:
-                counted[other] = _count(*other)
-        others = {other: counted[other, path] for other, path in config.transfer.sets.items()}
-        found[name] = replace(opened[source], others=others)
-    return found
+    opened, counted = cache(_image_set), cache(_count)
+    return {
+        name: replace(
+            opened(config.data.index, config.data.root),
+            others={other: counted(other, path) for other, path in config.transfer.sets.items()},
+        )
+        for name, config in graph.stages.items()
+    }
 
 
 def _count(name: str, path: Path) -> int | None:
     """Images of a data set: the paper's as published, others as listed; None for one that cannot be listed."""
     if name in facts().transfer:
         return facts().transfer[name].images
-    from vggrepro.data.class_folders import listed
+    from vggrepro.data.class_folders import listed  # and with it numpy, which no other plan needs
 
     try:
         return len(listed(name, path))
@@ -103,33 +109,20 @@ def _count(name: str, path: Path) -> int | None:
         return None
 
 
-def _image_set(config: Config) -> ImageSet:
-    """The counts of the stage's index, or of the sample set; else those of ILSVRC-2012. Raises UserError."""
-    if config.data.index is not None:
+def _image_set(index_file: Path | None, root: str | None) -> ImageSet:
+    """The counts of an index, or of the sample set; else those of ILSVRC-2012. Raises UserError."""
+    if index_file is not None:
         from vggrepro.data import index
 
-        loaded = index.load(config.data.index)
+        loaded = index.load(index_file)
         index.require_training_images(loaded)
         train, val = loaded.split("train"), loaded.split("val")
-        return ImageSet(config.data.index.name, len(train), len(val), float(train.length.mean()))
-    if config.data.root and config.data.root.startswith("builtin:"):
+        return ImageSet(index_file.name, len(train), len(val), float(train.length.mean()))
+    if root and root.startswith("builtin:"):
         from vggrepro.data import sample_set
 
         return ImageSet(sample_set.ROOT, sample_set.TRAIN_IMAGES, sample_set.VAL_IMAGES, SAMPLE_BYTES)
     return ImageSet("ILSVRC-2012", value("train_images"), value("val_images"), ILSVRC_BYTES)
-
-
-def decoding_cores(config: Config, machine: Machine) -> int | None:
-    """Of a node, as far as the configuration says."""
-    known = [n for n in (config.cluster.cpus_per_task, config.data.workers) if n is not None]
-    return min(known) * machine.gpus_per_node if known else None
-
-
-def peak_of(machine: Machine, precision: Precision) -> float:
-    """FLOP/s of a GPU whose data sheet we have; 1 for another one, on which all precisions count as equally fast."""
-    from vggrepro.training.throughput import PEAKS
-
-    return PEAKS.get(machine.gpu, {}).get(precision, 1.0)
 
 
 def measured_rates(texts: list[str]) -> dict[str, float]:

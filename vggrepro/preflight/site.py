@@ -7,12 +7,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from vggrepro.config.recipes import Graph
 from vggrepro.errors import HOME_PREFIX, UserError
 from vggrepro.preflight.check import PATIENCE_S, Check, output_of
+from vggrepro.preflight.cost import disk_gb
+from vggrepro.preflight.machine import image_sets_of
 from vggrepro.storage.environment import installed
 from vggrepro.storage.tracking_uri import resolve_uri
 
@@ -22,19 +25,17 @@ _SPARE_GB = 20.0
 _SLURM_CONF = ("/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf", "/run/slurm/conf/slurm.conf")
 
 
-def slurm() -> Iterator[Check]:
+def slurm() -> Check:
     """Whether jobs can be submitted from here."""
     if not shutil.which("sbatch"):
         remedy = "on a cluster, load its module or log in to its head node; `vggrepro reproduce` needs none"
-        yield Check("SLURM", "warn", "no sbatch on the path", remedy)
-        return
+        return Check("SLURM", "warn", "no sbatch on the path", remedy)
     partitions = output_of(["sinfo", "--noheader", "--format=%R"])
-    if partitions is None:
-        configured = "SLURM_CONF" in os.environ or any(Path(file).exists() for file in _SLURM_CONF)
-        remedy = "is slurmctld up? ask `scontrol ping`" if configured else "no cluster is configured on this machine"
-        yield Check("SLURM", "fail" if configured else "warn", "sinfo does not answer", remedy)
-    else:
-        yield Check("SLURM", "ok", f"partitions {', '.join(sorted(set(partitions.split()))) or 'none'}")
+    if partitions is not None:
+        return Check("SLURM", "ok", f"partitions {', '.join(sorted(set(partitions.split()))) or 'none'}")
+    if "SLURM_CONF" in os.environ or any(Path(file).exists() for file in _SLURM_CONF):
+        return Check("SLURM", "fail", "sinfo does not answer", "is slurmctld up? ask `scontrol ping`")
+    return Check("SLURM", "warn", "sinfo does not answer", "no cluster is configured on this machine")
 
 
 def host() -> Iterator[Check]:
@@ -69,7 +70,7 @@ def home() -> Iterator[Check]:
         yield Check("home", "warn", found, "what libraries store there is lost: set HOME to a folder that lasts")
 
 
-def runs_folder(root: Path) -> Iterator[Check]:
+def runs_folder(root: Path) -> Check:
     """Checkpoints need atomic renames and hard links; their speed decides how long a save takes."""
     folder = root / f".doctor-{os.getpid()}"
     existed = root.exists()
@@ -87,67 +88,54 @@ def runs_folder(root: Path) -> Iterator[Check]:
         os.link(folder / "renamed", folder / "linked")
     except OSError as error:
         remedy = "choose another run.root: it must be writable, with renames and hard links"
-        yield Check("runs folder", "fail", f"{root}: {error.strerror}", remedy)
-        return
+        return Check("runs folder", "fail", f"{root}: {error.strerror}", remedy)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         if not existed and root.is_dir() and not any(root.iterdir()):
             root.rmdir()
-    if rate < _SLOW_MIB_PER_S:
-        remedy = f"a checkpoint of net D is 1.1 GB and would take {1056 / rate:.0f} s; choose a faster run.root"
-        yield Check("runs folder", "warn", f"{root} writes {rate:.0f} MiB/s", remedy)
-    else:
-        yield Check("runs folder", "ok", f"{root} writes {rate:.0f} MiB/s")
+    found = f"{root} writes {rate:.0f} MiB/s"
+    if rate >= _SLOW_MIB_PER_S:
+        return Check("runs folder", "ok", found)
+    remedy = f"a checkpoint of net D is 1.1 GB and would take {1056 / rate:.0f} s; choose a faster run.root"
+    return Check("runs folder", "warn", found, remedy)
 
 
-def disk(graph: Graph | None, root: Path) -> Iterator[Check]:
+def disk(graph: Graph | None, root: Path) -> Check:
     """Whether the runs of a graph find room."""
-    from vggrepro.preflight.cost import disk_gb
-    from vggrepro.preflight.machine import image_sets_of
-
-    place = root.absolute()
-    while not place.exists():
-        place = place.parent
+    place = next(place for place in (root.absolute(), *root.absolute().parents) if place.exists())
     free = shutil.disk_usage(place).free / 1e9
-    try:
-        sets = image_sets_of(graph) if graph else {}
-        needed = sum(disk_gb(config, sets[name]) for name, config in graph.stages.items()) if graph else _SPARE_GB
-    except UserError:  # of the index, which has a line of its own
-        graph, needed = None, _SPARE_GB
-    text = f"{free:,.0f} GB free, {needed:,.1f} {'' if graph else 'or more '}needed"
+    needed, known = _SPARE_GB, False
+    if graph:
+        with suppress(UserError):  # of the index, which has a line of its own
+            sets = image_sets_of(graph)
+            needed, known = sum(disk_gb(config, sets[name]) for name, config in graph.stages.items()), True
+    found = f"{free:,.0f} GB free, {needed:,.1f} {'' if known else 'or more '}needed"
     if free >= needed:
-        yield Check("disk", "ok", text)
-    else:
-        yield Check(
-            "disk", "fail" if graph else "warn", text, f"free some space on {place}, or choose another run.root"
-        )
+        return Check("disk", "ok", found)
+    remedy = f"free some space on {place}, or choose another run.root"
+    return Check("disk", "fail" if known else "warn", found, remedy)
 
 
-def mlflow(graph: Graph | None, root: Path) -> Iterator[Check]:
+def mlflow(graph: Graph | None, root: Path) -> Check:
     """Whether the tracking server answers, where one is named."""
     if graph and not any(config.tracking.mlflow for config in graph.stages.values()):
-        yield Check("MLflow", "ok", "off (tracking.mlflow); metrics.jsonl is always written")
-        return
+        return Check("MLflow", "ok", "off (tracking.mlflow); metrics.jsonl is always written")
     version = installed("mlflow")
     if version is None:
-        yield Check("MLflow", "fail", "not installed", "install mlflow, or set tracking.mlflow=false")
-        return
-    configured = next(iter(graph.stages.values())).tracking.uri if graph else None
+        return Check("MLflow", "fail", "not installed", "install mlflow, or set tracking.mlflow=false")
     try:
-        uri = resolve_uri(configured, root)
+        uri = resolve_uri(next(iter(graph.stages.values())).tracking.uri if graph else None, root)
     except UserError as error:
-        yield Check("MLflow", "fail", "tracking.uri", str(error))
-        return
+        return Check("MLflow", "fail", "tracking.uri", str(error))
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https"):
-        yield Check("MLflow", "ok", f"{version}, {parts.scheme} database")
-        return
-    host = f"{parts.scheme}://{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+        return Check("MLflow", "ok", f"{version}, {parts.scheme} database")
+    server = f"{parts.scheme}://{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
     try:
-        with urllib.request.urlopen(f"{host}{parts.path.rstrip('/')}/health", timeout=PATIENCE_S):
-            yield Check("MLflow", "ok", f"{version}, {host} answers")
+        with urllib.request.urlopen(f"{server}{parts.path.rstrip('/')}/health", timeout=PATIENCE_S):
+            return Check("MLflow", "ok", f"{version}, {server} answers")
     except urllib.error.HTTPError as error:  # it is there, and wants a password or has no such page
-        yield Check("MLflow", "ok", f"{version}, {host} answers with {error.code}")
+        return Check("MLflow", "ok", f"{version}, {server} answers with {error.code}")
     except OSError as error:
         remedy = "runs go on and catch up when it is back; start the server, or correct tracking.uri"
-        yield Check("MLflow", "warn", f"{host}: {getattr(error, 'reason', error)}", remedy)
+        return Check("MLflow", "warn", f"{server}: {getattr(error, 'reason', error)}", remedy)

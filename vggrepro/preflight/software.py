@@ -1,6 +1,5 @@
 """The packages, the driver and the GPUs of this machine."""
 
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -11,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vggrepro.preflight.check import Check, output_of, version_numbers
+from vggrepro.preflight.check import Check, output_of
 from vggrepro.storage.environment import installed
 
 _OLDEST = {"torch": (2, 10), "torchvision": (0, 25)}
@@ -39,28 +38,34 @@ def packages() -> Iterator[Check]:
         found = installed(name)
         if found is None:
             yield Check(name, "fail", "not installed", f"run `{install}`")
-        elif version_numbers(found)[:2] < oldest:
+        elif _numbers(found)[:2] < oldest:
             needed = ".".join(map(str, oldest))
             yield Check(name, "fail", found, f"vggrepro needs {name} {needed} or newer: run `{install}`")
         else:
             yield Check(name, "ok", found)
-    dali = [(package, found) for package in map(_dali, _BUILDS) if (found := installed(package))]
-    if len(dali) > 1:
-        both = " and ".join(package for package, _ in dali)
-        remedy = "they own the same folder, and neither is whole: install vggrepro into a new environment"
-        yield Check("DALI", "fail", f"{both} are installed", remedy)
-    elif dali and sys.flags.optimize > 1:
-        remedy = "images are decoded by PIL, slower: leave -OO (PYTHONOPTIMIZE=2) out"
-        yield Check("DALI", "warn", f"{dali[0][1]} cannot be used under python -OO, which drops docstrings", remedy)
-    elif dali:
-        yield Check("DALI", "ok", f"{dali[0][1]} ({dali[0][0]})")
-    else:
+    dali = {package: found for package in map(_dali, _BUILDS) if (found := installed(package))}
+    package, version = next(iter(dali.items()), ("", ""))
+    if not dali:
         remedy = f"images are decoded by PIL, slower; on Linux x86-64 `{install}` brings it"
         yield Check("DALI", "warn", "not installed", remedy)
+    elif len(dali) > 1:
+        remedy = "they own the same folder, and neither is whole: install vggrepro into a new environment"
+        yield Check("DALI", "fail", f"{' and '.join(dali)} are installed", remedy)
+    elif sys.flags.optimize > 1:
+        remedy = "images are decoded by PIL, slower: leave -OO (PYTHONOPTIMIZE=2) out"
+        yield Check("DALI", "warn", f"{version} cannot be used under python -OO, which drops docstrings", remedy)
+    else:
+        yield Check("DALI", "ok", f"{version} ({package})")
 
 
 def _dali(cuda: int) -> str:
     return f"nvidia-dali-cuda{cuda}0"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """2.10.1+cu128 as (2, 10, 1)."""
+    parts = version.partition("+")[0].split(".")
+    return tuple(int("".join(filter(str.isdigit, part)) or 0) for part in parts)
 
 
 def _install_command(cuda: int) -> str:
@@ -75,10 +80,9 @@ def _install_command(cuda: int) -> str:
 
 def _best_build(driver: str | None) -> int | None:
     """The newest CUDA that a driver is enough for; None for one that is too old, or where there is none."""
-    fitting = (
-        cuda for cuda, build in _BUILDS.items() if driver and version_numbers(driver) >= version_numbers(build.driver)
-    )
-    return max(fitting, default=None)
+    if driver is None:
+        return None
+    return max((cuda for cuda, build in _BUILDS.items() if _numbers(driver) >= _numbers(build.driver)), default=None)
 
 
 def _driver() -> str | None:
@@ -93,9 +97,8 @@ def gpus() -> Iterator[Check]:
     try:
         import torch
     except Exception as error:
-        remedy = (
-            f"remove the environment and install it again: `{_install_command(_best_build(driver) or max(_BUILDS))}`"
-        )
+        install = _install_command(_best_build(driver) or max(_BUILDS))
+        remedy = f"remove the environment and install it again: `{install}`"
         yield Check("CUDA", "fail", f"torch cannot be imported: {error}", remedy)
         return
     with warnings.catch_warnings(action="ignore"):  # torch's own words on an old driver
@@ -137,10 +140,10 @@ def _why_no_gpu(driver: str, cuda: str | None) -> str:
         oldest = min(_BUILDS)
         return f"install driver {_BUILDS[oldest].driver} or newer: CUDA {oldest} is the oldest that vggrepro runs on"
     install = _install_command(best)
-    built = _BUILDS.get(version_numbers(cuda)[0]) if cuda else None
+    built = _BUILDS.get(_numbers(cuda)[0]) if cuda else None
     if built is None:
         return f"this torch is built for {f'CUDA {cuda}' if cuda else 'the CPU'}: run `{install}`"
-    if version_numbers(driver) < version_numbers(built.driver):
+    if _numbers(driver) < _numbers(built.driver):
         return f"it is built for CUDA {cuda}, which needs driver {built.driver} or newer: run `{install}`"
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     shown = "not set" if visible is None else repr(visible)
