@@ -88,7 +88,7 @@ def test_a_net_of_boxes_takes_all_but_the_last_layer_from_one_of_classes() -> No
     init_weights(net, "kaiming", 1)
     before = net.state_dict()["classifier.6.weight"].clone()
     layers = warm_start(net, parent.state_dict(), parent.architecture)
-    assert [one.child for one in layers.layers if one.parent is None] == ["fc8"]
+    assert [one.child for one in layers if one.parent is None] == ["fc8"]
     for name, tensor in net.state_dict().items():
         expected = before if name == "classifier.6.weight" else parent.state_dict()[name]
         if not name.startswith("classifier.6.bias"):
