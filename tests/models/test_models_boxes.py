@@ -104,7 +104,7 @@ def test_a_net_of_boxes_from_other_layers_is_a_mistake() -> None:
 
 def test_frozen_convolutions_get_no_gradient() -> None:
     net = VGG(architecture("mine", regression="SCR", **SMALL))  # type: ignore[arg-type]
-    net.freeze_features()
+    net.features.requires_grad_(False)
     net(torch.rand(2, 3, 16, 16)).sum().backward()
     assert all(parameter.grad is None for parameter in net.features.parameters())
     assert all(parameter.grad is not None for parameter in net.classifier.parameters())

@@ -37,7 +37,9 @@ class VGG(nn.Module):
             elif layer.kind == "pool":
                 self.features.append(nn.MaxPool2d(kernel_size=2, stride=2))
             elif layer.kind == "lrn":
-                self.features.append(_lrn())
+                n, alpha, beta, k = (value(f"lrn_{name}") for name in ("n", "alpha", "beta", "k"))
+                # The paper's alpha multiplies the sum over n channels, torch's their mean (pytorch/pytorch#4667).
+                self.features.append(nn.LocalResponseNorm(n, alpha * n, beta, k))
             elif layer.kind == "bn":
                 self.features.append(nn.BatchNorm2d(channels))
             elif layer.kernel:
@@ -63,10 +65,6 @@ class VGG(nn.Module):
         these gradients are exchanged while the compiled part still goes backward. Options are torch.compile's.
         """
         self._compiled = torch.compile(self.features.forward, dynamic=False, **options)
-
-    def freeze_features(self) -> None:
-        """From now on the convolutional layers stay as they are, and nothing is computed for their gradients."""
-        self.features.requires_grad_(False)
 
     def forward(self, images_NCHW: Tensor, dropout_masks: DropoutMasks | None = None) -> Tensor:
         """Class scores (logits) of shape (N, classes) for images of shape (N, 3, crop, crop); or boxes: `models.boxes`.
@@ -97,9 +95,3 @@ class VGG(nn.Module):
     def _drop(self, hidden: Tensor, keep: Tensor) -> Tensor:
         assert keep.shape == hidden.shape, f"dropout mask {tuple(keep.shape)} for units {tuple(hidden.shape)}"
         return hidden * keep * (1 / (1 - self.architecture.dropout))
-
-
-def _lrn() -> nn.LocalResponseNorm:
-    n = value("lrn_n")
-    # The paper's alpha multiplies the sum over n channels, torch's their mean (pytorch/pytorch#4667).
-    return nn.LocalResponseNorm(n, alpha=value("lrn_alpha") * n, beta=value("lrn_beta"), k=value("lrn_k"))
