@@ -88,7 +88,7 @@ def test_a_net_of_boxes_takes_all_but_the_last_layer_from_one_of_classes() -> No
     init_weights(net, "kaiming", 1)
     before = net.state_dict()["classifier.6.weight"].clone()
     layers = warm_start(net, parent.state_dict(), parent.architecture)
-    assert [one.child for one in layers.layers if one.parent is None] == ["fc8"]
+    assert [one.child for one in layers if one.parent is None] == ["fc8"]
     for name, tensor in net.state_dict().items():
         expected = before if name == "classifier.6.weight" else parent.state_dict()[name]
         if not name.startswith("classifier.6.bias"):
@@ -104,7 +104,7 @@ def test_a_net_of_boxes_from_other_layers_is_a_mistake() -> None:
 
 def test_frozen_convolutions_get_no_gradient() -> None:
     net = VGG(architecture("mine", regression="SCR", **SMALL))  # type: ignore[arg-type]
-    net.freeze_features()
+    net.features.requires_grad_(False)
     net(torch.rand(2, 3, 16, 16)).sum().backward()
     assert all(parameter.grad is None for parameter in net.features.parameters())
     assert all(parameter.grad is not None for parameter in net.classifier.parameters())

@@ -91,7 +91,7 @@ def test_known_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     file = tmp_path / "net.mat"
     save(file, layers_of(built("A")))
     digest = hashlib.md5(file.read_bytes()).hexdigest()
-    monkeypatch.setitem(weights._KNOWN_MD5, digest, "imagenet-vgg-verydeep-11.mat")
+    monkeypatch.setitem(weights._KNOWN, digest, "imagenet-vgg-verydeep-11.mat")
     assert read(file).source == "MatConvNet's net, imagenet-vgg-verydeep-11.mat"
 
 

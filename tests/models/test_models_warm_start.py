@@ -1,6 +1,7 @@
 """What a child inherits from a trained parent, and what it refuses."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -31,10 +32,10 @@ def copy_of(net: VGG) -> dict[str, Tensor]:
 def test_deeper_nets_inherit_by_block(net: str, batch_norm: bool) -> None:
     parent, child = built("A", 1, batch_norm=batch_norm), built(net, 2, batch_norm=batch_norm)
     before = copy_of(child)
-    layer_map = warm_start(child, parent.state_dict(), parent.architecture)
+    inherited = warm_start(child, parent.state_dict(), parent.architecture)
     after, theirs = child.state_dict(), parent.state_dict()
     parent_keys = {layer.name: layer.key for layer in parent.architecture.layers()}
-    rows = {row.child: row for row in layer_map.layers}
+    rows = {row.child: row for row in inherited}
     assert list(rows) == list(child.named_layers())
     for layer in child.architecture.layers():
         if not layer.parameters:
@@ -49,15 +50,15 @@ def test_deeper_nets_inherit_by_block(net: str, batch_norm: bool) -> None:
 
 def test_the_same_net_inherits_everything() -> None:
     parent, child = built("C", 1, batch_norm=True), built("C", 2, batch_norm=True, dropout=0.1)
-    layer_map = warm_start(child, parent.state_dict(), parent.architecture)
-    assert all(row.child == row.parent for row in layer_map.layers)
+    inherited = warm_start(child, parent.state_dict(), parent.architecture)
+    assert all(row.child == row.parent for row in inherited)
     for key, tensor in parent.state_dict().items():
         assert torch.equal(child.state_dict()[key], tensor)
 
 
 def test_batch_norm_stays_where_only_the_child_has_it() -> None:
     parent, child = built("A", 1), built("B", 2, batch_norm=True)
-    rows = {row.child: row.parent for row in warm_start(child, parent.state_dict(), parent.architecture).layers}
+    rows = {row.child: row.parent for row in warm_start(child, parent.state_dict(), parent.architecture)}
     assert (rows["conv1_1"], rows["bn1_1"], rows["conv1_2"]) == ("conv1_1", None, None)
     assert torch.equal(child.named_layers()["conv3_2"].weight, parent.named_layers()["conv3_2"].weight)
 
@@ -86,11 +87,10 @@ def test_a_missing_tensor_is_named() -> None:
         warm_start(child, state, parent.architecture)
 
 
-def test_layer_map_prints_and_serialises() -> None:
+def test_what_is_inherited_prints_and_serialises() -> None:
     parent, child = built("A", 1), built("B", 2)
-    layer_map = warm_start(child, parent.state_dict(), parent.architecture)
-    first, second = layer_map.table()[:2]
-    assert first.split() == ["conv1_1", "conv1_1", "112"]
-    assert second.split() == ["conv1_2", "random", "148"]
-    stored = json.loads(json.dumps(layer_map.to_dict()))
-    assert stored["layers"][1] == {"child": "conv1_2", "parent": None, "parameters": 148}
+    inherited = warm_start(child, parent.state_dict(), parent.architecture)
+    first, second = inherited[:2]
+    assert str(first).split() == ["conv1_1", "conv1_1", "112"]
+    assert str(second).split() == ["conv1_2", "random", "148"]
+    assert json.loads(json.dumps(asdict(second))) == {"child": "conv1_2", "parent": None, "parameters": 148}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field
 
 from vggrepro.config.section import Positive, Section
 
@@ -23,7 +23,7 @@ class Cluster(Section):
     constraint: str | None = None
     exclude: str | None = None
     cpus_per_task: Positive | None = None
-    mem: str | None = None
+    mem: Annotated[str | None, BeforeValidator(lambda mem: str(mem) if isinstance(mem, int) else mem)] = None
     """Memory of one node, in SLURM's notation: 64G; 0 is all of it."""
     array_parallelism: Positive | None = None
     """Most stages that run at the same time; default: all that can."""
@@ -31,19 +31,9 @@ class Cluster(Section):
     """Shell lines that each job runs first: module load, source, export."""
     container: str | None = None
     """Image the ranks run in: a .sif file or a docker:// address with Apptainer, anything else with Pyxis."""
-    sbatch: dict[str, str] = Field(default_factory=dict)
+    sbatch: dict[str, Annotated[str, BeforeValidator(str)]] = Field(default_factory=dict)
     """Further options of sbatch by their long names; an empty text for those without a value."""
     warning_s: Positive = 180
     """Seconds before the time limit at which a job is told to save and leave."""
     max_failures: Positive = 3
     """Failures in a row without progress after which a stage is given up."""
-
-    @field_validator("mem", mode="before")
-    @classmethod
-    def _zero_is_all(cls, mem: Any) -> Any:
-        return str(mem) if isinstance(mem, int) else mem
-
-    @field_validator("sbatch", mode="before")
-    @classmethod
-    def _texts(cls, options: Any) -> Any:
-        return {key: str(item) for key, item in options.items()} if isinstance(options, dict) else options

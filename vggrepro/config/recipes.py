@@ -71,7 +71,7 @@ def _over_seeds(graph: Graph, text: str) -> Graph:
                 raise UserError(f"--seeds {text}: {named[name]} is a stage already; give that one another run.name")
             parent = graph.parents[name]
             run = {"name": named[name], "seed": seed} | ({"parent": named[parent]} if parent else {})
-            stages[named[name]] = stage.model_copy(update={"run": stage.run.model_copy(update=run)})
+            stages[named[name]] = stage.with_settings("run", **run)
             parents[named[name]] = named[parent] if parent else None
     return Graph(graph.name, stages, parents)
 
@@ -98,29 +98,26 @@ def load_graph(path: Path, overrides: Iterable[str] = (), seeds: str | None = No
     parents: dict[str, str | None] = {}
     named: set[str] = set()  # by the file itself; the others are there as parents only
 
-    def add_file(file: Path, base: dict[str, Any], below: tuple[Path, ...] = ()) -> str:
-        tree = _read(file)
-        if file.resolve() in below:
-            raise UserError(f"{file}: run.parent leads back to this file; remove one of the links")
-        if "stages" in tree:
-            raise UserError(f"{file}: a graph cannot be a stage of another graph; list its stage files instead")
-        stage = _stage(merge(tree, base), changes, file)
-        parent = None
-        if stage.run.parent:
-            parent = add_file(recipe(stage.run.parent, file.parent), base, (*below, file.resolve()))
-        return add(stage, parent, file)
-
     def add(stage: Config, parent: str | None, file: Path) -> str:
         if stages.setdefault(stage.name, stage) != stage:
             raise UserError(f"{file}: two different stages are named {stage.name}; give one of them another run.name")
         parents[stage.name] = parent
         return stage.name
 
+    def add_file(file: Path, base: dict[str, Any], *below: Path) -> str:
+        tree = _read(file)
+        if file.resolve() in below:
+            raise UserError(f"{file}: run.parent leads back to this file; remove one of the links")
+        if "stages" in tree:
+            raise UserError(f"{file}: a graph cannot be a stage of another graph; list its stage files instead")
+        stage = _stage(merge(tree, base), changes, file)
+        parent = stage.run.parent and recipe(stage.run.parent, file.parent)
+        return add(stage, add_file(parent, base, *below, file.resolve()) if parent else None, file)
+
     if listed is None:
         named.add(add_file(path, {}))
     elif isinstance(listed, list):
-        for item in listed:
-            named.add(add_file(recipe(str(item), path.parent), source))
+        named.update(add_file(recipe(str(item), path.parent), source) for item in listed)
     elif isinstance(listed, dict):
         for name, tree in listed.items():
             if not isinstance(tree, dict | None):
@@ -145,11 +142,10 @@ def load_graph(path: Path, overrides: Iterable[str] = (), seeds: str | None = No
 def load_stage(path: Path, overrides: Iterable[str] = ()) -> tuple[Config, Config | None]:
     """The one stage of a stage file, and its parent's configuration where it has one. Raises as load_graph."""
     graph = load_graph(path, overrides)
-    name, stage = list(graph.stages.items())[-1]
+    name = list(graph.stages)[-1]
     if "stages" in _read(recipe(path)):
         raise UserError(f"{path} holds a graph of stages ({', '.join(graph.stages)}); run it with `vggrepro reproduce`")
-    parent = graph.parents[name]
-    return stage, graph.stages[parent] if parent else None
+    return graph.stages[name], graph.parent_of(name)
 
 
 def load_resolved(path: Path) -> Config:
@@ -199,4 +195,4 @@ def _stage(tree: Mapping[str, Any], overrides: list[str], source: Path) -> Confi
         why |= dict.fromkeys(about_images - given, "the recipe's, made for other images")
     own = {key for key in changed - given if any(f"{key}.".startswith(f"{known}.") for known in config.run.why)}
     why |= dict.fromkeys(own, "set on the command line")
-    return config.model_copy(update={"run": config.run.model_copy(update={"why": why})})
+    return config.with_settings("run", why=why)

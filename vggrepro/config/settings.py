@@ -312,6 +312,10 @@ class Config(Section):
         side = (Q >> len(blocks)) - (self.model.crop >> len(blocks)) + 1
         return side**2
 
+    def with_settings(self, section: str, **settings: Any) -> Config:
+        """The same stage with some settings of one section changed, which are not checked again."""
+        return self.model_copy(update={section: getattr(self, section).model_copy(update=settings)})
+
     def trajectory(self) -> dict[str, Any]:
         """The settings that decide the course of training; equal for runs that may continue one another.
 

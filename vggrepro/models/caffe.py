@@ -3,7 +3,7 @@
 import math
 import mmap
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ the order channel, row, column, as in torch. Leading axes of length 1, which old
 """
 
 # Caffe's files are protocol buffers. Of caffe.proto, these field numbers matter here:
-_NET_LAYERS_V1, _NET_LAYERS = 2, 100  # NetParameter.layers (V1LayerParameter) and .layer (LayerParameter)
-_V1 = {"name": 4, "blobs": 6, "V0": 1}
-_V2 = {"name": 1, "blobs": 7}
+_GENERATIONS = {  # of layers: the field of NetParameter that holds them; their name, blobs and V0LayerParameter
+    "LayerParameter": (100, (1, 7)),
+    "V1LayerParameter": (2, (4, 6, 1)),
+}
 _BLOB_OLD_SHAPE = (1, 2, 3, 4)  # num, channels, height, width
 _BLOB_DATA, _BLOB_SHAPE, _BLOB_DOUBLE = 5, 7, 8
 _SHAPE_DIM = 1
@@ -42,27 +43,22 @@ def read_layers(file: Path) -> tuple[Layers, str]:
             raise ValueError("it is empty")
         content = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
     layers: Layers = {}
-    generations = set()
-    for number, layer in _fields(content):
-        if number not in (_NET_LAYERS_V1, _NET_LAYERS):
-            continue
-        generation, fields = ("V1LayerParameter", _V1) if number == _NET_LAYERS_V1 else ("LayerParameter", _V2)
-        name, blobs = "", []
-        for inner, item in _fields(_message(layer)):
-            if inner == fields.get("V0"):
+    generations = {}
+    for generation, (number, numbers) in _GENERATIONS.items():
+        for message in _fields(content, number)[0]:
+            names, blobs, *oldest = _fields(message, *numbers)
+            if any(oldest):
                 raise ValueError("it is of Caffe's oldest form; bring it up to date with Caffe's upgrade tool")
-            if inner == fields["name"]:
-                name = bytes(_message(item)).decode()
-            elif inner == fields["blobs"]:
-                blobs.append(_blob(_message(item)))
-        if blobs:
+            if not blobs:
+                continue
+            name = bytes(names[-1]).decode() if names else ""
             if len(blobs) != 2 or name in layers:
                 raise ValueError(f"layer {name!r} has {len(blobs)} blobs, or stands twice")
-            layers[name] = blobs[0], blobs[1]
-            generations.add(generation)
+            layers[name] = _blob(blobs[0]), _blob(blobs[1])
+            generations[generation] = True
     if not layers:
         raise ValueError("no layer with weights in it: not a Caffe model, nor any other format that is read here")
-    return layers, ", ".join(sorted(generations))
+    return layers, ", ".join(generations)
 
 
 def state_of(layers: Layers, built: Architecture) -> dict[str, Tensor]:
@@ -88,44 +84,39 @@ def state_of(layers: Layers, built: Architecture) -> dict[str, Tensor]:
 
 
 def _blob(message: memoryview) -> NDArray[Any]:
-    shape: list[int] | None = None
-    old = dict.fromkeys(_BLOB_OLD_SHAPE, 0)
-    chunks: dict[int, list[memoryview]] = {_BLOB_DATA: [], _BLOB_DOUBLE: []}
-    for number, item in _fields(message):
-        if number in chunks:
-            chunks[number].append(_message(item))
-        elif number in old and isinstance(item, int):
-            old[number] = item
-        elif number == _BLOB_SHAPE:
-            shape = [dim for inner, part in _fields(_message(item)) if inner == _SHAPE_DIM for dim in _integers(part)]
-    shape = list(old.values()) if shape is None else shape
-    kind, parts = ("<f8", chunks[_BLOB_DOUBLE]) if chunks[_BLOB_DOUBLE] else ("<f4", chunks[_BLOB_DATA])
-    data = np.frombuffer(b"".join(parts), kind)
+    shapes, floats, doubles, *old_shape = _fields(message, _BLOB_SHAPE, _BLOB_DATA, _BLOB_DOUBLE, *_BLOB_OLD_SHAPE)
+    if shapes:
+        shape = [dim for part in _fields(shapes[-1], _SHAPE_DIM)[0] for dim in _integers(part)]
+    else:
+        shape = [_varint(parts[-1], 0)[0] if parts else 0 for parts in old_shape]
+    data = np.frombuffer(b"".join(doubles or floats), "<f8" if doubles else "<f4")
     if len(shape) > _MOST_DIMENSIONS or math.prod(shape) != len(data):
         raise ValueError(f"a blob of shape {shape[:_MOST_DIMENSIONS]} holds {len(data)} numbers")
     return data.reshape(shape)
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """(number, value) of each field: whole numbers as such, everything else as its bytes."""
+def _fields(message: memoryview, *numbers: int) -> list[list[memoryview]]:
+    """The bytes of all fields of each of these numbers."""
+    found: dict[int, list[memoryview]] = {number: [] for number in numbers}
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
         number, wire = key >> 3, key & 7
         if wire == 0:
-            whole, at = _varint(message, at)
-            yield number, whole
-            continue
-        if wire == 2:
+            _, end = _varint(message, at)
+        elif wire == 2:
             length, at = _varint(message, at)
+            end = at + length
         elif wire in (1, 5):
-            length = 8 if wire == 1 else 4
+            end = at + (8 if wire == 1 else 4)
         else:
             raise ValueError("not a Caffe model, nor any other format that is read here")
-        if at + length > len(message):
+        if end > len(message):
             raise ValueError("it ends too early, or is of no format that is read here")
-        yield number, message[at : at + length]
-        at += length
+        if number in found:
+            found[number].append(message[at:end])
+        at = end
+    return list(found.values())
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
@@ -137,18 +128,9 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
     raise ValueError("it ends too early, or is of no format that is read here")
 
 
-def _integers(part: int | memoryview) -> Iterable[int]:
+def _integers(part: memoryview) -> Iterator[int]:
     """Of a repeated field, packed or not."""
-    if isinstance(part, int):
-        yield part
-        return
     at = 0
     while at < len(part):
         whole, at = _varint(part, at)
         yield whole
-
-
-def _message(item: int | memoryview) -> memoryview:
-    if isinstance(item, int):
-        raise ValueError("not a Caffe model, nor any other format that is read here")
-    return item

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vggrepro.errors import UserError
-from vggrepro.models.table1 import LRN, Architecture, require_class_scores
+from vggrepro.models.table1 import Architecture, require_class_scores
 from vggrepro.models.vgg import VGG
 
 
@@ -72,11 +72,11 @@ def receptive_field(architecture: Architecture, first: int, last: int) -> tuple[
 
     They may lie outside the image, in the padding.
     """
-    for block in reversed(architecture.blocks):
-        first, last = 2 * first, 2 * last + 1
-        for layer in block:
-            if not isinstance(layer, LRN):
-                first, last = first - layer.kernel // 2, last + layer.kernel // 2
+    for layer in reversed(architecture.layers()):
+        if layer.kind == "pool":
+            first, last = 2 * first, 2 * last + 1
+        elif layer.kernel:
+            first, last = first - layer.kernel // 2, last + layer.kernel // 2
     return first, last
 
 

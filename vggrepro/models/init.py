@@ -40,7 +40,9 @@ def init_weights(net: VGG, scheme: Scheme, seed: int) -> None:
             continue
         assert isinstance(module, nn.Conv2d | nn.Linear)
         assert module.bias is not None
-        module.weight.copy_(_draw(module, scheme, _generator(seed, name)))
+        digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest))
+        module.weight.copy_(_draw(module, scheme, generator))
         nn.init.zeros_(module.bias)
 
 
@@ -52,8 +54,3 @@ def _draw(module: nn.Conv2d | nn.Linear, scheme: Scheme, generator: torch.Genera
         return nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu", generator=generator)
     std = math.sqrt(value("init_variance_printed")) if scheme == "paper_literal_variance" else value("init_std")
     return nn.init.normal_(weight, 0, std, generator=generator)
-
-
-def _generator(seed: int, name: str) -> torch.Generator:
-    digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest))

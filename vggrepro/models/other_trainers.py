@@ -18,6 +18,7 @@ _WRAPPERS = ("module", "_orig_mod")
 _AVERAGED = {"ema", "swa", "avg", "average", "averaged", "shadow", "teacher", "momentum"}
 """Words in the names of copies that are taken only where there is no other."""
 _TIMM = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3", "head.fc": "classifier.6"}
+"""timm's fully-connected layers, which are convolutions, and torchvision's."""
 _DEEPEST = 5  # dicts in dicts; a dict may contain itself
 _MOST = 20  # names in a message
 
@@ -70,14 +71,20 @@ def net_in(content: Any, file: Path, key: str | None = None) -> tuple[dict[str, 
     net = _choice(nets, file, key)
     tensors: dict[str, Tensor] = {}
     for raw, item in net.items.items():
-        name = ".".join(part for part in raw.split(".") if part not in _WRAPPERS)
+        theirs = ".".join(_unwrapped(raw))
+        layer, dot, part = theirs.rpartition(".")
+        name = _TIMM.get(layer, layer) + dot + part
         if name in tensors:
-            raise UserError(f"weights {file} hold two tensors of the name {name}; give another file")
-        if _is_plain(item):
-            tensors[name] = item.detach()
-        elif "." in name:  # others are a trainer's own values
-            raise UserError(f"weights {file} hold no plain tensor as {name} but {_kind(item)}; give another file")
-    return _with_torchvisions_names(tensors), _account(content, net, [other.name for other in nets if other is not net])
+            raise UserError(f"weights {file} hold two tensors of the name {theirs}; give another file")
+        if (
+            isinstance(item, Tensor)
+            and item.layout == torch.strided
+            and not (item.is_quantized or item.is_meta or item.is_complex())
+        ):
+            tensors[name] = item.detach().flatten(1) if layer in _TIMM and item.ndim == 4 else item.detach()
+        elif dot:  # others are a trainer's own values
+            raise UserError(f"weights {file} hold no plain tensor as {theirs} but {_kind(item)}; give another file")
+    return tensors, _account(content, net, [other.name for other in nets if other is not net])
 
 
 def _dicts(content: dict[Any, Any]) -> Iterator[tuple[list[str], dict[Any, Any]]]:
@@ -95,30 +102,30 @@ def _dicts(content: dict[Any, Any]) -> Iterator[tuple[list[str], dict[Any, Any]]
 def _nets(place: list[str], holder: dict[Any, Any]) -> Iterator[_Net]:
     named = _named(holder)
     tensors = [name for name, item in named.items() if isinstance(item, Tensor)]
-    prefixes = dict.fromkeys(prefix for name in tensors if (prefix := _prefix(name)) is not None)
-    items: dict[str, dict[str, Any]] = {prefix: {} for prefix in prefixes}
+    items: dict[str, dict[str, Any]] = {prefix: {} for name in tensors if (prefix := _prefix(name)) is not None}
     beside = []
     for name, item in named.items():
-        if under := [prefix for prefix in prefixes if name.startswith(prefix)]:
+        if under := [prefix for prefix in items if name.startswith(prefix)]:
             prefix = max(under, key=len)
             items[prefix][name[len(prefix) :]] = item
         elif isinstance(item, Tensor):
             beside.append(name)
-    for prefix in prefixes:
-        keys = [*place, prefix[:-1]] if prefix and len(prefixes) > 1 else place
-        yield _Net(".".join(keys) or ".", prefix, items[prefix], beside)
+    for prefix, found in items.items():
+        keys = [*place, prefix[:-1]] if prefix and len(items) > 1 else place
+        yield _Net(".".join(keys) or ".", prefix, found, beside)
 
 
 def _named(holder: dict[Any, Any]) -> dict[str, Any]:
     return {str(key): item for key, item in holder.items() if isinstance(key, str | int)}
 
 
+def _unwrapped(name: str) -> list[str]:
+    return [part for part in name.split(".") if part not in _WRAPPERS]
+
+
 def _prefix(name: str) -> str | None:
     """What stands before the name of the first convolution's weights; None where it is another tensor's."""
-    parts = name.split(".")
-    if [part for part in parts if part not in _WRAPPERS][-3:] != ["features", "0", "weight"]:
-        return None
-    return name[: name.rindex("features")]
+    return name[: name.rindex("features")] if _unwrapped(name)[-3:] == ["features", "0", "weight"] else None
 
 
 def _choice(nets: list[_Net], file: Path, key: str | None) -> _Net:
@@ -135,24 +142,6 @@ def _choice(nets: list[_Net], file: Path, key: str | None) -> _Net:
             f"weights {file} hold several nets: {names}; choose one with --key of `vggrepro weights import`"
         )
     return (chosen or nets)[0]
-
-
-def _is_plain(item: Any) -> bool:
-    return (
-        isinstance(item, Tensor)
-        and item.layout == torch.strided
-        and not (item.is_quantized or item.is_meta or item.is_complex())
-    )
-
-
-def _with_torchvisions_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of timm's VGGs, whose fully-connected layers are convolutions, as torchvision has them."""
-    named = {}
-    for key, tensor in tensors.items():
-        layer, _, part = key.rpartition(".")
-        name = f"{_TIMM[layer]}.{part}" if layer in _TIMM else key
-        named[name] = tensor.flatten(1) if layer in _TIMM and tensor.ndim == 4 else tensor
-    return named
 
 
 def _account(content: dict[Any, Any], net: _Net, others: list[str]) -> str:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
@@ -19,24 +20,11 @@ if TYPE_CHECKING:
 IMAGE_CHANNELS = 3
 TORCHVISION_NAMES: Mapping[str, str] = MappingProxyType({"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"})
 """What torchvision and timm call the columns that they have; `_bn` follows with batch normalisation."""
-
-
-@dataclass(frozen=True)
-class Conv:
-    """A convolution of stride 1 that keeps the resolution, followed by a ReLU (``conv3-64``, Section 2.1)."""
-
-    kernel: int
-    channels: int
-
-
-@dataclass(frozen=True)
-class LRN:
-    """Local response normalisation, after the ReLU of the convolution before it (Section 2.1)."""
+LayerKind = Literal["conv", "bn", "lrn", "pool", "fc"]
 
 
 BOX_NUMBERS = 4
 """Of a predicted box: centre x and y, width, height (Appendix A)."""
-Blocks = tuple[tuple[Conv | LRN, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -49,29 +37,28 @@ class Layer:
     """
 
     name: str
-    kind: Literal["conv", "bn", "lrn", "pool", "fc"]
+    kind: LayerKind
     key: str
     kernel: int | None
     shape: tuple[int, ...]
-    parameters: int
-    multiply_adds: int
+    parameters: int = 0
+    multiply_adds: int = 0
 
 
 @dataclass(frozen=True)
 class Architecture:
     """A column of Table 1, or a net in its manner; build one with ``architecture()``.
 
-    ``blocks`` are what stands between the max-pools, with channels already multiplied by ``width``. ``crop`` is the
-    side of the square input in pixels, ``dropout`` the share of units dropped after fc6 and fc7. Where ``regression``
-    is set, fc8 gives boxes in place of class scores: one for all classes (SCR) or one for each (PCR; Appendix A).
-    Without ``fully_connected`` there are no fc6-fc8, as in files of convolutions alone: the net gives features only.
+    ``blocks`` are the layers between the max-pools in Table 1's notation, with channels not yet multiplied by
+    ``width``; the other fields are the function's arguments. Without ``fully_connected``, as in files of convolutions
+    alone, the net gives features only.
 
     Raises:
-        UserError: ``crop`` is not a positive multiple of ``stride``, or ``classes`` or ``dropout`` is out of range.
+        UserError: a layer text that cannot be read, an even kernel, or a value out of range.
     """
 
     name: str
-    blocks: Blocks
+    blocks: tuple[tuple[str, ...], ...]
     batch_norm: bool
     classes: int
     crop: int
@@ -81,6 +68,11 @@ class Architecture:
     fully_connected: bool = True
 
     def __post_init__(self) -> None:
+        if not 0 < self.width < math.inf:
+            raise UserError(f"width {self.width}: must be a number above 0; 1.0 is the paper's")
+        if not self.blocks:
+            raise UserError("layers []: a net needs at least one block, e.g. [[conv3-64]]")
+        self.layers()
         if self.crop <= 0 or self.crop % self.stride:
             raise UserError(
                 f"crop {self.crop}: {len(self.blocks)} max-pools each halve it, so it must be a positive multiple of "
@@ -114,7 +106,7 @@ class Architecture:
     @property
     def fc_units(self) -> int:
         """Units of fc6 and of fc7; 4096 in the paper."""
-        return _scaled(value("fc_units"), self.width)
+        return self._scaled(value("fc_units"))
 
     @property
     def outputs(self) -> int:
@@ -144,36 +136,37 @@ class Architecture:
         rows: list[Layer] = []
         index = 0  # in VGG.features
         channels, side = IMAGE_CHANNELS, self.crop
+
+        def add(
+            name: str, kind: LayerKind, kernel: int | None = None, parameters: int = 0, multiply_adds: int = 0
+        ) -> None:
+            nonlocal index
+            shape = channels, side, side
+            rows.append(Layer(name, kind, f"features.{index}", kernel, shape, parameters, multiply_adds))
+            index += 1
+
         for b, block in enumerate(self.blocks, start=1):
+            if not block:
+                raise UserError("layers []: a block needs at least one convolution, e.g. [conv3-64]")
             place = 0
-            for layer in block:
-                if isinstance(layer, LRN):
-                    shape = (channels, side, side)
-                    rows.append(Layer(f"lrn{b}_{place}", "lrn", f"features.{index}", None, shape, 0, 0))
-                    index += 1
+            for before, text in pairwise(("", *block)):
+                if text == "LRN":
+                    if before in ("", "LRN"):
+                        raise UserError(
+                            f"layers {list(block)}: LRN must stand directly after a convolution of its block"
+                        )
+                    add(f"lrn{b}_{place}", "lrn")
                     continue
                 place += 1
-                weights = channels * layer.channels * layer.kernel**2
-                channels = layer.channels
-                shape = (channels, side, side)
-                rows.append(
-                    Layer(
-                        name=f"conv{b}_{place}",
-                        kind="conv",
-                        key=f"features.{index}",
-                        kernel=layer.kernel,
-                        shape=shape,
-                        parameters=weights + channels,
-                        multiply_adds=weights * side**2,
-                    )
-                )
+                kernel, out = _kernel_and_channels(text)
+                weights = channels * self._scaled(out) * kernel**2
+                channels = self._scaled(out)
+                add(f"conv{b}_{place}", "conv", kernel, weights + channels, weights * side**2)
                 if self.batch_norm:
-                    index += 1
-                    rows.append(Layer(f"bn{b}_{place}", "bn", f"features.{index}", None, shape, 2 * channels, 0))
-                index += 2  # past the ReLU
+                    add(f"bn{b}_{place}", "bn", None, 2 * channels)
+                index += 1  # past the ReLU
             side //= 2
-            rows.append(Layer(f"pool{b}", "pool", f"features.{index}", 2, (channels, side, side), 0, 0))
-            index += 1
+            add(f"pool{b}", "pool", 2)
         if not self.fully_connected:
             return rows
         units = channels * side**2
@@ -183,6 +176,9 @@ class Architecture:
             rows.append(Layer(name, "fc", f"classifier.{position}", None, (out,), weights + out, weights))
             units = out
         return rows
+
+    def _scaled(self, count: int) -> int:
+        return max(1, round(count * self.width))
 
 
 def architecture(
@@ -218,11 +214,7 @@ def architecture(
         near = get_close_matches(net.upper(), columns, n=1, cutoff=0.3)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(f"net {net!r}: not in Table 1; {hint}choose from {', '.join(columns)}, or give layers")
-    if not 0 < width < math.inf:
-        raise UserError(f"width {width}: must be a number above 0; 1.0 is the paper's")
-    blocks = tuple(_block(block, width) for block in (columns[net] if layers is None else layers))
-    if not blocks:
-        raise UserError("layers []: a net needs at least one block, e.g. [[conv3-64]]")
+    blocks = tuple(map(tuple, columns[net] if layers is None else layers))
     return Architecture(net, blocks, batch_norm, classes, crop, width, dropout, regression, fully_connected)
 
 
@@ -241,21 +233,7 @@ def architecture_of(config: Config) -> Architecture:
     return architecture(**config.model.model_dump(exclude={"init"}), regression=regression)
 
 
-def _block(texts: Sequence[str], width: float) -> tuple[Conv | LRN, ...]:
-    block: list[Conv | LRN] = []
-    for text in texts:
-        if text == "LRN":
-            if not (block and isinstance(block[-1], Conv)):
-                raise UserError(f"layers {list(texts)}: LRN must stand directly after a convolution of its block")
-            block.append(LRN())
-        else:
-            block.append(_conv(text, width))
-    if not block:
-        raise UserError("layers []: a block needs at least one convolution, e.g. [conv3-64]")
-    return tuple(block)
-
-
-def _conv(text: str, width: float) -> Conv:
+def _kernel_and_channels(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"conv(\d+)-(\d+)", text)
     if match is None:
         raise UserError(f"layer {text!r}: cannot be read; write conv<kernel>-<channels>, e.g. conv3-64, or LRN")
@@ -264,8 +242,4 @@ def _conv(text: str, width: float) -> Conv:
         raise UserError(f"layer {text!r}: an even kernel cannot keep the resolution; use conv{kernel + 1}-{channels}")
     if channels == 0:
         raise UserError(f"layer {text!r}: has no channels; write e.g. conv{kernel}-64")
-    return Conv(kernel, _scaled(channels, width))
-
-
-def _scaled(count: int, width: float) -> int:
-    return max(1, round(count * width))
+    return kernel, channels

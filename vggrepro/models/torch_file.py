@@ -52,13 +52,9 @@ def read_torch(file: Path, *, placeholders: bool = False) -> Any:
     with warnings.catch_warnings(action="ignore"):  # about unusual pickles; an error says it in one line
         try:
             named = torch.serialization.get_unsafe_globals_in_checkpoint(file) if placeholders and zipped else []
-            with torch.serialization.safe_globals([(_placeholder(name), name) for name in named]):
+            with torch.serialization.safe_globals([(_Placeholders(name, (_Placeholder,), {}), name) for name in named]):
                 return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:  # whose text recommends to execute what is in the file
             raise ValueError(
                 "it is cut off, or holds more than tensors and plain values, and that is not executed"
             ) from None
-
-
-def _placeholder(name: str) -> Any:
-    return _Placeholders(name, (_Placeholder,), {})

@@ -1,5 +1,6 @@
 """The network of Section 2, in torch."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vggrepro.errors import UserError
-from vggrepro.models.table1 import IMAGE_CHANNELS, LRN, Architecture, require_class_scores
+from vggrepro.models.table1 import IMAGE_CHANNELS, Architecture, require_class_scores
 from vggrepro.paper import value
 
 DropoutMasks = tuple[Tensor, Tensor]
@@ -24,20 +25,29 @@ class VGG(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
-        self.features = _features(architecture)
         self._compiled: Callable[[Tensor], Tensor] | None = None
-        channels = [layer.out_channels for layer in self.features if isinstance(layer, nn.Conv2d)][-1]
-        inputs, units = channels * architecture.fc6_kernel**2, architecture.fc_units
-        fully_connected = (
-            nn.Linear(inputs, units),
-            nn.ReLU(inplace=True),
-            nn.Dropout(architecture.dropout),
-            nn.Linear(units, units),
-            nn.ReLU(inplace=True),
-            nn.Dropout(architecture.dropout),
-            nn.Linear(units, architecture.outputs),
-        )
-        self.classifier = nn.Sequential(*(fully_connected if architecture.fully_connected else ()))
+        self.features, self.classifier = nn.Sequential(), nn.Sequential()
+        inputs: tuple[int, ...] = (IMAGE_CHANNELS,)
+        for layer in architecture.layers():
+            channels = layer.shape[0]
+            if layer.kind == "fc":
+                self.classifier.append(nn.Linear(math.prod(inputs), channels))
+                if layer.name != "fc8":
+                    self.classifier.extend([nn.ReLU(inplace=True), nn.Dropout(architecture.dropout)])
+            elif layer.kind == "pool":
+                self.features.append(nn.MaxPool2d(kernel_size=2, stride=2))
+            elif layer.kind == "lrn":
+                n, alpha, beta, k = (value(f"lrn_{name}") for name in ("n", "alpha", "beta", "k"))
+                # The paper's alpha multiplies the sum over n channels, torch's their mean (pytorch/pytorch#4667).
+                self.features.append(nn.LocalResponseNorm(n, alpha * n, beta, k))
+            elif layer.kind == "bn":
+                self.features.append(nn.BatchNorm2d(channels))
+            elif layer.kernel:
+                # Padding that keeps the resolution: none for the 1x1 convolutions of C (Section 2.1).
+                self.features.append(nn.Conv2d(inputs[0], channels, layer.kernel, padding=layer.kernel // 2))
+            if layer.kind == ("bn" if architecture.batch_norm else "conv"):
+                self.features.append(nn.ReLU(inplace=True))
+            inputs = layer.shape
 
     @property
     def fc_widths(self) -> tuple[int, int]:
@@ -55,10 +65,6 @@ class VGG(nn.Module):
         these gradients are exchanged while the compiled part still goes backward. Options are torch.compile's.
         """
         self._compiled = torch.compile(self.features.forward, dynamic=False, **options)
-
-    def freeze_features(self) -> None:
-        """From now on the convolutional layers stay as they are, and nothing is computed for their gradients."""
-        self.features.requires_grad_(False)
 
     def forward(self, images_NCHW: Tensor, dropout_masks: DropoutMasks | None = None) -> Tensor:
         """Class scores (logits) of shape (N, classes) for images of shape (N, 3, crop, crop); or boxes: `models.boxes`.
@@ -89,27 +95,3 @@ class VGG(nn.Module):
     def _drop(self, hidden: Tensor, keep: Tensor) -> Tensor:
         assert keep.shape == hidden.shape, f"dropout mask {tuple(keep.shape)} for units {tuple(hidden.shape)}"
         return hidden * keep * (1 / (1 - self.architecture.dropout))
-
-
-def _features(architecture: Architecture) -> nn.Sequential:
-    modules: list[nn.Module] = []
-    channels = IMAGE_CHANNELS
-    for block in architecture.blocks:
-        for layer in block:
-            if isinstance(layer, LRN):
-                modules.append(_lrn())
-                continue
-            # Padding that keeps the resolution: none for the 1x1 convolutions of C (Section 2.1).
-            modules.append(nn.Conv2d(channels, layer.channels, layer.kernel, padding=layer.kernel // 2))
-            if architecture.batch_norm:
-                modules.append(nn.BatchNorm2d(layer.channels))
-            modules.append(nn.ReLU(inplace=True))
-            channels = layer.channels
-        modules.append(nn.MaxPool2d(kernel_size=2, stride=2))
-    return nn.Sequential(*modules)
-
-
-def _lrn() -> nn.LocalResponseNorm:
-    n = value("lrn_n")
-    # The paper's alpha multiplies the sum over n channels, torch's their mean (pytorch/pytorch#4667).
-    return nn.LocalResponseNorm(n, alpha=value("lrn_alpha") * n, beta=value("lrn_beta"), k=value("lrn_k"))

@@ -1,8 +1,7 @@
 """Starting a net from a trained one: the deeper nets from A, or a scale from another (Section 3.1)."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,25 +20,13 @@ class Inherited:
     parent: str | None
     parameters: int
 
-
-@dataclass(frozen=True)
-class LayerMap:
-    """All layers of the child that have parameters, in order."""
-
-    layers: tuple[Inherited, ...]
-
-    def table(self) -> list[str]:
-        """Printable lines: child, parent or "random", parameters."""
-        return [f"{layer.child:<8} {layer.parent or 'random':<8} {layer.parameters:>13,}" for layer in self.layers]
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON: {"layers": [{"child", "parent", "parameters"}, ...]}."""
-        return asdict(self)
+    def __str__(self) -> str:
+        return f"{self.child:<8} {self.parent or 'random':<8} {self.parameters:>13,}"
 
 
 @torch.no_grad()
-def warm_start(net: VGG, parent_state: Mapping[str, Tensor], parent: Architecture) -> LayerMap:
-    """Copy a trained parent's layers into ``net`` and say which; what is not copied keeps its random start.
+def warm_start(net: VGG, parent_state: Mapping[str, Tensor], parent: Architecture) -> list[Inherited]:
+    """Copy a trained parent's layers into ``net``; what is not copied keeps its random start.
 
     From the same layers (S=384 from S=256, the jitter from S=384) everything is copied, but for the last layer where
     one net predicts boxes and the other does not (Appendix A: it is trained from scratch). Otherwise the paper's rule
@@ -52,45 +39,44 @@ def warm_start(net: VGG, parent_state: Mapping[str, Tensor], parent: Architectur
         parent_state: the parent's state dict, with the keys of ``VGG``.
         parent: the parent's architecture.
 
+    Returns:
+        All layers of the child that have parameters, in order.
+
     Raises:
         UserError: a layer has another shape in the parent (another width, crop or number of classes), or the state dict
             lacks it; or a net that predicts boxes has other convolutions than its parent.
     """
-    child_state = net.state_dict()
     parents = {layer.name: layer for layer in parent.layers()}
-    everything = parent.blocks == net.architecture.blocks
+    everything = (parent.blocks, parent.width) == (net.architecture.blocks, net.architecture.width)
     same_outputs = parent.regression == net.architecture.regression
     if not everything and not same_outputs:
         raise UserError(
             f"a net {net.architecture.name} that predicts boxes starts from a net {net.architecture.name} that "
             f"predicts classes; parent {parent.name} has other layers"
         )
-    copies: dict[str, Tensor] = {}
-    rows = []
+    copies: list[tuple[Tensor, Tensor]] = []
+    inherited = []
     for layer in net.architecture.layers():
         if not layer.parameters:
             continue
         inherits = everything or layer.name.replace("bn", "conv") in value("warm_start_layers")
         source = parents.get(layer.name) if inherits and (same_outputs or layer.name != "fc8") else None
-        rows.append(Inherited(layer.name, source.name if source else None, layer.parameters))
+        inherited.append(Inherited(layer.name, source.name if source else None, layer.parameters))
         if source is None:
             continue
-        for key, own in child_state.items():
-            module, _, tensor = key.rpartition(".")
-            if module != layer.key:
-                continue
-            theirs = parent_state.get(f"{source.key}.{tensor}")
+        for key, tensor in net.get_submodule(layer.key).state_dict().items():
+            theirs = parent_state.get(f"{source.key}.{key}")
             if theirs is None:
                 raise UserError(
-                    f"parent weights: {source.key}.{tensor} ({layer.name} of {parent.name}) is missing; "
+                    f"parent weights: {source.key}.{key} ({layer.name} of {parent.name}) is missing; "
                     f"give the checkpoint of a net {parent.name}"
                 )
-            if theirs.shape != own.shape:
+            if theirs.shape != tensor.shape:
                 raise UserError(
-                    f"{layer.name}: {tuple(theirs.shape)} in the parent {parent.name}, {tuple(own.shape)} in the child "
-                    f"{net.architecture.name}; give both nets the same layers, width, crop and classes"
+                    f"{layer.name}: {tuple(theirs.shape)} in the parent {parent.name}, {tuple(tensor.shape)} in the "
+                    f"child {net.architecture.name}; give both nets the same layers, width, crop and classes"
                 )
-            copies[key] = theirs
-    for key, theirs in copies.items():
-        child_state[key].copy_(theirs)
-    return LayerMap(tuple(rows))
+            copies.append((tensor, theirs))
+    for tensor, theirs in copies:
+        tensor.copy_(theirs)
+    return inherited

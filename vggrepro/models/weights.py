@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -24,7 +24,7 @@ from vggrepro.files import replacing
 from vggrepro.models import caffe, matconvnet
 from vggrepro.models.onnx import to_onnx
 from vggrepro.models.other_trainers import net_in
-from vggrepro.models.table1 import Architecture, architecture
+from vggrepro.models.table1 import architecture
 from vggrepro.models.torch_file import read_torch
 from vggrepro.models.vgg import VGG
 from vggrepro.paper import facts, value
@@ -46,7 +46,7 @@ PREPROCESSING: Mapping[Preprocessing, dict[str, Any]] = MappingProxyType(
 ILSVRC_CLASSES_SHA256 = "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"
 """Of the 1000 sorted WordNet ids, joined by newlines: the order of classes in the authors' nets and torchvision's."""
 
-_KNOWN = {  # by SHA-256, of torchvision's files by its first digits, which their names repeat
+_KNOWN = {  # by SHA-256, torchvision's files by its first digits, which their names repeat, MatConvNet's by MD5
     "a6196bc498e45ea4cb2637114ae8db9410cf1556fd60a55ae93272371beba197": "the authors' VGG_ILSVRC_16_layers.caffemodel",
     "31b4c627c40c6ee151325f079b7ac557fddbd1f79af932888796127a4f4f6954": "the authors' VGG_ILSVRC_19_layers.caffemodel",
     "bbd30ac9": "torchvision's vgg11",
@@ -58,8 +58,6 @@ _KNOWN = {  # by SHA-256, of torchvision's files by its first digits, which thei
     "abd245e5": "torchvision's vgg13_bn",
     "6c64b313": "torchvision's vgg16_bn",
     "c79401a0": "torchvision's vgg19_bn",
-}
-_KNOWN_MD5 = {
     "f72d927587ca4c97fbd165ec9cb9997f": "imagenet-vgg-verydeep-16.mat",
     "106118b7cf60435e6d8e04f6a6dc3657": "imagenet-vgg-verydeep-19.mat",
 }
@@ -112,23 +110,22 @@ def read(
             head = opened.read(10)
             opened.seek(0)
             sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-            known = _KNOWN.get(sha256) or _KNOWN.get(sha256[:8])
-            if head.startswith(b"MATLAB"):  # MatConvNet publishes MD5
+            digests = [sha256, sha256[:8]]
+            if head.startswith(b"MATLAB"):
                 opened.seek(0)
-                known = _KNOWN_MD5.get(hashlib.file_digest(opened, "md5").hexdigest())
+                digests = [hashlib.file_digest(opened, "md5").hexdigest()]
     except OSError as error:
         raise UserError(f"weights {file} cannot be read ({error.strerror}); give another file") from None
+    known = next((_KNOWN[digest] for digest in digests if digest in _KNOWN), "")
+    implied: Preprocessing = "paper" if "the authors'" in known else "torchvision"
     described: dict[str, Any] = {}
     several = False  # nets may lie in it
     try:
         if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
             tensors, source, several = read_torch(file, placeholders=True), "state dict of torch", True
-            if known and "the authors'" in known:
-                preprocessing = preprocessing or "paper"
         elif head[8:9] == b"{":
             tensors, described = _read_safetensors(file)
-            source = "safetensors" + (" of this program" if described else "")
-            several = not described
+            source, several = "safetensors" + (" of this program" if described else ""), not described
         elif head.startswith((b"\x89HDF", b"MATLAB 7.3")):
             raise ValueError("HDF5, as of Keras and MATLAB 7.3, is not read here; convert it to .safetensors or .pth")
         elif head.startswith(b"MATLAB"):
@@ -137,8 +134,7 @@ def read(
             described = {"preprocessing": PREPROCESSING["paper"] | ({"mean": mean} if mean else {})}
         else:
             layers, generation = caffe.read_layers(file)
-            tensors, source = _state_of_named(layers), f"Caffe model ({generation})"
-            preprocessing = preprocessing or "paper"
+            tensors, source, implied = _state_of_named(layers), f"Caffe model ({generation})", "paper"
     except Exception as error:  # damaged bytes provoke whatever they happen to say
         raise UserError(f"weights {file} cannot be read ({reason_of(error, 160)}); give another file") from None
 
@@ -149,20 +145,18 @@ def read(
         raise UserError(f"--key {key}: weights {file} hold a single net; leave --key out")
     if odd := [name for name in tensors if not name.isprintable()]:
         raise UserError(f"weights {file} cannot be read (a tensor is called {odd[0]!r}); give another file")
-    tensors = _without_empty_layers(tensors)
-    model = described.get("model") or _recognise(file, tensors, net)
-    if net is not None and model["net"] != net:
-        raise UserError(f"weights {file} are of net {model['net']}, not {net}; leave --net out or give another file")
-    expected = _shapes(architecture(**model))
-    if misfit := _misfit(tensors, expected):
-        raise UserError(f"weights {file} do not fit net {model['net']}: {misfit}; give another file")
+    fc = {name for name in tensors if name.startswith("classifier.")}
+    if all(tensors[name].isnan().all() for name in fc):  # as torchvision has them where it knows convolutions alone
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in fc}
+    model, expected = _recognise(file, tensors, net, described.get("model"))
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise UserError(f"weights {file} are damaged: {name} holds numbers that are not finite; give another file")
+    zero = torch.zeros(())  # of the batch counts that old files lack
     return Imported(
         model=model,
-        weights={key: _of_type(tensors[key] if key in tensors else torch.zeros(()), key) for key in expected},
-        preprocessing=dict(described.get("preprocessing") or PREPROCESSING[preprocessing or "torchvision"]),
+        weights={name: tensors.get(name, zero).to(meta.dtype, copy=True) for name, meta in expected.items()},
+        preprocessing=dict(described.get("preprocessing") or PREPROCESSING[preprocessing or implied]),
         source=source + (f", {known}" if known else "") + account,
         sha256=sha256,
         classes=described.get("classes"),
@@ -243,83 +237,78 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, described
 
 
-def _without_empty_layers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without FC layers that are all NaN, as torchvision has them where it knows the convolutions alone."""
-    head = {key for key in tensors if key.startswith("classifier.")}
-    empty = all(tensors[key].isnan().all() for key in head)
-    return {key: tensor for key, tensor in tensors.items() if not (empty and key in head)}
+def _recognise(
+    file: Path, tensors: Mapping[str, Tensor], net: str | None, described: dict[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The net whose state dict this is, and that net's state dict on the meta device.
+
+    Raises UserError when it is none, naming what keeps it from the nearest.
+    """
+    if described and net not in (None, described["net"]):
+        raise UserError(
+            f"weights {file} are of net {described['net']}, not {net}; leave --net out or give another file"
+        )
+    misfits: list[tuple[int, str, str]] = []
+    for model in [described] if described else _candidates(file, tensors, net):
+        with torch.device("meta"):
+            expected = VGG(architecture(**model)).state_dict()
+        misfit = _misfit(tensors, expected)
+        if misfit is None:
+            return model, expected
+        shared = sum(name in tensors and tensors[name].shape == meta.shape for name, meta in expected.items())
+        misfits.append((shared, model["net"], misfit))
+    _, nearest, misfit = max(misfits, key=lambda found: found[0])
+    what = f"are not of net {net}" if net else f"are of no net of Table 1; nearest is {nearest}"
+    raise UserError(f"weights {file} {f'do not fit net {nearest}' if described else what}: {misfit}; give another file")
 
 
-def _recognise(file: Path, tensors: Mapping[str, Tensor], net: str | None) -> dict[str, Any]:
-    """The net whose state dict this is. Raises UserError when it is none, naming what keeps it from the nearest."""
+def _candidates(file: Path, tensors: Mapping[str, Tensor], net: str | None) -> Iterator[dict[str, Any]]:
+    """Table 1's columns, or `net` alone, in the geometry of these shapes. Raises UserError where they have none."""
     fc6, fc8, first = (tensors.get(f"{key}.weight") for key in ("classifier.0", "classifier.6", "features.0"))
     alone = not any(key.startswith("classifier.") for key in tensors)  # the convolutions
-    fits = first is not None and first.ndim == 4
-    if not fits or not (alone or (fc6 is not None and fc8 is not None and (fc6.ndim, fc8.ndim) == (2, 2))):
+    complete = fc6 is not None and fc8 is not None and (fc6.ndim, fc8.ndim) == (2, 2)
+    if first is None or first.ndim != 4 or not (alone or complete):
         raise UserError(
             f"weights {file} are of no net of Table 1 (no conv1_1, fc6 and fc8 among {len(tensors)} tensors: "
             f"{', '.join(list(tensors)[:3])}, ...); give a VGG with its three fully-connected layers, or without all "
             f"three"
         )
-    assert first is not None
-    batch_norm = any(key.endswith("running_mean") for key in tensors)
-    nearest: tuple[int, str, str] | None = None
     for name in [net] if net else facts().architectures:
         widest = architecture(name)
         model: dict[str, Any] = {
             "net": name,
-            "batch_norm": batch_norm,
+            "batch_norm": any(key.endswith("running_mean") for key in tensors),
             "classes": value("classes") if fc8 is None else len(fc8),
             "width": len(first) / widest.layers()[0].shape[0],
         }
-        if alone:
-            model |= {"crop": value("crop"), "fully_connected": False}
+        if fc6 is None:
+            yield model | {"crop": value("crop"), "fully_connected": False}
         else:
-            assert fc6 is not None
-            channels = [layer.shape[0] for layer in architecture(**model).layers() if layer.kind == "conv"][-1]
-            model["crop"] = max(1, math.isqrt(fc6.shape[1] // channels)) * widest.stride
-        expected = _shapes(architecture(**model))
-        misfit = _misfit(tensors, expected)
-        if misfit is None:
-            return model
-        shared = sum(key in tensors and tuple(tensors[key].shape) == shape for key, shape in expected.items())
-        if nearest is None or shared > nearest[0]:
-            nearest = shared, name, misfit
-    assert nearest is not None
-    kind = f"are not of net {net}" if net else f"are of no net of Table 1; nearest is {nearest[1]}"
-    raise UserError(f"weights {file} {kind}: {nearest[2]}; give another file")
+            channels = architecture(**model, fully_connected=False).layers()[-1].shape[0]
+            yield model | {"crop": max(1, math.isqrt(fc6.shape[1] // channels)) * widest.stride}
+
+
+def _misfit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+    """The first tensor that is missing, too many or of another shape. Old files lack batch norm's batch counts."""
+    for name, meta in expected.items():
+        if name not in tensors:
+            if name.endswith("num_batches_tracked"):
+                continue
+            return f"{name} is missing"
+        if tensors[name].shape != meta.shape:
+            return f"{name} is {tuple(tensors[name].shape)} instead of {tuple(meta.shape)}"
+    more = sorted(tensors.keys() - expected.keys())
+    return f"it has no {more[0]}" if more else None
 
 
 def _state_of_named(layers: caffe.Layers) -> dict[str, Tensor]:
     """State dict of the column of Table 1 that has layers of these names. Raises ValueError when none has."""
     for net in facts().architectures:
         built = architecture(net)
-        if {layer.name for layer in built.layers() if layer.parameters} == layers.keys():
-            state = caffe.state_of(layers, built)
-            # C and D have the same names; their kernels differ.
-            kernels = [layer.kernel for layer in built.layers() if layer.kind == "conv"]
-            if kernels == [tensor.shape[-1] for tensor in state.values() if tensor.ndim == 4]:
-                return state
+        kernels = {layer.name: layer.kernel for layer in built.layers() if layer.parameters}
+        # C and D have the same names; their kernels differ.
+        if kernels.keys() == layers.keys() and all(
+            kernel in (None, layers[name][0].shape[-1]) for name, kernel in kernels.items()
+        ):
+            return caffe.state_of(layers, built)
     raise ValueError(f"its layers are of no net of Table 1: {', '.join(layers)}")
-
-
-def _shapes(built: Architecture) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        return {key: tuple(tensor.shape) for key, tensor in VGG(built).state_dict().items()}
-
-
-def _misfit(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> str | None:
-    """The first tensor that is missing, too many or of another shape. Old files lack batch norm's batch counts."""
-    for key, shape in expected.items():
-        if key not in tensors:
-            if key.endswith("num_batches_tracked"):
-                continue
-            return f"{key} is missing"
-        if tuple(tensors[key].shape) != shape:
-            return f"{key} is {tuple(tensors[key].shape)} instead of {shape}"
-    more = sorted(tensors.keys() - expected.keys())
-    return f"it has no {more[0]}" if more else None
-
-
-def _of_type(tensor: Tensor, key: str) -> Tensor:
-    return tensor.to(torch.int64 if key.endswith("num_batches_tracked") else torch.float32).clone()

@@ -96,15 +96,13 @@ def export_weights(net: Path, out: Path, *, dense: bool = False) -> list[Path]:
     kept = checkpoint.load(file)
     if kept.stage.localisation:
         raise UserError(f"{net} predicts boxes, which no other program's nets do; name a net that predicts classes")
-    model = {key: setting for key, setting in kept.config["model"].items() if key != "init"}
-    classes = kept.provenance["classes"]
     card = place_of(out) if out.suffix == ".safetensors" else None
     write(
         out,
         kept.weights,
-        model=model,
+        model={key: setting for key, setting in kept.config["model"].items() if key != "init"},
         preprocessing=kept.preprocessing,
-        classes=classes,
+        classes=kept.provenance["classes"],
         testing=_testing(kept),
         dense=dense,
     )

@@ -1,6 +1,6 @@
 """One stage in its run directory: how it begins, where it stands, and the net it ends with."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -98,12 +98,13 @@ def _inherit(net: VGG, parent: Config, index: Index, topology: Topology) -> dict
     origin = load_final(parent)
     if origin.provenance["classes"] != list(index.classes):
         raise UserError(f"parent {parent.name} was trained on other classes than {index.source} has; train it on these")
-    layers = warm_start(net, origin.weights, architecture_of(origin.stage))
+    inherited = warm_start(net, origin.weights, architecture_of(origin.stage))
     if topology.is_first:
         echo(f"{net.architecture.name} starts from {parent.name}:")
-        for line in layers.table():
-            echo(f"  {line}")
-    return {"name": parent.name, "weights": checkpoint.weights_hash(origin.weights)} | layers.to_dict()
+        for layer in inherited:
+            echo(f"  {layer}")
+    weights = checkpoint.weights_hash(origin.weights)
+    return {"name": parent.name, "weights": weights, "layers": [asdict(layer) for layer in inherited]}
 
 
 def begin(config: Config, parent: Config | None, index: Index, boxes: BoxSet | None, ranks: int) -> list[Departure]:

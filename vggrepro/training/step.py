@@ -83,7 +83,7 @@ class Trainer:
         set_arithmetic(device, config.train.precision, config.train.cudnn)
         net.train()
         if config.keeps_features:
-            net.freeze_features()
+            net.features.requires_grad_(False)  # nothing is computed for their gradients
         if config.train.compile:
             net.compile_features()
         self._optimiser = torch.optim.SGD(
