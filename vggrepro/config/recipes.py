@@ -192,7 +192,7 @@ def _stage(tree: Mapping[str, Any], overrides: list[str], source: Path) -> Confi
     why = dict(config.run.why)
     if (data.get("root") or data.get("index")) and changed & {"data.root", "data.index"}:
         about_images = {key for key in why if key.split(".")[0] in ("data", "evaluation")}
-        why |= dict.fromkeys(about_images - given, "the recipe's, made for other images")
+        why |= dict.fromkeys(sorted(about_images - given), "the recipe's, made for other images")
     own = {key for key in changed - given if any(f"{key}.".startswith(f"{known}.") for known in config.run.why)}
-    why |= dict.fromkeys(own, "set on the command line")
+    why |= dict.fromkeys(sorted(own), "set on the command line")
     return config.with_settings("run", why=why)
