@@ -54,20 +54,20 @@ Columns = dict[str, tuple[list[str], bool]]
 """Of a sheet, by title: the cells, and whether they are numbers."""
 
 
-def sheet_of(columns: Columns, strong: str) -> Sheet:
-    """A table of columns, of which one is emphasised."""
+def sheet_of(columns: Columns, strong: str = "") -> Sheet:
+    """A table of columns, of which one is emphasised, or none."""
     titles = list(columns)
     return Sheet(
         header=titles,
         rows=list(zip(*(cells for cells, _ in columns.values()), strict=True)),
-        strong=titles.index(strong),
+        strong=titles.index(strong) if strong else None,
         numbers=frozenset(n for n, title in enumerate(titles) if columns[title][1]),
     )
 
 
-def error_text(error: float | None) -> str:
+def error_text(error: float | None, digits: int = 1) -> str:
     """An error rate for a cell, per cent."""
-    return DASH if error is None else f"{error:.1f}"
+    return DASH if error is None else f"{error:.{digits}f}"
 
 
 def printed_text(text: str, *, yardstick: bool) -> str:
