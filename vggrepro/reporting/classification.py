@@ -33,18 +33,20 @@ def error_rows(runs: Sequence[StoredRun], cache: PredictionCache, *, papers: boo
         printed_rows = facts().table(table)
         for printed in printed_rows:
             missing = [
-                f"{one.net} at S = {scale_text(one.S)}" for one in printed.members if (one.net, one.S) not in recipes
+                f"{member.net} at S = {scale_text(member.S)}"
+                for member in printed.members
+                if (member.net, member.S) not in recipes
             ]
             nets = [[]] if missing else _nets_of(printed, recipes, papers)
-            own = [_row(table, printed.method, asked, printed, cache, papers, missing) for asked in nets]
-            rows += [*own, *row_of_test_set(own[0], "top5", printed.top5_test)]
+            measured = [_row(table, printed.method, tested, printed, cache, papers, missing) for tested in nets]
+            rows += [*measured, *row_of_test_set(measured[0], "top5", printed.top5_test)]
         known = {(row.nets[0], row.S) for row in printed_rows}
         methods = ("dense", "multicrop", "both") if table == 5 else ("dense",)
         for run in [run for recipe, same in recipes.items() if recipe not in known for run in same if table < 6]:
-            own = [_row(table, method, [(run, run.Q_of(table))], None, cache, papers) for method in methods]
+            measured = [_row(table, method, [(run, run.Q_of(table))], None, cache, papers) for method in methods]
             # the paper has no multi-crop figures of this net; where it was so tested, dense is shown beside it
-            if table != 5 or any(row.top1.measured is not None for row in own[1:]):
-                rows += own
+            if table != 5 or any(row.top1.measured is not None for row in measured[1:]):
+                rows += measured
     rows.sort(key=_paper_order)
     return rows + _table7(rows)
 
@@ -84,21 +86,21 @@ def _by_seed(recipes: Mapping[Recipe, Sequence[StoredRun]], printed: PrintedErro
 def _row(
     table: int,
     method: str,
-    asked: Sequence[Asked],
+    tested: Sequence[Asked],
     printed: PrintedErrors | None,
     cache: PredictionCache,
     papers: bool,
     missing: Sequence[str] = (),
 ) -> Row:
-    runs = [run for run, _ in asked]
+    runs = [run for run, _ in tested]
     figures: Printed = {"top1": printed.top1, "top5": printed.top5} if printed else {}
-    ranks = cache.ranks(asked, method) if asked else None
+    ranks = cache.ranks(tested, method) if tested else None
     if ranks:
         judged = judge({"top1": ranks.top1, "top5": ranks.top5}, figures, _obstacle(printed, runs, papers))
     else:
-        lacking = [run.what_is_missing(Q, method) for run, Q in asked if cache.ranks([(run, Q)], method) is None]
+        lacking = [run.what_is_missing(Q, method) for run, Q in tested if cache.ranks([(run, Q)], method) is None]
         judged = unmeasured(figures, "; ".join(lacking) or f"no run of {', '.join(missing)}")
-    nets, scales, sides = zip(*nets_of(asked, printed), strict=True)
+    nets, scales, sides = zip(*nets_of(tested, printed), strict=True)
     return Row(
         table=table,
         net=fused(nets),

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from vggrepro.evaluation.box_store import CENTRE, DENSE
+from vggrepro.evaluation.boxes import error_of
 from vggrepro.paper import PrintedBoxes, TestedNet, facts
 from vggrepro.reporting import words
 from vggrepro.reporting.found_boxes import AskedBoxes, BoxCache, StoredBoxes, kind_of, own_Q
@@ -40,13 +41,12 @@ def _single_rows(runs: Sequence[StoredRun], cache: BoxCache, table: int, papers:
         (member,) = printed.members
         kind = (member.net, member.S, printed.regression, printed.fine_tune)
         fits = [run for run in runs if (run.net, *kind_of(run)) == kind]
-        asked = [(run, Q) for run in fits if (Q := _Q_of(run, member, method, papers))]
-        rows = [_row(table, nets, printed, cache, papers) for nets in [[one] for one in asked] or [[]]]
-        used |= {(run.name, Q) for run, Q in asked}
+        tested = [(run, Q) for run in fits if (Q := _Q_of(run, member, method, papers))]
+        rows = [_row(table, nets, printed, cache, papers) for nets in [[net] for net in tested] or [[]]]
+        used |= {(run.name, Q) for run, Q in tested}
         yield from (*rows, *row_of_test_set(rows[0], "only", printed.error_test))
     for run in runs:
-        own = (own_Q(run, method, several=False), own_Q(run, method, several=True))
-        for Q in dict.fromkeys(own):
+        for Q in dict.fromkeys(own_Q(run, method, several=several) for several in (False, True)):
             if (run.name, Q) not in used:
                 yield _row(table, [(run, Q)], None, cache, papers)
 
@@ -73,11 +73,11 @@ def _pooled_rows(runs: Sequence[StoredRun], cache: BoxCache, papers: bool) -> It
         for part in stored.protocol.parts:
             sides.setdefault(part.weights, []).append(part.Q)
         # in the order of the runs, in whichever they were pooled
-        asked = [(run, tuple(sorted(sides[run.weights]))) for run in nets.values() if run.weights in sides]
-        if _is_papers_pool(asked, printed, papers):
-            of_paper.append(_row(9, asked, printed, cache, papers))
+        tested = [(run, tuple(sorted(sides[run.weights]))) for run in nets.values() if run.weights in sides]
+        if _is_papers_pool(tested, printed, papers):
+            of_paper.append(_row(9, tested, printed, cache, papers))
         else:
-            others.append(_row(9, asked, None, cache, papers))
+            others.append(_row(9, tested, None, cache, papers))
     order = {run.name: number for number, run in enumerate(runs)}
     for rows in (of_paper, others):
         rows.sort(key=lambda row: ([order[name] for name in (row.run or "").split(words.FUSED)], row.Q))
@@ -85,29 +85,30 @@ def _pooled_rows(runs: Sequence[StoredRun], cache: BoxCache, papers: bool) -> It
     yield from (*rows, *row_of_test_set(rows[0], "only", printed.error_test), *others)
 
 
-def _is_papers_pool(asked: Sequence[AskedBoxes], printed: PrintedBoxes, papers: bool) -> bool:
+def _is_papers_pool(tested: Sequence[AskedBoxes], printed: PrintedBoxes, papers: bool) -> bool:
     """Whether nets and Q are those of a pooled row: each once, at its Q, or in another geometry at one or several."""
 
-    def tested(Q: tuple[int, ...]) -> object:
+    def scales(Q: tuple[int, ...]) -> object:
         return Q if papers else len(Q) > 1
 
-    ours = Counter((run.net, *kind_of(run), tested(Q)) for run, Q in asked)
+    ours = Counter((run.net, *kind_of(run), scales(Q)) for run, Q in tested)
     return ours == Counter(
-        (member.net, member.S, printed.regression, printed.fine_tune, tested(member.Q)) for member in printed.members
+        (member.net, member.S, printed.regression, printed.fine_tune, scales(member.Q)) for member in printed.members
     )
 
 
-def _row(table: int, asked: Sequence[AskedBoxes], printed: PrintedBoxes | None, cache: BoxCache, papers: bool) -> Row:
-    runs = [run for run, _ in asked]
+def _row(table: int, tested: Sequence[AskedBoxes], printed: PrintedBoxes | None, cache: BoxCache, papers: bool) -> Row:
+    runs = [run for run, _ in tested]
     method = CENTRE if table == 8 else DENSE
     figures: Printed = {"only": printed.error} if printed else {}
-    kinds = [kind_of(run)[1:] for run in runs] or [(one.regression, one.fine_tune) for one in (printed,) if one]
-    nets, scales, sides = zip(*nets_of(asked, printed), strict=True)
-    if stored := cache.of(asked, method):
-        judged = judge({"only": stored.error}, figures, _obstacle(printed, stored.error.n, runs[0].usable_val, papers))
+    kinds = [kind_of(run)[1:] for run in runs] or [(row.regression, row.fine_tune) for row in (printed,) if row]
+    nets, scales, sides = zip(*nets_of(tested, printed), strict=True)
+    if stored := cache.of(tested, method):
+        error = error_of(stored.right)
+        judged = judge({"only": error}, figures, _obstacle(printed, error.n, runs[0].usable_val, papers))
     else:
         what = "pooled boxes; see `vggrepro localise`" if len(nets) > 1 else "run of this recipe"
-        lacking = "; ".join(run.what_boxes_lack(Q, method) for run, Q in asked)
+        lacking = "; ".join(run.what_boxes_lack(Q, method) for run, Q in tested)
         judged = unmeasured(figures, lacking or f"no {what}")
     return Row(
         table=table,
@@ -143,13 +144,13 @@ def _obstacle(printed: PrintedBoxes | None, n: int, images: int, papers: bool) -
 def _yardsticks(runs: Sequence[StoredRun], cache: BoxCache) -> Iterator[Row]:
     """What boxes that know nothing of an image get, on the images and with the guesses of the rows above."""
     for table, method in ((8, CENTRE), (9, DENSE)):
-        asked = [(run, own_Q(run, method, several=several)) for run in runs for several in (False, True)]
-        stored = {one.sought: one for each in asked if (one := cache.of([each], method))}
-        for one in stored.values():
-            for name, error in one.yardsticks().items():
+        tested = [(run, own_Q(run, method, several=several)) for run in runs for several in (False, True)]
+        stored = {boxes.sought: boxes for net in tested if (boxes := cache.of([net], method))}
+        for boxes in stored.values():
+            for name, error in boxes.yardsticks().items():
                 judged = judge({"only": error}, {}, "a yardstick")
                 yield Row(
-                    table=table, net=name, guesses=_guesses(one), figures=judged.figures, n=judged.n,
+                    table=table, net=name, guesses=_guesses(boxes), figures=judged.figures, n=judged.n,
                     verdict=judged.verdict, note=judged.note,
                 )  # fmt: skip
 

@@ -11,35 +11,36 @@ from vggrepro.errors import UserError
 from vggrepro.reporting import blocks, words
 from vggrepro.reporting.blocks import Block, Bullets, Figure, Heading, Text
 from vggrepro.reporting.claim_blocks import HOW, claim_sheet, p_text
-from vggrepro.reporting.layout import TABLES, count_sheet, row_sheet, spread_sheet
+from vggrepro.reporting.layout import (
+    APPENDIX_A,
+    APPENDIX_B,
+    COUNTED,
+    SECTION_4,
+    TABLES,
+    Part,
+    count_sheet,
+    row_sheet,
+    spread_sheet,
+)
 from vggrepro.reporting.report import Group, Report, Row
 from vggrepro.reporting.run_notes import ledger_blocks, run_sheet
 
 
 class Format(StrEnum):
-    """How a report is written."""
+    """How a report is written, by the ending of a file."""
 
-    markdown = "markdown"
-    html = "html"
-    latex = "latex"
-    csv = "csv"
-    json = "json"
-
-
-SUFFIXES = {
-    ".md": Format.markdown,
-    ".html": Format.html,
-    ".tex": Format.latex,
-    ".csv": Format.csv,
-    ".json": Format.json,
-}
+    markdown = ".md"
+    html = ".html"
+    latex = ".tex"
+    csv = ".csv"
+    json = ".json"
 
 
 def format_of(file: Path) -> Format:
     """The format that a file's name asks for. Raises UserError."""
-    if file.suffix not in SUFFIXES:
-        raise UserError(f"--out {file}: unknown ending {file.suffix!r}; use one of {', '.join(SUFFIXES)}")
-    return SUFFIXES[file.suffix]
+    if file.suffix not in set(Format):
+        raise UserError(f"--out {file}: unknown ending {file.suffix!r}; use one of {', '.join(Format)}")
+    return Format(file.suffix)
 
 
 def render(report: Report, form: Format, title: str, *, counts: bool = True) -> str:
@@ -49,39 +50,19 @@ def render(report: Report, form: Format, title: str, *, counts: bool = True) -> 
     if form is Format.csv:
         return _csv(report)
     document = [Heading(1, title), *blocks_of(report, counts=counts, figures=form is Format.html)]
-    match form:
-        case Format.html:
-            return blocks.to_html(title, document)
-        case Format.latex:
-            return blocks.to_latex(document)
-        case _:
-            return blocks.to_markdown(document)
-
-
-_ABOUT_BOXES = (
-    "A box is right when its intersection over union with an object's is above 0.5. SCR predicts one box for all "
-    "classes, PCR one for each; trained are all layers, or the fully-connected ones alone (fc). Table 8: the true "
-    "class is given, and the net sees the centre crop. Tables 9 and 10: five classes are guessed, and one of them "
-    "must be the true one with a right box; the net predicts a box at every place of the whole image, and near ones "
-    "are merged. Images without a box are left out."
-)
-_ABOUT_SCORES = (
-    "Features: the activations of the last hidden layer, densely applied to the whole image, averaged over places and"
-    " over the mirror image, of length 1 at each Q, then averaged or stacked; of several nets they are stacked. A "
-    "linear SVM a class; C is chosen on held-out training samples. In per cent: mean average precision as PASCAL VOC "
-    "defines it, or mean class recall with its standard deviation over random splits. Interval: 95 %, over the choice"
-    " of test samples (Bayesian bootstrap). A figure agrees where Welch's t over the splits, or else the interval, "
-    "allows it."
-)
+    if form is Format.html:
+        return blocks.to_html(title, document)
+    return blocks.to_latex(document) if form is Format.latex else blocks.to_markdown(document)
 
 
 def blocks_of(report: Report, *, counts: bool = True, figures: bool = False) -> list[Block]:
     """Everything but the title; with figures, or without."""
     made: list[Block] = []
     if counts:
-        for table in (1, 2):
-            rows = [row for row in report.rows if row.table == table]
-            made += [Heading(2, TABLES[table].title), count_sheet(rows)]
+        for number, table in TABLES.items():
+            if table.part is COUNTED:
+                rows = [row for row in report.rows if row.table == number]
+                made += [Heading(2, table.title), count_sheet(rows)]
     for group in report.groups:
         made.append(Heading(2, group.title))
         if not group.papers:
@@ -108,8 +89,8 @@ def in_brief(report: Report) -> list[Block]:
         made.append(Heading(3, group.title))
         for table in (3, 4, 5, 6):  # of Table 7 the nets are in the others
             rows = [row for row in report.rows if (row.group, row.table, row.split) == (group.id, table, "val")]
-            spreads = [one for one in report.seeds if (one.group, one.table) == (group.id, table)]
-            averaged = {(name, one.method, one.Q) for one in spreads for name in one.runs}
+            spreads = [mean for mean in report.seeds if (mean.group, mean.table) == (group.id, table)]
+            averaged = {(name, mean.method, mean.Q) for mean in spreads for name in mean.runs}
             single = [
                 row for row in rows if row.top1.measured is not None and (row.run, row.method, row.Q) not in averaged
             ]
@@ -124,10 +105,8 @@ def in_brief(report: Report) -> list[Block]:
 
 
 def _group_blocks(report: Report, group: Group) -> Iterator[Block]:
-    for table in range(3, 8):
-        yield from _table_blocks(report, table, group, papers=group.papers)
-    if boxes := [block for table in (8, 9, 10) for block in _table_blocks(report, table, group, papers=group.papers)]:
-        yield from (*boxes, Text(_ABOUT_BOXES))
+    for part in (SECTION_4, APPENDIX_A):
+        yield from _part_blocks(report, part, group, papers=group.papers)
     if not group.papers:
         rows = [row for row in report.rows if row.group == group.id and row.split == "val" and not row.run]
         counts = Counter(row.table for row in rows if row.table < 7)
@@ -144,8 +123,7 @@ def _group_blocks(report: Report, group: Group) -> Iterator[Block]:
 def _transfer_blocks(report: Report) -> Iterator[Block]:
     """Appendix B, as far as there is something to say."""
     papers = any(group.papers for group in report.groups)
-    if tables := [block for table in (11, 12) for block in _table_blocks(report, table, None, papers=papers)]:
-        yield from (*tables, Text(_ABOUT_SCORES))
+    yield from _part_blocks(report, APPENDIX_B, None, papers=papers)
     if claims := [claim for claim in report.transfer_claims if papers or claim.n]:
         yield Heading(3, "What Appendix B claims")
         yield claim_sheet(claims)
@@ -156,6 +134,13 @@ def _transfer_blocks(report: Report) -> Iterator[Block]:
     if report.transfer_runs:
         yield Heading(3, "Runs of these tables alone")
         yield from (run_sheet(report.transfer_runs), *ledger_blocks(report.transfer_runs))
+
+
+def _part_blocks(report: Report, part: Part, group: Group | None, *, papers: bool) -> list[Block]:
+    """The tables of a part of the paper, and what their columns mean."""
+    numbers = [number for number, table in TABLES.items() if table.part is part]
+    made = [block for number in numbers for block in _table_blocks(report, number, group, papers=papers)]
+    return [*made, Text(part.about)] if made and part.about else made
 
 
 def _table_blocks(report: Report, table: int, group: Group | None, *, papers: bool) -> Iterator[Block]:
@@ -170,7 +155,7 @@ def _table_blocks(report: Report, table: int, group: Group | None, *, papers: bo
         return
     yield Heading(3 if group else 2, TABLES[table].title)
     yield row_sheet(shown, group)
-    if group and (spreads := [one for one in report.seeds if (one.group, one.table) == of]):
+    if group and (spreads := [mean for mean in report.seeds if (mean.group, mean.table) == of]):
         yield from (Text("Mean and standard deviation over seeds:"), spread_sheet(spreads, group))
     if group and table == 3:
         yield from _gains(report, group)
@@ -183,7 +168,7 @@ def _note(row: Row, papers: bool) -> str:
     if row.verdict == "cannot be measured":
         return f"{'other systems' if row.note == words.OTHER_PAPER else 'test set'}: cannot be measured: {row.note}"
     if row.verdict == "not measured":  # of Section 4's nets without a run the rows say enough
-        return row.note if row.run or row.table > 7 else ""
+        return row.note if row.run or TABLES[row.table].part is not SECTION_4 else ""
     if row.set:
         return f"{row.run} on {row.set}: {row.note}" if row.note and row.main.printed is not None else ""
     return f"{row.run}: {row.note}" if papers and row.run and row.note else ""
@@ -191,14 +176,14 @@ def _note(row: Row, papers: bool) -> str:
 
 def _protocol(group: Group) -> str:
     """What the columns of the tables mean."""
-    said = (
+    columns = (
         "Errors in per cent on the validation split, every image counted once; interval: 95 %, Wilson. Dense: the "
         "uncropped image, class scores averaged over positions. Multicrop: a grid of 5 x 5 crops. Both: the mean of "
         "the two. Posteriors are averaged over Q, and over the image and its mirror image unless the method says "
         "otherwise."
     )
     agrees = " An error agrees where the sampling errors of both figures and the rounding of the printed one allow it."
-    return said + (agrees if group.papers else "")
+    return columns + (agrees if group.papers else "")
 
 
 def _claim_blocks(report: Report, group: Group) -> Iterator[Block]:
@@ -223,7 +208,8 @@ def _csv(report: Report) -> str:
     writer.writeheader()
     for row in rows:
         cells = {
-            key: " to ".join(f"{end:.4f}" for end in one) if isinstance(one, tuple) else one for key, one in row.items()
+            key: " to ".join(f"{end:.4f}" for end in cell) if isinstance(cell, tuple) else cell
+            for key, cell in row.items()
         }
         writer.writerow(cells | {"group": titles.get(row["group"], "")})
     return out.getvalue()
@@ -235,18 +221,16 @@ def _gains(report: Report, group: Group) -> Iterator[Block]:
         ("Dense over the centre crop, the same net at the same Q", report.dense_over_centre),
         ("The start from another net over random weights", report.start_from_parent),
     ):
-        told = []
-        for one in claims:
-            if one.group != group.id:
-                continue
-            assert one.effect is not None
-            assert one.interval is not None
-            low, high = one.interval
-            over = f"over {one.seeds} seeds" if one.over == "seeds" else f"p {_p_phrase(one.p_value)}"
-            told.append(f"{one.better} {one.effect:+.1f} ({low:+.1f} to {high:+.1f}, {over})")
-        if told:
-            yield Text(f"{lead}, in points of top-1 error gained, with the 95 % interval: {'; '.join(told)}.")
-
-
-def _p_phrase(p: float | None) -> str:
-    return p_text(p) if p is not None and p < 1e-4 else f"= {p_text(p)}"
+        gains = []
+        for claim in claims:
+            if claim.group == group.id and claim.effect is not None and claim.interval:
+                low, high = claim.interval
+                p = p_text(claim.p_value)
+                over = (
+                    f"over {claim.seeds} seeds"
+                    if claim.over == "seeds"
+                    else f"p {p if p.startswith('<') else f'= {p}'}"
+                )
+                gains.append(f"{claim.better} {claim.effect:+.1f} ({low:+.1f} to {high:+.1f}, {over})")
+        if gains:
+            yield Text(f"{lead}, in points of top-1 error gained, with the 95 % interval: {'; '.join(gains)}.")

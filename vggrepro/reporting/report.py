@@ -18,6 +18,7 @@ from pydantic import (
 
 from vggrepro.paper import Combine, Measure
 from vggrepro.reporting.claims import Claim
+from vggrepro.storage.ledger import Departure
 
 Verdict = Literal["agrees", "differs", "not measured", "cannot be measured", "not comparable"]
 FigureName = Literal["top1", "top5", "only"]
@@ -121,7 +122,7 @@ class Labels(Record):
         for key, (name, part) in keys.items():
             if row.get(key) is not None:
                 figures.setdefault(name, {})[part] = row[key]
-        return {key: one for key, one in row.items() if key not in keys} | {"figures": figures}
+        return {key: label for key, label in row.items() if key not in keys} | {"figures": figures}
 
 
 class Row(Labels):
@@ -179,15 +180,6 @@ class Spread(Labels):
     runs: list[str]
 
 
-class Departed(Record):
-    """One line of a fidelity ledger."""
-
-    setting: str
-    paper: Any
-    run: Any
-    why: str
-
-
 class RunNote(Record):
     """The way back from a number to what made it."""
 
@@ -208,7 +200,7 @@ class RunNote(Record):
     """Whether the code had changes that the commit lacks."""
     mlflow_run: str | None
     """Id of its MLflow run."""
-    departures: list[Departed]
+    departures: list[Departure]
     unused: list[str]
     """Stored answers of another net or index, which no number here is made of."""
 

@@ -32,7 +32,9 @@ class Judgement:
 
 def unmeasured(printed: Printed, note: str, verdict: Verdict = "not measured") -> Judgement:
     """Of what the paper alone has figures."""
-    return Judgement({name: Figure(printed=one) for name, one in printed.items() if one is not None}, verdict, note)
+    return Judgement(
+        {name: Figure(printed=error) for name, error in printed.items() if error is not None}, verdict, note
+    )
 
 
 def judge(measured: Mapping[FigureName, ErrorRate], printed: Printed, obstacle: str) -> Judgement:
@@ -52,11 +54,11 @@ def judge(measured: Mapping[FigureName, ErrorRate], printed: Printed, obstacle: 
 
 
 def nets_of(
-    asked: Sequence[tuple[StoredRun, tuple[int, ...]]], printed: PrintedRow | None
+    tested: Sequence[tuple[StoredRun, tuple[int, ...]]], printed: PrintedRow | None
 ) -> list[tuple[str, str, str]]:
     """(net, S, Q) of each net of a row: of its runs, or where there are none of the paper's."""
     members = printed.members if printed else ()
-    return [(run.net, run.config.data.S_text, Q_text(Q)) for run, Q in asked] or [
+    return [(run.net, run.config.data.S_text, Q_text(Q)) for run, Q in tested] or [
         (member.net, scale_text(member.S), Q_text(member.Q)) for member in members
     ]
 
@@ -113,16 +115,15 @@ def _spread(rows: Sequence[Row]) -> Spread:
         errors = [error for row in rows if (error := row.figures[name].measured) is not None]
         mean, spread = statistics.mean(errors), statistics.stdev(errors)
         figures[name] = SeedMean(printed=first.printed, mean=mean, spread=spread)
-    one = rows[0]
     return Spread(
-        group=one.group,
-        table=one.table,
-        net=one.net,
-        S=one.S,
-        Q=one.Q,
-        method=one.method,
-        regression=one.regression,
-        fine_tune=one.fine_tune,
+        group=rows[0].group,
+        table=rows[0].table,
+        net=rows[0].net,
+        S=rows[0].S,
+        Q=rows[0].Q,
+        method=rows[0].method,
+        regression=rows[0].regression,
+        fine_tune=rows[0].fine_tune,
         figures=figures,
         seeds=len(rows),
         runs=[row.run for row in rows if row.run],

@@ -43,12 +43,12 @@ def build_report(runs: Sequence[StoredRun], cache: PredictionCache | None = None
     for group, members in groups:
         classifiers, localisers = by_output(members)
         boxes = BoxCache(localisers)
-        own = error_rows(classifiers, cache, papers=group.papers) + box_rows(localisers, boxes, papers=group.papers)
-        own = [row.model_copy(update={"group": group.id}) for row in own]
-        rows += own
+        found = error_rows(classifiers, cache, papers=group.papers) + box_rows(localisers, boxes, papers=group.papers)
+        found = [row.model_copy(update={"group": group.id}) for row in found]
+        rows += found
         alike = [same for variants in variants_by(recipe_of, classifiers).values() for same in variants]
         alike += chosen_by(lambda run: (run.net, kind_of(run)), localisers).values()
-        seeds += spreads(own, chain.from_iterable(alike))
+        seeds += spreads(found, chain.from_iterable(alike))
         recipes = recipes_of(classifiers)
         over_seeds = spreads_over_seeds(recipes, cache)
         claims += check_claims(group.id, recipes, cache, over_seeds)
@@ -56,7 +56,7 @@ def build_report(runs: Sequence[StoredRun], cache: PredictionCache | None = None
         gains += dense_over_centre(group.id, recipes, cache)
         starts += start_from_parent(group.id, classifiers, cache, over_seeds)
     tests = stored_transfers(runs)
-    apart = list({run.path: run for one in tests for run in one.runs if not run.dataset}.values())
+    apart = list({run.path: run for test in tests for run in test.runs if not run.dataset}.values())
     return Report(
         groups=[group for group, _ in groups],
         rows=sorted([*rows, *transfer_rows(tests)], key=lambda row: row.table),

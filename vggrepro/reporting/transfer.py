@@ -19,24 +19,24 @@ def transfer_rows(tests: Sequence[StoredTransfer]) -> list[Row]:
     rows: list[Row] = []
     beside: set[int] = set()
     for figure in facts().transfer_figures:
-        own = [one for one in tests if _is_of(one, figure)]
-        beside |= {id(one) for one in own}
-        rows += [_row(one, figure) for one in own] or [_without_test(figure)]
-    rows += [_row(one, None) for one in tests if id(one) not in beside]
+        measured = [test for test in tests if _is_of(test, figure)]
+        beside |= {id(test) for test in measured}
+        rows += [_row(test, figure) for test in measured] or [_without_test(figure)]
+    rows += [_row(test, None) for test in tests if id(test) not in beside]
     order = {name: number for number, name in enumerate(facts().transfer)}
     return sorted(rows, key=lambda row: (row.table, order.get(row.set or "", len(order)), row.set))
 
 
-def _is_of(one: StoredTransfer, figure: TransferFigure) -> bool:
+def _is_of(test: StoredTransfer, figure: TransferFigure) -> bool:
     """Whether a test is what a figure of the paper is of: nets and protocol; its training may be another."""
-    if (one.set, one.nets, one.found.protocol.boxes) != (figure.set, figure.nets, figure.boxes):
+    if (test.set, test.nets, test.found.protocol.boxes) != (figure.set, figure.nets, figure.boxes):
         return False
-    return as_the_paper(one, facts().transfer[figure.set])
+    return as_the_paper(test, facts().transfer[figure.set])
 
 
-def _row(one: StoredTransfer, figure: TransferFigure | None) -> Row:
-    asked, result, said = one.found.protocol, one.found.result, one.found.said
-    note = _obstacle(one) if figure else "the paper has no such figure"
+def _row(test: StoredTransfer, figure: TransferFigure | None) -> Row:
+    protocol, result, counts = test.found.protocol, test.found.result, test.found.said
+    note = _obstacle(test) if figure else "the paper has no such figure"
     verdict: Verdict = "not comparable"
     difference = None
     if figure and not note:
@@ -47,15 +47,15 @@ def _row(one: StoredTransfer, figure: TransferFigure | None) -> Row:
         verdict, note = ("differs", against) if against in ("lower", "higher") else ("agrees", "")
     printed = figure.figure if figure else None
     return Row(
-        table=task_of(one.set).table,
-        set=one.set,
-        data=asked.data,
-        net=fused(one.nets),
-        layer=fused((net.layer for net in asked.nets), alike_once=True),
-        Q=fused((Q_text(net.Q) for net in asked.nets), alike_once=True),
-        combine=asked.combine if any(len(net.Q) > 1 for net in asked.nets) else None,
-        boxes=asked.boxes,
-        measure=asked.measure,
+        table=task_of(test.set).table,
+        set=test.set,
+        data=protocol.data,
+        net=fused(test.nets),
+        layer=fused((net.layer for net in protocol.nets), alike_once=True),
+        Q=fused((Q_text(net.Q) for net in protocol.nets), alike_once=True),
+        combine=protocol.combine if any(len(net.Q) > 1 for net in protocol.nets) else None,
+        boxes=protocol.boxes,
+        measure=protocol.measure,
         split=None,
         figures={
             "only": Figure(printed=printed, measured=result.mean, interval=result.interval, difference=difference)
@@ -63,27 +63,27 @@ def _row(one: StoredTransfer, figure: TransferFigure | None) -> Row:
         printed_spread=figure.spread if figure else None,
         spread=result.spread,
         splits=len(result.tested),
-        C=list(one.found.C),
-        classes=said["classes"],
-        train=said["train"],
+        C=list(test.found.C),
+        classes=counts["classes"],
+        train=counts["train"],
         n=result.n,
         verdict=verdict,
-        run=fused(run.name for run in one.runs),
-        departures=departures_of(one.runs),
+        run=fused(run.name for run in test.runs),
+        departures=departures_of(test.runs),
         note=note,
     )
 
 
-def _obstacle(one: StoredTransfer) -> str:
+def _obstacle(test: StoredTransfer) -> str:
     """Why the paper's figure is not about what was measured; empty where it is."""
-    task, said = facts().transfer[one.set], one.found.said
-    if not all(_is_the_papers_net(run) for run in one.runs):
+    task, counts = facts().transfer[test.set], test.found.said
+    if not all(_is_the_papers_net(run) for run in test.runs):
         return f"{words.OTHER_SETTING} was learnt from"
-    if task.unlabelled or one.set == "voc2012_action":
+    if task.unlabelled or test.set == "voc2012_action":
         return "measured on val: only the challenge's server has the labels of test; `--submission` writes its files"
-    images = said["images"] + said["rejected"]
-    if (said["classes"], images) != (task.classes, task.images):
-        return f"{said['classes']} classes and {images:,} images, the data set has {task.classes} and {task.images:,}"
+    images = counts["images"] + counts["rejected"]
+    if (counts["classes"], images) != (task.classes, task.images):
+        return f"{counts['classes']} classes and {images:,} images, the data set has {task.classes} and {task.images:,}"
     return ""
 
 
