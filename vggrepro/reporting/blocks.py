@@ -54,13 +54,13 @@ Columns = dict[str, tuple[list[str], bool]]
 """Of a sheet, by title: the cells, and whether they are numbers."""
 
 
-def sheet_of(columns: Columns, strong: str = "") -> Sheet:
-    """A table of columns, of which one is emphasised, or none."""
+def sheet_of(columns: Columns, strong: str) -> Sheet:
+    """A table of columns, of which one is emphasised."""
     titles = list(columns)
     return Sheet(
         header=titles,
         rows=list(zip(*(cells for cells, _ in columns.values()), strict=True)),
-        strong=titles.index(strong) if strong else None,
+        strong=titles.index(strong),
         numbers=frozenset(n for n, title in enumerate(titles) if columns[title][1]),
     )
 

@@ -165,10 +165,5 @@ def spread_sheet(rows: Sequence[Spread], group: Group) -> Sheet:
 def count_sheet(rows: Sequence[Row]) -> Sheet:
     """Table 1 or 2."""
     unit = " million" if rows[0].table == 2 else ""
-    columns: Columns = {
-        "net": ([row.net for row in rows], False),
-        "printed": ([f"{row.printed_count:,}{unit}" for row in rows], True),
-        "ours": ([f"{row.measured_count:,}" for row in rows], True),
-        "verdict": ([row.verdict for row in rows], False),
-    }
-    return sheet_of(columns)
+    cells = [(row.net, f"{row.printed_count:,}{unit}", f"{row.measured_count:,}", row.verdict) for row in rows]
+    return Sheet(("net", "printed", "ours", "verdict"), cells, numbers=frozenset({1, 2}))

@@ -11,6 +11,7 @@ from vggrepro.errors import UserError
 from vggrepro.reporting import blocks, words
 from vggrepro.reporting.blocks import Block, Bullets, Figure, Heading, Text
 from vggrepro.reporting.claim_blocks import HOW, claim_sheet, p_text
+from vggrepro.reporting.figures import of_report
 from vggrepro.reporting.layout import (
     APPENDIX_A,
     APPENDIX_B,
@@ -75,7 +76,7 @@ def blocks_of(report: Report, *, counts: bool = True, figures: bool = False) -> 
             )
         made += _group_blocks(report, group)
         if figures and group.runs:
-            made += _figures(report, group)
+            made += [Figure(png, title) for title, png in of_report(report, group.id).values()]
     made += _transfer_blocks(report)
     if report.left_out:
         made.append(Text(f"Not begun yet, and in no table: {', '.join(report.left_out)}."))
@@ -191,13 +192,6 @@ def _claim_blocks(report: Report, group: Group) -> Iterator[Block]:
     if claims:
         yield claim_sheet(claims)
         yield Text(f"{HOW} Section A: localisation errors in place of top-1 errors.")
-
-
-def _figures(report: Report, group: Group) -> Iterator[Block]:
-    from vggrepro.reporting import figures  # imports matplotlib when it draws
-
-    for title, png in figures.of_report(report, group.id).values():
-        yield Figure(png, title)
 
 
 def _csv(report: Report) -> str:
