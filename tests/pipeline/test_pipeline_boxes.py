@@ -152,8 +152,8 @@ def test_stopped_in_the_middle_of_a_test_it_goes_on(
         reproduce(graph)
     monkeypatch.undo()
     assert list(run.boxes.glob("places-Q64-*.parts/*.npz"))
-    rows = build_report(find_runs([tmp_path / "runs"])).boxes  # of what is there, with what it is held against
-    assert {row.table for row in rows if row.run == "boxes:boxes-fine" and row.measured is not None} == {8}
+    rows = build_report(find_runs([tmp_path / "runs"])).rows  # of what is there, with what it is held against
+    assert {row.table for row in rows if row.run == "boxes:boxes-fine" and row.main.measured is not None} == {8}
     computed = []
     monkeypatch.setattr(
         "vggrepro.evaluation.localise.boxes_at_places",
