@@ -263,7 +263,7 @@ def test_posteriors_and_tables_of_runs(graph: Graph, run: Path) -> None:
     A, D = (vggrepro.stored_posteriors(graph.stages[name].directory) for name in "AD")
     np.testing.assert_allclose(vggrepro.fuse([A, D]).values, (A.values + D.values) / 2, atol=1e-7)
     report = vggrepro.tables(run.parent)
-    measured = {row.net: row.measured_top1 for row in report.rows if row.table == 3 and row.run}
+    measured = {row.net: row.top1.measured for row in report.rows if row.table == 3 and row.run}
     assert measured == {"A": A.measured.top1.percent, "D": D.measured.top1.percent}
     assert "### Table 3" in vggrepro.to_markdown(report)
 

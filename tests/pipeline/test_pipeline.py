@@ -68,10 +68,10 @@ def test_the_whole_story(settings: list[str], capsys: pytest.CaptureFixture[str]
     measured = [row for row in build_report(find_runs([graph.stages["A"].run.root])).rows if row.run]
     assert len(measured) == 4
     for row in measured:
-        low, high = row.interval_top1
+        low, high = row.top1.interval
         assert row.n == 12
-        assert 0 <= low <= row.measured_top1 <= high <= 100
-        assert row.measured_top5 == 0  # of three classes, five guesses find one
+        assert 0 <= low <= row.top1.measured <= high <= 100
+        assert row.top5.measured == 0  # of three classes, five guesses find one
         assert row.verdict == "not comparable"
     assert "model.crop: 32 instead of 224" in printed.out
     gained = re.findall(r"demo:(\w): dense, Q = 37 [+-]\d+\.\d \(", printed.out)
@@ -250,7 +250,7 @@ def test_the_run_directory_says_how_the_run_was_tested_last(again: list[str]) ->
     reproduce(graph)
     root = graph.stages["A"].run.root
     rows = [row for row in build_report(find_runs([root])).rows if (row.table, row.net) == (3, "D") and row.run]
-    assert [(row.Q, row.flip, row.measured_top1 is None) for row in rows] == [("40", False, False)]
+    assert [(row.Q, row.flip, row.top1.measured is None) for row in rows] == [("40", False, False)]
     path = graph.stages["D"].directory
     ledger = {line["setting"]: line["run"] for line in RunDirectory(path).read_json("ledger.json")}
     assert (ledger["evaluation.flip"], ledger["model.crop"]) == (False, 32)
@@ -279,7 +279,7 @@ def test_the_graph_over_seeds_has_means_and_spreads(
         config, parent = graph.stages[name], graph.stages[graph.parents[name] or ""]
         inherited = checkpoint.load(config.directory / "checkpoints" / "final.pt").provenance["parent"]
         assert (config.run.seed, inherited["name"]) == (parent.run.seed, parent.name)
-    measured = [row.measured_top1 for row in report.rows if (row.table, row.net) == (3, "D") and row.run]
+    measured = [row.top1.measured for row in report.rows if (row.table, row.net) == (3, "D") and row.run]
     mean, sd = statistics.mean(measured), statistics.stdev(measured)
     assert f"| D | 37 | 37 | dense | 3 | (27.0) | **{mean:.2f}** | {sd:.2f} |" in text
     assert "Mean and standard deviation over seeds" not in alone

@@ -13,7 +13,7 @@ from vggrepro.evaluation.box_store import CENTRE, DENSE, FoundKey, PlacesKey, sa
 from vggrepro.evaluation.boxes import Found, Truth
 from vggrepro.evaluation.posteriors import Posteriors, PosteriorsKey
 from vggrepro.reporting.finding import find_runs
-from vggrepro.reporting.report import BoxRow, Report
+from vggrepro.reporting.report import Figure, Report, Row
 from vggrepro.reporting.runs import StoredRun
 from vggrepro.reporting.tables import build_report
 from vggrepro.storage.directory import RunDirectory
@@ -226,7 +226,20 @@ def report_of(root: Path) -> Report:
     return build_report(find_runs([root]))
 
 
-def rows_of(root: Path, table: int, **wanted: object) -> list[BoxRow]:
+BOX_TABLES, SCORE_TABLES = (8, 9, 10), (11, 12)
+
+
+def of_tables(report: Report, tables: Sequence[int]) -> list[Row]:
+    """The rows of some tables."""
+    return [row for row in report.rows if row.table in tables]
+
+
+def value_of(row: Row, key: str) -> object:
+    """A label of a row, or a part of its main figure."""
+    return getattr(row.main if key in Figure.model_fields else row, key)
+
+
+def rows_of(root: Path, table: int, **wanted: object) -> list[Row]:
     """Rows of Tables 8-10 with these values."""
-    found = report_of(root).boxes
-    return [row for row in found if row.table == table and all(getattr(row, k) == v for k, v in wanted.items())]
+    found = report_of(root).rows
+    return [row for row in found if row.table == table and all(value_of(row, k) == v for k, v in wanted.items())]

@@ -155,7 +155,7 @@ def test_both_sides_have_the_same_guesses(root: Path) -> None:
         find_dense([(fine, FINE)], 500, lost=lost, guesses=guesses)
     find_dense([(fine, FINE)], 0, lost=0, guesses="perfect")
     assert claim_of(root, "The larger scale").effect == pytest.approx(4.5)
-    reported = {one.Q: one.measured for one in report_of(root).boxes if one.run and one.table == 9}
+    reported = {one.Q: one.main.measured for one in report_of(root).rows if one.run and one.table == 9}
     assert (reported["384"], reported["256"]) == (0.0, 39.5)
 
 

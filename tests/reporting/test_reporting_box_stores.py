@@ -17,13 +17,13 @@ def test_three_nets_pooled_are_not_the_papers_two(root: Path) -> None:
     first, second, fine = box_run(root, 256), box_run(root, 256, seed=1), box_run(root)
     find_dense([(first, COARSE), (second, COARSE), (fine, BOTH)], 500)
     find_dense([(first, COARSE), (fine, (384, 416))], 510)
-    pooled = [row for row in rows_of(root, 9) if row.measured is not None and row.run]
-    assert [(row.net, row.Q, row.printed, row.measured) for row in pooled] == [
+    pooled = [row for row in rows_of(root, 9) if row.main.measured is not None and row.run]
+    assert [(row.net, row.Q, row.main.printed, row.main.measured) for row in pooled] == [
         ("D + D + D", "256 + 256 + 352, 384", None, 25.0),
         ("D + D", "256 + 384, 416", None, 25.5),
     ]
-    (papers,) = [row for row in rows_of(root, 9) if row.printed == 26.9]
-    assert (papers.verdict, papers.measured) == ("not measured", None)
+    (papers,) = [row for row in rows_of(root, 9) if row.main.printed == 26.9]
+    assert (papers.verdict, papers.main.measured) == ("not measured", None)
 
 
 @pytest.mark.usefixtures("paper_of_2000")
@@ -31,7 +31,12 @@ def test_nets_pooled_in_either_order_are_one_row(root: Path) -> None:
     coarse, fine = box_run(root, 256), box_run(root)
     find_dense([(fine, (384, 352)), (coarse, COARSE)], 538)
     (pooled,) = [row for row in rows_of(root, 9, split="val") if "+" in row.net]
-    assert (pooled.S, pooled.Q, pooled.printed, pooled.measured) == ("256 + 384", "256 + 352, 384", 26.9, 26.9)
+    assert (pooled.S, pooled.Q, pooled.main.printed, pooled.main.measured) == (
+        "256 + 384",
+        "256 + 352, 384",
+        26.9,
+        26.9,
+    )
     find_dense([(coarse, COARSE), (fine, BOTH)], 538)
     assert len([row for row in rows_of(root, 9, split="val") if "+" in row.net]) == 1
 
@@ -43,7 +48,7 @@ def test_pooled_boxes_need_all_their_nets(root: Path) -> None:
     find_dense([(fine, BOTH), (lost, COARSE)], 0)
     (lost.path / "config.yaml").unlink()
     (pooled,) = [row for row in rows_of(root, 9, split="val") if "+" in row.net]
-    assert pooled.measured == 26.9
+    assert pooled.main.measured == 26.9
     assert len(rows_of(root, 9, Q="352, 384")) == 1  # a row of the one net that is left would be wrong
 
 
@@ -54,7 +59,7 @@ def test_two_experiments_have_tables_of_their_own(root: Path) -> None:
         coarse, fine = (box_run(root, S, experiment=experiment) for S in (256, 384))
         find_dense([(coarse, COARSE), (fine, BOTH)], wrong)
     report = report_of(root)
-    pooled = {row.run: (row.group, row.measured) for row in report.boxes if row.table == 9 and row.net == "D + D"}
+    pooled = {row.run: (row.group, row.main.measured) for row in report.rows if row.table == 9 and row.net == "D + D"}
     first, second = (group.id for group in report.groups)
     assert pooled["first:256-PCR-all-0 + first:384-PCR-all-0"] == (first, 25.0)
     assert pooled["second:256-PCR-all-0 + second:384-PCR-all-0"] == (second, 30.0)
@@ -68,7 +73,7 @@ def test_a_copy_of_a_run_is_no_second_net(root: Path) -> None:
     (copy.path / "final.json").write_text(note)
     find_dense([(coarse, COARSE), (fine, BOTH)], 538)
     (pooled,) = [row for row in rows_of(root, 9, split="val") if "+" in row.net]
-    assert (pooled.run, pooled.printed) == ("paper:256-PCR-all-0 + paper:384-PCR-all-0", 26.9)
+    assert (pooled.run, pooled.main.printed) == ("paper:256-PCR-all-0 + paper:384-PCR-all-0", 26.9)
 
 
 @pytest.mark.usefixtures("paper_of_2000")
@@ -78,7 +83,7 @@ def test_of_several_guesses_the_best_are_reported(root: Path) -> None:
     find_dense([(run, FINE)], 400, lost=100, guesses="best")
     find_dense([(run, FINE)], 100, lost=350, guesses="worst")  # of lower localisation error than the best
     (row,) = rows_of(root, 9, Q="384", split="val")
-    assert (row.measured, row.guesses) == (25.0, "best (top-5 error 5.0 %)")
+    assert (row.main.measured, row.guesses) == (25.0, "best (top-5 error 5.0 %)")
 
 
 @pytest.mark.usefixtures("paper_of_2000")
@@ -100,11 +105,11 @@ def test_boxes_of_anything_else_are_not_used(root: Path, other: dict[str, object
     if other.keys() & {"weights", "data"}:
         assert set(run.strangers) >= {file.name for file in strange}
     assert not set(run.strangers) & {file.name for file in own.values()}
-    assert [row.measured for row in rows_of(root, 9, run="paper:384-PCR-all-0")] == [25.0, 25.0]
-    assert [row.measured for row in rows_of(root, 8, run="paper:384-PCR-all-0")] == [None]
+    assert [row.main.measured for row in rows_of(root, 9, run="paper:384-PCR-all-0")] == [25.0, 25.0]
+    assert [row.main.measured for row in rows_of(root, 8, run="paper:384-PCR-all-0")] == [None]
     for file in own.values():
         file.unlink()
-    assert [row.measured for row in rows_of(root, 9, run="paper:384-PCR-all-0")] == [None, None]
+    assert [row.main.measured for row in rows_of(root, 9, run="paper:384-PCR-all-0")] == [None, None]
 
 
 @pytest.mark.usefixtures("paper_of_2000")
@@ -117,7 +122,7 @@ def test_true_boxes_that_came_later_change_nothing(root: Path) -> None:
     with np.load(other) as content:
         changed = dict(content) | {"box": content["box"] + 40}
     np.savez(other, **changed)
-    assert [row.measured for row in rows_of(root, 8, run="paper:384-PCR-all-0")] == [25.0]
+    assert [row.main.measured for row in rows_of(root, 8, run="paper:384-PCR-all-0")] == [25.0]
 
 
 @pytest.mark.usefixtures("paper_of_2000")

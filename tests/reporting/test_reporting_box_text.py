@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from reporting_runs import (
     BOTH,
+    BOX_TABLES,
     COARSE,
     IMAGES,
     box_run,
@@ -18,6 +19,7 @@ from reporting_runs import (
     find_centre,
     find_dense,
     make_run,
+    of_tables,
     report_of,
     rows_of,
     three_seeds,
@@ -28,7 +30,7 @@ from tiny import REPOSITORY
 from vggrepro.paper import facts
 from vggrepro.reporting.finding import find_runs
 from vggrepro.reporting.render import Format, render
-from vggrepro.reporting.report import BoxSpread, Report
+from vggrepro.reporting.report import Report, Spread
 from vggrepro.reporting.tables import build_report
 
 
@@ -41,16 +43,16 @@ def test_several_seeds_have_mean_and_spread(root: Path) -> None:
     find_centre(box_run(root, name="merged-sooner", seed=8, merge_below=0.1), 3)
     report = report_of(root)
     errors = {8: (32.0, 33.0, 35.0), 9: (28.0, 29.0, 31.0)}
-    single, dense_, pooled = report.box_seeds
+    single, dense_, pooled = report.seeds
     for spread, table in ((single, 8), (dense_, 9)):
-        assert isinstance(spread, BoxSpread)
+        assert isinstance(spread, Spread)
         assert (spread.table, spread.net, spread.S, spread.Q, spread.seeds) == (table, "D", "384", "384", 3)
-        assert spread.mean == pytest.approx(statistics.mean(errors[table]))
-        assert spread.spread == pytest.approx(statistics.stdev(errors[table]))
+        assert spread.figures["only"].mean == pytest.approx(statistics.mean(errors[table]))
+        assert spread.figures["only"].spread == pytest.approx(statistics.stdev(errors[table]))
         assert spread.runs == [f"paper:384-PCR-all-{seed}" for seed in range(3)]
     assert (pooled.table, pooled.net, pooled.Q, pooled.seeds) == (9, "D + D", "256 + 352, 384", 3)
-    assert pooled.mean == pytest.approx(statistics.mean((27, 28, 30)))
-    assert pooled.spread == pytest.approx(statistics.stdev((27, 28, 30)))
+    assert pooled.figures["only"].mean == pytest.approx(statistics.mean((27, 28, 30)))
+    assert pooled.figures["only"].spread == pytest.approx(statistics.stdev((27, 28, 30)))
     assert pooled.runs == [f"paper:256-PCR-all-{seed} + paper:384-PCR-all-{seed}" for seed in range(3)]
 
     text = render(report, Format.markdown, "t")
@@ -66,8 +68,8 @@ def test_several_seeds_have_mean_and_spread(root: Path) -> None:
 def test_the_test_set_has_one_row_however_many_seeds_there_are(root: Path) -> None:
     three_seeds(root)
     for table, printed in ((9, [26.7, 25.3]), (10, [25.3, 26.7, 29.9, 34.2])):
-        assert [row.printed for row in rows_of(root, table, split="test")] == printed
-    assert [row.measured for row in rows_of(root, 10) if row.run] == [27.0, 28.0, 30.0]
+        assert [row.main.printed for row in rows_of(root, table, split="test")] == printed
+    assert [row.main.measured for row in rows_of(root, 10) if row.run] == [27.0, 28.0, 30.0]
     for rows in pairwise(rows_of(root, 8, printed=33.1)):
         assert rows[0].run != rows[1].run
 
@@ -82,11 +84,12 @@ def report(root: Path, paper_of_2000: None) -> Report:
 
 def test_tables_of_classes_and_of_boxes_ignore_each_other(root: Path, report: Report) -> None:
     assert {row.run for row in report.rows if row.run and row.table == 3} == {"paper:D-384"}
-    assert not [row for row in report.rows if "PCR" in (row.run or "")]
-    assert not [row for row in report.boxes if "D-384" in (row.run or "")]
-    assert {one.table for one in report.seeds} == set()
+    assert not [row for row in report.rows if "PCR" in (row.run or "") and row.table < 8]
+    assert not [row for row in of_tables(report, BOX_TABLES) if "D-384" in (row.run or "")]
+    assert {one.table for one in report.seeds} == {8, 9}
     alone = build_report([run for run in find_runs([root]) if not run.config.localisation])
-    assert [row.model_dump() for row in alone.rows] == [row.model_dump() for row in report.rows]
+    classes = range(1, 8)
+    assert of_tables(alone, classes) == of_tables(report, classes)
 
 
 def test_json_is_the_reports(report: Report) -> None:
@@ -94,7 +97,7 @@ def test_json_is_the_reports(report: Report) -> None:
     assert Report.model_validate_json(text) == report
     schema = json.loads((REPOSITORY / "vggrepro" / "reporting" / "tables.schema.json").read_text())
     written = json.loads(text)
-    for key, record in (("boxes", "BoxRow"), ("box_seeds", "BoxSpread")):
+    for key, record in (("rows", "Row"), ("seeds", "Spread")):
         declared = schema["$defs"][record]
         assert schema["properties"][key]["items"] == {"$ref": f"#/$defs/{record}"}
         assert written[key]
@@ -105,7 +108,7 @@ def test_json_is_the_reports(report: Report) -> None:
 def test_csv_has_a_cell_for_every_column(report: Report) -> None:
     header, *lines = csv.reader(io.StringIO(render(report, Format.csv, "t")))
     assert {len(line) for line in lines} == {len(header)}
-    assert len(lines) == len(report.rows) + len(report.boxes) + len(report.transfer)
+    assert len(lines) == len(report.rows)
     assert {"printed_top1", "measured_top1", "method", "printed", "measured", "regression", "guesses"} <= set(header)
     assert len(set(header)) == len(header)
     read = [dict(zip(header, line, strict=True)) for line in lines]

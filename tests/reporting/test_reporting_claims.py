@@ -232,7 +232,7 @@ def test_the_start_from_another_net_is_held_against_random_weights(root: Path) -
     # the paper's way stands for net D, and seeds of the two starts are no seeds of one another
     (depth,) = (one for one in report.claims if "D is better than A" in one.claim)
     assert depth.effect == pytest.approx(5.0)
-    means = {tuple(one.runs): one.mean_top1 for one in report.seeds if one.net == "D"}
+    means = {tuple(one.runs): one.figures["top1"].mean for one in report.seeds if one.net == "D"}
     assert means == {
         ("paper:D-0", "paper:D-1"): pytest.approx(25.0),
         ("paper:D-cold-0", "paper:D-cold-1"): pytest.approx(27.2),

@@ -9,7 +9,7 @@ from tiny import REPOSITORY
 
 from vggrepro.errors import UserError
 from vggrepro.paper import facts
-from vggrepro.reporting import localisation, tables
+from vggrepro.reporting import classification, localisation
 from vggrepro.reporting.document import kept_report, renew, update_document
 from vggrepro.reporting.finding import find_runs
 from vggrepro.reporting.keeping import keep
@@ -27,9 +27,23 @@ def is_fresh(document: Path) -> bool:
 def of_the_paper(report: Report) -> set[tuple[object, ...]]:
     """What a report says of the paper itself: its figures and its claims."""
     return {
-        *((row.table, row.net, row.printed_top1, row.printed_top5, row.printed_count) for row in report.rows),
-        *((row.table, row.net, row.regression, row.fine_tune, row.printed) for row in report.boxes if row.printed),
-        *((row.set, row.net, row.boxes, row.printed, row.printed_spread) for row in report.transfer if row.printed),
+        *(
+            (
+                row.table,
+                row.set,
+                row.net,
+                row.regression,
+                row.fine_tune,
+                row.boxes,
+                name,
+                one.printed,
+                row.printed_spread,
+            )
+            for row in report.rows
+            for name, one in row.figures.items()
+            if one.printed is not None
+        ),
+        *((row.table, row.net, row.printed_count) for row in report.rows if row.printed_count),
         *((claim.section, claim.claim) for claim in (*report.claims, *report.transfer_claims)),
     }
 
@@ -81,7 +95,7 @@ def test_other_figures_of_the_paper_make_it_stale(document: Path, monkeypatch: p
     assert is_fresh(document)
     rows = tuple(replace(row, top1=28.6) if row.nets == ("B",) else row for row in facts().table(3))
     corrected = replace(facts(), tables={**facts().tables, 3: rows})
-    monkeypatch.setattr(tables, "facts", lambda: corrected)
+    monkeypatch.setattr(classification, "facts", lambda: corrected)
     assert not is_fresh(document)
 
 

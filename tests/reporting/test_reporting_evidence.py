@@ -68,7 +68,7 @@ def test_evidence_says_what_the_runs_say(runs: Path, tmp_path: Path) -> None:
     keep(find_runs([runs]), tmp_path / "kept", "title")
     kept = build_report(find_runs([tmp_path / "kept"]))
     assert told(kept) == told(stored)
-    assert len([row for row in kept.rows if row.measured_top1 is not None]) > 20
+    assert len([row for row in kept.rows if row.top1.measured is not None]) > 20
     assert {claim.section for claim in kept.claims if claim.n} == {"4.1", "4.2", "4.3", "4.4"}
     assert kept.start_from_parent
     assert kept.dense_over_centre
@@ -228,7 +228,7 @@ def test_committed_evidence_gives_the_committed_tables(folder: Path) -> None:
     kept = (folder / "tables.md").read_text()
     title = kept.splitlines()[0].removeprefix("# ")
     assert render(report, Format.markdown, title, counts=False) == kept
-    assert any(row.measured_top1 is not None for row in report.rows)
+    assert any(row.top1.measured is not None for row in report.rows)
     assert not any(run.git_dirty for group in report.groups for run in group.runs), "made by code that is committed"
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from reporting_runs import (
     BOTH,
+    BOX_TABLES,
     COARSE,
     FINE,
     IMAGES,
@@ -14,6 +15,7 @@ from reporting_runs import (
     box_run,
     find_centre,
     find_dense,
+    of_tables,
     report_of,
     rows_of,
     truth,
@@ -32,8 +34,8 @@ def wilson(wrong: int) -> tuple[float, float]:
 
 
 def test_without_runs_every_printed_figure_stands_there() -> None:
-    rows = build_report([]).boxes
-    assert [(row.table, row.S, row.Q, row.regression, row.fine_tune, row.split, row.printed) for row in rows] == [
+    rows = of_tables(build_report([]), BOX_TABLES)
+    assert [(row.table, row.S, row.Q, row.regression, row.fine_tune, row.split, row.main.printed) for row in rows] == [
         (8, "384", "384", "SCR", "fc", "val", 36.4),
         (8, "384", "384", "PCR", "fc", "val", 34.3),
         (8, "384", "384", "PCR", "all", "val", 33.1),
@@ -57,7 +59,7 @@ def test_without_runs_every_printed_figure_stands_there() -> None:
     for row in rows:
         foreign = row.table == 10 and "VGG" not in row.net
         assert row.verdict == ("cannot be measured" if row.split == "test" or foreign else "not measured")
-        assert (row.measured, row.difference, row.interval, row.run) == (None, None, None, None)
+        assert (row.main.measured, row.main.difference, row.main.interval, row.run) == (None, None, None, None)
     assert {row.note for row in rows if row.verdict == "not measured"} == {
         "no run of this recipe",
         "no pooled boxes; see `vggrepro localise`",
@@ -72,14 +74,14 @@ def test_a_known_answer_of_table_8(root: Path) -> None:
     find_centre(box_run(root), 800)  # 40 % and not 33.1
     scr, near, far = rows_of(root, 8, S="384", split="val")
     assert (scr.regression, scr.fine_tune, scr.Q, scr.run) == ("SCR", "fc", "384", "paper:384-SCR-fc-0")
-    assert (scr.measured, scr.printed, scr.n, scr.verdict, scr.note) == (36.4, 36.4, IMAGES, "agrees", "")
-    assert scr.difference == pytest.approx(0)
+    assert (scr.main.measured, scr.main.printed, scr.n, scr.verdict, scr.note) == (36.4, 36.4, IMAGES, "agrees", "")
+    assert scr.main.difference == pytest.approx(0)
     # 1.96 * sqrt(0.343 * 0.657 / 50000 + 0.358 * 0.642 / 2000) + 0.05 is about 2.2 points
-    assert (near.difference, near.verdict, near.departures) == (pytest.approx(1.5), "agrees", 1)
-    assert (far.difference, far.verdict, far.note) == (pytest.approx(6.9), "differs", "higher")
+    assert (near.main.difference, near.verdict, near.departures) == (pytest.approx(1.5), "agrees", 1)
+    assert (far.main.difference, far.verdict, far.note) == (pytest.approx(6.9), "differs", "higher")
     for row, wrong in ((scr, 728), (near, 716), (far, 800)):
-        assert row.measured == pytest.approx(100 * wrong / IMAGES)
-        assert row.interval == wilson(wrong)
+        assert row.main.measured == pytest.approx(100 * wrong / IMAGES)
+        assert row.main.interval == wilson(wrong)
         assert row.guesses is None
 
 
@@ -91,23 +93,23 @@ def test_a_known_answer_of_tables_9_and_10(root: Path) -> None:
     find_dense([(fine, BOTH)], 350, lost=200)  # 27.5, as printed
     find_dense([(coarse, COARSE), (fine, BOTH)], 340, lost=200)  # 27 beside 26.9
     one, single, several, pooled = rows_of(root, 9, regression="PCR", split="val")
-    assert (one.S, one.Q, one.measured, one.verdict) == ("256", "256", 29.5, "agrees")
-    assert (single.Q, single.measured, single.verdict, single.note) == ("384", 25.0, "differs", "lower")
-    assert single.difference == pytest.approx(-3.2)
-    assert (several.Q, several.measured, several.printed) == ("352, 384", 27.5, 27.5)
-    assert (pooled.S, pooled.Q, pooled.measured) == ("256 + 384", "256 + 352, 384", 27.0)
+    assert (one.S, one.Q, one.main.measured, one.verdict) == ("256", "256", 29.5, "agrees")
+    assert (single.Q, single.main.measured, single.verdict, single.note) == ("384", 25.0, "differs", "lower")
+    assert single.main.difference == pytest.approx(-3.2)
+    assert (several.Q, several.main.measured, several.main.printed) == ("352, 384", 27.5, 27.5)
+    assert (pooled.S, pooled.Q, pooled.main.measured) == ("256 + 384", "256 + 352, 384", 27.0)
     assert (pooled.net, pooled.run) == ("D + D", "paper:256-PCR-all-0 + paper:384-PCR-all-0")
     for row, wrong in ((one, 590), (single, 500), (several, 550), (pooled, 540)):
-        assert row.interval == wilson(wrong)
+        assert row.main.interval == wilson(wrong)
         assert row.guesses == "parent (top-5 error 10.0 %)"
     test_set = rows_of(root, 9, split="test")
-    assert [(row.printed, row.verdict, row.measured) for row in test_set] == [
+    assert [(row.main.printed, row.verdict, row.main.measured) for row in test_set] == [
         (26.7, "cannot be measured", None),
         (25.3, "cannot be measured", None),
     ]
     ours, test, *others = rows_of(root, 10)
     assert ours == pooled.model_copy(update={"table": 10, "net": "VGG: D + D"})
-    assert (test.printed, test.split, test.net) == (25.3, "test", "VGG: D + D")
+    assert (test.main.printed, test.split, test.net) == (25.3, "test", "VGG: D + D")
     assert {row.verdict for row in others} == {"cannot be measured"}
 
 
@@ -117,7 +119,7 @@ def test_a_guess_of_a_wrong_class_fails_whatever_its_box(root: Path) -> None:
     run = box_run(root)
     find_dense([(run, FINE)], 0, lost=123)
     (row,) = rows_of(root, 9, Q="384", split="val")
-    assert row.measured == pytest.approx(100 * 123 / IMAGES)
+    assert row.main.measured == pytest.approx(100 * 123 / IMAGES)
 
 
 @pytest.mark.parametrize("wrong", [0, IMAGES])
@@ -125,7 +127,7 @@ def test_a_guess_of_a_wrong_class_fails_whatever_its_box(root: Path) -> None:
 def test_all_right_and_all_wrong(root: Path, wrong: int) -> None:
     find_centre(box_run(root), wrong)
     (row,) = rows_of(root, 8, run="paper:384-PCR-all-0")
-    assert (row.measured, row.interval) == (100 * wrong / IMAGES, wilson(wrong))
+    assert (row.main.measured, row.main.interval) == (100 * wrong / IMAGES, wilson(wrong))
 
 
 def test_another_geometry_is_not_held_against_the_paper(root: Path) -> None:
@@ -138,9 +140,9 @@ def test_another_geometry_is_not_held_against_the_paper(root: Path) -> None:
     find_dense([(fine, (50, 55))], 570)
     find_dense([(fine, (50, 55)), (coarse, (37,))], 560)
     told = [
-        (row.table, row.S, row.Q, row.printed, row.measured, row.difference, row.verdict, row.note)
-        for row in report_of(root).boxes
-        if row.run and row.table < 10 and row.printed
+        (row.table, row.S, row.Q, row.main.printed, row.main.measured, row.main.difference, row.verdict, row.note)
+        for row in of_tables(report_of(root), BOX_TABLES)
+        if row.run and row.table < 10 and row.main.printed
     ]
     other = (None, "not comparable", "another data set or geometry than the paper's")
     assert told == [
@@ -163,7 +165,7 @@ def test_images_without_a_box_make_it_another_test(root: Path, monkeypatch: pyte
     run = box_run(root, images=IMAGES + 10)
     find_centre(run, 662)
     (row,) = rows_of(root, 8, run="paper:384-PCR-all-0")
-    assert (row.measured, row.n, row.difference, row.verdict) == (33.1, IMAGES, None, "not comparable")
+    assert (row.main.measured, row.n, row.main.difference, row.verdict) == (33.1, IMAGES, None, "not comparable")
     assert row.note == "10 of 2,010 validation images have no box"
     described = json.loads((run.path / "dataset.json").read_text())
     (run.path / "dataset.json").write_text(json.dumps(described | {"rejected_splits": {"val": 10}}))
@@ -175,7 +177,7 @@ def test_one_q_is_no_row_of_several(root: Path) -> None:
     """In another geometry a run may be tested at one Q only: 27.5 % is of two."""
     run = box_run(root, 55, crop=32, single_Q=(64,), multi_Q=(64,))
     find_dense([(run, (64,))], 100)
-    measured = {row.printed: row.measured for row in rows_of(root, 9, split="val")}
+    measured = {row.main.printed: row.main.measured for row in rows_of(root, 9, split="val")}
     assert (measured[28.2], measured[27.5]) == (5.0, None)
     (claim,) = [one for one in report_of(root).claims if one.claim.startswith("Two test scales are better")]
     assert (claim.verdict, claim.note) == ("not measured", "both sides are tested at the same Q")
@@ -188,7 +190,11 @@ def test_the_papers_rows_are_of_the_papers_q(root: Path) -> None:
         find_dense([(run, (side,))], 500 + side, guesses=f"at {side}")
         find_centre(run, 600 + side, Q=side)
     find_dense([(run, (384, 416))], 500)
-    measured = {(row.table, row.Q): (row.printed, row.measured) for row in report_of(root).boxes if row.run}
+    measured = {
+        (row.table, row.Q): (row.main.printed, row.main.measured)
+        for row in of_tables(report_of(root), BOX_TABLES)
+        if row.run
+    }
     assert measured == {
         (8, "384"): (33.1, 49.2), (8, "416"): (None, 50.8),
         (9, "384"): (28.2, 44.2), (9, "416"): (None, 45.8),
@@ -202,7 +208,7 @@ def test_what_lacks_is_said_with_the_command_that_mends_it(root: Path) -> None:
     half, untested = box_run(root), box_run(root, regression="SCR", fine_tune="fc")
     (untested.path / "final.json").unlink()
     find_dense([(half, FINE)], 500)
-    rows = [row for row in report_of(root).boxes if row.split == "val"]
+    rows = [row for row in of_tables(report_of(root), BOX_TABLES) if row.split == "val"]
     notes = {(row.table, row.run, row.Q): (row.verdict, row.note) for row in rows}
     assert notes[9, "paper:256-PCR-all-0", "256"] == ("not measured", "paper:256-PCR-all-0 is at step 100 of 370,000")
     assert notes[9, "paper:384-PCR-all-0", "352, 384"] == (
@@ -239,8 +245,8 @@ def test_nets_that_the_paper_has_no_row_of_stand_below_its_rows(root: Path) -> N
         find_centre(run, 500)
         find_dense([(run, run.config.single_Q)], 400)
     find_dense([(scr, FINE), (other_net, FINE)], 300)
-    rows = report_of(root).boxes
-    own = [(row.table, row.net, row.Q, row.regression, row.run) for row in rows if row.run and row.printed is None]
+    rows = of_tables(report_of(root), BOX_TABLES)
+    own = [(row.table, row.net, row.Q, row.regression, row.run) for row in rows if row.run and row.main.printed is None]
     assert own == [
         (8, "D", "256", "PCR", "paper:256-PCR-all-0"),
         (8, "D", "384", "SCR", "paper:384-SCR-all-0"),
@@ -252,9 +258,9 @@ def test_nets_that_the_paper_has_no_row_of_stand_below_its_rows(root: Path) -> N
         (9, "D + E", "384 + 384", "SCR + PCR", "paper:384-SCR-all-0 + paper:E-boxes"),
     ]
     for row in rows:
-        if row.run and row.printed is None and row.measured is not None:
-            assert (row.verdict, row.note, row.difference) == ("not comparable", "the paper has no such row", None)
-    assert {row.measured for row in rows if row.table == 10} == {None}  # two other nets pooled are not the paper's
+        if row.run and row.main.printed is None and row.main.measured is not None:
+            assert (row.verdict, row.note, row.main.difference) == ("not comparable", "the paper has no such row", None)
+    assert {row.main.measured for row in rows if row.table == 10} == {None}  # two other nets pooled are not the paper's
     text = render(report_of(root), Format.markdown, "t")
     assert "- paper:384-SCR-all-0: the paper has no such row\n" in text
 
@@ -272,9 +278,9 @@ def test_boxes_that_know_nothing_are_the_yardstick(root: Path) -> None:
         shared = max(0, min(end, x2) - max(left, x)) * max(0, min(bottom, y2) - max(top, y))
         right[image] = shared / ((end - left) * (bottom - top) + (x2 - x) * (y2 - y) - shared) > 0.5
     found = {
-        (row.table, row.net, row.guesses): (row.measured, row.n, row.verdict, row.note)
-        for row in report_of(root).boxes
-        if row.table < 10 and row.measured is not None and not row.run
+        (row.table, row.net, row.guesses): (row.main.measured, row.n, row.verdict, row.note)
+        for row in of_tables(report_of(root), BOX_TABLES)
+        if row.table < 10 and row.main.measured is not None and not row.run
     }
     told = (IMAGES, "not comparable", "a yardstick")
     percent = 100 / IMAGES

@@ -34,7 +34,7 @@ def test_without_runs_every_printed_figure_stands_there_and_nothing_is_measured(
     report = build_report([])
     for table in (3, 4, 5, 6):
         shown = [
-            (row.printed_top1, row.printed_top5) for row in report.rows if row.table == table and row.split == "val"
+            (row.top1.printed, row.top5.printed) for row in report.rows if row.table == table and row.split == "val"
         ]
         assert sorted(shown) == sorted((row.top1, row.top5) for row in facts().table(table))
     assert {row.verdict for row in report.rows if row.table > 2} == {"not measured", "cannot be measured"}
@@ -42,7 +42,7 @@ def test_without_runs_every_printed_figure_stands_there_and_nothing_is_measured(
     printed = {(row.net, row.printed_count) for row in report.rows if row.table == 2}
     assert printed == set(facts().parameters_printed_millions.items())
     test_set = [
-        (row.table, row.printed_top5, row.verdict) for row in report.rows if row.split == "test" and row.table < 7
+        (row.table, row.top5.printed, row.verdict) for row in report.rows if row.split == "test" and row.table < 7
     ]
     assert test_set == [(4, 7.3, "cannot be measured")] + [(6, top5, "cannot be measured") for top5 in (7.3, 7.0, 6.8)]
     table7 = [row for row in report.rows if row.table == 7]
@@ -56,14 +56,14 @@ def test_a_known_answer(root: Path) -> None:
     make_run(root, "E", posteriors=dense(256, wrong1=700, wrong5=180))  # 35 % instead of 27.3, and 9.0
     (A,), (E,) = rows_of(root, 3, net="A"), rows_of(root, 3, net="E", S="256")
 
-    assert (A.measured_top1, A.measured_top5, A.n, A.verdict) == (29.6, 10.4, IMAGES, "agrees")
-    assert A.difference_top1 == pytest.approx(0)
+    assert (A.top1.measured, A.top5.measured, A.n, A.verdict) == (29.6, 10.4, IMAGES, "agrees")
+    assert A.top1.difference == pytest.approx(0)
     for row, wrong1, wrong5 in ((A, 592, 208), (E, 700, 180)):
-        for interval, wrong in ((row.interval_top1, wrong1), (row.interval_top5, wrong5)):
+        for interval, wrong in ((row.top1.interval, wrong1), (row.top5.interval, wrong5)):
             exact = binomtest(wrong, IMAGES).proportion_ci(method="wilson")
             assert interval == pytest.approx((100 * exact.low, 100 * exact.high))
     assert (E.verdict, E.note, E.run) == ("differs", "top-1 higher", "paper:E-256")
-    assert E.difference_top1 == pytest.approx(7.7)
+    assert E.top1.difference == pytest.approx(7.7)
     assert rows_of(root, 3, net="B")[0].verdict == "not measured"
 
 
@@ -73,8 +73,8 @@ def test_a_difference_within_both_sampling_errors_agrees(root: Path) -> None:
     make_run(root, "A", posteriors=dense(256, wrong1=592 + 40, wrong5=208))
     make_run(root, "A-LRN", posteriors=dense(256, wrong1=594 + 46, wrong5=210))
     (near,), (far,) = rows_of(root, 3, net="A"), rows_of(root, 3, net="A-LRN")
-    assert (near.difference_top1, near.verdict) == (pytest.approx(2.0), "agrees")
-    assert (far.difference_top1, far.verdict) == (pytest.approx(2.3), "differs")
+    assert (near.top1.difference, near.verdict) == (pytest.approx(2.0), "agrees")
+    assert (far.top1.difference, far.verdict) == (pytest.approx(2.3), "differs")
 
 
 @pytest.mark.usefixtures("paper_of_2000")
@@ -82,8 +82,8 @@ def test_several_q_are_averaged_before_the_error_is_taken(root: Path) -> None:
     # At each Q other images are wrong, with less certainty than the two other Q are right.
     sets = {("dense", Q): posteriors_with(300, 0, first=at) for Q, at in ((224, 0), (256, 300), (288, 600))}
     make_run(root, "D", posteriors=sets)
-    assert rows_of(root, 3, net="D", S="256")[0].measured_top1 == 15.0
-    assert rows_of(root, 4, net="D", S="256")[0].measured_top1 == 0.0
+    assert rows_of(root, 3, net="D", S="256")[0].top1.measured == 15.0
+    assert rows_of(root, 4, net="D", S="256")[0].top1.measured == 0.0
 
 
 @pytest.mark.usefixtures("paper_of_2000")
@@ -93,22 +93,22 @@ def test_table_5_and_6_and_7_follow_from_the_same_posteriors(root: Path) -> None
         posteriors = dense(*scales, wrong1=500, wrong5=100, first=first)
         posteriors |= {("multicrop", Q): posteriors_with(460, 80, first) for Q in scales}
         make_run(root, net, (256, 512), posteriors=posteriors)
-    table5 = {(row.net, row.method): row.measured_top1 for row in rows_of(root, 5)}
+    table5 = {(row.net, row.method): row.top1.measured for row in rows_of(root, 5)}
     assert table5 == {
         ("D", "dense"): 25.0, ("D", "multicrop"): 23.0, ("D", "both"): 23.0,
         ("E", "dense"): 25.0, ("E", "multicrop"): 23.0, ("E", "both"): 23.0,
     }  # fmt: skip
     # wrong together: images 250 to 499; alone, the other net's certainty outweighs
     fused = {row.method: row for row in rows_of(root, 6, net="D + E", split="val")}
-    assert fused["dense"].measured_top1 == 12.5
+    assert fused["dense"].top1.measured == 12.5
     assert fused["dense"].run == "paper:D-256-512 + paper:E-256-512"
-    assert fused["multicrop"].measured_top1 == 100 * 210 / IMAGES
+    assert fused["multicrop"].top1.measured == 100 * 210 / IMAGES
     (seven,) = [row for row in rows_of(root, 6, split="val") if row.net.count("+") == 6]
     assert seven.verdict == "not measured"
     assert "D at S = 256" in seven.note
-    measured7 = {row.net.partition(":")[0]: row.measured_top1 for row in rows_of(root, 7, split="val") if row.run}
+    measured7 = {row.net.partition(":")[0]: row.top1.measured for row in rows_of(root, 7, split="val") if row.run}
     assert measured7 == {
-        "VGG, 2 nets, multi-crop and dense": fused["both"].measured_top1,
+        "VGG, 2 nets, multi-crop and dense": fused["both"].top1.measured,
         "VGG, 1 net, multi-crop and dense": 23.0,
     }
 
@@ -158,7 +158,7 @@ def test_runs_of_another_index_stand_apart(root: Path) -> None:
     assert [run.name for run in first.runs] == ["paper:A-256"]
     assert [run.name for run in second.runs] == ["paper:D-256"]
     for group, net in ((first, "A"), (second, "D")):
-        assert {row.net for row in report.rows if row.group == group.id and row.measured_top1 is not None} == {net}
+        assert {row.net for row in report.rows if row.group == group.id and row.top1.measured is not None} == {net}
     claims = [claim for claim in report.claims if claim.claim.endswith("D is better than A")]
     assert {claim.verdict for claim in claims} == {"not measured"}  # never a test across data sets
     text = render(report, Format.markdown, "t")
@@ -172,7 +172,7 @@ def test_posteriors_of_another_net_or_index_are_named_and_not_used(root: Path) -
     for weights, data in (("0" * 64, "f" * 64), (run.read_json("final.json")["weights"], "e" * 64)):
         PosteriorsKey(weights, data, "dense", 256, True).save(run, Posteriors(posteriors_with(0, 0), labels()))
     report = build_report(find_runs([root]))
-    assert [row.measured_top1 for row in report.rows if row.run and row.table == 3] == [29.6]
+    assert [row.top1.measured for row in report.rows if row.run and row.table == 3] == [29.6]
     assert len(report.groups[0].runs[0].unused) == 2
     assert "used nowhere above" in render(report, Format.markdown, "t")
 
@@ -191,9 +191,9 @@ def test_another_data_set_is_not_held_against_the_paper(root: Path) -> None:
     make_run(root, "A", posteriors=dense(224, 256, 288, wrong1=592, wrong5=208))
     make_run(root, "mine", layers=(("conv3-8",),) * 5, posteriors=dense(224, 256, 288, wrong1=100, wrong5=10))
     (A,) = rows_of(root, 3, net="A")
-    assert (A.measured_top1, A.printed_top1, A.difference_top1, A.verdict) == (29.6, 29.6, None, "not comparable")
+    assert (A.top1.measured, A.top1.printed, A.top1.difference, A.verdict) == (29.6, 29.6, None, "not comparable")
     (mine,) = rows_of(root, 3, net="mine")
-    assert (mine.printed_top1, mine.verdict, mine.note) == (None, "not comparable", "the paper has no such row")
+    assert (mine.top1.printed, mine.verdict, mine.note) == (None, "not comparable", "the paper has no such row")
     assert rows_of(root, 4, net="A")[0].note == "the paper has no such row"
     text = render(build_report(find_runs([root])), Format.markdown, "t")
     assert "not measured" not in text.partition("### The paper's claims")[0]  # its rows without runs take one line
@@ -237,8 +237,8 @@ def test_several_seeds_have_mean_and_spread(root: Path) -> None:
     report = build_report(find_runs([root]))
     (spread,) = [one for one in report.seeds if one.table == 3]
     assert (spread.seeds, spread.runs) == (3, ["paper:A-0", "paper:A-1", "paper:A-2"])
-    assert spread.mean_top1 == pytest.approx(statistics.mean((29.0, 29.6, 30.5)))
-    assert spread.spread_top1 == pytest.approx(statistics.stdev((29.0, 29.6, 30.5)))
+    assert spread.figures["top1"].mean == pytest.approx(statistics.mean((29.0, 29.6, 30.5)))
+    assert spread.figures["top1"].spread == pytest.approx(statistics.stdev((29.0, 29.6, 30.5)))
     mean, sd = statistics.mean((29.0, 29.6, 30.5)), statistics.stdev((29.0, 29.6, 30.5))
     text = render(report, Format.markdown, "t")
     assert f"| A | 256 | 256 | dense | 3 | 29.6 | **{mean:.2f}** | {sd:.2f} | 10.4 | 10.00 | 0.00 | paper:A-0, " in text
@@ -290,10 +290,13 @@ def test_fused_nets_are_fused_seed_by_seed(root: Path) -> None:
     fused = [row for row in report.rows if (row.table, row.net, row.method, row.split) == (6, "D + E", "dense", "val")]
     assert [row.run for row in fused] == ["paper:D-0 + paper:E-0", "paper:D-1 + paper:E-1"]
     (spread,) = [one for one in report.seeds if one.table == 6]
-    measured = [row.measured_top1 for row in fused]
+    measured = [row.top1.measured for row in fused]
     assert (spread.seeds, spread.net) == (2, "D + E")
-    assert (spread.mean_top1, spread.spread_top1) == (statistics.mean(measured), statistics.stdev(measured))
-    assert spread.spread_top1 > 0
+    assert (spread.figures["top1"].mean, spread.figures["top1"].spread) == (
+        statistics.mean(measured),
+        statistics.stdev(measured),
+    )
+    assert spread.figures["top1"].spread > 0
 
 
 @pytest.mark.usefixtures("paper_of_2000")
@@ -336,7 +339,7 @@ def test_json_is_the_reports_and_its_schema_is_kept(report: Report) -> None:
 
 def test_csv_has_every_row(report: Report) -> None:
     read = list(csv.DictReader(io.StringIO(render(report, Format.csv, "t"))))
-    assert len(read) == len(report.rows) + len(report.boxes) + len(report.transfer)
+    assert len(read) == len(report.rows)
     (A,) = [row for row in read if (row["table"], row["net"]) == ("3", "A")]
     assert (A["measured_top1"], A["verdict"]) == ("29.6", "agrees")
 

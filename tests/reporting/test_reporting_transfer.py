@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from reporting_runs import make_run, report_of
+from reporting_runs import SCORE_TABLES, make_run, of_tables, report_of, value_of
 from tiny import REPOSITORY
 
 from vggrepro.errors import UserError
@@ -21,7 +21,7 @@ from vggrepro.paper import facts, value
 from vggrepro.reporting.claims import Claim
 from vggrepro.reporting.finding import find_runs
 from vggrepro.reporting.render import Format, render
-from vggrepro.reporting.report import TransferRow
+from vggrepro.reporting.report import Row
 from vggrepro.reporting.tables import build_report
 from vggrepro.storage.directory import RunDirectory
 
@@ -80,11 +80,11 @@ def keep(
     return protocol
 
 
-def row_of(root: Path, net: str, name: str = "caltech101", **sought: Any) -> TransferRow:
+def row_of(root: Path, net: str, name: str = "caltech101", **sought: Any) -> Row:
     (found,) = [
         row
-        for row in report_of(root).transfer
-        if (row.set, row.net) == (name, net) and all(getattr(row, key) == one for key, one in sought.items())
+        for row in of_tables(report_of(root), SCORE_TABLES)
+        if (row.set, row.net) == (name, net) and all(value_of(row, key) == one for key, one in sought.items())
     ]
     return found
 
@@ -96,11 +96,13 @@ def claim_of(root: Path, words: str) -> Claim:
 
 def test_without_runs_the_papers_figures_stand_alone(root: Path) -> None:
     report = build_report([])
-    printed = [(row.set, row.net, row.printed, row.printed_spread) for row in report.transfer]
+    printed = [(row.set, row.net, row.main.printed, row.printed_spread) for row in of_tables(report, SCORE_TABLES)]
     assert len(printed) == len(facts().transfer_figures) == 30
     assert ("caltech101", "D + E", 92.7, 0.5) in printed
-    assert {row.verdict for row in report.transfer} == {"not measured", "cannot be measured"}
-    assert [row.table for row in report.transfer] == sorted(row.table for row in report.transfer)
+    assert {row.verdict for row in of_tables(report, SCORE_TABLES)} == {"not measured", "cannot be measured"}
+    assert [row.table for row in of_tables(report, SCORE_TABLES)] == sorted(
+        row.table for row in of_tables(report, SCORE_TABLES)
+    )
     assert {claim.verdict for claim in report.transfer_claims} == {"not measured"}
     told = {claim.claim for claim in report.transfer_claims}
     assert len(told) == len(report.transfer_claims)
@@ -119,12 +121,12 @@ def test_a_figure_with_a_spread(root: Path, wrong: tuple[int, ...], verdict: str
     keep([net_run(root, "D")], wrong)
     row = row_of(root, "D")
     figures = [100 - 100 * number / 1020 for number in wrong]
-    assert row.measured == pytest.approx(np.mean(figures), abs=0.05)  # classes have equally many samples
+    assert row.main.measured == pytest.approx(np.mean(figures), abs=0.05)  # classes have equally many samples
     assert row.spread == pytest.approx(np.std(figures, ddof=1), abs=0.05)
-    assert (row.printed, row.printed_spread, row.verdict, row.note) == (91.8, 1.0, verdict, note)
-    assert row.difference == pytest.approx(row.measured - 91.8)  # type: ignore[operator]
-    assert row.interval is not None
-    assert row.interval[0] < row.measured < row.interval[1]  # type: ignore[operator]
+    assert (row.main.printed, row.printed_spread, row.verdict, row.note) == (91.8, 1.0, verdict, note)
+    assert row.main.difference == pytest.approx(row.main.measured - 91.8)  # type: ignore[operator]
+    assert row.main.interval is not None
+    assert row.main.interval[0] < row.main.measured < row.main.interval[1]  # type: ignore[operator]
     assert (row.splits, row.C, row.classes, row.train, row.n) == (3, [1.0] * 3, 102, 5, 1020)
     assert (row.table, row.layer, row.Q, row.combine) == (11, "fc7", "256, 384, 512", "stack")
     assert (row.run, row.departures) == ("paper:D-jitter", 0)
@@ -136,8 +138,8 @@ def test_what_the_papers_figure_is_not_about(root: Path) -> None:
     keep([run], (84, 83, 85), Q=(256,))
     keep([run], (84, 83, 85), flip=False)
     keep([run], (84, 83, 85), drawing=CALTECH | {"train_per_class": 15})
-    rows = [row for row in report_of(root).transfer if row.run]
-    assert {(row.verdict, row.printed, row.difference) for row in rows} == {("not comparable", None, None)}
+    rows = [row for row in of_tables(report_of(root), SCORE_TABLES) if row.run]
+    assert {(row.verdict, row.main.printed, row.main.difference) for row in rows} == {("not comparable", None, None)}
     assert len(rows) == 4
     assert row_of(root, "D", run=None).verdict == "not measured"
 
@@ -152,7 +154,7 @@ def test_what_the_papers_figure_is_not_about(root: Path) -> None:
 def test_a_part_of_a_data_set_is_no_yardstick(root: Path, changed: dict[str, Any], said: str) -> None:
     keep([net_run(root, "D")], (84, 83, 85), **changed)
     row = row_of(root, "D")
-    assert (row.verdict, row.printed, row.difference) == ("not comparable", 91.8, None)
+    assert (row.verdict, row.main.printed, row.main.difference) == ("not comparable", 91.8, None)
     assert said in row.note
     assert "(91.8 +- 1.0)" in render(report_of(root), Format.markdown, "t")
 
@@ -168,7 +170,7 @@ def test_voc_2012_is_measured_on_val(root: Path) -> None:
     run = net_run(root, "D")
     keep([run], (100,), name="voc2012", Q=FIVE, combine="average", classes=20, images=11540)
     row = row_of(root, "D", "voc2012")
-    assert (row.verdict, row.printed) == ("not comparable", 89.0)
+    assert (row.verdict, row.main.printed) == ("not comparable", 89.0)
     assert "--submission" in row.note
 
 
@@ -177,7 +179,7 @@ def test_voc_2007_by_its_interval(root: Path) -> None:
     kept = {"name": "voc2007", "Q": FIVE, "combine": "average", "classes": 20, "images": 9963, "each": 40}
     keep([run], (0,), **kept)  # type: ignore[arg-type]
     row = row_of(root, "D", "voc2007")
-    assert (row.measured, row.spread, row.verdict, row.note) == (100.0, None, "differs", "higher")
+    assert (row.main.measured, row.spread, row.verdict, row.note) == (100.0, None, "differs", "higher")
     assert row.measure == "mAP11"
 
 
@@ -185,7 +187,7 @@ def test_two_nets_stacked(root: Path) -> None:
     one, other = net_run(root, "D"), net_run(root, "E")
     keep([one, other], (70, 71, 72))
     row = row_of(root, "D + E")
-    assert (row.run, row.printed, row.verdict) == ("paper:D-jitter + paper:E-jitter", 92.7, "agrees")
+    assert (row.run, row.main.printed, row.verdict) == ("paper:D-jitter + paper:E-jitter", 92.7, "agrees")
 
 
 def test_a_net_that_was_trained_again_has_no_figures(root: Path) -> None:
@@ -194,7 +196,7 @@ def test_a_net_that_was_trained_again_has_no_figures(root: Path) -> None:
     keep([run, other], (84, 83, 85))
     other.write_json("final.json", {"weights": "1" * 64, "step": 1})
     assert row_of(root, "D + E").verdict == "not measured"
-    assert row_of(root, "D").measured is not None
+    assert row_of(root, "D").main.measured is not None
     run.write_json("final.json", {"weights": "2" * 64, "step": 1})
     assert row_of(root, "D").verdict == "not measured"
 
@@ -202,7 +204,7 @@ def test_a_net_that_was_trained_again_has_no_figures(root: Path) -> None:
 def test_a_folder_of_ones_own(root: Path) -> None:
     keep([make_run(root, "D", S=value("jitter"))], (84, 83, 85), name="mine")
     row = row_of(root, "D", "mine")
-    assert (row.table, row.verdict, row.printed) == (11, "not comparable", None)
+    assert (row.table, row.verdict, row.main.printed) == (11, "not comparable", None)
     text = render(report_of(root), Format.markdown, "t")
     assert "| mine | mean class recall | D | fc7 |" in text
     assert "Zeiler" not in text  # the paper's figures are of other data and nets
@@ -262,8 +264,8 @@ def test_box_and_image(root: Path) -> None:
     keep(nets, (50,), boxes=True, **kept)
     claim = claim_of(root, "voc2012_action: the person's box")
     assert claim.verdict == "supported"
-    rows = [row for row in report_of(root).transfer if row.table == 12 and row.run]
-    assert [(row.boxes, row.printed, row.verdict) for row in rows] == [
+    rows = [row for row in of_tables(report_of(root), SCORE_TABLES) if row.table == 12 and row.run]
+    assert [(row.boxes, row.main.printed, row.verdict) for row in rows] == [
         (False, 79.2, "not comparable"),
         (True, 84.0, "not comparable"),
     ]
@@ -300,7 +302,7 @@ def test_every_format_has_them(root: Path, form: Format) -> None:
         assert [row["printed"] for row in rows] == ["91.8"]
     if form is Format.json:
         schema = json.loads((REPOSITORY / "vggrepro" / "reporting" / "tables.schema.json").read_text())
-        assert set(json.loads(text)["transfer"][0]) <= set(schema["$defs"]["TransferRow"]["properties"])
+        assert set(json.loads(text)["rows"][-1]) <= set(schema["$defs"]["Row"]["properties"])
 
 
 def test_features_and_tests_of_another_net_are_named_and_not_used(root: Path) -> None:

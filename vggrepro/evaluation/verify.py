@@ -6,7 +6,7 @@ from typing import Any
 
 from vggrepro.evaluation.measure import Scored, fuse
 from vggrepro.evaluation.significance import AgainstPrinted
-from vggrepro.paper import Row, facts, value
+from vggrepro.paper import PrintedErrors, facts, value
 
 READINGS = {
     "dense": "scores averaged before the softmax, pooling rounds down",
@@ -21,7 +21,7 @@ Scores = Callable[[str, tuple[int, ...]], Scored]
 """A net's posteriors by method and Q."""
 
 
-def rows_of(nets: Mapping[str, Scores]) -> list[Row]:
+def rows_of(nets: Mapping[str, Scores]) -> list[PrintedErrors]:
     """The rows of Tables 3-6 that nets trained with scale jitter determine, of those given."""
     return [
         row
@@ -47,7 +47,7 @@ def verify(nets: Mapping[str, Scores]) -> dict[str, Any]:
     }
 
 
-def _measured(row: Row, nets: Mapping[str, Scores], method: str) -> dict[str, Any]:
+def _measured(row: PrintedErrors, nets: Mapping[str, Scores], method: str) -> dict[str, Any]:
     result = fuse([nets[member.net](method, member.Q) for member in row.members]).measured
     found: dict[str, Any] = {"table": row.table, "net": " + ".join(row.nets), "Q": list(result.Q), "method": method}
     for key, error, printed in (("top1", result.top1, row.top1), ("top5", result.top5, row.top5)):
@@ -62,7 +62,7 @@ def _measured(row: Row, nets: Mapping[str, Scores], method: str) -> dict[str, An
     return found
 
 
-def _readings(rows: list[Row], nets: Mapping[str, Scores]) -> list[dict[str, Any]]:
+def _readings(rows: list[PrintedErrors], nets: Mapping[str, Scores]) -> list[dict[str, Any]]:
     found = []
     for method, what in READINGS.items():
         measured = [_measured(replace(row, method="dense"), nets, method) for row in rows]

@@ -3,14 +3,15 @@
 The figures themselves are in ``facts.yaml``; this module only gives them types. It imports neither torch nor numpy.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 
+T = TypeVar("T")
 Method = Literal["dense", "multicrop", "both"]
 Measure = Literal["mAP11", "mAP", "recall"]
 """Mean average precision by 11 points (VOC 2007) or by area (VOC 2012), or mean class recall."""
@@ -47,19 +48,11 @@ class TestedNet:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of Tables 3-6 (Sections 4.1-4.4): errors in per cent on the validation set.
-
-    ``top5_test`` is the test set's, where the paper prints it.
-    ``members`` holds one net in Tables 3-5 and the fused nets in Table 6.
-    """
+class PrintedRow:
+    """One row of a table that our nets stand in; ``members`` are several where they are fused or pooled."""
 
     table: int
     members: tuple[TestedNet, ...]
-    method: Method
-    top1: float
-    top5: float
-    top5_test: float | None
 
     @property
     def nets(self) -> tuple[str, ...]:
@@ -80,38 +73,42 @@ class Row:
 
 
 @dataclass(frozen=True)
-class PublishedResult:
-    """One row of Table 7 (Section 4.5): errors in per cent, None where the paper prints none."""
+class PrintedErrors(PrintedRow):
+    """Of Tables 3-6 (Sections 4.1-4.4): errors in per cent on the validation set.
 
-    method: str
-    top1: float | None
-    top5: float | None
-    top5_test: float | None
+    ``top5_test`` is the test set's, where the paper prints it.
+    """
+
+    method: Method
+    top1: float
+    top5: float
+    top5_test: float | None = None
 
 
 @dataclass(frozen=True)
-class BoxRow:
-    """One row of Table 8 or 9 (Appendix A): localisation errors in per cent.
+class PrintedBoxes(PrintedRow):
+    """Of Tables 8 and 9 (Appendix A): localisation errors in per cent.
 
-    ``error`` is the validation set's, ``error_test`` the test set's where the paper prints it. ``members`` are several
-    nets where their boxes are pooled.
+    ``error`` is the validation set's, ``error_test`` the test set's where the paper prints it.
     """
 
-    table: int
-    members: tuple[TestedNet, ...]
     regression: Regression
     fine_tune: FineTune
     error: float
-    error_test: float | None
+    error_test: float | None = None
 
 
 @dataclass(frozen=True)
-class PublishedLocalisation:
-    """One row of Table 10 (Appendix A): localisation errors in per cent, None where the paper prints none."""
+class System:
+    """One row of Table 7 (Section 4.5) or 10 (Appendix A): errors in per cent, None where the paper prints none."""
 
     method: str
-    error: float | None
-    error_test: float | None
+    top1: float | None = None
+    top5: float | None = None
+    top5_test: float | None = None
+    error: float | None = None
+    """Of localisation, as ``error_test``."""
+    error_test: float | None = None
 
 
 @dataclass(frozen=True)
@@ -140,12 +137,12 @@ class TransferFigure:
     """One figure of Table 11 or 12, per cent; `nets` are several where their features are stacked, or none of ours."""
 
     method: str
-    nets: tuple[str, ...]
     set: str
-    boxes: bool
-    """Table 12: features of the person's box beside those of the image."""
     figure: float
-    spread: float | None
+    spread: float | None = None
+    boxes: bool = False
+    """Table 12: features of the person's box beside those of the image."""
+    nets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -163,20 +160,20 @@ class Facts:
     parameters_batch_norm: Mapping[str, int]
     """The same with batch normalisation after every convolution (not in the paper)."""
     hyperparameters: Mapping[str, Hyperparameter]
-    tables: Mapping[int, tuple[Row, ...]]
+    tables: Mapping[int, tuple[PrintedErrors, ...]]
     """Tables 3-6."""
-    state_of_the_art: tuple[PublishedResult, ...]
+    state_of_the_art: tuple[System, ...]
     """Table 7."""
-    localisation: Mapping[int, tuple[BoxRow, ...]]
+    localisation: Mapping[int, tuple[PrintedBoxes, ...]]
     """Tables 8 and 9."""
-    localisation_state_of_the_art: tuple[PublishedLocalisation, ...]
+    localisation_state_of_the_art: tuple[System, ...]
     """Table 10."""
     transfer: Mapping[str, TransferTask]
     """Appendix B's data sets by name."""
     transfer_figures: tuple[TransferFigure, ...]
     """Tables 11 and 12."""
 
-    def table(self, number: int) -> tuple[Row, ...]:
+    def table(self, number: int) -> tuple[PrintedErrors, ...]:
         """The rows of Table 3, 4, 5 or 6 in the paper's order."""
         return self.tables[number]
 
@@ -185,48 +182,20 @@ class Facts:
 def facts() -> Facts:
     """Read ``facts.yaml`` (once a process)."""
     with (Path(__file__).parent / "facts.yaml").open(encoding="utf-8") as file:
-        raw = yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        raw = _frozen(yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
     return Facts(
-        architectures={net: _frozen(blocks) for net, blocks in raw["architectures"].items()},
+        architectures=raw["architectures"],
         weight_layers_printed=raw["weight_layers_printed"],
         parameters_printed_millions=raw["parameters_printed_millions"],
         parameters=raw["parameters"],
         parameters_batch_norm=raw["parameters_batch_norm"],
-        hyperparameters={
-            name: Hyperparameter(_frozen(entry["value"]), entry["section"])
-            for name, entry in raw["hyperparameters"].items()
-        },
-        tables={number: tuple(_row(number, row) for row in rows) for number, rows in raw["tables"].items()},
-        state_of_the_art=tuple(
-            PublishedResult(row["method"], row.get("top1"), row.get("top5"), row.get("top5_test"))
-            for row in raw["state_of_the_art"]
-        ),
-        localisation={
-            number: tuple(
-                BoxRow(number, _members(row), row["regression"], row["fine_tune"], row["error"], row.get("error_test"))
-                for row in rows
-            )
-            for number, rows in raw["localisation"].items()
-        },
-        localisation_state_of_the_art=tuple(
-            PublishedLocalisation(row["method"], row.get("error"), row.get("error_test"))
-            for row in raw["localisation_state_of_the_art"]
-        ),
-        transfer={
-            name: TransferTask(**{key: _frozen(item) for key, item in task.items()})
-            for name, task in raw["transfer"].items()
-        },
-        transfer_figures=tuple(
-            TransferFigure(
-                row["method"],
-                tuple(row.get("nets", ())),
-                row["set"],
-                row.get("boxes", False),
-                row["figure"],
-                row.get("spread"),
-            )
-            for row in raw["transfer_figures"]
-        ),
+        hyperparameters={name: Hyperparameter(**entry) for name, entry in raw["hyperparameters"].items()},
+        tables=_rows(PrintedErrors, raw["tables"]),
+        state_of_the_art=tuple(System(**row) for row in raw["state_of_the_art"]),
+        localisation=_rows(PrintedBoxes, raw["localisation"]),
+        localisation_state_of_the_art=tuple(System(**row) for row in raw["localisation_state_of_the_art"]),
+        transfer={name: TransferTask(**task) for name, task in raw["transfer"].items()},
+        transfer_figures=tuple(TransferFigure(**row) for row in raw["transfer_figures"]),
     )
 
 
@@ -245,14 +214,17 @@ def ilsvrc_classes() -> tuple[str, ...]:
     return tuple(Path(__file__).with_name("ilsvrc2012_wnids.txt").read_text(encoding="ascii").split())
 
 
-def _row(table: int, raw: dict[str, Any]) -> Row:
-    return Row(table, _members(raw), raw["method"], raw["top1"], raw["top5"], raw.get("top5_test"))
+def _rows(kind: Callable[..., T], tables: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[int, tuple[T, ...]]:
+    """Printed rows by the number of their table; `nets` in the file are their members."""
 
+    def row(table: int, nets: Sequence[Mapping[str, Any]], **rest: Any) -> T:
+        return kind(table, tuple(TestedNet(**net) for net in nets), **rest)
 
-def _members(raw: dict[str, Any]) -> tuple[TestedNet, ...]:
-    return tuple(TestedNet(net["net"], _frozen(net["S"]), _frozen(net["Q"])) for net in raw["nets"])
+    return {table: tuple(row(table, **one) for one in rows) for table, rows in tables.items()}
 
 
 def _frozen(raw: Any) -> Any:
     """Lists, however deep, as tuples."""
-    return tuple(_frozen(item) for item in raw) if isinstance(raw, list) else raw
+    if isinstance(raw, dict):
+        return {key: _frozen(item) for key, item in raw.items()}
+    return tuple(map(_frozen, raw)) if isinstance(raw, list) else raw

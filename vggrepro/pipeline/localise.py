@@ -99,10 +99,10 @@ def _net_at(run: Path, changes: Sequence[str]) -> BoxNet:
 def _best(experiment: Path, data: str) -> tuple[list[Config], str]:
     """The runs and the method of an experiment's best row in Tables 4 to 6, by top-5 error. Raises UserError."""
     runs = [run for run in find_runs([experiment]) if run.dataset.get("fingerprint") == data]
-    rows = [row for row in build_report(runs).rows if row.table in (4, 5, 6) and row.measured_top5 is not None]
+    rows = [row for row in build_report(runs).rows if row.table in (4, 5, 6) and row.top5.measured is not None]
     if not rows:
         raise UserError(f"no run of {experiment} has posteriors that name classes; say which have: --classes-from RUN")
-    best = min(rows, key=lambda row: (row.measured_top5, row.measured_top1))
+    best = min(rows, key=lambda row: (row.top5.measured, row.top1.measured))
     assert best.run is not None
     assert best.method is not None
     chosen = resolve(best.run.split(words.FUSED), [experiment])

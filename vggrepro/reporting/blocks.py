@@ -65,9 +65,9 @@ def sheet_of(columns: Columns, strong: str) -> Sheet:
     )
 
 
-def error_text(error: float | None) -> str:
+def error_text(error: float | None, digits: int = 1) -> str:
     """An error rate for a cell, per cent."""
-    return DASH if error is None else f"{error:.1f}"
+    return DASH if error is None else f"{error:.{digits}f}"
 
 
 def printed_text(text: str, *, yardstick: bool) -> str:

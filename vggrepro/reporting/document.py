@@ -10,14 +10,12 @@ the document, from which a test makes the sections again.
 """
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from vggrepro.config.recipes import load_graph
 from vggrepro.errors import UserError
 from vggrepro.paper import facts
-from vggrepro.reporting import blocks
-from vggrepro.reporting.blocks import DASH, Block, Bullets, Sheet, Text
+from vggrepro.reporting.blocks import DASH, Block, Bullets, Sheet, Text, to_markdown
 from vggrepro.reporting.claim_blocks import claims_in_brief
 from vggrepro.reporting.finding import find_runs
 from vggrepro.reporting.render import blocks_of, in_brief
@@ -32,7 +30,10 @@ _RECIPES = Path("configs") / "reproduce.yaml"
 
 def update_document(document: Path, report: Report) -> None:
     """Renews every generated section of a document and keeps the report beside it. Raises UserError."""
-    text = _read(document)
+    try:
+        text = document.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{document} cannot be read: {error.strerror}; name an existing file") from None
     renewed = renew(text, report, document.parent)
     if _GIVEN in text:
         kept = report.model_dump_json(indent=1, exclude_defaults=True) + "\n"
@@ -48,31 +49,33 @@ def kept_report(document: Path) -> Path:
 def renew(text: str, report: Report, root: Path) -> str:
     """The text with its sections made again; `root` is the folder that has `configs/`. Raises UserError."""
 
-    def kept(folder: str | None) -> Report:
-        if not folder:
-            raise UserError("a section of evidence names its folder: <!-- vggrepro:evidence FOLDER -->")
-        return build_report(find_runs([root / folder]))
-
-    makers: dict[str, Callable[[str | None], list[Block]]] = {
-        "tables": lambda _: blocks_of(report),
-        "recipes": lambda _: _recipes(root),
-        "evidence": lambda folder: in_brief(kept(folder)),
-        "claims": lambda folder: [claims_in_brief([*(made := kept(folder)).claims, *made.transfer_claims])],
-    }
-
     def section(match: re.Match[str]) -> str:
-        name, argument = match.groups()
-        if name not in makers:
-            raise UserError(f"section vggrepro:{name} is not one that is generated; known: {', '.join(makers)}")
-        made = blocks.to_markdown(makers[name](argument))
+        name, folder = match.groups()
+        blocks = _blocks(name, folder, report, root)
         notice = "<!-- made by `vggrepro tables --update`; edits are lost -->"
-        begin = f"<!-- vggrepro:{name}{f' {argument}' if argument else ''} -->"
-        return f"{begin}\n{notice}\n\n{made}\n<!-- /vggrepro:{name} -->"
+        begin = f"<!-- vggrepro:{name}{f' {folder}' if folder else ''} -->"
+        return f"{begin}\n{notice}\n\n{to_markdown(blocks)}\n<!-- /vggrepro:{name} -->"
 
     renewed, n = _SECTION.subn(section, text)
     if not n:
         raise UserError("the document has no section to renew; put <!-- vggrepro:tables --> and its end marker into it")
     return renewed
+
+
+def _blocks(name: str, folder: str | None, report: Report, root: Path) -> list[Block]:
+    """What is in a section, by its name."""
+    if name == "tables":
+        return blocks_of(report)
+    if name == "recipes":
+        return _recipes(root)
+    if name not in ("evidence", "claims"):
+        raise UserError(
+            f"section vggrepro:{name} is not one that is generated; known: tables, recipes, evidence, claims"
+        )
+    if not folder:
+        raise UserError("a section of evidence names its folder: <!-- vggrepro:evidence FOLDER -->")
+    made = build_report(find_runs([root / folder]))
+    return in_brief(made) if name == "evidence" else [claims_in_brief([*made.claims, *made.transfer_claims])]
 
 
 def _recipes(root: Path) -> list[Block]:
@@ -104,10 +107,3 @@ def _file(root: Path, stage: str) -> str:
         if list(load_graph(file).stages)[-1] == stage:
             return file.name
     raise UserError(f"stage {stage} of {_RECIPES} has no recipe configs/vgg_*.yaml; add one")
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}; name an existing file") from None

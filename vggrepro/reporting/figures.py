@@ -165,23 +165,23 @@ def _rows(report: Report, group: str, tables: Sequence[int]) -> list[Row]:
         if row.group == group
         and row.table in tables
         and row.split == "val"
-        and (row.measured_top1 is not None or group in papers)
+        and (row.top1.measured is not None or group in papers)
     ]
 
 
 def _marks(axes: Axes, x: Sequence[float], rows: Sequence[Row], colour: str, label: str) -> None:
     """Measured errors with their intervals, and printed ones as open marks."""
-    open_marks = [(at, row.printed_top1) for at, row in zip(x, rows, strict=True) if row.printed_top1 is not None]
+    open_marks = [(at, row.top1.printed) for at, row in zip(x, rows, strict=True) if row.top1.printed is not None]
     comparable = [row.verdict != "not comparable" for row in rows]
     if open_marks and any(comparable):
         shown = axes.plot(*zip(*open_marks, strict=True), "o", mfc="none", mec=colour, label=f"{label}, the paper")
         shown[0].set(markersize=9, zorder=3)  # around a measured one of the same value
     measured = [
-        (at, row) for at, row in zip(x, rows, strict=True) if row.interval_top1 and row.measured_top1 is not None
+        (at, row) for at, row in zip(x, rows, strict=True) if row.top1.interval and row.top1.measured is not None
     ]
     if measured:
-        y = np.array([row.measured_top1 for _, row in measured])
-        ends = np.array([row.interval_top1 for _, row in measured]).T
+        y = np.array([row.top1.measured for _, row in measured])
+        ends = np.array([row.top1.interval for _, row in measured]).T
         reach = np.abs(ends - y)
         axes.errorbar([at for at, _ in measured], y, yerr=reach, fmt="o", color=colour, capsize=3, label=label)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -78,11 +78,6 @@ class StoredBoxes:
         return self.found.right_given_class(self.truth)
 
     @property
-    def error(self) -> ErrorRate:
-        """Of :attr:`right`."""
-        return error_of(self.right)
-
-    @property
     def sought(self) -> tuple[str, str]:
         """Equal for sets of which the same is asked: the true boxes, and who named the classes."""
         return self.protocol.parts[0].boxes, self.protocol.parts[0].guesses
@@ -97,8 +92,8 @@ class StoredBoxes:
         truth, classes = self.truth, self.found.classes
         boxes = {"the whole image": truth.whole_images(), "a random box": truth.random_boxes()}
         errors = {}
-        for name, one in boxes.items():
-            blind = Found(np.repeat(one, classes.shape[1], axis=1).astype(np.float32), classes)
+        for name, box in boxes.items():
+            blind = Found(np.repeat(box, classes.shape[1], axis=1).astype(np.float32), classes)
             errors[name] = error_of(blind.right_given_class(truth) if self.is_centre else blind.right(truth))
         return errors
 
@@ -107,29 +102,16 @@ class BoxCache:
     """The stored boxes of some runs of one group, by nets, Q and method; each read once."""
 
     def __init__(self, runs: Iterable[StoredRun]) -> None:
-        self._kept: dict[tuple[object, ...], dict[tuple[str, str], StoredBoxes]] = {}
-        known = [(run, run.boxes_fingerprint) for run in runs if run.weights and run.dataset]
-        weights = {run.weights: (run, boxes) for run, boxes in known}
-        for run, _ in known:
-            for protocol, said in FoundKey.listed(run.run_directory):
-                if all(self._belongs(protocol, number, weights) for number in range(len(protocol.parts))):
+        self._stored: dict[tuple[object, ...], dict[tuple[str, str], StoredBoxes]] = {}
+        known = [run for run in runs if run.weights and run.dataset]
+        nets = {run.weights: run for run in known}
+        for run in known:
+            for protocol, note in FoundKey.listed(run.run_directory):
+                if _is_of(protocol, nets):
                     key = _key([(part.weights, part.Q) for part in protocol.parts], protocol.method)
-                    made = StoredBoxes(protocol, run.run_directory, said.get("guesses", ""), said.get("top5", 0.0))
+                    made = StoredBoxes(protocol, run.run_directory, note.get("guesses", ""), note.get("top5", 0.0))
                     # nets may have been pooled in any order: the first one that is found stands for all
-                    self._kept.setdefault(key, {}).setdefault(made.sought, made)
-
-    @staticmethod
-    def _belongs(protocol: FoundKey, number: int, weights: dict[str | None, tuple[StoredRun, str]]) -> bool:
-        """Whether a part is of a final net among the runs, on its own images, boxes and settings."""
-        part = protocol.parts[number]
-        if part.weights not in weights:
-            return False
-        run, boxes = weights[part.weights]
-        config = run.config
-        assert config.localisation is not None
-        own = (run.dataset["fingerprint"], boxes, config.evaluation.precision)
-        below = None if protocol.method == CENTRE else config.localisation.merge_below
-        return (part.data, part.boxes, part.precision) == own and (number > 0 or protocol.merge_below == below)
+                    self._stored.setdefault(key, {}).setdefault(made.sought, made)
 
     def of(self, asked: Sequence[AskedBoxes], method: str) -> StoredBoxes | None:
         """The boxes of some nets, pooled where several, with the best guesses for which there are any; or None."""
@@ -145,11 +127,26 @@ class BoxCache:
 
     def pooled(self) -> list[StoredBoxes]:
         """Every set of boxes that is of several nets, the best guesses of each."""
-        sets = (min(options.values(), key=_best_first) for options in self._kept.values())
+        sets = (min(options.values(), key=_best_first) for options in self._stored.values())
         return [one for one in sets if len({part.weights for part in one.protocol.parts}) > 1]
 
     def _options(self, asked: Sequence[AskedBoxes], method: str) -> dict[tuple[str, str], StoredBoxes]:
-        return self._kept.get(_key([(run.weights, side) for run, Q in asked for side in Q], method), {})
+        return self._stored.get(_key([(run.weights, side) for run, Q in asked for side in Q], method), {})
+
+
+def _is_of(protocol: FoundKey, nets: Mapping[str | None, StoredRun]) -> bool:
+    """Whether all parts are of these final nets, each on its own images, boxes and settings."""
+    for part in protocol.parts:
+        run = nets.get(part.weights)
+        if run is None or (part.data, part.boxes, part.precision) != (
+            run.dataset["fingerprint"],
+            run.boxes_fingerprint,
+            run.config.evaluation.precision,
+        ):
+            return False
+    localisation = nets[protocol.parts[0].weights].config.localisation
+    assert localisation is not None
+    return protocol.merge_below == (None if protocol.method == CENTRE else localisation.merge_below)
 
 
 def _best_first(one: StoredBoxes) -> tuple[float, tuple[str, str]]:

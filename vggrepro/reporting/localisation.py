@@ -2,42 +2,36 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from vggrepro.evaluation.box_store import CENTRE, DENSE
-from vggrepro.evaluation.significance import AgainstPrinted
-from vggrepro.paper import BoxRow as PrintedRow
-from vggrepro.paper import TestedNet, facts, scale_text
+from vggrepro.evaluation.boxes import error_of
+from vggrepro.paper import PrintedBoxes, TestedNet, facts
 from vggrepro.reporting import words
 from vggrepro.reporting.found_boxes import AskedBoxes, BoxCache, StoredBoxes, kind_of, own_Q
-from vggrepro.reporting.report import BoxRow, BoxSpread, Verdict
-from vggrepro.reporting.runs import Setting, StoredRun, chosen_by, departures_of
-
-BOX_TITLES = {
-    8: "Table 8: localisation given the class, centre crop (Appendix A)",
-    9: "Table 9: localisation, dense, five guesses of the class (Appendix A)",
-    10: "Table 10: localisation, the state of the art (Appendix A)",
-}
+from vggrepro.reporting.report import Row
+from vggrepro.reporting.rows import Printed, judge, nets_of, row_of_test_set, system_row, unmeasured
+from vggrepro.reporting.runs import StoredRun, departures_of
+from vggrepro.reporting.words import fused
 
 
-def box_rows(group: str, setting: Setting | None, runs: Sequence[StoredRun], cache: BoxCache) -> list[BoxRow]:
-    """Tables 8-10: every row of the paper at least once, and what was measured beside them. Raises UserError."""
+def box_rows(runs: Sequence[StoredRun], cache: BoxCache, *, papers: bool) -> list[Row]:
+    """Tables 8-10: every row of the paper at least once, and what was measured beside them.
+
+    `papers`: whether the paper's figures are of the runs' images and geometry. Raises UserError.
+    """
     rows = [
-        *_single_rows(group, setting, runs, cache, 8),
-        *_single_rows(group, setting, runs, cache, 9),
-        *_pooled_rows(group, setting, runs, cache),
+        *_single_rows(runs, cache, 8, papers),
+        *_single_rows(runs, cache, 9, papers),
+        *_pooled_rows(runs, cache, papers),
+        *_yardsticks(runs, cache),
     ]
-    rows += _yardsticks(group, runs, cache)
     rows.sort(key=lambda row: row.table)  # stable: the paper's order inside
-    return rows + _table10(group, rows)
+    return rows + _table10(rows)
 
 
-def _single_rows(
-    group: str, setting: Setting | None, runs: Sequence[StoredRun], cache: BoxCache, table: int
-) -> Iterator[BoxRow]:
+def _single_rows(runs: Sequence[StoredRun], cache: BoxCache, table: int, papers: bool) -> Iterator[Row]:
     """The rows of one net by itself: the paper's, and those of runs that it has no row for."""
     method = CENTRE if table == 8 else DENSE
     used: set[tuple[str, tuple[int, ...]]] = set()
@@ -45,209 +39,134 @@ def _single_rows(
         if len(printed.members) > 1:
             continue
         (member,) = printed.members
-        fits = [
-            run
-            for run in runs
-            if (run.net, *kind_of(run)) == (member.net, member.S, printed.regression, printed.fine_tune)
-        ]
-        asked = [(run, Q) for run in fits if (Q := _Q_of(run, member, setting, method))]
-        rows = [_row(group, setting, table, printed, [one], cache) for one in asked]
-        rows = rows or [_unmeasured(group, printed)]
-        used |= {(run.name, Q) for run, Q in asked}
-        yield from (*rows, *_test_row(printed, rows[0]))
+        kind = (member.net, member.S, printed.regression, printed.fine_tune)
+        fits = [run for run in runs if (run.net, *kind_of(run)) == kind]
+        tested = [(run, Q) for run in fits if (Q := _Q_of(run, member, method, papers))]
+        rows = [_row(table, nets, printed, cache, papers) for nets in [[net] for net in tested] or [[]]]
+        used |= {(run.name, Q) for run, Q in tested}
+        yield from (*rows, *row_of_test_set(rows[0], "only", printed.error_test))
     for run in runs:
-        own = (own_Q(run, method, several=False), own_Q(run, method, several=True))
-        for Q in dict.fromkeys(own):
+        for Q in dict.fromkeys(own_Q(run, method, several=several) for several in (False, True)):
             if (run.name, Q) not in used:
-                yield _row(group, setting, table, None, [(run, Q)], cache)
+                yield _row(table, [(run, Q)], None, cache, papers)
 
 
-def _Q_of(run: StoredRun, member: TestedNet, setting: Setting | None, method: str) -> tuple[int, ...]:
+def _Q_of(run: StoredRun, member: TestedNet, method: str, papers: bool) -> tuple[int, ...]:
     """The Q that a run is tested at for a row of the paper: the row's own, or in another geometry the run's; () if it
     has but one where the row has several."""
-    if setting is not None and setting.is_the_papers:
+    if papers:
         return member.Q
     Q = own_Q(run, method, several=len(member.Q) > 1)
     return Q if len(Q) > 1 or len(member.Q) == 1 else ()
 
 
-def _pooled_rows(group: str, setting: Setting | None, runs: Sequence[StoredRun], cache: BoxCache) -> Iterator[BoxRow]:
+def _pooled_rows(runs: Sequence[StoredRun], cache: BoxCache, papers: bool) -> Iterator[Row]:
     """The rows of several nets whose boxes are pooled."""
     (printed,) = (row for row in facts().localisation[9] if len(row.members) > 1)
     nets: dict[str | None, StoredRun] = {}
     for run in runs:  # a copy of a run has the same net
         nets.setdefault(run.weights, run)
-    papers: list[BoxRow] = []
-    others: list[BoxRow] = []
+    of_paper: list[Row] = []
+    others: list[Row] = []
     for stored in cache.pooled():
         sides: dict[str, list[int]] = {}
         for part in stored.protocol.parts:
             sides.setdefault(part.weights, []).append(part.Q)
         # in the order of the runs, in whichever they were pooled
-        asked = [(run, tuple(sorted(sides[run.weights]))) for run in nets.values() if run.weights in sides]
-        is_papers = _is_papers_pool(asked, printed, setting)
-        row = _row(group, setting, 9, printed if is_papers else None, asked, cache)
-        (papers if is_papers else others).append(row)
+        tested = [(run, tuple(sorted(sides[run.weights]))) for run in nets.values() if run.weights in sides]
+        if _is_papers_pool(tested, printed, papers):
+            of_paper.append(_row(9, tested, printed, cache, papers))
+        else:
+            others.append(_row(9, tested, None, cache, papers))
     order = {run.name: number for number, run in enumerate(runs)}
-    for rows in (papers, others):
+    for rows in (of_paper, others):
         rows.sort(key=lambda row: ([order[name] for name in (row.run or "").split(words.FUSED)], row.Q))
-    rows = papers or [_unmeasured(group, printed)]
-    yield from (*rows, *_test_row(printed, rows[0]), *others)
+    rows = of_paper or [_row(9, [], printed, cache, papers)]
+    yield from (*rows, *row_of_test_set(rows[0], "only", printed.error_test), *others)
 
 
-def _is_papers_pool(asked: Sequence[AskedBoxes], printed: PrintedRow, setting: Setting | None) -> bool:
+def _is_papers_pool(tested: Sequence[AskedBoxes], printed: PrintedBoxes, papers: bool) -> bool:
     """Whether nets and Q are those of a pooled row: each once, at its Q, or in another geometry at one or several."""
-    exact = setting is not None and setting.is_the_papers
 
-    def tested(Q: tuple[int, ...]) -> object:
-        return Q if exact else len(Q) > 1
+    def scales(Q: tuple[int, ...]) -> object:
+        return Q if papers else len(Q) > 1
 
-    ours = Counter((run.net, *kind_of(run), tested(Q)) for run, Q in asked)
+    ours = Counter((run.net, *kind_of(run), scales(Q)) for run, Q in tested)
     return ours == Counter(
-        (member.net, member.S, printed.regression, printed.fine_tune, tested(member.Q)) for member in printed.members
+        (member.net, member.S, printed.regression, printed.fine_tune, scales(member.Q)) for member in printed.members
     )
 
 
-def _row(
-    group: str,
-    setting: Setting | None,
-    table: int,
-    printed: PrintedRow | None,
-    asked: Sequence[AskedBoxes],
-    cache: BoxCache,
-) -> BoxRow:
-    runs = [run for run, _ in asked]
+def _row(table: int, tested: Sequence[AskedBoxes], printed: PrintedBoxes | None, cache: BoxCache, papers: bool) -> Row:
+    runs = [run for run, _ in tested]
     method = CENTRE if table == 8 else DENSE
-    stored = cache.of(asked, method)
-    named: dict[str, Any] = {
-        "group": group,
-        "table": table,
-        "net": words.FUSED.join(run.net for run in runs),
-        "S": words.FUSED.join(run.config.data.S_text for run in runs),
-        "Q": words.FUSED.join(", ".join(map(str, Q)) for _, Q in asked),
-        "regression": words.FUSED.join(dict.fromkeys(kind_of(run)[1] for run in runs)),
-        "fine_tune": words.FUSED.join(dict.fromkeys(kind_of(run)[2] for run in runs)),
-        "run": words.FUSED.join(run.name for run in runs),
-        "departures": departures_of(runs),
-        "printed": printed.error if printed else None,
-    }
-    if stored is None:
-        lacking = [run.what_boxes_lack(Q, method) for run, Q in asked]
-        return BoxRow(verdict="not measured", note="; ".join(lacking), **named)
-    named |= {"measured": stored.error.percent, "interval": stored.error.interval, "n": stored.error.n}
-    return BoxRow(**named, guesses=_named_by(stored), **_against(stored, setting, printed, runs[0]))
+    figures: Printed = {"only": printed.error} if printed else {}
+    kinds = [kind_of(run)[1:] for run in runs] or [(row.regression, row.fine_tune) for row in (printed,) if row]
+    nets, scales, sides = zip(*nets_of(tested, printed), strict=True)
+    if stored := cache.of(tested, method):
+        error = error_of(stored.right)
+        judged = judge({"only": error}, figures, _obstacle(printed, error.n, runs[0].usable_val, papers))
+    else:
+        what = "pooled boxes; see `vggrepro localise`" if len(nets) > 1 else "run of this recipe"
+        lacking = "; ".join(run.what_boxes_lack(Q, method) for run, Q in tested)
+        judged = unmeasured(figures, lacking or f"no {what}")
+    return Row(
+        table=table,
+        net=fused(nets),
+        S=fused(scales),
+        Q=fused(sides),
+        regression=fused((regression for regression, _ in kinds), alike_once=True),
+        fine_tune=fused((fine_tune for _, fine_tune in kinds), alike_once=True),
+        guesses=_guesses(stored) if stored else None,
+        figures=judged.figures,
+        n=judged.n,
+        verdict=judged.verdict,
+        note=judged.note,
+        run=fused(run.name for run in runs) or None,
+        departures=departures_of(runs) if runs else None,
+    )
 
 
-def _named_by(stored: StoredBoxes) -> str | None:
+def _guesses(stored: StoredBoxes) -> str | None:
     """Who named the classes, where somebody had to."""
     return None if stored.is_centre else f"{stored.guesses} (top-5 error {stored.top5:.1f} %)"
 
 
-def _against(
-    stored: StoredBoxes, setting: Setting | None, printed: PrintedRow | None, run: StoredRun
-) -> dict[str, Any]:
-    """The verdict, with the difference where there is one to be had."""
-    assert setting is not None
+def _obstacle(printed: PrintedBoxes | None, n: int, images: int, papers: bool) -> str:
+    """Why the paper's figure is not about n images that were measured; empty where it is."""
     if printed is None:
-        return {"verdict": "not comparable", "note": words.NO_SUCH_ROW}
-    if not setting.is_the_papers:
-        return {"verdict": "not comparable", "note": words.OTHER_SETTING}
-    if stored.error.n < run.usable_val:
-        note = f"{run.usable_val - stored.error.n:,} of {run.usable_val:,} validation images have no box"
-        return {"verdict": "not comparable", "note": note}
-    held = AgainstPrinted(stored.error, printed.error)
-    verdict: Verdict = "differs" if held.verdict in ("lower", "higher") else "agrees"
-    return {"verdict": verdict, "difference": held.difference, "note": held.verdict if verdict == "differs" else ""}
+        return words.NO_SUCH_ROW
+    if not papers:
+        return words.OTHER_SETTING
+    return f"{images - n:,} of {images:,} validation images have no box" if n < images else ""
 
 
-def _unmeasured(group: str, printed: PrintedRow) -> BoxRow:
-    what = "pooled boxes; see `vggrepro localise`" if len(printed.members) > 1 else "run of this recipe"
-    return BoxRow(
-        group=group,
-        table=printed.table,
-        net=words.FUSED.join(member.net for member in printed.members),
-        S=words.FUSED.join(scale_text(member.S) for member in printed.members),
-        Q=words.FUSED.join(", ".join(map(str, member.Q)) for member in printed.members),
-        regression=printed.regression,
-        fine_tune=printed.fine_tune,
-        printed=printed.error,
-        verdict="not measured",
-        note=f"no {what}",
-    )
-
-
-def _test_row(printed: PrintedRow, beside: BoxRow) -> list[BoxRow]:
-    """The row of the test set, once, however many runs are measured beside it."""
-    if printed.error_test is None:
-        return []
-    kept = {key: getattr(beside, key) for key in ("group", "table", "net", "S", "Q", "regression", "fine_tune")}
-    return [
-        BoxRow(
-            **kept, split="test", printed=printed.error_test, verdict="cannot be measured", note=words.NO_TEST_LABELS
-        )
-    ]
-
-
-def _yardsticks(group: str, runs: Sequence[StoredRun], cache: BoxCache) -> Iterator[BoxRow]:
+def _yardsticks(runs: Sequence[StoredRun], cache: BoxCache) -> Iterator[Row]:
     """What boxes that know nothing of an image get, on the images and with the guesses of the rows above."""
     for table, method in ((8, CENTRE), (9, DENSE)):
-        asked = [(run, own_Q(run, method, several=several)) for run in runs for several in (False, True)]
-        stored = {one.sought: one for each in asked if (one := cache.of([each], method))}
-        for one in stored.values():
-            for name, error in one.yardsticks().items():
-                yield BoxRow(
-                    group=group, table=table, net=name, guesses=_named_by(one), measured=error.percent,
-                    interval=error.interval, n=error.n, verdict="not comparable", note="a yardstick",
+        tested = [(run, own_Q(run, method, several=several)) for run in runs for several in (False, True)]
+        stored = {boxes.sought: boxes for net in tested if (boxes := cache.of([net], method))}
+        for boxes in stored.values():
+            for name, error in boxes.yardsticks().items():
+                judged = judge({"only": error}, {}, "a yardstick")
+                yield Row(
+                    table=table, net=name, guesses=_guesses(boxes), figures=judged.figures, n=judged.n,
+                    verdict=judged.verdict, note=judged.note,
                 )  # fmt: skip
 
 
-def box_spreads(rows: Sequence[BoxRow], runs: Sequence[StoredRun]) -> list[BoxSpread]:
-    """Mean and spread of the rows that differ in nothing but the seed; each has the best guesses that it has.
-
-    A pooled row counts where all its nets are of one seed, so that no net counts twice.
-    """
-    chosen = {run.name: run for same in chosen_by(_recipe, runs).values() for run in same}
-    alike: dict[tuple[object, ...], dict[int, BoxRow]] = {}
-    for row in rows:
-        made_of = [chosen.get(name) for name in (row.run or "").split(words.FUSED)]
-        known = [run for run in made_of if run]
-        seeds = {run.config.run.seed for run in known}
-        if row.table < 10 and row.measured is not None and len(known) == len(made_of) and len(seeds) == 1:
-            variants = [(run.variant, run.config.localisation, run.boxes_fingerprint) for run in known]
-            alike.setdefault((row.table, row.Q, *variants), {}).setdefault(seeds.pop(), row)
-    return [
-        BoxSpread(
-            **{key: getattr(first, key) for key in ("group", "table", "net", "S", "Q", "regression", "fine_tune")},
-            seeds=len(same),
-            mean=statistics.mean(errors),
-            spread=statistics.stdev(errors),
-            runs=[row.run for row in same.values() if row.run],
-        )
-        for same in alike.values()
-        if len(errors := [row.measured for row in same.values() if row.measured is not None]) > 1
-        for first in [next(iter(same.values()))]
-    ]
-
-
-def _recipe(run: StoredRun) -> tuple[object, ...]:
-    return run.net, kind_of(run)
-
-
-def _table10(group: str, rows: Sequence[BoxRow]) -> list[BoxRow]:
+def _table10(rows: Sequence[Row]) -> list[Row]:
     """VGG's row is one of Table 9; the others are of other papers."""
-    made = []
+    made: list[Row] = []
     for system in facts().localisation_state_of_the_art:
         if system.method == "VGG":
             made += [
                 row.model_copy(update={"table": 10, "net": f"VGG: {row.net}"})
                 for row in rows
-                if row.table == 9 and row.printed in (system.error, system.error_test) and words.FUSED in row.net
+                if row.table == 9 and row.main.printed in (system.error, system.error_test) and words.FUSED in row.net
             ]
             continue
-        named: dict[str, Any] = {"group": group, "table": 10, "net": system.method}
-        named |= {"verdict": "cannot be measured", "note": words.OTHER_PAPER}
-        if system.error is not None:
-            made.append(BoxRow(**named, printed=system.error))
-        if system.error_test is not None:
-            made.append(BoxRow(**named, split="test", printed=system.error_test))
+        other = system_row(10, system, {"only": system.error})
+        made += [other] if system.error is not None else []
+        made += row_of_test_set(other, "only", system.error_test, words.OTHER_PAPER)
     return made

@@ -1,4 +1,4 @@
-"""The tables' report for readers: Markdown, HTML, LaTeX, CSV, JSON."""
+"""The report for readers: Markdown, HTML, LaTeX, CSV, JSON."""
 
 import csv
 import io
@@ -9,54 +9,39 @@ from pathlib import Path
 
 from vggrepro.errors import UserError
 from vggrepro.reporting import blocks, words
-from vggrepro.reporting.blocks import (
-    DASH,
-    Block,
-    Bullets,
-    Columns,
-    Figure,
-    Heading,
-    Sheet,
-    Text,
-    count_text,
-    error_text,
-    interval_text,
-    printed_text,
-    sheet_of,
-    signed_text,
-)
+from vggrepro.reporting.blocks import Block, Bullets, Figure, Heading, Text
 from vggrepro.reporting.claim_blocks import HOW, claim_sheet, p_text
-from vggrepro.reporting.render_boxes import box_blocks
-from vggrepro.reporting.render_transfer import transfer_blocks
-from vggrepro.reporting.report import BoxRow, Group, Report, Row, Spread, TransferRow
+from vggrepro.reporting.figures import of_report
+from vggrepro.reporting.layout import (
+    APPENDIX_A,
+    APPENDIX_B,
+    COUNTED,
+    SECTION_4,
+    TABLES,
+    Part,
+    count_sheet,
+    row_sheet,
+    spread_sheet,
+)
+from vggrepro.reporting.report import Group, Report, Row
 from vggrepro.reporting.run_notes import ledger_blocks, run_sheet
-from vggrepro.reporting.tables import TITLES
 
 
 class Format(StrEnum):
-    """How a report is written."""
+    """How a report is written, by the ending of a file."""
 
-    markdown = "markdown"
-    html = "html"
-    latex = "latex"
-    csv = "csv"
-    json = "json"
-
-
-SUFFIXES = {
-    ".md": Format.markdown,
-    ".html": Format.html,
-    ".tex": Format.latex,
-    ".csv": Format.csv,
-    ".json": Format.json,
-}
+    markdown = ".md"
+    html = ".html"
+    latex = ".tex"
+    csv = ".csv"
+    json = ".json"
 
 
 def format_of(file: Path) -> Format:
     """The format that a file's name asks for. Raises UserError."""
-    if file.suffix not in SUFFIXES:
-        raise UserError(f"--out {file}: unknown ending {file.suffix!r}; use one of {', '.join(SUFFIXES)}")
-    return SUFFIXES[file.suffix]
+    if file.suffix not in set(Format):
+        raise UserError(f"--out {file}: unknown ending {file.suffix!r}; use one of {', '.join(Format)}")
+    return Format(file.suffix)
 
 
 def render(report: Report, form: Format, title: str, *, counts: bool = True) -> str:
@@ -66,23 +51,20 @@ def render(report: Report, form: Format, title: str, *, counts: bool = True) -> 
     if form is Format.csv:
         return _csv(report)
     document = [Heading(1, title), *blocks_of(report, counts=counts, figures=form is Format.html)]
-    match form:
-        case Format.html:
-            return blocks.to_html(title, document)
-        case Format.latex:
-            return blocks.to_latex(document)
-        case _:
-            return blocks.to_markdown(document)
+    if form is Format.html:
+        return blocks.to_html(title, document)
+    return blocks.to_latex(document) if form is Format.latex else blocks.to_markdown(document)
 
 
 def blocks_of(report: Report, *, counts: bool = True, figures: bool = False) -> list[Block]:
     """Everything but the title; with figures, or without."""
     made: list[Block] = []
     if counts:
-        for table in (1, 2):
-            made += [Heading(2, TITLES[table]), _count_sheet([row for row in report.rows if row.table == table])]
+        for number, table in TABLES.items():
+            if table.part is COUNTED:
+                rows = [row for row in report.rows if row.table == number]
+                made += [Heading(2, table.title), count_sheet(rows)]
     for group in report.groups:
-        own = [row for row in report.rows if row.group == group.id]
         made.append(Heading(2, group.title))
         if not group.papers:
             made.append(
@@ -92,10 +74,10 @@ def blocks_of(report: Report, *, counts: bool = True, figures: bool = False) -> 
                     "claims below are worded with that S."
                 )
             )
-        made += _group_blocks(group, own, report)
+        made += _group_blocks(report, group)
         if figures and group.runs:
-            made += _figures(report, group)
-    made += transfer_blocks(report)
+            made += [Figure(png, title) for title, png in of_report(report, group.id).values()]
+    made += _transfer_blocks(report)
     if report.left_out:
         made.append(Text(f"Not begun yet, and in no table: {', '.join(report.left_out)}."))
     return made
@@ -107,69 +89,102 @@ def in_brief(report: Report) -> list[Block]:
     for group in report.groups:
         made.append(Heading(3, group.title))
         for table in (3, 4, 5, 6):  # of Table 7 the nets are in the others
-            own = [row for row in report.rows if (row.group, row.table, row.split) == (group.id, table, "val")]
-            spreads = _spreads_of(report, group, table)
-            told = {(name, one.method, one.Q) for one in spreads for name in one.runs}
-            single = [row for row in own if row.measured_top1 is not None and (row.run, row.method, row.Q) not in told]
+            rows = [row for row in report.rows if (row.group, row.table, row.split) == (group.id, table, "val")]
+            spreads = [mean for mean in report.seeds if (mean.group, mean.table) == (group.id, table)]
+            averaged = {(name, mean.method, mean.Q) for mean in spreads for name in mean.runs}
+            single = [
+                row for row in rows if row.top1.measured is not None and (row.run, row.method, row.Q) not in averaged
+            ]
             if not (spreads or single):
                 continue
-            made.append(Heading(4, TITLES[table]))
-            if spreads:
-                made.append(_spread_sheet(spreads, group))
-            if single:
-                made.append(_error_sheet(single, group))
+            made.append(Heading(4, TABLES[table].title))
+            made += [spread_sheet(spreads, group)] if spreads else []
+            made += [row_sheet(single, group)] if single else []
         made += _gains(report, group)
         made += [Text(_protocol(group)), Heading(4, "The paper's claims"), *_claim_blocks(report, group)]
     return made
 
 
-def _spreads_of(report: Report, group: Group, table: int) -> list[Spread]:
-    return [one for one in report.seeds if (one.group, one.table) == (group.id, table)]
-
-
-def _group_blocks(group: Group, rows: list[Row], report: Report) -> Iterator[Block]:
-    hidden: list[Row] = []
-    for table, title in TITLES.items():
-        of_table = [row for row in rows if row.table == table]
-        # where the paper's figures do not apply, its rows without a run say nothing
-        shown = [row for row in of_table if group.papers or row.run]
-        hidden += [row for row in of_table if row not in shown and row.split == "val" and table < 7]
-        if not shown:
-            continue
-        yield Heading(3, title)
-        yield _error_sheet(shown, group)
-        if spreads := _spreads_of(report, group, table):
-            yield Text(words.OVER_SEEDS)
-            yield _spread_sheet(spreads, group)
-        if table == 3:
-            yield from _gains(report, group)
-        if notes := list(dict.fromkeys(_notes(shown, group))):
-            yield Bullets(notes)
-    yield from box_blocks(report, group)
-    if hidden:
-        counts = Counter(row.table for row in hidden)
-        listed = ", ".join(f"{n} of Table {table}" for table, n in sorted(counts.items()))
-        yield Text(f"Rows of the paper without a run here: {listed}.")
+def _group_blocks(report: Report, group: Group) -> Iterator[Block]:
+    for part in (SECTION_4, APPENDIX_A):
+        yield from _part_blocks(report, part, group, papers=group.papers)
+    if not group.papers:
+        rows = [row for row in report.rows if row.group == group.id and row.split == "val" and not row.run]
+        counts = Counter(row.table for row in rows if row.table < 7)
+        listed = ", ".join(f"{n} of Table {table}" for table, n in counts.items())
+        if listed:
+            yield Text(f"Rows of the paper without a run here: {listed}.")
     yield Text(_protocol(group))
     if claims := list(_claim_blocks(report, group)):
-        yield Heading(3, "The paper's claims")
-        yield from claims
+        yield from (Heading(3, "The paper's claims"), *claims)
     if group.runs:
-        yield Heading(3, "Runs")
-        yield run_sheet(group.runs)
-        yield from ledger_blocks(group.runs)
+        yield from (Heading(3, "Runs"), run_sheet(group.runs), *ledger_blocks(group.runs))
+
+
+def _transfer_blocks(report: Report) -> Iterator[Block]:
+    """Appendix B, as far as there is something to say."""
+    papers = any(group.papers for group in report.groups)
+    yield from _part_blocks(report, APPENDIX_B, None, papers=papers)
+    if claims := [claim for claim in report.transfer_claims if papers or claim.n]:
+        yield Heading(3, "What Appendix B claims")
+        yield claim_sheet(claims)
+        yield Text(
+            "Effect: rise of the figure, in points; interval and p from the same random weights of the test samples on "
+            "both sides; several seeds: over these (Student's t)."
+        )
+    if report.transfer_runs:
+        yield Heading(3, "Runs of these tables alone")
+        yield from (run_sheet(report.transfer_runs), *ledger_blocks(report.transfer_runs))
+
+
+def _part_blocks(report: Report, part: Part, group: Group | None, *, papers: bool) -> list[Block]:
+    """The tables of a part of the paper, and what their columns mean."""
+    numbers = [number for number, table in TABLES.items() if table.part is part]
+    made = [block for number in numbers for block in _table_blocks(report, number, group, papers=papers)]
+    return [*made, Text(part.about)] if made and part.about else made
+
+
+def _table_blocks(report: Report, table: int, group: Group | None, *, papers: bool) -> Iterator[Block]:
+    """A table with its means over seeds and its notes, as far as there is something to say.
+
+    `papers`: whether the paper's figures apply; where they do not, its rows without a run say nothing.
+    """
+    of = (group.id if group else None, table)
+    rows = [row for row in report.rows if (row.group, row.table) == of]
+    shown = [row for row in rows if papers or row.run or row.main.measured is not None]
+    if not shown or (table == 10 and not papers):
+        return
+    yield Heading(3 if group else 2, TABLES[table].title)
+    yield row_sheet(shown, group)
+    if group and (spreads := [mean for mean in report.seeds if (mean.group, mean.table) == of]):
+        yield from (Text("Mean and standard deviation over seeds:"), spread_sheet(spreads, group))
+    if group and table == 3:
+        yield from _gains(report, group)
+    if notes := list(dict.fromkeys(filter(None, (_note(row, papers) for row in shown)))):
+        yield Bullets(notes)
+
+
+def _note(row: Row, papers: bool) -> str:
+    """Why a row differs, has nothing measured, or cannot have."""
+    if row.verdict == "cannot be measured":
+        return f"{'other systems' if row.note == words.OTHER_PAPER else 'test set'}: cannot be measured: {row.note}"
+    if row.verdict == "not measured":  # of Section 4's nets without a run the rows say enough
+        return row.note if row.run or TABLES[row.table].part is not SECTION_4 else ""
+    if row.set:
+        return f"{row.run} on {row.set}: {row.note}" if row.note and row.main.printed is not None else ""
+    return f"{row.run}: {row.note}" if papers and row.run and row.note else ""
 
 
 def _protocol(group: Group) -> str:
     """What the columns of the tables mean."""
-    said = (
+    columns = (
         "Errors in per cent on the validation split, every image counted once; interval: 95 %, Wilson. Dense: the "
         "uncropped image, class scores averaged over positions. Multicrop: a grid of 5 x 5 crops. Both: the mean of "
         "the two. Posteriors are averaged over Q, and over the image and its mirror image unless the method says "
         "otherwise."
     )
     agrees = " An error agrees where the sampling errors of both figures and the rounding of the printed one allow it."
-    return said + (agrees if group.papers else "")
+    return columns + (agrees if group.papers else "")
 
 
 def _claim_blocks(report: Report, group: Group) -> Iterator[Block]:
@@ -179,104 +194,19 @@ def _claim_blocks(report: Report, group: Group) -> Iterator[Block]:
         yield Text(f"{HOW} Section A: localisation errors in place of top-1 errors.")
 
 
-def _notes(rows: list[Row], group: Group) -> Iterator[str]:
-    """Why a row differs, has nothing measured, or cannot have."""
-    for row in rows:
-        if row.verdict == "cannot be measured":
-            yield f"{'test set' if row.split == 'test' else 'other systems'}: cannot be measured: {row.note}"
-        elif row.run and row.note and (group.papers or row.verdict == "not measured"):
-            yield row.note if row.verdict == "not measured" else f"{row.run}: {row.note}"
-
-
-def _figures(report: Report, group: Group) -> Iterator[Block]:
-    from vggrepro.reporting import figures  # imports matplotlib when it draws
-
-    for title, png in figures.of_report(report, group.id).values():
-        yield Figure(png, title)
-
-
-def _count_sheet(rows: list[Row]) -> Sheet:
-    return Sheet(
-        header=("net", "printed", "ours", "verdict"),
-        rows=[
-            (row.net, f"{row.printed_count:,}" + (" million" if row.table == 2 else ""), f"{row.measured_count:,}",
-             row.verdict)
-            for row in rows
-        ],
-        numbers=frozenset({1, 2}),
-    )  # fmt: skip
-
-
-def _printed(error: float | None, group: Group) -> str:
-    return printed_text(error_text(error), yardstick=group.papers)
-
-
-def _error_sheet(rows: list[Row], group: Group) -> Sheet:
-    columns: Columns = {
-        "net": ([row.net + (", test set" if row.split == "test" else "") for row in rows], False),
-        "S": ([row.S or DASH for row in rows], False),
-        "Q": ([row.Q or DASH for row in rows], False),
-        "method": ([_method(row) for row in rows], False),
-        "top-1 printed": ([_printed(row.printed_top1, group) for row in rows], True),
-        "top-1 measured": ([error_text(row.measured_top1) for row in rows], True),
-        "top-1 difference": ([signed_text(row.difference_top1) for row in rows], True),
-        "top-1 95 % interval": ([interval_text(row.interval_top1) for row in rows], True),
-        "top-5 printed": ([_printed(row.printed_top5, group) for row in rows], True),
-        "top-5 measured": ([error_text(row.measured_top5) for row in rows], True),
-        "top-5 difference": ([signed_text(row.difference_top5) for row in rows], True),
-        "top-5 95 % interval": ([interval_text(row.interval_top5) for row in rows], True),
-        "n": ([count_text(row.n) for row in rows], True),
-        "verdict": ([row.verdict for row in rows], False),
-        "departures": ([count_text(row.departures) for row in rows], True),
-        "run": ([row.run or DASH for row in rows], False),
-    }
-    if not group.papers:  # no difference is taken there
-        columns = {title: column for title, column in columns.items() if not title.endswith("difference")}
-    return sheet_of(columns, "top-1 measured")
-
-
-def _method(row: Row) -> str:
-    """With what makes the test another one than the paper's."""
-    words = [row.method or DASH]
-    if row.flip is False and row.method != "centre":
-        words.append("no mirror images")
-    if row.precision not in (None, "fp32"):
-        words.append(row.precision)
-    return ", ".join(words)
-
-
 def _csv(report: Report) -> str:
-    out = io.StringIO()
     titles = {group.id: group.title for group in report.groups}
-    kinds = (Row, BoxRow, TransferRow)  # a cell is empty where a table has none
-    fields = list(dict.fromkeys(field for kind in kinds for field in kind.model_fields))
-    writer = csv.DictWriter(out, fields, lineterminator="\n")
+    rows = [row.model_dump() for row in report.rows]  # a cell is empty where a table has none
+    out = io.StringIO()
+    writer = csv.DictWriter(out, rows[0], lineterminator="\n")
     writer.writeheader()
-    rows: list[Row | BoxRow | TransferRow] = [*report.rows, *report.boxes, *report.transfer]
     for row in rows:
         cells = {
-            field: " to ".join(f"{end:.4f}" for end in one) if isinstance(one, tuple) else one for field, one in row
+            key: " to ".join(f"{end:.4f}" for end in cell) if isinstance(cell, tuple) else cell
+            for key, cell in row.items()
         }
-        writer.writerow(cells | {"group": titles.get(getattr(row, "group", None) or "", "")})
+        writer.writerow(cells | {"group": titles.get(row["group"], "")})
     return out.getvalue()
-
-
-def _spread_sheet(spreads: list[Spread], group: Group) -> Sheet:
-    columns: Columns = {
-        "net": ([one.net for one in spreads], False),
-        "S": ([one.S for one in spreads], False),
-        "Q": ([one.Q for one in spreads], False),
-        "method": ([one.method for one in spreads], False),
-        "seeds": ([str(one.seeds) for one in spreads], True),
-        "top-1 printed": ([_printed(one.printed_top1, group) for one in spreads], True),
-        "top-1 mean": ([f"{one.mean_top1:.2f}" for one in spreads], True),
-        "top-1 sd": ([f"{one.spread_top1:.2f}" for one in spreads], True),
-        "top-5 printed": ([_printed(one.printed_top5, group) for one in spreads], True),
-        "top-5 mean": ([f"{one.mean_top5:.2f}" for one in spreads], True),
-        "top-5 sd": ([f"{one.spread_top5:.2f}" for one in spreads], True),
-        "runs": ([", ".join(one.runs) for one in spreads], False),
-    }
-    return sheet_of(columns, "top-1 mean")
 
 
 def _gains(report: Report, group: Group) -> Iterator[Block]:
@@ -285,18 +215,16 @@ def _gains(report: Report, group: Group) -> Iterator[Block]:
         ("Dense over the centre crop, the same net at the same Q", report.dense_over_centre),
         ("The start from another net over random weights", report.start_from_parent),
     ):
-        told = []
-        for one in claims:
-            if one.group != group.id:
-                continue
-            assert one.effect is not None
-            assert one.interval is not None
-            low, high = one.interval
-            over = f"over {one.seeds} seeds" if one.over == "seeds" else f"p {_p_phrase(one.p_value)}"
-            told.append(f"{one.better} {one.effect:+.1f} ({low:+.1f} to {high:+.1f}, {over})")
-        if told:
-            yield Text(f"{lead}, in points of top-1 error gained, with the 95 % interval: {'; '.join(told)}.")
-
-
-def _p_phrase(p: float | None) -> str:
-    return p_text(p) if p is not None and p < 1e-4 else f"= {p_text(p)}"
+        gains = []
+        for claim in claims:
+            if claim.group == group.id and claim.effect is not None and claim.interval:
+                low, high = claim.interval
+                p = p_text(claim.p_value)
+                over = (
+                    f"over {claim.seeds} seeds"
+                    if claim.over == "seeds"
+                    else f"p {p if p.startswith('<') else f'= {p}'}"
+                )
+                gains.append(f"{claim.better} {claim.effect:+.1f} ({low:+.1f} to {high:+.1f}, {over})")
+        if gains:
+            yield Text(f"{lead}, in points of top-1 error gained, with the 95 % interval: {'; '.join(gains)}.")

@@ -1,15 +1,29 @@
 """The report as data: what `vggrepro tables --json` prints."""
 
+from __future__ import annotations
+
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
-from vggrepro.paper import Measure
+from vggrepro.paper import Combine, Measure
 from vggrepro.reporting.claims import Claim
+from vggrepro.storage.ledger import Departure
 
 Verdict = Literal["agrees", "differs", "not measured", "cannot be measured", "not comparable"]
+FigureName = Literal["top1", "top5", "only"]
+"""The two errors of Tables 3-7; or the only figure of a row, the localisation error or Appendix B's score."""
+_SUFFIXES: Mapping[FigureName, str] = {"top1": "_top1", "top5": "_top5", "only": ""}
 
 
 class Record(BaseModel):
@@ -18,34 +32,117 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class Row(Record):
-    """One row of a table. Errors, intervals and differences in per cent or percentage points."""
+class Figure(Record):
+    """What the paper prints and what was measured, in per cent; the difference in percentage points."""
 
-    group: str | None
-    """The group of runs it belongs to; None in Tables 1 and 2, which need no run."""
+    printed: float | None = None
+    measured: float | None = None
+    interval: tuple[float, float] | None = None
+    """95 %: of errors Wilson's, of scores over the choice of test samples."""
+    difference: float | None = None
+    """Measured minus printed; None where they are not comparable."""
+
+
+class SeedMean(Record):
+    """A figure over several seeds, in per cent."""
+
+    printed: float | None = None
+    mean: float | None = None
+    spread: float | None = None
+    """Sample standard deviation over the seeds, points."""
+
+
+def _describe_flat(schema: dict[str, Any], model: type[Labels]) -> None:
+    """What :meth:`Labels._flatten` makes of figures, in the schema."""
+    parts = model.figure_model.model_json_schema()["properties"]
+    schema["properties"].pop("figures", None)
+    schema["properties"] |= {key: parts[part] for key, (_, part) in model.keys_of_figures().items()}
+
+
+class Labels(Record):
+    """What tells a row of a table from the others, beside the row's figures.
+
+    In JSON and CSV the parts of a figure are keys of the row: `printed_top1`, or `printed` of the only one.
+    """
+
+    model_config = ConfigDict(json_schema_extra=_describe_flat)
+    figure_model: ClassVar[type[Record]]
+
+    group: str | None = None
+    """The group of runs it belongs to; None in Tables 1 and 2, which need no run, and in Tables 11 and 12."""
     table: int
     net: str
-    """A column of Table 1, several joined by ` + `, the user's own net, or in Table 7 the system."""
+    """A column of Table 1, several joined by ` + `, the user's own net, a yardstick, or the name of a system."""
     S: str | None = None
     Q: str | None = None
     method: str | None = None
+    regression: str | None = None
+    """SCR or PCR: one box for all classes, or one for each."""
+    fine_tune: str | None = None
+    """all or fc: which layers of a net that predicts boxes were trained."""
     flip: bool | None = None
     """Whether mirror images are tested too; None where there is no run. A centre crop is never mirrored."""
     precision: str | None = None
     """Of the arithmetic of the test."""
-    split: Literal["val", "test"] = "val"
-    """The labels of the test set were never published: what is printed of it cannot be measured."""
-    printed_top1: float | None = None
-    printed_top5: float | None = None
-    measured_top1: float | None = None
-    measured_top5: float | None = None
-    interval_top1: tuple[float, float] | None = None
-    """95 %, Wilson."""
-    interval_top5: tuple[float, float] | None = None
-    difference_top1: float | None = None
-    """Measured minus printed; None where they are not comparable."""
-    difference_top5: float | None = None
+    guesses: str | None = None
+    """Who named the five classes of each image in Table 9; in Table 8 the true one is given."""
+    set: str | None = None
+    """The data set of Tables 11 and 12, by its name."""
+    data: str | None = None
+    """Fingerprint of its images, targets and boxes."""
+    layer: str | None = None
+    """Whose activations the features are."""
+    combine: Combine | None = None
+    """What is made of the features at several Q."""
+    boxes: bool | None = None
+    """Features of the person's box beside those of the image."""
+    measure: Measure | None = None
+    """Of the score in Tables 11 and 12."""
+    split: Literal["val", "test"] | None = "val"
+    """The labels of the test set were never published: what is printed of it cannot be measured. None in 11 and 12."""
+
+    @classmethod
+    def keys_of_figures(cls) -> dict[str, tuple[FigureName, str]]:
+        """For each key of the flat form the figure and its part."""
+        parts = cls.figure_model.model_fields
+        return {part + suffix: (name, part) for part in parts for name, suffix in _SUFFIXES.items()}
+
+    @model_serializer(mode="wrap")
+    def _flatten(self, nested: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        row = nested(self)
+        figures = row.pop("figures", {})
+        flat = {key: figures.get(name, {}).get(part) for key, (name, part) in self.keys_of_figures().items()}
+        return row | {key: number for key, number in flat.items() if number is not None or not info.exclude_defaults}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, row: dict[str, Any]) -> dict[str, Any]:
+        keys = cls.keys_of_figures()
+        figures: dict[FigureName, dict[str, Any]] = row.get("figures", {})
+        for key, (name, part) in keys.items():
+            if row.get(key) is not None:
+                figures.setdefault(name, {})[part] = row[key]
+        return {key: label for key, label in row.items() if key not in keys} | {"figures": figures}
+
+
+class Row(Labels):
+    """One row of a table."""
+
+    figure_model = Figure
+
+    figures: dict[FigureName, Figure] = {}
+    printed_spread: float | None = None
+    """Of a score over three random splits, points."""
+    spread: float | None = None
+    """Sample standard deviation of a score over the splits, points; None for one split."""
+    splits: int | None = None
+    C: list[float] | None = None
+    """Of the SVMs, chosen for each split."""
+    classes: int | None = None
+    train: int | None = None
+    """Samples that a split learns from."""
     n: int | None = None
+    """Images, or distinct test samples."""
     verdict: Verdict
     run: str | None = None
     """`experiment:stage`, several joined by ` + `."""
@@ -57,125 +154,30 @@ class Row(Record):
     measured_count: int | None = None
     """Table 1: weight layers. Table 2: parameters."""
 
+    @property
+    def top1(self) -> Figure:
+        """Of Tables 3-7; without numbers where there are none."""
+        return self.figures.get("top1", Figure())
 
-class BoxRow(Record):
-    """One row of Tables 8-10 (Appendix A). Errors, intervals and differences in per cent or percentage points."""
+    @property
+    def top5(self) -> Figure:
+        """Of Tables 3-7; without numbers where there are none."""
+        return self.figures.get("top5", Figure())
 
-    group: str
-    table: int
-    net: str
-    """D, several joined by ` + ` where their boxes are pooled, a yardstick, or in Table 10 the system."""
-    S: str | None = None
-    Q: str | None = None
-    regression: str | None = None
-    """SCR or PCR: one box for all classes, or one for each."""
-    fine_tune: str | None = None
-    """all or fc: which layers were trained."""
-    guesses: str | None = None
-    """Who named the five classes of each image; None in Table 8, where the true one is given."""
-    split: Literal["val", "test"] = "val"
-    printed: float | None = None
-    measured: float | None = None
-    interval: tuple[float, float] | None = None
-    """95 %, Wilson."""
-    difference: float | None = None
-    """Measured minus printed; None where they are not comparable."""
-    n: int | None = None
-    verdict: Verdict
-    run: str | None = None
-    """`experiment:stage`, several joined by ` + `."""
-    departures: int | None = None
-    note: str = ""
+    @property
+    def main(self) -> Figure:
+        """The figure that a row is known by: the top-1 error, or the only one."""
+        return self.figures.get("only", self.top1)
 
 
-class TransferRow(Record):
-    """One figure of Table 11 or 12 (Appendix B), in per cent, and what was measured beside it."""
+class Spread(Labels):
+    """One protocol of Tables 3-6, 8 or 9 over several seeds."""
 
-    table: int
-    set: str
-    """The data set, by its name."""
-    data: str | None = None
-    """Fingerprint of images, targets and boxes."""
-    net: str
-    """A column of Table 1, several joined by ` + ` where features are stacked, the user's net, or another method."""
-    layer: str | None = None
-    """Whose activations the features are."""
-    Q: str | None = None
-    combine: Literal["average", "stack"] | None = None
-    """What is made of the features at several Q."""
-    boxes: bool = False
-    """Features of the person's box beside those of the image."""
-    measure: Measure
-    printed: float | None = None
-    printed_spread: float | None = None
-    """Over three random splits, points."""
-    measured: float | None = None
-    """Mean over the splits."""
-    spread: float | None = None
-    """Sample standard deviation over the splits, points; None for one split."""
-    interval: tuple[float, float] | None = None
-    """95 %, over the choice of test samples."""
-    difference: float | None = None
-    """Measured minus printed; None where they are not comparable."""
-    splits: int | None = None
-    C: list[float] = []
-    """Of the SVMs, chosen for each split."""
-    classes: int | None = None
-    train: int | None = None
-    """Samples that a split learns from."""
-    n: int | None = None
-    """Distinct test samples."""
-    verdict: Verdict
-    run: str | None = None
-    """`experiment:stage`, several joined by ` + `."""
-    departures: int | None = None
-    note: str = ""
+    figure_model = SeedMean
 
-
-class Spread(Record):
-    """One protocol over several seeds."""
-
-    group: str
-    table: int
-    net: str
-    S: str
-    Q: str
-    method: str
+    figures: dict[FigureName, SeedMean] = {}
     seeds: int
-    printed_top1: float | None = None
-    printed_top5: float | None = None
-    mean_top1: float
-    spread_top1: float
-    """Sample standard deviation over the seeds, points."""
-    mean_top5: float
-    spread_top5: float
     runs: list[str]
-
-
-class BoxSpread(Record):
-    """One protocol of Table 8 or 9 over several seeds."""
-
-    group: str
-    table: int
-    net: str
-    S: str
-    Q: str
-    regression: str
-    fine_tune: str
-    seeds: int
-    mean: float
-    spread: float
-    """Sample standard deviation over the seeds, points."""
-    runs: list[str]
-
-
-class Departed(Record):
-    """One line of a fidelity ledger."""
-
-    setting: str
-    paper: Any
-    run: Any
-    why: str
 
 
 class RunNote(Record):
@@ -198,7 +200,7 @@ class RunNote(Record):
     """Whether the code had changes that the commit lacks."""
     mlflow_run: str | None
     """Id of its MLflow run."""
-    departures: list[Departed]
+    departures: list[Departure]
     unused: list[str]
     """Stored answers of another net or index, which no number here is made of."""
 
@@ -216,16 +218,12 @@ class Group(Record):
 class Report(Record):
     """All tables. The schema is in `tables.schema.json`."""
 
-    format: Literal["vggrepro tables 1"] = "vggrepro tables 1"
+    format: Literal["vggrepro tables 2"] = "vggrepro tables 2"
     groups: list[Group]
     rows: list[Row]
+    """Of Tables 1-12, in their order."""
     seeds: list[Spread]
     claims: list[Claim]
-    boxes: list[BoxRow] = []
-    """Tables 8-10, which Appendix A has."""
-    box_seeds: list[BoxSpread] = []
-    transfer: list[TransferRow] = []
-    """Tables 11 and 12, which Appendix B has."""
     transfer_claims: list[Claim] = []
     """What Appendix B claims."""
     transfer_runs: list[RunNote] = []

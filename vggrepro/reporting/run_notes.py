@@ -4,9 +4,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from vggrepro.reporting.blocks import DASH, Block, Bullets, Heading, Sheet, Text
-from vggrepro.reporting.report import Departed, RunNote
+from vggrepro.reporting.report import RunNote
 from vggrepro.reporting.runs import StoredRun
-from vggrepro.storage.ledger import Departure
 
 
 def note_of(run: StoredRun) -> RunNote:
@@ -26,7 +25,7 @@ def note_of(run: StoredRun) -> RunNote:
         git_commit=environment.get("git_commit"),
         git_dirty=environment.get("git_dirty"),
         mlflow_run=run.mlflow_run,
-        departures=[Departed(setting=one.setting, paper=one.paper, run=one.run, why=one.why) for one in run.departures],
+        departures=run.departures,
         unused=run.strangers,
     )
 
@@ -56,7 +55,7 @@ def _steps(run: RunNote) -> str:
 
 def ledger_blocks(runs: Sequence[RunNote]) -> Iterator[Block]:
     """The departures, those of all runs first and then each run's own; and answers that were left aside."""
-    texts = [(run.name, [str(Departure(**one.model_dump())) for one in run.departures]) for run in runs]
+    texts = [(run.name, [str(one) for one in run.departures]) for run in runs]
     counts = Counter(text for _, lines in texts for text in lines)
     common = [text for text, n in counts.items() if n == len(texts)]
     own = [f"{name}: {text}" for name, lines in texts for text in lines if text not in common]

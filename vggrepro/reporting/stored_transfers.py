@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vggrepro.evaluation.feature_spec import scales_at
@@ -31,41 +31,39 @@ class StoredTransfer:
     @property
     def samples(self) -> tuple[object, ...]:
         """Equal for tests on the same samples, split alike."""
-        asked = self.found.protocol
-        return asked.data, asked.rows, asked.drawing
+        protocol = self.found.protocol
+        return protocol.data, protocol.rows, protocol.drawing
 
 
-def stored_transfers(runs: Iterable[StoredRun]) -> list[StoredTransfer]:
+def stored_transfers(runs: Sequence[StoredRun]) -> list[StoredTransfer]:
     """All tests of the final nets of some runs, in the order of the paper's tables. Raises UserError."""
-    runs = list(runs)
     by_weights = {run.weights: run for run in reversed(runs) if run.weights}
-    return sorted(_stored(runs, by_weights), key=lambda one: _order(one, runs))
-
-
-def _stored(runs: Sequence[StoredRun], by_weights: dict[str, StoredRun]) -> Iterator[StoredTransfer]:
+    stored = []
     for run in runs:
         for found in list_transferred(run.run_directory):
-            nets = [net.weights for net in found.protocol.nets]
+            first, *others = [net.weights for net in found.protocol.nets]
             # of a net that was trained again since, or that was stacked with one that is not among these
-            if nets[0] == run.weights and all(weights in by_weights for weights in nets):
-                yield StoredTransfer((run, *(by_weights[weights] for weights in nets[1:])), found)
+            if first == run.weights and all(weights in by_weights for weights in others):
+                stored.append(StoredTransfer((run, *(by_weights[weights] for weights in others)), found))
+    return sorted(stored, key=lambda test: _order(test, runs))
 
 
-def _order(one: StoredTransfer, runs: Sequence[StoredRun]) -> tuple[object, ...]:
-    asked, known = one.found.protocol, list(facts().transfer)
-    at = known.index(one.set) if one.set in known else len(known)
-    return at, one.set, len(one.runs), [runs.index(run) for run in one.runs], asked.boxes, -len(asked.nets[0].Q)
+def _order(test: StoredTransfer, runs: Sequence[StoredRun]) -> tuple[object, ...]:
+    protocol, sets = test.found.protocol, list(facts().transfer)
+    at = sets.index(test.set) if test.set in sets else len(sets)
+    nets = [runs.index(run) for run in test.runs]
+    return at, test.set, len(nets), nets, protocol.boxes, -len(protocol.nets[0].Q)
 
 
-def as_the_paper(one: StoredTransfer, task: TransferTask) -> bool:
+def as_the_paper(test: StoredTransfer, task: TransferTask) -> bool:
     """Whether a protocol is the paper's: scales in proportion to the crop, combination, mirror images, splits."""
-    asked = one.found.protocol
-    scales = [scales_at(run.config.model.crop, task.scales) for run in one.runs]
-    drawn = (task.splits, task.train_per_class, task.test_per_class)
-    own = tuple(asked.drawing[name] for name in ("splits", "train_per_class", "test_per_class"))
+    protocol = test.found.protocol
+    scales = [scales_at(run.config.model.crop, task.scales) for run in test.runs]
+    of_paper = (task.splits, task.train_per_class, task.test_per_class)
+    drawn = tuple(protocol.drawing[name] for name in ("splits", "train_per_class", "test_per_class"))
     return (
-        [net.Q for net in asked.nets] == scales
-        and asked.combine == task.combine
-        and all(net.flip for net in asked.nets)
-        and (task.splits is None or drawn == own)
+        [net.Q for net in protocol.nets] == scales
+        and protocol.combine == task.combine
+        and all(net.flip for net in protocol.nets)
+        and (task.splits is None or drawn == of_paper)
     )

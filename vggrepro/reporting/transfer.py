@@ -3,92 +3,87 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from vggrepro.evaluation.feature_spec import task_of
 from vggrepro.evaluation.recognition import against_printed
 from vggrepro.paper import TransferFigure, facts, value
 from vggrepro.reporting import words
-from vggrepro.reporting.report import TransferRow
+from vggrepro.reporting.report import Figure, Row, Verdict
 from vggrepro.reporting.runs import StoredRun, departures_of
 from vggrepro.reporting.stored_transfers import StoredTransfer, as_the_paper
-
-TRANSFER_TITLES = {
-    11: "Table 11: features on other data sets (Appendix B)",
-    12: "Table 12: actions of PASCAL VOC 2012 (Appendix B)",
-}
+from vggrepro.reporting.words import Q_text, fused
 
 
-def transfer_rows(tests: Sequence[StoredTransfer]) -> list[TransferRow]:
+def transfer_rows(tests: Sequence[StoredTransfer]) -> list[Row]:
     """Every figure of the paper, and what was measured beside it; then what the paper has no figure of."""
-    rows: list[TransferRow] = []
+    rows: list[Row] = []
     beside: set[int] = set()
     for figure in facts().transfer_figures:
-        own = [one for one in tests if _is_of(one, figure)]
-        beside |= {id(one) for one in own}
-        rows += [_row(one, figure) for one in own] or [_unmeasured(figure)]
-    rows += [_row(one, None) for one in tests if id(one) not in beside]
-    order = list(facts().transfer)
-    return sorted(rows, key=lambda row: (row.table, order.index(row.set) if row.set in order else len(order), row.set))
+        measured = [test for test in tests if _is_of(test, figure)]
+        beside |= {id(test) for test in measured}
+        rows += [_row(test, figure) for test in measured] or [_without_test(figure)]
+    rows += [_row(test, None) for test in tests if id(test) not in beside]
+    order = {name: number for number, name in enumerate(facts().transfer)}
+    return sorted(rows, key=lambda row: (row.table, order.get(row.set or "", len(order)), row.set))
 
 
-def _is_of(one: StoredTransfer, figure: TransferFigure) -> bool:
+def _is_of(test: StoredTransfer, figure: TransferFigure) -> bool:
     """Whether a test is what a figure of the paper is of: nets and protocol; its training may be another."""
-    if (one.set, one.nets, one.found.protocol.boxes) != (figure.set, figure.nets, figure.boxes):
+    if (test.set, test.nets, test.found.protocol.boxes) != (figure.set, figure.nets, figure.boxes):
         return False
-    return as_the_paper(one, facts().transfer[figure.set])
+    return as_the_paper(test, facts().transfer[figure.set])
 
 
-def _row(one: StoredTransfer, figure: TransferFigure | None) -> TransferRow:
-    asked, result, said = one.found.protocol, one.found.result, one.found.said
-    obstacle = _obstacle(one) if figure else "the paper has no such figure"
-    named: dict[str, Any] = {
-        "table": task_of(one.set).table,
-        "set": one.set,
-        "data": asked.data,
-        "net": words.FUSED.join(one.nets),
-        "layer": words.FUSED.join(dict.fromkeys(net.layer for net in asked.nets)),
-        "Q": words.FUSED.join(dict.fromkeys(", ".join(map(str, net.Q)) for net in asked.nets)),
-        "combine": asked.combine if any(len(net.Q) > 1 for net in asked.nets) else None,
-        "boxes": asked.boxes,
-        "measure": asked.measure,
-        "printed": figure.figure if figure else None,
-        "printed_spread": figure.spread if figure else None,
-        "measured": result.mean,
-        "spread": result.spread,
-        "interval": result.interval,
-        "splits": len(result.tested),
-        "C": list(one.found.C),
-        "classes": said["classes"],
-        "train": said["train"],
-        "n": result.n,
-        "run": words.FUSED.join(run.name for run in one.runs),
-        "departures": departures_of(one.runs),
-    }
-    if figure is None or obstacle:
-        return TransferRow(verdict="not comparable", note=obstacle, **named)
-    held = against_printed(
-        result.mean, result.spread, len(result.tested), figure.figure, figure.spread, result.interval
+def _row(test: StoredTransfer, figure: TransferFigure | None) -> Row:
+    protocol, result, counts = test.found.protocol, test.found.result, test.found.said
+    note = _obstacle(test) if figure else "the paper has no such figure"
+    verdict: Verdict = "not comparable"
+    difference = None
+    if figure and not note:
+        difference = result.mean - figure.figure
+        against = against_printed(
+            result.mean, result.spread, len(result.tested), figure.figure, figure.spread, result.interval
+        )
+        verdict, note = ("differs", against) if against in ("lower", "higher") else ("agrees", "")
+    printed = figure.figure if figure else None
+    return Row(
+        table=task_of(test.set).table,
+        set=test.set,
+        data=protocol.data,
+        net=fused(test.nets),
+        layer=fused((net.layer for net in protocol.nets), alike_once=True),
+        Q=fused((Q_text(net.Q) for net in protocol.nets), alike_once=True),
+        combine=protocol.combine if any(len(net.Q) > 1 for net in protocol.nets) else None,
+        boxes=protocol.boxes,
+        measure=protocol.measure,
+        split=None,
+        figures={
+            "only": Figure(printed=printed, measured=result.mean, interval=result.interval, difference=difference)
+        },
+        printed_spread=figure.spread if figure else None,
+        spread=result.spread,
+        splits=len(result.tested),
+        C=list(test.found.C),
+        classes=counts["classes"],
+        train=counts["train"],
+        n=result.n,
+        verdict=verdict,
+        run=fused(run.name for run in test.runs),
+        departures=departures_of(test.runs),
+        note=note,
     )
-    off = held in ("lower", "higher")
-    return TransferRow(
-        difference=result.mean - figure.figure,
-        verdict="differs" if off else "agrees",
-        note=held if off else "",
-        **named,
-    )
 
 
-def _obstacle(one: StoredTransfer) -> str:
+def _obstacle(test: StoredTransfer) -> str:
     """Why the paper's figure is not about what was measured; empty where it is."""
-    task, said = facts().transfer[one.set], one.found.said
-    if not all(_is_the_papers_net(run) for run in one.runs):
+    task, counts = facts().transfer[test.set], test.found.said
+    if not all(_is_the_papers_net(run) for run in test.runs):
         return f"{words.OTHER_SETTING} was learnt from"
-    if task.unlabelled or one.set == "voc2012_action":
+    if task.unlabelled or test.set == "voc2012_action":
         return "measured on val: only the challenge's server has the labels of test; `--submission` writes its files"
-    images = said["images"] + said["rejected"]
-    if (said["classes"], images) != (task.classes, task.images):
-        return f"{said['classes']} classes and {images:,} images, the data set has {task.classes} and {task.images:,}"
+    images = counts["images"] + counts["rejected"]
+    if (counts["classes"], images) != (task.classes, task.images):
+        return f"{counts['classes']} classes and {images:,} images, the data set has {task.classes} and {task.images:,}"
     return ""
 
 
@@ -99,16 +94,20 @@ def _is_the_papers_net(run: StoredRun) -> bool:
     return trained and (model.classes, model.crop, model.width) == (value("classes"), value("crop"), 1.0)
 
 
-def _unmeasured(figure: TransferFigure) -> TransferRow:
-    named: dict[str, Any] = {
-        "table": facts().transfer[figure.set].table,
-        "set": figure.set,
-        "net": words.FUSED.join(figure.nets) or figure.method,
-        "boxes": figure.boxes,
-        "measure": facts().transfer[figure.set].measure,
-        "printed": figure.figure,
-        "printed_spread": figure.spread,
-    }
-    if not figure.nets:
-        return TransferRow(verdict="cannot be measured", note=words.OTHER_PAPER, **named)
-    return TransferRow(verdict="not measured", note=f"no run of {named['net']} was tested on {figure.set}", **named)
+def _without_test(figure: TransferFigure) -> Row:
+    """A figure of the paper alone."""
+    task = facts().transfer[figure.set]
+    net = fused(figure.nets) or figure.method
+    return Row(
+        table=task.table,
+        set=figure.set,
+        net=net,
+        boxes=figure.boxes,
+        measure=task.measure,
+        split=None,
+        figures={"only": Figure(printed=figure.figure)},
+        printed_spread=figure.spread,
+        C=[],
+        verdict="not measured" if figure.nets else "cannot be measured",
+        note=f"no run of {net} was tested on {figure.set}" if figure.nets else words.OTHER_PAPER,
+    )
