@@ -14,7 +14,7 @@ from vggrepro.paper import Row as PrintedRow
 from vggrepro.paper import TestedNet, facts, scale_text
 from vggrepro.reporting import words
 from vggrepro.reporting.box_claims import check_box_claims
-from vggrepro.reporting.claims import check_claims, dense_over_centre, spreads_over_seeds, start_from_parent
+from vggrepro.reporting.class_claims import check_claims, dense_over_centre, spreads_over_seeds, start_from_parent
 from vggrepro.reporting.found_boxes import BoxCache
 from vggrepro.reporting.localisation import box_rows, box_spreads
 from vggrepro.reporting.predictions import PredictionCache
