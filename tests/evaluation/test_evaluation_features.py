@@ -128,7 +128,7 @@ def scores(seed: int) -> NDArray[np.float32]:
 def keep(folder: Path, *splits: int) -> None:
     """Stores what was said of some splits."""
     for split in splits:
-        said = recognition.Tested(np.arange(3) + split, scores(split))
+        said = recognition.SplitScores(np.arange(3) + split, scores(split))
         save_split(TEST, split, Classified(0.1, {0.1: 50.0}, said, ()), folder, runs=["x:D"], images=6)
 
 

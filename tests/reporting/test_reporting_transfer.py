@@ -15,7 +15,7 @@ from tiny import REPOSITORY
 
 from vggrepro.errors import UserError
 from vggrepro.evaluation.features import FeatureProtocol, save_features
-from vggrepro.evaluation.recognition import Tested as Split
+from vggrepro.evaluation.recognition import SplitScores
 from vggrepro.evaluation.svm import Classified
 from vggrepro.evaluation.transfers import NetProtocol, TransferProtocol, save_split, save_truth, truth_file
 from vggrepro.paper import facts, value
@@ -77,7 +77,7 @@ def keep(
     for split, number in enumerate(wrong):
         scores = targets.astype(np.float32)
         scores[np.arange(number), (own[:number] + 1) % classes] = 2
-        found = Classified(1.0, {1.0: 50.0}, Split(np.arange(len(own)), scores), ())
+        found = Classified(1.0, {1.0: 50.0}, SplitScores(np.arange(len(own)), scores), ())
         save_split(protocol, split, found, runs[0].transfers, **said)
     return protocol
 

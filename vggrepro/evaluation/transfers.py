@@ -18,7 +18,7 @@ import numpy as np
 from vggrepro.errors import UserError
 from vggrepro.evaluation.features import Combine
 from vggrepro.evaluation.parts import read_arrays, write_arrays
-from vggrepro.evaluation.recognition import Recognition, Targets, Tested
+from vggrepro.evaluation.recognition import Recognition, SplitScores, Targets
 from vggrepro.evaluation.svm import C_GRID, Classified
 from vggrepro.paper import Measure
 
@@ -148,7 +148,7 @@ def _whole(first: Path, folder: Path) -> Transferred | None:
         file = protocol.file(folder, split)
         content = read_arrays(file)
         try:
-            tested.append(Tested(content["rows"], content["scores"]))
+            tested.append(SplitScores(content["rows"], content["scores"]))
             chosen.append(json.loads(str(content["note"]))["C"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"transfers {file} cannot be read ({error}); remove the file and test again") from None
