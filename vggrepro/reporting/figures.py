@@ -264,9 +264,8 @@ def confusion(predictions: Predictions, classes: Sequence[str], protocol: str, w
 
 def worst_classes(predictions: Predictions, count: int) -> list[int]:
     """Class numbers by falling top-1 error."""
-    labels = np.unique(predictions.labels)
-    errors = [float((~predictions.right1[predictions.labels == label]).mean()) for label in labels]
-    return [int(labels[at]) for at in np.argsort([-error for error in errors], kind="stable")[:count]]
+    shares = predictions.wrong_by_class()
+    return sorted(shares, key=lambda label: -shares[label])[:count]
 
 
 def filters(weights: NDArray[np.float32]) -> bytes:
