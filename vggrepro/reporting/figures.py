@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from vggrepro.paper import facts
 from vggrepro.reporting.claims import Claim
 from vggrepro.reporting.predictions import Predictions
 from vggrepro.reporting.report import Report, Row
+from vggrepro.reporting.runs import StoredRun
+from vggrepro.storage.directory import RunDirectory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,14 +41,7 @@ _EFFECTS: Mapping[str, tuple[str, str, bool | None]] = {
 """Claims that make a figure: its title, their section and, where that has both, whether they are of jitter."""
 
 
-class Recorded(Protocol):
-    """A run directory, or a run that is kept as evidence."""
-
-    def records(self, kind: str) -> list[dict[str, Any]]:
-        """What was measured on the way, of one kind."""
-
-
-def learning_curves(runs: Mapping[str, Recorded]) -> bytes:
+def learning_curves(runs: Mapping[str, RunDirectory | StoredRun]) -> bytes:
     """Training loss and validation error (centre crop) of some runs on common axes; a dotted line at each drop."""
     figure, ((loss, error),) = _figure(1, 2, 10, 3.8)
     for number, (name, run) in enumerate(runs.items()):
