@@ -19,10 +19,10 @@ def _white_square() -> bytes:
     return out.getvalue()
 
 
-def _mock_axes(rows: int, columns: int, width: float, height: float, squeeze: bool = True) -> tuple[None, Any]:
+def _mock_axes(rows: int, columns: int, width: float, height: float) -> tuple[None, Any]:
     axes = np.empty((rows, columns), object)
     axes.fill(MagicMock())
-    return None, axes.squeeze() if squeeze else axes
+    return None, axes
 
 
 _PNG = _white_square()

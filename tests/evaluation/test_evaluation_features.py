@@ -135,7 +135,7 @@ def scores(seed: int) -> NDArray[np.float32]:
 def keep(run: RunDirectory, *splits: int) -> None:
     """Stores what was said of some splits."""
     for split in splits:
-        said = recognition.Tested(np.arange(3) + split, scores(split))
+        said = recognition.SplitScores(np.arange(3) + split, scores(split))
         SplitKey(TEST, split).save(run, said, C=0.1, validated=[(0.1, 50.0)], unfinished=(), runs=["x:D"], images=6)
 
 

@@ -10,8 +10,15 @@ from scipy.stats import t as student
 from sklearn.metrics import average_precision_score, balanced_accuracy_score
 
 from vggrepro.evaluation import recognition
-from vggrepro.evaluation.recognition import Compared, Recognition, against_printed, compare, measured, recall_of_classes
-from vggrepro.evaluation.recognition import Tested as OneSplit  # pytest takes a name with Test for a test
+from vggrepro.evaluation.recognition import (
+    Recognition,
+    SplitScores,
+    against_printed,
+    compare,
+    measured,
+    recall_of_classes,
+)
+from vggrepro.evaluation.significance import Comparison
 from vggrepro.paper import Measure
 from vggrepro.reporting.claims import judge
 
@@ -178,13 +185,13 @@ def result(n: int, seed: int, measure: Measure = "recall", noise: float = 0.0) -
     """One split of all samples; those of one seed differ by noise alone."""
     scores, targets = labelled(n, seed)
     scores += noise * np.random.default_rng(99).standard_normal(scores.shape).astype(np.float32)
-    return Recognition(measure, targets, [OneSplit(np.arange(n), scores)])
+    return Recognition(measure, targets, [SplitScores(np.arange(n), scores)])
 
 
 def test_several_splits() -> None:
     scores, targets = labelled(200, 3)
     rows = [np.arange(0, 120), np.arange(60, 180), np.arange(20, 140)]
-    found = Recognition("recall", targets, [OneSplit(one, scores[one]) for one in rows])
+    found = Recognition("recall", targets, [SplitScores(one, scores[one]) for one in rows])
     each = [measured("recall", scores[one], targets[one]) for one in rows]
     assert found.figures == each
     assert found.mean == pytest.approx(np.mean(each))
@@ -234,14 +241,14 @@ def test_the_interval_covers_what_such_test_sets_have_on_average(measure: Measur
 
 def test_the_interval_stays_between_0_and_100() -> None:
     targets = labelled(60, 0)[1]
-    low, high = Recognition("mAP", targets, [OneSplit(np.arange(60), targets.astype(np.float32))]).interval
+    low, high = Recognition("mAP", targets, [SplitScores(np.arange(60), targets.astype(np.float32))]).interval
     assert low == pytest.approx(100)
     assert high <= 100
 
 
 def test_equal_results_do_not_differ() -> None:
     found = compare(result(80, 1), result(80, 1))
-    assert found == Compared(difference=0, interval=(0, 0), p_value=1, n=80)
+    assert found == Comparison(difference=0, interval=(0, 0), p_value=1, n=80)
 
 
 def test_a_worse_result_is_told_from_a_better_one() -> None:
@@ -266,7 +273,7 @@ def test_by_chance_one_in_twenty_is_told_apart() -> None:
     for seed in range(100):
         scores, targets = labelled(150, seed)
         noise = np.random.default_rng(seed + 1000).standard_normal((2, *scores.shape))
-        one, other = (Recognition("recall", targets, [OneSplit(np.arange(150), scores + each)]) for each in noise)
+        one, other = (Recognition("recall", targets, [SplitScores(np.arange(150), scores + each)]) for each in noise)
         told += compare(one, other).p_value < 0.05
     assert told <= 12
 
@@ -277,7 +284,7 @@ def test_only_the_same_test_samples_are_compared() -> None:
         compare(one, result(80, 2))
     with pytest.raises(AssertionError, match="different measures"):
         compare(one, result(80, 1, "mAP"))
-    fewer = Recognition("recall", one.targets, [OneSplit(np.arange(1, 80), one.tested[0].scores[1:])])
+    fewer = Recognition("recall", one.targets, [SplitScores(np.arange(1, 80), one.tested[0].scores[1:])])
     with pytest.raises(AssertionError, match="different test samples"):
         compare(one, fewer)
 

@@ -13,7 +13,7 @@ from vggrepro.evaluation.box_store import CENTRE, DENSE, FoundKey, PlacesKey
 from vggrepro.evaluation.boxes import Found
 from vggrepro.evaluation.features import FeaturesKey
 from vggrepro.evaluation.posteriors import Posteriors, PosteriorsKey
-from vggrepro.evaluation.recognition import Tested as Scores
+from vggrepro.evaluation.recognition import SplitScores as Scores
 from vggrepro.evaluation.store import Key
 from vggrepro.evaluation.transfers import NetProtocol, SplitKey, TransferProtocol
 from vggrepro.storage.directory import RunDirectory

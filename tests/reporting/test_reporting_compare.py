@@ -13,11 +13,11 @@ from tiny import TWO_STEPS, tiny_graph
 from vggrepro.errors import UserError
 from vggrepro.pipeline.graph import reproduce
 from vggrepro.reporting.blocks import to_html, to_markdown
-from vggrepro.reporting.compare import Comparison, blocks_of, compare
+from vggrepro.reporting.compare import RunComparison, blocks_of, compare
 from vggrepro.reporting.finding import find_runs
 
 
-def compared(root: Path) -> Comparison:
+def compared(root: Path) -> RunComparison:
     return compare(find_runs([root]), None)
 
 
@@ -135,7 +135,7 @@ def test_markdown_and_html(root: Path) -> None:
     assert not any(word in page for word in ("http:", "https:", "<script", "url("))
     text = to_markdown(blocks_of(made, runs, None))
     assert "| dense | one Q | paper:A-256 - paper:B-256 | +0.00 | +0.00 to +0.00 | 1.0000 | 0 / 0 | 2,000 |" in text
-    assert Comparison.model_validate_json(made.model_dump_json()) == made
+    assert RunComparison.model_validate_json(made.model_dump_json()) == made
     assert np.shape(made.errors[0].interval_top1) == (2, 2)
     assert CLASSES == len(made.classes)
 

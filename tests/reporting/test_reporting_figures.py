@@ -81,7 +81,7 @@ def test_effects_have_the_colour_of_their_verdict(root: Path) -> None:
     for colour in (GREEN, ORANGE, GREY):
         assert has_colour(pixels(png), colour) > 30
     with figures_drawn_by(BLANK):
-        axes = figures._figure(1, 1, 1, 1, squeeze=False)[1]
+        axes = figures._figure(1, 1, 1, 1)[1]
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(figures, "_figure", lambda *_, **__: (None, axes))
             shown = [claim for claim in report.claims if claim.effect is not None and claim.interval]

@@ -15,7 +15,7 @@ from tiny import REPOSITORY
 
 from vggrepro.errors import UserError
 from vggrepro.evaluation.features import Features, FeaturesKey
-from vggrepro.evaluation.recognition import Tested as Split
+from vggrepro.evaluation.recognition import SplitScores
 from vggrepro.evaluation.transfers import NetProtocol, SplitKey, TransferProtocol, save_truth, truth_file
 from vggrepro.paper import facts, value
 from vggrepro.reporting.claims import Claim
@@ -76,7 +76,7 @@ def keep(
     for split, number in enumerate(wrong):
         scores = targets.astype(np.float32)
         scores[np.arange(number), (own[:number] + 1) % classes] = 2
-        SplitKey(protocol, split).save(runs[0], Split(np.arange(len(own)), scores), C=1.0, **said)
+        SplitKey(protocol, split).save(runs[0], SplitScores(np.arange(len(own)), scores), C=1.0, **said)
     return protocol
 
 

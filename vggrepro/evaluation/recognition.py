@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggrepro.data.views import Ints
-from vggrepro.evaluation.significance import ROUNDING, Verdict
+from vggrepro.evaluation.significance import ROUNDING, SAME, Agreement, Comparison, agreement
 from vggrepro.paper import Measure, facts
 
 Floats = NDArray[np.float64]
@@ -28,12 +28,9 @@ Targets = NDArray[np.int8]
 DRAWS = 400
 """Of the bootstrap: the ends of an interval then rest on ten draws each, and no p is below 0.005."""
 
-_EQUAL = 1e-9
-"""Points: two figures that are closer differ by rounding alone."""
-
 
 @dataclass(frozen=True, eq=False)
-class Tested:
+class SplitScores:
     """What one classifier a class says of the test samples of one split."""
 
     rows: Ints
@@ -110,7 +107,7 @@ class Recognition:
     measure: Measure
     targets: Targets
     """(samples, classes) of the whole data set."""
-    tested: Sequence[Tested]
+    tested: Sequence[SplitScores]
 
     @cached_property
     def figures(self) -> list[float]:
@@ -166,30 +163,19 @@ def _middle(draws: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
-@dataclass(frozen=True)
-class Compared:
-    """Two results on the same samples of the same splits; a `significance.Comparison`."""
+def compare(first: Recognition, second: Recognition) -> Comparison:
+    """Compares two results on the same samples of the same splits by the same draws of weights.
 
-    difference: float
-    """Error of the first minus error of the second, points; an error is 100 minus the figure."""
-    interval: tuple[float, float]
-    """95 %, over the choice of test samples."""
-    p_value: float
-    """Two-sided, by the share of draws on the other side of 0; never 0."""
-    n: int
-    """Distinct test samples."""
-
-
-def compare(first: Recognition, second: Recognition) -> Compared:
-    """Compares two results by the same draws of weights."""
+    An error is 100 minus the figure; the p-value goes by the share of draws on the other side of 0, and is never 0.
+    """
     assert first.measure == second.measure, "different measures"
     assert np.array_equal(first.targets, second.targets), "different data sets"
     for one, other in zip(first.tested, second.tested, strict=True):
         assert np.array_equal(one.rows, other.rows), "different test samples"
     draws = second.draws - first.draws
-    fewer = min(int((draws < _EQUAL).sum()), int((draws > -_EQUAL).sum()))
+    fewer = min(int((draws < SAME).sum()), int((draws > -SAME).sum()))
     p_value = min(1.0, 2 * (1 + fewer) / (1 + DRAWS))
-    return Compared(second.mean - first.mean, _middle(draws), p_value, first.n)
+    return Comparison(second.mean - first.mean, _middle(draws), p_value, first.n)
 
 
 PRINTED_SPLITS: int = facts().transfer["caltech101"].splits or 1
@@ -203,15 +189,12 @@ def against_printed(
     printed: float,
     printed_spread: float | None,
     interval: tuple[float, float],
-) -> Verdict:
+) -> Agreement:
     """What a figure with its spread over splits and its interval is beside a printed one, all in per cent.
 
-    equal: rounds to the printed figure. agrees: Welch's t over our splits and the paper's three finds no difference at
-    5 %; or, where either side has no spread, the printed figure lies within the interval. Else the measured figure is
-    lower or higher than the printed one.
+    It agrees where Welch's t over our splits and the paper's three finds no difference at 5 %; or, where either side
+    has no spread, where the printed figure lies within the interval.
     """
-    if abs(mean - printed) <= ROUNDING + _EQUAL:
-        return "equal"
     if spread is not None and printed_spread is not None:
         from scipy.stats import ttest_ind_from_stats
 
@@ -220,4 +203,4 @@ def against_printed(
     else:
         low, high = interval
         agrees = low - ROUNDING <= printed <= high + ROUNDING
-    return "agrees" if agrees else "higher" if mean > printed else "lower"
+    return agreement(mean - printed, agrees)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,54 +12,40 @@ from vggrepro.evaluation.errors import Z_95, ErrorRate, is_right
 from vggrepro.paper import value
 
 
-class Comparison(Protocol):
+@dataclass(frozen=True)
+class Comparison:
     """Two results on the same images, whatever they measure: what a claim is judged by."""
 
-    @property
-    def difference(self) -> float:
-        """Error of the first minus error of the second, percentage points."""
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % interval of the difference, points."""
-
-    @property
-    def p_value(self) -> float:
-        """Two-sided."""
-
-    @property
-    def n(self) -> int:
-        """Images."""
+    difference: float
+    """Error of the first minus error of the second, percentage points."""
+    interval: tuple[float, float]
+    """95 % interval of the difference over the choice of images, points."""
+    p_value: float
+    """Two-sided."""
+    n: int
+    """Images."""
 
 
 @dataclass(frozen=True)
-class Paired:
+class Paired(Comparison):
     """Two sets of guesses for the same images."""
 
     only_first_right: int
     only_second_right: int
-    n: int
 
-    @property
-    def difference(self) -> float:
-        """Error of the first minus error of the second, percentage points."""
-        return 100 * (self.only_second_right - self.only_first_right) / self.n
 
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % interval of the difference, points (normal approximation for paired shares)."""
-        b, c = self.only_second_right, self.only_first_right
-        half = 100 * Z_95 * math.sqrt(max(b + c - (b - c) ** 2 / self.n, 0)) / self.n
-        return self.difference - half, self.difference + half
+def mcnemar(only_first_right: int, only_second_right: int, n: int) -> Paired:
+    """Two sets of guesses for n images by McNemar's exact test, and the normal approximation for paired shares.
 
-    @property
-    def p_value(self) -> float:
-        """McNemar's exact test, two-sided: how likely so uneven a split of the disagreements is by chance."""
-        from scipy.special import bdtr  # the binomial distribution; scipy.stats takes three times as long to import
+    The p-value is how likely so uneven a split of the disagreements is by chance.
+    """
+    from scipy.special import bdtr  # the binomial distribution; scipy.stats takes three times as long to import
 
-        fewer = min(self.only_first_right, self.only_second_right)
-        disagreements = self.only_first_right + self.only_second_right
-        return min(1.0, 2 * float(bdtr(fewer, disagreements, 0.5)))
+    b, c = only_second_right, only_first_right
+    difference = 100 * (b - c) / n
+    half = 100 * Z_95 * math.sqrt(max(b + c - (b - c) ** 2 / n, 0)) / n
+    p_value = min(1.0, 2 * float(bdtr(min(b, c), b + c, 0.5)))
+    return Paired(difference, (difference - half, difference + half), p_value, n, only_first_right, only_second_right)
 
 
 def paired(first: NDArray[Any], second: NDArray[Any], labels: NDArray[np.int64], k: int) -> Paired:
@@ -70,47 +56,19 @@ def paired(first: NDArray[Any], second: NDArray[Any], labels: NDArray[np.int64],
 def paired_right(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:
     """Compares two sides by which of the same images (n,) each gets right."""
     assert len(first) == len(second), "different images"
-    return Paired(int((first & ~second).sum()), int((~first & second).sum()), len(first))
+    return mcnemar(int((first & ~second).sum()), int((~first & second).sum()), len(first))
 
 
-@dataclass(frozen=True)
-class PairedMean:
-    """Two tests of the same nets on the same images, where each image counts with its mean over the nets."""
+def paired_mean(pairs: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]]) -> Comparison:
+    """Compares two tests of several nets: for each net, which of the same images (n,) each test gets right.
 
-    gain: NDArray[np.float64]
-    """(n,) share of the nets that only the second test got right minus share that only the first did."""
-
-    @property
-    def n(self) -> int:
-        """Images."""
-        return len(self.gain)
-
-    @property
-    def difference(self) -> float:
-        """Mean error of the first minus mean error of the second, percentage points."""
-        return 100 * float(self.gain.mean())
-
-    @property
-    def _error(self) -> float:
-        return 100 * float(self.gain.std(ddof=1)) / math.sqrt(self.n)
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % interval of the difference over the choice of images, points."""
-        half = Z_95 * self._error
-        return self.difference - half, self.difference + half
-
-    @property
-    def p_value(self) -> float:
-        """Two-sided, by the normal approximation."""
-        return (
-            math.erfc(abs(self.difference) / self._error / math.sqrt(2)) if self._error else float(not self.difference)
-        )
-
-
-def paired_mean(pairs: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]]) -> PairedMean:
-    """Compares two tests of several nets: for each net, which of the same images (n,) each test gets right."""
-    return PairedMean(np.mean([second.astype(float) - first for first, second in pairs], axis=0))
+    Each image counts with its mean over the nets; the p-value is of the normal approximation.
+    """
+    gain = np.mean([second.astype(float) - first for first, second in pairs], axis=0)
+    difference = 100 * float(gain.mean())
+    error = 100 * float(gain.std(ddof=1)) / math.sqrt(len(gain))
+    p_value = math.erfc(abs(difference) / error / math.sqrt(2)) if error else float(not difference)
+    return Comparison(difference, (difference - Z_95 * error, difference + Z_95 * error), p_value, len(gain))
 
 
 @dataclass(frozen=True)
@@ -150,7 +108,21 @@ class SeedSpread:
         return 2 * float(stdtr(self.df, -abs(mean) / self._error)) if self._error else float(not mean)
 
 
-Verdict = Literal["equal", "agrees", "lower", "higher"]
+Agreement = Literal["equal", "agrees", "lower", "higher"]
+ROUNDING = 0.05
+"""Half a unit of the last printed digit, percentage points."""
+SAME = 1e-9
+"""Points: two figures that are closer differ by floating point alone."""
+
+
+def agreement(difference: float, agrees: bool) -> Agreement:
+    """What a figure is beside a printed one, measured minus printed in points.
+
+    equal: rounds to the printed figure. agrees: within what chance does. Else lower or higher than it.
+    """
+    if abs(difference) <= ROUNDING + SAME:
+        return "equal"
+    return "agrees" if agrees else "higher" if difference > 0 else "lower"
 
 
 @dataclass(frozen=True)
@@ -178,13 +150,7 @@ class AgainstPrinted:
         return self.difference - half - ROUNDING, self.difference + half + ROUNDING
 
     @property
-    def verdict(self) -> Verdict:
-        """equal: rounds to the printed figure. agrees: within both sampling errors. Else lower or higher than it."""
-        if abs(self.difference) <= ROUNDING + 1e-9:
-            return "equal"
+    def verdict(self) -> Agreement:
+        """It agrees within both sampling errors."""
         low, high = self.interval
-        return "agrees" if low <= 0 <= high else ("higher" if low > 0 else "lower")
-
-
-ROUNDING = 0.05
-"""Half a unit of the last printed digit, percentage points."""
+        return agreement(self.difference, low <= 0 <= high)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggrepro.data.transfer import Partition
-from vggrepro.evaluation.recognition import Floats, Targets, Tested, measured
+from vggrepro.evaluation.recognition import Floats, SplitScores, Targets, measured
 from vggrepro.paper import Measure
 
 C_GRID = (0.01, 0.1, 1.0, 10.0, 100.0)
@@ -50,7 +50,7 @@ class Classified:
     C: float
     validated: Mapping[float, float]
     """The figure on `held_out` by C, per cent. Where C is at either end, a wider grid might do better."""
-    tested: Tested
+    tested: SplitScores
     unfinished: tuple[int, ...]
     """`Classifiers.unfinished` of those that were tested."""
 
@@ -125,4 +125,4 @@ def classify(
     final = learn(learnt, targets[train], best, jobs)
     weights = final.weights if basis is None else basis @ final.weights
     scores = Classifiers(weights, final.bias, final.unfinished).scores(features[partition.test])
-    return Classified(best, validated, Tested(partition.test, scores), final.unfinished)
+    return Classified(best, validated, SplitScores(partition.test, scores), final.unfinished)

@@ -15,7 +15,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from vggrepro.errors import UserError
-from vggrepro.evaluation.recognition import Recognition, Targets, Tested
+from vggrepro.evaluation.recognition import Recognition, SplitScores, Targets
 from vggrepro.evaluation.store import Key, digest, parsed, read_arrays, write_arrays
 from vggrepro.evaluation.svm import C_GRID
 from vggrepro.paper import Combine, Measure
@@ -66,7 +66,7 @@ class TransferProtocol:
 
 
 @dataclass(frozen=True)
-class SplitKey(Key[Tested]):
+class SplitKey(Key[SplitScores]):
     """Identifies what the classifiers of one split said, with a note for readers.
 
     The note has C, what the held-out samples said of each C (`validated`), the C at which the solver was `unfinished`,
@@ -74,7 +74,7 @@ class SplitKey(Key[Tested]):
     """
 
     folder = "transfers"
-    answer = Tested
+    answer = SplitScores
     patterns = ("[!.]*-0.npz",)
 
     test: TransferProtocol

@@ -1,29 +1,28 @@
-"""The paper's sentences of Section 4 as paired tests on stored posteriors. No torch.
+"""A claim of the paper, and how it is tested: paired comparisons of stored tests, judged by one rule. No torch.
 
-A claim compares two protocols on the same images. Its effect is the fall of the top-1 error that the claim asserts,
-in percentage points, with a 95 % interval; the margins of "does not help" and "about as good" are ours and stated.
+A claim compares two sides on the same images or samples, seed by seed. Its effect is what the side that the claim calls
+better gains, in points, with a 95 % interval; the margins of "does not help" and "about as good" are ours and stated.
 """
 
+from __future__ import annotations
+
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import product
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from vggrepro.evaluation.significance import Comparison, SeedSpread, paired_mean
-from vggrepro.paper import Scale, scale_text, value
-from vggrepro.reporting.predictions import PredictionCache, paired_top1
-from vggrepro.reporting.runs import Asked, Recipe, StoredRun, departures_of, recipe_of, variants_by
+from vggrepro.evaluation.significance import Comparison, SeedSpread
+from vggrepro.reporting.runs import Asked, StoredRun, departures_of
 
-Kind = Literal["better", "no gain", "about as good"]
+Assertion = Literal["better", "no gain", "about as good"]
 Outcome = Literal["supported", "not supported", "undecided at this n", "not measured"]
+Test = TypeVar("Test")
 
 MARGIN = 0.5
 """Points of top-1 error below which we call a gain none, or two nets about as good; the paper names no figure."""
-_SAID = {"dense": "dense", "multicrop": "multi-crop", "both": "both"}
-SHALLOW = "B-5x5"
-"""The net of Section 4.1 that has one 5x5 convolution for each pair of B's; `configs/ablation_B-5x5.yaml`."""
 
 
 class Claim(BaseModel):
@@ -71,207 +70,102 @@ class Claim(BaseModel):
 
 
 @dataclass(frozen=True)
-class _Side:
-    """One protocol that a claim speaks of: nets (fused where several), Table 3's or 4's Q, and the method."""
+class Trial(Generic[Test]):
+    """What the runs of one seed have of a side."""
 
-    recipes: tuple[Recipe, ...]
-    table: int
-    method: str
-
-    def __str__(self) -> str:
-        scales = {S for _, S in self.recipes}
-        S = ", ".join(map(scale_text, scales))
-        nets = " + ".join(net for net, _ in self.recipes)
-        return f"{nets} at S = {S}: {self.method}, {'one Q' if self.table == 3 else 'several Q'}"
-
-    def asked(self, recipes: Mapping[Recipe, Sequence[StoredRun]], seed: int) -> list[Asked]:
-        """Its runs of one seed, and the Q they are tested at."""
-        runs = (run for recipe in self.recipes for run in recipes[recipe] if run.config.run.seed == seed)
-        return [(run, run.Q_of(self.table)) for run in runs]
-
-    def told(self, pairs: Sequence[Sequence[Asked]]) -> str:
-        """The runs of all seeds, with the protocol."""
-        runs = ", ".join(" + ".join(run.name for run, _ in asked) for asked in pairs)
-        Q = " + ".join(dict.fromkeys(", ".join(map(str, Q)) for _, Q in pairs[0]))
-        return f"{runs}: {self.method}, Q = {Q}"
+    seed: Hashable
+    runs: Sequence[StoredRun]
+    protocol: str
+    """In words."""
+    test: Test
+    """What is compared."""
 
 
 @dataclass(frozen=True)
-class _Statement:
+class Side(Generic[Test]):
+    """One protocol of training and testing that a claim speaks of, in words, and its trials."""
+
+    words: str
+    trials: Sequence[Trial[Test]]
+    lacking: Sequence[str] = ()
+    """Of what there is no run."""
+
+
+@dataclass(frozen=True)
+class Statement(Generic[Test]):
+    """A sentence of the paper and its two sides."""
+
     section: str
     text: str
-    better: _Side
-    worse: _Side
-    kind: Kind = "better"
+    better: Side[Test]
+    worse: Side[Test]
+    asserted: Assertion = "better"
 
 
-def _statements() -> Iterator[_Statement]:
-    fixed, fine, jitter = value("scales")[0], value("scales")[1], value("jitter")
-
-    def one(net: str, S: Scale, table: int = 3, method: str = "dense") -> _Side:
-        return _Side(((net, S),), table, method)
-
-    yield _Statement(
-        "4.1",
-        f"Local response normalisation does not help: A-LRN gains less than {MARGIN} points on A",
-        one("A-LRN", fixed),
-        one("A", fixed),
-        "no gain",
-    )
-    yield _Statement("4.1", "Error falls with depth: B is better than A", one("B", fixed), one("A", fixed))
-    yield _Statement("4.1", "More non-linearity helps: C is better than B", one("C", fixed), one("B", fixed))
-    yield _Statement(
-        "4.1", "Spatial context helps: D is better than C, as deep but with 3x3", one("D", fixed), one("C", fixed)
-    )
-    yield _Statement("4.1", "Error falls with depth: D is better than A", one("D", fixed), one("A", fixed))
-    yield _Statement(
-        "4.1",
-        f"Error saturates at 19 layers: E is within {MARGIN} points of D",
-        one("E", fixed),
-        one("D", fixed),
-        "about as good",
-    )
-    yield _Statement(
-        "4.1",
-        "Deep with small filters beats shallow with large ones: B is better than its 5x5 twin, centre crop",
-        one("B", fixed, method="centre"),
-        one(SHALLOW, fixed, method="centre"),
-    )
-    for net in ("C", "D", "E"):
-        for S in (fixed, fine):
-            text = f"Scale jitter in training helps: {net} at S = {scale_text(jitter)} is better than at S = {S}"
-            yield _Statement("4.1", text, one(net, jitter), one(net, S))
-    for net, S in (("A", fixed), ("B", fixed), *((net, S) for net in ("C", "D", "E") for S in (fixed, fine, jitter))):
-        text = f"Scale jitter in testing helps: {net} at S = {scale_text(S)}, several Q are better than one"
-        yield _Statement("4.2", text, one(net, S, 4), one(net, S, 3))
-    for net in ("D", "E"):
-        for better, worse in (("multicrop", "dense"), ("both", "dense"), ("both", "multicrop")):
-            text = f"{_SAID[better].capitalize()} is better than {_SAID[worse]}: {net}"
-            yield _Statement("4.3", text, one(net, jitter, 4, better), one(net, jitter, 4, worse))
-    for method in ("dense", "multicrop", "both"):
-        for net in ("D", "E"):
-            together = _Side((("D", jitter), ("E", jitter)), 4, method)
-            text = f"Fusion helps: D and E together are better than {net}, {_SAID[method]}"
-            yield _Statement("4.4", text, together, one(net, jitter, 4, method))
+Pair = tuple[Trial[Test], Trial[Test], Comparison]
+"""What the better and the worse side have of one seed, and the comparison of the worse with the better."""
+NetsTest = tuple[tuple[Asked, ...], str]
+"""Nets with the Q of each, fused or pooled where several, and the method by which they are tested."""
 
 
-SeedSpreads = Mapping[Scale, SeedSpread]
-"""By the S at which nets were trained."""
+def side_of_nets(
+    words: str, method: str, nets: Mapping[str, tuple[Sequence[StoredRun], Callable[[StoredRun], tuple[int, ...]]]]
+) -> Side[NetsTest]:
+    """A side of some nets together: for each, by its words, the runs (one a seed), and at which Q they are tested."""
+    by_seed = [{run.config.run.seed: (run, Q_of(run)) for run in runs} for runs, Q_of in nets.values()]
+    trials = []
+    for seed in sorted(set.intersection(*map(set, by_seed))):
+        tested = tuple(runs[seed] for runs in by_seed)
+        Q = " + ".join(dict.fromkeys(", ".join(map(str, sides)) for _, sides in tested))
+        trials.append(Trial(seed, [run for run, _ in tested], f"{method}, Q = {Q}", (tested, method)))
+    return Side(words, trials, [net for net, (runs, _) in nets.items() if not runs])
 
 
-def spreads_over_seeds(recipes: Mapping[Recipe, Sequence[StoredRun]], cache: PredictionCache) -> SeedSpreads:
-    """Of the nets at each S together, dense at one Q, as in a one-way analysis of variance.
+def pairs_of(statement: Statement[Test], compare: Callable[[Test, Test], Comparison | None]) -> list[Pair[Test]]:
+    """The trials of a statement's sides that can be compared, one pair a seed.
 
-    Two or three seeds of one net hardly tell a spread; half a dozen nets of two or three do. Raises UserError.
+    `compare` takes the test of the better side and that of the worse, and gives the comparison of the worse with the
+    better one, or None where they are not of the same images.
     """
-    squares: dict[Scale, list[tuple[float, int]]] = {}
-    for (_, S), runs in recipes.items():
-        found = [cache.ranks([(run, run.Q_of(3))], "dense") for run in runs]
-        errors = [ranks.top1.percent for ranks in found if ranks]
-        if len(errors) > 1:
-            df = len(errors) - 1
-            squares.setdefault(S, []).append((df * statistics.variance(errors), df))
-    pooled = {S: [sum(column) for column in zip(*parts, strict=True)] for S, parts in squares.items()}
-    return {S: SeedSpread(total / df, df) for S, (total, df) in pooled.items()}
+    pairs: dict[Hashable, Pair[Test]] = {}
+    for better, worse in product(statement.better.trials, statement.worse.trials):
+        alike = better.seed == worse.seed and better.seed not in pairs
+        if alike and (comparison := compare(better.test, worse.test)):
+            pairs[better.seed] = better, worse, comparison
+    return list(pairs.values())
 
 
-def check_claims(
-    group: str, recipes: Mapping[Recipe, Sequence[StoredRun]], cache: PredictionCache, spreads: SeedSpreads
-) -> list[Claim]:
-    """Every claim, tested where the runs of the group allow it. Raises UserError."""
-    return [_check(group, statement, recipes, cache, spreads) for statement in _statements()]
-
-
-def dense_over_centre(group: str, recipes: Mapping[Recipe, Sequence[StoredRun]], cache: PredictionCache) -> list[Claim]:
-    """What each net gains by the dense test at one Q over the centre crop at the same Q, where both are stored.
-
-    The paper compares dense testing with many crops only, but most published figures are of the one in the middle.
-    Raises UserError.
-    """
-    text = "Dense testing helps: {} at S = {} is better dense than on the centre crop"
-    tested = []
-    for net, S in recipes:
-        dense, centre = (_Side(((net, S),), 3, method) for method in ("dense", "centre"))
-        statement = _Statement("3.2", text.format(net, scale_text(S)), dense, centre)
-        tested.append(_check(group, statement, recipes, cache, {}))  # the same nets on both sides
-    return [one for one in tested if one.verdict != "not measured"]
-
-
-def start_from_parent(
-    group: str, runs: Sequence[StoredRun], cache: PredictionCache, spreads: SeedSpreads
-) -> list[Claim]:
-    """What each net gains by its parent's weights over random ones, where it was trained from both, and alike.
-
-    The paper starts the deeper nets from A, and says that Glorot's initialisation would have done without (Section
-    3.1); it gives no figures. Raises UserError.
-    """
-    tested = []
-    for (net, S), variants in variants_by(recipe_of, runs).items():
-        starts = {(same[0].but_for_the_start, bool(same[0].config.run.parent)): same for same in variants}
-        for (alike, has_parent), warm in starts.items():
-            if has_parent and (cold := starts.get((alike, False))):
-                recipes = {(net, S): warm, (f"{net} from random weights", S): cold}
-                text = f"The start from another net helps: {net} at S = {scale_text(S)}, against random weights"
-                better, worse = (_Side((recipe,), 3, "dense") for recipe in recipes)
-                tested.append(_check(group, _Statement("3.1", text, better, worse), recipes, cache, spreads))
-    return [one for one in tested if one.verdict != "not measured"]
-
-
-def _check(
+def claim_of(
     group: str,
-    statement: _Statement,
-    recipes: Mapping[Recipe, Sequence[StoredRun]],
-    cache: PredictionCache,
-    spreads: SeedSpreads,
+    statement: Statement[Test],
+    pairs: Sequence[Pair[Test]],
+    unpaired: str,
+    whole: Comparison | None = None,
+    apart: SeedSpread | None = None,
 ) -> Claim:
-    sides = (statement.better, statement.worse)
-    named: dict[str, Any] = {
-        "group": group,
-        "section": statement.section,
-        "claim": statement.text,
-        "better": str(statement.better),
-        "worse": str(statement.worse),
-    }
-    lacking = sorted(
-        {f"{net} at S = {scale_text(S)}" for side in sides for net, S in side.recipes if not recipes.get((net, S))}
+    """The claim of a statement, judged by its pairs; `unpaired` says why there are none. The rest as in `judge`."""
+    named: dict[str, Any] = {"group": group, "section": statement.section, "claim": statement.text}
+    if not pairs:
+        named |= {"better": statement.better.words, "worse": statement.worse.words}
+        return Claim(verdict="not measured", note=unpaired, **named)
+    better, worse, comparisons = zip(*pairs, strict=True)
+    return Claim(
+        **judge(statement.asserted, comparisons, whole, apart),
+        better=_named(better),
+        worse=_named(worse),
+        departures=departures_of(run for trial in (*better, *worse) for run in trial.runs),
+        **named,
     )
-    if lacking:
-        return Claim(verdict="not measured", note=f"no run of {', '.join(lacking)}", **named)
-    used = [recipes[recipe] for side in sides for recipe in side.recipes]
-    seeds = set.intersection(*({run.config.run.seed for run in runs} for runs in used))
-    asked = [[side.asked(recipes, seed) for side in sides] for seed in sorted(seeds)]
-    found = [[cache.ranks(one, side.method) for one, side in zip(both, sides, strict=True)] for both in asked]
-    measured = [(both, better, worse) for both, (better, worse) in zip(asked, found, strict=True) if better and worse]
-    if not measured:
-        return Claim(verdict="not measured", note="no seed has stored posteriors of both sides", **named)
-    for n, side in enumerate(("better", "worse")):
-        named[side] = sides[n].told([both[n] for both, *_ in measured])
-    runs = [run for both, *_ in measured for side in both for run, _ in side]
-    tests = [paired_top1(worse, better) for _, better, worse in measured]
-    whole = None
-    if len(tests) > 1 and all(_same_nets(*both) for both, *_ in measured):
-        whole = paired_mean([(worse.right1, better.right1) for _, better, worse in measured])
-    apart = _apart(statement, spreads, len(tests))
-    return Claim(**judge(statement.kind, tests, whole, apart), departures=departures_of(runs), **named)
 
 
-def _apart(statement: _Statement, spreads: SeedSpreads, seeds: int) -> SeedSpread | None:
-    """How far the effect, a difference of two means over seeds, would move if all were trained anew; None: unknown."""
-    (_, S), (_, other) = statement.better.recipes[0], statement.worse.recipes[0]
-    if S not in spreads or other not in spreads:
-        return None
-    first, second = spreads[S].of_mean(seeds), spreads[other].of_mean(seeds)
-    return SeedSpread(2 * first.variance, first.df) if S == other else first + second
-
-
-def _same_nets(better: Sequence[Asked], worse: Sequence[Asked]) -> bool:
-    """Whether one side's nets are among the other's, so that nothing was trained anew between them."""
-    first, second = ({run.path for run, _ in side} for side in (better, worse))
-    return first <= second or second <= first
+def _named(trials: Sequence[Trial[Test]]) -> str:
+    """The runs of all seeds, with the protocol."""
+    runs = ", ".join(" + ".join(run.name for run in trial.runs) for trial in trials)
+    return f"{runs}: {trials[0].protocol}"
 
 
 def judge(
-    kind: Kind, tests: Sequence[Comparison], whole: Comparison | None = None, apart: SeedSpread | None = None
+    asserted: Assertion, tests: Sequence[Comparison], whole: Comparison | None = None, apart: SeedSpread | None = None
 ) -> dict[str, Any]:
     """What a claim's paired tests, one a seed, say of it: verdict, effect, interval, p_value, over, n, seeds, spread.
 
@@ -291,7 +185,7 @@ def judge(
         interval, p_value = moved.interval(effect), moved.p_value(effect)
     return {
         "over": over,
-        "verdict": _outcome(kind, tests, interval),
+        "verdict": _outcome(asserted, tests, interval),
         "effect": effect,
         "interval": interval,
         "p_value": p_value,
@@ -301,15 +195,15 @@ def judge(
     }
 
 
-def _outcome(kind: Kind, tests: Sequence[Comparison], interval: tuple[float, float]) -> Outcome:
+def _outcome(asserted: Assertion, tests: Sequence[Comparison], interval: tuple[float, float]) -> Outcome:
     low, high = interval
-    if kind == "better":
+    if asserted == "better":
         # one pair: the exact test decides; several: the interval over seeds does
         decided = tests[0].p_value < 0.05 if len(tests) == 1 else not low <= 0 <= high
         if not decided:
             return "undecided at this n"
         return "supported" if low + high > 0 else "not supported"
-    if kind == "no gain":
+    if asserted == "no gain":
         return "supported" if high < MARGIN else "not supported" if low >= MARGIN else "undecided at this n"
     inside, outside = -MARGIN < low and high < MARGIN, low >= MARGIN or high <= -MARGIN
     return "supported" if inside else "not supported" if outside else "undecided at this n"

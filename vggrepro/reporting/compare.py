@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from itertools import combinations
-from typing import TYPE_CHECKING, Any, Literal
+from itertools import combinations, product
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from pydantic import Field
@@ -30,19 +30,23 @@ _MOST_SHOWN = 16
 _THUMBNAIL_PX = 160
 
 
+Scales = Literal["one Q", "several Q"]
+Origin = Literal["configuration", "environment", "data", "ledger"]
+
+
 class Difference(Record):
     """A setting in which the runs differ; values in the runs' order, None where a run has none."""
 
-    kind: Literal["configuration", "environment", "data", "ledger"]
+    kind: Origin
     key: str
     values: list[Any]
 
 
-class Measured(Record):
+class ErrorsByRun(Record):
     """The errors of the runs under one protocol, in the runs' order; None where posteriors are missing."""
 
     method: str
-    scales: Literal["one Q", "several Q"]
+    scales: Scales
     Q: list[str]
     top1: list[float | None]
     interval_top1: list[tuple[float, float] | None]
@@ -55,7 +59,7 @@ class PairedTest(Record):
     """Two runs on the same images under one protocol."""
 
     method: str
-    scales: Literal["one Q", "several Q"]
+    scales: Scales
     first: str
     second: str
     difference: float
@@ -87,7 +91,7 @@ class Disagreement(Record):
     guesses: list[str]
 
 
-class Comparison(Record):
+class RunComparison(Record):
     """Everything that `vggrepro compare` says, but the images."""
 
     format: Literal["vggrepro comparison 1"] = "vggrepro comparison 1"
@@ -95,7 +99,7 @@ class Comparison(Record):
     made_by: list[RunNote]
     """The way back to each run."""
     differences: list[Difference]
-    errors: list[Measured]
+    errors: list[ErrorsByRun]
     paired: list[PairedTest]
     shown: str | None = None
     """The protocol of classes and images below: of those that the first two runs share, the one with most in it."""
@@ -106,7 +110,7 @@ class Comparison(Record):
     notes: list[str]
 
 
-def compare(runs: Sequence[StoredRun], index: Index | None, notes: Sequence[str] = ()) -> Comparison:
+def compare(runs: Sequence[StoredRun], index: Index | None, notes: Sequence[str] = ()) -> RunComparison:
     """Compares two runs or more. `index` gives classes and images their names, where it is at hand.
 
     Raises UserError: fewer than two runs, or one given twice.
@@ -120,58 +124,25 @@ def compare(runs: Sequence[StoredRun], index: Index | None, notes: Sequence[str]
     if len(set(names)) < len(names):
         names = [str(run.path) for run in runs]
     cache = PredictionCache()
-    errors, paired, said = [], [], list(notes)
+    errors, paired = [], []
     same_images = len({run.dataset.get("fingerprint") for run in runs}) == 1
-    if not same_images:
-        said.append("The runs are of different images: their errors are not comparable, and no paired test is made.")
     shown: tuple[str, Predictions, Predictions] | None = None
-    for method, scales, predictions in _protocols(runs, cache):
-        Q = [", ".join(map(str, run.Q_of(3 if scales == "one Q" else 4))) for run in runs]
-        errors.append(
-            Measured(
-                method=method,
-                scales=scales,
-                Q=Q,
-                top1=[one.top1.percent if one else None for one in predictions],
-                interval_top1=[one.top1.interval if one else None for one in predictions],
-                top5=[one.top5.percent if one else None for one in predictions],
-                interval_top5=[one.top5.interval if one else None for one in predictions],
-                n=[one.top1.n if one else None for one in predictions],
-            )
-        )
+    protocols: list[tuple[int, Scales]] = [(3, "one Q"), (4, "several Q")]
+    for (table, scales), method in product(protocols, _METHODS):
+        predictions = [cache.of([(run, run.Q_of(table))], method) for run in runs]
+        if not any(predictions):
+            continue
+        Q = [", ".join(map(str, run.Q_of(table))) for run in runs]
+        errors.append(_errors_of(predictions, method=method, scales=scales, Q=Q))
         if not same_images:
             continue
-        for (a, first), (b, second) in combinations(enumerate(predictions), 2):
+        for (a, first), (b, second) in combinations(zip(names, predictions, strict=True), 2):
             if first and second:
-                test = paired_top1(first, second)
-                paired.append(
-                    PairedTest(
-                        method=method,
-                        scales=scales,
-                        first=names[a],
-                        second=names[b],
-                        difference=test.difference,
-                        interval=test.interval,
-                        p_value=test.p_value,
-                        only_first_right=test.only_first_right,
-                        only_second_right=test.only_second_right,
-                        n=test.n,
-                    )
-                )
+                test = vars(paired_top1(first, second))
+                paired.append(PairedTest(method=method, scales=scales, first=a, second=b, **test))
         if predictions[0] and predictions[1]:
             shown = f"{method}, Q = {' | '.join(dict.fromkeys(Q[:2]))}", predictions[0], predictions[1]
-    if len({(run.config.evaluation.flip, run.config.evaluation.precision) for run in runs}) > 1:
-        said.append("The runs are tested differently: evaluation.flip or evaluation.precision, see below.")
-    elif not any(run.config.evaluation.flip for run in runs):
-        said.append("Tested without mirror images.")
-    if not errors:
-        said.append("No run has stored posteriors; `vggrepro evaluate RUN` makes them.")
-    if any(any(run.run_directory.transfers.glob("[!.]*.npz")) for run in runs):
-        said.append("Tests on other data sets are not compared here: see Tables 11 and 12, `vggrepro tables`.")
-    unfinished = [f"{name} (step {run.step:,})" for name, run in zip(names, runs, strict=True) if not run.finished]
-    if unfinished:
-        said.append(f"Not finished: {', '.join(unfinished)}.")
-    return Comparison(
+    return RunComparison(
         runs=names,
         made_by=[note_of(run) for run in runs],
         differences=list(_differences(runs)),
@@ -180,8 +151,34 @@ def compare(runs: Sequence[StoredRun], index: Index | None, notes: Sequence[str]
         shown=shown[0] if shown else None,
         classes=_by_class(*shown[1:], index) if shown else [],
         disagreements=_disagreements(*shown[1:], index) if shown else [],
-        notes=said,
+        notes=[*notes, *_caveats(runs, names, same_images, tested=bool(errors))],
     )
+
+
+def _errors_of(predictions: Sequence[Predictions | None], **protocol: Any) -> ErrorsByRun:
+    columns: dict[str, Any] = {"n": [one and len(one.labels) for one in predictions]}
+    for key in ("top1", "top5"):
+        rates = [getattr(one, key) if one else None for one in predictions]
+        columns[key] = [rate and rate.percent for rate in rates]
+        columns[f"interval_{key}"] = [rate and rate.interval for rate in rates]
+    return ErrorsByRun(**protocol, **columns)
+
+
+def _caveats(runs: Sequence[StoredRun], names: Sequence[str], same_images: bool, *, tested: bool) -> Iterator[str]:
+    """What a reader must know before comparing."""
+    if not same_images:
+        yield "The runs are of different images: their errors are not comparable, and no paired test is made."
+    if len({(run.config.evaluation.flip, run.config.evaluation.precision) for run in runs}) > 1:
+        yield "The runs are tested differently: evaluation.flip or evaluation.precision, see below."
+    elif not any(run.config.evaluation.flip for run in runs):
+        yield "Tested without mirror images."
+    if not tested:
+        yield "No run has stored posteriors; `vggrepro evaluate RUN` makes them."
+    if any(any(run.run_directory.transfers.glob("[!.]*.npz")) for run in runs):
+        yield "Tests on other data sets are not compared here: see Tables 11 and 12, `vggrepro tables`."
+    unfinished = [f"{name} (step {run.step:,})" for name, run in zip(names, runs, strict=True) if not run.finished]
+    if unfinished:
+        yield f"Not finished: {', '.join(unfinished)}."
 
 
 def open_images(runs: Sequence[StoredRun]) -> tuple[Index | None, str]:
@@ -203,20 +200,8 @@ def open_images(runs: Sequence[StoredRun]) -> tuple[Index | None, str]:
     return index, ""
 
 
-def _protocols(
-    runs: Sequence[StoredRun], cache: PredictionCache
-) -> Iterator[tuple[str, Literal["one Q", "several Q"], list[Predictions | None]]]:
-    """The protocols under which any of the runs was evaluated."""
-    scales: tuple[Literal["one Q", "several Q"], ...] = ("one Q", "several Q")
-    for table, which in zip((3, 4), scales, strict=True):
-        for method in _METHODS:
-            predictions = [cache.of([(run, run.Q_of(table))], method) for run in runs]
-            if any(predictions):
-                yield method, which, predictions
-
-
 def _differences(runs: Sequence[StoredRun]) -> Iterator[Difference]:
-    sources: dict[Literal["configuration", "environment", "data", "ledger"], list[dict[str, Any]]] = {
+    sources: dict[Origin, list[dict[str, Any]]] = {
         "configuration": [flatten(run.config.model_dump(mode="json")) for run in runs],
         "environment": [flatten(run.said("environment.json") or {}) for run in runs],
         "data": [flatten(run.dataset) for run in runs],
@@ -234,11 +219,15 @@ def _class_name(label: int, index: Index | None) -> str:
 
 
 def _by_class(first: Predictions, second: Predictions, index: Index | None) -> list[ClassErrors]:
-    found = []
-    for label in np.unique(first.labels):
-        own = first.labels == label
-        errors = [100 * float((~one.right1[own]).mean()) for one in (first, second)]
-        found.append(ClassErrors(name=_class_name(int(label), index), n=int(own.sum()), errors=errors))
+    ours, theirs = first.wrong_by_class(), second.wrong_by_class()
+    found = [
+        ClassErrors(
+            name=_class_name(label, index),
+            n=int((first.labels == label).sum()),
+            errors=[100 * ours[label], 100 * theirs[label]],
+        )
+        for label in ours
+    ]
     return sorted(found, key=lambda one: -abs(one.errors[0] - one.errors[1]))[:_CLASSES_SHOWN]
 
 
@@ -258,7 +247,7 @@ def _disagreements(first: Predictions, second: Predictions, index: Index | None)
     ]
 
 
-def blocks_of(made: Comparison, runs: Sequence[StoredRun], index: Index | None) -> list[Block]:
+def blocks_of(made: RunComparison, runs: Sequence[StoredRun], index: Index | None) -> list[Block]:
     """For readers; with images where the format has them."""
     blocks: list[Block] = [Heading(1, " against ".join(made.runs))]
     blocks += [Text(note) for note in made.notes]
@@ -271,16 +260,16 @@ def blocks_of(made: Comparison, runs: Sequence[StoredRun], index: Index | None) 
             Text("Difference: first minus second, points, with its 95 % interval; p: McNemar's exact test, two-sided.")
         )
     blocks += [Heading(2, "Runs"), run_sheet(made.made_by), Heading(2, "What differs")]
-    for kind in ("configuration", "environment", "data", "ledger"):
+    for kind in get_args(Origin):
         own = [one for one in made.differences if one.kind == kind]
         if own:
-            rows = [(one.key, *(_text(item) for item in one.values)) for one in own]
+            rows = [(one.key, *(DASH if item is None else str(item) for item in one.values)) for one in own]
             blocks += [Heading(3, kind.capitalize()), Sheet(("setting", *made.runs), rows)]
     if not made.differences:
         blocks.append(Text("Nothing: configuration, environment, data and departures are the same."))
-    curves = dict(zip(made.runs, runs, strict=True))
     if any(run.records("train") for run in runs):
-        blocks += [Figure(figures.learning_curves(curves), "Learning curves")]
+        curves = dict(zip(made.runs, runs, strict=True))
+        blocks.append(Figure(figures.learning_curves(curves), "Learning curves"))
     if made.classes:
         rows = [(one.name, str(one.n), *(f"{error:.1f}" for error in one.errors)) for one in made.classes]
         sheet = Sheet(("class", "images", *made.runs[:2]), rows, numbers=frozenset({1, 2, 3}))
@@ -297,7 +286,7 @@ def blocks_of(made: Comparison, runs: Sequence[StoredRun], index: Index | None) 
     return blocks
 
 
-def _contact_sheet(made: Comparison, index: Index) -> bytes:
+def _contact_sheet(made: RunComparison, index: Index) -> bytes:
     import io
 
     from PIL import Image
@@ -313,7 +302,7 @@ def _contact_sheet(made: Comparison, index: Index) -> bytes:
     return figures.sheet(images, titles)
 
 
-def _error_sheet(made: Comparison) -> Sheet:
+def _error_sheet(made: RunComparison) -> Sheet:
     def cell(error: float | None, interval: tuple[float, float] | None) -> str:
         return DASH if error is None or interval is None else f"{error:.2f} ({interval[0]:.2f} to {interval[1]:.2f})"
 
@@ -328,7 +317,7 @@ def _error_sheet(made: Comparison) -> Sheet:
     return Sheet(("method", "Q", "error", *made.runs, "n"), rows, numbers=columns)
 
 
-def _paired_sheet(made: Comparison) -> Sheet:
+def _paired_sheet(made: RunComparison) -> Sheet:
     rows = [
         (
             one.method,
@@ -344,7 +333,3 @@ def _paired_sheet(made: Comparison) -> Sheet:
     ]
     header = ("method", "scales", "runs", "difference", "95 % interval", "p", "only one right", "n")
     return Sheet(header, rows, numbers=frozenset({3, 4, 5, 6, 7}))
-
-
-def _text(item: Any) -> str:
-    return DASH if item is None else str(item)

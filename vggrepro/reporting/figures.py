@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from vggrepro.paper import facts
 from vggrepro.reporting.claims import Claim
 from vggrepro.reporting.predictions import Predictions
 from vggrepro.reporting.report import Report, Row
+from vggrepro.reporting.runs import StoredRun
+from vggrepro.storage.directory import RunDirectory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,35 +29,21 @@ _MOST_INSIDE = 3  # runs whose legend leaves their curves to be seen
 _OUTCOMES = {"supported": "#009e73", "not supported": "#d55e00", "undecided at this n": "#666666"}
 
 
-def _of_section(section: str, word: str = "") -> Callable[[Claim], bool]:
-    return lambda claim: claim.section == section and word in claim.claim
-
-
-_EFFECTS: Mapping[str, tuple[str, Callable[[Claim], bool]]] = {
-    "start": ("The start from another net, against random weights (Section 3.1)", _of_section("3.1")),
-    "dense_testing": ("Dense testing against the centre crop (Section 3.2)", _of_section("3.2")),
-    "nets": (
-        "The nets of Section 4.1 against each other",
-        lambda claim: claim.section == "4.1" and "jitter" not in claim.claim,
-    ),
-    "jitter_in_training": ("Scale jitter in training against a fixed S (Section 4.1)", _of_section("4.1", "jitter")),
-    "several_scales": ("Several Q against one (Section 4.2)", _of_section("4.2")),
-    "multicrop": ("Multi-crop, dense, and both (Section 4.3)", _of_section("4.3")),
-    "fusion": ("Two nets against one (Section 4.4)", _of_section("4.4")),
+_EFFECTS: Mapping[str, tuple[str, str, bool | None]] = {
+    "start": ("The start from another net, against random weights (Section 3.1)", "3.1", None),
+    "dense_testing": ("Dense testing against the centre crop (Section 3.2)", "3.2", None),
+    "nets": ("The nets of Section 4.1 against each other", "4.1", False),
+    "jitter_in_training": ("Scale jitter in training against a fixed S (Section 4.1)", "4.1", True),
+    "several_scales": ("Several Q against one (Section 4.2)", "4.2", None),
+    "multicrop": ("Multi-crop, dense, and both (Section 4.3)", "4.3", None),
+    "fusion": ("Two nets against one (Section 4.4)", "4.4", None),
 }
-"""Claims that make a figure: its title, and which they are."""
+"""Claims that make a figure: its title, their section and, where that has both, whether they are of jitter."""
 
 
-class Recorded(Protocol):
-    """A run directory, or a run that is kept as evidence."""
-
-    def records(self, kind: str) -> list[dict[str, Any]]:
-        """What was measured on the way, of one kind."""
-
-
-def learning_curves(runs: Mapping[str, Recorded]) -> bytes:
+def learning_curves(runs: Mapping[str, RunDirectory | StoredRun]) -> bytes:
     """Training loss and validation error (centre crop) of some runs on common axes; a dotted line at each drop."""
-    figure, (loss, error) = _figure(1, 2, 10, 3.8)
+    figure, ((loss, error),) = _figure(1, 2, 10, 3.8)
     for number, (name, run) in enumerate(runs.items()):
         colour = _COLOURS[number % len(_COLOURS)]
         train, validation = run.records("train"), run.records("validation")
@@ -87,7 +75,7 @@ def error_by_depth(report: Report, group: str) -> bytes | None:
     rows = [row for row in _rows(report, group, (3,)) if row.net in layers]
     if not rows:
         return None
-    figure, ((axes,),) = _figure(1, 1, 6, 4, squeeze=False)
+    figure, ((axes,),) = _figure(1, 1, 6, 4)
     nets = [net for net in layers if any(row.net == net for row in rows)]
     scales = list(dict.fromkeys(row.S for row in rows))
     for number, S in enumerate(scales):
@@ -106,7 +94,7 @@ def error_by_scale(report: Report, group: str) -> bytes | None:
     if not rows:
         return None
     places = list(dict.fromkeys((row.net, row.S) for row in rows))
-    figure, ((axes,),) = _figure(1, 1, max(5.0, 0.9 * len(places) + 2), 4, squeeze=False)
+    figure, ((axes,),) = _figure(1, 1, max(5.0, 0.9 * len(places) + 2), 4)
     for number, table in enumerate((3, 4)):
         own = [row for row in rows if row.table == table]
         x = [places.index((row.net, row.S)) + 0.16 * (2 * number - 1) for row in own]
@@ -119,15 +107,15 @@ def error_by_scale(report: Report, group: str) -> bytes | None:
 
 def effects(claims: Sequence[Claim], title: str) -> bytes:
     """The effect of each claim with its 95 % interval, one line each, the verdict by colour."""
-    figure, ((axes,),) = _figure(1, 1, 9, 1.1 + 0.3 * len(claims), squeeze=False)
-    told: set[str] = set()
+    figure, ((axes,),) = _figure(1, 1, 9, 1.1 + 0.3 * len(claims))
+    labelled: set[str] = set()
     for place, claim in enumerate(claims):
         assert claim.effect is not None
         assert claim.interval is not None
         reach = np.abs(np.array(claim.interval) - claim.effect)[:, None]
+        label = None if claim.verdict in labelled else claim.verdict
+        labelled.add(claim.verdict)
         colour = _OUTCOMES[claim.verdict]
-        label = None if claim.verdict in told else claim.verdict
-        told.add(claim.verdict)
         axes.errorbar([claim.effect], [place], xerr=reach, fmt="o", color=colour, capsize=3, label=label)
     axes.axvline(0, color="black", linewidth=0.8)
     short = [claim.subject for claim in claims]
@@ -149,8 +137,14 @@ def of_report(report: Report, group: str) -> dict[str, tuple[str, bytes]]:
     }
     made = {name: (title, png) for name, (title, png) in drawn.items() if png}
     claims = [*report.start_from_parent, *report.dense_over_centre, *report.claims]
-    for name, (title, belongs) in _EFFECTS.items():
-        own = [claim for claim in claims if claim.group == group and claim.interval and belongs(claim)]
+    for name, (title, section, jitter) in _EFFECTS.items():
+        own = [
+            claim
+            for claim in claims
+            if (claim.group, claim.section) == (group, section)
+            and claim.interval
+            and jitter in (None, "jitter" in claim.claim)
+        ]
         if own:
             made[f"effect_of_{name}"] = title, effects(own, title)
     return made
@@ -188,7 +182,7 @@ def _marks(axes: Axes, x: Sequence[float], rows: Sequence[Row], colour: str, lab
 
 def lines(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], x: str, y: str) -> bytes:
     """A panel for each title, with a curve (x values, y values) for each label and a line at 0; one y axis for all."""
-    figure, grid = _figure(1, len(panels), 5 * len(panels), 3.8, squeeze=False)
+    figure, grid = _figure(1, len(panels), 5 * len(panels), 3.8)
     for axes, (title, curves) in zip(grid.flat, panels.items(), strict=True):
         for number, (label, (across, up)) in enumerate(curves.items()):
             axes.plot(across, up, "o-", color=_COLOURS[number % len(_COLOURS)], label=label)
@@ -206,11 +200,8 @@ def crops_sheet(images: NDArray[np.float32], mean: Sequence[float], titles: Sequ
 
 def sheet(images: Sequence[NDArray[Any]], titles: Sequence[str]) -> bytes:
     """Images (height, width, 3) in grey levels 0-255, of any sizes, side by side with a title each."""
-    rows = math.ceil(len(images) / _PER_ROW)
-    figure, grid = _figure(rows, _PER_ROW, 1.5 * _PER_ROW, 1.8 * rows, squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
-    for axes, image, title in zip(grid.flat, images, titles, strict=False):
+    figure, places = _places(len(images), 1.8)
+    for axes, image, title in zip(places, images, titles, strict=False):
         axes.imshow(np.clip(image, 0, 255).astype(np.uint8))
         axes.set_title(title, fontsize=7)
     return _png(figure)
@@ -225,17 +216,23 @@ def boxes_sheet(
     """
     from matplotlib.patches import Rectangle
 
-    rows = math.ceil(len(images) / _PER_ROW)
-    figure, grid = _figure(rows, _PER_ROW, 1.5 * _PER_ROW, 1.6 * rows, squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
-    for axes, image, both in zip(grid.flat, images, boxes, strict=False):
+    figure, places = _places(len(images), 1.6)
+    for axes, image, both in zip(places, images, boxes, strict=False):
         axes.imshow(np.clip(image, 0, 255).astype(np.uint8), extent=(0, image.shape[1], image.shape[0], 0))
         for colour, some in zip((_COLOURS[2], _COLOURS[1]), both, strict=True):
             for left, top, right, bottom in some:
                 axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec=colour, lw=1.5))
         axes.set(xlim=(0, image.shape[1]), ylim=(image.shape[0], 0))
     return _png(figure)
+
+
+def _places(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    """Rows of places for images, each so many inches high."""
+    rows = math.ceil(count / _PER_ROW)
+    figure, grid = _figure(rows, _PER_ROW, 1.5 * _PER_ROW, height * rows)
+    for axes in grid.flat:
+        axes.axis("off")
+    return figure, list(grid.flat)
 
 
 def confusion(predictions: Predictions, classes: Sequence[str], protocol: str, worst: int = 12) -> bytes:
@@ -248,7 +245,7 @@ def confusion(predictions: Predictions, classes: Sequence[str], protocol: str, w
         for guess in guesses:
             counts[row, column.get(int(guess), len(chosen))] += 1 / len(guesses)
     side = 1.5 + 0.45 * len(chosen)
-    figure, ((axes,),) = _figure(1, 1, side + 1, side, squeeze=False)
+    figure, ((axes,),) = _figure(1, 1, side + 1, side)
     axes.imshow(100 * counts, cmap="Blues", vmin=0, vmax=100)
     for (row, at), share in np.ndenumerate(counts):
         if share >= 0.005:
@@ -264,9 +261,8 @@ def confusion(predictions: Predictions, classes: Sequence[str], protocol: str, w
 
 def worst_classes(predictions: Predictions, count: int) -> list[int]:
     """Class numbers by falling top-1 error."""
-    labels = np.unique(predictions.labels)
-    errors = [float((~predictions.right1[predictions.labels == label]).mean()) for label in labels]
-    return [int(labels[at]) for at in np.argsort([-error for error in errors], kind="stable")[:count]]
+    shares = predictions.wrong_by_class()
+    return sorted(shares, key=lambda label: -shares[label])[:count]
 
 
 def filters(weights: NDArray[np.float32]) -> bytes:
@@ -281,19 +277,18 @@ def filters(weights: NDArray[np.float32]) -> bytes:
     for number, pixel in enumerate(pixels):
         top, left = number // columns * side, number % columns * side
         board[top : top + side - 1, left : left + side - 1] = pixel
-    figure, ((axes,),) = _figure(1, 1, 0.5 * columns, 0.5 * rows, squeeze=False)
+    figure, ((axes,),) = _figure(1, 1, 0.5 * columns, 0.5 * rows)
     axes.axis("off")
     axes.imshow(board, interpolation="nearest")
     return _png(figure)
 
 
-def _figure(rows: int, columns: int, width: float, height: float, squeeze: bool = True) -> tuple[Figure, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, Any]:
+    """A figure of so many inches, and its axes (rows, columns)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=squeeze)
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def _png(figure: Figure) -> bytes:

@@ -24,6 +24,10 @@ class Predictions(Ranks):
     confidence: NDArray[np.float32]
     """(n,) posterior of the true class."""
 
+    def wrong_by_class(self) -> dict[int, float]:
+        """For each class that has images, the share of them whose first guess is wrong."""
+        return {int(label): float((~self.right1[self.labels == label]).mean()) for label in np.unique(self.labels)}
+
 
 def paired_top1(first: Ranks, second: Ranks) -> Paired:
     """Top-1 of two nets or protocols on the same images."""

@@ -226,16 +226,9 @@ class Setting:
 
 def setting_of(run: StoredRun) -> Setting:
     """The setting of a run that has begun."""
-    data, model = run.dataset, run.config.model
-    return Setting(
-        run.config.run.experiment,
-        data["fingerprint"],
-        data["source"],
-        model.classes,
-        data["splits"]["val"],
-        model.crop,
-        model.width,
-    )
+    data, model, experiment = run.dataset, run.config.model, run.config.run.experiment
+    images = data["splits"]["val"]
+    return Setting(experiment, data["fingerprint"], data["source"], model.classes, images, model.crop, model.width)
 
 
 def recipe_of(run: StoredRun) -> Recipe:

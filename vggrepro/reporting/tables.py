@@ -9,7 +9,8 @@ from itertools import chain
 from vggrepro.models.table1 import architecture
 from vggrepro.paper import facts
 from vggrepro.reporting.box_claims import check_box_claims
-from vggrepro.reporting.claims import Claim, check_claims, dense_over_centre, spreads_over_seeds, start_from_parent
+from vggrepro.reporting.claims import Claim
+from vggrepro.reporting.class_claims import check_claims, dense_over_centre, spreads_over_seeds, start_from_parent
 from vggrepro.reporting.classification import error_rows
 from vggrepro.reporting.found_boxes import BoxCache, kind_of
 from vggrepro.reporting.localisation import box_rows
