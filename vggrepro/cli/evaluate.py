@@ -159,8 +159,9 @@ def verify_paper(
     as_json: JsonOption = False,
 ) -> None:
     """The authors' own nets against the rows of Tables 3-6 that they determine, before anything is trained."""
-    from vggrepro.evaluation.verify import to_markdown
     from vggrepro.pipeline.evaluate import verify_paper
+    from vggrepro.reporting.authors_nets import blocks_of
+    from vggrepro.reporting.blocks import to_markdown
 
     files = {net: file for net, file in (("D", weights_16), ("E", weights_19)) if file}
     if not files:
@@ -171,4 +172,4 @@ def verify_paper(
     if as_json:
         print_json(found)
     else:
-        typer.echo(to_markdown(found))
+        typer.echo(to_markdown(blocks_of(found)))
