@@ -9,10 +9,10 @@ from pathlib import Path
 
 from vggrepro.data.members import (
     NUMBERED,
+    SPLIT_FOLDERS,
     SPLITS,
     SUFFIXES,
     UNLABELLED,
-    VAL_WORDS,
     Member,
     is_image,
     is_number,
@@ -34,7 +34,7 @@ def split_folders(tree: Tree, path: str = "", depth: int = 0) -> dict[str, str]:
     """Path of the folder of each split, where a folder has some or one of those around them has. Raises UserError."""
     folders = [name for name in tree.folders(path) if not _OF_BOXES.intersection(name.lower().split("_"))]
     found: dict[str, str] = {}
-    for name in [name for name in folders if name.lower() in {"train", *VAL_WORDS}] or folders:
+    for name in [name for name in folders if name.lower() in SPLIT_FOLDERS] or folders:
         split = split_of(name)
         if split in found:
             raise UserError(

@@ -10,6 +10,7 @@ from vggrepro.errors import printable
 SPLITS = ("train", "val")
 SUFFIXES = {".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 VAL_WORDS = {"val", "valid", "validation"}  # what the validation split is called in names
+SPLIT_FOLDERS = {"train", *VAL_WORDS}
 NUMBERED = "\0"  # marks a class that is a number: of a .cls file, a label file, a table of Parquet
 UNLABELLED = ""  # marks an image whose class stands in a label file
 _OF_SYSTEMS = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
@@ -91,9 +92,14 @@ def is_number(name: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
+def words_of(name: str) -> frozenset[str]:
+    """The words of a name in small letters; `trainLabels` has two."""
+    return frozenset(re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()))
+
+
 def split_of(name: str) -> str | None:
-    """Train, val, or `test` (which nothing here uses), where the words of a name say it, `trainLabels` too."""
-    words = set(re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()))
+    """Train, val, or `test` (which nothing here uses), where the words of a name say it."""
+    words = words_of(name)
     if "train" in words:
         return "train"
     return "val" if words & VAL_WORDS else "test" if "test" in words else None
