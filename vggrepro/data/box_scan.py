@@ -192,8 +192,8 @@ class _Collected:
         return Boxes(np.searchsorted(of[kept], np.arange(images + 1)).astype(np.int64), box[kept])
 
 
-def edges_of(numbers: Sequence[str]) -> Edges | str:
-    """Edges in px of published numbers, or why they have none.
+def edges_of(numbers: Sequence[str], first: int = 0) -> Edges | str:
+    """Edges in px of published numbers, or why they have none; `first` is the number of an image's first pixel.
 
     Those name the first and the last pixel, both included: ILSVRC's development kit takes xmax - xmin + 1 for a width.
     """
@@ -208,7 +208,7 @@ def edges_of(numbers: Sequence[str]) -> Edges | str:
         return "inverted"
     if any(last < first for first, last in ends):
         return "empty"
-    return left, top, right + 1, bottom + 1
+    return left - first, top - first, right + 1 - first, bottom + 1 - first
 
 
 def cut_to_image(edges: Edges, width: int, height: int) -> Cut | None:
