@@ -8,9 +8,8 @@ import pytest
 from programs import Command
 from test_bench_dense import assert_two_rounds, small
 
-from vggrepro.bench import features as bench_features
 from vggrepro.bench.features import run
-from vggrepro.bench.turns import bench_of
+from vggrepro.bench.nets import Bench, bench_of
 from vggrepro.models.table1 import architecture_of
 
 
@@ -32,16 +31,16 @@ def test_every_way_does_as_the_configuration_says(images: Path, tmp_path: Path, 
 
 def test_a_way_that_says_something_else_is_seen(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the mirror image, the difference is no rounding."""
-    usual = bench_features._one_by_one
+    usual = Bench.one_by_one
 
-    def careless(bench: Any, Q: tuple[int, ...]) -> Any:
+    def careless(bench: Bench, output: Any, Q: int) -> Any:
         bench.config.evaluation.__dict__["flip"] = False
         try:
-            return usual(bench, Q)
+            return usual(bench, output, Q)
         finally:
             bench.config.evaluation.__dict__["flip"] = True
 
-    monkeypatch.setattr(bench_features, "_one_by_one", careless)
+    monkeypatch.setattr(Bench, "one_by_one", careless)
     assert run(small(images, tmp_path), (37,), 5, 1)["details"]["largest_difference"] > 1e-3
 
 

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from vggrepro.evaluation.measure import Scored, fuse
-from vggrepro.evaluation.verify import METHODS, READINGS, rows_of, to_markdown, verify
+from vggrepro.evaluation.verify import METHODS, READINGS, rows_of, verify
 from vggrepro.paper import facts
+from vggrepro.reporting.authors_nets import blocks_of
+from vggrepro.reporting.blocks import to_markdown
 
 N = 50_000
 LABELS = np.arange(N) % 10
@@ -88,10 +90,10 @@ def test_the_nearest_reading_is_decided() -> None:
 
 
 def test_a_reader_sees_it_all() -> None:
-    text = to_markdown({"weights": {"D": "Caffe model"}} | verify(NETS))
+    text = to_markdown(blocks_of({"weights": {"D": "Caffe model"}} | verify(NETS)))
     assert "\nD: Caffe model\n" in text
     assert "| 3 | D | 384 | dense | 25.6 | 25.62 | +0.02 | equal | 8.1 | 8.11 | +0.01 | equal |" in text
-    assert text.count("\n| ") == 13 + 1 + 3 + 1 + 2 + 1
+    assert text.count("\n| ") == 13 + 2 + 3 + 2 + 2 + 2, "each table with its head and its rule"
     assert all(reading in text for reading in READINGS)
     assert set(METHODS) == {"centre", "multicrop", *READINGS}
     assert "these are of" not in text

@@ -3,6 +3,7 @@
 import os
 import statistics
 import time
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,12 +11,12 @@ from torch import distributed
 from torch.nn import functional as F
 
 from vggrepro.bench.machine import conditions, wait_for
-from vggrepro.bench.step import untrained
+from vggrepro.bench.step import noise, untrained
+from vggrepro.bench.turns import rates_in_turn, result
 from vggrepro.config.settings import Config
 from vggrepro.errors import UserError
 from vggrepro.models.precision import autocast
 from vggrepro.models.table1 import architecture_of
-from vggrepro.models.vgg import VGG
 from vggrepro.ranks.group import pick_device, process_group
 from vggrepro.ranks.topology import topology_of
 from vggrepro.training.exchange import Comm, Exchange
@@ -45,60 +46,43 @@ def run(config: Config, steps: int, rounds: int, backend: Backend | None = None)
     used: Backend = backend or ("nccl" if device.type == "cuda" else "gloo")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+
+    def clock() -> float:
+        wait_for(device)
+        distributed.barrier()
+        return time.perf_counter()
+
     with process_group(topology, torch.device("cpu") if used == "gloo" else device):
-        nets = {comm: untrained(config, device) for comm in get_args(Comm)}
-        ways = {comm: (net, Exchange(net, topology, comm)) for comm, net in nets.items()}
-        rates, payload = _measured(ways, config, share, device, steps, rounds)
+        images, labels = noise(config, share, device)
+        exchanges = {comm: Exchange(untrained(config, device), topology, comm) for comm in get_args(Comm)}
+        ways = {comm: partial(_step, exchange, config, images, labels) for comm, exchange in exchanges.items()}
+        rates_in_turn(ways, 1, steps, 1)  # nothing is cold afterwards
+        (rates,) = rates_in_turn(ways, rounds, steps, 1, clock)
+    payload = {comm: exchange.payload_bytes // (steps * (rounds + 1)) for comm, exchange in exchanges.items()}
     if not topology.is_first:
         return None
     model = config.model
     net, width = architecture_of(config), bytes_per_factor(config.train.precision)
     sent = {comm: sent_bytes(net, config.train.batch, comm, topology.world, width) for comm in payload}
-    return {
-        "name": "comm",
-        "ours": statistics.median(rates["factor"]),
-        "usual": statistics.median(rates["ddp"]),
-        "ratio": statistics.median([a / b for a, b in zip(rates["factor"], rates["ddp"], strict=True)]),
-        "unit": "steps/s",
-        "ceiling": None,
-        "details": {
-            **{f"{comm} steps/s": statistics.median(several) for comm, several in rates.items()},
-            **{f"{comm} MB in collectives": size / 1e6 for comm, size in payload.items()},
-            **{f"{comm} MB sent by each rank of a ring": size / 1e6 for comm, size in sent.items()},
-            "net": f"{model.net}, crop {model.crop}, width {model.width:g}, {model.classes} classes",
-            "batch": config.train.batch,
-            "ranks": topology.world,
-            "backend": used,
-            "precision": config.train.precision,
-            "steps": steps,
-            "rounds": rounds,
-            **conditions(device),
-        },
+    details = {
+        **{f"{comm} steps/s": statistics.median(several) for comm, several in rates.items()},
+        **{f"{comm} MB in collectives": size / 1e6 for comm, size in payload.items()},
+        **{f"{comm} MB sent by each rank of a ring": size / 1e6 for comm, size in sent.items()},
+        "net": f"{model.net}, crop {model.crop}, width {model.width:g}, {model.classes} classes",
+        "batch": config.train.batch,
+        "ranks": topology.world,
+        "backend": used,
+        "precision": config.train.precision,
+        "steps": steps,
+        "rounds": rounds,
+        **conditions(device),
     }
+    return result("comm", rates["factor"], rates["ddp"], "steps/s", details)
 
 
-def _measured(
-    ways: dict[Comm, tuple[VGG, Exchange]], config: Config, rows: int, device: torch.device, steps: int, rounds: int
-) -> tuple[dict[Comm, list[float]], dict[Comm, int]]:
-    """Steps a second in each round, and bytes handed to collectives in a step, by exchange."""
-    crop = config.model.crop
-    images = (torch.randn(rows, 3, crop, crop) * 60).to(device).contiguous(memory_format=torch.channels_last)
-    labels = torch.zeros(rows, dtype=torch.int64, device=device)
-    rates: dict[Comm, list[float]] = {comm: [] for comm in ways}
-    payload: dict[Comm, int] = {}
-    for number in range(rounds + 1):
-        for comm, (net, exchange) in ways.items():
-            distributed.barrier()
-            before, started = exchange.payload_bytes, time.perf_counter()
-            for _ in range(steps):
-                with exchange.micro_batch(last=True), autocast(device, config.train.precision):
-                    loss = F.cross_entropy(exchange.forward(images).float(), labels)
-                loss.backward()
-                exchange.finish()
-                net.zero_grad(set_to_none=True)
-            wait_for(device)
-            distributed.barrier()
-            payload[comm] = (exchange.payload_bytes - before) // steps
-            if number:  # the first round warms up
-                rates[comm].append(steps / (time.perf_counter() - started))
-    return rates, payload
+def _step(exchange: Exchange, config: Config, images: torch.Tensor, labels: torch.Tensor) -> None:
+    with exchange.micro_batch(last=True), autocast(images.device, config.train.precision):
+        loss = F.cross_entropy(exchange.forward(images).float(), labels)
+    loss.backward()
+    exchange.finish()
+    exchange.forward.zero_grad(set_to_none=True)

@@ -6,11 +6,13 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Generator
+from collections import deque
+from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from importlib.metadata import version
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,15 @@ from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from vggrepro.bench.machine import name_of
-from vggrepro.config.settings import Config
+from vggrepro.bench.machine import name_of, wait_for
+from vggrepro.bench.turns import rates_in_turn, ratios, result
+from vggrepro.config.settings import Config, Data
 from vggrepro.data import dali, sample_set
 from vggrepro.data.index import Split, require_training_images
 from vggrepro.data.loader import make_loader
 from vggrepro.data.sampler import MicroBatches, TrainingSampler, colour_components
 from vggrepro.data.scan import open_index, scan_folder
+from vggrepro.data.views import Views
 
 _UNTIMED = 6  # batches at the start of a turn, which may be ready since the last one
 
@@ -44,65 +48,62 @@ def run(
     wall time are in the details. Raises UserError.
     """
     workers = config.data.workers or len(os.sched_getaffinity(0))
-    config = config.model_copy(update={"data": config.data.model_copy(update={"workers": workers})})
+    data = config.data.model_copy(update={"workers": workers})
     with tempfile.TemporaryDirectory(prefix="vggrepro-bench-") as folder:
-        digits = config.data.root == sample_set.ROOT
-        source = str(sample_set.ensure(Path(folder))) if digits else config.data.root
-        whole = open_index(source, config.data.index, Path(folder), _quiet)
+        source = str(sample_set.ensure(Path(folder))) if data.root == sample_set.ROOT else data.root
+        whole = open_index(source, data.index, Path(folder), lambda done, total: None)
         require_training_images(whole)
         root = Path(folder) / "images"
         _copied(whole.split("train"), whole.classes, images, root)
         split = scan_folder(root).split("train")
-        sampler = TrainingSampler(split.size, config.data, config.model.crop, config.run.seed)
-        present = make_loader(config.data, torch.device("cpu")).backend
+        sampler = TrainingSampler(split.size, data, config.model.crop, config.run.seed)
+        present = make_loader(data, torch.device("cpu")).backend
         on_gpu = present == "dali" and torch.cuda.is_available()
         backends = dict.fromkeys((present, "torchvision", *(["dali_gpu"] if on_gpu else [])))
-        ways = {backend: _ours(config, backend, split, sampler, batch) for backend in backends}
+        endless = MicroBatches(sampler, batch, (slice(0, batch),), 0, 2**31)
+        ways: dict[str, Generator[object]] = {
+            backend: _ours(data.model_copy(update={"backend": backend}), split, endless) for backend in backends
+        }
         for number in threads:
             for processes in (0, -(-number // 2)):
-                data = config.data.model_copy(update={"workers": number, "processes": processes})
+                changes = {"backend": present, "workers": number, "processes": processes}
                 name = f"{number} threads in {processes} processes" if processes else f"{number} threads"
-                ways[name] = _ours(config.model_copy(update={"data": data}), present, split, sampler, batch)
+                ways[name] = _ours(data.model_copy(update=changes), split, endless)
         ways["usual"] = _usual(config, root / "train", batch, workers)
         if present == "dali":
-            ways["decode_only"] = _decode_only(split, sampler, batch, workers)
-        wall, cpu = _timed(ways, batches, rounds)
+            ways["decode_only"] = _decode_only(split, endless, workers)
+
+        def prepare(name: str) -> None:
+            _wait_for_quiet()
+            deque(islice(ways[name], _UNTIMED), maxlen=0)
+
+        turns = {name: partial(next, way) for name, way in ways.items()}
+        wall, cpu = rates_in_turn(turns, rounds, batches, batch, time.perf_counter, _busy, prepare=prepare)
         for way in ways.values():
             way.close()
-    ours = statistics.median(cpu[present])
-    return {
-        "name": "loader",
-        "ours": ours,
-        "usual": statistics.median(cpu["usual"]),
-        "ratio": statistics.median([a / b for a, b in zip(cpu[present], cpu["usual"], strict=True)]),
-        "unit": "images/s/core",
-        "ceiling": statistics.median(cpu["decode_only"]) if "decode_only" in cpu else None,
-        "details": {
-            **{f"{name} images/s/core": _spread(rates) for name, rates in cpu.items()},
-            **{f"{name} images/s": _spread(rates) for name, rates in wall.items()},
-            "ratio_by_wall_time": statistics.median([a / b for a, b in zip(wall[present], wall["usual"], strict=True)]),
-            "images": len(split),
-            "median_size": np.median(split.size, axis=0).tolist(),
-            "mean_bytes": float(split.length.mean()),
-            "S": list(config.data.S_range),
-            "crop": config.model.crop,
-            "colour_shift": config.data.colour_shift.mode,
-            "batch": batch,
-            "batches": batches,
-            "rounds": rounds,
-            "workers": workers,
-            "cores": len(os.sched_getaffinity(0)),
-            "load_average": os.getloadavg()[0],
-            "processor": name_of(torch.device("cpu")),
-            "versions": {"python": platform.python_version()}
-            | {name: version(name) for name in ("torch", "torchvision", "pillow")}
-            | ({"dali": dali.version()} if present == "dali" else {}),
-        },
+    details = {
+        **{f"{name} images/s/core": _spread(rates) for name, rates in cpu.items()},
+        **{f"{name} images/s": _spread(rates) for name, rates in wall.items()},
+        "ratio_by_wall_time": statistics.median(ratios(wall[present], wall["usual"])),
+        "images": len(split),
+        "median_size": np.median(split.size, axis=0).tolist(),
+        "mean_bytes": float(split.length.mean()),
+        "S": list(config.data.S_range),
+        "crop": config.model.crop,
+        "colour_shift": config.data.colour_shift.mode,
+        "batch": batch,
+        "batches": batches,
+        "rounds": rounds,
+        "workers": workers,
+        "cores": len(os.sched_getaffinity(0)),
+        "load_average": os.getloadavg()[0],
+        "processor": name_of(torch.device("cpu")),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "torchvision", "pillow")}
+        | ({"dali": dali.version()} if present == "dali" else {}),
     }
-
-
-def _quiet(done: int, total: int) -> None:
-    pass
+    ceiling = statistics.median(cpu["decode_only"]) if "decode_only" in cpu else None
+    return result("loader", cpu[present], cpu["usual"], "images/s/core", details, ceiling)
 
 
 def _spread(rates: list[float]) -> dict[str, float]:
@@ -120,25 +121,21 @@ def _copied(split: Split, classes: tuple[str, ...], images: int, root: Path) -> 
             file.write_bytes(split.read(int(image)))
 
 
-def _ours(config: Config, backend: str, split: Split, sampler: TrainingSampler, batch: int) -> Generator[int]:
-    data = config.data.model_copy(update={"backend": backend})
-    on_gpu = backend == "dali_gpu"
-    loader = make_loader(data, torch.device("cuda", 0) if on_gpu else torch.device("cpu"))
-    with closing(loader.batches(split, MicroBatches(sampler, batch, (slice(0, batch),), 0, 2**31))) as endless:
-        for loaded in endless:
-            if on_gpu:
-                torch.cuda.synchronize()
-            yield len(loaded.labels)
+def _ours(data: Data, split: Split, stream: Iterable[Views]) -> Generator[None]:
+    device = torch.device("cuda", 0) if data.backend == "dali_gpu" else torch.device("cpu")
+    with closing(make_loader(data, device).batches(split, stream)) as batches:
+        for _ in batches:
+            wait_for(device)
+            yield
 
 
-def _decode_only(split: Split, sampler: TrainingSampler, batch: int, workers: int) -> Generator[int]:
-    wanted = (sampler.views(step * batch, batch).decode_boxes()[:2] for step in count())
+def _decode_only(split: Split, stream: Iterable[Views], workers: int) -> Generator[object]:
+    wanted = (views.decode_boxes()[:2] for views in stream)
     with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(workers) as readers:
-        for regions in dali.regions(split, wanted, threads=workers, pool=pool, readers=readers):
-            yield len(regions)
+        yield from dali.regions(split, wanted, threads=workers, pool=pool, readers=readers)
 
 
-class ColourShift(v2.Transform):
+class ShiftColours(v2.Transform):
     """AlexNet's colour shift, which torchvision has not: of a float image in [0, 1]."""
 
     def __init__(self, components: torch.Tensor) -> None:
@@ -158,35 +155,16 @@ def usual_transform(config: Config) -> v2.Transform:
         steps.append(v2.RandomHorizontalFlip())
     steps += [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
     if config.data.colour_shift.mode != "off":
-        steps.append(ColourShift(torch.from_numpy(colour_components(config.data.colour_shift)).float()))
+        steps.append(ShiftColours(torch.from_numpy(colour_components(config.data.colour_shift)).float()))
     steps.append(v2.Normalize([level / 255 for level in config.data.mean], [1 / 255] * 3))
     return v2.Compose(steps)
 
 
-def _usual(config: Config, folder: Path, batch: int, workers: int) -> Generator[int]:
-    data = datasets.ImageFolder(str(folder), usual_transform(config))
-    loader = DataLoader(data, batch, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True)
-    for _ in count():
-        for images, _labels in loader:
-            yield len(images)
-
-
-def _timed(
-    ways: dict[str, Generator[int]], batches: int, rounds: int
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Images per second of wall time and of processor time, by way and round."""
-    wall: dict[str, list[float]] = {name: [] for name in ways}
-    cpu: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            _wait_for_quiet()
-            for _ in islice(way, _UNTIMED):
-                pass
-            clock, busy = time.perf_counter(), _busy()
-            images = sum(islice(way, batches))
-            wall[name].append(images / (time.perf_counter() - clock))
-            cpu[name].append(images / (_busy() - busy))
-    return wall, cpu
+def _usual(config: Config, folder: Path, batch: int, workers: int) -> Generator[object]:
+    images = datasets.ImageFolder(str(folder), usual_transform(config))
+    loader = DataLoader(images, batch, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True)
+    while True:
+        yield from loader
 
 
 def _wait_for_quiet() -> None:

@@ -3,6 +3,7 @@
 import itertools
 import statistics
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,14 @@ import torch
 from torch.nn import functional as F
 
 from vggrepro.bench.machine import clock, conditions, name_of, release
+from vggrepro.bench.turns import rates_in_turn, ratios
 from vggrepro.config.settings import Config, Model, Train
 from vggrepro.data.loader import Batch
 from vggrepro.data.prefetch import prefetch
 from vggrepro.data.sampler import TrainingSampler
 from vggrepro.errors import UserError
 from vggrepro.models.init import init_weights
+from vggrepro.models.precision import autocast
 from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
 from vggrepro.ranks.group import pick_device
@@ -86,7 +89,6 @@ def _compare(config: Config, device: torch.device, steps: int, rounds: int) -> d
         "usual_channels_last": _usual(config, device, torch.channels_last),
         "bare": _bare(config, device),
     }
-    rates: dict[str, list[float]] = {name: [] for name in ways}
     memory: dict[str, float] = {}
     for name, step in ways.items():  # compilation, autotuning, first allocations
         if device.type == "cuda":
@@ -95,17 +97,11 @@ def _compare(config: Config, device: torch.device, steps: int, rounds: int) -> d
             step()
         if device.type == "cuda":
             memory[name] = torch.cuda.max_memory_allocated(device) / 2**30
-    for number in range(rounds):
-        order = list(ways.items())
-        for name, step in order if number % 2 else reversed(order):  # nobody always comes after the same one
-            started = clock(device)
-            for _ in range(steps):
-                step()
-            rates[name].append(config.train.batch * steps / (clock(device) - started))
+    (rates,) = rates_in_turn(ways, rounds, steps, config.train.batch, partial(clock, device))
     found: dict[str, Any] = {name: statistics.median(several) for name, several in rates.items()}
     for other in ("usual", "usual_channels_last", "bare"):
-        by_round = [a / b for a, b in zip(rates["ours"], rates[other], strict=True)]
-        found["ratio" if other == "usual" else f"ratio_to_{other}"] = statistics.median(by_round)
+        key = "ratio" if other == "usual" else f"ratio_to_{other}"
+        found[key] = statistics.median(ratios(rates["ours"], rates[other]))
     found["mfu"] = mfu(config, device, found["ours"])
     found["gflop_per_image"] = flop_per_image(architecture_of(config)) / 1e9
     if memory:
@@ -117,7 +113,7 @@ def training_step(trainer: Trainer) -> Step:
     """The step of training as `vggrepro train` takes it, but on images that are ready."""
     config, device = trainer.config, trainer.device
     sampler = TrainingSampler(_SIZES, config.data, config.model.crop, config.run.seed)
-    images, labels = _images(config, device, torch.channels_last)
+    images, labels = noise(config, config.train.batch, device)
 
     def batches() -> Generator[Batch]:
         for number in itertools.count():
@@ -134,12 +130,8 @@ def trainer_of(config: Config, device: torch.device) -> Trainer:
 
 def _usual(config: Config, device: torch.device, layout: torch.memory_format) -> Step:
     """One batch of `references/classification/train.py`: autocast and GradScaler on CUDA, accuracy and loss read."""
-    net = untrained(config, device, layout)
-    images, labels = _images(config, device, layout)
-    train = config.train
-    optimiser = torch.optim.SGD(
-        net.parameters(), lr=train.learning_rate, momentum=train.momentum, weight_decay=train.weight_decay
-    )
+    net, optimiser = _with_sgd(config, device, layout)
+    images, labels = noise(config, config.train.batch, device, layout)
     mixed = device.type == "cuda"
     scaler = torch.amp.GradScaler(device.type, enabled=mixed)
 
@@ -159,21 +151,26 @@ def _usual(config: Config, device: torch.device, layout: torch.memory_format) ->
 
 def _bare(config: Config, device: torch.device) -> Step:
     """Forward, backward, SGD: nothing else."""
-    net = untrained(config, device)
-    images, labels = _images(config, device, torch.channels_last)
-    train = config.train
-    optimiser = torch.optim.SGD(
-        net.parameters(), lr=train.learning_rate, momentum=train.momentum, weight_decay=train.weight_decay, fused=True
-    )
+    net, optimiser = _with_sgd(config, device, torch.channels_last, fused=True)
+    images, labels = noise(config, config.train.batch, device)
 
     def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bf16"):
+        with autocast(device, config.train.precision):
             loss = F.cross_entropy(net(images).float(), labels)
         loss.backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
 
     return step
+
+
+def _with_sgd(
+    config: Config, device: torch.device, layout: torch.memory_format, *, fused: bool | None = None
+) -> tuple[VGG, torch.optim.SGD]:
+    net, train = untrained(config, device, layout), config.train
+    return net, torch.optim.SGD(
+        net.parameters(), train.learning_rate, train.momentum, weight_decay=train.weight_decay, fused=fused
+    )
 
 
 def untrained(config: Config, device: torch.device, layout: torch.memory_format = torch.channels_last) -> VGG:
@@ -183,10 +180,13 @@ def untrained(config: Config, device: torch.device, layout: torch.memory_format 
     return net.to(device, memory_format=layout).train()  # type: ignore[call-overload]
 
 
-def _images(config: Config, device: torch.device, layout: torch.memory_format) -> tuple[torch.Tensor, torch.Tensor]:
+def noise(
+    config: Config, rows: int, device: torch.device, layout: torch.memory_format = torch.channels_last
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images of the crop's size, as the net sees them, and labels."""
     random = torch.Generator().manual_seed(0)
-    images = torch.randn(config.train.batch, 3, config.model.crop, config.model.crop, generator=random) * 60
-    labels = torch.randint(config.model.classes, (config.train.batch,), generator=random)
+    images = torch.randn(rows, 3, config.model.crop, config.model.crop, generator=random) * 60
+    labels = torch.randint(config.model.classes, (rows,), generator=random)
     return images.to(device).contiguous(memory_format=layout), labels.to(device)
 
 

@@ -154,8 +154,9 @@ def verify_paper(
     as_json: JsonOption = False,
 ) -> None:
     """The authors' own nets against the rows of Tables 3-6 that they determine, before anything is trained."""
-    from vggrepro.evaluation.verify import to_markdown
     from vggrepro.pipeline.evaluate import verify_paper
+    from vggrepro.reporting.authors_nets import blocks_of
+    from vggrepro.reporting.blocks import to_markdown
 
     files = {net: file for net, file in (("D", weights_16), ("E", weights_19)) if file}
     if not files:
@@ -163,4 +164,4 @@ def verify_paper(
     found = verify_paper(files, index, runs, changes)
     if found is None:  # not the first rank
         return
-    show(found, [to_markdown(found)], as_json)
+    show(found, [to_markdown(blocks_of(found))], as_json)

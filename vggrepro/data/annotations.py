@@ -32,8 +32,13 @@ _LINE_MOST = 1 << 20  # bytes
 _READ_MOST = 16 << 20  # bytes that an archive's own headers may ask for at once
 _MAGIC = 6  # bytes that say how a file is compressed
 _DEEPEST = 3  # archives in archives
+_OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 _BLOCK = 512  # bytes of a tar's header, and of its end
 _ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+
+
+Objects = Sequence[tuple[str | None, Sequence[str]]]
+"""Class, where it is said, and xmin, ymin, xmax, ymax as written."""
 
 
 class Annotation(NamedTuple):
@@ -47,8 +52,7 @@ class Annotation(NamedTuple):
     """The image's file name without folders, with or without its suffix."""
     size: tuple[int, int] | None
     """Height and width of the image, px, where it is said."""
-    objects: Sequence[tuple[str | None, Sequence[str]]]
-    """Class, where it is said, and xmin, ymin, xmax, ymax as written."""
+    objects: Objects
 
 
 class Unread(NamedTuple):
@@ -83,29 +87,24 @@ def annotation_files(source: Path) -> list[Path]:
 def read_annotations(source: Path) -> Read:
     """Everything that a file or a folder says, in the order of names. Raises UserError where there is no such file."""
     for file in annotation_files(source):
-        inside = file.relative_to(source.parent) if source.is_dir() else Path(file.name)
-        yield from _in_file(file, inside.parts[:-1])
+        place = str(file)
+        folders = file.relative_to(source.parent).parts[:-1] if source.is_dir() else ()
+        try:
+            with file.open("rb") as stream:
+                head = stream.peek(_BLOCK)
+                if file.suffix == ".xml":
+                    yield parse_voc(stream.read(XML_MOST + 1), place, folders, file.stem)
+                elif _opener(head) or head[257:262] == b"ustar" or file.name.endswith(_ARCHIVES):
+                    yield from _in_archive(stream, place, (*folders, file.name), 1)
+                else:
+                    yield from _in_text(stream, file.name, place, (*folders, file.name))
+        except OSError as error:
+            yield Unread(f"cannot be opened ({error.strerror})", place)
 
 
-def _in_file(file: Path, folders: tuple[str, ...]) -> Read:
-    place = str(file)
-    try:
-        with file.open("rb") as stream:
-            head = stream.peek(_BLOCK)
-            if file.suffix == ".xml":
-                yield parse_voc(stream.read(XML_MOST + 1), place, folders, file.stem)
-            elif _opener(head) or head[257:262] == b"ustar" or file.name.endswith(_ARCHIVES):
-                yield from _in_archive(stream, place, (*folders, file.name), 1)
-            else:
-                yield from _in_text(stream, file.name, place, (*folders, file.name))
-    except OSError as error:
-        yield Unread(f"cannot be opened ({error.strerror})", place)
-
-
-def _opener(head: bytes) -> Callable[[IO[bytes] | _Window], IO[bytes]] | None:
+def _opener(head: bytes) -> Callable[[Any], IO[bytes]] | None:
     """What uncompresses a file that starts so."""
-    openers: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-    return next((opener for start, opener in openers.items() if head.startswith(start)), None)
+    return next((opener for start, opener in _OPENERS.items() if head.startswith(start)), None)
 
 
 class _Window(io.RawIOBase):
@@ -221,14 +220,11 @@ def parse_voc(content: bytes, place: str, folders: tuple[str, ...], name: str) -
 def _in_text(stream: IO[bytes], name: str, place: str, folders: tuple[str, ...]) -> Read:
     """A table, told by its first line: one's own, Kaggle's or Tiny ImageNet's."""
     columns: list[str] | None = None
-    for number in range(1, 1 << 62):
-        line = stream.readline(_LINE_MOST + 1)
-        if not line:
-            break
+    for number, line in enumerate(iter(lambda: stream.readline(_LINE_MOST + 1), b""), 1):
         where = f"{place}:{number}"
         if len(line) > _LINE_MOST:
             yield Unread(f"a line longer than {_LINE_MOST >> 20} MiB, where reading ended", where)
-            break
+            return
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError:
@@ -236,40 +232,33 @@ def _in_text(stream: IO[bytes], name: str, place: str, folders: tuple[str, ...])
             text = ""
         cells = text.split("\t")
         if columns is None:
-            if {"file", *NUMBERS} <= set(cells):
-                columns = cells
+            kaggle = text.startswith("ImageId,")
+            if kaggle or {"file", *NUMBERS} <= set(cells):
+                columns = [] if kaggle else cells
                 continue
-            if text.startswith("ImageId,"):
-                columns = []
-                continue
-            tiny = {5: ["file", *NUMBERS], 6: ["file", "class", *NUMBERS]}.get(len(cells))
-            if tiny is None:
+            columns = {5: ["file", *NUMBERS], 6: ["file", "class", *NUMBERS]}.get(len(cells))
+            if columns is None:
                 yield Unread("neither XML, an archive of XML, nor a table of boxes", place)
-                break
-            columns = tiny
+                return
             if name.endswith("_boxes.txt"):
                 folders = (*folders, name.removesuffix("_boxes.txt"))
         if text.strip():
+            file, objects = _row(dict(zip(columns, cells, strict=False))) if columns else _kaggle(text)
+            above, _, image = file.strip().replace("\\", "/").rpartition("/")
             yield (
-                _kaggle(text, where, folders)
-                if not columns
-                else _row(dict(zip(columns, cells, strict=False)), where, folders)
+                Annotation(where, folders + _parts(above), image, None, objects)
+                if image
+                else Unread("names no image", where)
             )
 
 
-def _row(cells: dict[str, str], place: str, folders: tuple[str, ...]) -> Annotation | Unread:
-    above, _, name = cells["file"].strip().replace("\\", "/").rpartition("/")
-    if not name:
-        return Unread("names no image", place)
+def _row(cells: dict[str, str]) -> tuple[str, Objects]:
     numbers = [cells.get(number, "").strip() for number in NUMBERS]
-    return Annotation(place, folders + _parts(above), name, None, [(cells.get("class", "").strip() or None, numbers)])
+    return cells.get("file", ""), [(cells.get("class", "").strip() or None, numbers)]
 
 
-def _kaggle(text: str, place: str, folders: tuple[str, ...]) -> Annotation | Unread:
+def _kaggle(text: str) -> tuple[str, Objects]:
     """`ImageId,wnid xmin ymin xmax ymax wnid xmin ...`."""
-    name, _, said = text.partition(",")
-    words = said.strip(' "').split()
-    if not name.strip():
-        return Unread("names no image", place)
-    objects = [(words[n], words[n + 1 : n + 5]) for n in range(0, len(words), 5)]
-    return Annotation(place, folders, name.strip(), None, objects)
+    name, _, rest = text.partition(",")
+    words = rest.strip(' "').split()
+    return name, [(words[n], words[n + 1 : n + 5]) for n in range(0, len(words), 5)]

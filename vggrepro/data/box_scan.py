@@ -18,12 +18,14 @@ import numpy as np
 from vggrepro.data.annotations import KNOWN, Annotation, Unread, annotation_files, read_annotations
 from vggrepro.data.boxes import Boxes, BoxSet, load
 from vggrepro.data.index import Index, Split, stamp_of
-from vggrepro.data.members import SPLITS, VAL_WORDS, stem_of, without_folders
+from vggrepro.data.members import SPLIT_FOLDERS, SPLITS, VAL_WORDS, stem_of, without_folders, words_of
 from vggrepro.errors import UserError, printable
 from vggrepro.files import why_unwritable
 
 Progress = Callable[[int], None]
 Edges = tuple[float, float, float, float]
+Cut = tuple[Edges, bool]
+"""What of a box lies in its image, and whether more than a pixel was cut off."""
 _READER_VERSION = 1  # counts up when the same files give other boxes, so that kept ones are read again
 _BY_ITSELF = re.compile(r"n\d{8}_\d+|ILSVRC\d+_val_\d+")  # names that ILSVRC gave to one image only
 _SHOWN = 80  # characters of what a file says, in messages
@@ -36,20 +38,19 @@ def read_boxes(index: Index, sources: Sequence[Path], progress: Progress = lambd
     `progress(annotations)` is called with the number read so far. Raises UserError for a source of which nothing can
     be read; all else that is odd is in the result.
     """
-    images, found = _Images(index), _Found()
+    images, found = _Images(index), _Collected()
     for source in sources:
-        before, problem = found.annotations, None
-        for said in read_annotations(source):
-            if isinstance(said, Unread):
-                problem = problem or said
-                found.flag(f"unread: {said.reason}", said.place)
+        before, problem = found.annotations, ""
+        for one in read_annotations(source):
+            if isinstance(one, Unread):
+                problem = problem or f" ({one.place}: {one.reason})"
+                found.flag(f"unread: {one.reason}", one.place)
                 continue
-            found.add(said, images)
+            found.add(one, images)
             if found.annotations % 1000 == 0:
                 progress(found.annotations)
         if found.annotations == before:
-            said_of_it = f" ({problem.place}: {problem.reason})" if problem else ""
-            raise UserError(f"{source} says nothing of boxes{said_of_it}; give {', '.join(KNOWN)}")
+            raise UserError(f"{source} says nothing of boxes{problem}; give {', '.join(KNOWN)}")
     progress(found.annotations)
     return found.box_set(index, sources)
 
@@ -60,13 +61,11 @@ class _Images:
     def __init__(self, index: Index) -> None:
         self._splits = [index.split(name) for name in SPLITS]
         self._label: list[int] = index.table["label"].to_pylist()
-        self.number = {name: number for number, name in enumerate(index.classes)}
-        """Label by class name."""
+        self._number = {name: number for number, name in enumerate(index.classes)}
         self._names: list[str] = [without_folders(name) for name in index.table["name"].to_pylist()]
         self._rows: dict[str, list[int]] = {}
         for row, name in enumerate(self._names):
             self._rows.setdefault(stem_of(name), []).append(row)
-        self._hints: dict[tuple[str, ...], tuple[str | None, int | None]] = {}
 
     def at(self, row: int) -> tuple[Split, int]:
         """Split and number of the image in a row; not below the length of the split where it is rejected."""
@@ -74,36 +73,46 @@ class _Images:
         of_train = len(train) + train.rejected
         return (train, row) if row < of_train else (val, row - of_train)
 
-    def find(self, said: Annotation) -> list[int]:
+    def find(self, annotation: Annotation) -> list[int]:
         """The rows that an annotation may be of: one, if all is well."""
-        stem = stem_of(said.name)
+        stem = stem_of(annotation.name)
         rows = self._rows.get(stem, [])
-        split, label = self.hints(said.folders)
-        if split and rows:
+        if split := next(filter(None, map(_split_of, reversed(annotation.folders))), None):
             of_split = [row for row in rows if self.at(row)[0].name == split]
             # ILSVRC's training images may have become somebody's validation images; 1.jpg of train/ is not val's
             rows = of_split or (rows if _BY_ITSELF.fullmatch(stem) else [])
         if len(rows) > 1:
-            labels = {self.number.get(name) for name, _ in said.objects if name} or {label}
+            named = {self._number.get(name) for name, _ in annotation.objects if name}
+            labels = named or {self._label_of(annotation.folders)}
             rows = [row for row in rows if self._label[row] in labels] or rows
-            rows = [row for row in rows if self._names[row] == said.name] or rows
+            rows = [row for row in rows if self._names[row] == annotation.name] or rows
         return rows
 
-    def hints(self, folders: tuple[str, ...]) -> tuple[str | None, int | None]:
-        """Split and label that folders say, the innermost first."""
-        if folders not in self._hints:
-            split = label = None
-            for folder in reversed(folders):
-                words = set(re.split(r"[^a-z]+", folder.lower()))
-                if split is None and ("train" in words) != bool(words & VAL_WORDS):
-                    split = "train" if "train" in words else "val"
-                if label is None:
-                    label = self.number.get(folder)
-            self._hints[folders] = split, label
-        return self._hints[folders]
+    def fitted(self, row: int, annotation: Annotation, name: str | None, numbers: Sequence[str]) -> Cut | str:
+        """An object's box in the image of a row, or why it is left out."""
+        split, image = self.at(row)
+        height, width = split.size[image].tolist()
+        label = self._label_of(annotation.folders) if name is None else self._number.get(name, -1)
+        if isinstance(edges := edges_of(numbers), str):
+            return edges
+        if label not in (None, split.label[image]):
+            return "of another class than the image"
+        if annotation.size not in (None, (height, width)):
+            return "of another image size"
+        return cut_to_image(edges, width, height) or "outside the image"
+
+    def _label_of(self, folders: tuple[str, ...]) -> int | None:
+        """The label that folders say, the innermost first."""
+        return next((self._number[folder] for folder in reversed(folders) if folder in self._number), None)
 
 
-class _Found:
+def _split_of(folder: str) -> str | None:
+    """The split that a folder's name says; none where it says both."""
+    train, val = "train" in words_of(folder), not VAL_WORDS.isdisjoint(words_of(folder))
+    return None if train == val else "train" if train else "val"
+
+
+class _Collected:
     """Boxes and verdicts as they come in."""
 
     def __init__(self) -> None:
@@ -114,44 +123,32 @@ class _Found:
         self._boxes = {name: array("d") for name in SPLITS}
         self._places: dict[str, list[str]] = {name: [] for name in SPLITS}
 
-    def flag(self, status: str, place: str) -> None:
-        """Notes a verdict."""
-        self._flagged.append((status, printable(place)))
+    def flag(self, status: str, place: str, words: Sequence[str] = ()) -> None:
+        """Notes a verdict, of the object that these words describe."""
+        shown = f"{place}: {' '.join(words)[:_SHOWN]}" if words else place
+        self._flagged.append((status, printable(shown)))
 
-    def add(self, said: Annotation, images: _Images) -> None:
+    def add(self, annotation: Annotation, images: _Images) -> None:
         """Takes what fits of an annotation."""
         self.annotations += 1
-        rows = images.find(said)
-        if len(rows) > 1:
-            for name, numbers in said.objects:
-                self._leave_out("of one of several images", said, name, numbers)
-            return
+        rows = images.find(annotation)
         split, image = images.at(rows[0]) if rows else (None, 0)
-        if split is None or image >= len(split):
+        if split is None or (len(rows) == 1 and image >= len(split)):
             self._without_image["rejected" if rows else "unknown"] += 1
             return
-        (height, width), label = split.size[image].tolist(), int(split.label[image])
-        _, said_label = images.hints(said.folders)
-        for name, numbers in said.objects:
-            of_class = said_label if name is None else images.number.get(name, -1)
-            if isinstance(edges := edges_of(numbers), str):
-                self._leave_out(edges, said, name, numbers)
-            elif of_class is not None and of_class != label:
-                self._leave_out("of another class than the image", said, name, numbers)
-            elif said.size and said.size != (height, width):
-                self._leave_out("of another image size", said, name, numbers)
-            elif (inside := cut_to_image(edges, width, height)) is None:
-                self._leave_out("outside the image", said, name, numbers)
-            else:
-                cut, clipped = inside
-                if clipped:
-                    self.flag("clipped: reaches beyond the image", _place(said.place, name, numbers))
-                self._images[split.name].append(image)
-                self._boxes[split.name].extend(cut)
-                self._places[split.name].append(said.place)
-
-    def _leave_out(self, reason: str, said: Annotation, name: str | None, numbers: Sequence[str]) -> None:
-        self.flag(f"left out: {reason}", _place(said.place, name, numbers))
+        for name, numbers in annotation.objects:
+            words = [name, *numbers] if name else numbers
+            several = len(rows) > 1
+            found = "of one of several images" if several else images.fitted(rows[0], annotation, name, numbers)
+            if isinstance(found, str):
+                self.flag(f"left out: {found}", annotation.place, words)
+                continue
+            cut, clipped = found
+            if clipped:
+                self.flag("clipped: reaches beyond the image", annotation.place, words)
+            self._images[split.name].append(image)
+            self._boxes[split.name].extend(cut)
+            self._places[split.name].append(annotation.place)
 
     def box_set(self, index: Index, sources: Sequence[Path]) -> BoxSet:
         """All of it in index order; a box that was said twice of an image counts once."""
@@ -188,27 +185,22 @@ class _Found:
         again = np.zeros(len(of), np.bool_)
         again[order[1:]] = (np.diff(of[order]) == 0) & (np.diff(box[order], axis=0) == 0).all(axis=1)
         for number in again.nonzero()[0].tolist():
-            left, top, right, bottom = box[number]
-            said = (f"{edge:g}" for edge in (left, top, right - 1, bottom - 1))
-            self.flag("left out: said before", _place(self._places[split][number], None, list(said)))
+            numbers = [f"{edge:g}" for edge in box[number] - (0, 0, 1, 1)]
+            self.flag("left out: said before", self._places[split][number], numbers)
         kept = (~again).nonzero()[0]
         kept = kept[np.argsort(of[kept], kind="stable")]
         return Boxes(np.searchsorted(of[kept], np.arange(images + 1)).astype(np.int64), box[kept])
 
 
-def _place(place: str, name: str | None, numbers: Sequence[str]) -> str:
-    return f"{place}: {' '.join([name, *numbers] if name else numbers)[:_SHOWN]}"
-
-
-def edges_of(numbers: Sequence[str]) -> Edges | str:
-    """Edges in px of published numbers, or why they have none.
+def edges_of(numbers: Sequence[str], first: int = 0) -> Edges | str:
+    """Edges in px of published numbers, or why they have none; `first` is the number of an image's first pixel.
 
     Those name the first and the last pixel, both included: ILSVRC's development kit takes xmax - xmin + 1 for a width.
     """
     try:
         left, top, right, bottom = (math.nan if "_" in number else float(number) for number in numbers)
     except ValueError:
-        return "not four numbers"
+        left = top = right = bottom = math.nan
     if not all(map(math.isfinite, (left, top, right, bottom))):
         return "not four numbers"
     ends = ((left, right), (top, bottom))
@@ -216,11 +208,11 @@ def edges_of(numbers: Sequence[str]) -> Edges | str:
         return "inverted"
     if any(last < first for first, last in ends):
         return "empty"
-    return left, top, right + 1, bottom + 1
+    return left - first, top - first, right + 1 - first, bottom + 1 - first
 
 
-def cut_to_image(edges: Edges, width: int, height: int) -> tuple[Edges, bool] | None:
-    """The part of a box in its image, and whether more than a pixel was cut off; None where nothing is left."""
+def cut_to_image(edges: Edges, width: int, height: int) -> Cut | None:
+    """The part of a box in its image; None where nothing is left."""
     left, top, right, bottom = edges
     cut = max(0.0, left), max(0.0, top), min(float(width), right), min(float(height), bottom)
     if cut[2] <= cut[0] or cut[3] <= cut[1]:
@@ -250,7 +242,7 @@ def beside(root: Path) -> list[Path]:
                 found += files
                 break
         else:
-            for top in (places[0] / name for name in (sorted(VAL_WORDS) if split == "val" else [split])):
+            for top in (places[0] / name for name in sorted(VAL_WORDS if split == "val" else {split})):
                 if (top / "val_annotations.txt").is_file():
                     found.append(top / "val_annotations.txt")
                 elif any((folder / f"{folder.name}_boxes.txt").is_file() for folder in top.glob("*")):
@@ -265,9 +257,7 @@ def _roots(index: Index) -> Iterator[Path]:
         if container in index.archives:
             yield folder.parent
         else:
-            yield from (
-                one.parent for one in (folder, *folder.parents[:2]) if one.name.lower() in ("train", *VAL_WORDS)
-            )
+            yield from (one.parent for one in (folder, *folder.parents[:2]) if one.name.lower() in SPLIT_FOLDERS)
 
 
 def open_boxes(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vggrepro.data.index import Index
-from vggrepro.data.members import Member
+from vggrepro.data.members import SPLIT_FOLDERS, VAL_WORDS, Member
 from vggrepro.data.sampler import class_permutation
 from vggrepro.data.scan import Progress, open_members
 from vggrepro.data.sources import find
@@ -19,7 +19,7 @@ from vggrepro.errors import UserError
 from vggrepro.paper import value
 
 _OWN_FOLDER = {"caltech101": "101_ObjectCategories", "caltech256": "256_ObjectCategories"}
-_OTHER_LAYOUTS = {"train", "val", "CLS-LOC", "Data", "ILSVRC"}  # ImageNet's, Kaggle's
+_OTHER_LAYOUTS = {*SPLIT_FOLDERS, "CLS-LOC", "Data", "ILSVRC"}  # ImageNet's, Kaggle's
 _DEEPEST = 4  # folders that may lie around those of classes
 _WANTED = "a folder of classes (<class>/<image>) or an uncompressed tar of one"
 
@@ -54,7 +54,7 @@ def require_enough(members: Iterable[Member], drawing: Drawing, source: Path) ->
     """The number of classes. Raises UserError for one with too few images, as far as a listing says."""
     counts = _counts(members, source)
     for class_name, count in counts.items():
-        _require_enough(class_name, count, drawing.train_per_class, str(source))
+        _require_more(class_name, count, drawing.train_per_class, str(source))
     return len(counts)
 
 
@@ -66,7 +66,7 @@ def _counts(members: Iterable[Member], source: Path) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _require_enough(class_name: str, images: int, n: int, source: str) -> None:
+def _require_more(class_name: str, images: int, n: int, source: str) -> None:
     if images <= n:
         raise UserError(
             f"class {class_name} of {source} has {images} usable images, and {n} to train on with one to test on need "
@@ -82,7 +82,7 @@ def _drawn(index: Index, drawing: Drawing, number: int) -> Partition:
     label = index.split("val").label
     for place, class_name in enumerate(index.classes):
         rows = (label == place).nonzero()[0]
-        _require_enough(class_name, len(rows), n, index.source)
+        _require_more(class_name, len(rows), n, index.source)
         drawn = rows[class_permutation(drawing.seed, number, place, len(rows))]
         held_out.append(drawn[:held])
         fit.append(drawn[held:n])
@@ -98,16 +98,18 @@ def listed(name: str, source: Path) -> dict[Member, str]:
     tree = tree_of(source, _WANTED)
     top = _above_classes(tree, _OWN_FOLDER.get(name))
     folders = tree.folders(top)
-    if {"train", "val"} <= set(folders):
+    if "train" in folders and not VAL_WORDS.isdisjoint(folders):
         return _pooled(tree.root / top if isinstance(tree, Folder) else tree.root)
-    found = {
-        file._replace(class_name=folder): f"{folder}/{file.file_name}"
-        for folder in folders
-        for file in images_in(tree, below(top, folder))
-    }
-    if found:
-        _require_images(tree, top, folders)
-        return found
+    images = {folder: images_in(tree, below(top, folder)) for folder in folders}
+    if any(images.values()):
+        if empty := [folder for folder in folders if not images[folder]]:
+            where = tree.root / top / empty[0]
+            raise UserError(f"{where} holds no images, so class {empty[0]} has none; fill it or remove it")
+        return {
+            file._replace(class_name=folder): f"{folder}/{file.file_name}"
+            for folder in folders
+            for file in images[folder]
+        }
     archives = archives_in(tree)
     if len(archives) == 1:
         return listed(name, archives[0])
@@ -127,13 +129,6 @@ def _above_classes(tree: Tree, own: str | None) -> str:
             break
         top = below(top, folders[0])
     return top
-
-
-def _require_images(tree: Tree, top: str, folders: list[str]) -> None:
-    for folder in folders:
-        if not images_in(tree, below(top, folder)):
-            where = tree.root / top / folder
-            raise UserError(f"{where} holds no images, so class {folder} has none; fill it or remove it")
 
 
 def _pooled(source: Path) -> dict[Member, str]:

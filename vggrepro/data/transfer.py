@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,26 +81,26 @@ class TransferSet:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of images, classes, targets and boxes, wherever the files lie; not of how they are split."""
-        digest = hashlib.sha256("\n".join([self.index.fingerprint, *self.classes, ""]).encode())
-        digest.update(np.ascontiguousarray(self.targets, "<i1").tobytes())
-        digest.update(np.ascontiguousarray(self.image, "<i8").tobytes())
-        digest.update(self.boxes_fingerprint.encode())
-        return digest.hexdigest()
+        names = "\n".join([self.index.fingerprint, *self.classes, ""])
+        return _sha256(
+            names.encode(), _raw(self.targets, "<i1"), _raw(self.image, "<i8"), self.boxes_fingerprint.encode()
+        )
 
     @cached_property
     def boxes_fingerprint(self) -> str:
         """SHA-256 (hex) of the persons' boxes, and of which images they are in; empty without."""
-        if self.boxes is None:
-            return ""
-        digest = hashlib.sha256(np.ascontiguousarray(self.boxes, "<f8").tobytes())
-        digest.update(np.ascontiguousarray(self.image, "<i8").tobytes())
-        return digest.hexdigest()
+        return "" if self.boxes is None else _sha256(_raw(self.boxes, "<f8"), _raw(self.image, "<i8"))
 
     @cached_property
     def split_fingerprint(self) -> str:
         """SHA-256 (hex) of how the samples are split."""
-        digest = hashlib.sha256()
-        for one in self.partitions:
-            for rows in (one.fit, one.held_out, one.test):
-                digest.update(len(rows).to_bytes(8, "little") + np.ascontiguousarray(rows, "<i8").tobytes())
-        return digest.hexdigest()
+        parts = [rows for one in self.partitions for rows in (one.fit, one.held_out, one.test)]
+        return _sha256(*(len(rows).to_bytes(8, "little") + _raw(rows, "<i8") for rows in parts))
+
+
+def _raw(array: NDArray[Any], kind: str) -> bytes:
+    return np.ascontiguousarray(array, kind).tobytes()
+
+
+def _sha256(*parts: bytes) -> str:
+    return hashlib.sha256(b"".join(parts)).hexdigest()

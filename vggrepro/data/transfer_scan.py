@@ -16,7 +16,7 @@ def open_transfer(
     Nothing is extracted. The index is kept in `cache`, so that the next time is quick; `progress(done, total)` is told
     the images looked at. Raises UserError.
     """
-    if name in voc.TASKS:
+    if name in voc.CHALLENGES:
         return voc.open_voc(name, source, settings.seed, cache, progress)
     return class_folders.open_class_folders(name, source, settings, cache, progress)
 
@@ -32,7 +32,7 @@ class Listing(NamedTuple):
 
 def look(name: str, source: Path, settings: Drawing) -> Listing:
     """What :func:`open_transfer` will find if all images are sound; none is read. Raises UserError where it would."""
-    if name in voc.TASKS:
+    if name in voc.CHALLENGES:
         return Listing(*voc.listed(name, source))
     members = class_folders.listed(name, source)
     return Listing(class_folders.require_enough(members, settings, source), len(members), len(members))

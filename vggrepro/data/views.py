@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
+_BY_ROW = ("image", "size", "rescaled", "corner", "flip", "shift")
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,7 @@ class Views:
 
     def __getitem__(self, rows: slice) -> Views:
         """Some rows, without spares."""
-        return Views(
-            image=self.image[rows],
-            size=self.size[rows],
-            rescaled=self.rescaled[rows],
-            corner=self.corner[rows],
-            shape=self.shape,
-            flip=self.flip[rows],
-            shift=self.shift[rows],
-        )
+        return replace(self, replacement=None, **{name: getattr(self, name)[rows] for name in _BY_ROW})
 
     def source_window(self) -> NDArray[np.float64]:
         """(N, 4) the windows in the images' own pixels: top, left, bottom, right, fractions allowed."""
@@ -81,9 +74,8 @@ class Views:
 
     def with_row(self, row: int, other: Views) -> Views:
         """These views with one row replaced by the only row of `other`."""
-        changed = {}
-        for name in ("image", "size", "rescaled", "corner", "flip", "shift"):
-            changed[name] = getattr(self, name).copy()
+        changed = {name: getattr(self, name).copy() for name in _BY_ROW}
+        for name in _BY_ROW:
             changed[name][row] = getattr(other, name)[0]
         return replace(self, **changed)
 

@@ -26,12 +26,28 @@ _ARCHIVES = {
 }
 
 
+class Challenge(NamedTuple):
+    """A task of one year's."""
+
+    year: str
+    folder: str
+    """Of `ImageSets`."""
+    labelled: tuple[str, ...]
+    """Sets whose labels are public."""
+    persons: bool
+    """Whether a sample is a person, not an image."""
+
+
 class Key(NamedTuple):
     """An image, or a person in it."""
 
     image: str
     person: int
     """Number of the object in the image's XML, from 1; 0: the image itself."""
+
+    def __str__(self) -> str:
+        image = f"image {self.image[:_SHOWN]}"
+        return f"{image}, person {self.person}" if self.person else image
 
 
 class Sample(NamedTuple):
@@ -45,21 +61,29 @@ class Sample(NamedTuple):
     """One a class: 1, -1 or 0 (difficult); none without labels."""
 
 
+class Line(NamedTuple):
+    """What one line of an image set says of a sample."""
+
+    place: str
+    label: int | None
+
+
 class Kit:
     """The files of one year, of as many folders and archives as they lie in; of two of one name the first counts."""
 
-    def __init__(self, source: Path, year: str) -> None:
+    def __init__(self, source: Path, challenge: Challenge) -> None:
         """Raises UserError where the year is not there."""
-        self.source, self.year = source, year
+        self.source, self.challenge = source, challenge
+        year = challenge.year
         archives = _ARCHIVES[year].values()
         tree = tree_of(source, f"VOCdevkit, or a folder with {' and '.join(archives)}")
         trees: list[Tree] = [tree]
         trees += map(Tar, _worth_reading(archives_in(tree), year, unpacked=any(_years(tree))))
-        found = [(one, path, said) for one in trees for path, said in _years(one)]
-        self._parts = [(one, path) for one, path, said in found if said in (year, None)]
-        self._year_is_said = any(said for _, _, said in found)
+        found = [(one, path, named) for one in trees for path, named in _years(one)]
+        self._parts = [(one, path) for one, path, named in found if named in (year, None)]
+        self._year_is_known = any(named for _, _, named in found)
         if not self._parts:
-            there = ", ".join(sorted({f"VOC{said}" for _, _, said in found})) or "nothing of PASCAL VOC"
+            there = ", ".join(sorted({f"VOC{named}" for _, _, named in found})) or "nothing of PASCAL VOC"
             raise UserError(f"{source} holds {there}, not VOC{year}; give VOCdevkit/VOC{year}, or {self.archive_of()}")
 
     def files(self, folder: str) -> Files:
@@ -71,18 +95,16 @@ class Kit:
 
     def archive_of(self, part: str | None = None) -> str:
         """Names of the archives that hold a set, or all, for messages."""
-        archives = _ARCHIVES[self.year]
+        archives = _ARCHIVES[self.challenge.year]
         return archives.get(part, archives["trainval"]) if part else " and ".join(archives.values())
 
-    def samples(
-        self, folder: str, labelled: Sequence[str], *, persons: bool
-    ) -> tuple[tuple[str, ...], dict[Key, Sample]]:
-        """The classes of `ImageSets/<folder>`, sorted, and all samples of the labelled sets.
+    def samples(self) -> tuple[tuple[str, ...], dict[Key, Sample]]:
+        """The classes, sorted, and all samples of the labelled sets, by image and person.
 
         Where `test` is none of these and there, its samples come without labels. Raises UserError.
         """
-        files = self.files(f"ImageSets/{folder}")
-        shown = f"ImageSets/{folder} of {self.source}"
+        folder, labelled = f"ImageSets/{self.challenge.folder}", self.challenge.labelled
+        files, shown = self.files(folder), f"{folder} of {self.source}"
         of_set: dict[str, dict[str, Member]] = {name: {} for name in _SETS}
         for name, file in files.items():
             class_name, _, part = name.removesuffix(".txt").rpartition("_")
@@ -93,53 +115,48 @@ class Kit:
             raise UserError(f"{shown} has no image sets (<class>_train.txt); add {self.archive_of('trainval')}")
         found: dict[Key, Sample] = {}
         for part in labelled:
+            archive = self.archive_of(part)
             if not of_set[part]:
-                raise UserError(f"{shown} has no image set {part} (<class>_{part}.txt); add {self.archive_of(part)}")
+                raise UserError(f"{shown} has no image set {part} (<class>_{part}.txt); add {archive}")
             if missing := sorted(set(classes).difference(of_set[part])):
-                raise UserError(f"{shown} has no {missing[0]}_{part}.txt; restore it from {self.archive_of(part)}")
-            said = self._labels([of_set[part][name] for name in classes], persons)
-            if not said:
-                raise UserError(f"{shown}: image set {part} is empty; restore it from {self.archive_of(part)}")
-            self._add(found, part, said)
-        if "test" not in labelled:
-            list_of_all = files.get("test.txt") or next(iter(of_set["test"].values()), None)
-            if list_of_all:
-                lines = self._lines(list_of_all, persons, labelled=False)
-                self._add(found, "test", {key: (place, ()) for key, place, _ in lines})
-        return classes, found
+                raise UserError(f"{shown} has no {missing[0]}_{part}.txt; restore it from {archive}")
+            columns = self._columns([of_set[part][name] for name in classes])
+            if not columns[0]:
+                raise UserError(f"{shown}: image set {part} is empty; restore it from {archive}")
+            self._add(found, part, columns)
+        list_of_all = files.get("test.txt") or next(iter(of_set["test"].values()), None)
+        if "test" not in labelled and list_of_all:
+            self._add(found, "test", [self._lines(list_of_all, labelled=False)])
+        return classes, dict(sorted(found.items()))
 
-    def _add(self, found: dict[Key, Sample], part: str, said: Mapping[Key, tuple[str, tuple[int, ...]]]) -> None:
-        for key, (place, labels) in said.items():
+    def _add(self, found: dict[Key, Sample], part: str, columns: Sequence[Mapping[Key, Line]]) -> None:
+        for key, (place, _) in columns[0].items():
             if (other := found.get(key)) is not None:
                 raise UserError(
-                    f"{place}: {_shown(key)} is in set {other.set} as well ({other.place}); restore both files from "
+                    f"{place}: {key} is in set {other.set} as well ({other.place}); restore both files from "
                     f"{self.archive_of(part)}"
                 )
-            found[key] = Sample(part, place, labels)
+            labels = (column[key].label for column in columns)
+            found[key] = Sample(part, place, tuple(label for label in labels if label is not None))
 
-    def _labels(self, files: Sequence[Member], persons: bool) -> dict[Key, tuple[str, tuple[int, ...]]]:
-        """(place in the first file, a label a file) of everything that one set's files name."""
-        places: dict[Key, str] = {}
-        columns: list[dict[Key, int]] = []
-        for file in files:
-            said = {key: (place, label) for key, place, label in self._lines(file, persons)}
-            if not columns:
-                places = {key: place for key, (place, _) in said.items()}
-            if different := sorted(places.keys() ^ said.keys()):
-                with_it, without = (files[0], file) if different[0] in places else (file, files[0])
+    def _columns(self, files: Sequence[Member]) -> list[dict[Key, Line]]:
+        """The lines of each of a set's files. Raises UserError where they do not name the same."""
+        columns = [self._lines(file) for file in files]
+        for file, column in zip(files, columns, strict=True):
+            if different := sorted(columns[0].keys() ^ column.keys()):
+                with_it, without = (files[0], file) if different[0] in columns[0] else (file, files[0])
                 raise UserError(
-                    f"{place_of(without)} has no {_shown(different[0])}, {place_of(with_it)} has; restore both files"
+                    f"{place_of(without)} has no {different[0]}, {place_of(with_it)} has; restore both files"
                 )
-            columns.append({key: label for key, (_, label) in said.items()})
-        return {key: (place, tuple(column[key] for column in columns)) for key, place in places.items()}
+        return columns
 
-    def _lines(self, file: Member, persons: bool, *, labelled: bool = True) -> Iterator[tuple[Key, str, int]]:
-        """(key, place, label) of every line; label 0 without labels. Raises UserError."""
+    def _lines(self, file: Member, *, labelled: bool = True) -> dict[Key, Line]:
+        """Raises UserError for what does not read so."""
+        persons, year = self.challenge.persons, self.challenge.year
         restore = f"restore the file from {self.archive_of('test' if file.name.endswith('test.txt') else 'trainval')}"
-        content = contents(file, _SET_MOST)
         columns = ["id", *(["number"] if persons else []), *(["label"] if labelled else [])]
-        first: dict[Key, int] = {}
-        for number, line in enumerate(content.split(b"\n"), 1):
+        found: dict[Key, Line] = {}
+        for number, line in enumerate(contents(file, _SET_MOST).split(b"\n"), 1):
             place = f"{place_of(file)}:{number}"
             try:
                 words = line.decode().split()
@@ -147,24 +164,25 @@ class Kit:
                 raise UserError(f"{place}: not UTF-8; {restore}") from None
             if not words:
                 continue
-            said = f"`{' '.join(words)[:_SHOWN]}`"
             # where there should be no labels, some have one that says nothing
             if len(words) != len(columns) and (labelled or len(words) != len(columns) + 1):
-                raise UserError(f"{place}: {said} is not `{' '.join(columns)}`; {restore}")
+                shown = f"`{' '.join(words)[:_SHOWN]}`"
+                raise UserError(f"{place}: {shown} is not `{' '.join(columns)}`; {restore}")
             if labelled and words[-1] not in _LABELS:
                 raise UserError(f"{place}: label {words[-1][:_SHOWN]} is none of -1, 0 and 1; {restore}")
             if persons and not re.fullmatch(r"[1-9][0-9]{0,5}", words[1]):
                 raise UserError(f"{place}: {words[1][:_SHOWN]} is no number of an object, from 1; {restore}")
             key = Key(words[0], int(words[1]) if persons else 0)
-            if key in first:
-                raise UserError(f"{place}: {_shown(key)} is named twice, in line {first[key]} first; {restore}")
-            if not self._year_is_said and ("_" in key.image) != (self.year == "2012"):
+            if key in found:
+                first = found[key].place.rpartition(":")[2]
+                raise UserError(f"{place}: {key} is named twice, in line {first} first; {restore}")
+            if not self._year_is_known and ("_" in key.image) != (year == "2012"):
                 raise UserError(
-                    f"{place}: image {key.image[:_SHOWN]} is none of VOC{self.year}; give VOC{self.year}, or the data "
-                    f"set that this is"
+                    f"{place}: image {key.image[:_SHOWN]} is none of VOC{year}; give VOC{year}, or the data set that "
+                    f"this is"
                 )
-            first[key] = number
-            yield key, place, _LABELS[words[-1]] if labelled else 0
+            found[key] = Line(place, _LABELS[words[-1]] if labelled else None)
+        return found
 
 
 def _years(tree: Tree) -> Iterator[tuple[str, str | None]]:
@@ -187,8 +205,3 @@ def _worth_reading(archives: Sequence[Path], year: str, *, unpacked: bool) -> Se
     """Archives of a year by their names, or all; beside what is unpacked only those that may add to it."""
     named = [file for file in archives if year in file.name]
     return [file for file in named if file.suffix == ".tar"] if unpacked else named or archives
-
-
-def _shown(key: Key) -> str:
-    image = f"image {key.image[:_SHOWN]}"
-    return f"{image}, person {key.person}" if key.person else image

@@ -1,7 +1,6 @@
 """The authors' own nets against the paper's tables: the acceptance test of this evaluator. No torch."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from vggrepro.evaluation.measure import Scored, fuse
@@ -39,11 +38,16 @@ def verify(nets: Mapping[str, Scores]) -> dict[str, Any]:
     [{net, Q, top1, top5}], which the paper does not print. Errors in per cent, differences in points.
     """
     rows = rows_of(nets)
+    dense = [row for row in rows if row.method == "dense" and row.table in (3, 4)]
+    centre = {net: scores("centre", SCALES[:1]).measured for net, scores in nets.items()}
     return {
         "n": len(next(iter(nets.values()))("dense", SCALES).labels),
         "rows": [_measured(row, nets, row.method) for row in rows],
-        "readings": _readings([row for row in rows if row.method == "dense" and row.table in (3, 4)], nets),
-        "centre": [_centre(net, scores) for net, scores in nets.items()],
+        "readings": sorted((_reading(name, dense, nets) for name in READINGS), key=lambda one: one["mean_difference"]),
+        "centre": [
+            {"net": net, "Q": list(found.Q), "top1": found.top1.percent, "top5": found.top5.percent}
+            for net, found in centre.items()
+        ],
     }
 
 
@@ -62,61 +66,8 @@ def _measured(row: PrintedErrors, nets: Mapping[str, Scores], method: str) -> di
     return found
 
 
-def _readings(rows: list[PrintedErrors], nets: Mapping[str, Scores]) -> list[dict[str, Any]]:
-    found = []
-    for method, what in READINGS.items():
-        measured = [_measured(replace(row, method="dense"), nets, method) for row in rows]
-        distances = [abs(one[f"difference_{key}"]) for one in measured for key in ("top1", "top5")]
-        mean = sum(distances) / len(distances)
-        found.append({"reading": method, "what": what, "mean_difference": mean, "rows": measured})
-    return sorted(found, key=lambda one: one["mean_difference"])
-
-
-def _centre(net: str, scores: Scores) -> dict[str, Any]:
-    result = scores("centre", SCALES[:1]).measured
-    return {"net": net, "Q": list(result.Q), "top1": result.top1.percent, "top5": result.top5.percent}
-
-
-def to_markdown(found: Mapping[str, Any]) -> str:
-    """The tables for a reader; `found` is of `verify`, with what each net's weights are under `weights`."""
-    lines = [
-        f"# The authors' nets, n = {found['n']:,}",
-        "",
-        *(f"{net}: {source}" for net, source in found["weights"].items()),
-        "",
-        "| table | net | Q | method | top-1 printed | measured | difference | |"
-        " top-5 printed | measured | difference | |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in found["rows"]:
-        cells = [str(row["table"]), row["net"], ", ".join(map(str, row["Q"])), row["method"]]
-        for key in ("top1", "top5"):
-            cells += [
-                f"{row[f'printed_{key}']:.1f}",
-                f"{row[f'measured_{key}']:.2f}",
-                f"{row[f'difference_{key}']:+.2f}",
-                row[f"verdict_{key}"],
-            ]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "equal: rounds to the printed figure; agrees: within the sampling errors of both and the rounding;",
-        "lower, higher: beyond them (95 %).",
-        "",
-        "## What Section 3.2 leaves open, nearest to the printed dense rows first",
-        "",
-        "| reading | mean difference, points | |",
-        "|---|---|---|",
-    ]
-    lines += [f"| {one['reading']} | {one['mean_difference']:.3f} | {one['what']} |" for one in found["readings"]]
-    lines += [
-        "",
-        "## For comparison: one centre crop, which the paper does not print",
-        "",
-        "| net | Q | top-1 | top-5 |",
-    ]
-    lines += ["|---|---|---|---|"]
-    lines += [f"| {one['net']} | {one['Q'][0]} | {one['top1']:.2f} | {one['top5']:.2f} |" for one in found["centre"]]
-    if found["n"] != value("val_images"):
-        lines += ["", f"The printed figures are of {value('val_images'):,} images; these are of {found['n']:,}."]
-    return "\n".join(lines) + "\n"
+def _reading(method: str, rows: list[PrintedErrors], nets: Mapping[str, Scores]) -> dict[str, Any]:
+    measured = [_measured(row, nets, method) for row in rows]
+    distances = [abs(one[f"difference_{key}"]) for one in measured for key in ("top1", "top5")]
+    mean = sum(distances) / len(distances)
+    return {"reading": method, "what": READINGS[method], "mean_difference": mean, "rows": measured}

@@ -1,0 +1,160 @@
+"""A net applied to validation images in three ways: what the benchmarks of testing have in common."""
+
+import io
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from vggrepro.bench.machine import conditions
+from vggrepro.bench.turns import rates_in_turn, ratios, result
+from vggrepro.config.settings import Config
+from vggrepro.data.dataset import open_data
+from vggrepro.data.index import Split
+from vggrepro.data.loader import Loader, make_loader
+from vggrepro.data.views import rescaled_size
+from vggrepro.evaluation.methods import Settings, whole_views
+from vggrepro.models.init import init_weights
+from vggrepro.models.precision import autocast, set_arithmetic
+from vggrepro.models.table1 import architecture_of
+from vggrepro.models.vgg import VGG
+from vggrepro.ranks.group import pick_device
+from vggrepro.training.throughput import peak_flops
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is made of images with a net: (N, k) each time."""
+
+    ours: Callable[[VGG, torch.Tensor, Settings], torch.Tensor]
+    """Of uncropped images of one shape and their mirror images, as ours does it."""
+    usual: Callable[[VGG, torch.Tensor], torch.Tensor]
+    """Of uncropped images."""
+    of_crops: Callable[[VGG, torch.Tensor], torch.Tensor]
+    over_Q: Callable[[Sequence[Floats]], Floats]
+    """What is compared, of the (images, k) at each Q."""
+    skipped: tuple[str, ...] = ()
+    """Layers that are not computed."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A net with random weights, twice, and the images that it is applied to."""
+
+    config: Config
+    device: torch.device
+    split: Split
+    loader: Loader
+    net: VGG
+    """As ours has it, channels last."""
+    plain: VGG
+    """The same weights in torch's default memory format."""
+    mean: torch.Tensor
+    """(3, 1, 1) what is subtracted from pixels."""
+
+    def ours(self, output: Output, Q: int) -> Floats:
+        """(images, k) in batches of one shape, as `vggrepro evaluate` and `vggrepro features` do it."""
+        settings = Settings(flip=self.config.evaluation.flip, batch=self.config.evaluation.batch)
+        views = whole_views(self.split, Q, settings.batch // settings.views, self.net.architecture.crop)
+        batches = self.loader.batches(self.split, views)
+        shown = [(batch.views.image, output.ours(self.net, batch.images, settings)) for batch in batches]
+        values = torch.cat([found for _, found in shown]).cpu().numpy()
+        return values[np.argsort(np.concatenate([rows for rows, _ in shown]))]
+
+    def one_by_one(self, output: Output, Q: int) -> Floats:
+        """(images, k) one image at a time, decoded and resampled by PIL, in torch's default memory format."""
+        rows = []
+        for row in range(len(self.split)):
+            height, width = rescaled_size(self.split.size[row : row + 1], Q)[0]
+            pixels = np.array(self._image(row).resize((width, height), Image.Resampling.BILINEAR))
+            image = (torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float() - self.mean)[None].to(self.device)
+            views = [image, image.flip(3)] if self.config.evaluation.flip else [image]
+            rows.append(torch.cat([output.usual(self.plain, view) for view in views]).mean(dim=0).cpu().numpy())
+        return np.stack(rows)
+
+    def centre_crop(self, output: Output, Q: int) -> Floats:
+        """(images, k) of full batches as most people make them: Resize(Q) and CenterCrop, never mirrored."""
+        from torchvision.transforms import v2
+
+        transform = v2.Compose([v2.Resize(Q), v2.CenterCrop(self.config.model.crop), v2.PILToTensor()])
+        mean, n, batch = self.mean.to(self.device), len(self.split), self.config.evaluation.batch
+        found = []
+        for start in range(0, n, batch):
+            crops = torch.stack([transform(self._image(row)) for row in range(start, min(start + batch, n))])
+            found.append(output.of_crops(self.plain, crops.to(self.device).float() - mean).cpu().numpy())
+        return np.concatenate(found)
+
+    def _image(self, row: int) -> Image.Image:
+        with Image.open(io.BytesIO(self.split.read(row))) as opened:
+            return opened.convert("RGB")
+
+    def flop_per_image(self, Q: tuple[int, ...], skipped: tuple[str, ...] = ()) -> float:
+        """Of the dense pass at all Q, mirror images included, without some layers; a multiply-add is two."""
+        net, size_of = self.net.architecture, self.split.size
+        layers = [layer for layer in net.layers() if layer.name not in skipped]
+        convolutions = sum(layer.multiply_adds for layer in layers if layer.kind == "conv") / net.crop**2
+        connected = sum(layer.multiply_adds for layer in layers if layer.kind == "fc")
+        total = 0.0
+        for side in Q:
+            size = rescaled_size(size_of, side)
+            places = np.prod(size // net.stride - net.fc6_kernel + 1, axis=1)
+            total += float((np.prod(size, axis=1) * convolutions + places * connected).sum())
+        return 2 * (1 + self.config.evaluation.flip) * total / len(size_of)
+
+    def compare(self, name: str, output: Output, Q: tuple[int, ...], rounds: int) -> dict[str, Any]:
+        """Times the three ways in turn. Returns the keys of every benchmark, with rates in images/s.
+
+        The details have `largest_difference` of what ours and the usual way compute.
+        """
+        config, device, precision = self.config, self.device, self.config.evaluation.precision
+        ways: dict[str, Callable[[], Floats]] = {
+            "ours": lambda: output.over_Q([self.ours(output, side) for side in Q]),
+            "usual": lambda: output.over_Q([self.one_by_one(output, side) for side in Q]),
+            "centre_crop": lambda: output.over_Q([self.centre_crop(output, min(Q))]),
+        }
+        set_arithmetic(device, precision)
+        with autocast(device, precision), torch.inference_mode():
+            results = {name: way() for name, way in ways.items()}  # and nothing is cold afterwards
+            rates, cpu_rates = rates_in_turn(ways, rounds, 1, len(self.split), time.perf_counter, time.process_time)
+        flop, peak = self.flop_per_image(Q, output.skipped), peak_flops(device, precision)
+        ours, by_round = statistics.median(rates["ours"]), ratios(rates["ours"], rates["usual"])
+        details = {
+            "centre_crop": statistics.median(rates["centre_crop"]),
+            "ratio_range": [min(by_round), max(by_round)],
+            "rates": rates,
+            # on a machine shared with others, the processor's time says more than the clock
+            "cpu_time_ratio": statistics.median(ratios(cpu_rates["ours"], cpu_rates["usual"])),
+            "largest_difference": float(np.abs(results["ours"] - results["usual"]).max()),
+            "tflop_per_s": ours * flop / 1e12,
+            "mfu": ours * flop / peak if peak else None,
+            "net": config.model.net,
+            "crop": config.model.crop,
+            "width": config.model.width,
+            "images": len(self.split),
+            "rounds": rounds,
+            "precision": precision,
+            "backend": self.loader.backend,
+            **conditions(device),
+        }
+        return result(name, rates["ours"], rates["usual"], "images/s", details, peak / flop if peak else None)
+
+
+def bench_of(config: Config, images: int) -> Bench:
+    """A net and evenly spread validation images, at most so many. Raises UserError."""
+    device = pick_device(config.run.device, 0)
+    split = open_data(config, training=False).split("val")
+    split = split.take(np.unique(np.linspace(0, len(split) - 1, min(images, len(split))).astype(np.int64)))
+    loader = make_loader(config.data, device)
+    plain = VGG(architecture_of(config)).eval()
+    init_weights(plain, "kaiming", seed=0)
+    net = deepcopy(plain).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Bench(config, device, split, loader, net, plain.to(device), torch.tensor(config.data.mean).view(3, 1, 1))
