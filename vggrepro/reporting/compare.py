@@ -17,7 +17,7 @@ from vggrepro.reporting.blocks import DASH, Block, Figure, Heading, Sheet, Text
 from vggrepro.reporting.claim_blocks import p_text
 from vggrepro.reporting.predictions import PredictionCache, Predictions, paired_top1
 from vggrepro.reporting.report import Record, RunNote
-from vggrepro.reporting.run_notes import note_of, run_sheet
+from vggrepro.reporting.run_notes import run_sheet
 from vggrepro.reporting.runs import StoredRun
 from vggrepro.storage.status import relocated
 
@@ -144,7 +144,7 @@ def compare(runs: Sequence[StoredRun], index: Index | None, notes: Sequence[str]
             shown = f"{method}, Q = {' | '.join(dict.fromkeys(Q[:2]))}", predictions[0], predictions[1]
     return RunComparison(
         runs=names,
-        made_by=[note_of(run) for run in runs],
+        made_by=[RunNote.of(run) for run in runs],
         differences=list(_differences(runs)),
         errors=errors,
         paired=paired,

@@ -18,6 +18,7 @@ from pydantic import (
 
 from vggrepro.paper import Combine, Measure
 from vggrepro.reporting.claims import Claim
+from vggrepro.reporting.runs import StoredRun
 from vggrepro.storage.ledger import Departure
 
 Verdict = Literal["agrees", "differs", "not measured", "cannot be measured", "not comparable"]
@@ -203,6 +204,28 @@ class RunNote(Record):
     departures: list[Departure]
     unused: list[str]
     """Stored answers of another net or index, which no number here is made of."""
+
+    @classmethod
+    def of(cls, run: StoredRun) -> RunNote:
+        """What a report says of a run itself."""
+        environment = run.said("environment.json") or {}
+        return cls(
+            name=run.name,
+            directory=run.place,
+            net=run.net,
+            S=run.config.data.S_text,
+            seed=run.config.run.seed,
+            step=run.config.train.iterations if run.finished else run.step,
+            iterations=run.config.train.iterations,
+            finished=run.finished,
+            imported=any(departure.setting == "weights" for departure in run.departures),
+            weights=run.weights,
+            git_commit=environment.get("git_commit"),
+            git_dirty=environment.get("git_dirty"),
+            mlflow_run=run.mlflow_run,
+            departures=run.departures,
+            unused=run.strangers,
+        )
 
 
 class Group(Record):

@@ -5,29 +5,6 @@ from collections.abc import Iterator, Sequence
 
 from vggrepro.reporting.blocks import DASH, Block, Bullets, Heading, Sheet, Text
 from vggrepro.reporting.report import RunNote
-from vggrepro.reporting.runs import StoredRun
-
-
-def note_of(run: StoredRun) -> RunNote:
-    """What a report says of a run itself."""
-    environment = run.said("environment.json") or {}
-    return RunNote(
-        name=run.name,
-        directory=run.place,
-        net=run.net,
-        S=run.config.data.S_text,
-        seed=run.config.run.seed,
-        step=run.config.train.iterations if run.finished else run.step,
-        iterations=run.config.train.iterations,
-        finished=run.finished,
-        imported=any(one.setting == "weights" for one in run.departures),
-        weights=run.weights,
-        git_commit=environment.get("git_commit"),
-        git_dirty=environment.get("git_dirty"),
-        mlflow_run=run.mlflow_run,
-        departures=run.departures,
-        unused=run.strangers,
-    )
 
 
 def run_sheet(runs: Sequence[RunNote]) -> Sheet:

@@ -15,9 +15,8 @@ from vggrepro.reporting.classification import error_rows
 from vggrepro.reporting.found_boxes import BoxCache, kind_of
 from vggrepro.reporting.localisation import box_rows
 from vggrepro.reporting.predictions import PredictionCache
-from vggrepro.reporting.report import Group, Report, Row, Spread, Verdict
+from vggrepro.reporting.report import Group, Report, Row, RunNote, Spread, Verdict
 from vggrepro.reporting.rows import spreads
-from vggrepro.reporting.run_notes import note_of
 from vggrepro.reporting.runs import (
     Setting,
     StoredRun,
@@ -64,7 +63,7 @@ def build_report(runs: Sequence[StoredRun], cache: PredictionCache | None = None
         seeds=seeds,
         claims=claims,
         transfer_claims=check_transfer_claims(tests),
-        transfer_runs=[note_of(run) for run in apart],
+        transfer_runs=[RunNote.of(run) for run in apart],
         dense_over_centre=gains,
         start_from_parent=starts,
         left_out=[run.name for run in runs if not run.dataset and run not in apart],
@@ -83,7 +82,7 @@ def _groups(runs: Sequence[StoredRun]) -> list[tuple[Group, list[StoredRun]]]:
                 id=f"{number}-{setting.fingerprint[:8]}",
                 title=setting.title,
                 papers=setting.is_the_papers,
-                runs=[note_of(run) for run in members],
+                runs=[RunNote.of(run) for run in members],
             ),
             members,
         )
