@@ -23,8 +23,8 @@ from vggrepro.bench.step import about, mfu, plain, trainer_of
 from vggrepro.config.parsing import override
 from vggrepro.config.settings import Config
 from vggrepro.data.dataset import open_data
-from vggrepro.data.index import Index
-from vggrepro.data.loader import make_loader
+from vggrepro.data.images.index import Index
+from vggrepro.data.loading.loader import make_loader
 from vggrepro.data.sampler import TrainingSampler
 from vggrepro.pipeline.session import open_session
 from vggrepro.pipeline.stage import train_stage

@@ -19,10 +19,10 @@ import torch
 from torch.nn import functional as F
 
 from vggrepro.config.settings import ColourShift, Config, Data, Evaluation, Model, Run
-from vggrepro.data.index import Split
-from vggrepro.data.loader import Loader, make_loader
+from vggrepro.data.images.index import Split
+from vggrepro.data.images.scan import scan_folder
+from vggrepro.data.loading.loader import Loader, make_loader
 from vggrepro.data.sampler import TrainingSampler
-from vggrepro.data.scan import scan_folder
 from vggrepro.data.views import Views
 from vggrepro.evaluation.measure import Scored
 from vggrepro.evaluation.significance import paired

@@ -328,7 +328,7 @@ def machine() -> dict[str, Any]:
 
 def number_of_classes(images: str) -> int:
     """Of these photographs, whose index is kept in runs/ for the steps that follow."""
-    from vggrepro.data.scan import open_index
+    from vggrepro.data.images.scan import open_index
 
     if images == DIGITS:
         return 10

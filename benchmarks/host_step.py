@@ -26,10 +26,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vggrepro.bench.step import trainer_of
 from vggrepro.config.settings import Config, Data, Model, Train
-from vggrepro.data.index import Split
-from vggrepro.data.loader import Batch, make_loader
+from vggrepro.data.images.index import Split
+from vggrepro.data.images.scan import open_index
+from vggrepro.data.loading.loader import Batch, make_loader
 from vggrepro.data.sampler import MicroBatches, TrainingSampler, dropout_masks, permutation
-from vggrepro.data.scan import open_index
 from vggrepro.paper import value
 from vggrepro.storage.environment import environment
 

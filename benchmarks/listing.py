@@ -3,7 +3,7 @@
     python benchmarks/listing.py --folder EMPTY_FOLDER [--images 1281167] [--rounds 3] [--other CHECKOUT]
 
 Makes 1000 class folders of small files, and the same as a tar of 1000 tars, then lists them in turns: with
-`vggrepro.data.sources.find`, with that of another checkout, if one is named, and in the usual way, torchvision's
+`vggrepro.data.images.sources.find`, with that of another checkout, if one is named, and in the usual way, torchvision's
 ImageFolder for folders and `tarfile` for the archive. Prints one JSON object: seconds, all rounds and medians.
 """
 
@@ -21,7 +21,7 @@ OURS = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from vggrepro.data.sources import find
+from vggrepro.data.images.sources import find
 started = time.perf_counter()
 found = find([Path(sys.argv[2])])
 print(len(found[0]), time.perf_counter() - started)

@@ -25,7 +25,7 @@ from vggrepro.models.dense import receptive_field
 from vggrepro.models.table1 import architecture_of
 from vggrepro.pipeline.evaluate import evaluate_nets
 from vggrepro.pipeline.graph import reproduce
-from vggrepro.reporting.figures import lines
+from vggrepro.reporting.documents.figures import lines
 
 RECIPE = Path(__file__).parents[1] / "configs" / "reduced" / "imagenette.yaml"
 NETS = ("A", "D")

@@ -15,8 +15,8 @@ from forks import start_server
 from PIL import Image
 from tiny import TINY, PublicPredictions, shared
 
-from vggrepro.data import sample_set
-from vggrepro.data.scan import scan_folder
+from vggrepro.data.images import sample_set
+from vggrepro.data.images.scan import scan_folder
 
 pytest.register_assert_rewrite("programs")
 
@@ -107,7 +107,7 @@ def root(tmp_path: Path) -> Path:
 def paper_of_2000(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs on 2,000 images of 10 classes count as the paper's data set: 50,000 x 1,000 are too many for a test."""
     from vggrepro.paper import value
-    from vggrepro.reporting import runs
+    from vggrepro.reporting.stored import runs
 
     other = {"classes": 10, "val_images": 2000}
     monkeypatch.setattr(runs, "value", lambda name: other.get(name) or value(name))

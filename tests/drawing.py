@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vggrepro.reporting import figures
+from vggrepro.reporting.documents import figures
 
 
 def _white_square() -> bytes:

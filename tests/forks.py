@@ -11,7 +11,7 @@ _PRELOADED = (
     "vggrepro.training.loop",
     "vggrepro.evaluation.stage",
     "vggrepro.pipeline.graph",
-    "vggrepro.data.torchvision",
+    "vggrepro.data.loading.torchvision",
     "vggrepro.cli.main",
     "nvidia.dali.fn",
     "torch._dynamo",

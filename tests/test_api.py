@@ -17,7 +17,7 @@ from torch import Tensor
 import vggrepro
 from vggrepro import api
 from vggrepro.config.recipes import Graph, load_graph, load_resolved
-from vggrepro.data.loader import make_loader
+from vggrepro.data.loading.loader import make_loader
 from vggrepro.data.sampler import TrainingSampler
 from vggrepro.models.table1 import TORCHVISION_NAMES
 from vggrepro.pipeline.evaluate import evaluate_nets

@@ -23,8 +23,8 @@ from vggrepro.cli import main as cli
 from vggrepro.config.parsing import flatten, override
 from vggrepro.config.recipes import load_graph
 from vggrepro.config.settings import Config, Model
-from vggrepro.data import scan
-from vggrepro.data.verify import Finding
+from vggrepro.data.images import scan
+from vggrepro.data.images.verify import Finding
 from vggrepro.errors import Interrupted, UserError, run_app
 from vggrepro.models.table1 import architecture_of
 from vggrepro.pipeline.session import Session

@@ -31,7 +31,12 @@ FLOORS = (
     ("__main__",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-OWNERS = {"mlflow": {"storage/mirror.py"}, "nvidia": {"data/dali.py"}, "submitit": set()}
+SUB_FLOORS = {
+    "data": (("views",), ("decode", "sampler"), ("images",), ("loading", "boxes"), ("transfer",), ("dataset",)),
+    "reporting": (("stored",), ("claims",), ("tables",), ("documents",)),
+}
+"""The rooms within a room, from the ground up."""
+OWNERS = {"mlflow": {"storage/mirror.py"}, "nvidia": {"data/loading/dali.py"}, "submitit": set()}
 MOST_LINES = 350
 
 
@@ -61,6 +66,18 @@ def test_imports_point_down(file: Path) -> None:
     used = {name.split(".")[1] for name in imported(file) if name.startswith("vggrepro.")} - {"__version__"}
     below = {room for room in FLOOR if FLOOR[room] < FLOOR[own]}
     assert used <= below | {own}, f"{sorted(used - below - {own})} must not be imported here"
+
+
+@pytest.mark.parametrize("room", SUB_FLOORS)
+def test_imports_within_a_room_point_down(room: str) -> None:
+    floor = {name: number for number, names in enumerate(SUB_FLOORS[room]) for name in names}
+    files = [file for file in (PACKAGE / room).rglob("*.py") if file.name != "__init__.py"]
+    assert {room_of(name_of(file).partition("/")[2]) for file in files} == floor.keys()
+    for file in files:
+        own = room_of(name_of(file).partition("/")[2])
+        names = (name.split(".") for name in imported(file))
+        used = {parts[2] for parts in names if parts[:2] == ["vggrepro", room] and len(parts) > 2}
+        assert all(other == own or floor[other] < floor[own] for other in used), f"{file}: {sorted(used)}"
 
 
 @pytest.mark.parametrize("file", [*MODULES, *LAUNCH], ids=lambda file: str(file.relative_to(REPOSITORY)))
@@ -125,7 +142,7 @@ def test_light_modules_stay_light(module: str) -> None:
 
 
 def test_tables_need_no_torch_and_jinja2_only_to_be_written() -> None:
-    assert not {"torch", "jinja2"} & modules_after("import vggrepro.reporting.render")
+    assert not {"torch", "jinja2"} & modules_after("import vggrepro.reporting.documents.render")
 
 
 def test_help_imports_nothing_heavy() -> None:

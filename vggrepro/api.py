@@ -15,12 +15,12 @@ from torch import Tensor
 from vggrepro.config.parsing import checked
 from vggrepro.config.recipes import load_resolved
 from vggrepro.config.settings import Backend, ColourMode, ColourShift, Data, Scheme
-from vggrepro.data import sample_set
-from vggrepro.data.index import Index, require_training_images
-from vggrepro.data.index import load as load_index
-from vggrepro.data.loader import Batch, Loader, make_loader
+from vggrepro.data.images import sample_set
+from vggrepro.data.images.index import Index, require_training_images
+from vggrepro.data.images.index import load as load_index
+from vggrepro.data.images.scan import open_index, scan
+from vggrepro.data.loading.loader import Batch, Loader, make_loader
 from vggrepro.data.sampler import TrainingSampler
-from vggrepro.data.scan import open_index, scan
 from vggrepro.errors import UserError
 from vggrepro.evaluation.measure import Scored, fuse, methods_of  # noqa: F401 (offered as it is)
 from vggrepro.evaluation.methods import METHODS, Settings, whole_views
@@ -35,11 +35,11 @@ from vggrepro.models.vgg import VGG
 from vggrepro.models.weights import PREPROCESSING, Preprocessing, read
 from vggrepro.paper import ilsvrc_classes, scale_text, value
 from vggrepro.ranks.watch import Watch
-from vggrepro.reporting.finding import find_runs
-from vggrepro.reporting.render import Format, render
-from vggrepro.reporting.report import Report
-from vggrepro.reporting.runs import StoredRun
-from vggrepro.reporting.tables import build_report
+from vggrepro.reporting.documents.render import Format, render
+from vggrepro.reporting.stored.finding import find_runs
+from vggrepro.reporting.stored.runs import StoredRun
+from vggrepro.reporting.tables.build import build_report
+from vggrepro.reporting.tables.report import Report
 from vggrepro.storage import checkpoint
 from vggrepro.storage.status import locate
 from vggrepro.training.stage import net_of

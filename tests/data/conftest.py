@@ -14,9 +14,9 @@ from sklearn.datasets import load_sample_images
 from tiny import shared
 
 from vggrepro.data.decode import BadImageError, patiently
-from vggrepro.data.index import Split
-from vggrepro.data.scan import scan_folder
-from vggrepro.data.verify import Finding, How, Place, look
+from vggrepro.data.images.index import Split
+from vggrepro.data.images.scan import scan_folder
+from vggrepro.data.images.verify import Finding, How, Place, look
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +66,7 @@ def looked_at_here(monkeypatch: pytest.MonkeyPatch) -> None:
     def verify(chunks: Iterable[Sequence[Place]], how: How, **_: object) -> Iterator[list[Finding]]:
         return ([seen(place, how) for place in chunk] for chunk in chunks)
 
-    monkeypatch.setattr("vggrepro.data.scan.verify", verify)
+    monkeypatch.setattr("vggrepro.data.images.scan.verify", verify)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy.io import savemat
 
-from vggrepro.data.index import Index, Split
+from vggrepro.data.images.index import Index, Split
 
 WNIDS = {"church": "n03028079", "flower": "n11669921"}
 

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vggrepro.config.settings import ColourShift, Data
-from vggrepro.data import loader
-from vggrepro.data.index import Split
-from vggrepro.data.loader import Batch, Loader, make_loader
+from vggrepro.data.images.index import Split
+from vggrepro.data.images.scan import scan_folder
+from vggrepro.data.loading import loader
+from vggrepro.data.loading.loader import Batch, Loader, make_loader
 from vggrepro.data.sampler import TrainingSampler
-from vggrepro.data.scan import scan_folder
 from vggrepro.data.views import Views, centre, rescaled_size, whole
 from vggrepro.errors import UserError
 

@@ -27,13 +27,14 @@ from programs import Command
 from tiny import CONFIGS, set_words
 
 from vggrepro.config.settings import ColourShift, Data
-from vggrepro.data import decode, open_archives
+from vggrepro.data import decode
 from vggrepro.data.decode import BadImageError, opened, read
-from vggrepro.data.index import Split
-from vggrepro.data.loader import BadImages, Batch, Loader
-from vggrepro.data.processes import in_order
+from vggrepro.data.images import open_archives
+from vggrepro.data.images.index import Split
+from vggrepro.data.images.scan import scan_folder
+from vggrepro.data.loading.loader import BadImages, Batch, Loader
+from vggrepro.data.loading.processes import in_order
 from vggrepro.data.sampler import TrainingSampler
-from vggrepro.data.scan import scan_folder
 from vggrepro.data.views import centre
 from vggrepro.errors import UserError
 from vggrepro.preflight.images import _reading

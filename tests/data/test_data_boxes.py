@@ -24,11 +24,12 @@ from PIL import Image
 from programs import Command
 from tiny import shared
 
-from vggrepro.data import box_scan, sample_set
-from vggrepro.data.box_scan import beside, open_boxes, read_boxes
-from vggrepro.data.boxes import Boxes, BoxSet, load
-from vggrepro.data.index import Index
-from vggrepro.data.scan import open_index, scan, scan_folder
+from vggrepro.data.boxes import box_scan
+from vggrepro.data.boxes.box_scan import beside, open_boxes, read_boxes
+from vggrepro.data.boxes.box_set import Boxes, BoxSet, load
+from vggrepro.data.images import sample_set
+from vggrepro.data.images.index import Index
+from vggrepro.data.images.scan import open_index, scan, scan_folder
 from vggrepro.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("looked_at_here")

@@ -18,10 +18,10 @@ import pytest
 from boxes_as_files import tar_of, voc
 from PIL import Image
 
-from vggrepro.data.box_scan import open_boxes, read_boxes
-from vggrepro.data.boxes import BoxSet
-from vggrepro.data.index import Index
-from vggrepro.data.scan import scan_folder
+from vggrepro.data.boxes.box_scan import open_boxes, read_boxes
+from vggrepro.data.boxes.box_set import BoxSet
+from vggrepro.data.images.index import Index
+from vggrepro.data.images.scan import scan_folder
 from vggrepro.errors import UserError
 
 HEIGHT, WIDTH = 40, 60

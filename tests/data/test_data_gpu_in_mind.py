@@ -7,7 +7,7 @@ from gpu_in_mind import CUDA, gpu_in_mind
 
 from vggrepro.config.settings import Data
 from vggrepro.data.decode import Region
-from vggrepro.data.resample import resample_on_device
+from vggrepro.data.loading.resample import resample_on_device
 from vggrepro.data.sampler import TrainingSampler
 from vggrepro.models.precision import set_arithmetic
 

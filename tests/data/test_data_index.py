@@ -28,13 +28,13 @@ from tiny import TINY
 
 from vggrepro.config.parsing import override
 from vggrepro.config.settings import Config, Data
-from vggrepro.data import scan as scan_module
 from vggrepro.data.decode import BadImageError
-from vggrepro.data.index import Index, load
-from vggrepro.data.loader import Loader
+from vggrepro.data.images import scan as scan_module
+from vggrepro.data.images.index import Index, load
+from vggrepro.data.images.scan import open_index, scan, scan_folder
+from vggrepro.data.images.sources import check_md5
+from vggrepro.data.loading.loader import Loader
 from vggrepro.data.sampler import TrainingSampler
-from vggrepro.data.scan import open_index, scan, scan_folder
-from vggrepro.data.sources import check_md5
 from vggrepro.errors import UserError
 from vggrepro.models.weights import ILSVRC_CLASSES_SHA256
 from vggrepro.pipeline.session import open_session

@@ -30,9 +30,9 @@ from layouts_as_files import (
 )
 from tiny import REPOSITORY
 
-from vggrepro.data.index import Index, load
-from vggrepro.data.parquet import SUMS, repack
-from vggrepro.data.scan import open_index, scan, scan_folder
+from vggrepro.data.images.index import Index, load
+from vggrepro.data.images.parquet import SUMS, repack
+from vggrepro.data.images.scan import open_index, scan, scan_folder
 from vggrepro.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("looked_at_here")
@@ -534,7 +534,7 @@ def test_a_name_that_is_not_utf_8_is_named_before_anything_is_decoded(
     if in_tar:
         with tarfile.open(tmp_path / "all.tar", "w") as tar:
             tar.add(data, ".")
-    monkeypatch.setattr("vggrepro.data.scan.verify", None)
+    monkeypatch.setattr("vggrepro.data.images.scan.verify", None)
     with pytest.raises(UserError, match=r"gru\\udce9.JPEG has a name that is not UTF-8; rename it"):
         scan([tmp_path / "all.tar" if in_tar else data], "full")
     with pytest.raises(UserError, match="not UTF-8"):
@@ -742,7 +742,7 @@ def test_mistakes_with_tables(folders: Path, tmp_path: Path, monkeypatch: pytest
     pq.write_table(pa.table({"text": ["a"], "label": [1]}), tmp_path / "x.parquet")
     refused(r"x.parquet has the columns text, label; a table of images has image", tmp_path / "x.parquet")
     monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(0, 0, 5 << 20))
-    monkeypatch.setattr("vggrepro.data.parquet._size", lambda table: 1 << 20)
+    monkeypatch.setattr("vggrepro.data.images.parquet._size", lambda table: 1 << 20)
     refused("has 5 MiB free and 6 are needed", data)
     assert not (tmp_path / "out" / SUMS).exists()
 

@@ -18,9 +18,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vggrepro.data.index import Index
-from vggrepro.data.loader import Loader
-from vggrepro.data.scan import open_index, scan
+from vggrepro.data.images.index import Index
+from vggrepro.data.images.scan import open_index, scan
+from vggrepro.data.loading.loader import Loader
 from vggrepro.data.views import centre
 from vggrepro.errors import UserError
 

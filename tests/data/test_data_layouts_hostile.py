@@ -24,9 +24,9 @@ from layouts_as_files import (
 )
 from test_data_layouts import CLASSES, numbers_of, tables
 
-from vggrepro.data.index import Index
-from vggrepro.data.parquet import SUMS, repack
-from vggrepro.data.scan import open_index, scan, scan_folder
+from vggrepro.data.images.index import Index
+from vggrepro.data.images.parquet import SUMS, repack
+from vggrepro.data.images.scan import open_index, scan, scan_folder
 from vggrepro.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("looked_at_here")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from vggrepro.data import prefetch as module
-from vggrepro.data.prefetch import prefetch
+from vggrepro.data.loading import prefetch as module
+from vggrepro.data.loading.prefetch import prefetch
 
 CPU = torch.device("cpu")
 

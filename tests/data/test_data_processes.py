@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from vggrepro.config.settings import Data
-from vggrepro.data.index import Split
-from vggrepro.data.loader import BadImages, Batch, Loader, make_loader
-from vggrepro.data.processes import in_order
+from vggrepro.data.images.index import Split
+from vggrepro.data.images.scan import open_index, scan_folder
+from vggrepro.data.loading.loader import BadImages, Batch, Loader, make_loader
+from vggrepro.data.loading.processes import in_order
 from vggrepro.data.sampler import MicroBatches, TrainingSampler
-from vggrepro.data.scan import open_index, scan_folder
 from vggrepro.data.views import rescaled_size, whole
 from vggrepro.errors import UserError
 

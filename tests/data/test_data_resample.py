@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vggrepro.data import resample
+from vggrepro.data.loading import resample
 
 
 def test_a_product_has_as_many_images_as_fit_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vggrepro.data.sample_set import TRAIN_IMAGES, VAL_IMAGES, ensure
-from vggrepro.data.scan import scan_folder
+from vggrepro.data.images.sample_set import TRAIN_IMAGES, VAL_IMAGES, ensure
+from vggrepro.data.images.scan import scan_folder
 
 
 def digest(root: Path) -> str:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vggrepro.data import scan as scan_module
+from vggrepro.data.images import scan as scan_module
 from vggrepro.data.sampler import class_permutation
-from vggrepro.data.transfer import Drawing, TransferSet
-from vggrepro.data.transfer_scan import open_transfer
+from vggrepro.data.transfer.transfer_scan import open_transfer
+from vggrepro.data.transfer.transfer_set import Drawing, TransferSet
 from vggrepro.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("looked_at_here")
@@ -185,7 +185,7 @@ def test_draws_are_even() -> None:
 
 
 def test_listing_order_does_not_matter(caltech256: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vggrepro.data import tree
+    from vggrepro.data.images import tree
 
     made = opened(caltech256, cache)
     whole = tree.os.scandir

@@ -24,15 +24,15 @@ from tiny import TINY
 from vggrepro.config.parsing import override
 from vggrepro.config.settings import Config, Data
 from vggrepro.data import decode
-from vggrepro.data import scan as scan_module
-from vggrepro.data import verify as verify_module
 from vggrepro.data.decode import opened, rgb
-from vggrepro.data.index import Index
-from vggrepro.data.loader import Loader
-from vggrepro.data.report import render
+from vggrepro.data.images import scan as scan_module
+from vggrepro.data.images import verify as verify_module
+from vggrepro.data.images.index import Index
+from vggrepro.data.images.report import render
+from vggrepro.data.images.scan import scan
+from vggrepro.data.images.verify import Finding, Place, verify
+from vggrepro.data.loading.loader import Loader
 from vggrepro.data.sampler import TrainingSampler
-from vggrepro.data.scan import scan
-from vggrepro.data.verify import Finding, Place, verify
 from vggrepro.data.views import rescaled_size, whole
 from vggrepro.errors import UserError
 from vggrepro.pipeline.session import open_session
@@ -208,7 +208,7 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
 
 DEADLY = """
 import os, signal, sys, time
-from vggrepro.data import verify
+from vggrepro.data.images import verify
 def look(place, how, mean):
     if "crash" in place.path: os.kill(os.getpid(), signal.SIGSEGV)
     if "exit" in place.path: os._exit(3)
@@ -363,7 +363,7 @@ def test_an_image_that_does_not_fit_into_a_workers_memory(monkeypatch: pytest.Mo
 
 FAILING = """
 import os, sys
-from vggrepro.data import verify
+from vggrepro.data.images import verify
 def look(place, how, mean):
     if "NEVER" in place.path or "ONCE" in place.path and not os.path.exists(place.path):
         if "ONCE" in place.path: open(place.path, "w").close()

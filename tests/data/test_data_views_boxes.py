@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 
 from vggrepro.config.settings import ColourShift, Data
-from vggrepro.data.index import Index
-from vggrepro.data.loader import Loader
+from vggrepro.data.images.index import Index
+from vggrepro.data.images.scan import scan_folder
+from vggrepro.data.loading.loader import Loader
 from vggrepro.data.sampler import TrainingSampler
-from vggrepro.data.scan import scan_folder
 from vggrepro.data.views import Views, plain, whole
 
 CROP = 48

@@ -11,8 +11,8 @@ import pytest
 from boxes_as_files import tar_of
 from PIL import Image
 
-from vggrepro.data.transfer import Drawing, TransferSet
-from vggrepro.data.transfer_scan import look, open_transfer
+from vggrepro.data.transfer.transfer_scan import look, open_transfer
+from vggrepro.data.transfer.transfer_set import Drawing, TransferSet
 from vggrepro.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("looked_at_here")

@@ -7,9 +7,9 @@ from evaluation_nets import CLASSES, tiny_net
 from PIL import Image
 
 from vggrepro.config.settings import Data
-from vggrepro.data.index import Index, Split
-from vggrepro.data.loader import Loader, make_loader
-from vggrepro.data.scan import scan_folder
+from vggrepro.data.images.index import Index, Split
+from vggrepro.data.images.scan import scan_folder
+from vggrepro.data.loading.loader import Loader, make_loader
 from vggrepro.models.vgg import VGG
 
 # height, width; among them portrait and landscape, squares, one small enough to be enlarged, one very long, and repeats

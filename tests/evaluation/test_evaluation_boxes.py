@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vggrepro.data.boxes import Boxes
+from vggrepro.data.boxes.box_set import Boxes
 from vggrepro.evaluation.box_store import Places, merge_places
 from vggrepro.evaluation.boxes import Found, Truth, error_of, iou
 from vggrepro.evaluation.merging import distance, merge

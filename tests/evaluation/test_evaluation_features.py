@@ -9,10 +9,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from vggrepro.data.index import Index
-from vggrepro.data.loader import Loader
-from vggrepro.data.scan import scan_folder
-from vggrepro.data.transfer import Partition, TransferSet
+from vggrepro.data.images.index import Index
+from vggrepro.data.images.scan import scan_folder
+from vggrepro.data.loading.loader import Loader
+from vggrepro.data.transfer.transfer_set import Partition, TransferSet
 from vggrepro.data.views import region, region_shape
 from vggrepro.errors import UserError
 from vggrepro.evaluation import recognition

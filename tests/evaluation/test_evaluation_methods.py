@@ -9,8 +9,8 @@ from evaluation_nets import tiny_net
 from PIL import Image
 
 from vggrepro.config.settings import Data
-from vggrepro.data.index import Split
-from vggrepro.data.loader import Loader
+from vggrepro.data.images.index import Split
+from vggrepro.data.loading.loader import Loader
 from vggrepro.evaluation.methods import METHODS, Settings, centre_error, centre_views, grid, whole_views
 from vggrepro.models.vgg import VGG
 from vggrepro.ranks.watch import Watch

@@ -10,9 +10,9 @@ from evaluation_nets import tiny_net
 from PIL import Image
 from tiny import shared
 
-from vggrepro.data.index import Index
-from vggrepro.data.loader import Loader
-from vggrepro.data.scan import scan_folder
+from vggrepro.data.images.index import Index
+from vggrepro.data.images.scan import scan_folder
+from vggrepro.data.loading.loader import Loader
 from vggrepro.evaluation.methods import METHODS, Settings, whole_views
 from vggrepro.models.vgg import VGG
 

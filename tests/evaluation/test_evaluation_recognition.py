@@ -20,7 +20,7 @@ from vggrepro.evaluation.recognition import (
 )
 from vggrepro.evaluation.significance import Comparison
 from vggrepro.paper import Measure
-from vggrepro.reporting.claims import judge
+from vggrepro.reporting.claims.claim import judge
 
 
 def slow_average_precision(scores: NDArray[Any], targets: NDArray[Any], points: bool) -> float:

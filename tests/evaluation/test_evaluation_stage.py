@@ -14,8 +14,8 @@ from programs import free_port, rank_variables
 from torch import multiprocessing
 
 from vggrepro.config.settings import Config, Data, Evaluation, Model
-from vggrepro.data.index import Index
-from vggrepro.data.loader import Loader, make_loader
+from vggrepro.data.images.index import Index
+from vggrepro.data.loading.loader import Loader, make_loader
 from vggrepro.errors import UserError
 from vggrepro.evaluation import methods
 from vggrepro.evaluation.measure import NetAnswers, fuse

@@ -9,7 +9,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.svm import LinearSVC
 
-from vggrepro.data.transfer import Partition
+from vggrepro.data.transfer.transfer_set import Partition
 from vggrepro.evaluation import svm
 from vggrepro.evaluation.recognition import measured
 from vggrepro.evaluation.svm import C_GRID, classify, into_span, learn

@@ -11,7 +11,7 @@ from PIL import Image
 from programs import Command
 from tiny import set_words
 
-from vggrepro.data.index import load
+from vggrepro.data.images.index import load
 from vggrepro.paper import ilsvrc_classes
 
 IMAGES = 1300

@@ -6,8 +6,8 @@ import pytest
 from vggrepro.evaluation.measure import Scored, fuse
 from vggrepro.evaluation.verify import METHODS, READINGS, rows_of, verify
 from vggrepro.paper import facts
-from vggrepro.reporting.authors_nets import blocks_of
-from vggrepro.reporting.blocks import to_markdown
+from vggrepro.reporting.documents.authors_nets import blocks_of
+from vggrepro.reporting.documents.blocks import to_markdown
 
 N = 50_000
 LABELS = np.arange(N) % 10

@@ -18,8 +18,8 @@ from vggrepro.pipeline.evaluate import evaluate_nets
 from vggrepro.pipeline.graph import reproduce, write_tables
 from vggrepro.pipeline.session import open_session
 from vggrepro.pipeline.stage import train_stage
-from vggrepro.reporting.finding import find_runs
-from vggrepro.reporting.tables import build_report
+from vggrepro.reporting.stored.finding import find_runs
+from vggrepro.reporting.tables.build import build_report
 from vggrepro.storage import checkpoint
 from vggrepro.storage.directory import RunDirectory
 

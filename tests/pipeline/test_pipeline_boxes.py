@@ -13,15 +13,15 @@ from stores import arrays, assert_same_arrays
 from tiny import TINY, set_words
 
 from vggrepro.config.recipes import Graph, load_graph
-from vggrepro.data.scan import scan_folder
+from vggrepro.data.images.scan import scan_folder
 from vggrepro.errors import Interrupted
 from vggrepro.evaluation.box_store import FoundKey
 from vggrepro.evaluation.localise import boxes_at_places
 from vggrepro.pipeline.done import is_evaluated
 from vggrepro.pipeline.graph import reproduce
 from vggrepro.ranks.watch import Watch
-from vggrepro.reporting.finding import find_runs
-from vggrepro.reporting.tables import build_report
+from vggrepro.reporting.stored.finding import find_runs
+from vggrepro.reporting.tables.build import build_report
 from vggrepro.storage.directory import RunDirectory
 
 GRAPH = {

@@ -14,7 +14,7 @@ from programs import Command, put_program
 from tiny import CONFIGS
 
 from vggrepro.config.recipes import Graph, load_graph
-from vggrepro.data.scan import scan_folder
+from vggrepro.data.images.scan import scan_folder
 from vggrepro.errors import HOME_PREFIX
 from vggrepro.preflight import images as image_checks
 from vggrepro.preflight import site, software

@@ -11,8 +11,9 @@ from tiny import CONFIGS, REPOSITORY
 
 from vggrepro.bench import step as bench_step
 from vggrepro.config.recipes import Graph, load_graph
-from vggrepro.data import class_folders, sample_set
-from vggrepro.data import index as index_module
+from vggrepro.data.images import index as index_module
+from vggrepro.data.images import sample_set
+from vggrepro.data.transfer import class_folders
 from vggrepro.errors import UserError
 from vggrepro.models.table1 import architecture
 from vggrepro.pipeline.graph import reproduce

@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggrepro.config.settings import Config, Data, Evaluation, Localisation, Model, Precision, Run
-from vggrepro.data.boxes import Boxes
+from vggrepro.data.boxes.box_set import Boxes
 from vggrepro.evaluation.box_store import CENTRE, DENSE, FoundKey, PlacesKey, save_truth
 from vggrepro.evaluation.boxes import Found, Truth
 from vggrepro.evaluation.posteriors import Posteriors, PosteriorsKey
-from vggrepro.reporting.finding import find_runs
-from vggrepro.reporting.report import Figure, Report, Row
-from vggrepro.reporting.runs import StoredRun
-from vggrepro.reporting.tables import build_report
+from vggrepro.reporting.stored.finding import find_runs
+from vggrepro.reporting.stored.runs import StoredRun
+from vggrepro.reporting.tables.build import build_report
+from vggrepro.reporting.tables.report import Figure, Report, Row
 from vggrepro.storage.directory import RunDirectory
 
 CLASSES = 10

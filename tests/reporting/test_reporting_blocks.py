@@ -2,7 +2,7 @@
 
 from html.parser import HTMLParser
 
-from vggrepro.reporting.blocks import Block, Bullets, Figure, Heading, Sheet, Text, to_html, to_latex
+from vggrepro.reporting.documents.blocks import Block, Bullets, Figure, Heading, Sheet, Text, to_html, to_latex
 
 HOSTILE = r"""<script>"&amp;' 1 % $x$ a_b {c} \d [e] ~^ | {{ f }} {% g %} <<h>> <% i %>"""
 IN_LATEX = (

@@ -10,10 +10,10 @@ from reporting_runs import BOTH, COARSE, FINE, IMAGES, box_run, find_centre, fin
 from scipy.stats import binomtest, norm, t, ttest_1samp
 
 from vggrepro.evaluation.box_store import truth_file
-from vggrepro.reporting.box_claims import check_box_claims
-from vggrepro.reporting.claims import Claim
-from vggrepro.reporting.found_boxes import BoxCache
-from vggrepro.reporting.render import Format, render
+from vggrepro.reporting.claims.box_claims import check_box_claims
+from vggrepro.reporting.claims.claim import Claim
+from vggrepro.reporting.documents.render import Format, render
+from vggrepro.reporting.stored.found_boxes import BoxCache
 
 
 def claim_of(root: Path, words: str) -> Claim:

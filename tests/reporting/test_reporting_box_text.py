@@ -28,10 +28,10 @@ from scipy.stats import binomtest
 from tiny import REPOSITORY
 
 from vggrepro.paper import facts
-from vggrepro.reporting.finding import find_runs
-from vggrepro.reporting.render import Format, render
-from vggrepro.reporting.report import Report, Spread
-from vggrepro.reporting.tables import build_report
+from vggrepro.reporting.documents.render import Format, render
+from vggrepro.reporting.stored.finding import find_runs
+from vggrepro.reporting.tables.build import build_report
+from vggrepro.reporting.tables.report import Report, Spread
 
 
 @pytest.mark.usefixtures("paper_of_2000")

@@ -20,7 +20,7 @@ from vggrepro.models.vgg import VGG
 from vggrepro.models.weights import PREPROCESSING, write
 from vggrepro.pipeline.graph import reproduce
 from vggrepro.pipeline.weights import export_weights, import_weights
-from vggrepro.reporting import card
+from vggrepro.reporting.documents import card
 from vggrepro.storage.checkpoint import Checkpoint
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.environment import without_folders

@@ -14,11 +14,11 @@ from tiny import CONFIGS, PublicPredictions
 from vggrepro.config.recipes import load_stage
 from vggrepro.evaluation.errors import Ranks
 from vggrepro.models.table1 import architecture
-from vggrepro.reporting.claims import Claim
-from vggrepro.reporting.class_claims import SHALLOW, check_claims
-from vggrepro.reporting.finding import find_runs
-from vggrepro.reporting.predictions import PredictionCache, paired_top1
-from vggrepro.reporting.tables import build_report
+from vggrepro.reporting.claims.claim import Claim
+from vggrepro.reporting.claims.class_claims import SHALLOW, check_claims
+from vggrepro.reporting.stored.finding import find_runs
+from vggrepro.reporting.stored.predictions import PredictionCache, paired_top1
+from vggrepro.reporting.tables.build import build_report
 
 
 def claims_of(root: Path) -> dict[str, Claim]:

@@ -12,9 +12,9 @@ from tiny import TWO_STEPS, tiny_graph
 
 from vggrepro.errors import UserError
 from vggrepro.pipeline.graph import reproduce
-from vggrepro.reporting.blocks import to_html, to_markdown
-from vggrepro.reporting.compare import RunComparison, blocks_of, compare
-from vggrepro.reporting.finding import find_runs
+from vggrepro.reporting.documents.blocks import to_html, to_markdown
+from vggrepro.reporting.documents.compare import RunComparison, blocks_of, compare
+from vggrepro.reporting.stored.finding import find_runs
 
 
 def compared(root: Path) -> RunComparison:

@@ -9,12 +9,12 @@ from tiny import REPOSITORY
 
 from vggrepro.errors import UserError
 from vggrepro.paper import facts
-from vggrepro.reporting import classification, localisation
-from vggrepro.reporting.document import kept_report, renew, update_document
-from vggrepro.reporting.finding import find_runs
-from vggrepro.reporting.keeping import keep
-from vggrepro.reporting.report import Report
-from vggrepro.reporting.tables import build_report
+from vggrepro.reporting.documents.document import kept_report, renew, update_document
+from vggrepro.reporting.documents.keeping import keep
+from vggrepro.reporting.stored.finding import find_runs
+from vggrepro.reporting.tables import classification, localisation
+from vggrepro.reporting.tables.build import build_report
+from vggrepro.reporting.tables.report import Report
 
 
 def is_fresh(document: Path) -> bool:

@@ -11,13 +11,13 @@ from reporting_runs import IMAGES, box_run, dense, make_run, posteriors_with
 from tiny import REPOSITORY
 
 from vggrepro.errors import UserError
-from vggrepro.reporting import evidence
-from vggrepro.reporting.compare import compare
-from vggrepro.reporting.finding import find_runs
-from vggrepro.reporting.keeping import keep
-from vggrepro.reporting.render import Format, render
-from vggrepro.reporting.report import Report
-from vggrepro.reporting.tables import build_report
+from vggrepro.reporting.documents.compare import compare
+from vggrepro.reporting.documents.keeping import keep
+from vggrepro.reporting.documents.render import Format, render
+from vggrepro.reporting.stored import evidence
+from vggrepro.reporting.stored.finding import find_runs
+from vggrepro.reporting.tables.build import build_report
+from vggrepro.reporting.tables.report import Report
 
 JITTER = (256, 512)
 COMMITTED = sorted(file.parent for file in (REPOSITORY / "benchmarks" / "results").glob(f"*/{evidence.RUNS}"))
@@ -233,4 +233,6 @@ def test_committed_evidence_gives_the_committed_tables(folder: Path) -> None:
 
 
 def test_evidence_needs_no_torch() -> None:
-    assert not {"torch", "mlflow"} & modules_after("import vggrepro.reporting.evidence, vggrepro.reporting.keeping")
+    assert not {"torch", "mlflow"} & modules_after(
+        "import vggrepro.reporting.stored.evidence, vggrepro.reporting.documents.keeping"
+    )

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from reporting_runs import dense, make_run
 
-from vggrepro.reporting import figures
-from vggrepro.reporting.finding import find_runs
-from vggrepro.reporting.predictions import Predictions
-from vggrepro.reporting.tables import build_report
+from vggrepro.reporting.documents import figures
+from vggrepro.reporting.stored.finding import find_runs
+from vggrepro.reporting.stored.predictions import Predictions
+from vggrepro.reporting.tables.build import build_report
 
 
 def pixels(png: bytes) -> NDArray[np.uint8]:

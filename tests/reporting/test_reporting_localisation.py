@@ -23,9 +23,9 @@ from reporting_runs import (
 from scipy.stats import binomtest
 
 from vggrepro.paper import value
-from vggrepro.reporting import runs
-from vggrepro.reporting.render import Format, render
-from vggrepro.reporting.tables import build_report
+from vggrepro.reporting.documents.render import Format, render
+from vggrepro.reporting.stored import runs
+from vggrepro.reporting.tables.build import build_report
 
 
 def wilson(wrong: int) -> tuple[float, float]:

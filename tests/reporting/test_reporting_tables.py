@@ -16,11 +16,11 @@ from tiny import REPOSITORY
 from vggrepro.errors import UserError
 from vggrepro.evaluation.posteriors import Posteriors, PosteriorsKey
 from vggrepro.paper import facts
-from vggrepro.reporting.finding import find_runs, resolve
-from vggrepro.reporting.render import Format, format_of, render
-from vggrepro.reporting.report import Report, Row
-from vggrepro.reporting.runs import Setting
-from vggrepro.reporting.tables import build_report
+from vggrepro.reporting.documents.render import Format, format_of, render
+from vggrepro.reporting.stored.finding import find_runs, resolve
+from vggrepro.reporting.stored.runs import Setting
+from vggrepro.reporting.tables.build import build_report
+from vggrepro.reporting.tables.report import Report, Row
 
 SCHEMA = REPOSITORY / "vggrepro" / "reporting" / "tables.schema.json"
 
@@ -330,7 +330,7 @@ def report(root: Path, paper_of_2000: None) -> Report:
 def test_json_is_the_reports_and_its_schema_is_kept(report: Report) -> None:
     assert Report.model_validate_json(render(report, Format.json, "t")) == report
     assert json.loads(SCHEMA.read_text()) == Report.model_json_schema(), (
-        "the report's fields changed: renew the schema with `python -m vggrepro.reporting.report`"
+        "the report's fields changed: renew the schema with `python -m vggrepro.reporting.tables.report`"
     )
     contract = {"table", "net", "S", "Q", "method", "printed_top1", "printed_top5", "measured_top1", "measured_top5"}
     for row in json.loads(render(report, Format.json, "t"))["rows"]:

@@ -18,11 +18,11 @@ from vggrepro.evaluation.features import Features, FeaturesKey
 from vggrepro.evaluation.recognition import SplitScores
 from vggrepro.evaluation.transfers import NetProtocol, SplitKey, TransferProtocol, save_truth, truth_file
 from vggrepro.paper import facts, value
-from vggrepro.reporting.claims import Claim
-from vggrepro.reporting.finding import find_runs
-from vggrepro.reporting.render import Format, render
-from vggrepro.reporting.report import Row
-from vggrepro.reporting.tables import build_report
+from vggrepro.reporting.claims.claim import Claim
+from vggrepro.reporting.documents.render import Format, render
+from vggrepro.reporting.stored.finding import find_runs
+from vggrepro.reporting.tables.build import build_report
+from vggrepro.reporting.tables.report import Row
 from vggrepro.storage.directory import RunDirectory
 
 CALTECH = {"seed": 0, "splits": 3, "train_per_class": 30, "test_per_class": 50}

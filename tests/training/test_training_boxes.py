@@ -9,8 +9,8 @@ import pytest
 import torch
 from training_runs import Fault, Ranks, StageFile, assert_same_course, final, losses, run_of, run_to_the_end, train_here
 
-from vggrepro.data.index import Index
-from vggrepro.data.scan import scan_folder
+from vggrepro.data.images.index import Index
+from vggrepro.data.images.scan import scan_folder
 from vggrepro.errors import INTERRUPTED_STATUS, UserError
 
 BOXES = {"train": {"learning_rate": 0.001, "iterations": 20, "log_every": 3}}

@@ -10,10 +10,10 @@ from training_runs import StageFile, last, losses, train_here
 
 from vggrepro.config.recipes import load_stage
 from vggrepro.config.settings import Data
-from vggrepro.data.loader import Batch, make_loader
-from vggrepro.data.prefetch import prefetch
+from vggrepro.data.images.scan import scan_folder
+from vggrepro.data.loading.loader import Batch, make_loader
+from vggrepro.data.loading.prefetch import prefetch
 from vggrepro.data.sampler import MicroBatches, TrainingSampler
-from vggrepro.data.scan import scan_folder
 from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG

@@ -11,7 +11,7 @@ from gpu_in_mind import CUDA, Log, gpu_in_mind, on_gpu
 from torch import Tensor, nn
 
 from vggrepro.config.settings import Config, Data, Model, Train
-from vggrepro.data.loader import Batch, Loader
+from vggrepro.data.loading.loader import Batch, Loader
 from vggrepro.data.sampler import TrainingSampler
 from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG

@@ -111,7 +111,7 @@ def test_a_gradient_that_is_not_finite_is_not_applied(stage_file: StageFile, mon
 
 def test_after_a_gradient_that_is_not_finite_the_weights_stay_as_they_were(stage_file: StageFile) -> None:
     from vggrepro.config.recipes import load_stage
-    from vggrepro.data.loader import Batch
+    from vggrepro.data.loading.loader import Batch
     from vggrepro.models.table1 import architecture_of
     from vggrepro.ranks.topology import Topology
 

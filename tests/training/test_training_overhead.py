@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from training_runs import StageFile, train_here
 
 from vggrepro.config.recipes import load_stage
-from vggrepro.data.index import Split
-from vggrepro.data.loader import Batch, Loader
+from vggrepro.data.images.index import Split
+from vggrepro.data.loading.loader import Batch, Loader
 from vggrepro.data.views import Views
 from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture_of
@@ -78,7 +78,7 @@ def test_the_loop_costs_less_than_three_per_cent(stage_file: StageFile, monkeypa
             object.__setattr__(loader, name, item)
         return loader
 
-    monkeypatch.setattr("vggrepro.data.loader.make_loader", make_loader)
+    monkeypatch.setattr("vggrepro.data.loading.loader.make_loader", make_loader)
     # in the foreground, or the turns would overlap
     monkeypatch.setattr("vggrepro.training.step.prefetch", lambda items, device: items)
     train_here(file)

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from training_runs import StageFile, losses, train_here
 
 from vggrepro.config.recipes import load_stage
-from vggrepro.data.loader import Batch
+from vggrepro.data.loading.loader import Batch
 from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture, architecture_of
 from vggrepro.models.vgg import VGG

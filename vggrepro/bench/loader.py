@@ -25,11 +25,12 @@ from torchvision.transforms import v2
 from vggrepro.bench.machine import name_of, wait_for
 from vggrepro.bench.turns import rates_in_turn, ratios, result
 from vggrepro.config.settings import Config, Data
-from vggrepro.data import dali, sample_set
-from vggrepro.data.index import Split, require_training_images
-from vggrepro.data.loader import make_loader
+from vggrepro.data.images import sample_set
+from vggrepro.data.images.index import Split, require_training_images
+from vggrepro.data.images.scan import open_index, scan_folder
+from vggrepro.data.loading import dali
+from vggrepro.data.loading.loader import make_loader
 from vggrepro.data.sampler import MicroBatches, TrainingSampler, colour_components
-from vggrepro.data.scan import open_index, scan_folder
 from vggrepro.data.views import Views
 
 _UNTIMED = 6  # batches at the start of a turn, which may be ready since the last one

@@ -17,8 +17,8 @@ from vggrepro.bench.machine import conditions
 from vggrepro.bench.turns import rates_in_turn, ratios, result
 from vggrepro.config.settings import Config
 from vggrepro.data.dataset import open_data
-from vggrepro.data.index import Split
-from vggrepro.data.loader import Loader, make_loader
+from vggrepro.data.images.index import Split
+from vggrepro.data.loading.loader import Loader, make_loader
 from vggrepro.data.views import rescaled_size
 from vggrepro.evaluation.methods import Settings, whole_views
 from vggrepro.models.init import init_weights

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from vggrepro.bench.machine import clock, conditions, name_of, release
 from vggrepro.bench.turns import rates_in_turn, ratios
 from vggrepro.config.settings import Config, Model, Train
-from vggrepro.data.loader import Batch
-from vggrepro.data.prefetch import prefetch
+from vggrepro.data.loading.loader import Batch
+from vggrepro.data.loading.prefetch import prefetch
 from vggrepro.data.sampler import TrainingSampler
 from vggrepro.errors import UserError
 from vggrepro.models.init import init_weights

@@ -37,9 +37,9 @@ def index(
     as_json: JsonOption = False,
 ) -> None:
     """Find and check images where they lie: counts, labels, sizes, odd and unreadable files."""
-    from vggrepro.data.report import render
-    from vggrepro.data.scan import scan
-    from vggrepro.data.sources import check_md5
+    from vggrepro.data.images.report import render
+    from vggrepro.data.images.scan import scan
+    from vggrepro.data.images.sources import check_md5
     from vggrepro.progress import progress
 
     if mean and verify == "header":
@@ -71,7 +71,7 @@ def repack(
 
     Each table is compared with its source before it counts. The same command goes on where it was interrupted.
     """
-    from vggrepro.data.parquet import repack
+    from vggrepro.data.images.parquet import repack
     from vggrepro.progress import progress
 
     with progress("repacking", None) as update:
@@ -102,11 +102,11 @@ def boxes(
 ) -> None:
     """Find and check the boxes of objects (Appendix A): which images have some, what does not fit."""
     from vggrepro.config.settings import Run
-    from vggrepro.data import sample_set
-    from vggrepro.data.box_scan import open_boxes, read_boxes
-    from vggrepro.data.index import load
-    from vggrepro.data.report import render_boxes
-    from vggrepro.data.scan import open_index
+    from vggrepro.data.boxes.box_scan import open_boxes, read_boxes
+    from vggrepro.data.images import sample_set
+    from vggrepro.data.images.index import load
+    from vggrepro.data.images.report import render_boxes
+    from vggrepro.data.images.scan import open_index
     from vggrepro.progress import progress
 
     _check_out(out, "boxes.npz")

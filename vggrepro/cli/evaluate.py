@@ -155,8 +155,8 @@ def verify_paper(
 ) -> None:
     """The authors' own nets against the rows of Tables 3-6 that they determine, before anything is trained."""
     from vggrepro.pipeline.evaluate import verify_paper
-    from vggrepro.reporting.authors_nets import blocks_of
-    from vggrepro.reporting.blocks import to_markdown
+    from vggrepro.reporting.documents.authors_nets import blocks_of
+    from vggrepro.reporting.documents.blocks import to_markdown
 
     files = {net: file for net, file in (("D", weights_16), ("E", weights_19)) if file}
     if not files:

@@ -29,10 +29,10 @@ def tables(
 ) -> None:
     """Tables 1-12 of the paper, measured beside printed, and its claims tested, from what runs have stored."""
     from vggrepro.progress import echo
-    from vggrepro.reporting.finding import find_runs
-    from vggrepro.reporting.predictions import PredictionCache
-    from vggrepro.reporting.render import Format, format_of, render
-    from vggrepro.reporting.tables import build_report
+    from vggrepro.reporting.documents.render import Format, format_of, render
+    from vggrepro.reporting.stored.finding import find_runs
+    from vggrepro.reporting.stored.predictions import PredictionCache
+    from vggrepro.reporting.tables.build import build_report
 
     form = format_of(out) if out else Format.json if as_json else Format.markdown
     title = "Very Deep Convolutional Networks (arXiv 1409.1556): measured beside printed"
@@ -46,12 +46,12 @@ def tables(
         write(out, text)
         echo(f"written to {out}")
     if update:
-        from vggrepro.reporting.document import update_document
+        from vggrepro.reporting.documents.document import update_document
 
         update_document(update, report)
         echo(f"{update} is renewed")
     if keep:
-        from vggrepro.reporting.keeping import keep as keep_evidence
+        from vggrepro.reporting.documents.keeping import keep as keep_evidence
 
         keep_evidence(found, keep, title, cache)
         echo(f"evidence written to {keep}")
@@ -73,10 +73,10 @@ def compare(
 ) -> None:
     """What differs between runs: settings, curves, errors with paired tests, classes, the images they disagree on."""
     from vggrepro.progress import echo
-    from vggrepro.reporting.blocks import to_html, to_markdown
-    from vggrepro.reporting.compare import blocks_of, open_images
-    from vggrepro.reporting.compare import compare as compare_runs
-    from vggrepro.reporting.finding import resolve
+    from vggrepro.reporting.documents.blocks import to_html, to_markdown
+    from vggrepro.reporting.documents.compare import blocks_of, open_images
+    from vggrepro.reporting.documents.compare import compare as compare_runs
+    from vggrepro.reporting.stored.finding import resolve
 
     if out and out.suffix not in (".html", ".md"):
         raise UserError(f"--out {out}: unknown ending {out.suffix!r}; use .html or .md")

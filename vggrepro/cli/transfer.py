@@ -162,7 +162,7 @@ def _report(one: Transferred) -> dict[str, Any]:
 
 
 def _line(report: dict[str, Any]) -> str:
-    from vggrepro.reporting.words import FUSED, MEASURES
+    from vggrepro.reporting.tables.words import FUSED, MEASURES
 
     Q = FUSED.join(", ".join(map(str, sides)) for sides in report["scales"])
     low, high = report["interval"]

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vggrepro.config.settings import Config
-from vggrepro.data import sample_set
-from vggrepro.data.box_scan import open_boxes
-from vggrepro.data.boxes import BoxSet
-from vggrepro.data.index import Index, require_training_images
-from vggrepro.data.labels import ILSVRC
-from vggrepro.data.scan import Progress, open_index
+from vggrepro.data.boxes.box_scan import open_boxes
+from vggrepro.data.boxes.box_set import BoxSet
+from vggrepro.data.images import sample_set
+from vggrepro.data.images.index import Index, require_training_images
+from vggrepro.data.images.labels import ILSVRC
+from vggrepro.data.images.scan import Progress, open_index
 from vggrepro.errors import UserError
 from vggrepro.paper import value
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vggrepro.data.boxes import Boxes, spans
+from vggrepro.data.boxes.box_set import Boxes, spans
 from vggrepro.data.views import Ints
 from vggrepro.errors import UserError
 from vggrepro.evaluation.boxes import Found, Truth

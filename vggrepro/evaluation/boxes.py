@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vggrepro.data.boxes import Boxes
+from vggrepro.data.boxes.box_set import Boxes
 from vggrepro.data.views import Ints
 from vggrepro.evaluation.errors import ErrorRate
 from vggrepro.paper import value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from vggrepro.config.settings import Config, Transfer
-from vggrepro.data.transfer import Drawing
+from vggrepro.data.transfer.transfer_set import Drawing
 from vggrepro.errors import UserError
 from vggrepro.models.table1 import architecture_of
 from vggrepro.paper import Combine, TransferTask, facts, value

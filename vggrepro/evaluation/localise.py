@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggrepro.config.settings import Precision
-from vggrepro.data.boxes import Boxes, BoxSet
-from vggrepro.data.index import Index, Split
-from vggrepro.data.loader import Batch, Loader
+from vggrepro.data.boxes.box_set import Boxes, BoxSet
+from vggrepro.data.images.index import Index, Split
+from vggrepro.data.loading.loader import Batch, Loader
 from vggrepro.data.views import Ints, Views
 from vggrepro.errors import UserError
 from vggrepro.evaluation.box_store import CENTRE, DENSE, Places, PlacesKey

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggrepro.config.settings import Precision
-from vggrepro.data.index import Split
-from vggrepro.data.loader import Batch, Loader
+from vggrepro.data.images.index import Split
+from vggrepro.data.loading.loader import Batch, Loader
 from vggrepro.data.views import Ints, Views, centre, region, region_shape, rescaled_size, whole
 from vggrepro.evaluation.errors import ErrorRate, true_class_rank
 from vggrepro.evaluation.run_split import outputs

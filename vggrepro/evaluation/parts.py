@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vggrepro.data.boxes import spans
+from vggrepro.data.boxes.box_set import spans
 from vggrepro.data.views import Ints
 from vggrepro.errors import UserError
 from vggrepro.evaluation.store import read_arrays, write_arrays

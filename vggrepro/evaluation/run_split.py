@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from vggrepro.config.settings import Precision
-from vggrepro.data.index import Split
-from vggrepro.data.loader import Batch, Loader
+from vggrepro.data.images.index import Split
+from vggrepro.data.loading.loader import Batch, Loader
 from vggrepro.data.views import Ints, Views
 from vggrepro.evaluation.parts import Parts
 from vggrepro.evaluation.store import Key

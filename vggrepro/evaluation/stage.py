@@ -8,8 +8,8 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from vggrepro.data.index import Index
-from vggrepro.data.loader import Batch, Loader
+from vggrepro.data.images.index import Index
+from vggrepro.data.loading.loader import Batch, Loader
 from vggrepro.data.views import Ints
 from vggrepro.evaluation.measure import NetAnswers
 from vggrepro.evaluation.methods import METHODS, Settings, whole_views

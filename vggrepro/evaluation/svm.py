@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vggrepro.data.transfer import Partition
+from vggrepro.data.transfer.transfer_set import Partition
 from vggrepro.evaluation.recognition import Floats, SplitScores, Targets, measured
 from vggrepro.paper import Measure
 

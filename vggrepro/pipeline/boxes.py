@@ -9,8 +9,8 @@ from functools import cache
 import numpy as np
 
 from vggrepro.config.settings import Config
-from vggrepro.data.boxes import BoxSet
-from vggrepro.data.index import Index
+from vggrepro.data.boxes.box_set import BoxSet
+from vggrepro.data.images.index import Index
 from vggrepro.data.views import Ints
 from vggrepro.errors import UserError
 from vggrepro.evaluation.box_store import DENSE, FoundKey, merge_places, save_truth

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vggrepro.config.settings import Data
-from vggrepro.data.index import Index
+from vggrepro.data.images.index import Index
 from vggrepro.errors import UserError
 from vggrepro.evaluation.measure import NetAnswers, Scored, methods_of
 from vggrepro.evaluation.stage import evaluate

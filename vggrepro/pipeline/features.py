@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from vggrepro.config.parsing import checked
 from vggrepro.config.settings import Config, Transfer
-from vggrepro.data.loader import Batch
-from vggrepro.data.transfer import TransferSet
-from vggrepro.data.transfer_scan import open_transfer
+from vggrepro.data.loading.loader import Batch
+from vggrepro.data.transfer.transfer_scan import open_transfer
+from vggrepro.data.transfer.transfer_set import TransferSet
 from vggrepro.data.views import Ints
 from vggrepro.errors import UserError
 from vggrepro.evaluation.feature_spec import FeatureSpec, drawing_of, feature_specs

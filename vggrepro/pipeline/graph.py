@@ -9,9 +9,9 @@ from vggrepro.pipeline.tracking import catch_up
 from vggrepro.pipeline.transfer import transfer_together
 from vggrepro.preflight.images import require_sets
 from vggrepro.progress import echo
-from vggrepro.reporting.render import Format, render
-from vggrepro.reporting.runs import StoredRun
-from vggrepro.reporting.tables import build_report
+from vggrepro.reporting.documents.render import Format, render
+from vggrepro.reporting.stored.runs import StoredRun
+from vggrepro.reporting.tables.build import build_report
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.status import is_finished
 from vggrepro.storage.tracking_uri import resolve_uri, ui_command

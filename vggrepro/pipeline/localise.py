@@ -15,9 +15,9 @@ from vggrepro.pipeline.boxes import BoxNet, BoxTest
 from vggrepro.pipeline.net import Net
 from vggrepro.pipeline.session import open_session
 from vggrepro.ranks.collectives import from_first_rank
-from vggrepro.reporting import words
-from vggrepro.reporting.finding import find_runs, resolve
-from vggrepro.reporting.tables import build_report
+from vggrepro.reporting.stored.finding import find_runs, resolve
+from vggrepro.reporting.tables import words
+from vggrepro.reporting.tables.build import build_report
 from vggrepro.storage.status import relocated, stage_at
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from vggrepro.config.parsing import override
 from vggrepro.config.settings import Config, Transfer
-from vggrepro.data.loader import Loader
+from vggrepro.data.loading.loader import Loader
 from vggrepro.evaluation.measure import NetAnswers
 from vggrepro.evaluation.stage import as_the_net_expects
 from vggrepro.models.table1 import architecture_of

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 
 from vggrepro.config.settings import Config, Data
-from vggrepro.data.boxes import BoxSet
+from vggrepro.data.boxes.box_set import BoxSet
 from vggrepro.data.dataset import open_boxes_of, open_data
-from vggrepro.data.index import Index
-from vggrepro.data.loader import Loader, make_loader
+from vggrepro.data.images.index import Index
+from vggrepro.data.loading.loader import Loader, make_loader
 from vggrepro.errors import UserError
 from vggrepro.files import why_unwritable
 from vggrepro.models.table1 import architecture_of, require_class_scores

@@ -10,7 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from vggrepro.config.settings import Config
-from vggrepro.data.transfer import TransferSet
+from vggrepro.data.transfer.transfer_set import TransferSet
 from vggrepro.errors import UserError
 from vggrepro.evaluation.feature_spec import FeatureSpec, drawing_of, feature_specs
 from vggrepro.evaluation.svm import classify

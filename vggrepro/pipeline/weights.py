@@ -10,7 +10,7 @@ from vggrepro.config.parsing import override
 from vggrepro.config.settings import Config, Data, Model
 from vggrepro.errors import UserError
 from vggrepro.paper import value
-from vggrepro.reporting.card import model_card, place_of
+from vggrepro.reporting.documents.card import model_card, place_of
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.environment import environment
 from vggrepro.storage.ledger import Departure, ledger, write_ledger

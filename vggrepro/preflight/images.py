@@ -13,7 +13,7 @@ from vggrepro.preflight.check import Check
 
 if TYPE_CHECKING:
     from vggrepro.config.recipes import Graph
-    from vggrepro.data.index import Index
+    from vggrepro.data.images.index import Index
 _PROBE_IMAGES = 256
 _PROBE_S = 3.0
 _SLOW_IMAGES_PER_S = 100
@@ -23,7 +23,7 @@ def images(config: Config) -> Iterator[Check]:
     """Without a scan, which may take hours: an index is compared with its files, a folder need only exist."""
     root, index = config.data.root, config.data.index
     if index is not None:
-        from vggrepro.data.index import load
+        from vggrepro.data.images.index import load
 
         try:
             made = load(index)
@@ -73,7 +73,7 @@ def boxes(config: Config) -> Iterator[Check]:
     elif root is not None and root.startswith("builtin:"):
         yield Check("boxes", "ok", f"of {root}, made on the spot")
     elif root is not None and Path(root).exists():
-        from vggrepro.data.box_scan import beside
+        from vggrepro.data.boxes.box_scan import beside
 
         found = beside(Path(root))
         if found:
@@ -95,7 +95,7 @@ def data_sets(graph: Graph) -> Iterator[Check]:
 
 
 def _data_set(name: str, path: Path, config: Config) -> Check:
-    from vggrepro.data.transfer_scan import look
+    from vggrepro.data.transfer.transfer_scan import look
     from vggrepro.evaluation.feature_spec import drawing_of
 
     try:

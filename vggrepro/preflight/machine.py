@@ -101,7 +101,7 @@ def _count(name: str, path: Path) -> int | None:
     """Images of a data set: the paper's as published, others as listed; None for one that cannot be listed."""
     if name in facts().transfer:
         return facts().transfer[name].images
-    from vggrepro.data.class_folders import listed  # and with it numpy, which no other plan needs
+    from vggrepro.data.transfer.class_folders import listed  # and with it numpy, which no other plan needs
 
     try:
         return len(listed(name, path))
@@ -112,14 +112,14 @@ def _count(name: str, path: Path) -> int | None:
 def _image_set(index_file: Path | None, root: str | None) -> ImageSet:
     """The counts of an index, or of the sample set; else those of ILSVRC-2012. Raises UserError."""
     if index_file is not None:
-        from vggrepro.data import index
+        from vggrepro.data.images import index
 
         loaded = index.load(index_file)
         index.require_training_images(loaded)
         train, val = loaded.split("train"), loaded.split("val")
         return ImageSet(index_file.name, len(train), len(val), float(train.length.mean()))
     if root and root.startswith("builtin:"):
-        from vggrepro.data import sample_set
+        from vggrepro.data.images import sample_set
 
         return ImageSet(sample_set.ROOT, sample_set.TRAIN_IMAGES, sample_set.VAL_IMAGES, SAMPLE_BYTES)
     return ImageSet("ILSVRC-2012", value("train_images"), value("val_images"), ILSVRC_BYTES)

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from vggrepro.config.settings import Config
-from vggrepro.data.boxes import BoxSet
-from vggrepro.data.index import Index
-from vggrepro.data.loader import Batch, Loader
+from vggrepro.data.boxes.box_set import BoxSet
+from vggrepro.data.images.index import Index
+from vggrepro.data.loading.loader import Batch, Loader
 from vggrepro.errors import Interrupted, UserError
 from vggrepro.progress import Update, echo, progress
 from vggrepro.ranks.collectives import sum_over_ranks

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from vggrepro.config.settings import Config
-from vggrepro.data.boxes import BoxSet
-from vggrepro.data.index import Index
+from vggrepro.data.boxes.box_set import BoxSet
+from vggrepro.data.images.index import Index
 from vggrepro.errors import UserError
 from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture_of

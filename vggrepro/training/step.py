@@ -19,9 +19,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from vggrepro.config.settings import Config
-from vggrepro.data.index import Split
-from vggrepro.data.loader import Batch, Loader
-from vggrepro.data.prefetch import prefetch, to_device
+from vggrepro.data.images.index import Split
+from vggrepro.data.loading.loader import Batch, Loader
+from vggrepro.data.loading.prefetch import prefetch, to_device
 from vggrepro.data.sampler import MicroBatches, TrainingSampler, dropout_masks
 from vggrepro.errors import UserError
 from vggrepro.models.boxes import encode, euclidean_loss

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vggrepro.config.settings import Config
-from vggrepro.data.boxes import BoxSet
-from vggrepro.data.index import Index, Split
-from vggrepro.data.loader import Loader
+from vggrepro.data.boxes.box_set import BoxSet
+from vggrepro.data.images.index import Index, Split
+from vggrepro.data.loading.loader import Loader
 from vggrepro.data.sampler import TrainingSampler
 from vggrepro.evaluation.localise import Annotated, annotated, centre_box_error
 from vggrepro.evaluation.methods import centre_error

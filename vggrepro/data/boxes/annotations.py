@@ -1,0 +1,264 @@
+"""What annotation files say of boxes: each format told apart by looking, archives read where they lie.
+
+Nothing is believed here: numbers stay as they are written, and whether they fit an image is found out in
+:mod:`vggrepro.data.boxes.box_scan`. What cannot be read is named and never ends the reading.
+"""
+
+from __future__ import annotations
+
+import bz2
+import fnmatch
+import gzip
+import io
+import lzma
+import os
+import re
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from vggrepro.data.images.members import is_hidden, stem_of
+from vggrepro.errors import UserError
+
+KNOWN = ("*.xml", "*_boxes.txt", "val_annotations.txt", "LOC_*_solution.csv", "*boxes.tsv", "ILSVRC*_bbox_*.t*")
+"""Names of the files in a folder that are looked at."""
+_IS_KNOWN = re.compile("|".join(fnmatch.translate(name) for name in KNOWN))
+NUMBERS = ("xmin", "ymin", "xmax", "ymax")
+XML_MOST = 1 << 20
+"""Bytes of an XML file that are read; ILSVRC's largest has some 10,000."""
+_LINE_MOST = 1 << 20  # bytes
+_READ_MOST = 16 << 20  # bytes that an archive's own headers may ask for at once
+_MAGIC = 6  # bytes that say how a file is compressed
+_DEEPEST = 3  # archives in archives
+_OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+_BLOCK = 512  # bytes of a tar's header, and of its end
+_ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+
+
+Objects = Sequence[tuple[str | None, Sequence[str]]]
+"""Class, where it is said, and xmin, ymin, xmax, ymax as written."""
+
+
+class Annotation(NamedTuple):
+    """What one XML file, or one row of a table, says of the objects of an image."""
+
+    place: str
+    """Where it stands, for messages."""
+    folders: tuple[str, ...]
+    """Folders and archives that it lies in, outermost first, of those that were named or found inside them."""
+    name: str
+    """The image's file name without folders, with or without its suffix."""
+    size: tuple[int, int] | None
+    """Height and width of the image, px, where it is said."""
+    objects: Objects
+
+
+class Unread(NamedTuple):
+    """A file, or a part of one, that could not be read."""
+
+    reason: str
+    place: str
+
+
+Read = Iterator[Annotation | Unread]
+
+
+def annotation_files(source: Path) -> list[Path]:
+    """The files that a source stands for: itself, or all in a folder that look like annotations, at any depth.
+
+    Raises UserError where there is none.
+    """
+    if not source.exists():
+        raise UserError(f"{source} does not exist; give a file or folder of boxes: {', '.join(KNOWN)}")
+    if not source.is_dir():
+        return [source]
+    found: list[Path] = []
+    # a folder that cannot be listed cannot be opened either, which is said when its turn comes
+    for folder, inside, names in os.walk(source, onerror=lambda error: found.append(Path(error.filename))):
+        inside[:] = [name for name in inside if not is_hidden(name)]
+        found.extend(Path(folder, name) for name in names if _IS_KNOWN.match(name) and not is_hidden(name))
+    if not found:
+        raise UserError(f"{source} holds no annotations; give a file or folder of boxes: {', '.join(KNOWN)}")
+    return sorted(found)
+
+
+def read_annotations(source: Path) -> Read:
+    """Everything that a file or a folder says, in the order of names. Raises UserError where there is no such file."""
+    for file in annotation_files(source):
+        place = str(file)
+        folders = file.relative_to(source.parent).parts[:-1] if source.is_dir() else ()
+        try:
+            with file.open("rb") as stream:
+                head = stream.peek(_BLOCK)
+                if file.suffix == ".xml":
+                    yield parse_voc(stream.read(XML_MOST + 1), place, folders, file.stem)
+                elif _opener(head) or head[257:262] == b"ustar" or file.name.endswith(_ARCHIVES):
+                    yield from _in_archive(stream, place, (*folders, file.name), 1)
+                else:
+                    yield from _in_text(stream, file.name, place, (*folders, file.name))
+        except OSError as error:
+            yield Unread(f"cannot be opened ({error.strerror})", place)
+
+
+def _opener(head: bytes) -> Callable[[Any], IO[bytes]] | None:
+    """What uncompresses a file that starts so."""
+    return next((opener for start, opener in _OPENERS.items() if head.startswith(start)), None)
+
+
+class _Window(io.RawIOBase):
+    """So many bytes of a stream from where it stands, or all; gives no more at once than an annotation needs.
+
+    tarfile's own reader of a member gives nothing of the last 10 KiB before a cut.
+    """
+
+    def __init__(self, stream: IO[bytes] | _Window, size: int | None = None, head: bytes = b"") -> None:
+        """`head` has been read from the stream already: a step back would uncompress all from its start again."""
+        self._stream, self._size, self._head, self._start = stream, size, head, stream.tell() - len(head)
+        self._at = 0
+        self.last = b""
+        """What was read last."""
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _READ_MOST:
+            raise tarfile.ReadError("a header asks for too much")
+        if self._size is not None:
+            size = min(size, self._size - self._at)
+        self.last = self._head[self._at : self._at + size]
+        if size > len(self.last):
+            self.last += self._stream.read(size - len(self.last))
+        self._at += len(self.last)
+        return self.last
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, to: int, whence: int = io.SEEK_SET) -> int:
+        to += self._at if whence == io.SEEK_CUR else 0
+        self._at = to if self._size is None else min(to, self._size)
+        self._stream.seek(self._start + max(self._at, len(self._head)))
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+
+def _in_archive(
+    stream: IO[bytes] | _Window, place: str, folders: tuple[str, ...], depth: int, size: int | None = None
+) -> Read:
+    """The XML files of a tar of `size` bytes, from where the stream stands, and of the tars in it.
+
+    All is read front to back, so that nothing is uncompressed twice.
+    """
+    try:
+        head = stream.read(_MAGIC)
+        opened = _Window(stream, size, head)
+        opener = _opener(head)
+        watched = _Window(opener(opened)) if opener else opened
+        last = -1
+        with tarfile.open(fileobj=watched, mode="r:") as tar:
+            while member := tar.next():
+                tar.members = []  # type: ignore[attr-defined]  # else it remembers all of them
+                if member.size < 0 or member.offset <= last:
+                    raise tarfile.ReadError("a header points back")
+                last = member.offset
+                above, _, name = member.name.rpartition("/")
+                if not member.isfile() or is_hidden(name):
+                    continue
+                where, inside = f"{place}/{member.name}", folders + _parts(above)
+                if name.endswith(".xml"):
+                    if member.size > XML_MOST:
+                        yield Unread(f"longer than {XML_MOST >> 20} MiB", where)
+                    elif content := tar.extractfile(member):
+                        yield parse_voc(content.read(), where, inside, name[:-4])
+                elif name.endswith(_ARCHIVES) and depth == _DEEPEST:
+                    yield Unread("too many archives in one another", where)
+                elif name.endswith(_ARCHIVES):
+                    watched.seek(member.offset_data)
+                    yield from _in_archive(watched, where, (*inside, name), depth + 1, member.size)
+            # Python's reader takes damage for the end, which is a block of zeros
+            if len(watched.last) < _BLOCK or any(watched.last):
+                yield Unread("archive cut off or damaged", place)
+    except Exception:  # tars and compressed streams break in many ways
+        yield Unread("archive cut off or damaged", place)
+
+
+@lru_cache(maxsize=4096)
+def _parts(folder: str) -> tuple[str, ...]:
+    return tuple(part for part in folder.split("/") if part not in ("", "."))
+
+
+def parse_voc(content: bytes, place: str, folders: tuple[str, ...], name: str) -> Annotation | Unread:
+    """PASCAL VOC's XML. Its own <filename> is not asked: ILSVRC's is `%s` in some files."""
+    from defusedxml import DefusedXmlException
+    from defusedxml.ElementTree import ParseError, fromstring
+
+    if len(content) > XML_MOST:
+        return Unread(f"longer than {XML_MOST >> 20} MiB", place)
+    try:
+        root = fromstring(content, forbid_dtd=True)
+    except DefusedXmlException:
+        return Unread("declares a DTD or entities", place)
+    except (ParseError, ValueError, LookupError):  # the last two: of encodings
+        return Unread("torn or invalid XML", place)
+    if root.tag != "annotation":
+        return Unread("no annotation of PASCAL VOC", place)
+    size = None
+    if (said := root.find("size")) is not None:
+        height, width = (said.findtext(side, "").strip() for side in ("height", "width"))
+        if len(height) < 10 and len(width) < 10 and height.isdecimal() and width.isdecimal():
+            size = (int(height), int(width))
+    objects = []
+    for one in root.iterfind("object"):
+        box = one.find("bndbox")
+        numbers = [""] * 4 if box is None else [box.findtext(number, "").strip() for number in NUMBERS]
+        objects.append((one.findtext("name", "").strip() or None, numbers))
+    return Annotation(place, folders, stem_of(name), size if size and min(size) > 0 else None, objects)
+
+
+def _in_text(stream: IO[bytes], name: str, place: str, folders: tuple[str, ...]) -> Read:
+    """A table, told by its first line: one's own, Kaggle's or Tiny ImageNet's."""
+    columns: list[str] | None = None
+    for number, line in enumerate(iter(lambda: stream.readline(_LINE_MOST + 1), b""), 1):
+        where = f"{place}:{number}"
+        if len(line) > _LINE_MOST:
+            yield Unread(f"a line longer than {_LINE_MOST >> 20} MiB, where reading ended", where)
+            return
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError:
+            yield Unread("not UTF-8", where)
+            text = ""
+        cells = text.split("\t")
+        if columns is None:
+            kaggle = text.startswith("ImageId,")
+            if kaggle or {"file", *NUMBERS} <= set(cells):
+                columns = [] if kaggle else cells
+                continue
+            columns = {5: ["file", *NUMBERS], 6: ["file", "class", *NUMBERS]}.get(len(cells))
+            if columns is None:
+                yield Unread("neither XML, an archive of XML, nor a table of boxes", place)
+                return
+            if name.endswith("_boxes.txt"):
+                folders = (*folders, name.removesuffix("_boxes.txt"))
+        if text.strip():
+            file, objects = _row(dict(zip(columns, cells, strict=False))) if columns else _kaggle(text)
+            above, _, image = file.strip().replace("\\", "/").rpartition("/")
+            yield (
+                Annotation(where, folders + _parts(above), image, None, objects)
+                if image
+                else Unread("names no image", where)
+            )
+
+
+def _row(cells: dict[str, str]) -> tuple[str, Objects]:
+    numbers = [cells.get(number, "").strip() for number in NUMBERS]
+    return cells.get("file", ""), [(cells.get("class", "").strip() or None, numbers)]
+
+
+def _kaggle(text: str) -> tuple[str, Objects]:
+    """`ImageId,wnid xmin ymin xmax ymax wnid xmin ...`."""
+    name, _, rest = text.partition(",")
+    words = rest.strip(' "').split()
+    return name, [(words[n], words[n + 1 : n + 5]) for n in range(0, len(words), 5)]

@@ -1,0 +1,299 @@
+"""How the boxes of a data set are found: every annotation held against the image that it is of.
+
+What does not fit is left out and named; nothing that an annotation says can end the reading.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vggrepro.data.boxes.annotations import KNOWN, Annotation, Unread, annotation_files, read_annotations
+from vggrepro.data.boxes.box_set import Boxes, BoxSet, load
+from vggrepro.data.images.index import Index, Split, stamp_of
+from vggrepro.data.images.members import SPLIT_FOLDERS, SPLITS, VAL_WORDS, stem_of, without_folders, words_of
+from vggrepro.errors import UserError, printable
+from vggrepro.files import why_unwritable
+
+Progress = Callable[[int], None]
+Edges = tuple[float, float, float, float]
+Cut = tuple[Edges, bool]
+"""What of a box lies in its image, and whether more than a pixel was cut off."""
+_READER_VERSION = 1  # counts up when the same files give other boxes, so that kept ones are read again
+_BY_ITSELF = re.compile(r"n\d{8}_\d+|ILSVRC\d+_val_\d+")  # names that ILSVRC gave to one image only
+_SHOWN = 80  # characters of what a file says, in messages
+_KAGGLE = ("CLS-LOC", "Data", "ILSVRC")  # folders of Kaggle's tree, below the one that holds LOC_*_solution.csv
+
+
+def read_boxes(index: Index, sources: Sequence[Path], progress: Progress = lambda annotations: None) -> BoxSet:
+    """The boxes that files and folders say of an index's images (formats: :mod:`vggrepro.data.boxes.annotations`).
+
+    `progress(annotations)` is called with the number read so far. Raises UserError for a source of which nothing can
+    be read; all else that is odd is in the result.
+    """
+    images, found = _Images(index), _Collected()
+    for source in sources:
+        before, problem = found.annotations, ""
+        for one in read_annotations(source):
+            if isinstance(one, Unread):
+                problem = problem or f" ({one.place}: {one.reason})"
+                found.flag(f"unread: {one.reason}", one.place)
+                continue
+            found.add(one, images)
+            if found.annotations % 1000 == 0:
+                progress(found.annotations)
+        if found.annotations == before:
+            raise UserError(f"{source} says nothing of boxes{problem}; give {', '.join(KNOWN)}")
+    progress(found.annotations)
+    return found.box_set(index, sources)
+
+
+class _Images:
+    """The images of an index, looked up by name. A row is an image of any split, usable or rejected."""
+
+    def __init__(self, index: Index) -> None:
+        self._splits = [index.split(name) for name in SPLITS]
+        self._label: list[int] = index.table["label"].to_pylist()
+        self._number = {name: number for number, name in enumerate(index.classes)}
+        self._names: list[str] = [without_folders(name) for name in index.table["name"].to_pylist()]
+        self._rows: dict[str, list[int]] = {}
+        for row, name in enumerate(self._names):
+            self._rows.setdefault(stem_of(name), []).append(row)
+
+    def at(self, row: int) -> tuple[Split, int]:
+        """Split and number of the image in a row; not below the length of the split where it is rejected."""
+        train, val = self._splits
+        of_train = len(train) + train.rejected
+        return (train, row) if row < of_train else (val, row - of_train)
+
+    def find(self, annotation: Annotation) -> list[int]:
+        """The rows that an annotation may be of: one, if all is well."""
+        stem = stem_of(annotation.name)
+        rows = self._rows.get(stem, [])
+        if split := next(filter(None, map(_split_of, reversed(annotation.folders))), None):
+            of_split = [row for row in rows if self.at(row)[0].name == split]
+            # ILSVRC's training images may have become somebody's validation images; 1.jpg of train/ is not val's
+            rows = of_split or (rows if _BY_ITSELF.fullmatch(stem) else [])
+        if len(rows) > 1:
+            named = {self._number.get(name) for name, _ in annotation.objects if name}
+            labels = named or {self._label_of(annotation.folders)}
+            rows = [row for row in rows if self._label[row] in labels] or rows
+            rows = [row for row in rows if self._names[row] == annotation.name] or rows
+        return rows
+
+    def fitted(self, row: int, annotation: Annotation, name: str | None, numbers: Sequence[str]) -> Cut | str:
+        """An object's box in the image of a row, or why it is left out."""
+        split, image = self.at(row)
+        height, width = split.size[image].tolist()
+        label = self._label_of(annotation.folders) if name is None else self._number.get(name, -1)
+        if isinstance(edges := edges_of(numbers), str):
+            return edges
+        if label not in (None, split.label[image]):
+            return "of another class than the image"
+        if annotation.size not in (None, (height, width)):
+            return "of another image size"
+        return cut_to_image(edges, width, height) or "outside the image"
+
+    def _label_of(self, folders: tuple[str, ...]) -> int | None:
+        """The label that folders say, the innermost first."""
+        return next((self._number[folder] for folder in reversed(folders) if folder in self._number), None)
+
+
+def _split_of(folder: str) -> str | None:
+    """The split that a folder's name says; none where it says both."""
+    train, val = "train" in words_of(folder), not VAL_WORDS.isdisjoint(words_of(folder))
+    return None if train == val else "train" if train else "val"
+
+
+class _Collected:
+    """Boxes and verdicts as they come in."""
+
+    def __init__(self) -> None:
+        self.annotations = 0
+        self._flagged: list[tuple[str, str]] = []
+        self._without_image: Counter[str] = Counter()
+        self._images = {name: array("q") for name in SPLITS}
+        self._boxes = {name: array("d") for name in SPLITS}
+        self._places: dict[str, list[str]] = {name: [] for name in SPLITS}
+
+    def flag(self, status: str, place: str, words: Sequence[str] = ()) -> None:
+        """Notes a verdict, of the object that these words describe."""
+        shown = f"{place}: {' '.join(words)[:_SHOWN]}" if words else place
+        self._flagged.append((status, printable(shown)))
+
+    def add(self, annotation: Annotation, images: _Images) -> None:
+        """Takes what fits of an annotation."""
+        self.annotations += 1
+        rows = images.find(annotation)
+        split, image = images.at(rows[0]) if rows else (None, 0)
+        if split is None or (len(rows) == 1 and image >= len(split)):
+            self._without_image["rejected" if rows else "unknown"] += 1
+            return
+        for name, numbers in annotation.objects:
+            words = [name, *numbers] if name else numbers
+            several = len(rows) > 1
+            found = "of one of several images" if several else images.fitted(rows[0], annotation, name, numbers)
+            if isinstance(found, str):
+                self.flag(f"left out: {found}", annotation.place, words)
+                continue
+            cut, clipped = found
+            if clipped:
+                self.flag("clipped: reaches beyond the image", annotation.place, words)
+            self._images[split.name].append(image)
+            self._boxes[split.name].extend(cut)
+            self._places[split.name].append(annotation.place)
+
+    def box_set(self, index: Index, sources: Sequence[Path]) -> BoxSet:
+        """All of it in index order; a box that was said twice of an image counts once."""
+        splits = {name: self._in_order(name, len(index.split(name))) for name in SPLITS}
+        verdicts = Counter(status for status, _ in self._flagged)
+
+        def by_reason(kind: str) -> dict[str, int]:
+            return {status[len(kind) + 2 :]: n for status, n in sorted(verdicts.items()) if status.startswith(kind)}
+
+        return BoxSet(
+            splits=splits,
+            index=index.fingerprint,
+            sources=tuple(map(str, sources)),
+            counts={
+                "annotations": self.annotations,
+                "boxes": sum(len(boxes.box) for boxes in splits.values()),
+                "clipped": sum(by_reason("clipped").values()),
+                "left_out": by_reason("left out"),
+                "unread": by_reason("unread"),
+                "images": {
+                    name: {"with": int(boxes.has.sum()), "without": int((~boxes.has).sum())}
+                    for name, boxes in splits.items()
+                },
+                "rejected": self._without_image["rejected"],
+                "unknown": self._without_image["unknown"],
+            },
+            flagged=tuple(sorted(self._flagged, key=lambda flagged: flagged[0])),
+        )
+
+    def _in_order(self, split: str, images: int) -> Boxes:
+        of = np.array(self._images[split], np.int64)
+        box = np.array(self._boxes[split], np.float64).reshape(-1, 4)
+        order = np.lexsort((*box.T, of))  # stable: of equals the one that was said first comes first
+        again = np.zeros(len(of), np.bool_)
+        again[order[1:]] = (np.diff(of[order]) == 0) & (np.diff(box[order], axis=0) == 0).all(axis=1)
+        for number in again.nonzero()[0].tolist():
+            numbers = [f"{edge:g}" for edge in box[number] - (0, 0, 1, 1)]
+            self.flag("left out: said before", self._places[split][number], numbers)
+        kept = (~again).nonzero()[0]
+        kept = kept[np.argsort(of[kept], kind="stable")]
+        return Boxes(np.searchsorted(of[kept], np.arange(images + 1)).astype(np.int64), box[kept])
+
+
+def edges_of(numbers: Sequence[str], first: int = 0) -> Edges | str:
+    """Edges in px of published numbers, or why they have none; `first` is the number of an image's first pixel.
+
+    Those name the first and the last pixel, both included: ILSVRC's development kit takes xmax - xmin + 1 for a width.
+    """
+    try:
+        left, top, right, bottom = (math.nan if "_" in number else float(number) for number in numbers)
+    except ValueError:
+        left = top = right = bottom = math.nan
+    if not all(map(math.isfinite, (left, top, right, bottom))):
+        return "not four numbers"
+    ends = ((left, right), (top, bottom))
+    if any(last < first and last + 1 != first for first, last in ends):
+        return "inverted"
+    if any(last < first for first, last in ends):
+        return "empty"
+    return left - first, top - first, right + 1 - first, bottom + 1 - first
+
+
+def cut_to_image(edges: Edges, width: int, height: int) -> Cut | None:
+    """The part of a box in its image; None where nothing is left."""
+    left, top, right, bottom = edges
+    cut = max(0.0, left), max(0.0, top), min(float(width), right), min(float(height), bottom)
+    if cut[2] <= cut[0] or cut[3] <= cut[1]:
+        return None
+    # ILSVRC's numbers run to the width itself in places, one pixel too far
+    return cut, max(-left, -top, right - width, bottom - height) > 1
+
+
+def beside(root: Path) -> list[Path]:
+    """The known annotations beside the images of a folder or of an archive; for each split those that are found first.
+
+    boxes.tsv takes the place of all others; then come ILSVRC's archives, Kaggle's XML, Kaggle's tables and those of
+    Tiny ImageNet.
+    """
+    root = root.resolve() if root.is_dir() else root.resolve().parent
+    places = [root, root / "ILSVRC"]
+    while root.name in _KAGGLE:
+        root = root.parent
+        places.append(root)
+    for place in places:
+        if (place / "boxes.tsv").is_file():
+            return [place / "boxes.tsv"]
+    found = []
+    for split in SPLITS:
+        for pattern in (f"ILSVRC*_bbox_{split}*.t*", f"Annotations/CLS-LOC/{split}", f"LOC_{split}_solution.csv"):
+            if files := [file for place in places for file in sorted(place.glob(pattern))]:
+                found += files
+                break
+        else:
+            for top in (places[0] / name for name in sorted(VAL_WORDS if split == "val" else {split})):
+                if (top / "val_annotations.txt").is_file():
+                    found.append(top / "val_annotations.txt")
+                elif any((folder / f"{folder.name}_boxes.txt").is_file() for folder in top.glob("*")):
+                    found.append(top)
+    return found
+
+
+def _roots(index: Index) -> Iterator[Path]:
+    """The folders that an index's images lie in, above train/ and val/; those of its archives."""
+    for container in dict.fromkeys(index.table["container"].chunk(0).dictionary.to_pylist()):
+        folder = Path(container)
+        if container in index.archives:
+            yield folder.parent
+        else:
+            yield from (one.parent for one in (folder, *folder.parents[:2]) if one.name.lower() in SPLIT_FOLDERS)
+
+
+def open_boxes(
+    index: Index, boxes: Path | None, root: Path | None, cache: Path, progress: Progress = lambda annotations: None
+) -> BoxSet:
+    """The boxes a configuration means: `data.boxes`, or those beside its images, kept in `cache` for the next time.
+
+    Kept boxes are used again while the annotation files (names, sizes, times of change) are what they were and the
+    images are the same. Without `root` the index says where its images are. Raises UserError.
+    """
+    if boxes is not None:
+        return load(boxes, index)
+    roots = [root] if root else dict.fromkeys(_roots(index))
+    sources = list(dict.fromkeys(file for folder in roots for file in beside(folder)))
+    if not sources:
+        raise UserError(
+            f"{root or index.source} has no boxes beside its images (boxes.tsv, ILSVRC2012_bbox_*, "
+            f"Annotations/CLS-LOC, LOC_*_solution.csv, *_boxes.txt); put them there, or name a file made by "
+            f"`vggrepro boxes` in data.boxes"
+        )
+    kept = cache / f"boxes-{_signature(index, sources)[:16]}.npz"
+    if kept.exists():
+        try:
+            return load(kept, index)
+        except UserError:
+            pass  # of an earlier version, or torn: made again
+    made = read_boxes(index, sources, progress)
+    if not why_unwritable(cache):
+        made.save(kept)
+    return made
+
+
+def _signature(index: Index, sources: Sequence[Path]) -> str:
+    """A hash (hex) that changes with the images and with any annotation file."""
+    digest = hashlib.sha256(f"{_READER_VERSION} {index.fingerprint}\n".encode())
+    for source in sources:
+        for file in annotation_files(source):
+            digest.update(f"{file}\0{stamp_of(str(file))}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()

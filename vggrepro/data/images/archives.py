@@ -1,0 +1,100 @@
+"""Files inside tars: an uncompressed tar is a list of offsets, and so is a tar of tars."""
+
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from vggrepro.data.images.members import Notes, is_hidden
+from vggrepro.errors import UserError
+
+_LONGEST_END = 1 << 20  # bytes of zeros; tar writes 10 KiB, and a download that is not done has many
+_COMPRESSED = {  # how a file starts, and what undoes it
+    b"\x1f\x8b": "gunzip",
+    b"BZh": "bunzip2",
+    b"\xfd7zXZ": "unxz",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+    b"PK\x03\x04": "unzip",
+}
+
+
+class BadTarError(Exception):
+    """A tar that is damaged or cut off; the text says how, behind its name."""
+
+
+def files_in(file: Path, notes: Notes) -> Iterator[tuple[str, int, int]]:
+    """(path, offset, bytes) of every file in an uncompressed tar and in the tars inside it. Raises UserError.
+
+    What a tar inside holds lies in a folder of that tar's name. A hard link is the file that it links to. Other links,
+    sparse and hidden files are left out and noted.
+    """
+    try:
+        stream = file.open("rb")
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}); change its permissions") from None
+    with stream:
+        start = stream.read(6)
+        for magic, program in _COMPRESSED.items():
+            if start.startswith(magic):
+                raise UserError(
+                    f"{file} is compressed, so its images have no place in it; uncompress it once ({program})"
+                )
+        if start.startswith(b"PAR1"):
+            raise UserError(f"{file} is a table of Parquet, not a tar archive; let its name end in .parquet")
+        stream.seek(0)
+        try:
+            yield from _files(file, stream, notes, os.fstat(stream.fileno()).st_size)
+        except BadTarError as error:
+            raise UserError(f"{file} {error}; download or copy it again") from None
+
+
+def _files(file: Path, stream: IO[bytes], notes: Notes, end: int, above: str = "") -> Iterator[tuple[str, int, int]]:
+    linked: dict[str, tuple[int, int]] = {}
+    for member in members_of(stream, end):
+        parts = [part for part in member.name.split("/") if part not in ("", ".")]
+        if not parts or member.isdir():
+            continue
+        path = "/".join([above, *parts] if above else parts)
+        if any(map(is_hidden, parts)):
+            notes.leave_out("hidden files", os.path.join(file, path))
+        elif member.islnk() and member.linkname in linked:
+            yield path, *linked[member.linkname]
+        elif not member.isfile() or member.issparse():
+            notes.leave_out("links, sparse and special files", os.path.join(file, path))
+        elif path.endswith(".tar"):
+            stream.seek(member.offset_data)
+            yield from _files(file, stream, notes, member.offset_data + member.size, path)
+        else:
+            linked[member.name] = member.offset_data, member.size
+            yield path, member.offset_data, member.size
+
+
+def members_of(stream: IO[bytes], end: int) -> Iterator[tarfile.TarInfo]:
+    """Members of the tar that reaches from where a stream stands to `end`; the caller may read in between.
+
+    Raises BadTarError, where Python's reader fails in many ways, loops, or takes a torn header for the end.
+    """
+    at, opened = stream.tell(), False
+    try:
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
+            opened = True
+            while member := tar.next():
+                tar.members = []  # type: ignore[attr-defined]  # else it remembers a million of them
+                if member.size < 0 or tar.offset <= member.offset or "\0" in member.name:
+                    raise tarfile.ReadError("a header that means nothing")
+                if (last := member.offset_data + member.size) > end and not member.islnk():
+                    raise tarfile.ReadError(f"end of data at byte {end}, but {member.name} should end at {last}")
+                at = tar.offset
+                yield member
+    except (tarfile.TarError, ValueError, OverflowError, OSError) as error:
+        cut_off = "is cut off" if "end of data" in str(error) else ""
+        damaged = f"is damaged at byte {at}" if opened else "is not a tar archive"
+        raise BadTarError(f"{cut_off or damaged} ({error})") from None
+    stream.seek(at)  # the end is a block of zeros, after which come some more
+    rest = stream.read(max(0, min(_LONGEST_END, end - at)))
+    if len(rest) < tarfile.BLOCKSIZE:
+        raise BadTarError(f"is cut off at byte {at}")
+    if any(rest) or len(rest) == _LONGEST_END:
+        several = "" if any(rest[: tarfile.BLOCKSIZE]) else ", or holds several archives,"
+        raise BadTarError(f"is damaged{several} at byte {at}")

@@ -1,0 +1,169 @@
+"""The classes of validation images that lie flat: which file of labels says them; and lists of classes."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vggrepro.data.images.label_files import GROUND_TRUTH, LONGEST, LabelFile, read_labels
+from vggrepro.data.images.members import NUMBERED, Member, is_hidden, split_of
+from vggrepro.data.images.tree import Tar, contents
+from vggrepro.errors import UserError
+from vggrepro.paper import ilsvrc_classes
+
+_LABEL_FILES = (
+    "LOC_val_solution.csv",
+    "meta.bin",
+    "ILSVRC2012_devkit_t12.tar.gz",
+    "ILSVRC2012_devkit_t12/data/" + GROUND_TRUTH,
+    "data/" + GROUND_TRUTH,
+    GROUND_TRUTH,
+    "imagenet_2012_validation_synset_labels.txt",
+    "val_labels.txt",
+    "val_labels.csv",
+    "val_annotations.txt",
+    "val.txt",
+    "meta/val.txt",
+    "caffe_ilsvrc12/val.txt",
+)
+_TEXTS = (".txt", ".csv", ".tsv")  # ends of names of files that may hold labels
+ILSVRC = "ilsvrc2012"
+"""The name that stands for the 1000 classes of ILSVRC-2012 in place of a file that lists them."""
+_LABELS_WANTED = (
+    "ILSVRC2012_devkit_t12.tar.gz, meta.bin, LOC_val_solution.csv or a text file with `image class` on a line"
+)
+
+
+class NoLabelsError(UserError):
+    """No file says the classes of validation images."""
+
+
+def listed_classes(class_list: str) -> tuple[str, ...]:
+    """All classes of a list, sorted: wnids, of which a line may say more, or other names, one a line. Raises UserError.
+
+    A development kit or another file with the labels of all validation images names them, too.
+    """
+    if class_list == ILSVRC:
+        return ilsvrc_classes()
+    file = Path(class_list)
+    if not file.is_file():
+        raise UserError(f"--classes {file} is not a file; give a list of all classes, one a line, or {ILSVRC}")
+    if file.name.endswith(("gz", ".bin", ".csv")) or file.name == GROUND_TRUTH:
+        names = sorted(read_labels(file).classes)
+        if names and names[0].startswith(NUMBERED):
+            raise UserError(f"--classes {file} numbers the classes; give their names, one a line, or {ILSVRC}")
+        return tuple(names)
+    try:
+        lines = [line.strip() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--classes {file} cannot be read ({error}); give a text file, one class a line") from None
+    names = [line.split()[0] if re.match(r"n\d{8}\s", line) else line for line in lines]
+    if twice := [name for name, n in Counter(names).items() if n > 1]:
+        raise UserError(f"--classes {file} names {twice[0]} twice; give each class once")
+    if not names:
+        raise UserError(f"--classes {file} is empty; give a list of all classes, one a line")
+    return tuple(sorted(names))
+
+
+def is_label_file(file: Path) -> bool:
+    """Whether a source may hold labels, by its name or else by its first bytes. Raises UserError."""
+    if file.is_dir() or file.suffix in (".tar", ".parquet"):
+        return False
+    if file.name.endswith((".bin", *_TEXTS)) or ("devkit" in file.name and file.name.endswith("gz")):
+        return True
+    try:
+        with file.open("rb") as stream:
+            return b"\0" not in stream.read(512)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}); change its permissions") from None
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Files that may say the classes of validation images."""
+
+    given: Sequence[Path]
+    """Files that are named; without any, those in tars and beside the images are looked through."""
+    sources: Sequence[Path]
+    inside: Mapping[Path, Member]
+    """Texts in tars by their places, as :func:`texts_in` finds them."""
+
+    def find(self, path: str, place: Path) -> LabelFile:
+        """The first file that names an image in or beside `place`, and so names all. Raises UserError where none is."""
+        near = [place, place.parent, *(source if source.is_dir() else source.parent for source in self.sources)]
+        groups: list[list[Path]] = [list(self.given)]
+        if not self.given:
+            in_tars = sorted(self.inside, key=lambda file: not _has_known_name(file))
+            groups = [in_tars, *([*_known(folder), *_texts(folder)] for folder in dict.fromkeys(near))]
+            groups += [_known(folder) for folder in place.parents[1:4]]
+        problems: list[UserError] = []
+        unfit: list[Path] = []
+        for group in groups:
+            of_far_images = group and group[0].parent not in near and not self.given
+            for file in self._naming(path, group, problems):
+                if file.ordered and of_far_images and "_val_" not in path:
+                    unfit.append(file.file)  # numbers alone would fit any images
+                    continue
+                others = [other for other in group if other.suffix in _TEXTS and other != file.file]
+                for other in self._naming(path, others, []):
+                    if file.contradicts(other):
+                        raise UserError(f"{file.file} and {other.file} say different classes; name the right one")
+                return file
+        if problems:
+            raise problems[0]
+        if tried := [file for group in groups for file in group if self._is_meant(file) and file not in unfit]:
+            return self._read(tried[0])  # which has no label for the image
+        raise NoLabelsError(
+            f"labels of the validation images in {place} are missing; put {_LABELS_WANTED} beside them or name it"
+        )
+
+    def _naming(self, path: str, files: Sequence[Path], problems: list[UserError]) -> Iterator[LabelFile]:
+        """Those that name an image; the errors of others that have a known name, or were given."""
+        for file in files:
+            try:
+                if (read := self._read(file)).of(path) is not None and (self._is_meant(file) or not read.ordered):
+                    yield read
+            except UserError as error:
+                if self._is_meant(file):
+                    problems.append(error)
+
+    def _is_meant(self, file: Path) -> bool:
+        """Whether a file was given, or its name says that it holds labels."""
+        return bool(self.given) or _has_known_name(file)
+
+    def _read(self, file: Path) -> LabelFile:
+        member = self.inside.get(file)
+        return read_labels(file, contents(member, LONGEST) if member else None)
+
+
+def texts_in(tree: Tar) -> dict[Path, Member]:
+    """The files in a tar that may hold labels."""
+    return {Path(file.place): file for file in tree.every_file() if _may_hold_labels(file.file_name)}
+
+
+def _may_hold_labels(name: str) -> bool:
+    """Whether a file of any name is a text, and none of other images or of an editor."""
+    return name.endswith(_TEXTS) and split_of(name.rpartition(".")[0]) in (None, "val") and not is_hidden(name)
+
+
+def _has_known_name(file: Path) -> bool:
+    return any(file.match(name) for name in _LABEL_FILES)
+
+
+def _known(folder: Path) -> list[Path]:
+    return [file for name in _LABEL_FILES if (file := folder / name).is_file()]
+
+
+def _texts(folder: Path) -> list[Path]:
+    """Files of unknown names in a folder that may hold labels."""
+    texts = sorted(file for pattern in ("*", "meta/*") for file in folder.glob(pattern) if _may_hold_labels(file.name))
+    return [file for file in texts if str(file.relative_to(folder)) not in _LABEL_FILES and file.is_file()]
+
+
+def stamped_labels(place: Path) -> list[Path]:
+    """Files by whose change, or absence, the labels of images in or beside a folder may change."""
+    known = [file for folder in (place, *place.parents[:4]) for file in _known(folder)]
+    return [*known, *(file.with_name("meta.mat") for file in known if file.name == GROUND_TRUTH)]

@@ -1,0 +1,206 @@
+"""What a tree of folders means, on a disk or in a tar: which of its images are of which split and of which class.
+
+Classes stay as they stand there: a folder's name, a number (marked), or nothing where a file of labels says them.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from vggrepro.data.images.members import (
+    NUMBERED,
+    SPLIT_FOLDERS,
+    SPLITS,
+    SUFFIXES,
+    UNLABELLED,
+    Member,
+    is_image,
+    is_number,
+    split_of,
+)
+from vggrepro.data.images.tree import Folder, Tar, Tree, below, contents
+from vggrepro.errors import UserError
+
+_AROUND = {"ILSVRC", "Data", "CLS-LOC"}  # folders of Kaggle's tree around train and val
+_LABELS = {"meta", "annotations", "imagesets"}  # folders of label files and boxes
+_OF_BOXES = {"bbox", "annotations", "boxes"}  # parts of names of what lies beside images
+_DEEPEST = 5
+_NOTES = (".txt", ".xml", ".json", ".csv", ".md")  # ends of names of what may lie among images
+_CLASS_FILES = (".cls", ".wnid")
+_LONGEST_CLASS = 1 << 10  # bytes of a .cls file
+
+
+def split_folders(tree: Tree, path: str = "", depth: int = 0) -> dict[str, str]:
+    """Path of the folder of each split, where a folder has some or one of those around them has. Raises UserError."""
+    folders = [name for name in tree.folders(path) if not _OF_BOXES.intersection(name.lower().split("_"))]
+    found: dict[str, str] = {}
+    for name in [name for name in folders if name.lower() in SPLIT_FOLDERS] or folders:
+        split = split_of(name)
+        if split in found:
+            raise UserError(
+                f"{tree.root / path} holds {found[split].rpartition('/')[2]} and {name}, both {split} by their names; "
+                f"name a folder that holds one of them"
+            )
+        if split in SPLITS:
+            found[split] = below(path, name)
+    if found or depth == _DEEPEST:
+        return found
+    around = [below(path, name) for name in folders if isinstance(tree, Tar) or name in _AROUND]
+    deeper = [inside for folder in around if (inside := split_folders(tree, folder, depth + 1))]
+    if len(deeper) > 1:
+        several = " and ".join(next(iter(inside.values())) for inside in deeper[:2])
+        raise UserError(f"{tree.root} holds {several}, of two data sets; give one of them")
+    return deeper[0] if deeper else {}
+
+
+def in_tree(tree: Tree) -> Iterator[Member]:
+    """The images of a folder or tar, whatever its layout. Raises UserError for what is none of the known ones."""
+    found = split_folders(tree)
+    if found:
+        _note_others(tree, found)
+        for split, path in found.items():
+            yield from _in_split(tree, split, path)
+    elif isinstance(tree, Tar):
+        yield from _in_bare_tar(tree)
+    else:
+        raise UserError(
+            f"{tree.root} holds neither train/ and val/ nor archives (*.tar, *.parquet); {_better_folder(tree)}"
+        )
+
+
+def _note_others(tree: Tree, found: dict[str, str]) -> None:
+    """Notes what lies beside the folders of splits and may hold images."""
+    top = next(iter(found.values())).rpartition("/")[0]
+    folders, files = tree.listing(top)
+    tree.leave_out("images beside the folders of train and val", top, list(filter(is_image, files)))
+    others = [
+        name
+        for name in folders
+        if below(top, name) not in found.values()
+        and (name.lower() not in _LABELS or any(map(is_image, tree.files(below(top, name)))))
+    ]
+    tree.leave_out("folders beside the folders of train and val", top, others)
+
+
+def _better_folder(tree: Tree) -> str:
+    """The folder above or below that fits, or what would."""
+    above = [Folder(parent) for parent in tree.root.parents[:2]]
+    within = [Folder(tree.root / name) for name in tree.folders("")[:100]]
+    for other in (*within, *above):
+        try:
+            # above train/<class> lie train and val; some other val far above is of something else
+            if set(split_folders(other)) == set(SPLITS) or (other in within and split_folders(other)):
+                return f"give {other.root}, which does"
+        except UserError:
+            pass
+    return "give an ImageNet-style folder, or the archives"
+
+
+def _in_split(tree: Tree, split: str, path: str) -> Iterator[Member]:
+    folders, files = tree.listing(path)
+    images = {name: file for name, file in files.items() if is_image(name)}
+    if not images and len(folders) == 1 and split_of(folders[0]) == split:
+        tree.notes.add(f"{tree.root / path / folders[0]} is read as {split}, for {folders[0]} lies there twice")
+        yield from _in_split(tree, split, below(path, folders[0]))
+        return
+    if images and split == "val" and not any(_in_class(tree, below(path, name)) for name in folders):
+        yield from (file._replace(split=split, class_name=UNLABELLED) for file in images.values())
+        return
+    archives = [tree.root / path / name for name in files if name.endswith(".tar")]
+    if not folders and not images and split == "train" and archives:
+        for archive in archives:  # of ILSVRC's tar of tars the outer one is unpacked
+            inner = Tar(archive)
+            if not (members := _in_class(inner, "")):
+                raise UserError(f"{inner.root} holds no images; download or copy it again")
+            tree.notes.include(inner.notes)
+            yield from (file._replace(split="train", class_name=inner.root.stem) for file in members)
+        return
+    if not folders:
+        raise UserError(f"{tree.root / path} has no class folders; expected {tree.root / path}/<class>/<image>")
+    tree.leave_out(f"images of {split} beside the folders of classes", path, list(images))
+    for name in folders:
+        members = _in_class(tree, below(path, name))
+        if not members and name.lower() not in _LABELS:
+            inside = tree.root / path / name
+            if deeper := tree.folders(below(path, name)):
+                raise UserError(
+                    f"{inside} holds folders ({deeper[0]}), no images; expected {tree.root / path}/<class>/<image>: "
+                    f"move what is in {name} to where it belongs"
+                )
+            raise UserError(f"{inside} holds no images ({', '.join(sorted(SUFFIXES))}); fill it or remove it")
+        class_name = name.removesuffix(".tar") if isinstance(tree, Tar) else name
+        yield from (file._replace(split=split, class_name=class_name) for file in members)
+
+
+def _in_class(tree: Tree, path: str) -> list[Member]:
+    """The images of one class; Tiny ImageNet has them in a folder `images`."""
+    folders, files = tree.listing(path)
+    images: list[Member] = []
+    others: list[str] = []
+    for name, file in files.items():
+        if is_image(name):
+            images.append(file)
+        elif not name.endswith(_NOTES):
+            others.append(name)
+    if not images and "images" in folders:
+        return _in_class(tree, below(path, "images"))
+    if images:
+        tree.leave_out("folders inside those of classes", path, folders)
+    tree.leave_out("files that are no images by their names", path, others)
+    return images
+
+
+def _in_bare_tar(tree: Tar) -> Iterator[Member]:
+    """A tar without folders of splits: ILSVRC's, WebDataset's, or the inside of a folder of one split."""
+    folders = tree.folders("")
+    split = split_of(tree.root.stem)
+    if folders and all(name.endswith(".tar") for name in folders):
+        yield from _in_split(tree, "val" if split == "val" else "train", "")
+        return
+    every = tree.every_file()
+    images = [file for file in every if is_image(file.name)]
+    if not images:
+        raise UserError(f"{tree.root} holds no images; give the archives of the images themselves")
+    if any(file.name.endswith(_CLASS_FILES) for file in every):
+        yield from _in_shard(tree, split, images, every)
+    elif not folders and all(file.name.startswith("ILSVRC") and "_val_" in file.name for file in images):
+        yield from (file._replace(split="val", class_name=UNLABELLED) for file in images)
+    elif split in SPLITS and (folders or split == "val"):
+        yield from _in_split(tree, split, "")
+    else:
+        raise UserError(
+            f"{tree.root} holds {images[0].name}, but neither folders train/<class>/ or val/<class>/ nor "
+            f"{images[0].name.rpartition('.')[0]}.cls say what it is; give ILSVRC's archives, WebDataset shards or "
+            f"folders"
+        )
+
+
+def _in_shard(tree: Tar, split: str | None, images: list[Member], every: list[Member]) -> Iterator[Member]:
+    """A shard of WebDataset: an image and its class are files of one name."""
+    if split not in SPLITS:
+        raise UserError(f"{tree.root} is neither train nor val by its name; rename it, e.g. train-{tree.root.name}")
+    if tree.repeated:
+        raise UserError(f"{tree.root} holds {tree.repeated} several times; give every sample a name of its own")
+    class_files = {file.name.rpartition(".")[0]: file for file in every if file.name.endswith(_CLASS_FILES)}
+    seen: dict[str, str] = {}
+    for image in images:
+        key = image.name.rpartition(".")[0]
+        if (
+            key not in class_files
+            and below(image.name.rpartition("/")[0], image.file_name.partition(".")[0]) in class_files
+        ):
+            tree.leave_out("further images of samples", "", [image.name])
+            continue
+        if key not in class_files:
+            raise UserError(f"{tree.root} holds {image.name}, but no {key}.cls says what it is; add it")
+        if other := seen.get(key):
+            raise UserError(f"{tree.root} holds {other} and {image.name}, two images of one sample; remove one of them")
+        seen[key] = image.name
+        text = contents(class_files[key], _LONGEST_CLASS).decode(errors="surrogateescape").strip()
+        if not text or not text.isprintable():
+            raise UserError(f"{class_files[key].name} of {tree.root} says no class; write one into it")
+        yield image._replace(split=split, class_name=f"{NUMBERED}{int(text)}" if is_number(text) else text)
+
+
+def place_of_labels(member: Member) -> Path:
+    """The folder from which on labels of an image are looked for."""
+    return Path(member.container).parent if member.archive else Path(member.container)

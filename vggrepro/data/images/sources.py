@@ -1,0 +1,228 @@
+"""Where images are: archives as downloaded and folders of every common layout, told apart by looking.
+
+Nothing is extracted.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+from vggrepro.data.decode import BadImageError, read
+from vggrepro.data.images.classes import with_classes
+from vggrepro.data.images.index import stamp_of
+from vggrepro.data.images.labels import Labels, is_label_file, listed_classes, stamped_labels, texts_in
+from vggrepro.data.images.layouts import in_tree, place_of_labels, split_folders
+from vggrepro.data.images.members import NUMBERED, Member, Notes, split_of, with_class_names, without_wnid
+from vggrepro.data.images.parquet import SUFFIX, Table, note_gaps, split_of_table, wnids_of
+from vggrepro.data.images.tree import Folder, Tar, absolute
+from vggrepro.errors import UserError
+
+Count = Callable[[int], None]
+_READER_VERSION = b"2"  # counts up when the same files give other labels, so that kept indices are made again
+
+
+class FoundImages(NamedTuple):
+    """What sources hold."""
+
+    members: Sequence[Member]
+    """Every image, ordered by split, class and name."""
+    classes: tuple[str, ...]
+    """In the order of labels."""
+    notes: tuple[str, ...]
+    """A line each: what is left out, how numbers of classes were read."""
+    label_file: Path | None
+    """What says the classes of images that lie flat."""
+
+
+def signature(sources: Sequence[Path]) -> str:
+    """A hash (hex) that changes when an archive or an image in a folder is added, removed or written to.
+
+    Archives are not opened. Raises as :func:`find`.
+    """
+    digest, notes = hashlib.sha256(_READER_VERSION), Notes()
+
+    def stamp(files: Iterable[Path]) -> None:
+        for file in files:
+            digest.update(f"{file} {stamp_of(str(file))}\n".encode(errors="surrogateescape"))
+
+    for file, folder in _expanded(sources, notes).items():
+        if folder is None:
+            stamp((file, *stamped_labels(file.parent)))
+            continue
+        train, flat = set(), None
+        for member in in_tree(folder):
+            digest.update("\0".join(map(str, member)).encode(errors="surrogateescape"))
+            if member.split == "train":
+                train.add(member.class_name)
+            elif member.class_name not in train:
+                flat = member
+        if flat:
+            stamp(stamped_labels(place_of_labels(flat)))
+    return digest.hexdigest()
+
+
+def find(sources: Sequence[Path], class_list: str | None = None, count: Count = lambda found: None) -> FoundImages:
+    """Every image of the sources with its split and class, all classes, and what a person should know of them.
+
+    A source is a folder (train/<class>/*, val/<class>/* or a flat val, Tiny ImageNet's, Kaggle's tree, or one that
+    holds archives), an archive (ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, WebDataset shards, a folder in a
+    tar), a table of Parquet, or a file with labels of validation images. `count` is called with the number found so
+    far.
+
+    The classes are those of the training images, sorted. Validation images alone, which are enough for testing, have
+    the classes that their label file names, even of images that are not there, or else their own. `class_list`, a file
+    or `ilsvrc2012`, says them in either case: a net of 1000 classes is tested on a part of them as one of 1000. Tables
+    say them in an order of their own.
+
+    Raises UserError for what is none of these, for half-copied archives, for the same image in two archives, and for
+    validation images without labels.
+    """
+    notes = Notes()
+    members: list[Member] = []
+    texts: dict[Path, Member] = {}
+    stated: tuple[str, ...] = ()
+    files = _expanded(sources, notes)
+    note_gaps(files, notes)
+    for file, folder in files.items():
+        if file.suffix == SUFFIX and not folder:
+            table = Table(file)
+            if stated and table.classes != stated:
+                raise UserError(
+                    f"{file} names other classes than the tables before it; name only what belongs together"
+                )
+            found, stated, tree = table.members(), table.classes, None
+        elif is_label_file(file):
+            continue
+        else:
+            tree = folder or Tar(file)
+            found = in_tree(tree)
+            texts |= texts_in(tree) if isinstance(tree, Tar) else {}
+        for member in found:
+            members.append(member)
+            if len(members) % 1000 == 0:
+                count(len(members))
+        if tree:
+            notes.include(tree.notes)
+    count(len(members))
+    source = ", ".join(map(str, sources))
+    require_readable_names(members)
+    wnids = wnids_of([member for member in members if member.container.endswith(SUFFIX)])
+    if wnids and len(wnids) == len(stated or wnids):
+        # under ILSVRC's own names they are known to label files, boxes and nets
+        stated = wnids
+        members = [member._replace(name=without_wnid(member.name)) for member in members]
+    listed = listed_classes(class_list) if class_list else stated
+    if class_list and stated:
+        members = _with_stated_classes(members, stated, listed)
+    if not any(member.split == "val" for member in members):
+        raise UserError(f"{source} has no val images; name the archive or folder that holds them as well")
+    labels = Labels(list(filter(is_label_file, sources)), list(files), texts)
+    members, classes, label_file = with_classes(members, listed, labels, notes, source)
+    place = {name: number for number, name in enumerate(classes)}
+    members.sort(
+        key=lambda member: (member.split, place[member.class_name], member.file_name, member.container, member.offset)
+    )
+    _require_each_once(members)
+    return FoundImages(members, classes, notes.lines(), label_file)
+
+
+def _with_stated_classes(members: Sequence[Member], stated: Sequence[str], listed: Sequence[str]) -> list[Member]:
+    """The members of tables with the list's classes: of the same names, or as many in the same order.
+
+    Raises UserError for names of others.
+    """
+    if set(stated) <= set(listed):
+        return with_class_names(members, {f"{NUMBERED}{number}": name for number, name in enumerate(stated)})
+    if len(stated) != len(listed):
+        raise UserError(
+            f"the tables name {len(stated)} classes ({stated[0]}, ...), which are not those of --classes; leave it out"
+        )
+    return list(members)
+
+
+def require_readable_names(members: Sequence[Member]) -> None:
+    """Raises UserError for an image whose path or class is not UTF-8, which no index can hold."""
+    seen = ""
+    for member in members:
+        for text in (member.name, member.class_name) if member.container == seen else member[1:4]:
+            if not text.isascii():
+                try:
+                    text.encode()
+                except UnicodeEncodeError:
+                    raise UserError(f"{member.place} has a name that is not UTF-8; rename it") from None
+            if "\0" in text[1:]:
+                raise UserError(f"{member.place} has a name that is not text; rename it")
+        seen = member.container
+
+
+def _require_each_once(members: Sequence[Member]) -> None:
+    """Raises UserError where two archives hold the same image, as ILSVRC's archives for several tasks do."""
+    for first, second in pairwise(members):
+        if first.length != second.length or first.file_name != second.file_name or first[:2] != second[:2]:
+            continue
+        if first.container == second.container:
+            continue
+        with suppress(BadImageError):  # which is found when all are looked at
+            if read(first.file, first.offset, first.length) == read(second.file, second.offset, second.length):
+                raise UserError(
+                    f"{first.container} and {second.container} both hold {first.file_name} of class "
+                    f"{first.class_name}; name one of them only"
+                )
+
+
+_MD5 = {  # published beside the archives
+    "ILSVRC2012_img_train.tar": "1d675b47d978889d74fa0da5fadfb00e",
+    "ILSVRC2012_img_val.tar": "29b22e2961454d5413ddabcf34fc5622",
+}
+
+
+def check_md5(sources: Sequence[Path], progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+    """Holds ILSVRC's archives, told by their names, against their MD5; `progress(done, total)` in MiB.
+
+    Raises UserError for an archive that is not the published one, and where there is none.
+    """
+    archives = [file for file in _expanded(sources, Notes()) if file.name in _MD5]
+    if not archives:
+        raise UserError(f"--md5: none of {', '.join(map(str, sources))} is {' or '.join(_MD5)}; leave --md5 out")
+    total, done = sum(file.stat().st_size for file in archives) >> 20, 0
+    for file in archives:
+        digest = hashlib.md5(usedforsecurity=False)
+        with file.open("rb") as stream:
+            while block := stream.read(16 << 20):
+                digest.update(block)
+                done += len(block)
+                progress(done >> 20, total)
+        if digest.hexdigest() != _MD5[file.name]:
+            raise UserError(f"{file} has MD5 {digest.hexdigest()}, not {_MD5[file.name]}; download it again")
+
+
+def _expanded(sources: Sequence[Path], notes: Notes) -> dict[Path, Folder | None]:
+    """The sources, with what is in it for a folder that holds archives; of folders also the tree."""
+    found: dict[Path, Folder | None] = {}
+    for source in sources:
+        if not source.exists():
+            raise UserError(f"{source} does not exist; give a folder with train/ and val/, or the ILSVRC archives")
+        found |= _in_folder(Folder(source), notes) if source.is_dir() else {absolute(source): None}
+    return found
+
+
+def _in_folder(tree: Folder, notes: Notes) -> dict[Path, Folder | None]:
+    splits = split_folders(tree)
+    archives = {
+        tree.root / name: split_of_table(tree.root / name) if name.endswith(SUFFIX) else split_of(Path(name).stem)
+        for name in tree.files("")
+        if name.endswith((".tar", SUFFIX)) and "_bbox_" not in name
+    }
+    if not archives and not splits and any(name.endswith(SUFFIX) for name in tree.files("data")):
+        return _in_folder(Folder(tree.root / "data"), notes)  # a hub's
+    used: dict[Path, Folder | None] = {}
+    for file, split in archives.items():
+        if split == "test" or split in splits:
+            why = "of a test set" if split == "test" else "beside folders of their split"
+            notes.leave_out(f"archives {why}", str(file))
+        else:
+            used[file] = None
+    return {tree.root: tree, **used} if splits or not used else used

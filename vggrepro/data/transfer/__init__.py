@@ -1,0 +1,1 @@
+"""Other data sets (Appendix B): VOC, Caltech, folders of classes."""

@@ -1,0 +1,149 @@
+"""PASCAL VOC's data sets of Appendix B: the classification of VOC 2007 and of VOC 2012, and actions of VOC 2012."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggrepro.data.boxes.annotations import XML_MOST, Annotation, Unread, parse_voc
+from vggrepro.data.boxes.box_scan import cut_to_image, edges_of
+from vggrepro.data.images.index import Index
+from vggrepro.data.images.members import Member
+from vggrepro.data.images.scan import Progress, open_members
+from vggrepro.data.images.tree import contents, place_of
+from vggrepro.data.sampler import class_permutation
+from vggrepro.data.transfer.transfer_set import Partition, TransferSet
+from vggrepro.data.transfer.voc_sets import Challenge, Key, Kit, Sample
+from vggrepro.data.views import Ints
+from vggrepro.errors import UserError
+from vggrepro.paper import facts, value
+
+_IMAGES = "JPEGImages"
+_DISTRACTORS = "other"  # persons of no action, whom the development kit neither trains nor measures a class for
+CHALLENGES = {
+    "voc2007": Challenge("2007", "Main", ("train", "val", "test"), persons=False),
+    "voc2012": Challenge("2012", "Main", ("train", "val"), persons=False),
+    "voc2012_action": Challenge("2012", "Action", ("train", "val"), persons=True),
+}
+
+
+def open_voc(name: str, source: Path, seed: int, cache: Path, progress: Progress) -> TransferSet:
+    """A key of `CHALLENGES`, from a folder (VOCdevkit, one year's, one that holds those or their tars) or one tar.
+
+    VOC 2007 is learnt from train, val decides, and test is tested on. The labels of VOC 2012's test images are not
+    public: val is tested on, and images drawn from train decide; test images that are there are samples without
+    labels, which `submission` tests on. Samples are ordered by image and person. Raises UserError.
+    """
+    kit = Kit(source, CHALLENGES[name])
+    classes, samples = kit.samples()
+    members = _members(kit, samples)
+    index = _indexed(kit, list(members.values()), cache, progress)
+    row_of = {image: row for row, image in enumerate(members)}
+    image = np.array([row_of[key.image] for key in samples], np.int64)
+    labels = [sample.labels or (0,) * len(classes) for sample in samples.values()]
+    learnt = _learnt(kit, classes)
+    sets = np.array([sample.set for sample in samples.values()])
+    train, val, test = (np.flatnonzero(sets == part) for part in ("train", "val", "test"))
+    whole = Partition(train, val, test)
+    public, persons = "test" in kit.challenge.labelled, kit.challenge.persons
+    return TransferSet(
+        name=name,
+        index=index,
+        classes=tuple(classes[number] for number in learnt),
+        measure=facts().transfer[name].measure,
+        image=image,
+        targets=np.array(labels, np.int8)[:, learnt],
+        partitions=[whole if public else Partition(*_drawn(train, image, seed), val)],
+        submission=None if public or not len(test) else whole,
+        boxes=_boxes(kit, samples, index.split("val").size[image]) if persons else None,
+        names=[f"{key.image} {key.person}" if persons else key.image for key in samples],
+    )
+
+
+def listed(name: str, source: Path) -> tuple[int, int, int]:
+    """Classes, images and samples that :func:`open_voc` will find; no image and no box is read. Raises UserError."""
+    kit = Kit(source, CHALLENGES[name])
+    classes, samples = kit.samples()
+    return len(_learnt(kit, classes)), len(_members(kit, samples)), len(samples)
+
+
+def _learnt(kit: Kit, classes: Sequence[str]) -> list[int]:
+    """Numbers of the classes that are learnt."""
+    return [n for n, name in enumerate(classes) if not (kit.challenge.persons and name == _DISTRACTORS)]
+
+
+def _drawn(rows: Ints, image: Ints, seed: int) -> tuple[Ints, Ints]:
+    """(fit, held out): rows of which some images, with all that is in them, are held out."""
+    images = np.unique(image[rows])
+    if len(images) < 2:
+        raise UserError("image set train has one image, and one to learn from and one to decide need two; add images")
+    n = max(1, round(value("transfer_held_out") * len(images)))
+    held = np.isin(image[rows], images[class_permutation(seed, 0, 0, len(images))[:n]])
+    return rows[~held], rows[held]
+
+
+def _members(kit: Kit, samples: Mapping[Key, Sample]) -> dict[str, Member]:
+    """The files of the images that samples are in, by image in order. Raises UserError where one is not there."""
+    there = kit.files(_IMAGES)
+    images = dict.fromkeys(key.image for key in samples)
+    if lacking := [image for image in images if f"{image}.jpg" not in there]:
+        sample = next(sample for key, sample in samples.items() if key.image == lacking[0])
+        raise UserError(
+            f"{sample.place}: image {lacking[0][:80]} is not in {_IMAGES} (of {len(images)} images {len(lacking)} are "
+            f"not); add {kit.archive_of(sample.set)}"
+        )
+    return {image: there[f"{image}.jpg"]._replace(class_name=_IMAGES) for image in images}
+
+
+def _indexed(kit: Kit, members: Sequence[Member], cache: Path, progress: Progress) -> Index:
+    """The index of images, all of them usable."""
+    index = open_members(members, (_IMAGES,), kit.source, cache, progress)
+    if rejected := index.split("val").rejected:
+        status, place = next(flagged for flagged in index.flagged() if flagged[0].startswith("rejected"))
+        raise UserError(
+            f"{rejected} images of {kit.source} cannot be used, first {place} ({status.partition(': ')[2]}); replace "
+            f"or remove them"
+        )
+    return index
+
+
+def _boxes(kit: Kit, samples: Mapping[Key, Sample], sizes: Ints) -> NDArray[np.float64]:
+    """(samples, 4) each person's box in its image, of that size; edges, px."""
+    there = kit.files("Annotations")
+    boxes = np.empty((len(samples), 4))
+    annotations: dict[str, Annotation] = {}
+    for row, ((key, sample), (height, width)) in enumerate(zip(samples.items(), sizes.tolist(), strict=True)):
+        archive = kit.archive_of(sample.set)
+        if key.image not in annotations:  # persons of one image follow one another
+            annotations = {key.image: _annotation(key, sample, there.get(f"{key.image}.xml"), archive)}
+        annotation = annotations[key.image]
+        if key.person > len(annotation.objects):
+            raise UserError(
+                f"{sample.place}: person {key.person} is not in {annotation.place}, which has "
+                f"{len(annotation.objects)} objects; restore both from {archive}"
+            )
+        numbers = annotation.objects[key.person - 1][1]
+        edges = edges_of(numbers, first=1)
+        inside = edges if isinstance(edges, str) else cut_to_image(edges, width, height)
+        if inside is None or isinstance(inside, str):
+            problem = inside or f"outside the image of {width}x{height} px"
+            raise UserError(
+                f"{annotation.place}: box {' '.join(numbers)[:80]} of object {key.person} is {problem}; restore the "
+                f"file from {archive}"
+            )
+        boxes[row], _ = inside
+    return boxes
+
+
+def _annotation(key: Key, sample: Sample, file: Member | None, archive: str) -> Annotation:
+    if file is None:
+        raise UserError(
+            f"{sample.place}: Annotations has no {key.image}.xml, which says person {key.person}'s box; add {archive}"
+        )
+    found = parse_voc(contents(file, XML_MOST), place_of(file), (), key.image)
+    if isinstance(found, Unread):
+        raise UserError(f"{found.place}: {found.reason}; restore it from {archive}")
+    return found

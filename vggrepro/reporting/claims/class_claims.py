@@ -1,0 +1,164 @@
+"""The paper's sentences of Sections 3 and 4 as paired tests on stored posteriors. No torch.
+
+The effect is the fall of the top-1 error that a claim asserts, in percentage points.
+"""
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+
+from vggrepro.evaluation.significance import Comparison, SeedSpread, paired_mean
+from vggrepro.paper import Scale, scale_text, value
+from vggrepro.reporting.claims.claim import (
+    MARGIN,
+    Assertion,
+    Claim,
+    NetsTest,
+    Pair,
+    Side,
+    Statement,
+    claim_of,
+    pairs_of,
+    side_of_nets,
+)
+from vggrepro.reporting.stored.predictions import PredictionCache, paired_top1
+from vggrepro.reporting.stored.runs import Recipe, StoredRun, recipe_of, variants_by
+
+Recipes = Mapping[Recipe, Sequence[StoredRun]]
+"""The runs that stand for a recipe, one a seed."""
+SeedSpreads = Mapping[Scale, SeedSpread]
+"""By the S at which nets were trained."""
+
+_METHODS = {"dense": "dense", "multicrop": "multi-crop", "both": "both"}
+SHALLOW = "B-5x5"
+"""The net of Section 4.1 that has one 5x5 convolution for each pair of B's; `configs/ablation_B-5x5.yaml`."""
+
+
+def _side(recipes: Recipes, *nets: Recipe, table: int = 3, method: str = "dense") -> Side[NetsTest]:
+    """Nets (fused where several) at Table 3's one Q or Table 4's several."""
+    S = ", ".join(dict.fromkeys(scale_text(S) for _, S in nets))
+    words = f"{' + '.join(net for net, _ in nets)} at S = {S}: {method}, {'one Q' if table == 3 else 'several Q'}"
+    members = {
+        f"{net} at S = {scale_text(S)}": (recipes.get((net, S), ()), lambda run: run.Q_of(table)) for net, S in nets
+    }
+    return side_of_nets(words, method, members)
+
+
+def _statements(recipes: Recipes) -> Iterator[Statement[NetsTest]]:
+    fixed, fine, jitter = value("scales")[0], value("scales")[1], value("jitter")
+
+    def side(net: str, S: Scale, table: int = 3, method: str = "dense") -> Side[NetsTest]:
+        return _side(recipes, (net, S), table=table, method=method)
+
+    nets: tuple[tuple[str, str, str, Assertion], ...] = (
+        (f"Local response normalisation does not help: A-LRN gains less than {MARGIN} points on A", "A-LRN", "A",
+         "no gain"),
+        ("Error falls with depth: B is better than A", "B", "A", "better"),
+        ("More non-linearity helps: C is better than B", "C", "B", "better"),
+        ("Spatial context helps: D is better than C, as deep but with 3x3", "D", "C", "better"),
+        ("Error falls with depth: D is better than A", "D", "A", "better"),
+        (f"Error saturates at 19 layers: E is within {MARGIN} points of D", "E", "D", "about as good"),
+    )  # fmt: skip
+    for text, better, worse, asserted in nets:
+        yield Statement("4.1", text, side(better, fixed), side(worse, fixed), asserted)
+    text = "Deep with small filters beats shallow with large ones: B is better than its 5x5 twin, centre crop"
+    yield Statement("4.1", text, side("B", fixed, method="centre"), side(SHALLOW, fixed, method="centre"))
+    for net in ("C", "D", "E"):
+        for S in (fixed, fine):
+            text = f"Scale jitter in training helps: {net} at S = {scale_text(jitter)} is better than at S = {S}"
+            yield Statement("4.1", text, side(net, jitter), side(net, S))
+    for net, S in (("A", fixed), ("B", fixed), *((net, S) for net in ("C", "D", "E") for S in (fixed, fine, jitter))):
+        text = f"Scale jitter in testing helps: {net} at S = {scale_text(S)}, several Q are better than one"
+        yield Statement("4.2", text, side(net, S, 4), side(net, S, 3))
+    for net in ("D", "E"):
+        for better, worse in (("multicrop", "dense"), ("both", "dense"), ("both", "multicrop")):
+            text = f"{_METHODS[better].capitalize()} is better than {_METHODS[worse]}: {net}"
+            yield Statement("4.3", text, side(net, jitter, 4, better), side(net, jitter, 4, worse))
+    for method, words in _METHODS.items():
+        for net in ("D", "E"):
+            text = f"Fusion helps: D and E together are better than {net}, {words}"
+            together = _side(recipes, ("D", jitter), ("E", jitter), table=4, method=method)
+            yield Statement("4.4", text, together, side(net, jitter, 4, method))
+
+
+def spreads_over_seeds(recipes: Recipes, cache: PredictionCache) -> SeedSpreads:
+    """Of the nets at each S together, dense at one Q, as in a one-way analysis of variance.
+
+    Two or three seeds of one net hardly tell a spread; half a dozen nets of two or three do. Raises UserError.
+    """
+    squares: dict[Scale, list[tuple[float, int]]] = {}
+    for (_, S), runs in recipes.items():
+        found = [cache.ranks([(run, run.Q_of(3))], "dense") for run in runs]
+        errors = [ranks.top1.percent for ranks in found if ranks]
+        if len(errors) > 1:
+            df = len(errors) - 1
+            squares.setdefault(S, []).append((df * statistics.variance(errors), df))
+    pooled = {S: [sum(column) for column in zip(*parts, strict=True)] for S, parts in squares.items()}
+    return {S: SeedSpread(total / df, df) for S, (total, df) in pooled.items()}
+
+
+def check_claims(group: str, recipes: Recipes, cache: PredictionCache, spreads: SeedSpreads) -> list[Claim]:
+    """Every claim, tested where the runs of the group allow it. Raises UserError."""
+    return [_check(group, statement, cache, spreads) for statement in _statements(recipes)]
+
+
+def dense_over_centre(group: str, recipes: Recipes, cache: PredictionCache) -> list[Claim]:
+    """What each net gains by the dense test at one Q over the centre crop at the same Q, where both are stored.
+
+    The paper compares dense testing with many crops only, but most published figures are of the one in the middle.
+    Raises UserError.
+    """
+    tested = []
+    for net, S in recipes:
+        text = f"Dense testing helps: {net} at S = {scale_text(S)} is better dense than on the centre crop"
+        dense, centre = (_side(recipes, (net, S), method=method) for method in ("dense", "centre"))
+        tested.append(_check(group, Statement("3.2", text, dense, centre), cache, {}))  # the same nets on both sides
+    return [claim for claim in tested if claim.verdict != "not measured"]
+
+
+def start_from_parent(
+    group: str, runs: Sequence[StoredRun], cache: PredictionCache, spreads: SeedSpreads
+) -> list[Claim]:
+    """What each net gains by its parent's weights over random ones, where it was trained from both, and alike.
+
+    The paper starts the deeper nets from A, and says that Glorot's initialisation would have done without (Section
+    3.1); it gives no figures. Raises UserError.
+    """
+    tested = []
+    for (net, S), variants in variants_by(recipe_of, runs).items():
+        starts = {(same[0].but_for_the_start, bool(same[0].config.run.parent)): same for same in variants}
+        for (alike, has_parent), warm in starts.items():
+            if has_parent and (cold := starts.get((alike, False))):
+                recipes = {(net, S): warm, (f"{net} from random weights", S): cold}
+                text = f"The start from another net helps: {net} at S = {scale_text(S)}, against random weights"
+                better, worse = (_side(recipes, recipe) for recipe in recipes)
+                tested.append(_check(group, Statement("3.1", text, better, worse), cache, spreads))
+    return [claim for claim in tested if claim.verdict != "not measured"]
+
+
+def _check(group: str, statement: Statement[NetsTest], cache: PredictionCache, spreads: SeedSpreads) -> Claim:
+    def compare(better: NetsTest, worse: NetsTest) -> Comparison | None:
+        second, first = cache.ranks(*better), cache.ranks(*worse)
+        return paired_top1(first, second) if first and second else None
+
+    lacking = ", ".join(sorted({*statement.better.lacking, *statement.worse.lacking}))
+    unpaired = f"no run of {lacking}" if lacking else "no seed has stored posteriors of both sides"
+    pairs = pairs_of(statement, compare)
+    return claim_of(group, statement, pairs, unpaired, _whole(pairs, cache), _apart(pairs, spreads))
+
+
+def _whole(pairs: Sequence[Pair[NetsTest]], cache: PredictionCache) -> Comparison | None:
+    """All seeds together, where one side's nets are among the other's: nothing was trained anew between them."""
+    nets = [[{run.path for run in trial.runs} for trial in (better, worse)] for better, worse, _ in pairs]
+    if len(pairs) < 2 or not all(one <= other or other <= one for one, other in nets):
+        return None
+    ranks = [(cache.ranks(*worse.test), cache.ranks(*better.test)) for better, worse, _ in pairs]
+    return paired_mean([(first.right1, second.right1) for first, second in ranks if first and second])
+
+
+def _apart(pairs: Sequence[Pair[NetsTest]], spreads: SeedSpreads) -> SeedSpread | None:
+    """How far the effect, a difference of two means over seeds, would move if all were trained anew; None: unknown."""
+    trained = [trial.runs[0].S for trial in pairs[0][:2]] if pairs else []
+    if not pairs or any(S not in spreads for S in trained):
+        return None
+    first, second = (spreads[S].of_mean(len(pairs)) for S in trained)
+    return SeedSpread(2 * first.variance, first.df) if trained[0] == trained[1] else first + second

@@ -1,0 +1,63 @@
+"""Keeps the evidence of some runs in a folder, with the tables and figures that are made of it."""
+
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+
+from vggrepro.errors import UserError
+from vggrepro.evaluation.measure import COMBINED
+from vggrepro.paper import value
+from vggrepro.progress import echo
+from vggrepro.reporting.documents import figures
+from vggrepro.reporting.documents.render import Format, render
+from vggrepro.reporting.stored import evidence
+from vggrepro.reporting.stored.predictions import PredictionCache
+from vggrepro.reporting.stored.runs import StoredRun
+from vggrepro.reporting.tables.build import build_report
+
+_METHODS = (*dict.fromkeys(chain.from_iterable(COMBINED.values())), "centre", *COMBINED)
+
+
+def keep(runs: Sequence[StoredRun], folder: Path, title: str, cache: PredictionCache | None = None) -> None:
+    """Writes the evidence of the tested nets that predict classes, then tables and figures from that evidence.
+
+    Beside what the tables ask for, each net is kept at each of its Q. `cache` has what was read by now. Raises
+    UserError, also where nothing is tested.
+    """
+    tested = []
+    for run in runs:
+        if not (run.weights and run.dataset and run.finished):
+            echo(f"no evidence of {run.name}: it is not tested yet")
+        elif run.config.localisation:
+            echo(f"no evidence of {run.name}: it predicts boxes, and Tables 8 to 10 are not kept")
+        else:
+            tested.append(run)
+            if any(run.run_directory.transfers.glob("[!.]*.npz")):
+                echo(f"no evidence of {run.name} on other data sets: Tables 11 and 12 are not kept")
+    cache = cache or PredictionCache()
+    build_report(tested, cache)
+    for run in tested:
+        for Q in sorted({*run.config.single_Q, *run.config.multi_Q}):
+            for method in _METHODS:
+                cache.ranks([(run, (Q,))], method)
+    answers = [one for one in cache.answers() if all(run in tested for run, _ in one.asked)]
+    if not answers:
+        raise UserError(f"--keep {folder}: no run there has stored posteriors; `vggrepro evaluate RUN` makes them")
+    evidence.write(tested, answers, folder)
+    kept = evidence.read(folder)
+    report = build_report(kept)
+    (folder / "tables.md").write_text(render(report, Format.markdown, title, counts=False), encoding="utf-8")
+    for group in report.groups:
+        prefix = "" if len(report.groups) == 1 else f"{group.id}_"
+        drawn = {name: png for name, (_, png) in figures.of_report(report, group.id).items()}
+        names = {note.name for note in group.runs}
+        if shown := _typical([run for run in kept if run.name in names]):
+            drawn["learning_curves"] = figures.learning_curves({run.config.name: run for run in shown})
+        for name, png in drawn.items():
+            (folder / f"{prefix}{name}.png").write_bytes(png)
+
+
+def _typical(runs: Sequence[StoredRun]) -> list[StoredRun]:
+    """The nets at the first training scale, of one seed: few enough for one figure."""
+    seed = min(run.config.run.seed for run in runs)
+    return [run for run in runs if run.config.run.seed == seed and run.S == value("scales")[0] and run.records("train")]

@@ -1,0 +1,231 @@
+"""The report for readers: Markdown, HTML, LaTeX, CSV, JSON."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+
+from vggrepro.errors import UserError
+from vggrepro.reporting.documents import blocks
+from vggrepro.reporting.documents.blocks import Block, Bullets, Figure, Heading, Text
+from vggrepro.reporting.documents.claim_blocks import HOW, claim_sheet, p_text
+from vggrepro.reporting.documents.figures import of_report
+from vggrepro.reporting.documents.layout import (
+    APPENDIX_A,
+    APPENDIX_B,
+    COUNTED,
+    SECTION_4,
+    TABLES,
+    Part,
+    count_sheet,
+    row_sheet,
+    spread_sheet,
+)
+from vggrepro.reporting.documents.run_notes import ledger_blocks, run_sheet
+from vggrepro.reporting.tables import words
+from vggrepro.reporting.tables.report import Group, Report, Row
+
+
+class Format(StrEnum):
+    """How a report is written, by the ending of a file."""
+
+    markdown = ".md"
+    html = ".html"
+    latex = ".tex"
+    csv = ".csv"
+    json = ".json"
+
+
+def format_of(file: Path) -> Format:
+    """The format that a file's name asks for. Raises UserError."""
+    if file.suffix not in set(Format):
+        raise UserError(f"--out {file}: unknown ending {file.suffix!r}; use one of {', '.join(Format)}")
+    return Format(file.suffix)
+
+
+def render(report: Report, form: Format, title: str, *, counts: bool = True) -> str:
+    """The report in one format; `counts` is whether Tables 1 and 2, which need no run, are shown."""
+    if form is Format.json:
+        return report.model_dump_json(indent=2) + "\n"
+    if form is Format.csv:
+        return _csv(report)
+    document = [Heading(1, title), *blocks_of(report, counts=counts, figures=form is Format.html)]
+    if form is Format.html:
+        return blocks.to_html(title, document)
+    return blocks.to_latex(document) if form is Format.latex else blocks.to_markdown(document)
+
+
+def blocks_of(report: Report, *, counts: bool = True, figures: bool = False) -> list[Block]:
+    """Everything but the title; with figures, or without."""
+    made: list[Block] = []
+    if counts:
+        for number, table in TABLES.items():
+            if table.part is COUNTED:
+                rows = [row for row in report.rows if row.table == number]
+                made += [Heading(2, table.title), count_sheet(rows)]
+    for group in report.groups:
+        made.append(Heading(2, group.title))
+        if not group.papers:
+            made.append(
+                Text(
+                    "The paper's figures, in parentheses, are of ILSVRC-2012 in the paper's geometry: no yardstick for "
+                    "the errors beside them. Each is of the same net at the S of the same proportion to the crop; the "
+                    "claims below are worded with that S."
+                )
+            )
+        made += _group_blocks(report, group)
+        if figures and group.runs:
+            made += [Figure(png, title) for title, png in of_report(report, group.id).values()]
+    made += _transfer_blocks(report)
+    if report.left_out:
+        made.append(Text(f"Not begun yet, and in no table: {', '.join(report.left_out)}."))
+    return made
+
+
+def in_brief(report: Report) -> list[Block]:
+    """For a section of a document: of several seeds their means, then the claims; without what is said of each run."""
+    made: list[Block] = []
+    for group in report.groups:
+        made.append(Heading(3, group.title))
+        for table in (3, 4, 5, 6):  # of Table 7 the nets are in the others
+            rows = [row for row in report.rows if (row.group, row.table, row.split) == (group.id, table, "val")]
+            spreads = [mean for mean in report.seeds if (mean.group, mean.table) == (group.id, table)]
+            averaged = {(name, mean.method, mean.Q) for mean in spreads for name in mean.runs}
+            single = [
+                row for row in rows if row.top1.measured is not None and (row.run, row.method, row.Q) not in averaged
+            ]
+            if not (spreads or single):
+                continue
+            made.append(Heading(4, TABLES[table].title))
+            made += [spread_sheet(spreads, group)] if spreads else []
+            made += [row_sheet(single, group)] if single else []
+        made += _gains(report, group)
+        made += [Text(_protocol(group)), Heading(4, "The paper's claims"), *_claim_blocks(report, group)]
+    return made
+
+
+def _group_blocks(report: Report, group: Group) -> Iterator[Block]:
+    for part in (SECTION_4, APPENDIX_A):
+        yield from _part_blocks(report, part, group, papers=group.papers)
+    if not group.papers:
+        rows = [row for row in report.rows if row.group == group.id and row.split == "val" and not row.run]
+        counts = Counter(row.table for row in rows if row.table < 7)
+        listed = ", ".join(f"{n} of Table {table}" for table, n in counts.items())
+        if listed:
+            yield Text(f"Rows of the paper without a run here: {listed}.")
+    yield Text(_protocol(group))
+    if claims := list(_claim_blocks(report, group)):
+        yield from (Heading(3, "The paper's claims"), *claims)
+    if group.runs:
+        yield from (Heading(3, "Runs"), run_sheet(group.runs), *ledger_blocks(group.runs))
+
+
+def _transfer_blocks(report: Report) -> Iterator[Block]:
+    """Appendix B, as far as there is something to say."""
+    papers = any(group.papers for group in report.groups)
+    yield from _part_blocks(report, APPENDIX_B, None, papers=papers)
+    if claims := [claim for claim in report.transfer_claims if papers or claim.n]:
+        yield Heading(3, "What Appendix B claims")
+        yield claim_sheet(claims)
+        yield Text(
+            "Effect: rise of the figure, in points; interval and p from the same random weights of the test samples on "
+            "both sides; several seeds: over these (Student's t)."
+        )
+    if report.transfer_runs:
+        yield Heading(3, "Runs of these tables alone")
+        yield from (run_sheet(report.transfer_runs), *ledger_blocks(report.transfer_runs))
+
+
+def _part_blocks(report: Report, part: Part, group: Group | None, *, papers: bool) -> list[Block]:
+    """The tables of a part of the paper, and what their columns mean."""
+    numbers = [number for number, table in TABLES.items() if table.part is part]
+    made = [block for number in numbers for block in _table_blocks(report, number, group, papers=papers)]
+    return [*made, Text(part.about)] if made and part.about else made
+
+
+def _table_blocks(report: Report, table: int, group: Group | None, *, papers: bool) -> Iterator[Block]:
+    """A table with its means over seeds and its notes, as far as there is something to say.
+
+    `papers`: whether the paper's figures apply; where they do not, its rows without a run say nothing.
+    """
+    of = (group.id if group else None, table)
+    rows = [row for row in report.rows if (row.group, row.table) == of]
+    shown = [row for row in rows if papers or row.run or row.main.measured is not None]
+    if not shown or (table == 10 and not papers):
+        return
+    yield Heading(3 if group else 2, TABLES[table].title)
+    yield row_sheet(shown, group)
+    if group and (spreads := [mean for mean in report.seeds if (mean.group, mean.table) == of]):
+        yield from (Text("Mean and standard deviation over seeds:"), spread_sheet(spreads, group))
+    if group and table == 3:
+        yield from _gains(report, group)
+    if notes := list(dict.fromkeys(filter(None, (_note(row, papers) for row in shown)))):
+        yield Bullets(notes)
+
+
+def _note(row: Row, papers: bool) -> str:
+    """Why a row differs, has nothing measured, or cannot have."""
+    if row.verdict == "cannot be measured":
+        return f"{'other systems' if row.note == words.OTHER_PAPER else 'test set'}: cannot be measured: {row.note}"
+    if row.verdict == "not measured":  # of Section 4's nets without a run the rows say enough
+        return row.note if row.run or TABLES[row.table].part is not SECTION_4 else ""
+    if row.set:
+        return f"{row.run} on {row.set}: {row.note}" if row.note and row.main.printed is not None else ""
+    return f"{row.run}: {row.note}" if papers and row.run and row.note else ""
+
+
+def _protocol(group: Group) -> str:
+    """What the columns of the tables mean."""
+    columns = (
+        "Errors in per cent on the validation split, every image counted once; interval: 95 %, Wilson. Dense: the "
+        "uncropped image, class scores averaged over positions. Multicrop: a grid of 5 x 5 crops. Both: the mean of "
+        "the two. Posteriors are averaged over Q, and over the image and its mirror image unless the method says "
+        "otherwise."
+    )
+    agrees = " An error agrees where the sampling errors of both figures and the rounding of the printed one allow it."
+    return columns + (agrees if group.papers else "")
+
+
+def _claim_blocks(report: Report, group: Group) -> Iterator[Block]:
+    claims = [claim for claim in report.claims if claim.group == group.id and (group.papers or claim.n)]
+    if claims:
+        yield claim_sheet(claims)
+        yield Text(f"{HOW} Section A: localisation errors in place of top-1 errors.")
+
+
+def _csv(report: Report) -> str:
+    titles = {group.id: group.title for group in report.groups}
+    rows = [row.model_dump() for row in report.rows]  # a cell is empty where a table has none
+    out = io.StringIO()
+    writer = csv.DictWriter(out, rows[0], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        cells = {
+            key: " to ".join(f"{end:.4f}" for end in cell) if isinstance(cell, tuple) else cell
+            for key, cell in row.items()
+        }
+        writer.writerow(cells | {"group": titles.get(row["group"], "")})
+    return out.getvalue()
+
+
+def _gains(report: Report, group: Group) -> Iterator[Block]:
+    """A sentence each: what the dense test gained over the centre crop, and the start from another net over none."""
+    for lead, claims in (
+        ("Dense over the centre crop, the same net at the same Q", report.dense_over_centre),
+        ("The start from another net over random weights", report.start_from_parent),
+    ):
+        gains = []
+        for claim in claims:
+            if claim.group == group.id and claim.effect is not None and claim.interval:
+                low, high = claim.interval
+                p = p_text(claim.p_value)
+                over = (
+                    f"over {claim.seeds} seeds"
+                    if claim.over == "seeds"
+                    else f"p {p if p.startswith('<') else f'= {p}'}"
+                )
+                gains.append(f"{claim.better} {claim.effect:+.1f} ({low:+.1f} to {high:+.1f}, {over})")
+        if gains:
+            yield Text(f"{lead}, in points of top-1 error gained, with the 95 % interval: {'; '.join(gains)}.")

@@ -1,0 +1,1 @@
+"""What runs and committed evidence have stored, as reports see it."""

@@ -1,0 +1,185 @@
+"""Evidence: runs in a form small enough to be committed, without nets, posteriors and images.
+
+A folder of evidence has two files. `evidence.jsonl` holds a line for each run: its configuration, fidelity ledger, data
+set, environment, the hash of its net and its learning curve. `ranks.npz` holds for each test, of a net or of several
+fused, by a method at some Q, how many classes were guessed before the true one, a byte for each image. Tables, claims
+and figures need no more. What tells of the machine and not of the run (folders, accounts, the cluster) is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vggrepro.config.parsing import parse
+from vggrepro.errors import UserError
+from vggrepro.evaluation.errors import Ranks
+from vggrepro.files import replacing
+from vggrepro.reporting.stored.runs import Asked, StoredRun
+from vggrepro.storage.environment import without_folders
+
+RUNS, RANKS = "evidence.jsonl", "ranks.npz"
+
+_LAST = np.iinfo(np.uint8).max
+"""The rank that stands for all beyond it; the paper counts five guesses."""
+_SECTIONS = ("model", "data", "train", "evaluation", "run")
+_PLACES = {"data": ("root", "index", "boxes"), "run": ("root",)}
+"""Settings that name folders."""
+_OF_DATA = ("splits", "rejected_splits", "classes", "fingerprint")
+_CURVE = {"train": ("step", "loss", "learning_rate"), "validation": ("step", "top1_error", "top5_error")}
+_MOST_RECORDS = 40
+"""Of the training loss, in the learning curve of a run."""
+
+Key = tuple[str, tuple[tuple[str, tuple[int, ...]], ...]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a test gave: the runs with their Q, the method, and the ranks; None where it was not made."""
+
+    asked: tuple[Asked, ...]
+    method: str
+    ranks: Ranks | None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A folder of evidence."""
+
+    folder: Path
+
+    def ranks(self, asked: Sequence[Asked], method: str) -> Ranks | None:
+        """The ranks of a test; None where they are not kept. Raises UserError."""
+        return self._tests.get(_key(asked, method))
+
+    @cached_property
+    def _tests(self) -> dict[Key, Ranks]:
+        tests: dict[Key, Ranks] = {}
+        file = self.folder / RANKS
+        try:
+            with np.load(file, allow_pickle=False) as content:
+                for name in (name for name in content.files if name.endswith(".asked")):
+                    data = name.removesuffix(".asked")
+                    labels, ranks = content[f"{data}.labels"], content[f"{data}.ranks"]
+                    for (method, nets), row in zip(json.loads(str(content[name])), ranks, strict=True):
+                        tests[method, tuple((net, tuple(Q)) for net, Q in nets)] = Ranks(labels, row)
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise UserError(f"evidence {file} cannot be read ({error}); restore it") from None
+        return tests
+
+
+@dataclass(frozen=True)
+class KeptRun(StoredRun):
+    """A run of which evidence is kept; `path` is a folder that does not exist."""
+
+    files: Mapping[str, Any] = field(compare=False)
+    """What the JSON files of its run directory said, by name, and its learning curve."""
+    evidence: Evidence
+
+    @property
+    def place(self) -> str:
+        """In place of the run directory, for a reader."""
+        return "evidence"
+
+    def said(self, name: str) -> Any | None:
+        """What a JSON file of the run said, as far as it is kept."""
+        return self.files.get(name)
+
+    def records(self, kind: str) -> list[dict[str, Any]]:
+        """Its learning curve: records of one kind, the training loss not at every step."""
+        return [record for record in self.files["metrics.jsonl"] if record["kind"] == kind]
+
+    def has(self, method: str, Q: int) -> bool:
+        """Whether its net was tested by a method at one Q, px."""
+        return self.evidence.ranks([(self, (Q,))], method) is not None
+
+    @property
+    def finished(self) -> bool:
+        """No others are kept."""
+        return True
+
+
+def write(runs: Sequence[StoredRun], answers: Iterable[Answer], folder: Path) -> None:
+    """Keeps what some finished runs were tested to say. Raises UserError."""
+    names = [run.name for run in runs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"--keep {folder}: two runs are called {twice[0]}; choose one of them with --runs")
+    tests: dict[str, list[Answer]] = {}
+    for one in answers:
+        tests.setdefault(one.asked[0][0].dataset["fingerprint"], []).append(one)
+    arrays: dict[str, NDArray[Any]] = {}
+    for data, same in tests.items():
+        ranks = [one.ranks for one in same if one.ranks is not None]
+        labels = ranks[0].labels
+        assert all(np.array_equal(one.labels, labels) for one in ranks), "tests of different images"
+        arrays[f"{data[:12]}.labels"] = labels.astype(np.min_scalar_type(int(labels.max())))
+        arrays[f"{data[:12]}.ranks"] = np.stack([np.minimum(one.rank, _LAST).astype(np.uint8) for one in ranks])
+        arrays[f"{data[:12]}.asked"] = np.array(json.dumps([_key(one.asked, one.method) for one in same]))
+    lines = [json.dumps(_line_of(run), sort_keys=True) for run in runs]
+    try:
+        with replacing(folder / RANKS) as temporary, temporary.open("wb") as out:
+            np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
+        with replacing(folder / RUNS) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--keep {folder} cannot be written: {error.strerror}; choose another place") from None
+
+
+def read(folder: Path) -> list[KeptRun]:
+    """The runs of a folder of evidence. Raises UserError."""
+    file, evidence, runs = folder / RUNS, Evidence(folder), []
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"evidence {file} cannot be read ({error}); restore it") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            kept = json.loads(line)
+            config, files = parse(kept.pop("config"), [], file), kept
+            _ = files["metrics.jsonl"], files["final.json"]["weights"], files["dataset.json"]["fingerprint"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"evidence {file}, line {number}: no run of this version ({error}); restore it") from None
+        runs.append(KeptRun(folder / config.run.experiment / config.name, config, files, evidence))
+    return runs
+
+
+def _key(asked: Sequence[Asked], method: str) -> Key:
+    return method, tuple((run.name, Q) for run, Q in asked)
+
+
+def _line_of(run: StoredRun) -> dict[str, Any]:
+    settings = run.config.model_dump(mode="json", include=set(_SECTIONS))
+    for section, places in _PLACES.items():
+        for place in places:
+            del settings[section][place]
+    source = Path(run.dataset["source"]).name
+    environment = run.said("environment.json") or {}
+    if "command" in environment:
+        environment |= {"command": without_folders(environment["command"])}
+    return {
+        "config": settings,
+        "final.json": run.said("final.json"),
+        "dataset.json": {"source": source} | {key: run.dataset[key] for key in _OF_DATA if key in run.dataset},
+        "ledger.json": [vars(one) for one in run.departures],
+        "environment.json": environment,
+        "metrics.jsonl": [*_curve(run, "train"), *_curve(run, "validation")],
+    }
+
+
+def _curve(run: StoredRun, kind: str) -> list[dict[str, Any]]:
+    records = run.records(kind)
+    thinned = records[:: -(-len(records) // _MOST_RECORDS) or 1]
+    return [{"kind": kind} | {key: _short(record[key]) for key in _CURVE[kind]} for record in thinned]
+
+
+def _short(number: Any) -> Any:
+    """Six digits are enough for a curve."""
+    return float(f"{number:.6g}") if isinstance(number, float) else number

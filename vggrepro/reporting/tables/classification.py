@@ -1,0 +1,150 @@
+"""The paper's Tables 3-7 (Section 4), measured beside printed, from stored posteriors. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from vggrepro.paper import PrintedErrors, facts, scale_text
+from vggrepro.reporting.stored.predictions import PredictionCache
+from vggrepro.reporting.stored.runs import Asked, Recipe, StoredRun, departures_of, recipe_of, recipes_of
+from vggrepro.reporting.tables import words
+from vggrepro.reporting.tables.report import Row
+from vggrepro.reporting.tables.rows import Printed, judge, nets_of, row_of_test_set, system_row, unmeasured
+from vggrepro.reporting.tables.words import fused
+
+_TABLE_7 = {
+    "VGG, 2 nets, multi-crop and dense": (6, 2, "both"),
+    "VGG, 1 net, multi-crop and dense": (5, 1, "both"),
+    "VGG, ILSVRC submission, 7 nets, dense": (6, 7, "dense"),
+}
+"""The table that VGG's rows are of, how many nets they are made of, and the method."""
+
+
+def error_rows(runs: Sequence[StoredRun], cache: PredictionCache, *, papers: bool) -> list[Row]:
+    """Tables 3-7: every row of the paper at least once, and what was measured beside them.
+
+    `papers`: whether the paper's figures are of the runs' images and geometry. Raises UserError.
+    """
+    recipes: dict[Recipe, list[StoredRun]] = {}
+    for run in runs:
+        recipes.setdefault(recipe_of(run), []).append(run)
+    rows: list[Row] = []
+    for table in (3, 4, 5, 6):
+        printed_rows = facts().table(table)
+        for printed in printed_rows:
+            missing = [
+                f"{member.net} at S = {scale_text(member.S)}"
+                for member in printed.members
+                if (member.net, member.S) not in recipes
+            ]
+            nets = [[]] if missing else _nets_of(printed, recipes, papers)
+            measured = [_row(table, printed.method, tested, printed, cache, papers, missing) for tested in nets]
+            rows += [*measured, *row_of_test_set(measured[0], "top5", printed.top5_test)]
+        known = {(row.nets[0], row.S) for row in printed_rows}
+        methods = ("dense", "multicrop", "both") if table == 5 else ("dense",)
+        for run in [run for recipe, same in recipes.items() if recipe not in known for run in same if table < 6]:
+            measured = [_row(table, method, [(run, run.Q_of(table))], None, cache, papers) for method in methods]
+            # the paper has no multi-crop figures of this net; where it was so tested, dense is shown beside it
+            if table != 5 or any(row.top1.measured is not None for row in measured[1:]):
+                rows += measured
+    rows.sort(key=_paper_order)
+    return rows + _table7(rows)
+
+
+def _paper_order(row: Row) -> tuple[int, int, str]:
+    """Table by table in the order of the columns of Table 1; rows of one net stay as they are."""
+    columns = list(facts().architectures)
+    at = columns.index(row.net) if row.net in columns and row.table < 6 else len(columns)
+    return row.table, at, row.net if row.table < 6 else ""
+
+
+def _nets_of(printed: PrintedErrors, recipes: Mapping[Recipe, Sequence[StoredRun]], papers: bool) -> list[list[Asked]]:
+    """For each row that is measured beside a printed one its runs with their Q."""
+    candidates = [recipes[member.net, member.S] for member in printed.members]
+    if len(candidates) == 1:
+        chosen = [[run] for run in candidates[0]]
+    else:  # of several variants each net's most faithful one, fused seed by seed
+        chosen = _by_seed(recipes_of(run for found in candidates for run in found), printed)
+    return [
+        [
+            (run, member.Q if papers else run.Q_of(printed.table))
+            for run, member in zip(runs, printed.members, strict=True)
+        ]
+        for runs in chosen
+    ]
+
+
+def _by_seed(recipes: Mapping[Recipe, Sequence[StoredRun]], printed: PrintedErrors) -> list[list[StoredRun]]:
+    """The runs of a fused row, once for each seed that all its nets have; without such a seed, the first of each."""
+    members = [{run.config.run.seed: run for run in recipes[member.net, member.S]} for member in printed.members]
+    shared = sorted(set.intersection(*(set(runs) for runs in members)))
+    if not shared:
+        return [[next(iter(runs.values())) for runs in members]]
+    return [[runs[seed] for runs in members] for seed in shared]
+
+
+def _row(
+    table: int,
+    method: str,
+    tested: Sequence[Asked],
+    printed: PrintedErrors | None,
+    cache: PredictionCache,
+    papers: bool,
+    missing: Sequence[str] = (),
+) -> Row:
+    runs = [run for run, _ in tested]
+    figures: Printed = {"top1": printed.top1, "top5": printed.top5} if printed else {}
+    ranks = cache.ranks(tested, method) if tested else None
+    if ranks:
+        judged = judge({"top1": ranks.top1, "top5": ranks.top5}, figures, _obstacle(printed, runs, papers))
+    else:
+        lacking = [run.what_is_missing(Q, method) for run, Q in tested if cache.ranks([(run, Q)], method) is None]
+        judged = unmeasured(figures, "; ".join(lacking) or f"no run of {', '.join(missing)}")
+    nets, scales, sides = zip(*nets_of(tested, printed), strict=True)
+    return Row(
+        table=table,
+        net=fused(nets),
+        S=fused(scales, alike_once=True),
+        Q=fused(sides, alike_once=True),
+        method=method,
+        flip=all(run.config.evaluation.flip for run in runs) and method != "centre" if runs else None,
+        precision=fused((run.config.evaluation.precision for run in runs), alike_once=True) or None,
+        figures=judged.figures,
+        n=judged.n,
+        verdict=judged.verdict,
+        note=judged.note,
+        run=fused(run.name for run in runs) or None,
+        departures=departures_of(runs) if runs else None,
+    )
+
+
+def _obstacle(printed: PrintedErrors | None, runs: Sequence[StoredRun], papers: bool) -> str:
+    """Why the paper's figure is not about what was measured; empty where it is."""
+    if printed is None:
+        return words.NO_SUCH_ROW
+    if not papers:
+        return words.OTHER_SETTING
+    if any(not run.config.evaluation.flip for run in runs):
+        return "the mirrored images are left out (evaluation.flip)"
+    return ""
+
+
+def _table7(rows: Sequence[Row]) -> list[Row]:
+    """Table 7: VGG's rows are rows of Tables 5 and 6; the others are of other papers."""
+    made: list[Row] = []
+    for system in facts().state_of_the_art:
+        other = system_row(7, system, {"top1": system.top1, "top5": system.top5})
+        if system.method in _TABLE_7:
+            table, nets, method = _TABLE_7[system.method]
+            made += [
+                row.model_copy(update={"table": 7, "net": f"{system.method}: {row.net}"})
+                for row in rows
+                if (row.table, row.method, row.split) == (table, method, "val")
+                and row.net.count(words.FUSED) + 1 == nets
+                and row.top1.printed is not None
+                and (nets > 1 or row.net == "E")
+            ]
+        elif system.top5 is not None:
+            made.append(other)
+        made += row_of_test_set(other, "top5", system.top5_test)
+    return made

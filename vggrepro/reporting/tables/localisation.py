@@ -1,0 +1,172 @@
+"""The paper's Tables 8-10 (Appendix A), measured beside printed, from stored boxes. No torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from vggrepro.evaluation.box_store import CENTRE, DENSE
+from vggrepro.evaluation.boxes import error_of
+from vggrepro.paper import PrintedBoxes, TestedNet, facts
+from vggrepro.reporting.stored.found_boxes import AskedBoxes, BoxCache, StoredBoxes, kind_of, own_Q
+from vggrepro.reporting.stored.runs import StoredRun, departures_of
+from vggrepro.reporting.tables import words
+from vggrepro.reporting.tables.report import Row
+from vggrepro.reporting.tables.rows import Printed, judge, nets_of, row_of_test_set, system_row, unmeasured
+from vggrepro.reporting.tables.words import fused
+
+
+def box_rows(runs: Sequence[StoredRun], cache: BoxCache, *, papers: bool) -> list[Row]:
+    """Tables 8-10: every row of the paper at least once, and what was measured beside them.
+
+    `papers`: whether the paper's figures are of the runs' images and geometry. Raises UserError.
+    """
+    rows = [
+        *_single_rows(runs, cache, 8, papers),
+        *_single_rows(runs, cache, 9, papers),
+        *_pooled_rows(runs, cache, papers),
+        *_yardsticks(runs, cache),
+    ]
+    rows.sort(key=lambda row: row.table)  # stable: the paper's order inside
+    return rows + _table10(rows)
+
+
+def _single_rows(runs: Sequence[StoredRun], cache: BoxCache, table: int, papers: bool) -> Iterator[Row]:
+    """The rows of one net by itself: the paper's, and those of runs that it has no row for."""
+    method = CENTRE if table == 8 else DENSE
+    used: set[tuple[str, tuple[int, ...]]] = set()
+    for printed in facts().localisation[table]:
+        if len(printed.members) > 1:
+            continue
+        (member,) = printed.members
+        kind = (member.net, member.S, printed.regression, printed.fine_tune)
+        fits = [run for run in runs if (run.net, *kind_of(run)) == kind]
+        tested = [(run, Q) for run in fits if (Q := _Q_of(run, member, method, papers))]
+        rows = [_row(table, nets, printed, cache, papers) for nets in [[net] for net in tested] or [[]]]
+        used |= {(run.name, Q) for run, Q in tested}
+        yield from (*rows, *row_of_test_set(rows[0], "only", printed.error_test))
+    for run in runs:
+        for Q in dict.fromkeys(own_Q(run, method, several=several) for several in (False, True)):
+            if (run.name, Q) not in used:
+                yield _row(table, [(run, Q)], None, cache, papers)
+
+
+def _Q_of(run: StoredRun, member: TestedNet, method: str, papers: bool) -> tuple[int, ...]:
+    """The Q that a run is tested at for a row of the paper: the row's own, or in another geometry the run's; () if it
+    has but one where the row has several."""
+    if papers:
+        return member.Q
+    Q = own_Q(run, method, several=len(member.Q) > 1)
+    return Q if len(Q) > 1 or len(member.Q) == 1 else ()
+
+
+def _pooled_rows(runs: Sequence[StoredRun], cache: BoxCache, papers: bool) -> Iterator[Row]:
+    """The rows of several nets whose boxes are pooled."""
+    (printed,) = (row for row in facts().localisation[9] if len(row.members) > 1)
+    nets: dict[str | None, StoredRun] = {}
+    for run in runs:  # a copy of a run has the same net
+        nets.setdefault(run.weights, run)
+    of_paper: list[Row] = []
+    others: list[Row] = []
+    for stored in cache.pooled():
+        sides: dict[str, list[int]] = {}
+        for part in stored.protocol.parts:
+            sides.setdefault(part.weights, []).append(part.Q)
+        # in the order of the runs, in whichever they were pooled
+        tested = [(run, tuple(sorted(sides[run.weights]))) for run in nets.values() if run.weights in sides]
+        if _is_papers_pool(tested, printed, papers):
+            of_paper.append(_row(9, tested, printed, cache, papers))
+        else:
+            others.append(_row(9, tested, None, cache, papers))
+    order = {run.name: number for number, run in enumerate(runs)}
+    for rows in (of_paper, others):
+        rows.sort(key=lambda row: ([order[name] for name in (row.run or "").split(words.FUSED)], row.Q))
+    rows = of_paper or [_row(9, [], printed, cache, papers)]
+    yield from (*rows, *row_of_test_set(rows[0], "only", printed.error_test), *others)
+
+
+def _is_papers_pool(tested: Sequence[AskedBoxes], printed: PrintedBoxes, papers: bool) -> bool:
+    """Whether nets and Q are those of a pooled row: each once, at its Q, or in another geometry at one or several."""
+
+    def scales(Q: tuple[int, ...]) -> object:
+        return Q if papers else len(Q) > 1
+
+    ours = Counter((run.net, *kind_of(run), scales(Q)) for run, Q in tested)
+    return ours == Counter(
+        (member.net, member.S, printed.regression, printed.fine_tune, scales(member.Q)) for member in printed.members
+    )
+
+
+def _row(table: int, tested: Sequence[AskedBoxes], printed: PrintedBoxes | None, cache: BoxCache, papers: bool) -> Row:
+    runs = [run for run, _ in tested]
+    method = CENTRE if table == 8 else DENSE
+    figures: Printed = {"only": printed.error} if printed else {}
+    kinds = [kind_of(run)[1:] for run in runs] or [(row.regression, row.fine_tune) for row in (printed,) if row]
+    nets, scales, sides = zip(*nets_of(tested, printed), strict=True)
+    if stored := cache.of(tested, method):
+        error = error_of(stored.right)
+        judged = judge({"only": error}, figures, _obstacle(printed, error.n, runs[0].usable_val, papers))
+    else:
+        what = "pooled boxes; see `vggrepro localise`" if len(nets) > 1 else "run of this recipe"
+        lacking = "; ".join(run.what_boxes_lack(Q, method) for run, Q in tested)
+        judged = unmeasured(figures, lacking or f"no {what}")
+    return Row(
+        table=table,
+        net=fused(nets),
+        S=fused(scales),
+        Q=fused(sides),
+        regression=fused((regression for regression, _ in kinds), alike_once=True),
+        fine_tune=fused((fine_tune for _, fine_tune in kinds), alike_once=True),
+        guesses=_guesses(stored) if stored else None,
+        figures=judged.figures,
+        n=judged.n,
+        verdict=judged.verdict,
+        note=judged.note,
+        run=fused(run.name for run in runs) or None,
+        departures=departures_of(runs) if runs else None,
+    )
+
+
+def _guesses(stored: StoredBoxes) -> str | None:
+    """Who named the classes, where somebody had to."""
+    return None if stored.is_centre else f"{stored.guesses} (top-5 error {stored.top5:.1f} %)"
+
+
+def _obstacle(printed: PrintedBoxes | None, n: int, images: int, papers: bool) -> str:
+    """Why the paper's figure is not about n images that were measured; empty where it is."""
+    if printed is None:
+        return words.NO_SUCH_ROW
+    if not papers:
+        return words.OTHER_SETTING
+    return f"{images - n:,} of {images:,} validation images have no box" if n < images else ""
+
+
+def _yardsticks(runs: Sequence[StoredRun], cache: BoxCache) -> Iterator[Row]:
+    """What boxes that know nothing of an image get, on the images and with the guesses of the rows above."""
+    for table, method in ((8, CENTRE), (9, DENSE)):
+        tested = [(run, own_Q(run, method, several=several)) for run in runs for several in (False, True)]
+        stored = {boxes.sought: boxes for net in tested if (boxes := cache.of([net], method))}
+        for boxes in stored.values():
+            for name, error in boxes.yardsticks().items():
+                judged = judge({"only": error}, {}, "a yardstick")
+                yield Row(
+                    table=table, net=name, guesses=_guesses(boxes), figures=judged.figures, n=judged.n,
+                    verdict=judged.verdict, note=judged.note,
+                )  # fmt: skip
+
+
+def _table10(rows: Sequence[Row]) -> list[Row]:
+    """VGG's row is one of Table 9; the others are of other papers."""
+    made: list[Row] = []
+    for system in facts().localisation_state_of_the_art:
+        if system.method == "VGG":
+            made += [
+                row.model_copy(update={"table": 10, "net": f"VGG: {row.net}"})
+                for row in rows
+                if row.table == 9 and row.main.printed in (system.error, system.error_test) and words.FUSED in row.net
+            ]
+            continue
+        other = system_row(10, system, {"only": system.error})
+        made += [other] if system.error is not None else []
+        made += row_of_test_set(other, "only", system.error_test, words.OTHER_PAPER)
+    return made

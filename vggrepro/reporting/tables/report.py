@@ -1,0 +1,265 @@
+"""The report as data: what `vggrepro tables --json` prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from vggrepro.paper import Combine, Measure
+from vggrepro.reporting.claims.claim import Claim
+from vggrepro.reporting.stored.runs import StoredRun
+from vggrepro.storage.ledger import Departure
+
+Verdict = Literal["agrees", "differs", "not measured", "cannot be measured", "not comparable"]
+FigureName = Literal["top1", "top5", "only"]
+"""The two errors of Tables 3-7; or the only figure of a row, the localisation error or Appendix B's score."""
+_SUFFIXES: Mapping[FigureName, str] = {"top1": "_top1", "top5": "_top5", "only": ""}
+
+
+class Record(BaseModel):
+    """Base of what goes into the JSON report: frozen, nothing beside what is declared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Figure(Record):
+    """What the paper prints and what was measured, in per cent; the difference in percentage points."""
+
+    printed: float | None = None
+    measured: float | None = None
+    interval: tuple[float, float] | None = None
+    """95 %: of errors Wilson's, of scores over the choice of test samples."""
+    difference: float | None = None
+    """Measured minus printed; None where they are not comparable."""
+
+
+class SeedMean(Record):
+    """A figure over several seeds, in per cent."""
+
+    printed: float | None = None
+    mean: float | None = None
+    spread: float | None = None
+    """Sample standard deviation over the seeds, points."""
+
+
+def _describe_flat(schema: dict[str, Any], model: type[Labels]) -> None:
+    """What :meth:`Labels._flatten` makes of figures, in the schema."""
+    parts = model.figure_model.model_json_schema()["properties"]
+    schema["properties"].pop("figures", None)
+    schema["properties"] |= {key: parts[part] for key, (_, part) in model.keys_of_figures().items()}
+
+
+class Labels(Record):
+    """What tells a row of a table from the others, beside the row's figures.
+
+    In JSON and CSV the parts of a figure are keys of the row: `printed_top1`, or `printed` of the only one.
+    """
+
+    model_config = ConfigDict(json_schema_extra=_describe_flat)
+    figure_model: ClassVar[type[Record]]
+
+    group: str | None = None
+    """The group of runs it belongs to; None in Tables 1 and 2, which need no run, and in Tables 11 and 12."""
+    table: int
+    net: str
+    """A column of Table 1, several joined by ` + `, the user's own net, a yardstick, or the name of a system."""
+    S: str | None = None
+    Q: str | None = None
+    method: str | None = None
+    regression: str | None = None
+    """SCR or PCR: one box for all classes, or one for each."""
+    fine_tune: str | None = None
+    """all or fc: which layers of a net that predicts boxes were trained."""
+    flip: bool | None = None
+    """Whether mirror images are tested too; None where there is no run. A centre crop is never mirrored."""
+    precision: str | None = None
+    """Of the arithmetic of the test."""
+    guesses: str | None = None
+    """Who named the five classes of each image in Table 9; in Table 8 the true one is given."""
+    set: str | None = None
+    """The data set of Tables 11 and 12, by its name."""
+    data: str | None = None
+    """Fingerprint of its images, targets and boxes."""
+    layer: str | None = None
+    """Whose activations the features are."""
+    combine: Combine | None = None
+    """What is made of the features at several Q."""
+    boxes: bool | None = None
+    """Features of the person's box beside those of the image."""
+    measure: Measure | None = None
+    """Of the score in Tables 11 and 12."""
+    split: Literal["val", "test"] | None = "val"
+    """The labels of the test set were never published: what is printed of it cannot be measured. None in 11 and 12."""
+
+    @classmethod
+    def keys_of_figures(cls) -> dict[str, tuple[FigureName, str]]:
+        """For each key of the flat form the figure and its part."""
+        parts = cls.figure_model.model_fields
+        return {part + suffix: (name, part) for part in parts for name, suffix in _SUFFIXES.items()}
+
+    @model_serializer(mode="wrap")
+    def _flatten(self, nested: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        row = nested(self)
+        figures = row.pop("figures", {})
+        flat = {key: figures.get(name, {}).get(part) for key, (name, part) in self.keys_of_figures().items()}
+        return row | {key: number for key, number in flat.items() if number is not None or not info.exclude_defaults}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, row: dict[str, Any]) -> dict[str, Any]:
+        keys = cls.keys_of_figures()
+        figures: dict[FigureName, dict[str, Any]] = row.get("figures", {})
+        for key, (name, part) in keys.items():
+            if row.get(key) is not None:
+                figures.setdefault(name, {})[part] = row[key]
+        return {key: label for key, label in row.items() if key not in keys} | {"figures": figures}
+
+
+class Row(Labels):
+    """One row of a table."""
+
+    figure_model = Figure
+
+    figures: dict[FigureName, Figure] = {}
+    printed_spread: float | None = None
+    """Of a score over three random splits, points."""
+    spread: float | None = None
+    """Sample standard deviation of a score over the splits, points; None for one split."""
+    splits: int | None = None
+    C: list[float] | None = None
+    """Of the SVMs, chosen for each split."""
+    classes: int | None = None
+    train: int | None = None
+    """Samples that a split learns from."""
+    n: int | None = None
+    """Images, or distinct test samples."""
+    verdict: Verdict
+    run: str | None = None
+    """`experiment:stage`, several joined by ` + `."""
+    departures: int | None = None
+    """Settings in which the runs depart from the paper."""
+    note: str = ""
+    printed_count: int | None = None
+    """Table 1: weight layers. Table 2: millions of parameters."""
+    measured_count: int | None = None
+    """Table 1: weight layers. Table 2: parameters."""
+
+    @property
+    def top1(self) -> Figure:
+        """Of Tables 3-7; without numbers where there are none."""
+        return self.figures.get("top1", Figure())
+
+    @property
+    def top5(self) -> Figure:
+        """Of Tables 3-7; without numbers where there are none."""
+        return self.figures.get("top5", Figure())
+
+    @property
+    def main(self) -> Figure:
+        """The figure that a row is known by: the top-1 error, or the only one."""
+        return self.figures.get("only", self.top1)
+
+
+class Spread(Labels):
+    """One protocol of Tables 3-6, 8 or 9 over several seeds."""
+
+    figure_model = SeedMean
+
+    figures: dict[FigureName, SeedMean] = {}
+    seeds: int
+    runs: list[str]
+
+
+class RunNote(Record):
+    """The way back from a number to what made it."""
+
+    name: str
+    directory: str
+    net: str
+    S: str
+    seed: int
+    step: int
+    iterations: int
+    finished: bool
+    imported: bool
+    """From another program's file: what is said of seed and steps is not its own."""
+    weights: str | None
+    """SHA-256 of the final net."""
+    git_commit: str | None
+    git_dirty: bool | None
+    """Whether the code had changes that the commit lacks."""
+    mlflow_run: str | None
+    """Id of its MLflow run."""
+    departures: list[Departure]
+    unused: list[str]
+    """Stored answers of another net or index, which no number here is made of."""
+
+    @classmethod
+    def of(cls, run: StoredRun) -> RunNote:
+        """What a report says of a run itself."""
+        environment = run.said("environment.json") or {}
+        return cls(
+            name=run.name,
+            directory=run.place,
+            net=run.net,
+            S=run.config.data.S_text,
+            seed=run.config.run.seed,
+            step=run.config.train.iterations if run.finished else run.step,
+            iterations=run.config.train.iterations,
+            finished=run.finished,
+            imported=any(departure.setting == "weights" for departure in run.departures),
+            weights=run.weights,
+            git_commit=environment.get("git_commit"),
+            git_dirty=environment.get("git_dirty"),
+            mlflow_run=run.mlflow_run,
+            departures=run.departures,
+            unused=run.strangers,
+        )
+
+
+class Group(Record):
+    """Runs of the same images, classes and geometry."""
+
+    id: str
+    title: str
+    papers: bool
+    """Whether the paper's figures apply: its validation set, classes and geometry."""
+    runs: list[RunNote]
+
+
+class Report(Record):
+    """All tables. The schema is in `tables.schema.json`."""
+
+    format: Literal["vggrepro tables 2"] = "vggrepro tables 2"
+    groups: list[Group]
+    rows: list[Row]
+    """Of Tables 1-12, in their order."""
+    seeds: list[Spread]
+    claims: list[Claim]
+    transfer_claims: list[Claim] = []
+    """What Appendix B claims."""
+    transfer_runs: list[RunNote] = []
+    """The runs of Tables 11 and 12 that belong to no group."""
+    dense_over_centre: list[Claim] = []
+    """What each net of Table 3 gains by the dense test over its centre crop; the paper has no such figures."""
+    start_from_parent: list[Claim] = []
+    """What each net gains by the weights of another net over random ones; the paper has no such figures either."""
+    left_out: list[str]
+    """Runs that have not begun, and so belong to no group."""
+
+
+if __name__ == "__main__":  # renews the schema
+    (Path(__file__).parents[1] / "tables.schema.json").write_text(
+        json.dumps(Report.model_json_schema(), indent=1) + "\n"
+    )

@@ -1,0 +1,113 @@
+"""Tables 11 and 12 (Appendix B), measured beside printed. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vggrepro.evaluation.feature_spec import task_of
+from vggrepro.evaluation.recognition import against_printed
+from vggrepro.paper import TransferFigure, facts, value
+from vggrepro.reporting.stored.runs import StoredRun, departures_of
+from vggrepro.reporting.stored.stored_transfers import StoredTransfer, as_the_paper
+from vggrepro.reporting.tables import words
+from vggrepro.reporting.tables.report import Figure, Row, Verdict
+from vggrepro.reporting.tables.words import Q_text, fused
+
+
+def transfer_rows(tests: Sequence[StoredTransfer]) -> list[Row]:
+    """Every figure of the paper, and what was measured beside it; then what the paper has no figure of."""
+    rows: list[Row] = []
+    beside: set[int] = set()
+    for figure in facts().transfer_figures:
+        measured = [test for test in tests if _is_of(test, figure)]
+        beside |= {id(test) for test in measured}
+        rows += [_row(test, figure) for test in measured] or [_without_test(figure)]
+    rows += [_row(test, None) for test in tests if id(test) not in beside]
+    order = {name: number for number, name in enumerate(facts().transfer)}
+    return sorted(rows, key=lambda row: (row.table, order.get(row.set or "", len(order)), row.set))
+
+
+def _is_of(test: StoredTransfer, figure: TransferFigure) -> bool:
+    """Whether a test is what a figure of the paper is of: nets and protocol; its training may be another."""
+    if (test.set, test.nets, test.found.protocol.boxes) != (figure.set, figure.nets, figure.boxes):
+        return False
+    return as_the_paper(test, facts().transfer[figure.set])
+
+
+def _row(test: StoredTransfer, figure: TransferFigure | None) -> Row:
+    protocol, result, counts = test.found.protocol, test.found.result, test.found.said
+    note = _obstacle(test) if figure else "the paper has no such figure"
+    verdict: Verdict = "not comparable"
+    difference = None
+    if figure and not note:
+        difference = result.mean - figure.figure
+        against = against_printed(
+            result.mean, result.spread, len(result.tested), figure.figure, figure.spread, result.interval
+        )
+        verdict, note = ("differs", against) if against in ("lower", "higher") else ("agrees", "")
+    printed = figure.figure if figure else None
+    return Row(
+        table=task_of(test.set).table,
+        set=test.set,
+        data=protocol.data,
+        net=fused(test.nets),
+        layer=fused((net.layer for net in protocol.nets), alike_once=True),
+        Q=fused((Q_text(net.Q) for net in protocol.nets), alike_once=True),
+        combine=protocol.combine if any(len(net.Q) > 1 for net in protocol.nets) else None,
+        boxes=protocol.boxes,
+        measure=protocol.measure,
+        split=None,
+        figures={
+            "only": Figure(printed=printed, measured=result.mean, interval=result.interval, difference=difference)
+        },
+        printed_spread=figure.spread if figure else None,
+        spread=result.spread,
+        splits=len(result.tested),
+        C=list(test.found.C),
+        classes=counts["classes"],
+        train=counts["train"],
+        n=result.n,
+        verdict=verdict,
+        run=fused(run.name for run in test.runs),
+        departures=departures_of(test.runs),
+        note=note,
+    )
+
+
+def _obstacle(test: StoredTransfer) -> str:
+    """Why the paper's figure is not about what was measured; empty where it is."""
+    task, counts = facts().transfer[test.set], test.found.said
+    if not all(_is_the_papers_net(run) for run in test.runs):
+        return f"{words.OTHER_SETTING} was learnt from"
+    if task.unlabelled or test.set == "voc2012_action":
+        return "measured on val: only the challenge's server has the labels of test; `--submission` writes its files"
+    images = counts["images"] + counts["rejected"]
+    if (counts["classes"], images) != (task.classes, task.images):
+        return f"{counts['classes']} classes and {images:,} images, the data set has {task.classes} and {task.images:,}"
+    return ""
+
+
+def _is_the_papers_net(run: StoredRun) -> bool:
+    """Whether a net is of the paper's classes and geometry; of one that was imported no more is known."""
+    model = run.config.model
+    trained = run.dataset.get("splits", {}).get("train") in (None, 0, value("train_images"))
+    return trained and (model.classes, model.crop, model.width) == (value("classes"), value("crop"), 1.0)
+
+
+def _without_test(figure: TransferFigure) -> Row:
+    """A figure of the paper alone."""
+    task = facts().transfer[figure.set]
+    net = fused(figure.nets) or figure.method
+    return Row(
+        table=task.table,
+        set=figure.set,
+        net=net,
+        boxes=figure.boxes,
+        measure=task.measure,
+        split=None,
+        figures={"only": Figure(printed=figure.figure)},
+        printed_spread=figure.spread,
+        C=[],
+        verdict="not measured" if figure.nets else "cannot be measured",
+        note=f"no run of {net} was tested on {figure.set}" if figure.nets else words.OTHER_PAPER,
+    )
