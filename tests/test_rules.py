@@ -32,7 +32,14 @@ FLOORS = (
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 SUB_FLOORS = {
-    "data": (("views",), ("decode", "sampler"), ("images",), ("loading", "boxes"), ("transfer",), ("dataset",)),
+    "data": (
+        ("views",),
+        ("decode", "sampler"),
+        ("images",),
+        ("loading", "boxes"),
+        ("transfer",),
+        ("dataset", "report"),
+    ),
     "reporting": (("stored",), ("claims",), ("tables",), ("documents",)),
 }
 """The rooms within a room, from the ground up."""

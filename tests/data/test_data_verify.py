@@ -28,10 +28,10 @@ from vggrepro.data.decode import opened, rgb
 from vggrepro.data.images import scan as scan_module
 from vggrepro.data.images import verify as verify_module
 from vggrepro.data.images.index import Index
-from vggrepro.data.images.report import render
 from vggrepro.data.images.scan import scan
 from vggrepro.data.images.verify import Finding, Place, verify
 from vggrepro.data.loading.loader import Loader
+from vggrepro.data.report import render
 from vggrepro.data.sampler import TrainingSampler
 from vggrepro.data.views import rescaled_size, whole
 from vggrepro.errors import UserError

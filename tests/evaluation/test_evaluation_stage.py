@@ -19,7 +19,7 @@ from vggrepro.data.loading.loader import Loader, make_loader
 from vggrepro.errors import UserError
 from vggrepro.evaluation import methods
 from vggrepro.evaluation.measure import NetAnswers, fuse
-from vggrepro.evaluation.parts import Parts
+from vggrepro.evaluation.parts import PartialResults
 from vggrepro.evaluation.posteriors import Posteriors
 from vggrepro.evaluation.stage import as_the_net_expects, evaluate
 from vggrepro.ranks.group import process_group
@@ -134,7 +134,7 @@ def test_a_signal_is_heeded_and_loses_nothing(
     with pytest.raises(Interrupted, match="SIGTERM"):
         evaluate(answers(odd_index, run), lambda: (tiny_net(), loader), odd_index, watch, wanted)
     monkeypatch.undo()
-    done = Parts(answers(odd_index, run).posteriors("dense", 36).file(run)).done(11)
+    done = PartialResults(answers(odd_index, run).posteriors("dense", 36).file(run)).done(11)
     assert 3 <= done.sum() < 11
     run_evaluation(odd_index, run, loader)
     assert_same(odd_index, whole, run)
@@ -148,7 +148,7 @@ def test_killed_outright_after_some_parts(
     for method in METHODS:
         values = stored(odd_index, whole, 40, method).values
         for rows in ([0, 2], [2, 3, 9]):
-            parts = Parts(answers(odd_index, run).posteriors(method, 40).file(run))
+            parts = PartialResults(answers(odd_index, run).posteriors(method, 40).file(run))
             parts.add(np.array(rows), values[rows])
             parts.flush()
         (parts.folder / ".torn.npz.1").write_bytes(b"half")
@@ -158,7 +158,7 @@ def test_killed_outright_after_some_parts(
 
 def test_a_torn_part_is_one_line(odd_index: Index, loader: Loader, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    parts = Parts(answers(odd_index, run).posteriors("dense", 40).file(run))
+    parts = PartialResults(answers(odd_index, run).posteriors("dense", 40).file(run))
     parts.folder.mkdir(parents=True)
     (parts.folder / "torn.npz").write_bytes(b"PK half")
     with pytest.raises(UserError, match=r"torn.npz cannot be read .*; remove the file and evaluate again"):
@@ -166,7 +166,9 @@ def test_a_torn_part_is_one_line(odd_index: Index, loader: Loader, tmp_path: Pat
 
 
 def test_rows_that_another_rank_wrote_elsewhere_are_missed(odd_index: Index, tmp_path: Path) -> None:
-    parts = Parts(answers(odd_index, RunDirectory(tmp_path)).posteriors("dense", 40).file(RunDirectory(tmp_path)))
+    parts = PartialResults(
+        answers(odd_index, RunDirectory(tmp_path)).posteriors("dense", 40).file(RunDirectory(tmp_path))
+    )
     parts.add(np.arange(4), np.full((4, 3), 1 / 3, np.float32))
     parts.flush()
     with pytest.raises(UserError, match=r"7 of 11 images are missing .* shared file system"):

@@ -15,7 +15,7 @@ from vggrepro.evaluation.posteriors import Posteriors, PosteriorsKey
 from vggrepro.reporting.stored.finding import find_runs
 from vggrepro.reporting.stored.runs import StoredRun
 from vggrepro.reporting.tables.build import build_report
-from vggrepro.reporting.tables.report import Figure, Report, Row
+from vggrepro.reporting.tables.report import Measurement, Report, Row
 from vggrepro.storage.directory import RunDirectory
 
 CLASSES = 10
@@ -236,7 +236,7 @@ def of_tables(report: Report, tables: Sequence[int]) -> list[Row]:
 
 def value_of(row: Row, key: str) -> object:
     """A label of a row, or a part of its main figure."""
-    return getattr(row.main if key in Figure.model_fields else row, key)
+    return getattr(row.main if key in Measurement.model_fields else row, key)
 
 
 def rows_of(root: Path, table: int, **wanted: object) -> list[Row]:

@@ -37,9 +37,9 @@ def index(
     as_json: JsonOption = False,
 ) -> None:
     """Find and check images where they lie: counts, labels, sizes, odd and unreadable files."""
-    from vggrepro.data.images.report import render
     from vggrepro.data.images.scan import scan
     from vggrepro.data.images.sources import check_md5
+    from vggrepro.data.report import render
     from vggrepro.progress import progress
 
     if mean and verify == "header":
@@ -105,8 +105,8 @@ def boxes(
     from vggrepro.data.boxes.box_scan import open_boxes, read_boxes
     from vggrepro.data.images import sample_set
     from vggrepro.data.images.index import load
-    from vggrepro.data.images.report import render_boxes
     from vggrepro.data.images.scan import open_index
+    from vggrepro.data.report import render_boxes
     from vggrepro.progress import progress
 
     _check_out(out, "boxes.npz")

@@ -19,7 +19,7 @@ from vggrepro.evaluation.boxes import Found, Truth, error_of
 from vggrepro.evaluation.errors import ErrorRate
 from vggrepro.evaluation.measure import NetAnswers
 from vggrepro.evaluation.methods import centre_outputs, centre_views, whole_views
-from vggrepro.evaluation.run_split import Job, store_over_split
+from vggrepro.evaluation.run_split import Computation, store_over_split
 from vggrepro.models.boxes import decode, of_classes
 from vggrepro.models.dense import score_map
 from vggrepro.models.precision import set_arithmetic
@@ -117,12 +117,12 @@ class BoxPredictor:
         if from_first_rank(key.exists(self.answers.run)):
             return
         net, _ = self._made()
-        job = Job(
+        computation = Computation(
             key,
             lambda batch: centre_boxes(net(batch.images), batch),
             lambda _, boxes: Found(boxes.reshape(-1, 1, 4), labels[:, None]),
         )
-        self._store(job, centre_views, net, f"{CENTRE} at Q={Q}", Q)
+        self._store(computation, centre_views, net, f"{CENTRE} at Q={Q}", Q)
 
     def dense(self, key: PlacesKey, guesses: Ints) -> None:
         """Stores the boxes of guessed classes (images, 5), and of the true one, at every place. Raises as centre."""
@@ -131,20 +131,20 @@ class BoxPredictor:
         net, scorer = self._made()
         classes = np.concatenate([guesses, self.images.split.label[:, None]], axis=1)
         pixels = self.answers.testing.batch * net.architecture.crop**2
-        job = Job(
+        computation = Computation(
             key,
             lambda batch: boxes_at_places(net, scorer, batch, classes[batch.views.image], pixels),
             lambda start, values: Places(start, values, classes),
         )
-        self._store(job, whole_views, net, f"{DENSE} at Q={key.Q}", key.Q)
+        self._store(computation, whole_views, net, f"{DENSE} at Q={key.Q}", key.Q)
 
     def _made(self) -> tuple[VGG, VGG]:
         set_arithmetic(self.loader.device, self.answers.testing.precision)
         net, scorer = self.nets()
         return net.eval(), scorer.eval()
 
-    def _store(self, job: Job, views_of: Callable[..., list[Views]], net: VGG, doing: str, Q: int) -> None:
+    def _store(self, box: Computation, views_of: Callable[..., list[Views]], net: VGG, doing: str, Q: int) -> None:
         testing, split = self.answers.testing, self.images.split
         views = views_of(split, Q, testing.batch, net.architecture.crop)
         run, precision = self.answers.run, testing.precision
-        store_over_split([job], run, self.loader, split, views, self.watch, precision, f"boxes, {doing}")
+        store_over_split([box], run, self.loader, split, views, self.watch, precision, f"boxes, {doing}")

@@ -17,7 +17,7 @@ from vggrepro.evaluation.store import read_arrays, write_arrays
 _SECONDS_BETWEEN_PARTS = 30.0
 
 
-class Parts:
+class PartialResults:
     """What is computed for each image of a split, until all images are there.
 
     An image has one entry, or with `counts` any number of them. What a killed evaluation leaves, the next one

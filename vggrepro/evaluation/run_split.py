@@ -12,7 +12,7 @@ from vggrepro.config.settings import Precision
 from vggrepro.data.images.index import Split
 from vggrepro.data.loading.loader import Batch, Loader
 from vggrepro.data.views import Ints, Views
-from vggrepro.evaluation.parts import Parts
+from vggrepro.evaluation.parts import PartialResults
 from vggrepro.evaluation.store import Key
 from vggrepro.models.precision import autocast
 from vggrepro.progress import progress
@@ -24,7 +24,7 @@ Output = TypeVar("Output")
 
 
 @dataclass(frozen=True)
-class Job:
+class Computation:
     """One answer to compute and store."""
 
     key: Key[Any]
@@ -35,7 +35,7 @@ class Job:
 
 
 def store_over_split(
-    jobs: Sequence[Job],
+    computations: Sequence[Computation],
     run: RunDirectory,
     loader: Loader,
     split: Split,
@@ -50,7 +50,7 @@ def store_over_split(
     number, so neither do answers. `doing` is shown. Raises UserError, and Interrupted on every rank.
     """
     topology, n = watch.topology, len(split)
-    parts = [Parts(job.key.file(run)) for job in jobs]
+    parts = [PartialResults(computation.key.file(run)) for computation in computations]
     done = from_first_rank([part.done(n) for part in parts] if topology.is_first else None)
     complete = np.logical_and.reduce(done)
     left = [view for view in views if not complete[view.image].all()]
@@ -58,9 +58,9 @@ def store_over_split(
 
     def predict(batch: Batch) -> None:
         rows = batch.views.image
-        for job, part, there in zip(jobs, parts, done, strict=True):
+        for computation, part, there in zip(computations, parts, done, strict=True):
             if not there[rows].all():
-                predicted = job.predict(batch)
+                predicted = computation.predict(batch)
                 counts = np.full(len(rows), predicted.shape[1])
                 part.add(rows, predicted.reshape(-1, *predicted.shape[2:]).astype(np.float32), counts)
 
@@ -75,8 +75,8 @@ def store_over_split(
                 part.flush()
     from_every_rank(None)  # until every rank has written
     if topology.is_first:
-        for job, part in zip(jobs, parts, strict=True):
-            job.key.save(run, job.answer(*part.gather(n)))
+        for computation, part in zip(computations, parts, strict=True):
+            computation.key.save(run, computation.answer(*part.gather(n)))
             part.remove()
 
 

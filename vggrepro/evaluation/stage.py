@@ -14,7 +14,7 @@ from vggrepro.data.views import Ints
 from vggrepro.evaluation.measure import NetAnswers
 from vggrepro.evaluation.methods import METHODS, Settings, whole_views
 from vggrepro.evaluation.posteriors import Posteriors
-from vggrepro.evaluation.run_split import Job, store_over_split
+from vggrepro.evaluation.run_split import Computation, store_over_split
 from vggrepro.models.precision import set_arithmetic
 from vggrepro.models.vgg import VGG
 from vggrepro.ranks.collectives import from_first_rank
@@ -50,10 +50,10 @@ def evaluate(
 
     for Q, keys in groupby(missing, lambda key: key.Q):
         methods = {key.method: key for key in keys}
-        jobs = [Job(key, partial(predict, method), answer) for method, key in methods.items()]
+        computations = [Computation(key, partial(predict, method), answer) for method, key in methods.items()]
         views = whole_views(split, Q, settings.batch // settings.views, net.architecture.crop)
         doing = f"{', '.join(methods)} at Q={Q}"
-        store_over_split(jobs, answers.run, loader, split, views, watch, testing.precision, doing)
+        store_over_split(computations, answers.run, loader, split, views, watch, testing.precision, doing)
 
 
 def as_the_net_expects(loader: Loader, preprocessing: dict[str, object]) -> Loader:

@@ -24,7 +24,7 @@ _MOST = 20  # names in a message
 
 
 @dataclass(frozen=True)
-class _Net:
+class _Candidate:
     """A dict of tensors, or those of its tensors whose names begin alike, with a first convolution among them."""
 
     name: str
@@ -99,7 +99,7 @@ def _dicts(content: dict[Any, Any]) -> Iterator[tuple[list[str], dict[Any, Any]]
                 found.append(([*place, key], item))
 
 
-def _nets(place: list[str], holder: dict[Any, Any]) -> Iterator[_Net]:
+def _nets(place: list[str], holder: dict[Any, Any]) -> Iterator[_Candidate]:
     named = _named(holder)
     tensors = [name for name, item in named.items() if isinstance(item, Tensor)]
     items: dict[str, dict[str, Any]] = {prefix: {} for name in tensors if (prefix := _prefix(name)) is not None}
@@ -112,7 +112,7 @@ def _nets(place: list[str], holder: dict[Any, Any]) -> Iterator[_Net]:
             beside.append(name)
     for prefix, found in items.items():
         keys = [*place, prefix[:-1]] if prefix and len(items) > 1 else place
-        yield _Net(".".join(keys) or ".", prefix, found, beside)
+        yield _Candidate(".".join(keys) or ".", prefix, found, beside)
 
 
 def _named(holder: dict[Any, Any]) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def _prefix(name: str) -> str | None:
     return name[: name.rindex("features")] if _unwrapped(name)[-3:] == ["features", "0", "weight"] else None
 
 
-def _choice(nets: list[_Net], file: Path, key: str | None) -> _Net:
+def _choice(nets: list[_Candidate], file: Path, key: str | None) -> _Candidate:
     names = _some([net.name for net in nets], _MOST)
     if key is not None:
         chosen = [net for net in nets if net.name == key]
@@ -144,7 +144,7 @@ def _choice(nets: list[_Net], file: Path, key: str | None) -> _Net:
     return (chosen or nets)[0]
 
 
-def _account(content: dict[Any, Any], net: _Net, others: list[str]) -> str:
+def _account(content: dict[Any, Any], net: _Candidate, others: list[str]) -> str:
     epoch, arch = content.get("epoch"), content.get("arch")
     text = ""
     if net.name != ".":

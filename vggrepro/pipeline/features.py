@@ -25,7 +25,7 @@ from vggrepro.errors import UserError
 from vggrepro.evaluation.feature_spec import FeatureSpec, drawing_of, feature_specs
 from vggrepro.evaluation.features import Features, FeaturesKey, descriptors, stacked
 from vggrepro.evaluation.methods import Settings, features, region_views, whole_views
-from vggrepro.evaluation.run_split import Job, store_over_split
+from vggrepro.evaluation.run_split import Computation, store_over_split
 from vggrepro.evaluation.store import write_arrays
 from vggrepro.models.precision import set_arithmetic
 from vggrepro.pipeline.net import Net
@@ -80,9 +80,9 @@ class Descriptors:
                 views = region_views(split, data.boxes, key.Q, batch, crop)
             else:
                 views = whole_views(split, key.Q, batch, crop)
-            job = Job(key, predict, partial(answer, key.Q))
+            computation = Computation(key, predict, partial(answer, key.Q))
             doing = f"features of {data.name}{', boxes' if boxes else ''} at Q={key.Q}"
-            store_over_split([job], net.run, loader, split, views, session.watch, testing.precision, doing)
+            store_over_split([computation], net.run, loader, split, views, session.watch, testing.precision, doing)
 
     def _keys(self, net: Net, Q: Iterable[int], *, boxes: bool) -> list[FeaturesKey]:
         answers = net.answers(self.data.index.fingerprint)

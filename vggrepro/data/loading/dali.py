@@ -46,10 +46,10 @@ def regions(
 
     Tensors are good for what torch's current stream is given before the next batch is asked for.
     """
-    batches = _reading(_Batch(split, pool, readers, *batch) for batch in wanted)
+    batches = _reading(_Decoded(split, pool, readers, *batch) for batch in wanted)
     with _InUse(device) as in_use:
         while True:
-            decoding: deque[_Batch] = deque()
+            decoding: deque[_Decoded] = deque()
             pipe = _build(_inputs(batches, decoding), threads, device)
             dead = False
             while not dead:
@@ -110,7 +110,7 @@ def _image(outputs: Any, row: int) -> Image.Image:
     return Image.fromarray(np.asarray(outputs[row]))
 
 
-class _Batch:
+class _Decoded:
     """Images on their way, their bytes being read since it was made."""
 
     def __init__(
@@ -153,14 +153,14 @@ class _Batch:
         return whole_region(encoded, self._split.size[self._images[row]])
 
 
-def _reading(batches: Iterator[_Batch]) -> Iterator[_Batch]:
+def _reading(batches: Iterator[_Decoded]) -> Iterator[_Decoded]:
     ahead = deque(islice(batches, _AHEAD))
     while ahead:
         ahead.extend(islice(batches, 1))
         yield ahead.popleft()
 
 
-def _inputs(batches: Iterable[_Batch], decoding: deque[_Batch]) -> Iterator[tuple[Any, ...]]:
+def _inputs(batches: Iterable[_Decoded], decoding: deque[_Decoded]) -> Iterator[tuple[Any, ...]]:
     """What DALI is fed. Every batch is put down in `decoding`, those that hold nothing for DALI as well."""
     for batch in batches:
         decoding.append(batch)

@@ -16,7 +16,7 @@ from vggrepro.data.images.scan import Progress, open_members
 from vggrepro.data.images.tree import contents, place_of
 from vggrepro.data.sampler import class_permutation
 from vggrepro.data.transfer.transfer_set import Partition, TransferSet
-from vggrepro.data.transfer.voc_sets import Challenge, Key, Kit, Sample
+from vggrepro.data.transfer.voc_sets import Challenge, Kit, Sample, SampleKey
 from vggrepro.data.views import Ints
 from vggrepro.errors import UserError
 from vggrepro.paper import facts, value
@@ -85,7 +85,7 @@ def _drawn(rows: Ints, image: Ints, seed: int) -> tuple[Ints, Ints]:
     return rows[~held], rows[held]
 
 
-def _members(kit: Kit, samples: Mapping[Key, Sample]) -> dict[str, Member]:
+def _members(kit: Kit, samples: Mapping[SampleKey, Sample]) -> dict[str, Member]:
     """The files of the images that samples are in, by image in order. Raises UserError where one is not there."""
     there = kit.files(_IMAGES)
     images = dict.fromkeys(key.image for key in samples)
@@ -110,7 +110,7 @@ def _indexed(kit: Kit, members: Sequence[Member], cache: Path, progress: Progres
     return index
 
 
-def _boxes(kit: Kit, samples: Mapping[Key, Sample], sizes: Ints) -> NDArray[np.float64]:
+def _boxes(kit: Kit, samples: Mapping[SampleKey, Sample], sizes: Ints) -> NDArray[np.float64]:
     """(samples, 4) each person's box in its image, of that size; edges, px."""
     there = kit.files("Annotations")
     boxes = np.empty((len(samples), 4))
@@ -138,7 +138,7 @@ def _boxes(kit: Kit, samples: Mapping[Key, Sample], sizes: Ints) -> NDArray[np.f
     return boxes
 
 
-def _annotation(key: Key, sample: Sample, file: Member | None, archive: str) -> Annotation:
+def _annotation(key: SampleKey, sample: Sample, file: Member | None, archive: str) -> Annotation:
     if file is None:
         raise UserError(
             f"{sample.place}: Annotations has no {key.image}.xml, which says person {key.person}'s box; add {archive}"

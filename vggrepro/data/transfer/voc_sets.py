@@ -38,7 +38,7 @@ class Challenge(NamedTuple):
     """Whether a sample is a person, not an image."""
 
 
-class Key(NamedTuple):
+class SampleKey(NamedTuple):
     """An image, or a person in it."""
 
     image: str
@@ -98,7 +98,7 @@ class Kit:
         archives = _ARCHIVES[self.challenge.year]
         return archives.get(part, archives["trainval"]) if part else " and ".join(archives.values())
 
-    def samples(self) -> tuple[tuple[str, ...], dict[Key, Sample]]:
+    def samples(self) -> tuple[tuple[str, ...], dict[SampleKey, Sample]]:
         """The classes, sorted, and all samples of the labelled sets, by image and person.
 
         Where `test` is none of these and there, its samples come without labels. Raises UserError.
@@ -113,7 +113,7 @@ class Kit:
         classes = tuple(sorted({name for part in {*labelled, "trainval"} for name in of_set[part]}))
         if not classes:
             raise UserError(f"{shown} has no image sets (<class>_train.txt); add {self.archive_of('trainval')}")
-        found: dict[Key, Sample] = {}
+        found: dict[SampleKey, Sample] = {}
         for part in labelled:
             archive = self.archive_of(part)
             if not of_set[part]:
@@ -129,7 +129,7 @@ class Kit:
             self._add(found, "test", [self._lines(list_of_all, labelled=False)])
         return classes, dict(sorted(found.items()))
 
-    def _add(self, found: dict[Key, Sample], part: str, columns: Sequence[Mapping[Key, Line]]) -> None:
+    def _add(self, found: dict[SampleKey, Sample], part: str, columns: Sequence[Mapping[SampleKey, Line]]) -> None:
         for key, (place, _) in columns[0].items():
             if (other := found.get(key)) is not None:
                 raise UserError(
@@ -139,7 +139,7 @@ class Kit:
             labels = (column[key].label for column in columns)
             found[key] = Sample(part, place, tuple(label for label in labels if label is not None))
 
-    def _columns(self, files: Sequence[Member]) -> list[dict[Key, Line]]:
+    def _columns(self, files: Sequence[Member]) -> list[dict[SampleKey, Line]]:
         """The lines of each of a set's files. Raises UserError where they do not name the same."""
         columns = [self._lines(file) for file in files]
         for file, column in zip(files, columns, strict=True):
@@ -150,12 +150,12 @@ class Kit:
                 )
         return columns
 
-    def _lines(self, file: Member, *, labelled: bool = True) -> dict[Key, Line]:
+    def _lines(self, file: Member, *, labelled: bool = True) -> dict[SampleKey, Line]:
         """Raises UserError for what does not read so."""
         persons, year = self.challenge.persons, self.challenge.year
         restore = f"restore the file from {self.archive_of('test' if file.name.endswith('test.txt') else 'trainval')}"
         columns = ["id", *(["number"] if persons else []), *(["label"] if labelled else [])]
-        found: dict[Key, Line] = {}
+        found: dict[SampleKey, Line] = {}
         for number, line in enumerate(contents(file, _SET_MOST).split(b"\n"), 1):
             place = f"{place_of(file)}:{number}"
             try:
@@ -172,7 +172,7 @@ class Kit:
                 raise UserError(f"{place}: label {words[-1][:_SHOWN]} is none of -1, 0 and 1; {restore}")
             if persons and not re.fullmatch(r"[1-9][0-9]{0,5}", words[1]):
                 raise UserError(f"{place}: {words[1][:_SHOWN]} is no number of an object, from 1; {restore}")
-            key = Key(words[0], int(words[1]) if persons else 0)
+            key = SampleKey(words[0], int(words[1]) if persons else 0)
             if key in found:
                 first = found[key].place.rpartition(":")[2]
                 raise UserError(f"{place}: {key} is named twice, in line {first} first; {restore}")

@@ -14,7 +14,7 @@ from vggrepro.reporting.documents.blocks import (
     sheet_of,
     signed_text,
 )
-from vggrepro.reporting.tables.report import Figure, FigureName, Group, Labels, Row, SeedMean, Spread
+from vggrepro.reporting.tables.report import FigureName, Group, Measurement, Row, RowLabels, SeedMean, Spread
 from vggrepro.reporting.tables.rows import PREFIXES
 from vggrepro.reporting.tables.words import MEASURES
 
@@ -33,7 +33,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Table:
+class TableLayout:
     """A table of the paper."""
 
     title: str
@@ -61,34 +61,34 @@ APPENDIX_B = Part(
     "the splits, or else the interval, allows it.",
 )
 
-TABLES: Mapping[int, Table] = {
-    1: Table("Table 1: weight layers of the nets", COUNTED),
-    2: Table("Table 2: parameters", COUNTED),
-    3: Table("Table 3: one test scale, dense (Section 4.1)", SECTION_4),
-    4: Table("Table 4: several test scales, dense (Section 4.2)", SECTION_4),
-    5: Table("Table 5: dense, multi-crop, and both (Section 4.3)", SECTION_4),
-    6: Table("Table 6: fusion of nets (Section 4.4)", SECTION_4),
-    7: Table("Table 7: the state of the art (Section 4.5)", SECTION_4),
-    8: Table("Table 8: localisation given the class, centre crop (Appendix A)", APPENDIX_A),
-    9: Table("Table 9: localisation, dense, five guesses of the class (Appendix A)", APPENDIX_A),
-    10: Table("Table 10: localisation, the state of the art (Appendix A)", APPENDIX_A),
-    11: Table("Table 11: features on other data sets (Appendix B)", APPENDIX_B),
-    12: Table("Table 12: actions of PASCAL VOC 2012 (Appendix B)", APPENDIX_B),
+TABLES: Mapping[int, TableLayout] = {
+    1: TableLayout("Table 1: weight layers of the nets", COUNTED),
+    2: TableLayout("Table 2: parameters", COUNTED),
+    3: TableLayout("Table 3: one test scale, dense (Section 4.1)", SECTION_4),
+    4: TableLayout("Table 4: several test scales, dense (Section 4.2)", SECTION_4),
+    5: TableLayout("Table 5: dense, multi-crop, and both (Section 4.3)", SECTION_4),
+    6: TableLayout("Table 6: fusion of nets (Section 4.4)", SECTION_4),
+    7: TableLayout("Table 7: the state of the art (Section 4.5)", SECTION_4),
+    8: TableLayout("Table 8: localisation given the class, centre crop (Appendix A)", APPENDIX_A),
+    9: TableLayout("Table 9: localisation, dense, five guesses of the class (Appendix A)", APPENDIX_A),
+    10: TableLayout("Table 10: localisation, the state of the art (Appendix A)", APPENDIX_A),
+    11: TableLayout("Table 11: features on other data sets (Appendix B)", APPENDIX_B),
+    12: TableLayout("Table 12: actions of PASCAL VOC 2012 (Appendix B)", APPENDIX_B),
 }
 
 
-def _net(row: Labels) -> str:
+def _net(row: RowLabels) -> str:
     return row.net + (", test set" if row.split == "test" else "") + (", image and box" if row.boxes else "")
 
 
-def _method(row: Labels) -> str:
+def _method(row: RowLabels) -> str:
     """With what makes the test another one than the paper's."""
     mirrored = row.flip is not False or row.method == "centre"
     precision = "" if row.precision in (None, "fp32") else f", {row.precision}"
     return (row.method or DASH) + ("" if mirrored else ", no mirror images") + precision
 
 
-LABELS: Mapping[str, Callable[[Labels], str]] = {
+LABELS: Mapping[str, Callable[[RowLabels], str]] = {
     "data set": lambda row: row.set or DASH,
     "measure": lambda row: MEASURES[row.measure] if row.measure else DASH,
     "net": _net,
@@ -107,7 +107,7 @@ COUNTS: Mapping[str, Callable[[Row], int | None]] = {
 }
 
 
-def _labels(part: Part, rows: Sequence[Labels]) -> Columns:
+def _labels(part: Part, rows: Sequence[RowLabels]) -> Columns:
     shown = [title for title in part.labels if title != "classes from" or any(row.guesses for row in rows)]
     return {title: ([LABELS[title](row) for row in rows], False) for title in shown}
 
@@ -123,7 +123,7 @@ def row_sheet(rows: Sequence[Row], group: Group | None) -> Sheet:
     # no difference is taken where the paper's figures do not apply
     differ = group.papers if group else any(row.main.difference is not None for row in rows)
     for name in part.figures:
-        title, figures = PREFIXES[name], [row.figures.get(name, Figure()) for row in rows]
+        title, figures = PREFIXES[name], [row.figures.get(name, Measurement()) for row in rows]
         printed = [
             printed_text(
                 _spread_text(figure.printed, row.printed_spread),

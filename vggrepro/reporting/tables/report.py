@@ -33,7 +33,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class Figure(Record):
+class Measurement(Record):
     """What the paper prints and what was measured, in per cent; the difference in percentage points."""
 
     printed: float | None = None
@@ -53,14 +53,14 @@ class SeedMean(Record):
     """Sample standard deviation over the seeds, points."""
 
 
-def _describe_flat(schema: dict[str, Any], model: type[Labels]) -> None:
-    """What :meth:`Labels._flatten` makes of figures, in the schema."""
+def _describe_flat(schema: dict[str, Any], model: type[RowLabels]) -> None:
+    """What :meth:`RowLabels._flatten` makes of figures, in the schema."""
     parts = model.figure_model.model_json_schema()["properties"]
     schema["properties"].pop("figures", None)
     schema["properties"] |= {key: parts[part] for key, (_, part) in model.keys_of_figures().items()}
 
 
-class Labels(Record):
+class RowLabels(Record):
     """What tells a row of a table from the others, beside the row's figures.
 
     In JSON and CSV the parts of a figure are keys of the row: `printed_top1`, or `printed` of the only one.
@@ -126,12 +126,12 @@ class Labels(Record):
         return {key: label for key, label in row.items() if key not in keys} | {"figures": figures}
 
 
-class Row(Labels):
+class Row(RowLabels):
     """One row of a table."""
 
-    figure_model = Figure
+    figure_model = Measurement
 
-    figures: dict[FigureName, Figure] = {}
+    figures: dict[FigureName, Measurement] = {}
     printed_spread: float | None = None
     """Of a score over three random splits, points."""
     spread: float | None = None
@@ -156,22 +156,22 @@ class Row(Labels):
     """Table 1: weight layers. Table 2: parameters."""
 
     @property
-    def top1(self) -> Figure:
+    def top1(self) -> Measurement:
         """Of Tables 3-7; without numbers where there are none."""
-        return self.figures.get("top1", Figure())
+        return self.figures.get("top1", Measurement())
 
     @property
-    def top5(self) -> Figure:
+    def top5(self) -> Measurement:
         """Of Tables 3-7; without numbers where there are none."""
-        return self.figures.get("top5", Figure())
+        return self.figures.get("top5", Measurement())
 
     @property
-    def main(self) -> Figure:
+    def main(self) -> Measurement:
         """The figure that a row is known by: the top-1 error, or the only one."""
         return self.figures.get("only", self.top1)
 
 
-class Spread(Labels):
+class Spread(RowLabels):
     """One protocol of Tables 3-6, 8 or 9 over several seeds."""
 
     figure_model = SeedMean

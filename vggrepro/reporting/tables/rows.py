@@ -11,7 +11,7 @@ from vggrepro.evaluation.significance import AgainstPrinted
 from vggrepro.paper import PrintedRow, System, scale_text
 from vggrepro.reporting.stored.runs import StoredRun
 from vggrepro.reporting.tables import words
-from vggrepro.reporting.tables.report import Figure, FigureName, Row, SeedMean, Spread, Verdict
+from vggrepro.reporting.tables.report import FigureName, Measurement, Row, SeedMean, Spread, Verdict
 from vggrepro.reporting.tables.words import Q_text
 
 Printed = Mapping[FigureName, float | None]
@@ -24,7 +24,7 @@ PREFIXES: Mapping[FigureName, str] = {"top1": "top-1 ", "top5": "top-5 ", "only"
 class Judgement:
     """What there is to say of a row's figures."""
 
-    figures: dict[FigureName, Figure]
+    figures: dict[FigureName, Measurement]
     verdict: Verdict
     note: str = ""
     n: int | None = None
@@ -33,13 +33,13 @@ class Judgement:
 def unmeasured(printed: Printed, note: str, verdict: Verdict = "not measured") -> Judgement:
     """Of what the paper alone has figures."""
     return Judgement(
-        {name: Figure(printed=error) for name, error in printed.items() if error is not None}, verdict, note
+        {name: Measurement(printed=error) for name, error in printed.items() if error is not None}, verdict, note
     )
 
 
 def judge(measured: Mapping[FigureName, ErrorRate], printed: Printed, obstacle: str) -> Judgement:
     """Measured errors beside the printed ones; an obstacle says why these are not about what was measured."""
-    figures: dict[FigureName, Figure] = {}
+    figures: dict[FigureName, Measurement] = {}
     off = []
     for name, error in measured.items():
         beside, difference = printed.get(name), None
@@ -48,7 +48,9 @@ def judge(measured: Mapping[FigureName, ErrorRate], printed: Printed, obstacle: 
             difference = against.difference
             if against.verdict in ("lower", "higher"):
                 off.append(f"{PREFIXES[name]}{against.verdict}")
-        figures[name] = Figure(printed=beside, measured=error.percent, interval=error.interval, difference=difference)
+        figures[name] = Measurement(
+            printed=beside, measured=error.percent, interval=error.interval, difference=difference
+        )
     verdict: Verdict = "not comparable" if obstacle else "differs" if off else "agrees"
     return Judgement(figures, verdict, obstacle or ", ".join(off), next(iter(measured.values())).n)
 
@@ -79,7 +81,7 @@ def row_of_test_set(
             regression=beside.regression,
             fine_tune=beside.fine_tune,
             split="test",
-            figures={name: Figure(printed=printed)},
+            figures={name: Measurement(printed=printed)},
             verdict="cannot be measured",
             note=note,
         )

@@ -10,7 +10,7 @@ from vggrepro.paper import TransferFigure, facts, value
 from vggrepro.reporting.stored.runs import StoredRun, departures_of
 from vggrepro.reporting.stored.stored_transfers import StoredTransfer, as_the_paper
 from vggrepro.reporting.tables import words
-from vggrepro.reporting.tables.report import Figure, Row, Verdict
+from vggrepro.reporting.tables.report import Measurement, Row, Verdict
 from vggrepro.reporting.tables.words import Q_text, fused
 
 
@@ -58,7 +58,7 @@ def _row(test: StoredTransfer, figure: TransferFigure | None) -> Row:
         measure=protocol.measure,
         split=None,
         figures={
-            "only": Figure(printed=printed, measured=result.mean, interval=result.interval, difference=difference)
+            "only": Measurement(printed=printed, measured=result.mean, interval=result.interval, difference=difference)
         },
         printed_spread=figure.spread if figure else None,
         spread=result.spread,
@@ -105,7 +105,7 @@ def _without_test(figure: TransferFigure) -> Row:
         boxes=figure.boxes,
         measure=task.measure,
         split=None,
-        figures={"only": Figure(printed=figure.figure)},
+        figures={"only": Measurement(printed=figure.figure)},
         printed_spread=figure.spread,
         C=[],
         verdict="not measured" if figure.nets else "cannot be measured",
