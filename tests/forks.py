@@ -11,7 +11,6 @@ _PRELOADED = (
     "vggrepro.training.loop",
     "vggrepro.evaluation.stage",
     "vggrepro.pipeline.graph",
-    "vggrepro.data.loading.torchvision",
     "vggrepro.cli.main",
     "nvidia.dali.fn",
     "torch._dynamo",

@@ -15,8 +15,9 @@ from tiny import shared
 
 from vggrepro.data.decode import BadImageError, patiently
 from vggrepro.data.images.index import Split
+from vggrepro.data.images.members import Member
 from vggrepro.data.images.scan import scan_folder
-from vggrepro.data.images.verify import Finding, How, Place, look
+from vggrepro.data.images.verify import Finding, How, look
 
 
 @pytest.fixture(scope="session")
@@ -57,14 +58,14 @@ def folders(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def looked_at_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images are looked at in this process: a test of names and labels has no need of processes that may die."""
 
-    def seen(place: Place, how: How) -> Finding:
+    def seen(image: Member, how: How) -> Finding:
         try:
-            return patiently(place.path, partial(look, place, how, False), archive=place.offset > 0)
+            return patiently(image.file, partial(look, image, how, False), archive=image.offset > 0)
         except BadImageError as error:
             return Finding(0, 0, "", f"rejected: {error}")
 
-    def verify(chunks: Iterable[Sequence[Place]], how: How, **_: object) -> Iterator[list[Finding]]:
-        return ([seen(place, how) for place in chunk] for chunk in chunks)
+    def verify(chunks: Iterable[Sequence[Member]], how: How, **_: object) -> Iterator[list[Finding]]:
+        return ([seen(image, how) for image in chunk] for chunk in chunks)
 
     monkeypatch.setattr("vggrepro.data.images.scan.verify", verify)
 

@@ -474,7 +474,7 @@ class Fails:
     ],
 )
 def test_from_a_process_it_arrives_as_one_line(error: Exception, expected: str) -> None:
-    items = in_order(Fails(error), 2)
+    items = in_order(Fails(error).part, 2)
     assert [next(items), next(items)] == [0, 1]
     with pytest.raises(UserError, match=expected):
         list(items)

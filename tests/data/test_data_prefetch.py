@@ -45,7 +45,7 @@ def test_a_few_are_made_ahead_and_no_more() -> None:
     with closing(prefetch(items(100, made=made), CPU)) as ahead:
         for _ in range(3):
             next(ahead)
-    assert len(made) <= 3 + module._AHEAD
+    assert len(made) <= 3 + module.AHEAD
 
 
 def test_closing_closes_what_makes_them() -> None:

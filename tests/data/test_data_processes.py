@@ -113,7 +113,7 @@ class Numbers:
 @pytest.mark.parametrize("error", [ConnectionResetError, FileNotFoundError, EOFError])
 def test_killed_in_the_middle_of_handing_a_tensor_over(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel takes a dying process's sockets away before anyone may know that it is dead."""
-    items = in_order(Numbers(), 2)
+    items = in_order(Numbers().part, 2)
     assert next(items) == 0
 
     def reset(self: object) -> None:
@@ -136,7 +136,7 @@ class Broken:
 @pytest.mark.parametrize("error", [ZeroDivisionError, RuntimeError, OSError])
 def test_a_mistake_of_ours_in_a_process_is_a_traceback(error: type[Exception]) -> None:
     with pytest.raises(error, match="process 0 of 1"):
-        list(in_order(Broken(error), 1))
+        list(in_order(Broken(error).part, 1))
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,9 @@ from vggrepro.data.decode import opened, rgb
 from vggrepro.data.images import scan as scan_module
 from vggrepro.data.images import verify as verify_module
 from vggrepro.data.images.index import Index
+from vggrepro.data.images.members import Member
 from vggrepro.data.images.scan import scan
-from vggrepro.data.images.verify import Finding, Place, verify
+from vggrepro.data.images.verify import Finding, verify
 from vggrepro.data.loading.loader import Loader
 from vggrepro.data.report import render
 from vggrepro.data.sampler import TrainingSampler
@@ -40,8 +41,12 @@ from vggrepro.pipeline.stage import evaluate_stage, train_stage
 from vggrepro.storage.directory import RunDirectory
 
 
-def places(files: Sequence[Path]) -> list[Place]:
-    return [Place(str(file), 0, file.stat().st_size) for file in files]
+def at(file: str, offset: int, length: int) -> Member:
+    return Member("val", "", *os.path.split(file), offset, length, archive=False)
+
+
+def places(files: Sequence[Path]) -> list[Member]:
+    return [at(str(file), 0, file.stat().st_size) for file in files]
 
 
 @pytest.fixture(scope="module")
@@ -209,11 +214,11 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
 DEADLY = """
 import os, signal, sys, time
 from vggrepro.data.images import verify
-def look(place, how, mean):
-    if "crash" in place.path: os.kill(os.getpid(), signal.SIGSEGV)
-    if "exit" in place.path: os._exit(3)
-    if "hang" in place.path: time.sleep(60)
-    if "kill" in place.path: os.kill(os.getpid(), signal.SIGKILL)
+def look(image, how, mean):
+    if "crash" in image.file: os.kill(os.getpid(), signal.SIGSEGV)
+    if "exit" in image.file: os._exit(3)
+    if "hang" in image.file: time.sleep(60)
+    if "kill" in image.file: os.kill(os.getpid(), signal.SIGKILL)
     return verify.Finding(10, 20, "JPEG", "ok")
 verify.look = look
 sys.argv[1:] = ["full"]
@@ -241,7 +246,7 @@ def test_a_decoder_that_dies_or_hangs_costs_one_image(monkeypatch: pytest.Monkey
     monkeypatch.setattr(verify_module, "_SILENCE_S", 1.0)
     let_workers_be(monkeypatch, sys.executable, "-c", DEADLY)
     names = ["a", "crash1", "b", "crash2", "crash3", "hang", "c", "exit", "d"]
-    chunks = [[Place(name, 0, 1) for name in names], [Place(name, 0, 1) for name in "ef"]]
+    chunks = [[at(name, 0, 1) for name in names], [at(name, 0, 1) for name in "ef"]]
     found = [[finding.status for finding in chunk] for chunk in verify(chunks, "full")]
     crashed, ended = "rejected: its decoder was killed by SIGSEGV", "rejected: its decoder ended with status 3"
     assert found[0] == ["ok", crashed, "ok", crashed, crashed, "rejected: no end in 1 s", "ok", ended, "ok"]
@@ -263,7 +268,7 @@ def test_a_worker_killed_from_outside_is_replaced(photographs: Path) -> None:
 
 
 def test_unreadable_files_are_rejected(tmp_path: Path) -> None:
-    ((finding,),) = verify([[Place(str(tmp_path / "gone.JPEG"), 0, 10)]], "header")
+    ((finding,),) = verify([[at(str(tmp_path / "gone.JPEG"), 0, 10)]], "header")
     assert finding.status == "rejected: unreadable (No such file or directory)"
 
 
@@ -280,7 +285,7 @@ def test_headers_beyond_the_first_read_are_found(tmp_path: Path, photographs: Pa
 
 def test_a_decoder_that_is_killed_is_to_blame_unless_memory_is(monkeypatch: pytest.MonkeyPatch) -> None:
     let_workers_be(monkeypatch, sys.executable, "-c", DEADLY)
-    chunks = [[Place("a", 0, 1), Place("kill", 0, 1), Place("b", 0, 1)]]
+    chunks = [[at("a", 0, 1), at("kill", 0, 1), at("b", 0, 1)]]
     (found,) = verify(chunks, "full")
     assert [finding.status for finding in found] == ["ok", "rejected: its decoder was killed by SIGKILL", "ok"]
     kills = itertools.count()
@@ -297,7 +302,7 @@ def test_a_file_system_that_does_not_answer_is_no_verdict(monkeypatch: pytest.Mo
     assert not verify_module._waits_for_a_disk(os.getpid())
     monkeypatch.setattr(verify_module, "_waits_for_a_disk", lambda process: True)
     with pytest.raises(UserError, match=r"^hang cannot be read \(no end in 1 s\); is the file system mounted\?$"):
-        list(verify([[Place("a", 0, 1), Place("hang", 0, 1)]], "full"))
+        list(verify([[at("a", 0, 1), at("hang", 0, 1)]], "full"))
 
 
 def test_linux_says_how_many_it_has_killed() -> None:
@@ -333,7 +338,7 @@ def test_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with pytest.raises(UserError, match=r"images cannot be looked at \(can't start new thread\); raise `ulimit -u`"):
-        list(verify([[Place("a", 0, 1)]], "full"))
+        list(verify([[at("a", 0, 1)]], "full"))
 
 
 def test_a_lower_limit_of_memory(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,10 +358,10 @@ def test_an_image_that_does_not_fit_into_a_workers_memory(monkeypatch: pytest.Mo
         raise MemoryError
 
     monkeypatch.setattr(verify_module, "look", full)
-    place = Place("a", 0, 1)
-    found = verify_module._answer(place, "full", False, verify_module._MEMORY_BYTES)
+    image = at("a", 0, 1)
+    found = verify_module._answer(image, "full", False, verify_module._MEMORY_BYTES)
     assert found == Finding(0, 0, "", "rejected: out of memory")
-    said = verify_module._answer(place, "full", False, 1 << 30)
+    said = verify_module._answer(image, "full", False, 1 << 30)
     assert isinstance(said, UserError)
     assert str(said) == "a cannot be decoded in 1024 MiB of memory; raise `ulimit -v`"
 
@@ -364,9 +369,9 @@ def test_an_image_that_does_not_fit_into_a_workers_memory(monkeypatch: pytest.Mo
 FAILING = """
 import os, sys
 from vggrepro.data.images import verify
-def look(place, how, mean):
-    if "NEVER" in place.path or "ONCE" in place.path and not os.path.exists(place.path):
-        if "ONCE" in place.path: open(place.path, "w").close()
+def look(image, how, mean):
+    if "NEVER" in image.file or "ONCE" in image.file and not os.path.exists(image.file):
+        if "ONCE" in image.file: open(image.file, "w").close()
         raise OSError(ERRNO, os.strerror(ERRNO))
     return verify.Finding(10, 20, "JPEG", "ok")
 verify.look = look
@@ -386,11 +391,11 @@ def test_what_a_worker_cannot_read_for_a_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     let_workers_fail(monkeypatch, errno.ESTALE, 0.01)
-    chunks = [[Place(str(tmp_path / f"{chunk}{name}"), 0, 1) for name in ("a", "ONCE", "b", "ONCE2")] for chunk in "xy"]
+    chunks = [[at(str(tmp_path / f"{chunk}{name}"), 0, 1) for name in ("a", "ONCE", "b", "ONCE2")] for chunk in "xy"]
     assert [[finding.status for finding in chunk] for chunk in verify(chunks, "full")] == [["ok"] * 4] * 2
     let_workers_fail(monkeypatch, errno.ESTALE, 0.01)
     with pytest.raises(UserError, match=r"^zNEVER cannot be read \(Stale file handle\); is the file system mounted\?$"):
-        list(verify([*chunks, [Place("b", 0, 1), Place("zNEVER", 0, 1)]], "full"))
+        list(verify([*chunks, [at("b", 0, 1), at("zNEVER", 0, 1)]], "full"))
     assert capsys.readouterr().err == "zNEVER cannot be read (Stale file handle); trying again for 0 s\n"
 
 

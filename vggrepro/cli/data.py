@@ -1,12 +1,12 @@
 """The verbs that look at a data set: its images, and the boxes of what they show; and one that rewrites tables."""
 
-from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from vggrepro.cli.options import JsonOption, print_json
+from vggrepro.cli.options import JsonOption, show
 from vggrepro.errors import UserError
 
 
@@ -59,7 +59,7 @@ def index(
             progress=lambda done, total: update(done, f"of {total}"),
         )
     made.save(out)
-    _print(made.summary(), render(made, names=report), out, as_json)
+    show(made.summary(), chain(render(made, names=report), [f"wrote {out}"]), as_json)
 
 
 def repack(
@@ -76,10 +76,8 @@ def repack(
 
     with progress("repacking", None) as update:
         tables = repack(sources, out, lambda done, total: update(done, f"of {total} MiB"))
-    if as_json:
-        print_json({"tables": [str(table) for table in tables]})
-    else:
-        typer.echo(f"wrote {len(tables)} tables to {out}; index them with `vggrepro index {out} --out FILE`")
+    wrote = f"wrote {len(tables)} tables to {out}; index them with `vggrepro index {out} --out FILE`"
+    show({"tables": [str(table) for table in tables]}, [wrote], as_json)
 
 
 def boxes(
@@ -132,15 +130,7 @@ def boxes(
             else open_boxes(index, None, root if root.is_dir() else None, cache, read)
         )
     found.save(out)
-    _print(found.summary(), render_boxes(found, names=report), out, as_json)
-
-
-def _print(summary: dict[str, Any], lines: Iterable[str], out: Path, as_json: bool) -> None:
-    if as_json:
-        print_json(summary)
-    else:
-        for line in (*lines, f"wrote {out}"):
-            typer.echo(line)
+    show(found.summary(), chain(render_boxes(found, names=report), [f"wrote {out}"]), as_json)
 
 
 def _check_out(out: Path, example: str) -> None:

@@ -181,11 +181,13 @@ def rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def whole_region(encoded: bytes, size: Ints) -> Region | BadImageError:
+def whole_region(encoded: bytes | BadImageError, size: Ints) -> Region | BadImageError:
     """The whole image, held to the size it is indexed with, or what is wrong with it.
 
     Raises MemoryError and OSError as `opened`.
     """
+    if isinstance(encoded, BadImageError):
+        return encoded
     try:
         with opened(encoded) as encoded_image:
             image = rgb(encoded_image)

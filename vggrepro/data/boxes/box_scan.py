@@ -11,6 +11,7 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -252,7 +253,7 @@ def beside(root: Path) -> list[Path]:
 
 def _roots(index: Index) -> Iterator[Path]:
     """The folders that an index's images lie in, above train/ and val/; those of its archives."""
-    for container in dict.fromkeys(index.table["container"].chunk(0).dictionary.to_pylist()):
+    for container in index.containers:
         folder = Path(container)
         if container in index.archives:
             yield folder.parent
@@ -279,11 +280,8 @@ def open_boxes(
             f"`vggrepro boxes` in data.boxes"
         )
     kept = cache / f"boxes-{_signature(index, sources)[:16]}.npz"
-    if kept.exists():
-        try:
-            return load(kept, index)
-        except UserError:
-            pass  # of an earlier version, or torn: made again
+    with suppress(UserError):  # not there, of an earlier version, or torn
+        return load(kept, index)
     made = read_boxes(index, sources, progress)
     if not why_unwritable(cache):
         made.save(kept)

@@ -19,10 +19,6 @@ _COMPRESSED = {  # how a file starts, and what undoes it
 }
 
 
-class BadTarError(Exception):
-    """A tar that is damaged or cut off; the text says how, behind its name."""
-
-
 def files_in(file: Path, notes: Notes) -> Iterator[tuple[str, int, int]]:
     """(path, offset, bytes) of every file in an uncompressed tar and in the tars inside it. Raises UserError.
 
@@ -43,15 +39,12 @@ def files_in(file: Path, notes: Notes) -> Iterator[tuple[str, int, int]]:
         if start.startswith(b"PAR1"):
             raise UserError(f"{file} is a table of Parquet, not a tar archive; let its name end in .parquet")
         stream.seek(0)
-        try:
-            yield from _files(file, stream, notes, os.fstat(stream.fileno()).st_size)
-        except BadTarError as error:
-            raise UserError(f"{file} {error}; download or copy it again") from None
+        yield from _files(file, stream, notes, os.fstat(stream.fileno()).st_size)
 
 
 def _files(file: Path, stream: IO[bytes], notes: Notes, end: int, above: str = "") -> Iterator[tuple[str, int, int]]:
     linked: dict[str, tuple[int, int]] = {}
-    for member in members_of(stream, end):
+    for member in _members(file, stream, end):
         parts = [part for part in member.name.split("/") if part not in ("", ".")]
         if not parts or member.isdir():
             continue
@@ -70,11 +63,12 @@ def _files(file: Path, stream: IO[bytes], notes: Notes, end: int, above: str = "
             yield path, member.offset_data, member.size
 
 
-def members_of(stream: IO[bytes], end: int) -> Iterator[tarfile.TarInfo]:
-    """Members of the tar that reaches from where a stream stands to `end`; the caller may read in between.
+def _members(file: Path, stream: IO[bytes], end: int) -> Iterator[tarfile.TarInfo]:
+    """Members of the tar that reaches from where a stream of a file stands to `end`; the caller may read in between.
 
-    Raises BadTarError, where Python's reader fails in many ways, loops, or takes a torn header for the end.
+    Raises UserError, where Python's reader fails in many ways, loops, or takes a torn header for the end.
     """
+    remedy = "download or copy it again"
     at, opened = stream.tell(), False
     try:
         with tarfile.open(fileobj=stream, mode="r:") as tar:
@@ -90,11 +84,11 @@ def members_of(stream: IO[bytes], end: int) -> Iterator[tarfile.TarInfo]:
     except (tarfile.TarError, ValueError, OverflowError, OSError) as error:
         cut_off = "is cut off" if "end of data" in str(error) else ""
         damaged = f"is damaged at byte {at}" if opened else "is not a tar archive"
-        raise BadTarError(f"{cut_off or damaged} ({error})") from None
+        raise UserError(f"{file} {cut_off or damaged} ({error}); {remedy}") from None
     stream.seek(at)  # the end is a block of zeros, after which come some more
     rest = stream.read(max(0, min(_LONGEST_END, end - at)))
     if len(rest) < tarfile.BLOCKSIZE:
-        raise BadTarError(f"is cut off at byte {at}")
+        raise UserError(f"{file} is cut off at byte {at}; {remedy}")
     if any(rest) or len(rest) == _LONGEST_END:
         several = "" if any(rest[: tarfile.BLOCKSIZE]) else ", or holds several archives,"
-        raise BadTarError(f"is damaged{several} at byte {at}")
+        raise UserError(f"{file} is damaged{several} at byte {at}; {remedy}")

@@ -133,10 +133,9 @@ class Index:
         assert usable[start : start + n].all(), "usable images of a split must be one slice"
         rows = slice(start, start + n)
         table = self.table.slice(start, n)
-        containers = self.table["container"].chunk(0).dictionary.to_pylist()
         return Split(
             name=name,
-            containers=containers,
+            containers=self.containers,
             container=_codes(self.table["container"])[rows],
             names=table["name"],
             offset=_numbers(self.table["offset"].chunk(0))[rows],
@@ -147,6 +146,11 @@ class Index:
             rejected=int(of_split.sum() - n),
             _archives=OpenArchives(self.archives),
         )
+
+    @property
+    def containers(self) -> list[str]:
+        """Archives and folders that hold images, each once."""
+        return self.table["container"].chunk(0).dictionary.to_pylist()
 
     @property
     def _statuses(self) -> list[str]:
@@ -197,13 +201,10 @@ class Index:
 
     def flagged(self) -> Iterator[tuple[str, str]]:
         """(status, place) of every image that is not simply ok."""
-        containers = self.table["container"].chunk(0).dictionary.to_pylist()
-        container, status = _codes(self.table["container"]), _codes(self.table["status"])
-        for code in sorted(range(len(self._statuses)), key=lambda code: self._statuses[code]):
-            if self._statuses[code] != "ok":
-                for row in (status == code).nonzero()[0]:
-                    name = self.table["name"][int(row)].as_py()
-                    yield self._statuses[code], os.path.join(containers[container[row]], name)
+        containers, container = self.containers, _codes(self.table["container"])
+        for status in sorted(set(self._statuses) - {"ok"}):
+            for row in self._with_status(status.__eq__).nonzero()[0].tolist():
+                yield status, os.path.join(containers[container[row]], self.table["name"][row].as_py())
 
     def save(self, path: Path) -> None:
         """Writes the index as one Arrow IPC file, atomically. Raises UserError."""

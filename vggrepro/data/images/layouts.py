@@ -4,6 +4,7 @@ Classes stay as they stand there: a folder's name, a number (marked), or nothing
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from vggrepro.data.images.members import (
@@ -86,12 +87,10 @@ def _better_folder(tree: Tree) -> str:
     above = [Folder(parent) for parent in tree.root.parents[:2]]
     within = [Folder(tree.root / name) for name in tree.folders("")[:100]]
     for other in (*within, *above):
-        try:
+        with suppress(UserError):
             # above train/<class> lie train and val; some other val far above is of something else
             if set(split_folders(other)) == set(SPLITS) or (other in within and split_folders(other)):
                 return f"give {other.root}, which does"
-        except UserError:
-            pass
     return "give an ImageNet-style folder, or the archives"
 
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -54,8 +53,7 @@ class Notes:
 
     def __init__(self) -> None:
         self._lines: dict[str, None] = {}  # in order, each once
-        self._left_out: Counter[str] = Counter()
-        self._first: dict[str, str] = {}
+        self._left_out: dict[str, tuple[str, int]] = {}  # place of the first, and how many
 
     def add(self, line: str) -> None:
         """Notes a line."""
@@ -63,18 +61,18 @@ class Notes:
 
     def leave_out(self, what: str, place: str, n: int = 1) -> None:
         """Counts `n` of what is left out, the first of them at `place`."""
-        self._first.setdefault(what, place)
-        self._left_out[what] += n
+        first, before = self._left_out.get(what, (place, 0))
+        self._left_out[what] = first, before + n
 
     def include(self, other: "Notes") -> None:
         """Adds what another listing noted."""
         self._lines |= other._lines
-        self._left_out += other._left_out
-        self._first = other._first | self._first
+        for what, (place, n) in other._left_out.items():
+            self.leave_out(what, place, n)
 
     def lines(self) -> tuple[str, ...]:
         """Everything noted, a line each."""
-        left_out = (f"left out: {n:,} {what}, as {self._first[what]}" for what, n in self._left_out.items())
+        left_out = (f"left out: {n:,} {what}, as {place}" for what, (place, n) in self._left_out.items())
         return *self._lines, *map(printable, left_out)
 
 

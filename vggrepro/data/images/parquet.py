@@ -13,6 +13,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,11 +69,6 @@ class Table:
             return ()
         return names if len(set(names)) == len(names) else ()
 
-    @property
-    def compressed(self) -> bool:
-        """Whether any of the images' bytes are."""
-        return any(column.compression != "UNCOMPRESSED" for _, column in self._byte_columns())
-
     def _byte_columns(self) -> Iterator[tuple[int, Any]]:
         for group in range(self.metadata.num_row_groups):
             for number in range(self.metadata.num_columns):
@@ -94,7 +90,7 @@ class Table:
         split = split_of_table(self.path)
         if split not in SPLITS:
             raise UserError(f"{self.path} is neither train nor val by its name; rename it, e.g. train-{self.path.name}")
-        if self.compressed:
+        if any(column.compression != "UNCOMPRESSED" for _, column in self._byte_columns()):
             raise UserError(
                 f"{self.path} is compressed, so its images have no place in it; rewrite it once with `vggrepro repack`"
             )
@@ -194,7 +190,9 @@ def repack(sources: Sequence[Path], out: Path, progress: Callable[[int, int], No
     if same := [table.path for table in tables if table.path.parent == out.resolve()]:
         raise UserError(f"--out {out} holds {same[0].name} itself; name another folder")
     try:
-        made = _made_in(out)
+        made: dict[str, dict[str, Any]] = {}  # by earlier calls, by name
+        with suppress(FileNotFoundError, ValueError):
+            made = json.loads((out / _STATE).read_bytes())
         left = [table for table in tables if made.get(table.path.name, {}).get("of") != _of(table, out)]
         for table in left:
             if (origin := made.get(table.path.name, {}).get("from", str(table.path))) != str(table.path):
@@ -218,14 +216,6 @@ def repack(sources: Sequence[Path], out: Path, progress: Callable[[int, int], No
     except OSError as error:
         raise UserError(f"--out {out} cannot be written to ({reason_of(error, 100)}); choose another folder") from None
     return [out / table.path.name for table in tables]
-
-
-def _made_in(out: Path) -> dict[str, dict[str, Any]]:
-    """What earlier calls have made, by name."""
-    try:
-        return json.loads((out / _STATE).read_bytes())
-    except (FileNotFoundError, ValueError):
-        return {}
 
 
 def _of(table: Table, out: Path) -> list[Any]:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -17,7 +18,7 @@ import numpy as np
 from vggrepro.data.images.index import Index, load, stamp_of
 from vggrepro.data.images.members import SPLITS, Member
 from vggrepro.data.images.sources import FoundImages, find, require_readable_names, signature
-from vggrepro.data.images.verify import Finding, How, Place, verify
+from vggrepro.data.images.verify import Finding, How, verify
 from vggrepro.errors import UserError
 from vggrepro.files import why_unwritable
 from vggrepro.progress import echo
@@ -83,10 +84,8 @@ def _findings(
     members: Sequence[Member], how: How, mean: bool, journal: Path | None, progress: Progress
 ) -> list[Finding]:
     """What is seen of each member; taken from the journal as far as it goes, which has a line a chunk."""
-    places = [Place(member.file, member.offset, member.length) for member in members]
-    listing = hashlib.sha256(
-        repr((how, mean, [(*p, m.mtime_ns) for p, m in zip(places, members, strict=True)])).encode()
-    ).hexdigest()
+    places = [(member.file, member.offset, member.length, member.mtime_ns) for member in members]
+    listing = hashlib.sha256(repr((how, mean, places)).encode()).hexdigest()
     findings: list[Finding] = []
     if journal and journal.exists():
         head, *lines = journal.read_text().splitlines(keepends=True) or [""]
@@ -94,7 +93,7 @@ def _findings(
             for line in lines:
                 if line.endswith("\n"):  # the last one may be torn
                     findings += [Finding(*finding) for finding in json.loads(line)]
-    left = places[len(findings) :]
+    left = members[len(findings) :]
     chunks = [left[start : start + _CHUNK] for start in range(0, len(left), _CHUNK)]
     with _rewritten(journal) as file:
         file.write(f"{listing}\n{json.dumps(findings)}\n" if findings else f"{listing}\n")
@@ -124,8 +123,8 @@ def _table(members: Sequence[Member], findings: Sequence[Finding], classes: Sequ
     order = sorted(range(len(members)), key=lambda row: (SPLITS.index(members[row].split), not usable[row]))
     rows = [(members[row], findings[row]) for row in order]
     label = {name: number for number, name in enumerate(classes)}
+    few = pa.dictionary(pa.int16(), pa.string())  # different words, in two bytes each
     splits = pa.array([SPLITS.index(m.split) for m, _ in rows], pa.int8())
-    sizes = np.array([(f.height, f.width) for _, f in rows], np.int64).reshape(-1)
     return pa.table(
         {
             "container": pa.array([m.container for m, _ in rows]).dictionary_encode(),
@@ -134,19 +133,11 @@ def _table(members: Sequence[Member], findings: Sequence[Finding], classes: Sequ
             "length": pa.array([m.length for m, _ in rows], pa.int64()),
             "split": pa.DictionaryArray.from_arrays(splits, pa.array(SPLITS)),
             "label": pa.array([label[m.class_name] for m, _ in rows], pa.int64()),
-            "size": pa.FixedSizeListArray.from_arrays(pa.array(sizes), 2),
-            "format": _few(pa.array([f.format for _, f in rows])),
-            "status": _few(pa.array([f.status for _, f in rows])),
+            "size": pa.array([(f.height, f.width) for _, f in rows], pa.list_(pa.int64(), 2)),
+            "format": pa.array([f.format for _, f in rows], few),
+            "status": pa.array([f.status for _, f in rows], few),
         }
     ).combine_chunks()
-
-
-def _few(column: pa.Array) -> pa.DictionaryArray:
-    """A column of few different words, in two bytes each."""
-    import pyarrow as pa
-
-    encoded = column.dictionary_encode()
-    return pa.DictionaryArray.from_arrays(encoded.indices.cast(pa.int16()), encoded.dictionary)
 
 
 def _mean_rgb(members: Sequence[Member], findings: Sequence[Finding]) -> tuple[float, float, float] | None:
@@ -200,11 +191,8 @@ def open_members(
 def _kept(name: Path, make: Callable[[Path | None], Index]) -> Index:
     """The index of that name, or one that is made with a journal beside it, and kept where that is possible."""
     kept = name.with_name(f"{name.name}.arrow")
-    if kept.exists():
-        try:
-            return load(kept)
-        except UserError:
-            pass  # of an earlier version, or torn: made again
+    with suppress(UserError):  # not there, of an earlier version, or torn
+        return load(kept)
     if reason := why_unwritable(name.parent):
         echo(f"{name.parent} cannot be written to ({reason}), so the index is not kept; set another run.root")
         return make(None)

@@ -159,16 +159,11 @@ def below(path: str, name: str) -> str:
     return f"{path}/{name}" if path else name
 
 
-def place_of(file: Member) -> str:
-    """Where a file is, for messages."""
-    return file.place
-
-
 def contents(file: Member, most: int) -> bytes:
     """A file's bytes. Raises UserError for one that cannot be read, or is longer than `most` bytes."""
     if file.length > most:
-        raise UserError(f"{place_of(file)} is longer than {most >> 20} MiB; give the file as it was published")
+        raise UserError(f"{file.place} is longer than {most >> 20} MiB; give the file as it was published")
     try:
         return read_bytes(file.file, file.offset, file.length)
     except BadImageError as error:
-        raise UserError(f"{place_of(file)}: {error}; copy it again, or change its permissions") from None
+        raise UserError(f"{file.place}: {error}; copy it again, or change its permissions") from None

@@ -1,7 +1,7 @@
 """Looks at images one by one, in processes that may die of them.
 
 A file can crash, hang or bloat a decoder, and a scan of a million files must survive it. So each worker is a program of
-its own, with a pipe for standard input: it takes places and answers with a finding of each. When it dies or falls
+its own, with a pipe for standard input: it takes images and answers with a finding of each. When it dies or falls
 silent, the image it was at is to blame, and another takes over behind it.
 
 No image is to blame where a worker cannot start (its first answer says that it is ready), where the machine fails to
@@ -28,6 +28,7 @@ import numpy as np
 from PIL import Image
 
 from vggrepro.data.decode import BadImageError, opened, patiently, read_now, rgb
+from vggrepro.data.images.members import Member
 from vggrepro.errors import UserError, ending_of, reason_of
 
 How = Literal["full", "header"]
@@ -36,14 +37,6 @@ _SILENCE_S = 120.0
 _MEMORY_BYTES = 4 << 30  # what a worker may map; PIL itself refuses images beyond 179 megapixels
 _HEADER_BYTES = 1 << 16
 _MOST_ELONGATED = 100  # ILSVRC's own stay below 20; rescaled whole, a 4000x1 image would have 256x1024000 px
-
-
-class Place(NamedTuple):
-    """Where an image's bytes are."""
-
-    path: str
-    offset: int
-    length: int
 
 
 class Finding(NamedTuple):
@@ -58,15 +51,15 @@ class Finding(NamedTuple):
     """Mean RGB, grey levels, where asked for."""
 
 
-def verify(chunks: Iterable[Sequence[Place]], how: How, *, mean: bool = False) -> Iterator[list[Finding]]:
-    """Findings for each chunk of places, in order; `full` decodes every image, `header` none.
+def verify(chunks: Iterable[Sequence[Member]], how: How, *, mean: bool = False) -> Iterator[list[Finding]]:
+    """Findings for each chunk of images, in order; `full` decodes every image, `header` none.
 
     Raises UserError for what the machine fails at.
     """
     number = len(os.sched_getaffinity(0))
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
 
-    def findings(chunk: Sequence[Place]) -> list[Finding]:
+    def findings(chunk: Sequence[Member]) -> list[Finding]:
         worker = idle.get()
         try:
             return worker.findings(chunk)
@@ -98,55 +91,55 @@ class _Worker:
         run = f"from {__name__} import main; main()"
         self._command = [sys.executable, "-c", run, how, *(["mean"] if mean else [])]
         self._process: subprocess.Popen[bytes] | None = None
-        self._died_at: Place | None = None
+        self._died_at: Member | None = None
 
-    def findings(self, places: Sequence[Place]) -> list[Finding]:
+    def findings(self, images: Sequence[Member]) -> list[Finding]:
         """What is seen of each. Raises UserError."""
         found: list[Finding] = []
-        while len(found) < len(places):
-            left = places[len(found) :]
+        while len(found) < len(images):
+            left = images[len(found) :]
             try:
-                found += patiently(left[0].path, partial(self._first, left), archive=left[0].offset > 0)
+                found += patiently(left[0].file, partial(self._first, left), archive=left[0].offset > 0)
             except BadImageError as error:
                 found.append(_rejected(error))
         return found
 
-    def _first(self, places: Sequence[Place]) -> list[Finding]:
+    def _first(self, images: Sequence[Member]) -> list[Finding]:
         """What is seen of the first of these, as far as one attempt goes. Raises OSError where it does not begin."""
         process = self._process or self._start()
         found: list[Finding] = []
         failed: Exception | None = None
         try:
-            self._pipe.send(places)
-            while failed is None and len(found) < len(places):
+            self._pipe.send(images)
+            while failed is None and len(found) < len(images):
                 if not self._pipe.poll(_SILENCE_S):
-                    return [*found, self._silent(process, places[len(found)])]
+                    return [*found, self._silent(process, images[len(found)])]
                 answer = self._pipe.recv()
                 if isinstance(answer, Exception):
                     failed = answer
                 else:
                     found.append(answer)
         except (EOFError, ConnectionError):
-            return found + self._died(process, places[len(found)])
+            return found + self._died(process, images[len(found)])
         if failed and not found:
             raise failed
         return found
 
-    def _silent(self, process: subprocess.Popen[bytes], place: Place) -> Finding:
+    def _silent(self, process: subprocess.Popen[bytes], image: Member) -> Finding:
         why = f"no end in {_SILENCE_S:.0f} s"
         if _waits_for_a_disk(process.pid):
-            raise UserError(f"{place.path} cannot be read ({why}); is the file system mounted?")
+            raise UserError(f"{image.file} cannot be read ({why}); is the file system mounted?")
         self.stop()
         return _rejected(why)
 
-    def _died(self, process: subprocess.Popen[bytes], place: Place) -> list[Finding]:
+    def _died(self, process: subprocess.Popen[bytes], image: Member) -> list[Finding]:
         self.stop()
         died = f"its decoder {ending_of(process.returncode)}"
-        if self._died_at != place:
-            self._died_at = place  # once more: it may have been killed from outside, for want of memory
+        if self._died_at != image:
+            self._died_at = image  # once more: it may have been killed from outside, for want of memory
             return []
         if process.returncode == -signal.SIGKILL and _killed_for_memory() > self._killed_before:
-            raise UserError(f"{place.path}: {died}, for want of memory; give the job more")
+            raise UserError(f"{image.file}: {died}, for want of memory; give the job more")
         return [_rejected(died)]
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -203,13 +196,13 @@ def _killed_for_memory() -> int:
     return 0
 
 
-def look(place: Place, how: How, mean: bool) -> Finding:
+def look(image: Member, how: How, mean: bool) -> Finding:
     """What an image is. Raises OSError and MemoryError for what cannot be read, but a decoder may crash."""
     try:
-        if how == "header" and place.length > _HEADER_BYTES:
+        if how == "header" and image.length > _HEADER_BYTES:
             with suppress(BadImageError):  # the header may be longer
-                return _look(read_now(place.path, place.offset, _HEADER_BYTES), how, mean)
-        return _look(read_now(place.path, place.offset, place.length), how, mean)
+                return _look(read_now(image.file, image.offset, _HEADER_BYTES), how, mean)
+        return _look(read_now(image.file, image.offset, image.length), how, mean)
     except BadImageError as error:
         return _rejected(error)
 
@@ -266,20 +259,20 @@ def main() -> None:
         pipe.send("ready")
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # what decoders print
         while True:
-            for place in pipe.recv():
-                answer = _answer(place, how, "mean" in sys.argv[2:], memory)
+            for image in pipe.recv():
+                answer = _answer(image, how, "mean" in sys.argv[2:], memory)
                 pipe.send(answer)
                 if isinstance(answer, Exception):
                     break
 
 
-def _answer(place: Place, how: How, mean: bool, memory: int) -> Finding | OSError | UserError:
+def _answer(image: Member, how: How, mean: bool, memory: int) -> Finding | OSError | UserError:
     """What is seen of an image; or what the machine fails at: an OSError where it may pass."""
     try:
-        return look(place, how, mean)
+        return look(image, how, mean)
     except OSError as error:
         return error
     except MemoryError:
         if memory < _MEMORY_BYTES:
-            return UserError(f"{place.path} cannot be decoded in {memory >> 20} MiB of memory; raise `ulimit -v`")
+            return UserError(f"{image.file} cannot be decoded in {memory >> 20} MiB of memory; raise `ulimit -v`")
         return _rejected("out of memory")

@@ -9,10 +9,11 @@ by more than 10 grey levels. On the CPU both cost the same.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property, partial
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,12 @@ from PIL import Image
 
 from vggrepro.data.decode import BadImageError, Region, groups, in_groups, whole_region
 from vggrepro.data.images.index import Split
+from vggrepro.data.loading.prefetch import AHEAD, made_ahead
 from vggrepro.data.views import Ints
 from vggrepro.progress import echo
 
 MOST = 64
 """Images in one batch at most: what a piece of the loader has."""
-_AHEAD = 2  # batches being decoded ahead of the one asked for, and batches being read ahead of those
 
 
 def regions(
@@ -46,8 +47,8 @@ def regions(
 
     Tensors are good for what torch's current stream is given before the next batch is asked for.
     """
-    batches = _reading(_Decoded(split, pool, readers, *batch) for batch in wanted)
-    with _InUse(device) as in_use:
+    batches = made_ahead(_Decoded(split, pool, readers, *batch) for batch in wanted)
+    with _in_use(device) as keep:
         while True:
             decoding: deque[_Decoded] = deque()
             pipe = _build(_inputs(batches, decoding), threads, device)
@@ -73,37 +74,33 @@ def regions(
                 while not decoding[0].for_dali:
                     yield decoding.popleft().regions([])
                 yield decoding.popleft().regions(images)
-                in_use.keep(images)
+                keep(images)
             batches = chain(tuple(decoding), batches)
 
 
-class _InUse:
-    """Keeps what DALI has decoded on a GPU until torch's kernels have read it; nothing on the CPU.
+@contextmanager
+def _in_use(device: torch.device | None) -> Iterator[Callable[[Sequence[Any]], None]]:
+    """What keeps images decoded on a GPU until torch's kernels have read them; nothing on the CPU.
 
     DALI fills a buffer again once no tensor holds it any more: on the host, where kernels that are queued do not count.
+    Images are given when the current stream has been given all its work on them; the host waits for earlier ones.
     """
+    unread: deque[tuple[torch.cuda.Event, Sequence[Any]]] = deque()
 
-    def __init__(self, device: torch.device | None) -> None:
-        self._device = device
-        self._kept: deque[tuple[torch.cuda.Event, Sequence[Any]]] = deque()
+    def let_go(most: int) -> None:
+        while len(unread) > most:
+            unread[0][0].synchronize()
+            unread.popleft()
 
-    def __enter__(self) -> _InUse:
-        return self
+    def keep(images: Sequence[Any]) -> None:
+        if device is not None and device.type == "cuda":
+            unread.append((torch.cuda.current_stream(device).record_event(), images))
+            let_go(AHEAD)
 
-    def __exit__(self, *error: object) -> None:
-        self._let_go(0)
-
-    def keep(self, images: Sequence[Any]) -> None:
-        """Images that the current stream has been given all its work on; the host waits for earlier ones at most."""
-        if self._device is not None and self._device.type == "cuda":
-            self._kept.append((torch.cuda.current_stream(self._device).record_event(), images))
-            self._let_go(_AHEAD)
-
-    def _let_go(self, keep: int) -> None:
-        while len(self._kept) > keep:
-            read, _ = self._kept[0]
-            read.synchronize()
-            self._kept.popleft()
+    try:
+        yield keep
+    finally:
+        let_go(0)
 
 
 def _image(outputs: Any, row: int) -> Image.Image:
@@ -137,27 +134,14 @@ class _Decoded:
 
     def regions(self, images: Sequence[Image.Image | torch.Tensor]) -> list[Region | BadImageError]:
         """All rows, given what DALI decoded of its own (nothing where it failed)."""
-        found: list[Region | BadImageError | None] = [None] * len(self._images)
+        found: dict[int, Region | BadImageError] = {}
         if images:
             for row, image in zip(self.for_dali, images, strict=True):
                 found[row] = Region(image, *map(int, self.boxes[row, :2]))
-        left = [row for row, region in enumerate(found) if region is None]
-        for row, region in zip(left, self._pool.map(self._by_pil, left), strict=True):
-            found[row] = region
-        return [region for region in found if region is not None]
-
-    def _by_pil(self, row: int) -> Region | BadImageError:
-        encoded = self.encoded[row]
-        if isinstance(encoded, BadImageError):
-            return encoded
-        return whole_region(encoded, self._split.size[self._images[row]])
-
-
-def _reading(batches: Iterator[_Decoded]) -> Iterator[_Decoded]:
-    ahead = deque(islice(batches, _AHEAD))
-    while ahead:
-        ahead.extend(islice(batches, 1))
-        yield ahead.popleft()
+        left = [row for row in range(len(self._images)) if row not in found]
+        sizes = self._split.size[self._images[left]]
+        found |= zip(left, self._pool.map(whole_region, [self.encoded[row] for row in left], sizes), strict=True)
+        return [found[row] for row in range(len(self._images))]
 
 
 def _inputs(batches: Iterable[_Decoded], decoding: deque[_Decoded]) -> Iterator[tuple[Any, ...]]:
@@ -177,7 +161,7 @@ def _build(inputs: Iterator[tuple[Any, ...]], threads: int, device: torch.device
 
     gpu = (device.index or 0) if device is not None and device.type == "cuda" else None
 
-    @pipeline_def(batch_size=MOST, num_threads=threads, device_id=gpu, prefetch_queue_depth=_AHEAD)
+    @pipeline_def(batch_size=MOST, num_threads=threads, device_id=gpu, prefetch_queue_depth=AHEAD)
     def regions() -> Any:
         encoded, anchor, extent = fn.external_source(
             inputs, num_outputs=3, ndim=1, dtype=[types.UINT8, types.INT32, types.INT32]

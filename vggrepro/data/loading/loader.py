@@ -3,24 +3,22 @@
 import importlib.util
 import os
 import sys
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from itertools import count, islice
+from itertools import count, islice, tee
 from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from vggrepro.config.settings import Data
 from vggrepro.data.decode import BadImageError, Region, blaming_the_machine, in_groups, resample, whole_region
 from vggrepro.data.images.index import Split
-from vggrepro.data.loading import dali, torchvision
-from vggrepro.data.loading.prefetch import prefetch, to_device
+from vggrepro.data.loading import dali
+from vggrepro.data.loading.prefetch import made_ahead, prefetch, to_device
 from vggrepro.data.loading.processes import in_order, shared_empty
 from vggrepro.data.loading.resample import resample_on_device
 from vggrepro.data.views import Ints, Views
@@ -72,9 +70,9 @@ class BadImages:
         echo(f"{name} is bad since it was indexed ({reason}); another takes its place ({len(self.reasons)} so far)")
 
 
-_Piece = tuple[Views, int, Callable[[torch.Tensor], dict[int, BadImageError]]]
-"""A batch's views, the row at which the piece begins, and what fills its rows' places with grey levels (n, h, w, 3) and
-returns the rows of the piece whose images are bad."""
+_Piece = tuple[Views, slice, Callable[[torch.Tensor], dict[int, BadImageError]]]
+"""A batch's views, the rows of the piece, and what fills these rows' places with grey levels (n, h, w, 3) and returns
+those whose images are bad, counted within the piece."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +108,19 @@ class Loader:
 
     def render(self, split: Split, stream: Iterable[Views]) -> Generator[Batch]:
         """As :meth:`batches`, in the foreground: for what is itself prefetched."""
-        for views, pixels in self._rendered(split, stream):
-            labels = torch.from_numpy(split.label[views.image])
-            yield Batch(self._images(views, pixels), to_device(labels, self.device), views)
+        pieces = self._by_processes(split, stream) if self.processes else self._by_threads(split, self._cut(stream))
+        with closing(pieces), blaming_the_machine():
+            for views, rows, fill in pieces:
+                if rows.start == 0:
+                    shown = views
+                    pixels = self._empty((len(views), *views.shape, 3))
+                for row, reason in fill(pixels[rows]).items():
+                    place = rows.start + row
+                    shown, region = self._replaced(split, shown, place, reason)
+                    self._fill([region], shown[place : place + 1], None, pixels[place : place + 1])
+                if rows.stop == len(views):
+                    labels = torch.from_numpy(split.label[shown.image])
+                    yield Batch(self._images(shown, pixels), to_device(labels, self.device), shown)
 
     def _images(self, views: Views, pixels: torch.Tensor) -> torch.Tensor:
         """The images of a batch, from grey levels (N, h, w, 3) in pinned memory or on the device."""
@@ -127,44 +135,25 @@ class Loader:
             images /= to_device(torch.tensor(self.std), self.device)
         return images.to(self.dtype).permute(0, 3, 1, 2)
 
-    def _rendered(self, split: Split, stream: Iterable[Views]) -> Generator[tuple[Views, torch.Tensor]]:
-        """(views, (N, h, w, 3) grey levels) of each Views of the stream."""
-        pieces = self._by_processes(split, stream) if self.processes else self._by_threads(split, self._cut(stream))
-        with closing(pieces), blaming_the_machine():
-            for views, first, fill in pieces:
-                if first == 0:
-                    shown = views
-                    pixels = self._empty((len(views), *views.shape, 3))
-                stop = min(first + self.piece, len(views))
-                for row, reason in fill(pixels[first:stop]).items():
-                    shown, region = self._replaced(split, shown, first + row, reason)
-                    one = slice(first + row, first + row + 1)
-                    self._resample([region], shown[one], pixels[one])
-                if stop == len(views):
-                    yield shown, pixels
-
-    def _cut(self, stream: Iterable[Views]) -> Iterator[tuple[Views, int]]:
-        """Each Views with every row at which a piece of it begins."""
+    def _cut(self, stream: Iterable[Views]) -> Iterator[tuple[Views, slice]]:
+        """Each Views with the rows of every piece of it."""
         for views in stream:
             for first in range(0, len(views), self.piece):
-                yield views, first
+                yield views, slice(first, min(first + self.piece, len(views)))
 
-    def _by_threads(self, split: Split, cut: Iterable[tuple[Views, int]]) -> Generator[_Piece]:
+    def _by_threads(self, split: Split, cut: Iterable[tuple[Views, slice]]) -> Generator[_Piece]:
         """Decoded ahead, and resampled when they are asked for, by threads of this process."""
-        asked: deque[tuple[Views, int, NDArray[np.intp]]] = deque()
-
-        def wanted() -> Iterator[tuple[Ints, Ints]]:
-            for views, first in cut:
-                images, boxes, which = views[first : first + self.piece].decode_boxes()
-                asked.append((views, first, which))
-                yield images, boxes
-
+        pieces, ahead = tee((views, rows, *views[rows].decode_boxes()) for views, rows in cut)
+        wanted = ((images, boxes) for _, _, images, boxes, _ in ahead)
         # waiting for disks and networks takes more threads than decoding
         with ThreadPoolExecutor(self.workers) as pool, ThreadPoolExecutor(self.readers) as readers:
-            for regions in self._regions(split, wanted(), pool, readers):
-                views, first, which = asked.popleft()
-                of_row = [regions[number] for number in which]
-                yield views, first, partial(self._fill, of_row, views[first : first + self.piece], pool)
+            if self.backend == "torchvision":
+                decoded = _whole_regions(split, (images for images, _ in wanted), pool, readers)
+            else:
+                device = self.device if self.backend == "dali_gpu" else None
+                decoded = dali.regions(split, wanted, threads=self.workers, pool=pool, readers=readers, device=device)
+            for regions, (views, rows, _, _, which) in zip(decoded, pieces, strict=True):
+                yield views, rows, partial(self._fill, [regions[number] for number in which], views[rows], pool)
 
     def _by_processes(self, split: Split, stream: Iterable[Views]) -> Generator[_Piece]:
         """The same by other processes, each of which iterates over the stream and renders its share of the pieces."""
@@ -175,37 +164,42 @@ class Loader:
             readers=-(-self.readers // self.processes),
             processes=0,
         )
-        with closing(in_order(_Pieces(alone, split, stream), self.processes)) as arrived:
-            for views, first in self._cut(stream):
-                pixels, bad = next(arrived)
-                yield views, first, partial(_copied, pixels, bad)
+        with closing(in_order(partial(alone._share, split, stream), self.processes)) as arrived:
+            for views, rows in self._cut(stream):
+                yield views, rows, partial(_copied, *next(arrived))
+
+    def _share(
+        self, split: Split, stream: Iterable[Views], number: int, processes: int
+    ) -> Iterator[tuple[torch.Tensor, dict[int, BadImageError]]]:
+        """(grey levels, bad rows) of every n-th piece, in order, for process `number` of n."""
+        for views, rows, fill in self._by_threads(split, islice(self._cut(stream), number, None, processes)):
+            pixels = shared_empty((rows.stop - rows.start, *views.shape, 3))
+            yield pixels, fill(pixels)
 
     def _fill(
-        self, regions: Sequence[Region | BadImageError], rows: Views, pool: ThreadPoolExecutor, places: torch.Tensor
+        self,
+        regions: Sequence[Region | BadImageError],
+        rows: Views,
+        pool: ThreadPoolExecutor | None,
+        places: torch.Tensor,
     ) -> dict[int, BadImageError]:
         """Resamples into the rows' places; returns the rows that cannot be, with the reasons."""
-        bad = {row: region for row, region in enumerate(regions) if isinstance(region, BadImageError)}
-        if not bad:
-            self._resample([region for region in regions if isinstance(region, Region)], rows, places, pool)
-        else:
-            for row, region in enumerate(regions):
-                if isinstance(region, Region):
-                    self._resample([region], rows[row : row + 1], places[row : row + 1])
-        return bad
-
-    def _resample(
-        self, regions: Sequence[Region], rows: Views, places: torch.Tensor, pool: ThreadPoolExecutor | None = None
-    ) -> None:
+        good = {row: region for row, region in enumerate(regions) if isinstance(region, Region)}
         boxes, windows = rows.decode_box(), rows.source_window()
         if self.backend == "dali_gpu":
-            resample_on_device(regions, boxes, windows, rows.flip, places)
-            return
-        work = list(zip(regions, boxes, windows, rows.flip, places.numpy(), strict=True))
-        if pool:
-            in_groups(pool, lambda row: resample(*work[row]), len(work))
+            whole = len(good) == len(regions)
+            for some in [slice(None)] if whole else [slice(row, row + 1) for row in good]:
+                of_some = [good[row] for row in range(len(regions))[some]]
+                resample_on_device(of_some, boxes[some], windows[some], rows.flip[some], places[some])
         else:
-            for one in work:
-                resample(*one)
+            pixels = places.numpy()
+            work = [(good[row], boxes[row], windows[row], rows.flip[row], pixels[row]) for row in good]
+            if pool:
+                in_groups(pool, lambda n: resample(*work[n]), len(work))
+            else:
+                for one in work:
+                    resample(*one)
+        return {row: region for row, region in enumerate(regions) if isinstance(region, BadImageError)}
 
     def _empty(self, shape: Sequence[int]) -> torch.Tensor:
         """Room for grey levels, where they are resampled."""
@@ -214,14 +208,6 @@ class Loader:
         if self.device.type == "cuda":
             return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         return _huge(shape, np.uint8)
-
-    def _regions(
-        self, split: Split, wanted: Iterator[tuple[Ints, Ints]], pool: ThreadPoolExecutor, readers: ThreadPoolExecutor
-    ) -> Iterator[list[Region | BadImageError]]:
-        if self.backend != "torchvision":
-            device = self.device if self.backend == "dali_gpu" else None
-            return dali.regions(split, wanted, threads=self.workers, pool=pool, readers=readers, device=device)
-        return torchvision.regions(split, wanted, pool=pool, readers=readers)
 
     def _replaced(self, split: Split, views: Views, row: int, reason: BadImageError) -> tuple[Views, Region]:
         """The views with a good image in a row, and that image."""
@@ -236,8 +222,7 @@ class Loader:
             image = int(other.image[0])
             if image in views.image and attempt < len(split):
                 continue  # a batch shows no image twice unless there are too few
-            encoded = split.read_or_reason(image)
-            region = whole_region(encoded, split.size[image]) if isinstance(encoded, bytes) else encoded
+            region = whole_region(split.read_or_reason(image), split.size[image])
             if isinstance(region, Region):
                 return views.with_row(row, other), region
             self.bad.note(split, image, region)
@@ -246,20 +231,23 @@ class Loader:
         raise AssertionError
 
 
-class _Pieces:
-    """What one of n processes renders: every n-th piece, as (grey levels, bad rows)."""
+def _whole_regions(
+    split: Split, wanted: Iterator[Ints], pool: ThreadPoolExecutor, readers: ThreadPoolExecutor
+) -> Iterator[list[Region | BadImageError]]:
+    """The torchvision backend: whole images decoded by PIL, as torchvision's folder data sets do, in a pool of threads.
 
-    def __init__(self, loader: Loader, split: Split, stream: Iterable[Views]) -> None:
-        self._loader, self._split, self._stream = loader, split, stream
+    PIL lets go of the interpreter's lock while it decodes, so threads scale and nothing is forked.
+    """
 
-    def part(self, number: int, parts: int) -> Iterator[tuple[torch.Tensor, dict[int, BadImageError]]]:
-        """In order, for process `number` of `parts`."""
-        for views, first, fill in self._loader._by_threads(
-            self._split, islice(self._loader._cut(self._stream), number, None, parts)
-        ):
-            rows = min(self._loader.piece, len(views) - first)
-            pixels = shared_empty((rows, *views.shape, 3))
-            yield pixels, fill(pixels)
+    def decoded(image: int, reading: Future[bytes | BadImageError]) -> Region | BadImageError:
+        return whole_region(reading.result(), split.size[image])
+
+    def begun(images: Ints) -> list[Future[Region | BadImageError]]:
+        reading = [(int(image), readers.submit(split.read_or_reason, int(image))) for image in images]
+        return [pool.submit(decoded, *image) for image in reading]
+
+    for batch in made_ahead(map(begun, wanted)):
+        yield [future.result() for future in batch]
 
 
 def _copied(pixels: torch.Tensor, bad: dict[int, BadImageError], places: torch.Tensor) -> dict[int, BadImageError]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Protocol, TypeVar
 
 import torch
 
-_AHEAD = 2  # finished items kept ready ahead of the one asked for
+AHEAD = 2
+"""Items made, or begun, ahead of the one asked for."""
 
 
 class OnDevice(Protocol):
@@ -20,6 +22,15 @@ class OnDevice(Protocol):
 
 
 Item = TypeVar("Item", bound=OnDevice)
+Begun = TypeVar("Begun")
+
+
+def made_ahead(items: Iterator[Begun]) -> Iterator[Begun]:
+    """The items, each taken from the iterator AHEAD of its turn: for what others work on from then on."""
+    ahead = deque(islice(items, AHEAD))
+    while ahead:
+        ahead.extend(islice(items, 1))
+        yield ahead.popleft()
 
 
 def prefetch(items: Generator[Item], device: torch.device) -> Generator[Item]:
@@ -34,7 +45,7 @@ def prefetch(items: Generator[Item], device: torch.device) -> Generator[Item]:
         return next(items, None), stream.record_event() if stream else None
 
     with ThreadPoolExecutor(1, "prefetch", initializer=_enter, initargs=(stream,)) as maker:
-        ahead = deque(maker.submit(make) for _ in range(_AHEAD))
+        ahead = deque(maker.submit(make) for _ in range(AHEAD))
         try:
             while True:
                 item, made = ahead.popleft().result()

@@ -6,10 +6,10 @@ import multiprocessing
 import signal
 import time
 import weakref
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -22,26 +22,20 @@ _PRELOADED = ["vggrepro.data.loading.loader", "nvidia.dali.fn"]
 """Imported once by the process that forks the others; what is not there is left out."""
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2}
 
-Item_co = TypeVar("Item_co", covariant=True)
+Item = TypeVar("Item")
 
 
-class Parts(Protocol[Item_co]):
-    """What can be divided among processes; it is pickled for them."""
-
-    def part(self, number: int, parts: int) -> Iterator[Item_co]:
-        """What process `number` makes: the items number, number + parts, number + 2 parts, ..."""
-
-
-def in_order(parts: Parts[Item_co], processes: int) -> Generator[Item_co]:
+def in_order(share: Callable[[int, int], Iterator[Item]], processes: int) -> Generator[Item]:
     """The items of all processes in turn; closing ends them. Raises UserError when one is killed, or raises it itself.
 
+    `share(number, n)`, which is pickled for them, is what process `number` makes: the items number, number + n, ...
     They have no part in CUDA: they are forked from a server that never touches it. Signals that ask this process to
     stop are not for them: they end with it. The server is deaf to these, too, and with it whatever else this process
     might have it fork.
     """
     multiprocessing.set_forkserver_preload(_PRELOADED)
     loader = DataLoader(
-        _Divided(parts),
+        _Divided(share),
         batch_size=None,
         num_workers=processes,
         prefetch_factor=_AHEAD,
@@ -108,8 +102,8 @@ def _end(items: Any, processes: set[BaseProcess]) -> None:
 
 
 class _Divided(IterableDataset):
-    def __init__(self, parts: Parts[Any]) -> None:
-        self._parts = parts
+    def __init__(self, share: Callable[[int, int], Iterator[Any]]) -> None:
+        self._share = share
 
     def __iter__(self) -> Iterator[Any]:
         process = get_worker_info()
@@ -117,6 +111,6 @@ class _Divided(IterableDataset):
         make_ready("stdout", "stderr")
         try:
             with blaming_the_machine():
-                yield from self._parts.part(process.id, process.num_workers)
+                yield from self._share(process.id, process.num_workers)
         except UserError as error:
             yield error  # raised, it would arrive as a page

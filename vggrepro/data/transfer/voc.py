@@ -13,7 +13,7 @@ from vggrepro.data.boxes.box_scan import cut_to_image, edges_of
 from vggrepro.data.images.index import Index
 from vggrepro.data.images.members import Member
 from vggrepro.data.images.scan import Progress, open_members
-from vggrepro.data.images.tree import contents, place_of
+from vggrepro.data.images.tree import contents
 from vggrepro.data.sampler import class_permutation
 from vggrepro.data.transfer.transfer_set import Partition, TransferSet
 from vggrepro.data.transfer.voc_sets import Challenge, Kit, Sample, SampleKey
@@ -143,7 +143,7 @@ def _annotation(key: SampleKey, sample: Sample, file: Member | None, archive: st
         raise UserError(
             f"{sample.place}: Annotations has no {key.image}.xml, which says person {key.person}'s box; add {archive}"
         )
-    found = parse_voc(contents(file, XML_MOST), place_of(file), (), key.image)
+    found = parse_voc(contents(file, XML_MOST), file.place, (), key.image)
     if isinstance(found, Unread):
         raise UserError(f"{found.place}: {found.reason}; restore it from {archive}")
     return found

@@ -7,12 +7,12 @@ Image sets are text files: `ImageSets/Main/<class>_<set>.txt` says of every imag
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from vggrepro.data.images.members import Member
-from vggrepro.data.images.tree import Files, Folder, Tar, Tree, archives_in, below, contents, place_of, tree_of
+from vggrepro.data.images.tree import Files, Folder, Tar, Tree, archives_in, below, contents, tree_of
 from vggrepro.errors import UserError
 
 _LABELS = {"-1": -1, "0": 0, "1": 1}
@@ -61,11 +61,8 @@ class Sample(NamedTuple):
     """One a class: 1, -1 or 0 (difficult); none without labels."""
 
 
-class Line(NamedTuple):
-    """What one line of an image set says of a sample."""
-
-    place: str
-    label: int | None
+_Lines = dict[SampleKey, tuple[str, int | None]]
+"""Of each sample of an image set the line that names it, for messages, and its label there."""
 
 
 class Kit:
@@ -129,35 +126,33 @@ class Kit:
             self._add(found, "test", [self._lines(list_of_all, labelled=False)])
         return classes, dict(sorted(found.items()))
 
-    def _add(self, found: dict[SampleKey, Sample], part: str, columns: Sequence[Mapping[SampleKey, Line]]) -> None:
+    def _add(self, found: dict[SampleKey, Sample], part: str, columns: Sequence[_Lines]) -> None:
         for key, (place, _) in columns[0].items():
             if (other := found.get(key)) is not None:
                 raise UserError(
                     f"{place}: {key} is in set {other.set} as well ({other.place}); restore both files from "
                     f"{self.archive_of(part)}"
                 )
-            labels = (column[key].label for column in columns)
+            labels = (column[key][1] for column in columns)
             found[key] = Sample(part, place, tuple(label for label in labels if label is not None))
 
-    def _columns(self, files: Sequence[Member]) -> list[dict[SampleKey, Line]]:
+    def _columns(self, files: Sequence[Member]) -> list[_Lines]:
         """The lines of each of a set's files. Raises UserError where they do not name the same."""
         columns = [self._lines(file) for file in files]
         for file, column in zip(files, columns, strict=True):
             if different := sorted(columns[0].keys() ^ column.keys()):
                 with_it, without = (files[0], file) if different[0] in columns[0] else (file, files[0])
-                raise UserError(
-                    f"{place_of(without)} has no {different[0]}, {place_of(with_it)} has; restore both files"
-                )
+                raise UserError(f"{without.place} has no {different[0]}, {with_it.place} has; restore both files")
         return columns
 
-    def _lines(self, file: Member, *, labelled: bool = True) -> dict[SampleKey, Line]:
+    def _lines(self, file: Member, *, labelled: bool = True) -> _Lines:
         """Raises UserError for what does not read so."""
         persons, year = self.challenge.persons, self.challenge.year
         restore = f"restore the file from {self.archive_of('test' if file.name.endswith('test.txt') else 'trainval')}"
         columns = ["id", *(["number"] if persons else []), *(["label"] if labelled else [])]
-        found: dict[SampleKey, Line] = {}
+        found: _Lines = {}
         for number, line in enumerate(contents(file, _SET_MOST).split(b"\n"), 1):
-            place = f"{place_of(file)}:{number}"
+            place = f"{file.place}:{number}"
             try:
                 words = line.decode().split()
             except UnicodeDecodeError:
@@ -174,14 +169,14 @@ class Kit:
                 raise UserError(f"{place}: {words[1][:_SHOWN]} is no number of an object, from 1; {restore}")
             key = SampleKey(words[0], int(words[1]) if persons else 0)
             if key in found:
-                first = found[key].place.rpartition(":")[2]
+                first = found[key][0].rpartition(":")[2]
                 raise UserError(f"{place}: {key} is named twice, in line {first} first; {restore}")
             if not self._year_is_known and ("_" in key.image) != (year == "2012"):
                 raise UserError(
                     f"{place}: image {key.image[:_SHOWN]} is none of VOC{year}; give VOC{year}, or the data set that "
                     f"this is"
                 )
-            found[key] = Line(place, _LABELS[words[-1]] if labelled else None)
+            found[key] = place, _LABELS[words[-1]] if labelled else None
         return found
 
 
