@@ -191,7 +191,7 @@ class StoredRun:
 
 
 Asked = tuple[StoredRun, tuple[int, ...]]
-"""A run and the Q over which its posteriors are averaged, px."""
+"""A run and the Q at which its net is tested, px: its posteriors are averaged over these, its boxes pooled."""
 
 
 @dataclass(frozen=True)
@@ -236,16 +236,11 @@ def recipe_of(run: StoredRun) -> Recipe:
     return run.net, run.S
 
 
-def recipes_of(runs: Iterable[StoredRun]) -> dict[Recipe, list[StoredRun]]:
-    """For each (net, the paper's S that it stands for) the runs that differ in nothing but the seed, in its order.
+def chosen_by(key: Callable[[StoredRun], Key], runs: Iterable[StoredRun]) -> dict[Key, list[StoredRun]]:
+    """For each recipe, as `key` has it, the runs that differ in nothing but the seed, in its order.
 
     Where several variants were trained, the one with the fewest departures from the paper stands for the recipe.
     """
-    return chosen_by(recipe_of, runs)
-
-
-def chosen_by(key: Callable[[StoredRun], Key], runs: Iterable[StoredRun]) -> dict[Key, list[StoredRun]]:
-    """As :func:`recipes_of`, for recipes of any kind."""
     return {
         recipe: min(variants, key=lambda runs: len(runs[0].departures))
         for recipe, variants in variants_by(key, runs).items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from vggrepro.evaluation.feature_spec import task_of
 from vggrepro.evaluation.recognition import against_printed
@@ -11,6 +12,7 @@ from vggrepro.reporting.stored.runs import StoredRun, departures_of
 from vggrepro.reporting.stored.stored_transfers import StoredTransfer, as_the_paper
 from vggrepro.reporting.tables import words
 from vggrepro.reporting.tables.report import Measurement, Row, Verdict
+from vggrepro.reporting.tables.rows import Printed, unmeasured
 from vggrepro.reporting.tables.words import Q_text, fused
 
 
@@ -97,17 +99,10 @@ def _is_the_papers_net(run: StoredRun) -> bool:
 def _without_test(figure: TransferFigure) -> Row:
     """A figure of the paper alone."""
     task = facts().transfer[figure.set]
-    net = fused(figure.nets) or figure.method
-    return Row(
-        table=task.table,
-        set=figure.set,
-        net=net,
-        boxes=figure.boxes,
-        measure=task.measure,
-        split=None,
-        figures={"only": Measurement(printed=figure.figure)},
-        printed_spread=figure.spread,
-        C=[],
-        verdict="not measured" if figure.nets else "cannot be measured",
-        note=f"no run of {net} was tested on {figure.set}" if figure.nets else words.OTHER_PAPER,
-    )
+    labels: dict[str, Any] = {"table": task.table, "set": figure.set, "boxes": figure.boxes, "measure": task.measure}
+    printed: Printed = {"only": figure.figure}
+    net, of = figure.method, unmeasured(printed, words.OTHER_PAPER, "cannot be measured")
+    if figure.nets:
+        net = fused(figure.nets)
+        of = unmeasured(printed, f"no run of {net} was tested on {figure.set}")
+    return Row(**labels, net=net, split=None, printed_spread=figure.spread, C=[], **of)
