@@ -29,7 +29,7 @@ class StoredRun:
     """One run directory."""
 
     path: Path
-    config: Config
+    config: Config = field(compare=False)
 
     @property
     def run_directory(self) -> RunDirectory:
@@ -192,6 +192,8 @@ class StoredRun:
 
 Asked = tuple[StoredRun, tuple[int, ...]]
 """A run and the Q at which its net is tested, px: its posteriors are averaged over these, its boxes pooled."""
+NetsTest = tuple[tuple[Asked, ...], str]
+"""Nets with the Q of each, fused or pooled where several, and the method by which they are tested."""
 
 
 @dataclass(frozen=True)
@@ -258,9 +260,3 @@ def variants_by(key: Callable[[StoredRun], Key], runs: Iterable[StoredRun]) -> d
 def departures_of(runs: Iterable[StoredRun]) -> int:
     """In how many settings some runs together depart from the paper."""
     return len({str(one) for run in runs for one in run.departures})
-
-
-def by_output(runs: Iterable[StoredRun]) -> tuple[list[StoredRun], list[StoredRun]]:
-    """(the runs of nets that predict classes, those of nets that predict boxes)."""
-    runs = list(runs)
-    return [run for run in runs if not run.config.localisation], [run for run in runs if run.config.localisation]
