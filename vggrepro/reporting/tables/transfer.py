@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vggrepro.evaluation.feature_spec import task_of
+from vggrepro.evaluation.feature_spec import scales_at, task_of
 from vggrepro.evaluation.recognition import against_printed
 from vggrepro.paper import TransferFigure, facts, value
 from vggrepro.reporting.stored.runs import StoredRun, departures_of
-from vggrepro.reporting.stored.stored_transfers import StoredTransfer, as_the_paper
+from vggrepro.reporting.stored.stored_transfers import StoredTransfer
 from vggrepro.reporting.tables import words
 from vggrepro.reporting.tables.report import Measurement, Row, Verdict
 from vggrepro.reporting.tables.rows import Printed, unmeasured
@@ -30,10 +30,18 @@ def transfer_rows(tests: Sequence[StoredTransfer]) -> list[Row]:
 
 
 def _is_of(test: StoredTransfer, figure: TransferFigure) -> bool:
-    """Whether a test is what a figure of the paper is of: nets and protocol; its training may be another."""
-    if (test.set, test.nets, test.found.protocol.boxes) != (figure.set, figure.nets, figure.boxes):
-        return False
-    return as_the_paper(test, facts().transfer[figure.set])
+    """Whether a test is what a figure of the paper is of: nets and protocol; its training may be another.
+
+    Scales are in proportion to the crop.
+    """
+    protocol, task = test.found.protocol, facts().transfer[figure.set]
+    drawn = ("splits", "train_per_class", "test_per_class")
+    return (
+        (test.set, test.nets, protocol.boxes, protocol.combine) == (figure.set, figure.nets, figure.boxes, task.combine)
+        and [net.Q for net in protocol.nets] == [scales_at(run.config.model.crop, task.scales) for run in test.runs]
+        and all(net.flip for net in protocol.nets)
+        and (task.splits is None or all(protocol.drawing[name] == getattr(task, name) for name in drawn))
+    )
 
 
 def _row(test: StoredTransfer, figure: TransferFigure | None) -> Row:
