@@ -1,4 +1,4 @@
-"""The tables of the paper for a reader: the title and the columns of each, and how a row becomes their cells."""
+"""The tables of the paper for a reader: their titles and columns, and how a row becomes their cells."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +14,8 @@ from vggrepro.reporting.tables.words import MEASURES
 class Part:
     """What the tables of one part of the paper show of their rows."""
 
+    titles: Mapping[int, str]
+    """Of the tables, by number."""
     labels: tuple[str, ...]
     """Columns before the figures, of `LABELS`."""
     figures: tuple[FigureName, ...] = ("only",)
@@ -23,17 +25,24 @@ class Part:
     """What the columns mean; stands below the tables."""
 
 
-@dataclass(frozen=True)
-class TableLayout:
-    """A table of the paper."""
-
-    title: str
-    part: Part
-
-
-COUNTED = Part(("net",))
-SECTION_4 = Part(("net", "S", "Q", "method"), figures=("top1", "top5"))
+COUNTED = Part({1: "Table 1: weight layers of the nets", 2: "Table 2: parameters"}, ("net",))
+SECTION_4 = Part(
+    {
+        3: "Table 3: one test scale, dense (Section 4.1)",
+        4: "Table 4: several test scales, dense (Section 4.2)",
+        5: "Table 5: dense, multi-crop, and both (Section 4.3)",
+        6: "Table 6: fusion of nets (Section 4.4)",
+        7: "Table 7: the state of the art (Section 4.5)",
+    },
+    ("net", "S", "Q", "method"),
+    figures=("top1", "top5"),
+)
 APPENDIX_A = Part(
+    {
+        8: "Table 8: localisation given the class, centre crop (Appendix A)",
+        9: "Table 9: localisation, dense, five guesses of the class (Appendix A)",
+        10: "Table 10: localisation, the state of the art (Appendix A)",
+    },
     ("net", "S", "Q", "regression", "trained", "classes from"),
     about="A box is right when its intersection over union with an object's is above 0.5. SCR predicts one box for all "
     "classes, PCR one for each; trained are all layers, or the fully-connected ones alone (fc). Table 8: the true "
@@ -42,6 +51,7 @@ APPENDIX_A = Part(
     "are merged. Images without a box are left out.",
 )
 APPENDIX_B = Part(
+    {11: "Table 11: features on other data sets (Appendix B)", 12: "Table 12: actions of PASCAL VOC 2012 (Appendix B)"},
     ("data set", "measure", "net", "layer", "Q"),
     learning=True,
     about="Features: the activations of the last hidden layer, densely applied to the whole image, averaged over "
@@ -52,20 +62,10 @@ APPENDIX_B = Part(
     "the splits, or else the interval, allows it.",
 )
 
-TABLES: Mapping[int, TableLayout] = {
-    1: TableLayout("Table 1: weight layers of the nets", COUNTED),
-    2: TableLayout("Table 2: parameters", COUNTED),
-    3: TableLayout("Table 3: one test scale, dense (Section 4.1)", SECTION_4),
-    4: TableLayout("Table 4: several test scales, dense (Section 4.2)", SECTION_4),
-    5: TableLayout("Table 5: dense, multi-crop, and both (Section 4.3)", SECTION_4),
-    6: TableLayout("Table 6: fusion of nets (Section 4.4)", SECTION_4),
-    7: TableLayout("Table 7: the state of the art (Section 4.5)", SECTION_4),
-    8: TableLayout("Table 8: localisation given the class, centre crop (Appendix A)", APPENDIX_A),
-    9: TableLayout("Table 9: localisation, dense, five guesses of the class (Appendix A)", APPENDIX_A),
-    10: TableLayout("Table 10: localisation, the state of the art (Appendix A)", APPENDIX_A),
-    11: TableLayout("Table 11: features on other data sets (Appendix B)", APPENDIX_B),
-    12: TableLayout("Table 12: actions of PASCAL VOC 2012 (Appendix B)", APPENDIX_B),
-}
+
+def part_of(table: int) -> Part:
+    """The part that a table belongs to."""
+    return next(part for part in (COUNTED, SECTION_4, APPENDIX_A, APPENDIX_B) if table in part.titles)
 
 
 def _net(row: RowLabels) -> str:
@@ -102,7 +102,7 @@ def _sheet(
     rows: Sequence[Any], strong: str, figures: Mapping[str, Callable[[Any, Any], str]], rest: Mapping[str, TextOf]
 ) -> Sheet:
     """Labels; for each figure of a row its cells, of which `strong` is emphasised in the first; and the rest."""
-    part = TABLES[rows[0].table].part
+    part = part_of(rows[0].table)
     nothing = rows[0].figure_model()
 
     def of(name: FigureName, text: Callable[[Any, Any], str]) -> TextOf:
@@ -149,7 +149,7 @@ def row_sheet(rows: Sequence[Row], group: Group | None) -> Sheet:
         "departures": lambda row: count_text(row.departures),
         "run": lambda row: row.run or DASH,
     }
-    if not TABLES[rows[0].table].part.learning:
+    if not part_of(rows[0].table).learning:
         del rest["classes"], rest["learnt from"]
     return _sheet(rows, "measured", figures, rest)
 
@@ -161,7 +161,7 @@ def spread_sheet(rows: Sequence[Spread], group: Group) -> Sheet:
         "mean": lambda _, figure: DASH if figure.mean is None else f"{figure.mean:.2f}",
         "sd": lambda _, figure: DASH if figure.spread is None else f"{figure.spread:.2f}",
     }
-    if len(TABLES[rows[0].table].part.figures) == 1:
+    if len(part_of(rows[0].table).figures) == 1:
         del figures["printed"]
     rest = {"seeds": lambda row: str(row.seeds), "runs": lambda row: ", ".join(row.runs)}
     return _sheet(rows, "mean", figures, rest)

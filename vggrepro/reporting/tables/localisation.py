@@ -74,23 +74,20 @@ def _pooled_rows(runs: Sequence[StoredRun], cache: BoxCache, papers: bool) -> It
     nets: dict[str | None, StoredRun] = {}
     for run in runs:  # a copy of a run has the same net
         nets.setdefault(run.weights, run)
-    of_paper: list[Row] = []
-    others: list[Row] = []
+    rows: list[Row] = []
     for stored in cache.pooled():
         sides: dict[str, list[int]] = {}
         for part in stored.protocol.parts:
             sides.setdefault(part.weights, []).append(part.Q)
         # in the order of the runs, in whichever they were pooled
         tested = [(run, tuple(sorted(sides[run.weights]))) for run in nets.values() if run.weights in sides]
-        if _is_papers_pool(tested, printed, papers):
-            of_paper.append(_row(9, tested, printed, cache, papers))
-        else:
-            others.append(_row(9, tested, None, cache, papers))
+        beside = printed if _is_papers_pool(tested, printed, papers) else None
+        rows.append(_row(9, tested, beside, cache, papers))
     order = {run.name: number for number, run in enumerate(runs)}
-    for rows in (of_paper, others):
-        rows.sort(key=lambda row: ([order[name] for name in (row.run or "").split(words.FUSED)], row.Q))
-    rows = of_paper or [_row(9, [], printed, cache, papers)]
-    yield from (*rows, *row_of_test_set(rows[0], "only", printed.error_test), *others)
+    rows.sort(key=lambda row: ([order[name] for name in (row.run or "").split(words.FUSED)], row.Q))
+    of_paper = [row for row in rows if row.main.printed is not None] or [_row(9, [], printed, cache, papers)]
+    yield from (*of_paper, *row_of_test_set(of_paper[0], "only", printed.error_test))
+    yield from (row for row in rows if row.main.printed is None)
 
 
 def _is_papers_pool(tested: Sequence[Asked], printed: PrintedBoxes, papers: bool) -> bool:
