@@ -133,7 +133,7 @@ def test_ranks_beyond_a_byte_stay_wrong(tmp_path: Path, root: Path) -> None:
     run = make_run(root, "A", posteriors=dense(256, wrong1=600, wrong5=10))
     (stored,) = find_runs([root])
     ranks = evidence.Ranks(np.arange(4), np.array([0, 4, 255, np.iinfo(np.int64).max]))
-    evidence.write([stored], [evidence.Answer(((stored, (256,)),), "dense", ranks)], tmp_path / "kept")
+    evidence.write([stored], {(((stored, (256,)),), "dense"): ranks}, tmp_path / "kept")
     (kept,) = evidence.read(tmp_path / "kept")
     found = kept.evidence.ranks([(kept, (256,))], "dense")
     assert found is not None

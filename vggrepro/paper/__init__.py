@@ -183,20 +183,15 @@ def facts() -> Facts:
     """Read ``facts.yaml`` (once a process)."""
     with (Path(__file__).parent / "facts.yaml").open(encoding="utf-8") as file:
         raw = _frozen(yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
-    return Facts(
-        architectures=raw["architectures"],
-        weight_layers_printed=raw["weight_layers_printed"],
-        parameters_printed_millions=raw["parameters_printed_millions"],
-        parameters=raw["parameters"],
-        parameters_batch_norm=raw["parameters_batch_norm"],
-        hyperparameters={name: Hyperparameter(**entry) for name, entry in raw["hyperparameters"].items()},
-        tables=_rows(PrintedErrors, raw["tables"]),
-        state_of_the_art=tuple(System(**row) for row in raw["state_of_the_art"]),
-        localisation=_rows(PrintedBoxes, raw["localisation"]),
-        localisation_state_of_the_art=tuple(System(**row) for row in raw["localisation_state_of_the_art"]),
-        transfer={name: TransferTask(**task) for name, task in raw["transfer"].items()},
-        transfer_figures=tuple(TransferFigure(**row) for row in raw["transfer_figures"]),
-    )
+    made = {
+        "hyperparameters": {name: Hyperparameter(**entry) for name, entry in raw["hyperparameters"].items()},
+        "tables": _rows(PrintedErrors, raw["tables"]),
+        "localisation": _rows(PrintedBoxes, raw["localisation"]),
+        "transfer": {name: TransferTask(**task) for name, task in raw["transfer"].items()},
+        "transfer_figures": tuple(TransferFigure(**row) for row in raw["transfer_figures"]),
+    }
+    systems = ("state_of_the_art", "localisation_state_of_the_art")
+    return Facts(**raw | made | {name: tuple(System(**row) for row in raw[name]) for name in systems})
 
 
 def value(name: str) -> Any:

@@ -11,9 +11,9 @@ from functools import partial
 from vggrepro.evaluation.box_store import CENTRE, DENSE
 from vggrepro.evaluation.significance import Comparison, paired_right
 from vggrepro.paper import Scale, scale_text, value
-from vggrepro.reporting.claims.claim import Claim, NetsTest, Side, Statement, claim_of, pairs_of, side_of_nets
+from vggrepro.reporting.claims.claim import Claim, Side, Statement, claim_of, pairs_of, side_of_nets
 from vggrepro.reporting.stored.found_boxes import BoxCache, Kind, kind_of, own_Q
-from vggrepro.reporting.stored.runs import StoredRun, chosen_by
+from vggrepro.reporting.stored.runs import NetsTest, StoredRun, chosen_by
 
 
 def _statements(recipes: Mapping[Kind, Sequence[StoredRun]]) -> Iterator[Statement[NetsTest]]:

@@ -15,7 +15,7 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from vggrepro.evaluation.significance import Comparison, SeedSpread
-from vggrepro.reporting.stored.runs import Asked, StoredRun, departures_of
+from vggrepro.reporting.stored.runs import NetsTest, StoredRun, departures_of
 
 Assertion = Literal["better", "no gain", "about as good"]
 Outcome = Literal["supported", "not supported", "undecided at this n", "not measured"]
@@ -104,8 +104,6 @@ class Statement(Generic[Test]):
 
 Pair = tuple[Trial[Test], Trial[Test], Comparison]
 """What the better and the worse side have of one seed, and the comparison of the worse with the better."""
-NetsTest = tuple[tuple[Asked, ...], str]
-"""Nets with the Q of each, fused or pooled where several, and the method by which they are tested."""
 
 
 def side_of_nets(

@@ -12,7 +12,6 @@ from vggrepro.reporting.claims.claim import (
     MARGIN,
     Assertion,
     Claim,
-    NetsTest,
     Pair,
     Side,
     Statement,
@@ -21,7 +20,7 @@ from vggrepro.reporting.claims.claim import (
     side_of_nets,
 )
 from vggrepro.reporting.stored.predictions import PredictionCache, paired_top1
-from vggrepro.reporting.stored.runs import Recipe, StoredRun, recipe_of, variants_by
+from vggrepro.reporting.stored.runs import NetsTest, Recipe, StoredRun, recipe_of, variants_by
 
 Recipes = Mapping[Recipe, Sequence[StoredRun]]
 """The runs that stand for a recipe, one a seed."""

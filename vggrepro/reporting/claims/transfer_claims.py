@@ -12,7 +12,7 @@ from vggrepro.evaluation.recognition import compare
 from vggrepro.evaluation.significance import Comparison
 from vggrepro.paper import facts, value
 from vggrepro.reporting.claims.claim import MARGIN, Assertion, Claim, Side, Statement, Trial, claim_of, pairs_of
-from vggrepro.reporting.stored.runs import StoredRun, chosen_by
+from vggrepro.reporting.stored.runs import StoredRun, chosen_by, recipe_of
 from vggrepro.reporting.stored.stored_transfers import StoredTransfer
 
 TRANSFER = "transfer"  # the group of these claims, which are of other images than those that nets were trained on
@@ -75,7 +75,7 @@ def check_transfer_claims(tests: Sequence[StoredTransfer]) -> list[Claim]:
 def _of_one_recipe(tests: Sequence[StoredTransfer]) -> list[StoredTransfer]:
     """The tests of one recipe of each net: with scale jitter where there is one, with the fewest departures."""
     runs = {run.name: run for one in tests for run in one.runs}
-    recipes = chosen_by(lambda run: (run.net, run.S), runs.values())
+    recipes = chosen_by(recipe_of, runs.values())
     chosen: dict[str, list[StoredRun]] = {}
     for (net, S), same in recipes.items():
         if net not in chosen or S == value("jitter"):

@@ -1,9 +1,16 @@
 """A report as a list of blocks, written as Markdown, as one self-contained HTML file, or as LaTeX (booktabs)."""
 
+from __future__ import annotations
+
 import base64
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class Sheet:
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     strong: int | None = None
-    numbers: frozenset[int] = field(default_factory=frozenset)
+    numbers: frozenset[int] = frozenset()
     """Columns that are aligned to the right."""
 
 
@@ -50,29 +57,17 @@ class Figure:
 Block = Heading | Text | Bullets | Sheet | Figure
 
 
-Columns = dict[str, tuple[list[str], bool]]
-"""Of a sheet, by title: the cells, and whether they are numbers."""
-
-
-def sheet_of(columns: Columns, strong: str) -> Sheet:
-    """A table of columns, of which one is emphasised."""
+def sheet_of(
+    items: Iterable[Item],
+    columns: Mapping[str, Callable[[Item], str]],
+    numbers: Collection[str] = (),
+    strong: str | None = None,
+) -> Sheet:
+    """A row for each item; `columns` has by title the text of a cell. `numbers` and `strong` are titles."""
     titles = list(columns)
-    return Sheet(
-        header=titles,
-        rows=list(zip(*(cells for cells, _ in columns.values()), strict=True)),
-        strong=titles.index(strong),
-        numbers=frozenset(n for n, title in enumerate(titles) if columns[title][1]),
-    )
-
-
-def error_text(error: float | None, digits: int = 1) -> str:
-    """An error rate for a cell, per cent."""
-    return DASH if error is None else f"{error:.{digits}f}"
-
-
-def printed_text(text: str, *, yardstick: bool) -> str:
-    """A figure of the paper for a cell; in parentheses where it is no yardstick for what was measured."""
-    return text if yardstick or text == DASH else f"({text})"
+    rows = [[text(item) for text in columns.values()] for item in items]
+    aligned = frozenset(n for n, title in enumerate(titles) if title in numbers)
+    return Sheet(titles, rows, None if strong is None else titles.index(strong), aligned)
 
 
 def signed_text(points: float | None, digits: int = 1) -> str:
@@ -80,9 +75,9 @@ def signed_text(points: float | None, digits: int = 1) -> str:
     return DASH if points is None else f"{points:+z.{digits}f}"
 
 
-def interval_text(ends: tuple[float, float] | None) -> str:
+def interval_text(ends: tuple[float, float] | None, form: str = ".1f") -> str:
     """An interval for a cell."""
-    return DASH if ends is None else f"{ends[0]:.1f} to {ends[1]:.1f}"
+    return DASH if ends is None else f"{ends[0]:{form}} to {ends[1]:{form}}"
 
 
 def count_text(n: int | None) -> str:
@@ -144,7 +139,14 @@ def to_latex(blocks: Iterable[Block]) -> str:
     return _filled("report.tex.j2", blocks, **_TEX_SYNTAX)
 
 
-def _filled(template: str, blocks: Iterable[Block], title: str = "", **syntax: Any) -> str:
+def _filled(name: str, blocks: Iterable[Block], title: str = "", **syntax: Any) -> str:
+    filters = {"base64": base64.b64encode, "tex": lambda text: text.translate(_TEX_SIGNS)}
+    kinds = [(type(block).__name__, block) for block in blocks]
+    return template(name, filters, **syntax).render(blocks=kinds, title=title, LONG=_LONG, DASH=DASH)
+
+
+def template(name: str, filters: Mapping[str, Callable[..., Any]], **syntax: Any) -> Template:
+    """A template of the folder `templates`, in which a name that is not given is an error."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -156,6 +158,5 @@ def _filled(template: str, blocks: Iterable[Block], title: str = "", **syntax: A
         loader=jinja2.PackageLoader("vggrepro.reporting"),
         **syntax,
     )
-    environment.filters |= {"base64": base64.b64encode, "tex": lambda text: text.translate(_TEX_SIGNS)}
-    kinds = [(type(block).__name__, block) for block in blocks]
-    return environment.get_template(template).render(blocks=kinds, title=title, LONG=_LONG, DASH=DASH)
+    environment.filters |= filters
+    return environment.get_template(name)

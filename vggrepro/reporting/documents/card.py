@@ -20,6 +20,7 @@ from vggrepro.evaluation.measure import COMBINED, Measured, NetAnswers
 from vggrepro.evaluation.posteriors import PosteriorsKey
 from vggrepro.models.table1 import TORCHVISION_NAMES, architecture_of
 from vggrepro.paper import facts, value
+from vggrepro.reporting.documents.blocks import template
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.environment import without_folders
 from vggrepro.storage.ledger import read_ledger
@@ -78,8 +79,6 @@ def model_card(kept: Checkpoint, weights: str, run: RunDirectory, file: Path) ->
     Raises:
         UserError: stored posteriors, or a file of the run directory, cannot be read.
     """
-    import jinja2
-
     config, model, imported = kept.stage, kept.stage.model, kept.provenance.get("imported")
     errors = list(_errors(config, weights, run))
     data = {} if imported else run.read_json("dataset.json") or {}
@@ -91,14 +90,7 @@ def model_card(kept: Checkpoint, weights: str, run: RunDirectory, file: Path) ->
     like_theirs = model.layers is None and (model.width, model.crop) == (1.0, value("crop"))
     theirs = TORCHVISION_NAMES.get(model.net) if like_theirs else None
     own = " with layers of its own" if model.layers is not None else ""
-    environment = jinja2.Environment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
-        loader=jinja2.PackageLoader("vggrepro.reporting"),
-    )
-    environment.filters |= {
+    filters = {
         "cell": lambda text: text.replace("|", "\\|"),
         "count": "{:,}".format,
         "short": "{:g}".format,
@@ -106,7 +98,7 @@ def model_card(kept: Checkpoint, weights: str, run: RunDirectory, file: Path) ->
         "without_folders": without_folders,
     }
     return _signed(
-        environment.get_template("card.md.j2").render(
+        template("card.md.j2", filters).render(
             header=yaml.safe_dump(_metadata(config, errors, data), sort_keys=False, allow_unicode=True, width=1000),
             config=config,
             model=model,

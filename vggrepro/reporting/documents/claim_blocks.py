@@ -1,48 +1,35 @@
 """Claims of the paper for readers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import get_args
 
 from vggrepro.reporting.claims.claim import Claim, Outcome
-from vggrepro.reporting.documents.blocks import DASH, Sheet, count_text, signed_text
+from vggrepro.reporting.documents.blocks import DASH, Sheet, count_text, interval_text, sheet_of, signed_text
 
 _OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 
+_COLUMNS: Mapping[str, Callable[[Claim], str]] = {
+    "section": lambda claim: claim.section,
+    "claim": lambda claim: claim.claim,
+    "verdict": lambda claim: claim.verdict,
+    "effect": lambda claim: (
+        signed_text(claim.effect, 2) + ("" if claim.spread is None else f" (sd {claim.spread:.2f})")
+    ),
+    "95 % interval": lambda claim: interval_text(claim.interval, "+.2f"),
+    "p": lambda claim: p_text(claim.p_value),
+    "over": lambda claim: claim.over or DASH,
+    "n": lambda claim: count_text(claim.n),
+    "seeds": lambda claim: count_text(claim.seeds or None),
+    "said to be better": lambda claim: claim.better,
+    "than": lambda claim: claim.worse,
+    "departures": lambda claim: count_text(claim.departures),
+}
+
+
 def claim_sheet(claims: Sequence[Claim]) -> Sheet:
     """A row for each claim: its verdict, and what that rests on."""
-    header = (
-        "section",
-        "claim",
-        "verdict",
-        "effect",
-        "95 % interval",
-        "p",
-        "over",
-        "n",
-        "seeds",
-        "said to be better",
-        "than",
-        "departures",
-    )
-    rows = [
-        (
-            claim.section,
-            claim.claim,
-            claim.verdict,
-            signed_text(claim.effect, 2) + ("" if claim.spread is None else f" (sd {claim.spread:.2f})"),
-            DASH if claim.interval is None else f"{claim.interval[0]:+.2f} to {claim.interval[1]:+.2f}",
-            p_text(claim.p_value),
-            claim.over or DASH,
-            count_text(claim.n),
-            count_text(claim.seeds or None),
-            claim.better,
-            claim.worse,
-            count_text(claim.departures),
-        )
-        for claim in claims
-    ]
-    return Sheet(header, rows, numbers=frozenset({3, 4, 5, 7, 8, 11}))
+    return sheet_of(claims, _COLUMNS, {"effect", "95 % interval", "p", "n", "seeds", "departures"})
 
 
 HOW = (

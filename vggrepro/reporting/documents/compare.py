@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations, product
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -13,7 +13,17 @@ from pydantic import Field
 from vggrepro.config.parsing import flatten, override
 from vggrepro.errors import UserError
 from vggrepro.reporting.documents import figures
-from vggrepro.reporting.documents.blocks import DASH, Block, Figure, Heading, Sheet, Text
+from vggrepro.reporting.documents.blocks import (
+    DASH,
+    Block,
+    Figure,
+    Heading,
+    Sheet,
+    Text,
+    count_text,
+    interval_text,
+    sheet_of,
+)
 from vggrepro.reporting.documents.claim_blocks import p_text
 from vggrepro.reporting.documents.run_notes import run_sheet
 from vggrepro.reporting.stored.predictions import PredictionCache, Predictions, paired_top1
@@ -255,7 +265,7 @@ def blocks_of(made: RunComparison, runs: Sequence[StoredRun], index: Index | Non
         blocks += [Heading(2, "Errors"), _error_sheet(made)]
         blocks.append(Text("Per cent on the validation split, with 95 % intervals (Wilson)."))
     if made.paired:
-        blocks += [Heading(2, "Paired tests, top-1"), _paired_sheet(made)]
+        blocks += [Heading(2, "Paired tests, top-1"), sheet_of(made.paired, _PAIRED, list(_PAIRED)[3:])]
         blocks.append(
             Text("Difference: first minus second, points, with its 95 % interval; p: McNemar's exact test, two-sided.")
         )
@@ -303,33 +313,28 @@ def _contact_sheet(made: RunComparison, index: Index) -> bytes:
 
 
 def _error_sheet(made: RunComparison) -> Sheet:
-    def cell(error: float | None, interval: tuple[float, float] | None) -> str:
-        return DASH if error is None or interval is None else f"{error:.2f} ({interval[0]:.2f} to {interval[1]:.2f})"
-
     rows = []
     for one in made.errors:
         Q = one.Q[0] if len(set(one.Q)) == 1 else " | ".join(one.Q)
-        n = " | ".join(dict.fromkeys(DASH if n is None else f"{n:,}" for n in one.n))
+        n = " | ".join(dict.fromkeys(map(count_text, one.n)))
         for k, errors, intervals in ((1, one.top1, one.interval_top1), (5, one.top5, one.interval_top5)):
-            cells = (cell(*pair) for pair in zip(errors, intervals, strict=True))
+            cells = (
+                DASH if error is None else f"{error:.2f} ({interval_text(interval, '.2f')})"
+                for error, interval in zip(errors, intervals, strict=True)
+            )
             rows.append((one.method, Q, f"top-{k}", *cells, n))
     columns = frozenset(range(3, 4 + len(made.runs)))
     return Sheet(("method", "Q", "error", *made.runs, "n"), rows, numbers=columns)
 
 
-def _paired_sheet(made: RunComparison) -> Sheet:
-    rows = [
-        (
-            one.method,
-            one.scales,
-            f"{one.first} - {one.second}",
-            f"{one.difference:+.2f}",
-            f"{one.interval[0]:+.2f} to {one.interval[1]:+.2f}",
-            p_text(one.p_value),
-            f"{one.only_first_right} / {one.only_second_right}",
-            f"{one.n:,}",
-        )
-        for one in made.paired
-    ]
-    header = ("method", "scales", "runs", "difference", "95 % interval", "p", "only one right", "n")
-    return Sheet(header, rows, numbers=frozenset({3, 4, 5, 6, 7}))
+_PAIRED: Mapping[str, Callable[[PairedTest], str]] = {
+    "method": lambda one: one.method,
+    "scales": lambda one: one.scales,
+    "runs": lambda one: f"{one.first} - {one.second}",
+    "difference": lambda one: f"{one.difference:+.2f}",
+    "95 % interval": lambda one: interval_text(one.interval, "+.2f"),
+    "p": lambda one: p_text(one.p_value),
+    "only one right": lambda one: f"{one.only_first_right} / {one.only_second_right}",
+    "n": lambda one: count_text(one.n),
+}
+"""Columns of the paired tests, of which the first three are texts."""

@@ -40,7 +40,7 @@ def keep(runs: Sequence[StoredRun], folder: Path, title: str, cache: PredictionC
         for Q in sorted({*run.config.single_Q, *run.config.multi_Q}):
             for method in _METHODS:
                 cache.ranks([(run, (Q,))], method)
-    answers = [one for one in cache.answers() if all(run in tested for run, _ in one.asked)]
+    answers = {test: ranks for test, ranks in cache.answers().items() if all(run in tested for run, _ in test[0])}
     if not answers:
         raise UserError(f"--keep {folder}: no run there has stored posteriors; `vggrepro evaluate RUN` makes them")
     evidence.write(tested, answers, folder)

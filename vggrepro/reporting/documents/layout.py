@@ -1,19 +1,10 @@
-"""The tables of the paper for a reader: the title and the columns of each, and how a row becomes their cells."""
+"""The tables of the paper for a reader: their titles and columns, and how a row becomes their cells."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from vggrepro.reporting.documents.blocks import (
-    DASH,
-    Columns,
-    Sheet,
-    count_text,
-    error_text,
-    interval_text,
-    printed_text,
-    sheet_of,
-    signed_text,
-)
+from vggrepro.reporting.documents.blocks import DASH, Sheet, count_text, interval_text, sheet_of, signed_text
 from vggrepro.reporting.tables.report import FigureName, Group, Measurement, Row, RowLabels, SeedMean, Spread
 from vggrepro.reporting.tables.rows import PREFIXES
 from vggrepro.reporting.tables.words import MEASURES
@@ -23,26 +14,35 @@ from vggrepro.reporting.tables.words import MEASURES
 class Part:
     """What the tables of one part of the paper show of their rows."""
 
+    titles: Mapping[int, str]
+    """Of the tables, by number."""
     labels: tuple[str, ...]
     """Columns before the figures, of `LABELS`."""
     figures: tuple[FigureName, ...] = ("only",)
-    counts: tuple[str, ...] = ()
-    """Columns after the figures, of `COUNTS`."""
+    learning: bool = False
+    """Whether classes and training samples are counted, after the figures."""
     about: str = ""
     """What the columns mean; stands below the tables."""
 
 
-@dataclass(frozen=True)
-class TableLayout:
-    """A table of the paper."""
-
-    title: str
-    part: Part
-
-
-COUNTED = Part(("net",))
-SECTION_4 = Part(("net", "S", "Q", "method"), figures=("top1", "top5"))
+COUNTED = Part({1: "Table 1: weight layers of the nets", 2: "Table 2: parameters"}, ("net",))
+SECTION_4 = Part(
+    {
+        3: "Table 3: one test scale, dense (Section 4.1)",
+        4: "Table 4: several test scales, dense (Section 4.2)",
+        5: "Table 5: dense, multi-crop, and both (Section 4.3)",
+        6: "Table 6: fusion of nets (Section 4.4)",
+        7: "Table 7: the state of the art (Section 4.5)",
+    },
+    ("net", "S", "Q", "method"),
+    figures=("top1", "top5"),
+)
 APPENDIX_A = Part(
+    {
+        8: "Table 8: localisation given the class, centre crop (Appendix A)",
+        9: "Table 9: localisation, dense, five guesses of the class (Appendix A)",
+        10: "Table 10: localisation, the state of the art (Appendix A)",
+    },
     ("net", "S", "Q", "regression", "trained", "classes from"),
     about="A box is right when its intersection over union with an object's is above 0.5. SCR predicts one box for all "
     "classes, PCR one for each; trained are all layers, or the fully-connected ones alone (fc). Table 8: the true "
@@ -51,8 +51,9 @@ APPENDIX_A = Part(
     "are merged. Images without a box are left out.",
 )
 APPENDIX_B = Part(
+    {11: "Table 11: features on other data sets (Appendix B)", 12: "Table 12: actions of PASCAL VOC 2012 (Appendix B)"},
     ("data set", "measure", "net", "layer", "Q"),
-    counts=("classes", "learnt from"),
+    learning=True,
     about="Features: the activations of the last hidden layer, densely applied to the whole image, averaged over "
     "places and over the mirror image, of length 1 at each Q, then averaged or stacked; of several nets they "
     "are stacked. A linear SVM a class; C is chosen on held-out training samples. In per cent: mean average "
@@ -61,20 +62,10 @@ APPENDIX_B = Part(
     "the splits, or else the interval, allows it.",
 )
 
-TABLES: Mapping[int, TableLayout] = {
-    1: TableLayout("Table 1: weight layers of the nets", COUNTED),
-    2: TableLayout("Table 2: parameters", COUNTED),
-    3: TableLayout("Table 3: one test scale, dense (Section 4.1)", SECTION_4),
-    4: TableLayout("Table 4: several test scales, dense (Section 4.2)", SECTION_4),
-    5: TableLayout("Table 5: dense, multi-crop, and both (Section 4.3)", SECTION_4),
-    6: TableLayout("Table 6: fusion of nets (Section 4.4)", SECTION_4),
-    7: TableLayout("Table 7: the state of the art (Section 4.5)", SECTION_4),
-    8: TableLayout("Table 8: localisation given the class, centre crop (Appendix A)", APPENDIX_A),
-    9: TableLayout("Table 9: localisation, dense, five guesses of the class (Appendix A)", APPENDIX_A),
-    10: TableLayout("Table 10: localisation, the state of the art (Appendix A)", APPENDIX_A),
-    11: TableLayout("Table 11: features on other data sets (Appendix B)", APPENDIX_B),
-    12: TableLayout("Table 12: actions of PASCAL VOC 2012 (Appendix B)", APPENDIX_B),
-}
+
+def part_of(table: int) -> Part:
+    """The part that a table belongs to."""
+    return next(part for part in (COUNTED, SECTION_4, APPENDIX_A, APPENDIX_B) if table in part.titles)
 
 
 def _net(row: RowLabels) -> str:
@@ -101,69 +92,88 @@ LABELS: Mapping[str, Callable[[RowLabels], str]] = {
     "classes from": lambda row: row.guesses or DASH,
 }
 """How a row is labelled, by the title of the column."""
-COUNTS: Mapping[str, Callable[[Row], int | None]] = {
-    "classes": lambda row: row.classes,
-    "learnt from": lambda row: row.train,
-}
+_TEXTS = {*LABELS, "verdict", "run", "runs"}
+"""Columns that are not aligned to the right."""
+TextOf = Callable[[Any], str]
+"""Of a row, or of a mean over seeds, its cell."""
 
 
-def _labels(part: Part, rows: Sequence[RowLabels]) -> Columns:
-    shown = [title for title in part.labels if title != "classes from" or any(row.guesses for row in rows)]
-    return {title: ([LABELS[title](row) for row in rows], False) for title in shown}
+def _sheet(
+    rows: Sequence[Any], strong: str, figures: Mapping[str, Callable[[Any, Any], str]], rest: Mapping[str, TextOf]
+) -> Sheet:
+    """Labels; for each figure of a row its cells, of which `strong` is emphasised in the first; and the rest."""
+    part = part_of(rows[0].table)
+    nothing = rows[0].figure_model()
+
+    def of(name: FigureName, text: Callable[[Any, Any], str]) -> TextOf:
+        return lambda row: text(row, row.figures.get(name, nothing))
+
+    columns: dict[str, TextOf] = {title: LABELS[title] for title in part.labels}
+    if not any(row.guesses for row in rows):
+        columns.pop("classes from", None)
+    if "seeds" in rest:
+        columns["seeds"] = rest["seeds"]
+    columns |= {PREFIXES[name] + key: of(name, text) for name in part.figures for key, text in figures.items()}
+    return sheet_of(rows, {**columns, **rest}, {*columns, *rest} - _TEXTS, PREFIXES[part.figures[0]] + strong)
 
 
-def _spread_text(figure: float | None, spread: float | None) -> str:
-    return error_text(figure) + ("" if figure is None or spread is None else f" +- {spread:.1f}")
+def _error_text(figure: float | None, spread: float | None = None, *, yardstick: bool = True) -> str:
+    """A figure with its spread; in parentheses where it is no yardstick for what was measured."""
+    if figure is None:
+        return DASH
+    text = f"{figure:.1f}" + ("" if spread is None else f" +- {spread:.1f}")
+    return text if yardstick else f"({text})"
 
 
 def row_sheet(rows: Sequence[Row], group: Group | None) -> Sheet:
     """Rows of one table, which are of a group of runs, or of Tables 11 and 12 and of none."""
-    part = TABLES[rows[0].table].part
-    columns = _labels(part, rows)
-    # no difference is taken where the paper's figures do not apply
-    differ = group.papers if group else any(row.main.difference is not None for row in rows)
-    for name in part.figures:
-        title, figures = PREFIXES[name], [row.figures.get(name, Measurement()) for row in rows]
-        printed = [
-            printed_text(
-                _spread_text(figure.printed, row.printed_spread),
-                yardstick=group.papers if group else row.verdict != "not comparable",
-            )
-            for row, figure in zip(rows, figures, strict=True)
-        ]
-        measured = [_spread_text(figure.measured, row.spread) for row, figure in zip(rows, figures, strict=True)]
-        columns[f"{title}printed"] = printed, True
-        columns[f"{title}measured"] = measured, True
-        if differ:
-            columns[f"{title}difference"] = [signed_text(figure.difference) for figure in figures], True
-        columns[f"{title}95 % interval"] = [interval_text(figure.interval) for figure in figures], True
-    columns |= {title: ([count_text(COUNTS[title](row)) for row in rows], True) for title in part.counts}
-    columns |= {
-        "n": ([count_text(row.n) for row in rows], True),
-        "verdict": ([row.verdict for row in rows], False),
-        "departures": ([count_text(row.departures) for row in rows], True),
-        "run": ([row.run or DASH for row in rows], False),
+
+    def printed(row: Row, figure: Measurement) -> str:
+        yardstick = group.papers if group else row.verdict != "not comparable"
+        return _error_text(figure.printed, row.printed_spread, yardstick=yardstick)
+
+    figures: dict[str, Callable[[Row, Measurement], str]] = {
+        "printed": printed,
+        "measured": lambda row, figure: _error_text(figure.measured, row.spread),
+        "difference": lambda _, figure: signed_text(figure.difference),
+        "95 % interval": lambda _, figure: interval_text(figure.interval),
     }
-    return sheet_of(columns, f"{PREFIXES[part.figures[0]]}measured")
+    # no difference is taken where the paper's figures do not apply
+    if not (group.papers if group else any(row.main.difference is not None for row in rows)):
+        del figures["difference"]
+    rest: dict[str, Callable[[Row], str]] = {
+        "classes": lambda row: count_text(row.classes),
+        "learnt from": lambda row: count_text(row.train),
+        "n": lambda row: count_text(row.n),
+        "verdict": lambda row: row.verdict,
+        "departures": lambda row: count_text(row.departures),
+        "run": lambda row: row.run or DASH,
+    }
+    if not part_of(rows[0].table).learning:
+        del rest["classes"], rest["learnt from"]
+    return _sheet(rows, "measured", figures, rest)
 
 
 def spread_sheet(rows: Sequence[Spread], group: Group) -> Sheet:
     """Means over seeds of one table; beside a printed figure where a row has two."""
-    part = TABLES[rows[0].table].part
-    columns = _labels(part, rows) | {"seeds": ([str(row.seeds) for row in rows], True)}
-    for name in part.figures:
-        title, figures = PREFIXES[name], [row.figures.get(name, SeedMean()) for row in rows]
-        if len(part.figures) > 1:
-            printed = [printed_text(error_text(figure.printed), yardstick=group.papers) for figure in figures]
-            columns[f"{title}printed"] = printed, True
-        columns[f"{title}mean"] = [error_text(figure.mean, 2) for figure in figures], True
-        columns[f"{title}sd"] = [error_text(figure.spread, 2) for figure in figures], True
-    columns["runs"] = [", ".join(row.runs) for row in rows], False
-    return sheet_of(columns, f"{PREFIXES[part.figures[0]]}mean")
+    figures: dict[str, Callable[[Spread, SeedMean], str]] = {
+        "printed": lambda _, figure: _error_text(figure.printed, yardstick=group.papers),
+        "mean": lambda _, figure: DASH if figure.mean is None else f"{figure.mean:.2f}",
+        "sd": lambda _, figure: DASH if figure.spread is None else f"{figure.spread:.2f}",
+    }
+    if len(part_of(rows[0].table).figures) == 1:
+        del figures["printed"]
+    rest = {"seeds": lambda row: str(row.seeds), "runs": lambda row: ", ".join(row.runs)}
+    return _sheet(rows, "mean", figures, rest)
 
 
 def count_sheet(rows: Sequence[Row]) -> Sheet:
     """Table 1 or 2."""
     unit = " million" if rows[0].table == 2 else ""
-    cells = [(row.net, f"{row.printed_count:,}{unit}", f"{row.measured_count:,}", row.verdict) for row in rows]
-    return Sheet(("net", "printed", "ours", "verdict"), cells, numbers=frozenset({1, 2}))
+    columns: dict[str, Callable[[Row], str]] = {
+        "net": lambda row: row.net,
+        "printed": lambda row: f"{row.printed_count:,}{unit}",
+        "ours": lambda row: f"{row.measured_count:,}",
+        "verdict": lambda row: row.verdict,
+    }
+    return sheet_of(rows, columns, {"printed", "ours"})

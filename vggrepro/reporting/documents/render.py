@@ -17,9 +17,9 @@ from vggrepro.reporting.documents.layout import (
     APPENDIX_B,
     COUNTED,
     SECTION_4,
-    TABLES,
     Part,
     count_sheet,
+    part_of,
     row_sheet,
     spread_sheet,
 )
@@ -61,10 +61,8 @@ def blocks_of(report: Report, *, counts: bool = True, figures: bool = False) -> 
     """Everything but the title; with figures, or without."""
     made: list[Block] = []
     if counts:
-        for number, table in TABLES.items():
-            if table.part is COUNTED:
-                rows = [row for row in report.rows if row.table == number]
-                made += [Heading(2, table.title), count_sheet(rows)]
+        for number, heading in COUNTED.titles.items():
+            made += [Heading(2, heading), count_sheet([row for row in report.rows if row.table == number])]
     for group in report.groups:
         made.append(Heading(2, group.title))
         if not group.papers:
@@ -98,7 +96,7 @@ def in_brief(report: Report) -> list[Block]:
             ]
             if not (spreads or single):
                 continue
-            made.append(Heading(4, TABLES[table].title))
+            made.append(Heading(4, SECTION_4.titles[table]))
             made += [spread_sheet(spreads, group)] if spreads else []
             made += [row_sheet(single, group)] if single else []
         made += _gains(report, group)
@@ -140,8 +138,7 @@ def _transfer_blocks(report: Report) -> Iterator[Block]:
 
 def _part_blocks(report: Report, part: Part, group: Group | None, *, papers: bool) -> list[Block]:
     """The tables of a part of the paper, and what their columns mean."""
-    numbers = [number for number, table in TABLES.items() if table.part is part]
-    made = [block for number in numbers for block in _table_blocks(report, number, group, papers=papers)]
+    made = [block for number in part.titles for block in _table_blocks(report, number, group, papers=papers)]
     return [*made, Text(part.about)] if made and part.about else made
 
 
@@ -155,7 +152,7 @@ def _table_blocks(report: Report, table: int, group: Group | None, *, papers: bo
     shown = [row for row in rows if papers or row.run or row.main.measured is not None]
     if not shown or (table == 10 and not papers):
         return
-    yield Heading(3 if group else 2, TABLES[table].title)
+    yield Heading(3 if group else 2, part_of(table).titles[table])
     yield row_sheet(shown, group)
     if group and (spreads := [mean for mean in report.seeds if (mean.group, mean.table) == of]):
         yield from (Text("Mean and standard deviation over seeds:"), spread_sheet(spreads, group))
@@ -170,7 +167,7 @@ def _note(row: Row, papers: bool) -> str:
     if row.verdict == "cannot be measured":
         return f"{'other systems' if row.note == words.OTHER_PAPER else 'test set'}: cannot be measured: {row.note}"
     if row.verdict == "not measured":  # of Section 4's nets without a run the rows say enough
-        return row.note if row.run or TABLES[row.table].part is not SECTION_4 else ""
+        return row.note if row.run or row.table not in SECTION_4.titles else ""
     if row.set:
         return f"{row.run} on {row.set}: {row.note}" if row.note and row.main.printed is not None else ""
     return f"{row.run}: {row.note}" if papers and row.run and row.note else ""

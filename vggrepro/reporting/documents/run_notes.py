@@ -1,29 +1,26 @@
 """What a report says of the runs themselves: the way back from a number to what made it."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from vggrepro.reporting.documents.blocks import DASH, Block, Bullets, Heading, Sheet, Text
+from vggrepro.reporting.documents.blocks import DASH, Block, Bullets, Heading, Sheet, Text, sheet_of
 from vggrepro.reporting.tables.report import RunNote
+
+_COLUMNS: Mapping[str, Callable[[RunNote], str]] = {
+    "run": lambda run: run.name,
+    "seed": lambda run: DASH if run.imported else str(run.seed),
+    "step": lambda run: "imported" if run.imported else _steps(run),
+    "net's hash": lambda run: (run.weights or DASH)[:12],
+    "code": lambda run: (run.git_commit or DASH)[:10] + (" and changes" if run.git_dirty else ""),
+    "departures": lambda run: str(len(run.departures)),
+    "MLflow run": lambda run: (run.mlflow_run or DASH)[:8],
+    "directory": lambda run: run.directory,
+}
 
 
 def run_sheet(runs: Sequence[RunNote]) -> Sheet:
     """The way back from a number to what made it."""
-    rows = [
-        (
-            run.name,
-            DASH if run.imported else str(run.seed),
-            "imported" if run.imported else _steps(run),
-            (run.weights or DASH)[:12],
-            (run.git_commit or DASH)[:10] + (" and changes" if run.git_dirty else ""),
-            str(len(run.departures)),
-            (run.mlflow_run or DASH)[:8],
-            run.directory,
-        )
-        for run in runs
-    ]
-    header = ("run", "seed", "step", "net's hash", "code", "departures", "MLflow run", "directory")
-    return Sheet(header, rows, numbers=frozenset({1, 5}))
+    return sheet_of(runs, _COLUMNS, {"seed", "departures"})
 
 
 def _steps(run: RunNote) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from vggrepro.config.parsing import parse
 from vggrepro.errors import UserError
 from vggrepro.evaluation.errors import Ranks
 from vggrepro.files import replacing
-from vggrepro.reporting.stored.runs import Asked, StoredRun
+from vggrepro.reporting.stored.runs import Asked, NetsTest, StoredRun
 from vggrepro.storage.environment import without_folders
 
 RUNS, RANKS = "evidence.jsonl", "ranks.npz"
@@ -31,7 +31,7 @@ RUNS, RANKS = "evidence.jsonl", "ranks.npz"
 _LAST = np.iinfo(np.uint8).max
 """The rank that stands for all beyond it; the paper counts five guesses."""
 _SECTIONS = ("model", "data", "train", "evaluation", "run")
-_PLACES = {"data": ("root", "index", "boxes"), "run": ("root",)}
+_PLACES = {"data": {"root", "index", "boxes"}, "run": {"root"}}
 """Settings that name folders."""
 _OF_DATA = ("splits", "rejected_splits", "classes", "fingerprint")
 _CURVE = {"train": ("step", "loss", "learning_rate"), "validation": ("step", "top1_error", "top5_error")}
@@ -39,15 +39,6 @@ _MOST_RECORDS = 40
 """Of the training loss, in the learning curve of a run."""
 
 Key = tuple[str, tuple[tuple[str, tuple[int, ...]], ...]]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a test gave: the runs with their Q, the method, and the ranks; None where it was not made."""
-
-    asked: tuple[Asked, ...]
-    method: str
-    ranks: Ranks | None
 
 
 @dataclass(frozen=True)
@@ -107,22 +98,22 @@ class KeptRun(StoredRun):
         return True
 
 
-def write(runs: Sequence[StoredRun], answers: Iterable[Answer], folder: Path) -> None:
-    """Keeps what some finished runs were tested to say. Raises UserError."""
+def write(runs: Sequence[StoredRun], answers: Mapping[NetsTest, Ranks], folder: Path) -> None:
+    """Keeps how the nets of some finished runs ranked the true classes, by test. Raises UserError."""
     names = [run.name for run in runs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"--keep {folder}: two runs are called {twice[0]}; choose one of them with --runs")
-    tests: dict[str, list[Answer]] = {}
-    for one in answers:
-        tests.setdefault(one.asked[0][0].dataset["fingerprint"], []).append(one)
+    tests: dict[str, dict[NetsTest, Ranks]] = {}
+    for test, ranks in answers.items():
+        tests.setdefault(test[0][0][0].dataset["fingerprint"], {})[test] = ranks
     arrays: dict[str, NDArray[Any]] = {}
     for data, same in tests.items():
-        ranks = [one.ranks for one in same if one.ranks is not None]
-        labels = ranks[0].labels
-        assert all(np.array_equal(one.labels, labels) for one in ranks), "tests of different images"
+        labels = next(iter(same.values())).labels
+        assert all(np.array_equal(one.labels, labels) for one in same.values()), "tests of different images"
+        rows = [np.minimum(one.rank, _LAST).astype(np.uint8) for one in same.values()]
         arrays[f"{data[:12]}.labels"] = labels.astype(np.min_scalar_type(int(labels.max())))
-        arrays[f"{data[:12]}.ranks"] = np.stack([np.minimum(one.rank, _LAST).astype(np.uint8) for one in ranks])
-        arrays[f"{data[:12]}.asked"] = np.array(json.dumps([_key(one.asked, one.method) for one in same]))
+        arrays[f"{data[:12]}.ranks"] = np.stack(rows)
+        arrays[f"{data[:12]}.asked"] = np.array(json.dumps([_key(*test) for test in same]))
     lines = [json.dumps(_line_of(run), sort_keys=True) for run in runs]
     try:
         with replacing(folder / RANKS) as temporary, temporary.open("wb") as out:
@@ -156,16 +147,12 @@ def _key(asked: Sequence[Asked], method: str) -> Key:
 
 
 def _line_of(run: StoredRun) -> dict[str, Any]:
-    settings = run.config.model_dump(mode="json", include=set(_SECTIONS))
-    for section, places in _PLACES.items():
-        for place in places:
-            del settings[section][place]
     source = Path(run.dataset["source"]).name
     environment = run.said("environment.json") or {}
     if "command" in environment:
         environment |= {"command": without_folders(environment["command"])}
     return {
-        "config": settings,
+        "config": run.config.model_dump(mode="json", include=set(_SECTIONS), exclude=_PLACES),
         "final.json": run.said("final.json"),
         "dataset.json": {"source": source} | {key: run.dataset[key] for key in _OF_DATA if key in run.dataset},
         "ledger.json": [vars(one) for one in run.departures],

@@ -14,11 +14,9 @@ from vggrepro.evaluation.box_store import CENTRE, FoundKey, load_truth
 from vggrepro.evaluation.boxes import Found, Truth, error_of
 from vggrepro.evaluation.errors import ErrorRate
 from vggrepro.paper import Scale
-from vggrepro.reporting.stored.runs import StoredRun
+from vggrepro.reporting.stored.runs import Asked, StoredRun
 from vggrepro.storage.directory import RunDirectory
 
-AskedBoxes = tuple[StoredRun, tuple[int, ...]]
-"""A run and the Q at which its boxes are taken, px."""
 Kind = tuple[Scale, str, str]
 """The paper's S that a net is trained at, SCR or PCR, and all or fc."""
 
@@ -113,12 +111,12 @@ class BoxCache:
                     # nets may have been pooled in any order: the first one that is found stands for all
                     self._stored.setdefault(key, {}).setdefault(made.sought, made)
 
-    def of(self, asked: Sequence[AskedBoxes], method: str) -> StoredBoxes | None:
+    def of(self, asked: Sequence[Asked], method: str) -> StoredBoxes | None:
         """The boxes of some nets, pooled where several, with the best guesses for which there are any; or None."""
         return min(self._options(asked, method).values(), key=_best_first, default=None)
 
     def both(
-        self, first: Sequence[AskedBoxes], second: Sequence[AskedBoxes], method: str
+        self, first: Sequence[Asked], second: Sequence[Asked], method: str
     ) -> tuple[StoredBoxes, StoredBoxes] | None:
         """The boxes of two sides for the same true boxes and guesses, the best that both have; None without such."""
         one, other = self._options(first, method), self._options(second, method)
@@ -130,7 +128,7 @@ class BoxCache:
         sets = (min(options.values(), key=_best_first) for options in self._stored.values())
         return [one for one in sets if len({part.weights for part in one.protocol.parts}) > 1]
 
-    def _options(self, asked: Sequence[AskedBoxes], method: str) -> dict[tuple[str, str], StoredBoxes]:
+    def _options(self, asked: Sequence[Asked], method: str) -> dict[tuple[str, str], StoredBoxes]:
         return self._stored.get(_key([(run.weights, side) for run, Q in asked for side in Q], method), {})
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +10,8 @@ from vggrepro.errors import UserError
 from vggrepro.evaluation.errors import Ranks, true_class_rank
 from vggrepro.evaluation.measure import Scored, fuse
 from vggrepro.evaluation.significance import Paired, paired_right
-from vggrepro.reporting.stored.evidence import Answer, KeptRun
-from vggrepro.reporting.stored.runs import Asked
+from vggrepro.reporting.stored.evidence import KeptRun
+from vggrepro.reporting.stored.runs import Asked, NetsTest
 
 
 @dataclass(frozen=True)
@@ -39,20 +38,19 @@ class PredictionCache:
     """Predictions by runs, Q and method, each read from the posteriors store once: 200 MB of them leave 1 MB here."""
 
     def __init__(self) -> None:
-        self._read: dict[tuple[str, tuple[tuple[Path, tuple[int, ...]], ...]], Answer] = {}
+        self._read: dict[NetsTest, Ranks | None] = {}
 
     def ranks(self, asked: Sequence[Asked], method: str) -> Ranks | None:
         """How one run, or several fused, ranked the true classes; None where nothing says so. Raises UserError.
 
         Runs to be fused must be of one data set.
         """
-        key = (method, tuple((run.path.resolve(), Q) for run, Q in asked))
-        if key not in self._read:
+        test = tuple(asked), method
+        if test not in self._read:
             assert len({run.dataset.get("fingerprint") for run, _ in asked}) == 1, "runs of different data sets"
             kept = [run.evidence for run, _ in asked if isinstance(run, KeptRun)]
-            ranks = kept[0].ranks(asked, method) if kept else _predicted(asked, method)
-            self._read[key] = Answer(tuple(asked), method, ranks)
-        return self._read[key].ranks
+            self._read[test] = kept[0].ranks(asked, method) if kept else _predicted(asked, method)
+        return self._read[test]
 
     def of(self, asked: Sequence[Asked], method: str) -> Predictions | None:
         """As :meth:`ranks`, with the guesses. Raises UserError, also for runs of which only ranks are kept."""
@@ -64,9 +62,9 @@ class PredictionCache:
             )
         return found
 
-    def answers(self) -> list[Answer]:
+    def answers(self) -> dict[NetsTest, Ranks]:
         """All that was asked for so far and found, in that order."""
-        return [one for one in self._read.values() if one.ranks is not None]
+        return {test: ranks for test, ranks in self._read.items() if ranks is not None}
 
 
 def _predicted(asked: Sequence[Asked], method: str) -> Predictions | None:

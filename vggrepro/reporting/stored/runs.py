@@ -29,7 +29,7 @@ class StoredRun:
     """One run directory."""
 
     path: Path
-    config: Config
+    config: Config = field(compare=False)
 
     @property
     def run_directory(self) -> RunDirectory:
@@ -191,7 +191,9 @@ class StoredRun:
 
 
 Asked = tuple[StoredRun, tuple[int, ...]]
-"""A run and the Q over which its posteriors are averaged, px."""
+"""A run and the Q at which its net is tested, px: its posteriors are averaged over these, its boxes pooled."""
+NetsTest = tuple[tuple[Asked, ...], str]
+"""Nets with the Q of each, fused or pooled where several, and the method by which they are tested."""
 
 
 @dataclass(frozen=True)
@@ -236,16 +238,11 @@ def recipe_of(run: StoredRun) -> Recipe:
     return run.net, run.S
 
 
-def recipes_of(runs: Iterable[StoredRun]) -> dict[Recipe, list[StoredRun]]:
-    """For each (net, the paper's S that it stands for) the runs that differ in nothing but the seed, in its order.
+def chosen_by(key: Callable[[StoredRun], Key], runs: Iterable[StoredRun]) -> dict[Key, list[StoredRun]]:
+    """For each recipe, as `key` has it, the runs that differ in nothing but the seed, in its order.
 
     Where several variants were trained, the one with the fewest departures from the paper stands for the recipe.
     """
-    return chosen_by(recipe_of, runs)
-
-
-def chosen_by(key: Callable[[StoredRun], Key], runs: Iterable[StoredRun]) -> dict[Key, list[StoredRun]]:
-    """As :func:`recipes_of`, for recipes of any kind."""
     return {
         recipe: min(variants, key=lambda runs: len(runs[0].departures))
         for recipe, variants in variants_by(key, runs).items()
@@ -263,9 +260,3 @@ def variants_by(key: Callable[[StoredRun], Key], runs: Iterable[StoredRun]) -> d
 def departures_of(runs: Iterable[StoredRun]) -> int:
     """In how many settings some runs together depart from the paper."""
     return len({str(one) for run in runs for one in run.departures})
-
-
-def by_output(runs: Iterable[StoredRun]) -> tuple[list[StoredRun], list[StoredRun]]:
-    """(the runs of nets that predict classes, those of nets that predict boxes)."""
-    runs = list(runs)
-    return [run for run in runs if not run.config.localisation], [run for run in runs if run.config.localisation]

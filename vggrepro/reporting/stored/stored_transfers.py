@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vggrepro.evaluation.feature_spec import scales_at
 from vggrepro.evaluation.transfers import Transferred, list_transferred
-from vggrepro.paper import TransferTask, facts
+from vggrepro.paper import facts
 from vggrepro.reporting.stored.runs import StoredRun
 
 
@@ -53,17 +52,3 @@ def _order(test: StoredTransfer, runs: Sequence[StoredRun]) -> tuple[object, ...
     at = sets.index(test.set) if test.set in sets else len(sets)
     nets = [runs.index(run) for run in test.runs]
     return at, test.set, len(nets), nets, protocol.boxes, -len(protocol.nets[0].Q)
-
-
-def as_the_paper(test: StoredTransfer, task: TransferTask) -> bool:
-    """Whether a protocol is the paper's: scales in proportion to the crop, combination, mirror images, splits."""
-    protocol = test.found.protocol
-    scales = [scales_at(run.config.model.crop, task.scales) for run in test.runs]
-    of_paper = (task.splits, task.train_per_class, task.test_per_class)
-    drawn = tuple(protocol.drawing[name] for name in ("splits", "train_per_class", "test_per_class"))
-    return (
-        [net.Q for net in protocol.nets] == scales
-        and protocol.combine == task.combine
-        and all(net.flip for net in protocol.nets)
-        and (task.splits is None or drawn == of_paper)
-    )

@@ -19,16 +19,7 @@ from vggrepro.reporting.claims.class_claims import (
 from vggrepro.reporting.claims.transfer_claims import check_transfer_claims
 from vggrepro.reporting.stored.found_boxes import BoxCache, kind_of
 from vggrepro.reporting.stored.predictions import PredictionCache
-from vggrepro.reporting.stored.runs import (
-    Setting,
-    StoredRun,
-    by_output,
-    chosen_by,
-    recipe_of,
-    recipes_of,
-    setting_of,
-    variants_by,
-)
+from vggrepro.reporting.stored.runs import Setting, StoredRun, chosen_by, recipe_of, setting_of, variants_by
 from vggrepro.reporting.stored.stored_transfers import stored_transfers
 from vggrepro.reporting.tables.classification import error_rows
 from vggrepro.reporting.tables.localisation import box_rows
@@ -46,7 +37,8 @@ def build_report(runs: Sequence[StoredRun], cache: PredictionCache | None = None
     rows, seeds = _counts(), list[Spread]()
     claims, gains, starts = list[Claim](), list[Claim](), list[Claim]()
     for group, members in groups:
-        classifiers, localisers = by_output(members)
+        classifiers = [run for run in members if not run.config.localisation]
+        localisers = [run for run in members if run.config.localisation]
         boxes = BoxCache(localisers)
         found = error_rows(classifiers, cache, papers=group.papers) + box_rows(localisers, boxes, papers=group.papers)
         found = [row.model_copy(update={"group": group.id}) for row in found]
@@ -54,7 +46,7 @@ def build_report(runs: Sequence[StoredRun], cache: PredictionCache | None = None
         alike = [same for variants in variants_by(recipe_of, classifiers).values() for same in variants]
         alike += chosen_by(lambda run: (run.net, kind_of(run)), localisers).values()
         seeds += spreads(found, chain.from_iterable(alike))
-        recipes = recipes_of(classifiers)
+        recipes = chosen_by(recipe_of, classifiers)
         over_seeds = spreads_over_seeds(recipes, cache)
         claims += check_claims(group.id, recipes, cache, over_seeds)
         claims += check_box_claims(group.id, localisers, boxes)

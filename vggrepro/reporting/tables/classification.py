@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 from vggrepro.paper import PrintedErrors, facts, scale_text
 from vggrepro.reporting.stored.predictions import PredictionCache
-from vggrepro.reporting.stored.runs import Asked, Recipe, StoredRun, departures_of, recipe_of, recipes_of
+from vggrepro.reporting.stored.runs import Asked, Recipe, StoredRun, chosen_by, recipe_of
 from vggrepro.reporting.tables import words
 from vggrepro.reporting.tables.report import Row
-from vggrepro.reporting.tables.rows import Printed, judge, nets_of, row_of_test_set, system_row, unmeasured
+from vggrepro.reporting.tables.rows import (
+    Printed,
+    judge,
+    obstacle,
+    row_of_nets,
+    row_of_test_set,
+    system_row,
+    unmeasured,
+)
 from vggrepro.reporting.tables.words import fused
 
 _TABLE_7 = {
@@ -64,7 +73,7 @@ def _nets_of(printed: PrintedErrors, recipes: Mapping[Recipe, Sequence[StoredRun
     if len(candidates) == 1:
         chosen = [[run] for run in candidates[0]]
     else:  # of several variants each net's most faithful one, fused seed by seed
-        chosen = _by_seed(recipes_of(run for found in candidates for run in found), printed)
+        chosen = _by_seed(chosen_by(recipe_of, chain.from_iterable(candidates)), printed)
     return [
         [
             (run, member.Q if papers else run.Q_of(printed.table))
@@ -96,37 +105,22 @@ def _row(
     figures: Printed = {"top1": printed.top1, "top5": printed.top5} if printed else {}
     ranks = cache.ranks(tested, method) if tested else None
     if ranks:
-        judged = judge({"top1": ranks.top1, "top5": ranks.top5}, figures, _obstacle(printed, runs, papers))
+        flipped = all(run.config.evaluation.flip for run in runs)
+        other = "" if flipped else "the mirrored images are left out (evaluation.flip)"
+        judged = judge({"top1": ranks.top1, "top5": ranks.top5}, figures, obstacle(printed, papers, other))
     else:
         lacking = [run.what_is_missing(Q, method) for run, Q in tested if cache.ranks([(run, Q)], method) is None]
         judged = unmeasured(figures, "; ".join(lacking) or f"no run of {', '.join(missing)}")
-    nets, scales, sides = zip(*nets_of(tested, printed), strict=True)
-    return Row(
-        table=table,
-        net=fused(nets),
-        S=fused(scales, alike_once=True),
-        Q=fused(sides, alike_once=True),
+    return row_of_nets(
+        table,
+        tested,
+        printed,
+        alike_once=True,
         method=method,
         flip=all(run.config.evaluation.flip for run in runs) and method != "centre" if runs else None,
         precision=fused((run.config.evaluation.precision for run in runs), alike_once=True) or None,
-        figures=judged.figures,
-        n=judged.n,
-        verdict=judged.verdict,
-        note=judged.note,
-        run=fused(run.name for run in runs) or None,
-        departures=departures_of(runs) if runs else None,
+        **judged,
     )
-
-
-def _obstacle(printed: PrintedErrors | None, runs: Sequence[StoredRun], papers: bool) -> str:
-    """Why the paper's figure is not about what was measured; empty where it is."""
-    if printed is None:
-        return words.NO_SUCH_ROW
-    if not papers:
-        return words.OTHER_SETTING
-    if any(not run.config.evaluation.flip for run in runs):
-        return "the mirrored images are left out (evaluation.flip)"
-    return ""
 
 
 def _table7(rows: Sequence[Row]) -> list[Row]:

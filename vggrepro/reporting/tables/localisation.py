@@ -8,11 +8,19 @@ from collections.abc import Iterator, Sequence
 from vggrepro.evaluation.box_store import CENTRE, DENSE
 from vggrepro.evaluation.boxes import error_of
 from vggrepro.paper import PrintedBoxes, TestedNet, facts
-from vggrepro.reporting.stored.found_boxes import AskedBoxes, BoxCache, StoredBoxes, kind_of, own_Q
-from vggrepro.reporting.stored.runs import StoredRun, departures_of
+from vggrepro.reporting.stored.found_boxes import BoxCache, StoredBoxes, kind_of, own_Q
+from vggrepro.reporting.stored.runs import Asked, StoredRun
 from vggrepro.reporting.tables import words
 from vggrepro.reporting.tables.report import Row
-from vggrepro.reporting.tables.rows import Printed, judge, nets_of, row_of_test_set, system_row, unmeasured
+from vggrepro.reporting.tables.rows import (
+    Printed,
+    judge,
+    obstacle,
+    row_of_nets,
+    row_of_test_set,
+    system_row,
+    unmeasured,
+)
 from vggrepro.reporting.tables.words import fused
 
 
@@ -66,26 +74,23 @@ def _pooled_rows(runs: Sequence[StoredRun], cache: BoxCache, papers: bool) -> It
     nets: dict[str | None, StoredRun] = {}
     for run in runs:  # a copy of a run has the same net
         nets.setdefault(run.weights, run)
-    of_paper: list[Row] = []
-    others: list[Row] = []
+    rows: list[Row] = []
     for stored in cache.pooled():
         sides: dict[str, list[int]] = {}
         for part in stored.protocol.parts:
             sides.setdefault(part.weights, []).append(part.Q)
         # in the order of the runs, in whichever they were pooled
         tested = [(run, tuple(sorted(sides[run.weights]))) for run in nets.values() if run.weights in sides]
-        if _is_papers_pool(tested, printed, papers):
-            of_paper.append(_row(9, tested, printed, cache, papers))
-        else:
-            others.append(_row(9, tested, None, cache, papers))
+        beside = printed if _is_papers_pool(tested, printed, papers) else None
+        rows.append(_row(9, tested, beside, cache, papers))
     order = {run.name: number for number, run in enumerate(runs)}
-    for rows in (of_paper, others):
-        rows.sort(key=lambda row: ([order[name] for name in (row.run or "").split(words.FUSED)], row.Q))
-    rows = of_paper or [_row(9, [], printed, cache, papers)]
-    yield from (*rows, *row_of_test_set(rows[0], "only", printed.error_test), *others)
+    rows.sort(key=lambda row: ([order[name] for name in (row.run or "").split(words.FUSED)], row.Q))
+    of_paper = [row for row in rows if row.main.printed is not None] or [_row(9, [], printed, cache, papers)]
+    yield from (*of_paper, *row_of_test_set(of_paper[0], "only", printed.error_test))
+    yield from (row for row in rows if row.main.printed is None)
 
 
-def _is_papers_pool(tested: Sequence[AskedBoxes], printed: PrintedBoxes, papers: bool) -> bool:
+def _is_papers_pool(tested: Sequence[Asked], printed: PrintedBoxes, papers: bool) -> bool:
     """Whether nets and Q are those of a pooled row: each once, at its Q, or in another geometry at one or several."""
 
     def scales(Q: tuple[int, ...]) -> object:
@@ -97,48 +102,36 @@ def _is_papers_pool(tested: Sequence[AskedBoxes], printed: PrintedBoxes, papers:
     )
 
 
-def _row(table: int, tested: Sequence[AskedBoxes], printed: PrintedBoxes | None, cache: BoxCache, papers: bool) -> Row:
+def _row(table: int, tested: Sequence[Asked], printed: PrintedBoxes | None, cache: BoxCache, papers: bool) -> Row:
     runs = [run for run, _ in tested]
     method = CENTRE if table == 8 else DENSE
     figures: Printed = {"only": printed.error} if printed else {}
     kinds = [kind_of(run)[1:] for run in runs] or [(row.regression, row.fine_tune) for row in (printed,) if row]
-    nets, scales, sides = zip(*nets_of(tested, printed), strict=True)
     if stored := cache.of(tested, method):
         error = error_of(stored.right)
-        judged = judge({"only": error}, figures, _obstacle(printed, error.n, runs[0].usable_val, papers))
+        n, images = error.n, runs[0].usable_val
+        other = f"{images - n:,} of {images:,} validation images have no box" if n < images else ""
+        judged = judge({"only": error}, figures, obstacle(printed, papers, other))
     else:
-        what = "pooled boxes; see `vggrepro localise`" if len(nets) > 1 else "run of this recipe"
+        pooled = printed is not None and len(printed.members) > 1
+        what = "pooled boxes; see `vggrepro localise`" if pooled else "run of this recipe"
         lacking = "; ".join(run.what_boxes_lack(Q, method) for run, Q in tested)
         judged = unmeasured(figures, lacking or f"no {what}")
-    return Row(
-        table=table,
-        net=fused(nets),
-        S=fused(scales),
-        Q=fused(sides),
+    return row_of_nets(
+        table,
+        tested,
+        printed,
+        alike_once=False,
         regression=fused((regression for regression, _ in kinds), alike_once=True),
         fine_tune=fused((fine_tune for _, fine_tune in kinds), alike_once=True),
         guesses=_guesses(stored) if stored else None,
-        figures=judged.figures,
-        n=judged.n,
-        verdict=judged.verdict,
-        note=judged.note,
-        run=fused(run.name for run in runs) or None,
-        departures=departures_of(runs) if runs else None,
+        **judged,
     )
 
 
 def _guesses(stored: StoredBoxes) -> str | None:
     """Who named the classes, where somebody had to."""
     return None if stored.is_centre else f"{stored.guesses} (top-5 error {stored.top5:.1f} %)"
-
-
-def _obstacle(printed: PrintedBoxes | None, n: int, images: int, papers: bool) -> str:
-    """Why the paper's figure is not about n images that were measured; empty where it is."""
-    if printed is None:
-        return words.NO_SUCH_ROW
-    if not papers:
-        return words.OTHER_SETTING
-    return f"{images - n:,} of {images:,} validation images have no box" if n < images else ""
 
 
 def _yardsticks(runs: Sequence[StoredRun], cache: BoxCache) -> Iterator[Row]:
@@ -148,11 +141,8 @@ def _yardsticks(runs: Sequence[StoredRun], cache: BoxCache) -> Iterator[Row]:
         stored = {boxes.sought: boxes for net in tested if (boxes := cache.of([net], method))}
         for boxes in stored.values():
             for name, error in boxes.yardsticks().items():
-                judged = judge({"only": error}, {}, "a yardstick")
-                yield Row(
-                    table=table, net=name, guesses=_guesses(boxes), figures=judged.figures, n=judged.n,
-                    verdict=judged.verdict, note=judged.note,
-                )  # fmt: skip
+                made = judge({"only": error}, {}, "a yardstick")
+                yield Row(table=table, net=name, guesses=_guesses(boxes), **made)
 
 
 def _table10(rows: Sequence[Row]) -> list[Row]:

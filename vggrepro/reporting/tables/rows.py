@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from vggrepro.evaluation.errors import ErrorRate
 from vggrepro.evaluation.significance import AgainstPrinted
 from vggrepro.paper import PrintedRow, System, scale_text
-from vggrepro.reporting.stored.runs import StoredRun
+from vggrepro.reporting.stored.runs import Asked, StoredRun, departures_of
 from vggrepro.reporting.tables import words
 from vggrepro.reporting.tables.report import FigureName, Measurement, Row, SeedMean, Spread, Verdict
-from vggrepro.reporting.tables.words import Q_text
+from vggrepro.reporting.tables.words import Q_text, fused
 
 Printed = Mapping[FigureName, float | None]
 """What the paper prints, per cent; None or nothing where it prints none."""
@@ -20,25 +20,22 @@ PREFIXES: Mapping[FigureName, str] = {"top1": "top-1 ", "top5": "top-5 ", "only"
 """What tells the figures of a row apart, for a reader."""
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """What there is to say of a row's figures."""
-
-    figures: dict[FigureName, Measurement]
-    verdict: Verdict
-    note: str = ""
-    n: int | None = None
+_LABELS = ("table", "net", "S", "Q", "method", "regression", "fine_tune")
 
 
-def unmeasured(printed: Printed, note: str, verdict: Verdict = "not measured") -> Judgement:
-    """Of what the paper alone has figures."""
-    return Judgement(
-        {name: Measurement(printed=error) for name, error in printed.items() if error is not None}, verdict, note
-    )
+def unmeasured(printed: Printed, note: str, verdict: Verdict = "not measured") -> dict[str, Any]:
+    """What there is to say in a :class:`Row` of what the paper alone has figures."""
+    figures = {name: Measurement(printed=figure) for name, figure in printed.items() if figure is not None}
+    return {"figures": figures, "verdict": verdict, "note": note}
 
 
-def judge(measured: Mapping[FigureName, ErrorRate], printed: Printed, obstacle: str) -> Judgement:
-    """Measured errors beside the printed ones; an obstacle says why these are not about what was measured."""
+def obstacle(printed: PrintedRow | None, papers: bool, other: str) -> str:
+    """Why a printed row is not about what was measured; `papers`: whether the paper's images and geometry were."""
+    return words.NO_SUCH_ROW if printed is None else other if papers else words.OTHER_SETTING
+
+
+def judge(measured: Mapping[FigureName, ErrorRate], printed: Printed, obstacle: str) -> dict[str, Any]:
+    """What there is to say in a :class:`Row` of measured errors beside the printed ones, unless of an obstacle."""
     figures: dict[FigureName, Measurement] = {}
     off = []
     for name, error in measured.items():
@@ -52,17 +49,28 @@ def judge(measured: Mapping[FigureName, ErrorRate], printed: Printed, obstacle: 
             printed=beside, measured=error.percent, interval=error.interval, difference=difference
         )
     verdict: Verdict = "not comparable" if obstacle else "differs" if off else "agrees"
-    return Judgement(figures, verdict, obstacle or ", ".join(off), next(iter(measured.values())).n)
+    n = next(iter(measured.values())).n
+    return {"figures": figures, "verdict": verdict, "note": obstacle or ", ".join(off), "n": n}
 
 
-def nets_of(
-    tested: Sequence[tuple[StoredRun, tuple[int, ...]]], printed: PrintedRow | None
-) -> list[tuple[str, str, str]]:
-    """(net, S, Q) of each net of a row: of its runs, or where there are none of the paper's."""
+def row_of_nets(
+    table: int, tested: Sequence[Asked], printed: PrintedRow | None, *, alike_once: bool, **more: Any
+) -> Row:
+    """A row of runs, or where there are none of the paper's nets; `alike_once` is of S and Q, `more` all the rest."""
     members = printed.members if printed else ()
-    return [(run.net, run.config.data.S_text, Q_text(Q)) for run, Q in tested] or [
+    labels = [(run.net, run.config.data.S_text, Q_text(Q)) for run, Q in tested] or [
         (member.net, scale_text(member.S), Q_text(member.Q)) for member in members
     ]
+    nets, scales, sides = zip(*labels, strict=True)
+    return Row(
+        table=table,
+        net=fused(nets),
+        S=fused(scales, alike_once=alike_once),
+        Q=fused(sides, alike_once=alike_once),
+        run=fused(run.name for run, _ in tested) or None,
+        departures=departures_of(run for run, _ in tested) if tested else None,
+        **more,
+    )
 
 
 def row_of_test_set(
@@ -71,27 +79,13 @@ def row_of_test_set(
     """The row of the test set, if the paper prints one beside a row of the validation set."""
     if printed is None:
         return []
-    return [
-        Row(
-            table=beside.table,
-            net=beside.net,
-            S=beside.S,
-            Q=beside.Q,
-            method=beside.method,
-            regression=beside.regression,
-            fine_tune=beside.fine_tune,
-            split="test",
-            figures={name: Measurement(printed=printed)},
-            verdict="cannot be measured",
-            note=note,
-        )
-    ]
+    labels: dict[str, Any] = {label: getattr(beside, label) for label in _LABELS}
+    return [Row(**labels, split="test", **unmeasured({name: printed}, note, "cannot be measured"))]
 
 
 def system_row(table: int, system: System, printed: Printed) -> Row:
     """A row of Table 7 or 10 that is of another paper."""
-    of = unmeasured(printed, words.OTHER_PAPER, "cannot be measured")
-    return Row(table=table, net=system.method, figures=of.figures, verdict=of.verdict, note=of.note)
+    return Row(table=table, net=system.method, **unmeasured(printed, words.OTHER_PAPER, "cannot be measured"))
 
 
 def spreads(rows: Iterable[Row], runs: Iterable[StoredRun]) -> list[Spread]:
@@ -117,16 +111,5 @@ def _spread(rows: Sequence[Row]) -> Spread:
         errors = [error for row in rows if (error := row.figures[name].measured) is not None]
         mean, spread = statistics.mean(errors), statistics.stdev(errors)
         figures[name] = SeedMean(printed=first.printed, mean=mean, spread=spread)
-    return Spread(
-        group=rows[0].group,
-        table=rows[0].table,
-        net=rows[0].net,
-        S=rows[0].S,
-        Q=rows[0].Q,
-        method=rows[0].method,
-        regression=rows[0].regression,
-        fine_tune=rows[0].fine_tune,
-        figures=figures,
-        seeds=len(rows),
-        runs=[row.run for row in rows if row.run],
-    )
+    labels: dict[str, Any] = {label: getattr(rows[0], label) for label in ("group", *_LABELS)}
+    return Spread(**labels, figures=figures, seeds=len(rows), runs=[row.run for row in rows if row.run])

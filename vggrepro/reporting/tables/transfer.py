@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from vggrepro.evaluation.feature_spec import task_of
+from vggrepro.evaluation.feature_spec import scales_at, task_of
 from vggrepro.evaluation.recognition import against_printed
 from vggrepro.paper import TransferFigure, facts, value
 from vggrepro.reporting.stored.runs import StoredRun, departures_of
-from vggrepro.reporting.stored.stored_transfers import StoredTransfer, as_the_paper
+from vggrepro.reporting.stored.stored_transfers import StoredTransfer
 from vggrepro.reporting.tables import words
 from vggrepro.reporting.tables.report import Measurement, Row, Verdict
+from vggrepro.reporting.tables.rows import Printed, unmeasured
 from vggrepro.reporting.tables.words import Q_text, fused
 
 
@@ -28,10 +30,18 @@ def transfer_rows(tests: Sequence[StoredTransfer]) -> list[Row]:
 
 
 def _is_of(test: StoredTransfer, figure: TransferFigure) -> bool:
-    """Whether a test is what a figure of the paper is of: nets and protocol; its training may be another."""
-    if (test.set, test.nets, test.found.protocol.boxes) != (figure.set, figure.nets, figure.boxes):
-        return False
-    return as_the_paper(test, facts().transfer[figure.set])
+    """Whether a test is what a figure of the paper is of: nets and protocol; its training may be another.
+
+    Scales are in proportion to the crop.
+    """
+    protocol, task = test.found.protocol, facts().transfer[figure.set]
+    drawn = ("splits", "train_per_class", "test_per_class")
+    return (
+        (test.set, test.nets, protocol.boxes, protocol.combine) == (figure.set, figure.nets, figure.boxes, task.combine)
+        and [net.Q for net in protocol.nets] == [scales_at(run.config.model.crop, task.scales) for run in test.runs]
+        and all(net.flip for net in protocol.nets)
+        and (task.splits is None or all(protocol.drawing[name] == getattr(task, name) for name in drawn))
+    )
 
 
 def _row(test: StoredTransfer, figure: TransferFigure | None) -> Row:
@@ -97,17 +107,10 @@ def _is_the_papers_net(run: StoredRun) -> bool:
 def _without_test(figure: TransferFigure) -> Row:
     """A figure of the paper alone."""
     task = facts().transfer[figure.set]
-    net = fused(figure.nets) or figure.method
-    return Row(
-        table=task.table,
-        set=figure.set,
-        net=net,
-        boxes=figure.boxes,
-        measure=task.measure,
-        split=None,
-        figures={"only": Measurement(printed=figure.figure)},
-        printed_spread=figure.spread,
-        C=[],
-        verdict="not measured" if figure.nets else "cannot be measured",
-        note=f"no run of {net} was tested on {figure.set}" if figure.nets else words.OTHER_PAPER,
-    )
+    labels: dict[str, Any] = {"table": task.table, "set": figure.set, "boxes": figure.boxes, "measure": task.measure}
+    printed: Printed = {"only": figure.figure}
+    net, of = figure.method, unmeasured(printed, words.OTHER_PAPER, "cannot be measured")
+    if figure.nets:
+        net = fused(figure.nets)
+        of = unmeasured(printed, f"no run of {net} was tested on {figure.set}")
+    return Row(**labels, net=net, split=None, printed_spread=figure.spread, C=[], **of)
