@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vggrepro.config.parsing import checked
 from vggrepro.config.recipes import load_resolved
-from vggrepro.config.settings import Backend, ColourMode, ColourShift, Data, Scheme
+from vggrepro.config.settings import Backend, ColourMode, ColourShift, Data, Evaluation, Scheme
 from vggrepro.data.images import sample_set
 from vggrepro.data.images.index import Index, require_training_images
 from vggrepro.data.images.index import load as load_index
@@ -23,9 +23,9 @@ from vggrepro.data.loading.loader import Batch, Loader, make_loader
 from vggrepro.data.sampler import TrainingSampler
 from vggrepro.errors import UserError
 from vggrepro.evaluation.measure import Scored, fuse, methods_of  # noqa: F401 (offered as it is)
-from vggrepro.evaluation.methods import METHODS, Settings, whole_views
+from vggrepro.evaluation.methods import METHODS, images_at_once, whole_views
 from vggrepro.evaluation.posteriors import average
-from vggrepro.evaluation.run_split import outputs
+from vggrepro.evaluation.run_split import SplitPass
 from vggrepro.evaluation.stage import as_the_net_expects
 from vggrepro.models.dense import class_scores, score_map  # noqa: F401
 from vggrepro.models.init import init_weights
@@ -263,21 +263,21 @@ def posteriors(
     crop, device = net.architecture.crop, next(net.parameters()).device
     if not sides or min(sides) < crop:
         raise UserError(f"Q={Q} is smaller than the net's crop={crop}; choose Q from {crop} on")
-    settings, split = Settings(flip=flip, batch=batch), index.split("val")
-    found = {part: [torch.empty(len(split), net.architecture.classes) for _ in sides] for part in methods_of(method)}
+    testing, methods = checked(Evaluation, flip=flip, batch=batch), methods_of(method)
     set_arithmetic(device, "fp32")
     loader = _loader(checked(Data, backend=backend, workers=workers), model, device)
+    shown = SplitPass(index.split("val"), loader, Watch(), "fp32")
 
-    def predict(batch: Batch) -> list[Tensor]:
-        return [METHODS[part](net, batch.images, settings).cpu() for part in found]
+    def predict(batch: Batch) -> Tensor:
+        return torch.stack([METHODS[part](net, batch.images, testing) for part in methods]).cpu()
 
-    for number, side in enumerate(sides):
-        views = whole_views(split, side, batch // settings.views, crop)
-        for shown, predicted in outputs(predict, loader, split, views, Watch(), "fp32", f"posteriors at Q={side}"):
-            for sets, values in zip(found.values(), predicted, strict=True):
-                sets[number][shown.views.image] = values
-    parts = [average([values.numpy() for values in sets]) for sets in found.values()]
-    return Scored(method, sides, average(parts), split.label)
+    found = torch.empty(len(sides), len(methods), len(shown.split), net.architecture.classes)
+    for side, values in zip(sides, found, strict=True):
+        views = whole_views(shown.split, side, images_at_once(testing), crop)
+        for whole, predicted in shown.outputs(predict, views, f"posteriors at Q={side}"):
+            values[:, whole.views.image] = predicted
+    parts = [average(list(found[:, number].numpy())) for number in range(len(methods))]
+    return Scored(method, sides, average(parts), shown.split.label)
 
 
 def stored_posteriors(

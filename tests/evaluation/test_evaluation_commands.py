@@ -120,7 +120,7 @@ def test_verify_paper(
     def never(*_: object) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("vggrepro.evaluation.stage.store_over_split", never)
+    monkeypatch.setattr("vggrepro.evaluation.run_split.SplitPass.store", never)
     again = command.json("verify-paper", *weights, *here)
     assert again == found
 

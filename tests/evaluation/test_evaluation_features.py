@@ -22,7 +22,6 @@ from vggrepro.evaluation.transfers import (
     NetProtocol,
     SplitKey,
     TransferProtocol,
-    is_stored,
     list_transferred,
     load_transferred,
     save_truth,
@@ -142,11 +141,11 @@ def keep(run: RunDirectory, *splits: int) -> None:
 def test_a_test_is_there_when_all_of_it_is(run: RunDirectory) -> None:
     keep(run, 0)
     save_truth(TARGETS, run, TEST.data)
-    assert not is_stored(TEST, run)
+    assert not all(file.exists() for file in TEST.files(run))
     assert load_transferred(TEST, run) is None
     assert not list(list_transferred(run))
     keep(run, 0, 1)
-    assert is_stored(TEST, run)
+    assert all(file.exists() for file in TEST.files(run))
     (found,) = list_transferred(run)
     assert (found.protocol, found.C, found.said["images"]) == (TEST, (0.1, 0.1), 6)
     for split, figure in enumerate(found.result.figures):
@@ -158,7 +157,7 @@ def test_a_test_is_there_when_all_of_it_is(run: RunDirectory) -> None:
 
 def test_without_the_truth_it_is_to_be_tested_again(run: RunDirectory) -> None:
     keep(run, 0, 1)
-    assert not is_stored(TEST, run)
+    assert not all(file.exists() for file in TEST.files(run))
     with pytest.raises(UserError, match=r"lack the truth, truth-dddd.*; test again") as refused:
         list(list_transferred(run))
     assert "\n" not in str(refused.value)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from gpu_in_mind import CUDA, gpu_in_mind, on_gpu
 
-from vggrepro.evaluation.methods import METHODS, Settings
+from vggrepro.config.settings import Evaluation
+from vggrepro.evaluation.methods import METHODS
 from vggrepro.models.precision import autocast, set_arithmetic
 from vggrepro.models.table1 import architecture
 from vggrepro.models.vgg import VGG
@@ -24,7 +25,7 @@ def test_a_method_computes_on_the_device_and_nothing_waits(method: str, precisio
         images = torch.empty((n, height, width, 3), device=CUDA).permute(0, 3, 1, 2)
         log.clear()
         with autocast(CUDA, precision):  # type: ignore[arg-type]
-            posteriors = METHODS[method](net, images, Settings(flip=True, batch=batch))
+            posteriors = METHODS[method](net, images, Evaluation(flip=True, batch=batch))
         assert posteriors.shape == (n, CLASSES)
         assert posteriors.device == CUDA
         assert posteriors.dtype == torch.float32

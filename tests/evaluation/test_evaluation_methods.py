@@ -8,10 +8,11 @@ import torch
 from evaluation_nets import tiny_net
 from PIL import Image
 
-from vggrepro.config.settings import Data
+from vggrepro.config.settings import Data, Evaluation
 from vggrepro.data.images.index import Split
 from vggrepro.data.loading.loader import Loader
-from vggrepro.evaluation.methods import METHODS, Settings, centre_error, centre_views, grid, whole_views
+from vggrepro.evaluation.methods import METHODS, centre_error, centre_views, grid, whole_views
+from vggrepro.evaluation.run_split import SplitPass
 from vggrepro.models.vgg import VGG
 from vggrepro.ranks.watch import Watch
 
@@ -112,7 +113,7 @@ def test_methods_against_the_reference(net: VGG, loader: Loader, odd_images: Spl
     found = np.empty((len(odd_images), 3), np.float32)
     with torch.inference_mode():
         for batch in loader.batches(odd_images, whole_views(odd_images, Q, 8, 32)):
-            found[batch.views.image] = METHODS[method](net, batch.images, Settings(flip=flip, batch=8)).numpy()
+            found[batch.views.image] = METHODS[method](net, batch.images, Evaluation(flip=flip, batch=8)).numpy()
     expected = np.stack(
         [reference(method, net, rescaled(odd_images, row, Q), flip=flip) for row in range(len(odd_images))]
     )
@@ -132,7 +133,7 @@ def test_the_methods_are_told_apart_by_the_reference(net: VGG) -> None:
 
 def test_ceil_differs_only_where_there_is_a_remainder(net: VGG) -> None:
     random = torch.Generator().manual_seed(0)
-    settings = Settings(flip=False, batch=8)
+    settings = Evaluation(flip=False, batch=8)
     with torch.inference_mode():
         even, odd = (torch.randn(1, 3, 32, width, generator=random) * 60 for width in (96, 95))
         assert torch.equal(METHODS["dense"](net, even, settings), METHODS["dense-ceil"](net, even, settings))
@@ -158,7 +159,7 @@ def test_centre_error_against_a_direct_computation(loader: Loader, odd_images: S
             order = np.argsort(-net(crop)[0].numpy())
         rank.append(order.tolist().index(odd_images.label[row]))
     net.train()
-    errors = centre_error(net, loader, odd_images, side, batch=4, watch=Watch())
+    errors = centre_error(net, SplitPass(odd_images, loader, Watch(), "fp32"), side, 4)
     assert net.training, "the caller's mode is restored"
     assert errors[1].wrong == sum(place >= 1 for place in rank)
     assert errors[5].wrong == sum(place >= 5 for place in rank)

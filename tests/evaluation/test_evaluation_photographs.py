@@ -10,10 +10,11 @@ from evaluation_nets import tiny_net
 from PIL import Image
 from tiny import shared
 
+from vggrepro.config.settings import Evaluation
 from vggrepro.data.images.index import Index
 from vggrepro.data.images.scan import scan_folder
 from vggrepro.data.loading.loader import Loader
-from vggrepro.evaluation.methods import METHODS, Settings, whole_views
+from vggrepro.evaluation.methods import METHODS, whole_views
 from vggrepro.models.vgg import VGG
 
 ODD = {
@@ -53,7 +54,7 @@ def test_equal_to_the_plain_way_and_within_the_memory(photographs: Index, loader
     assert len(split) == len(ODD) + 3
     seen: list[int] = []
     net.features[0].register_forward_pre_hook(lambda module, args: seen.append(args[0].numel() // 3))
-    settings = Settings(flip=True, batch=BATCH)
+    settings = Evaluation(flip=True, batch=BATCH)
     with torch.inference_mode():
         for batch in loader.batches(split, whole_views(split, Q, BATCH // 2, 32)):
             assert batch.images.shape[2:] == batch.views.shape, "padded"

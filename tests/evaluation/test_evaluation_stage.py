@@ -19,8 +19,8 @@ from vggrepro.data.loading.loader import Loader, make_loader
 from vggrepro.errors import UserError
 from vggrepro.evaluation import methods
 from vggrepro.evaluation.measure import NetAnswers, fuse
-from vggrepro.evaluation.parts import PartialResults
 from vggrepro.evaluation.posteriors import Posteriors
+from vggrepro.evaluation.run_split import PartialResults
 from vggrepro.evaluation.stage import as_the_net_expects, evaluate
 from vggrepro.ranks.group import process_group
 from vggrepro.ranks.topology import Topology, topology_of
@@ -149,7 +149,7 @@ def test_killed_outright_after_some_parts(
         values = stored(odd_index, whole, 40, method).values
         for rows in ([0, 2], [2, 3, 9]):
             parts = PartialResults(answers(odd_index, run).posteriors(method, 40).file(run))
-            parts.add(np.array(rows), values[rows])
+            parts.add(np.array(rows), values[rows][:, None])
             parts.flush()
         (parts.folder / ".torn.npz.1").write_bytes(b"half")
     run_evaluation(odd_index, run, loader)
@@ -169,7 +169,7 @@ def test_rows_that_another_rank_wrote_elsewhere_are_missed(odd_index: Index, tmp
     parts = PartialResults(
         answers(odd_index, RunDirectory(tmp_path)).posteriors("dense", 40).file(RunDirectory(tmp_path))
     )
-    parts.add(np.arange(4), np.full((4, 3), 1 / 3, np.float32))
+    parts.add(np.arange(4), np.full((4, 1, 3), 1 / 3, np.float32))
     parts.flush()
     with pytest.raises(UserError, match=r"7 of 11 images are missing .* shared file system"):
         parts.gather(11)

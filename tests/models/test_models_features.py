@@ -16,8 +16,9 @@ from programs import Command
 from tiny import shared
 from torch import Tensor
 
+from vggrepro.config.settings import Evaluation
 from vggrepro.errors import UserError
-from vggrepro.evaluation.methods import Settings, features
+from vggrepro.evaluation.methods import features
 from vggrepro.models import weights
 from vggrepro.models.caffe import state_of
 from vggrepro.models.dense import feature_map, score_map
@@ -91,9 +92,11 @@ def test_descriptors_are_the_mean_over_places_and_mirror_images() -> None:
     net, images = built(), random_images(70, 131, 3)
     expected = (feature_map(net, images).mean((2, 3)) + feature_map(net, images.flip(3)).mean((2, 3))) / 2
     for pixels in (100, 1):  # crops at once: strips in the second
-        torch.testing.assert_close(features(net, images, Settings(True, pixels)), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            features(net, images, Evaluation(flip=True, batch=pixels)), expected, rtol=1e-4, atol=1e-5
+        )
     alone = feature_map(net, images).mean((2, 3))
-    torch.testing.assert_close(features(net, images, Settings(False, 100)), alone)
+    torch.testing.assert_close(features(net, images, Evaluation(flip=False, batch=100)), alone)
 
 
 @torch.inference_mode()
@@ -213,7 +216,7 @@ def test_the_authors_real_convolutions_on_a_photograph() -> None:
     plain.load_state_dict({key.removeprefix("features."): tensor for key, tensor in net.state_dict().items()})
     both = plain(torch.stack([image, image.flip(2)]))
     assert both.shape == (2, 512, 2, 3)
-    found = features(net, image[None], Settings(flip=True, batch=64))[0]
+    found = features(net, image[None], Evaluation(flip=True, batch=64))[0]
     torch.testing.assert_close(found, both.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
     assert 0.2 < (found > 0).float().mean() <= 1
     assert found.max() > 1

@@ -156,7 +156,7 @@ def test_stopped_in_the_middle_of_a_test_it_goes_on(
     assert {row.table for row in rows if row.run == "boxes:boxes-fine" and row.main.measured is not None} == {8}
     computed = []
     monkeypatch.setattr(
-        "vggrepro.evaluation.localise.boxes_at_places",
+        "vggrepro.pipeline.boxes.boxes_at_places",
         lambda *given: computed.extend(given[2].views.image.tolist()) or boxes_at_places(*given),
     )
     reproduce(graph)

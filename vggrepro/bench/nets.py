@@ -15,12 +15,12 @@ from PIL import Image
 
 from vggrepro.bench.machine import conditions
 from vggrepro.bench.turns import rates_in_turn, ratios, result
-from vggrepro.config.settings import Config
+from vggrepro.config.settings import Config, Evaluation
 from vggrepro.data.dataset import open_data
 from vggrepro.data.images.index import Split
 from vggrepro.data.loading.loader import Loader, make_loader
 from vggrepro.data.views import rescaled_size
-from vggrepro.evaluation.methods import Settings, whole_views
+from vggrepro.evaluation.methods import images_at_once, whole_views
 from vggrepro.models.init import init_weights
 from vggrepro.models.precision import autocast, set_arithmetic
 from vggrepro.models.table1 import architecture_of
@@ -35,7 +35,7 @@ Floats = NDArray[np.float32]
 class Output:
     """What is made of images with a net: (N, k) each time."""
 
-    ours: Callable[[VGG, torch.Tensor, Settings], torch.Tensor]
+    ours: Callable[[VGG, torch.Tensor, Evaluation], torch.Tensor]
     """Of uncropped images of one shape and their mirror images, as ours does it."""
     usual: Callable[[VGG, torch.Tensor], torch.Tensor]
     """Of uncropped images."""
@@ -63,10 +63,10 @@ class Bench:
 
     def ours(self, output: Output, Q: int) -> Floats:
         """(images, k) in batches of one shape, as `vggrepro evaluate` and `vggrepro features` do it."""
-        settings = Settings(flip=self.config.evaluation.flip, batch=self.config.evaluation.batch)
-        views = whole_views(self.split, Q, settings.batch // settings.views, self.net.architecture.crop)
+        testing = self.config.evaluation
+        views = whole_views(self.split, Q, images_at_once(testing), self.net.architecture.crop)
         batches = self.loader.batches(self.split, views)
-        shown = [(batch.views.image, output.ours(self.net, batch.images, settings)) for batch in batches]
+        shown = [(batch.views.image, output.ours(self.net, batch.images, testing)) for batch in batches]
         values = torch.cat([found for _, found in shown]).cpu().numpy()
         return values[np.argsort(np.concatenate([rows for rows, _ in shown]))]
 

@@ -118,9 +118,9 @@ def localise(
         return
     report: dict[str, Any] = {"tested": []}
     guesses, whole, random = found.guesses, found.whole_image, found.random
-    lines = [f"classes from {guesses.told}, top-5 error {guesses.top5:.2f} %; n = {whole.n}"]
+    lines = [f"classes from {guesses.source}, top-5 error {guesses.top5:.2f} %; n = {whole.n}"]
     for one in found.tested:
-        rate, given = one.errors.localisation, one.errors.given_class
+        rate, given = one.localisation, one.given_class
         names = {"nets": list(one.nets), "scales": [list(Q) for Q in one.Q]}
         report["tested"].append(names | _rate("localisation_error", rate) | _rate("given_class_error", given))
         Q = " + ".join(", ".join(map(str, sides)) for sides in one.Q)
@@ -130,7 +130,7 @@ def localise(
         )
     yardsticks = {"whole_image": whole, "random_box": random}
     report |= {
-        "classes_from": guesses.told,
+        "classes_from": guesses.source,
         "classes_top5_error": guesses.top5,
         "yardsticks": {name: _rate("given_class_error", rate) for name, rate in yardsticks.items()},
         "n": whole.n,

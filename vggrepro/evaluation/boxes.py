@@ -5,6 +5,9 @@ Boxes are left, top, right, bottom in px of the image as it is, by their edges.
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,13 +91,22 @@ class Found:
 
 
 @dataclass(frozen=True)
-class BoxErrors:
-    """What one net gets wrong under one protocol, or several nets whose boxes are pooled."""
+class Guesses:
+    """Five classes that a classification system names for each of n images, for which boxes are then predicted."""
 
-    localisation: ErrorRate
-    """Among five guesses there is none of the true class with a right box: ILSVRC's measure, Tables 9 and 10."""
-    given_class: ErrorRate
-    """The true class's box is wrong: Table 8's measure."""
+    classes: Ints
+    """(n, 5) class numbers, best first; fewer where there are fewer classes."""
+    key: str
+    """Equal for guesses of the same posteriors."""
+    source: str
+    """The nets with their protocol, for a reader."""
+    top5: float
+    """Top-5 classification error, per cent: below it no localisation error can fall."""
+
+
+def guesses_key(made_of: Sequence[tuple[str, str, tuple[int, ...]]]) -> str:
+    """A hash (hex) of the posteriors that guesses come from: each net's weights, method and Q."""
+    return hashlib.sha256(json.dumps(sorted(made_of)).encode()).hexdigest()
 
 
 def error_of(right: NDArray[np.bool_]) -> ErrorRate:

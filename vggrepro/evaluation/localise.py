@@ -1,6 +1,6 @@
 """A net that predicts boxes, applied to images: the centre crop and the dense test of Appendix A."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,24 +8,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vggrepro.config.settings import Precision
 from vggrepro.data.boxes.box_set import Boxes, BoxSet
 from vggrepro.data.images.index import Index, Split
-from vggrepro.data.loading.loader import Batch, Loader
-from vggrepro.data.views import Ints, Views
+from vggrepro.data.loading.loader import Batch
+from vggrepro.data.views import Ints
 from vggrepro.errors import UserError
-from vggrepro.evaluation.box_store import CENTRE, DENSE, Places, PlacesKey
 from vggrepro.evaluation.boxes import Found, Truth, error_of
 from vggrepro.evaluation.errors import ErrorRate
-from vggrepro.evaluation.measure import NetAnswers
-from vggrepro.evaluation.methods import centre_outputs, centre_views, whole_views
-from vggrepro.evaluation.run_split import Computation, store_over_split
+from vggrepro.evaluation.methods import centre_sums
+from vggrepro.evaluation.run_split import SplitPass
 from vggrepro.models.boxes import decode, of_classes
 from vggrepro.models.dense import score_map
-from vggrepro.models.precision import set_arithmetic
 from vggrepro.models.vgg import VGG
-from vggrepro.ranks.collectives import from_first_rank, sum_over_ranks
-from vggrepro.ranks.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -34,6 +28,8 @@ class Annotated:
 
     split: Split
     boxes: Boxes
+    rows: Ints
+    """(n,) of the images in the whole split."""
 
     @property
     def truth(self) -> Truth:
@@ -50,7 +46,7 @@ def annotated(index: Index, boxes: BoxSet, name: str) -> Annotated:
             f"none of the {'training' if name == 'train' else 'validation'} images of {index.source} has a box in "
             f"{', '.join(boxes.sources)}; name their annotations, too: `vggrepro boxes`"
         )
-    return Annotated(index.split(name).take(rows), found.take(rows))
+    return Annotated(index.split(name).take(rows), found.take(rows), rows)
 
 
 @torch.inference_mode()
@@ -80,71 +76,19 @@ def boxes_at_places(net: VGG, scorer: VGG, batch: Batch, classes: Ints, pixels_a
     return np.concatenate([boxes, confidence[..., None]], axis=-1).reshape(len(classes), -1, classes.shape[1], 5)
 
 
-def centre_box_error(
-    net: VGG, loader: Loader, images: Annotated, Q: int, *, batch: int, watch: Watch, precision: Precision
-) -> tuple[ErrorRate, float]:
+def centre_box_error(net: VGG, shown: SplitPass, boxes: Boxes, Q: int, batch: int) -> tuple[ErrorRate, float]:
     """(error, mean intersection over union) of the true class's box, centre crop at shorter side Q, over all ranks.
 
     What training watches. Raises Interrupted on every rank when one was asked to stop meanwhile.
     """
-    sums = torch.zeros(3, dtype=torch.float64)
-    for shown, outputs in centre_outputs(net, loader, images.split, Q, batch=batch, watch=watch, precision=precision):
-        predicted = centre_boxes(outputs, shown)
-        rows = shown.views.image
-        found = Found(predicted.astype(np.float32), images.split.label[rows][:, None])
-        truth = Truth(images.split.label[rows], images.split.size[rows], images.boxes.take(rows))
-        rate = error_of(found.right_given_class(truth))
-        sums += torch.tensor([rate.wrong, truth.best_iou(predicted).sum(), rate.n], dtype=torch.float64)
-    wrong, overlap, n = sum_over_ranks(sums).tolist()
-    assert n == len(images.split), f"validation counted {n} of {len(images.split)} images"
-    return ErrorRate(int(wrong), int(n)), overlap / n
+    n = len(shown.split)
 
+    def count(crops: Batch, outputs: Tensor) -> Sequence[float]:
+        predicted, rows = centre_boxes(outputs, crops), crops.views.image
+        split = shown.split.take(rows)
+        truth = Truth(split.label, split.size, boxes.take(rows))
+        rate = error_of(Found(predicted.astype(np.float32), split.label[:, None]).right_given_class(truth))
+        return rate.wrong, truth.best_iou(predicted).sum(), rate.n
 
-@dataclass(frozen=True)
-class BoxPredictor:
-    """One net's tests on the images of a validation split that have boxes, on one of some ranks."""
-
-    answers: NetAnswers
-    images: Annotated
-    loader: Loader
-    watch: Watch
-    nets: Callable[[], tuple[VGG, VGG]]
-    """The net that predicts boxes and the one that scores places: made when they are needed."""
-
-    def centre(self, Q: int) -> None:
-        """Stores the true class's box of every centre crop. Raises UserError and Interrupted."""
-        key, labels = self.answers.centre_boxes(Q), self.images.split.label
-        if from_first_rank(key.exists(self.answers.run)):
-            return
-        net, _ = self._made()
-        computation = Computation(
-            key,
-            lambda batch: centre_boxes(net(batch.images), batch),
-            lambda _, boxes: Found(boxes.reshape(-1, 1, 4), labels[:, None]),
-        )
-        self._store(computation, centre_views, net, f"{CENTRE} at Q={Q}", Q)
-
-    def dense(self, key: PlacesKey, guesses: Ints) -> None:
-        """Stores the boxes of guessed classes (images, 5), and of the true one, at every place. Raises as centre."""
-        if from_first_rank(key.exists(self.answers.run)):
-            return
-        net, scorer = self._made()
-        classes = np.concatenate([guesses, self.images.split.label[:, None]], axis=1)
-        pixels = self.answers.testing.batch * net.architecture.crop**2
-        computation = Computation(
-            key,
-            lambda batch: boxes_at_places(net, scorer, batch, classes[batch.views.image], pixels),
-            lambda start, values: Places(start, values, classes),
-        )
-        self._store(computation, whole_views, net, f"{DENSE} at Q={key.Q}", key.Q)
-
-    def _made(self) -> tuple[VGG, VGG]:
-        set_arithmetic(self.loader.device, self.answers.testing.precision)
-        net, scorer = self.nets()
-        return net.eval(), scorer.eval()
-
-    def _store(self, box: Computation, views_of: Callable[..., list[Views]], net: VGG, doing: str, Q: int) -> None:
-        testing, split = self.answers.testing, self.images.split
-        views = views_of(split, Q, testing.batch, net.architecture.crop)
-        run, precision = self.answers.run, testing.precision
-        store_over_split([box], run, self.loader, split, views, self.watch, precision, f"boxes, {doing}")
+    wrong, overlap = centre_sums(net, shown, Q, batch, count)
+    return ErrorRate(int(wrong), n), overlap / n

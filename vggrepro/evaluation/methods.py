@@ -1,7 +1,7 @@
 """How a net is applied to an image (Section 3.2), and the quick centre-crop error that training watches."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -9,89 +9,79 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vggrepro.config.settings import Precision
+from vggrepro.config.settings import Evaluation
 from vggrepro.data.images.index import Split
-from vggrepro.data.loading.loader import Batch, Loader
+from vggrepro.data.loading.loader import Batch
 from vggrepro.data.views import Ints, Views, centre, region, region_shape, rescaled_size, whole
 from vggrepro.evaluation.errors import ErrorRate, true_class_rank
-from vggrepro.evaluation.run_split import outputs
+from vggrepro.evaluation.run_split import SplitPass
 from vggrepro.models.dense import class_scores, feature_map, score_map
 from vggrepro.models.vgg import VGG
 from vggrepro.paper import value
 from vggrepro.ranks.collectives import sum_over_ranks
-from vggrepro.ranks.watch import Watch
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the methods have in common."""
-
-    flip: bool
-    """Average over the image, or each crop, and its mirror image."""
-    batch: int
-    """Most images of crop x crop px in one forward pass, mirror images included."""
-
-    @property
-    def views(self) -> int:
-        """Of each image or crop."""
-        return 2 if self.flip else 1
-
-    def pixels(self, net: VGG) -> int:
-        """Most pixels in one forward pass."""
-        return self.batch * net.architecture.crop**2
+def images_at_once(testing: Evaluation) -> int:
+    """Images, or crops, of crop x crop px in one forward pass, beside their mirror images where these are shown."""
+    return testing.batch // _views(testing)
 
 
-def dense(net: VGG, images_NCHW: Tensor, settings: Settings, *, ceil: bool = False) -> Tensor:
-    """Softmax of the spatially averaged class scores."""
-    scores = class_scores(net, _mirrored(images_NCHW, settings), ceil=ceil, pixels_at_once=settings.pixels(net))
+def _views(testing: Evaluation) -> int:
+    """Of each image or crop."""
+    return 2 if testing.flip else 1
+
+
+def _pixels(net: VGG, testing: Evaluation) -> int:
+    """Most pixels in one forward pass."""
+    return testing.batch * net.architecture.crop**2
+
+
+def dense(net: VGG, images_NCHW: Tensor, testing: Evaluation, *, ceil: bool = False) -> Tensor:
+    """Softmax of the spatially averaged class scores; `ceil`: with Caffe's pooling, which rounds up."""
+    scores = class_scores(net, _mirrored(images_NCHW, testing), ceil=ceil, pixels_at_once=_pixels(net, testing))
     return _mean_of_mirrored(scores.float().softmax(dim=1), len(images_NCHW))
 
 
-def dense_ceil(net: VGG, images_NCHW: Tensor, settings: Settings) -> Tensor:
-    """`dense` with Caffe's pooling, which rounds up."""
-    return dense(net, images_NCHW, settings, ceil=True)
-
-
-def dense_softmax_first(net: VGG, images_NCHW: Tensor, settings: Settings) -> Tensor:
+def dense_softmax_first(net: VGG, images_NCHW: Tensor, testing: Evaluation) -> Tensor:
     """The other reading of Section 3.2: the spatial average of the posteriors at every place."""
-    scores = score_map(net, _mirrored(images_NCHW, settings), pixels_at_once=settings.pixels(net))
+    scores = score_map(net, _mirrored(images_NCHW, testing), pixels_at_once=_pixels(net, testing))
     return _mean_of_mirrored(scores.float().softmax(dim=1).mean(dim=(2, 3)), len(images_NCHW))
 
 
-def features(net: VGG, images_NCHW: Tensor, settings: Settings) -> Tensor:
+def features(net: VGG, images_NCHW: Tensor, testing: Evaluation) -> Tensor:
     """(N, units) spatially averaged activations of the last hidden layer, of image and mirror image (Appendix B)."""
-    maps = feature_map(net, _mirrored(images_NCHW, settings), pixels_at_once=settings.pixels(net))
+    maps = feature_map(net, _mirrored(images_NCHW, testing), pixels_at_once=_pixels(net, testing))
     return _mean_of_mirrored(maps.float().mean(dim=(2, 3)), len(images_NCHW))
 
 
-def centre_crop(net: VGG, images_NCHW: Tensor, settings: Settings) -> Tensor:
+def centre_crop(net: VGG, images_NCHW: Tensor, testing: Evaluation) -> Tensor:
     """The one crop in the middle, as most published figures are measured; never mirrored."""
     crop = net.architecture.crop
     top, left = ((side - crop) // 2 for side in images_NCHW.shape[-2:])
     return net(images_NCHW[:, :, top : top + crop, left : left + crop]).float().softmax(dim=1)
 
 
-def multicrop(net: VGG, images_NCHW: Tensor, settings: Settings) -> Tensor:
+def multicrop(net: VGG, images_NCHW: Tensor, testing: Evaluation) -> Tensor:
     """The mean posterior of a regular 5 x 5 grid of crops, the borders included, and of their mirror images."""
     crop, n = net.architecture.crop, len(images_NCHW)
     rows, columns = (grid(side, crop) for side in images_NCHW.shape[-2:])
     corners = [(top, left) for top in rows for left in columns]
-    at_once = max(1, settings.batch // (n * settings.views))
+    at_once = max(1, testing.batch // (n * _views(testing)))
     total = torch.zeros((), device=images_NCHW.device)
     for start in range(0, len(corners), at_once):
         crops = [
             images_NCHW[:, :, top : top + crop, left : left + crop] for top, left in corners[start : start + at_once]
         ]
-        posteriors = net(_mirrored(torch.cat(crops), settings)).float().softmax(dim=1)
+        posteriors = net(_mirrored(torch.cat(crops), testing)).float().softmax(dim=1)
         total = total + posteriors.unflatten(0, (-1, n)).sum(dim=0)
-    return total / (len(corners) * settings.views)
+    return total / (len(corners) * _views(testing))
 
 
-METHODS: Mapping[str, Callable[[VGG, Tensor, Settings], Tensor]] = MappingProxyType(
+METHODS: Mapping[str, Callable[[VGG, Tensor, Evaluation], Tensor]] = MappingProxyType(
     {
         "centre": centre_crop,
         "dense": dense,
-        "dense-ceil": dense_ceil,
+        "dense-ceil": partial(dense, ceil=True),
         "dense-softmax-first": dense_softmax_first,
         "multicrop": multicrop,
     }
@@ -105,9 +95,9 @@ def grid(side: int, crop: int) -> list[int]:
     return [(2 * step * (side - crop) + last) // (2 * last) for step in range(last + 1)]
 
 
-def _mirrored(images_NCHW: Tensor, settings: Settings) -> Tensor:
+def _mirrored(images_NCHW: Tensor, testing: Evaluation) -> Tensor:
     """The images, and after them where it is asked for their mirror images."""
-    return torch.cat([images_NCHW, images_NCHW.flip(3)]) if settings.flip else images_NCHW
+    return torch.cat([images_NCHW, images_NCHW.flip(3)]) if testing.flip else images_NCHW
 
 
 def _mean_of_mirrored(posteriors: Tensor, n: int) -> Tensor:
@@ -155,32 +145,34 @@ def centre_views(split: Split, Q: int, batch: int, crop: int) -> list[Views]:
     return [views[start : start + batch] for start in range(0, len(split), batch)]
 
 
-def centre_outputs(
-    net: VGG, loader: Loader, split: Split, Q: int, *, batch: int, watch: Watch, precision: Precision
-) -> Iterator[tuple[Batch, Tensor]]:
-    """This rank's share of the centre crops at shorter side Q, with the net's outputs (N, units) float32 for them.
+def centre_sums(
+    net: VGG, shown: SplitPass, Q: int, batch: int, count: Callable[[Batch, Tensor], Sequence[float]]
+) -> list[float]:
+    """Sums over all ranks of three counts of each batch of centre crops and the net's outputs (N, units) for it.
 
-    For validations in training: the net is left in the mode it was in. Raises Interrupted on every rank when one is to
-    stop meanwhile.
+    The crops are at shorter side Q; the last count is of images. For validations in training: the net is left in the
+    mode it was in. Raises Interrupted on every rank when one was asked to stop meanwhile.
     """
     was_training = net.training
     net.eval()
-    views = centre_views(split, Q, batch, net.architecture.crop)
-    yield from outputs(lambda shown: net(shown.images).float(), loader, split, views, watch, precision, "validation")
+    views, sums = centre_views(shown.split, Q, batch, net.architecture.crop), torch.zeros(3, dtype=torch.float64)
+    for crops, outputs in shown.outputs(lambda crops: net(crops.images).float(), views, "validation"):
+        sums += torch.tensor(count(crops, outputs), dtype=torch.float64)
     net.train(was_training)
+    *counts, n = sum_over_ranks(sums).tolist()
+    assert n == len(shown.split), f"validation counted {n} of {len(shown.split)} images"
+    return counts
 
 
-def centre_error(
-    net: VGG, loader: Loader, split: Split, Q: int, *, batch: int, watch: Watch, precision: Precision = "fp32"
-) -> dict[int, ErrorRate]:
+def centre_error(net: VGG, shown: SplitPass, Q: int, batch: int) -> dict[int, ErrorRate]:
     """Top-1 and top-5 error of the centre crop at shorter side Q, over all ranks: the measure training watches.
 
-    `precision` is that of the steps around it. Raises Interrupted on every rank when one was asked to stop meanwhile.
+    Raises Interrupted on every rank when one was asked to stop meanwhile.
     """
-    counts = torch.zeros(3, dtype=torch.int64)
-    for shown, scores in centre_outputs(net, loader, split, Q, batch=batch, watch=watch, precision=precision):
-        rank = true_class_rank(scores.cpu().numpy(), split.label[shown.views.image])
-        counts += torch.tensor([(rank >= 1).sum(), (rank >= 5).sum(), len(rank)])
-    wrong1, wrong5, n = sum_over_ranks(counts).tolist()
-    assert n == len(split), f"validation counted {n} of {len(split)} images"
-    return {1: ErrorRate(wrong1, n), 5: ErrorRate(wrong5, n)}
+
+    def count(crops: Batch, scores: Tensor) -> Sequence[float]:
+        rank = true_class_rank(scores.cpu().numpy(), shown.split.label[crops.views.image])
+        return (rank >= 1).sum(), (rank >= 5).sum(), len(rank)
+
+    wrong = centre_sums(net, shown, Q, batch, count)
+    return {k: ErrorRate(int(number), len(shown.split)) for k, number in zip((1, 5), wrong, strict=True)}

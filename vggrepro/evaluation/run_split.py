@@ -1,7 +1,11 @@
 """What nets compute for every image of a split: each rank's share of it, stored once all images are there."""
 
+import shutil
+import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -9,23 +13,25 @@ import torch
 from numpy.typing import NDArray
 
 from vggrepro.config.settings import Precision
+from vggrepro.data.boxes.box_set import spans
 from vggrepro.data.images.index import Split
 from vggrepro.data.loading.loader import Batch, Loader
 from vggrepro.data.views import Ints, Views
-from vggrepro.evaluation.parts import PartialResults
-from vggrepro.evaluation.store import Key
-from vggrepro.models.precision import autocast
+from vggrepro.errors import UserError
+from vggrepro.evaluation.store import Key, read_arrays, write_arrays
+from vggrepro.models.precision import autocast, set_arithmetic
 from vggrepro.progress import progress
 from vggrepro.ranks.collectives import from_every_rank, from_first_rank
 from vggrepro.ranks.watch import Watch
 from vggrepro.storage.directory import RunDirectory
 
 Output = TypeVar("Output")
+_SECONDS_BETWEEN_PARTS = 30.0
 
 
 @dataclass(frozen=True)
 class Computation:
-    """One answer to compute and store."""
+    """An answer to compute and store."""
 
     key: Key[Any]
     predict: Callable[[Batch], NDArray[np.floating]]
@@ -34,67 +40,116 @@ class Computation:
     """What to store, of (start (n + 1,), all entries): those of image i from start[i] to start[i + 1]."""
 
 
-def store_over_split(
-    computations: Sequence[Computation],
-    run: RunDirectory,
-    loader: Loader,
-    split: Split,
-    views: Sequence[Views],
-    watch: Watch,
-    precision: Precision,
-    doing: str,
-) -> None:
-    """Computes answers from the same decoded images and stores them; every rank calls it, with all views of the split.
+@dataclass(frozen=True)
+class SplitPass:
+    """Shows the images of a split to nets, on one of some ranks."""
 
-    What an interrupted call computed, the next one continues, on however many ranks; batches do not depend on their
-    number, so neither do answers. `doing` is shown. Raises UserError, and Interrupted on every rank.
+    split: Split
+    loader: Loader
+    watch: Watch
+    precision: Precision
+
+    def outputs(
+        self, apply: Callable[[Batch], Output], views: Sequence[Views], doing: str
+    ) -> Iterator[tuple[Batch, Output]]:
+        """This rank's share of the views of the split, batch by batch, with what a net makes of it.
+
+        Raises Interrupted on every rank when one is to stop.
+        """
+        topology = self.watch.topology
+        for batch in self.watch.attend(self.loader.batches(self.split, views[topology.rank :: topology.world]), doing):
+            with torch.inference_mode(), autocast(self.loader.device, self.precision):
+                output = apply(batch)
+            yield batch, output
+
+    def store(self, computations: Sequence[Computation], run: RunDirectory, views: Sequence[Views], doing: str) -> None:
+        """Computes answers from the same decoded images and stores them; every rank calls it, with all views.
+
+        What an interrupted call computed, the next one continues, on however many ranks; batches do not depend on their
+        number, so neither do answers. `doing` is shown. Raises UserError, and Interrupted on every rank.
+        """
+        set_arithmetic(self.loader.device, self.precision)
+        topology, n = self.watch.topology, len(self.split)
+        parts = [PartialResults(computation.key.file(run)) for computation in computations]
+        done = from_first_rank([part.done(n) for part in parts] if topology.is_first else None)
+        complete = np.logical_and.reduce(done)
+        left = [view for view in views if not complete[view.image].all()]
+        share = -(-int((~complete).sum()) // topology.world)
+
+        def predict(batch: Batch) -> None:
+            rows = batch.views.image
+            for computation, part, there in zip(computations, parts, done, strict=True):
+                if not there[rows].all():
+                    part.add(rows, computation.predict(batch))
+
+        tested = 0
+        with progress(f"{run.path.resolve().name}: {doing}", share, shown=topology.is_first) as update:
+            try:
+                for batch, _ in self.outputs(predict, left, doing):
+                    tested += len(batch.views)
+                    update(tested, "")
+            finally:  # an interrupt loses nothing that was computed
+                for part in parts:
+                    part.flush()
+        from_every_rank(None)  # until every rank has written
+        if topology.is_first:
+            for computation, part in zip(computations, parts, strict=True):
+                computation.key.save(run, computation.answer(*part.gather(n)))
+                shutil.rmtree(part.folder)
+
+
+class PartialResults:
+    """What is computed for each image of a split, until all images are there: small files that any rank adds to.
+
+    What a killed evaluation leaves, the next one continues, on however many ranks. One object for each rank.
     """
-    topology, n = watch.topology, len(split)
-    parts = [PartialResults(computation.key.file(run)) for computation in computations]
-    done = from_first_rank([part.done(n) for part in parts] if topology.is_first else None)
-    complete = np.logical_and.reduce(done)
-    left = [view for view in views if not complete[view.image].all()]
-    share = -(-int((~complete).sum()) // topology.world)
 
-    def predict(batch: Batch) -> None:
-        rows = batch.views.image
-        for computation, part, there in zip(computations, parts, done, strict=True):
-            if not there[rows].all():
-                predicted = computation.predict(batch)
-                counts = np.full(len(rows), predicted.shape[1])
-                part.add(rows, predicted.reshape(-1, *predicted.shape[2:]).astype(np.float32), counts)
+    def __init__(self, file: Path) -> None:
+        self.folder = file.with_suffix(".parts")
+        self._pending: list[dict[str, NDArray[Any]]] = []
+        self._written = time.monotonic()
 
-    tested = 0
-    with progress(f"{run.path.resolve().name}: {doing}", share, shown=topology.is_first) as update:
-        try:
-            for batch, _ in outputs(predict, loader, split, left, watch, precision, doing):
-                tested += len(batch.views)
-                update(tested, "")
-        finally:  # an interrupt loses nothing that was computed
-            for part in parts:
-                part.flush()
-    from_every_rank(None)  # until every rank has written
-    if topology.is_first:
-        for computation, part in zip(computations, parts, strict=True):
-            computation.key.save(run, computation.answer(*part.gather(n)))
-            part.remove()
+    def done(self, n: int) -> NDArray[np.bool_]:
+        """(n,) which rows are on disk. Raises UserError for a file that cannot be read."""
+        done = np.zeros(n, np.bool_)
+        for part in self._read():
+            done[part["rows"]] = True
+        return done
 
+    def add(self, rows: Ints, entries: NDArray[np.floating]) -> None:
+        """Takes rows (k,) with entries (k, entries of each, ...); writes what it has from time to time."""
+        values = entries.reshape(-1, *entries.shape[2:]).astype(np.float32)
+        self._pending.append({"rows": rows, "values": values, "counts": np.full(len(rows), entries.shape[1])})
+        if time.monotonic() - self._written > _SECONDS_BETWEEN_PARTS:
+            self.flush()
 
-def outputs(
-    apply: Callable[[Batch], Output],
-    loader: Loader,
-    split: Split,
-    views: Sequence[Views],
-    watch: Watch,
-    precision: Precision,
-    doing: str,
-) -> Iterator[tuple[Batch, Output]]:
-    """This rank's share of the views of a split, batch by batch, with what a net makes of it.
+    def flush(self) -> None:
+        """Writes what has not been written."""
+        if self._pending:
+            joined = {key: np.concatenate([part[key] for part in self._pending]) for key in self._pending[0]}
+            write_arrays(self.folder / f"{uuid.uuid4().hex}.npz", **joined)
+            self._pending = []
+        self._written = time.monotonic()
 
-    Raises Interrupted on every rank when one is to stop.
-    """
-    topology = watch.topology
-    for batch in watch.attend(loader.batches(split, views[topology.rank :: topology.world]), doing):
-        with torch.inference_mode(), autocast(loader.device, precision):
-            output = apply(batch)
-        yield batch, output
+    def gather(self, n: int) -> tuple[Ints, NDArray[np.float32]]:
+        """(start (n + 1,), entries), those of image i from start[i] to start[i + 1]; after all ranks have flushed.
+
+        Raises UserError when rows are missing: another rank wrote its own where this one does not see them.
+        """
+        parts = list(self._read())
+        counts = np.full(n, -1, np.int64)
+        for part in parts:
+            counts[part["rows"]] = part.setdefault("counts", np.ones_like(part["rows"]))  # before December 2026
+        if missing := int((counts < 0).sum()):
+            raise UserError(
+                f"{missing} of {n} images are missing in {self.folder}: the ranks do not see each other's files; put "
+                f"the run directory on a shared file system"
+            )
+        start = np.concatenate([[0], np.cumsum(counts)])
+        values = np.empty((start[-1], *parts[0]["values"].shape[1:]), np.float32)
+        for part in parts:
+            values[spans(start[part["rows"]], part["counts"])] = part["values"]
+        return start, values
+
+    def _read(self) -> Iterator[dict[str, NDArray[Any]]]:
+        return map(read_arrays, sorted(self.folder.glob("[!.]*.npz")))

@@ -12,10 +12,9 @@ from vggrepro.data.images.index import Index
 from vggrepro.data.loading.loader import Batch, Loader
 from vggrepro.data.views import Ints
 from vggrepro.evaluation.measure import NetAnswers
-from vggrepro.evaluation.methods import METHODS, Settings, whole_views
+from vggrepro.evaluation.methods import METHODS, images_at_once, whole_views
 from vggrepro.evaluation.posteriors import Posteriors
-from vggrepro.evaluation.run_split import Computation, store_over_split
-from vggrepro.models.precision import set_arithmetic
+from vggrepro.evaluation.run_split import Computation, SplitPass
 from vggrepro.models.vgg import VGG
 from vggrepro.ranks.collectives import from_first_rank
 from vggrepro.ranks.watch import Watch
@@ -39,11 +38,10 @@ def evaluate(
         return
     testing, split = answers.testing, index.split("val")
     net, loader = opened()
-    set_arithmetic(loader.device, testing.precision)
-    settings = Settings(testing.flip, testing.batch)
+    shown = SplitPass(split, loader, watch, testing.precision)
 
     def predict(method: str, batch: Batch) -> NDArray[np.float32]:
-        return METHODS[method](net, batch.images, settings).cpu().numpy()[:, None]
+        return METHODS[method](net, batch.images, testing).cpu().numpy()[:, None]
 
     def answer(_: Ints, values: NDArray[np.float32]) -> Posteriors:
         return Posteriors(values, split.label)
@@ -51,9 +49,8 @@ def evaluate(
     for Q, keys in groupby(missing, lambda key: key.Q):
         methods = {key.method: key for key in keys}
         computations = [Computation(key, partial(predict, method), answer) for method, key in methods.items()]
-        views = whole_views(split, Q, settings.batch // settings.views, net.architecture.crop)
-        doing = f"{', '.join(methods)} at Q={Q}"
-        store_over_split(computations, answers.run, loader, split, views, watch, testing.precision, doing)
+        views = whole_views(split, Q, images_at_once(testing), net.architecture.crop)
+        shown.store(computations, answers.run, views, f"{', '.join(methods)} at Q={Q}")
 
 
 def as_the_net_expects(loader: Loader, preprocessing: dict[str, object]) -> Loader:

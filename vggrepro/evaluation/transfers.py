@@ -64,6 +64,10 @@ class TransferProtocol:
         """Under which the test of each split is stored."""
         return [SplitKey(self, split) for split in range(self.splits)]
 
+    def files(self, run: RunDirectory) -> list[Path]:
+        """Where all that is stored of the test lies: the truth, and each split."""
+        return [truth_file(run, self.data), *(key.file(run) for key in self.keys)]
+
 
 @dataclass(frozen=True)
 class SplitKey(Key[SplitScores]):
@@ -104,11 +108,6 @@ class Transferred:
     """Chosen for each split."""
     said: Mapping[str, Any]
     """The note of the first split; see :class:`SplitKey`."""
-
-
-def is_stored(protocol: TransferProtocol, run: RunDirectory) -> bool:
-    """Whether all splits are there, and the truth."""
-    return truth_file(run, protocol.data).exists() and all(key.exists(run) for key in protocol.keys)
 
 
 def truth_file(run: RunDirectory, data: str) -> Path:

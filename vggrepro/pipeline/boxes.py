@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vggrepro.config.settings import Config
 from vggrepro.data.boxes.box_set import BoxSet
 from vggrepro.data.images.index import Index
-from vggrepro.data.views import Ints
+from vggrepro.data.loading.loader import Batch
 from vggrepro.errors import UserError
-from vggrepro.evaluation.box_store import DENSE, FoundKey, merge_places, save_truth
-from vggrepro.evaluation.boxes import BoxErrors, Found, error_of
-from vggrepro.evaluation.errors import ErrorRate
-from vggrepro.evaluation.guesses import Guesses, Source, guesses_of
-from vggrepro.evaluation.localise import Annotated, BoxPredictor, annotated
-from vggrepro.evaluation.measure import NetAnswers
+from vggrepro.evaluation.box_store import DENSE, FoundKey, Places, merge_places, save_truth
+from vggrepro.evaluation.boxes import GUESSES, Found, Guesses, error_of, guesses_key
+from vggrepro.evaluation.errors import ErrorRate, error_rate
+from vggrepro.evaluation.localise import Annotated, annotated, boxes_at_places, centre_boxes
+from vggrepro.evaluation.measure import NetAnswers, fuse
+from vggrepro.evaluation.methods import centre_views, whole_views
+from vggrepro.evaluation.run_split import Computation, SplitPass
+from vggrepro.evaluation.store import Key
 from vggrepro.models.vgg import VGG
 from vggrepro.pipeline.done import is_stored
 from vggrepro.pipeline.figures import draw_box_figures
@@ -71,18 +74,23 @@ def evaluate_boxes(config: Config, parent: Config, session: Session) -> None:
         test.predict(net, guesses, {*config.single_Q, *config.multi_Q}, centre=True)
         with session.watch.waiting():
             if session.topology.is_first:
-                for Q in dict.fromkeys((config.single_Q, config.multi_Q)):
-                    test.pooled([(net, Q)], guesses)
                 if record := net.net.new_record(test.errors_by_name(net, guesses)):
                     run.append(record)
                 draw_box_figures(config, run, test.pooled([(net, config.multi_Q)], guesses), test.images, session)
             from_first_rank(None)
 
 
-def merge_below(config: Config) -> float:
-    """Where merging stops."""
-    assert config.localisation is not None
-    return config.localisation.merge_below
+@dataclass(frozen=True)
+class PooledErrors:
+    """The errors of some nets, whose boxes at some Q are pooled."""
+
+    nets: tuple[str, ...]
+    Q: tuple[tuple[int, ...], ...]
+    """Of each net."""
+    localisation: ErrorRate
+    """Among five guesses there is none of the true class with a right box: ILSVRC's measure, Tables 9 and 10."""
+    given_class: ErrorRate
+    """The true class's box is wrong: Table 8's measure."""
 
 
 @dataclass(frozen=True)
@@ -93,16 +101,13 @@ class BoxTest:
     index: Index
     boxes: BoxSet
     images: Annotated
-    rows: Ints
-    """(n,) their rows in the whole split."""
 
     @classmethod
     def opened(cls, config: Config, session: Session) -> BoxTest:
         """Of a stage's data set. Raises UserError."""
         index, boxes = session.index(config), session.boxes(config)
         assert boxes is not None
-        rows = np.flatnonzero(boxes.split("val").has)
-        return cls(session, index, boxes, annotated(index, boxes, "val"), rows)
+        return cls(session, index, boxes, annotated(index, boxes, "val"))
 
     def answers(self, net: BoxNet) -> NetAnswers:
         """What is stored of a net for these images."""
@@ -110,35 +115,68 @@ class BoxTest:
 
     def guesses(self, stages: Sequence[Config], method: str) -> Guesses:
         """The classes that some stages name together. Raises UserError while posteriors are missing."""
-        sources = []
+        made_of, sets = [], []
         for stage in stages:
             net, Q = Net.of_stage(stage), stage.multi_Q
-            found = net.answers(self.index.fingerprint).scored(method, Q)
-            if found is None:
+            scored = net.answers(self.index.fingerprint).scored(method, Q)
+            if scored is None:
                 sides = ",".join(map(str, Q))
                 raise UserError(
                     f"{stage.directory} has no {method} posteriors of {self.index.source} at Q = {sides}, which name "
                     f"the classes; run `vggrepro evaluate {stage.directory} --method {method} --scales {sides}`"
                 )
-            sources.append(Source(stage.name, net.weights, found))
-        return guesses_of(sources, self.rows)
+            made_of.append((net.weights, method, Q))
+            sets.append(scored)
+        fused, rows = fuse(sets), self.images.rows
+        values, labels = fused.values[rows], fused.labels[rows]
+        scales = " + ".join(dict.fromkeys(", ".join(map(str, stage.multi_Q)) for stage in stages))
+        return Guesses(
+            classes=np.argsort(-values, axis=1, kind="stable")[:, :GUESSES],
+            key=guesses_key(made_of),
+            source=f"{' + '.join(stage.name for stage in stages)}: {method}, Q = {scales}",
+            top5=error_rate(values, labels, GUESSES).percent,
+        )
 
     def predict(self, net: BoxNet, guesses: Guesses, Q: set[int], *, centre: bool = False) -> None:
-        """Stores a net's boxes at every place, at each Q, and with `centre` those of the centre crop; on every rank."""
-        answers, loader = self.answers(net), self.session.loader(net.config)
-        nets = cache(lambda: net.opened(self.session))
-        predictor = BoxPredictor(answers, self.images, loader, self.session.watch, nets)
+        """Stores a net's boxes at every place, at each Q, and with `centre` those of the centre crop; on every rank.
+
+        Raises UserError and Interrupted.
+        """
+        answers, split, crop = self.answers(net), self.images.split, net.config.model.crop
         if self.session.topology.is_first:  # before any box, so that none is ever without it
             save_truth(self.images.truth, answers.run, answers.data, answers.boxes)
-        if centre:
-            predictor.centre(net.config.single_Q[0])
-        for key in answers.places(sorted(Q), guesses.key):
-            predictor.dense(key, guesses.classes)
+        keys: list[Key[Any]] = [answers.centre_boxes(net.config.single_Q[0])] if centre else []
+        keys += answers.places(sorted(Q), guesses.key)
+        missing = from_first_rank([key for key in keys if not key.exists(answers.run)])
+        if not missing:
+            return
+        predictor, scorer = net.opened(self.session)
+        batch, labels = answers.testing.batch, split.label[:, None]
+        classes = np.concatenate([guesses.classes, labels], axis=1)
+        shown = SplitPass(split, self.session.loader(net.config), self.session.watch, answers.testing.precision)
+
+        def centre_box(crops: Batch) -> NDArray[np.float64]:
+            return centre_boxes(predictor(crops.images), crops)
+
+        def places(images: Batch) -> NDArray[np.float64]:
+            return boxes_at_places(predictor, scorer, images, classes[images.views.image], batch * crop**2)
+
+        for key in missing:
+            if isinstance(key, FoundKey):
+                side = key.parts[0].Q
+                views = centre_views(split, side, batch, crop)
+                computation = Computation(key, centre_box, lambda _, boxes: Found(boxes.reshape(-1, 1, 4), labels))
+            else:
+                side = key.Q
+                views = whole_views(split, side, batch, crop)
+                computation = Computation(key, places, lambda start, values: Places(start, values, classes))
+            shown.store([computation], answers.run, views, f"boxes, {key.method} at Q={side}")
 
     def pooled(self, nets: Sequence[PooledNet], guesses: Guesses) -> Found:
         """The final boxes of some nets at their Q; merged now, unless they are stored. On the first rank."""
         first, _ = nets[0]
-        run, below = first.net.run, merge_below(first.config)
+        assert first.config.localisation is not None
+        run, below = first.net.run, first.config.localisation.merge_below
         parts = [(key, net.net.run) for net, Q in nets for key in self.answers(net).places(Q, guesses.key)]
         final = FoundKey(tuple(key for key, _ in parts), below)
         found = final.load(run)
@@ -146,13 +184,14 @@ class BoxTest:
             sets = [places for key, folder in parts if (places := key.load(folder))]
             assert len(sets) == len(parts), parts
             found = merge_places(sets, below)
-            final.save(run, found, guesses=guesses.told, top5=guesses.top5)
+            final.save(run, found, guesses=guesses.source, top5=guesses.top5)
         return found
 
-    def errors(self, nets: Sequence[PooledNet], guesses: Guesses) -> BoxErrors:
+    def errors(self, nets: Sequence[PooledNet], guesses: Guesses) -> PooledErrors:
         """The errors of some nets, pooled, at their Q."""
         found, truth = self.pooled(nets, guesses), self.images.truth
-        return BoxErrors(error_of(found.right(truth)), error_of(found.right_given_class(truth)))
+        names, Q = tuple(net.config.name for net, _ in nets), tuple(sides for _, sides in nets)
+        return PooledErrors(names, Q, error_of(found.right(truth)), error_of(found.right_given_class(truth)))
 
     def yardsticks(self) -> tuple[ErrorRate, ErrorRate]:
         """Given the class: the whole image, and random boxes."""
@@ -166,7 +205,7 @@ class BoxTest:
         centre = self.answers(net).centre_boxes(config.single_Q[0]).load(net.net.run)
         assert centre is not None
         given = error_of(centre.right_given_class(truth)).percent
-        named: dict[str, float] = {"n": len(self.rows), "centre_single_Q_given_class_error": given}
+        named: dict[str, float] = {"n": len(truth.labels), "centre_single_Q_given_class_error": given}
         for name, Q in {"multi_Q": config.multi_Q, "single_Q": config.single_Q}.items():
             errors = self.errors([(net, Q)], guesses)
             named[f"dense_{name}_localisation_error"] = errors.localisation.percent

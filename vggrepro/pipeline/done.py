@@ -4,7 +4,7 @@ import hashlib
 
 from vggrepro.config.settings import Config
 from vggrepro.evaluation.box_store import DENSE, FoundKey
-from vggrepro.evaluation.guesses import guesses_key
+from vggrepro.evaluation.boxes import guesses_key
 from vggrepro.evaluation.measure import NetAnswers
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.status import is_finished, known_weights
@@ -18,9 +18,9 @@ def is_evaluated(config: Config, parent: Config | None) -> bool:
     return is_finished(config) and is_stored(config, parent) and is_transferred(config)
 
 
-def tests_of(config: Config) -> list[tuple[str, set[int]]]:
-    """The Q at which each method tests a finished stage: what Tables 3 and 4 need, and a centre crop beside them."""
-    return [("dense", {*config.single_Q, *config.multi_Q}), ("centre", {*config.single_Q})]
+def tests_of(config: Config) -> list[tuple[str, tuple[int, ...]]]:
+    """The tests of a finished stage by (method, Q): what Tables 3 and 4 need, and a centre crop beside them."""
+    return [("dense", config.single_Q), ("dense", config.multi_Q), ("centre", config.single_Q)]
 
 
 def is_stored(config: Config, parent: Config | None) -> bool:

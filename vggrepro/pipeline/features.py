@@ -24,10 +24,10 @@ from vggrepro.data.views import Ints
 from vggrepro.errors import UserError
 from vggrepro.evaluation.feature_spec import FeatureSpec, drawing_of, feature_specs
 from vggrepro.evaluation.features import Features, FeaturesKey, descriptors, stacked
-from vggrepro.evaluation.methods import Settings, features, region_views, whole_views
-from vggrepro.evaluation.run_split import Computation, store_over_split
+from vggrepro.evaluation.methods import features, images_at_once, region_views, whole_views
+from vggrepro.evaluation.run_split import Computation, SplitPass
 from vggrepro.evaluation.store import write_arrays
-from vggrepro.models.precision import set_arithmetic
+from vggrepro.evaluation.transfers import NetProtocol, TransferProtocol
 from vggrepro.pipeline.net import Net
 from vggrepro.pipeline.session import Session
 from vggrepro.ranks.collectives import from_first_rank
@@ -48,23 +48,17 @@ class Descriptors:
         Raises UserError, and Interrupted; the same call then goes on.
         """
         for net, spec in zip(self.nets, self.specs, strict=True):
-            for boxes in (False, True) if spec.boxes else (False,):
-                self._extract(net, spec.Q, session, boxes=boxes)
+            keys = [key for keys in self._keys(net, spec) for key in keys]
+            if missing := from_first_rank([key for key in keys if not key.exists(net.run)]):
+                self._extract(net, missing, session)
 
-    def _extract(self, net: Net, Q: Sequence[int], session: Session, *, boxes: bool) -> None:
-        missing = from_first_rank([key for key in self._keys(net, Q, boxes=boxes) if not key.exists(net.run)])
-        if not missing:
-            return
+    def _extract(self, net: Net, keys: Iterable[FeaturesKey], session: Session) -> None:
         data, testing = self.data, net.config.evaluation
         model, loader = net.opened(session)
-        set_arithmetic(session.device, testing.precision)
-        settings = Settings(testing.flip, testing.batch)
-        split, batch, crop = data.index.split("val"), testing.batch // settings.views, model.architecture.crop
-        if boxes:
-            split = split.take(data.image)
+        batch, crop = images_at_once(testing), model.architecture.crop
 
         def predict(shown: Batch) -> NDArray[np.float32]:
-            return features(model, shown.images, settings).cpu().numpy()[:, None]
+            return features(model, shown.images, testing).cpu().numpy()[:, None]
 
         def answer(Q: int, _: Ints, values: NDArray[np.float32]) -> Features:
             if not np.isfinite(values).all():
@@ -74,19 +68,24 @@ class Descriptors:
                 )
             return Features(values)
 
-        for key in missing:
-            if boxes:
+        for key in keys:
+            split = data.index.split("val")
+            if key.boxes:
                 assert data.boxes is not None, data.name
+                split = split.take(data.image)
                 views = region_views(split, data.boxes, key.Q, batch, crop)
             else:
                 views = whole_views(split, key.Q, batch, crop)
             computation = Computation(key, predict, partial(answer, key.Q))
-            doing = f"features of {data.name}{', boxes' if boxes else ''} at Q={key.Q}"
-            store_over_split([computation], net.run, loader, split, views, session.watch, testing.precision, doing)
+            shown = SplitPass(split, loader, session.watch, testing.precision)
+            doing = f"features of {data.name}{', boxes' if key.boxes else ''} at Q={key.Q}"
+            shown.store([computation], net.run, views, doing)
 
-    def _keys(self, net: Net, Q: Iterable[int], *, boxes: bool) -> list[FeaturesKey]:
+    def _keys(self, net: Net, spec: FeatureSpec) -> list[list[FeaturesKey]]:
+        """The keys at each Q: of the images, and where the spec has boxes after them of these."""
         answers = net.answers(self.data.index.fingerprint)
-        return [answers.features(net.layer, side, self.data.boxes_fingerprint if boxes else "") for side in Q]
+        regions = ["", self.data.boxes_fingerprint] if spec.boxes else [""]
+        return [[answers.features(net.layer, Q, region) for Q in spec.Q] for region in regions]
 
     def values(self) -> NDArray[np.float32]:
         """(samples, d) of length 1, from what is stored. Raises UserError."""
@@ -94,18 +93,29 @@ class Descriptors:
         return stacked(each) if len(each) > 1 else each[0]
 
     def _of(self, net: Net, spec: FeatureSpec) -> NDArray[np.float32]:
-        image = descriptors(self._stored(net, spec.Q, boxes=False), spec.combine)
+        image, *boxes = (descriptors(_stored(net, keys), spec.combine) for keys in self._keys(net, spec))
         if not np.array_equal(self.data.image, np.arange(len(image))):  # a copy of gigabytes
             image = image[self.data.image]
-        if not spec.boxes:
-            return image
-        return stacked([image, descriptors(self._stored(net, spec.Q, boxes=True), spec.combine)])
+        return stacked([image, *boxes]) if boxes else image
 
-    def _stored(self, net: Net, Q: Iterable[int], *, boxes: bool) -> Iterator[NDArray[np.float32]]:
-        for key in self._keys(net, Q, boxes=boxes):
-            found = key.load(net.run)
-            assert found is not None, key
-            yield found.values
+    @property
+    def protocol(self) -> TransferProtocol:
+        """Under which the test of the nets on the data set is stored."""
+        data, spec, first = self.data, self.specs[0], self.nets[0].config
+        nets = tuple(
+            NetProtocol(net.weights, net.layer, each.Q, net.config.evaluation.flip, net.config.evaluation.precision)
+            for net, each in zip(self.nets, self.specs, strict=True)
+        )
+        drawing = asdict(drawing_of(data.name, first.transfer))
+        how = (spec.combine, spec.boxes, drawing, len(data.partitions))
+        return TransferProtocol(data.name, data.fingerprint, data.measure, nets, *how, rows=data.split_fingerprint)
+
+
+def _stored(net: Net, keys: Iterable[FeaturesKey]) -> Iterator[NDArray[np.float32]]:
+    for key in keys:
+        found = key.load(net.run)
+        assert found is not None, key
+        yield found.values
 
 
 def net_at(path: Path, changes: Sequence[str], sets: Mapping[str, str] | None = None) -> Net:

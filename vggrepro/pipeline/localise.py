@@ -8,10 +8,9 @@ from pathlib import Path
 
 from vggrepro.config.settings import Config
 from vggrepro.errors import UserError
-from vggrepro.evaluation.boxes import BoxErrors
+from vggrepro.evaluation.boxes import Guesses
 from vggrepro.evaluation.errors import ErrorRate
-from vggrepro.evaluation.guesses import Guesses
-from vggrepro.pipeline.boxes import BoxNet, BoxTest
+from vggrepro.pipeline.boxes import BoxNet, BoxTest, PooledErrors
 from vggrepro.pipeline.net import Net
 from vggrepro.pipeline.session import open_session
 from vggrepro.ranks.collectives import from_first_rank
@@ -19,16 +18,6 @@ from vggrepro.reporting.stored.finding import find_runs, resolve
 from vggrepro.reporting.tables import words
 from vggrepro.reporting.tables.build import build_report
 from vggrepro.storage.status import relocated, stage_at
-
-
-@dataclass(frozen=True)
-class PooledErrors:
-    """The errors of some nets, whose boxes at some Q are pooled."""
-
-    nets: tuple[str, ...]
-    Q: tuple[tuple[int, ...], ...]
-    """Of each net."""
-    errors: BoxErrors
 
 
 @dataclass(frozen=True)
@@ -79,13 +68,7 @@ def localise(
             test.predict(net, guesses, {side for Q in tests for side in Q})
         if not session.topology.is_first:
             return None
-        tested = [
-            PooledErrors(
-                tuple(net.config.name for net, _ in pool), tuple(Q for _, Q in pool), test.errors(pool, guesses)
-            )
-            for pool in pools
-        ]
-        return Localised(tested, guesses, *test.yardsticks())
+        return Localised([test.errors(pool, guesses) for pool in pools], guesses, *test.yardsticks())
 
 
 def _net_at(run: Path, changes: Sequence[str]) -> BoxNet:

@@ -84,8 +84,7 @@ def _evaluate_classes(config: Config, session: Session) -> None:
     with mirrored(config, net.run, session.topology):
         evaluate(answers, lambda: net.opened(session), index, session.watch, tests_of(config))
         if session.topology.is_first:
-            tests = [("dense", config.single_Q), ("dense", config.multi_Q), ("centre", config.single_Q)]
-            if record := net.new_record(errors_by_name(config, answers, tests)):
+            if record := net.new_record(errors_by_name(config, answers, tests_of(config))):
                 net.run.append(record)
             draw_figures(config, net.run, index, session)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,9 @@ from numpy.typing import NDArray
 from vggrepro.config.settings import Config
 from vggrepro.data.transfer.transfer_set import TransferSet
 from vggrepro.errors import UserError
-from vggrepro.evaluation.feature_spec import FeatureSpec, drawing_of, feature_specs
+from vggrepro.evaluation.feature_spec import FeatureSpec, feature_specs
 from vggrepro.evaluation.svm import classify
-from vggrepro.evaluation.transfers import (
-    NetProtocol,
-    TransferProtocol,
-    Transferred,
-    is_stored,
-    load_transferred,
-    save_truth,
-    truth_file,
-)
+from vggrepro.evaluation.transfers import Transferred, load_transferred, save_truth
 from vggrepro.pipeline.done import TRANSFERS, is_transferred, transfers_hash
 from vggrepro.pipeline.features import Descriptors, net_at, open_set
 from vggrepro.pipeline.net import Net
@@ -48,7 +39,7 @@ def transfer_stage(config: Config, session: Session) -> None:
             if session.topology.is_first:
                 if record := net.new_record(_figures([net], tests, net)):
                     run.append(record)
-                files |= {file.name for test in tests for file in _files(test, run)}
+                files |= {file.name for test in tests for file in test.protocol.files(run)}
         if session.topology.is_first:
             run.write_json(TRANSFERS, {"asked": transfers_hash(config, net.weights), "files": sorted(files)})
 
@@ -141,7 +132,7 @@ def _test(nets: Sequence[Net], data: TransferSet, session: Session) -> list[Tran
         samples = Descriptors(data, tuple(nets), specs)
         transfer(samples, session)
         if session.topology.is_first:
-            stored = load_transferred(protocol_of(samples), nets[0].run)
+            stored = load_transferred(samples.protocol, nets[0].run)
             assert stored is not None, samples
             found.append(stored)
     return found
@@ -170,8 +161,8 @@ def transfer(samples: Descriptors, session: Session) -> None:
 
     Every rank calls it; what is stored is not computed again. Raises UserError, and Interrupted between two splits.
     """
-    data, run, protocol = samples.data, samples.nets[0].run, protocol_of(samples)
-    if from_first_rank(is_stored(protocol, run)):
+    data, run, protocol = samples.data, samples.nets[0].run, samples.protocol
+    if from_first_rank(all(file.exists() for file in protocol.files(run))):
         return
     _require_positives(data)
     samples.extract(session)
@@ -215,23 +206,6 @@ def _require_positives(data: TransferSet) -> None:
                     f"{data.name}: none of the {len(rows)} samples of {data.index.source} that {what} is of any class; "
                     f"give the whole data set"
                 )
-
-
-def protocol_of(samples: Descriptors) -> TransferProtocol:
-    """Under which the test of some nets on a data set is stored."""
-    data, spec = samples.data, samples.specs[0]
-    each = tuple(
-        NetProtocol(net.weights, net.layer, one.Q, net.config.evaluation.flip, net.config.evaluation.precision)
-        for net, one in zip(samples.nets, samples.specs, strict=True)
-    )
-    drawing = asdict(drawing_of(data.name, samples.nets[0].config.transfer))
-    how = (spec.combine, spec.boxes, drawing, len(data.partitions))
-    return TransferProtocol(data.name, data.fingerprint, data.measure, each, *how, rows=data.split_fingerprint)
-
-
-def _files(found: Transferred, run: RunDirectory) -> list[Path]:
-    """Where a test is stored."""
-    return [truth_file(run, found.protocol.data), *(key.file(run) for key in found.protocol.keys)]
 
 
 def _submit(nets: Sequence[Net], data: TransferSet, folder: Path, session: Session) -> None:
