@@ -212,10 +212,7 @@ class Training:
         self.saving = self.writer.submit(checkpoint.store, content, self.run.checkpoints, keep, best=best)
 
     def _require_finite(self) -> None:
-        """Raises UserError when a gradient has not been finite, and lists the images; nothing of it is in the weights.
-
-        The message names the first of them.
-        """
+        """Raises UserError where a gradient was not finite, and lists the images; nothing of it is in the weights."""
         bad = self.trainer.bad_step()
         if bad is None:
             return
