@@ -89,6 +89,10 @@ class Architecture:
         """Side of the last pooling map at ``crop``, so of fc6 seen as a convolution (Section 3.2); 7 in the paper."""
         return self.crop // self.stride
 
+    def places(self, height: int, width: int) -> int:
+        """Places of the score map of a whole image of these sides, px (Section 3.2)."""
+        return math.prod(side // self.stride - self.fc6_kernel + 1 for side in (height, width))
+
     @property
     def smallest_side(self) -> int:
         """Of an image to which the net is densely applied, px: one place of the last layer."""

@@ -213,12 +213,8 @@ def _dense_flop(net: Architecture, Q: int, but: str = "") -> float:
         2 * sum(layer.multiply_adds for layer in net.layers() if layer.kind == kind and layer.name != but)
         for kind in ("conv", "fc")
     )
-    return conv * Q * round(Q * LONG_SIDE) / net.crop**2 + fc * _positions(net, Q)
-
-
-def _positions(net: Architecture, Q: int) -> int:
-    """Places of the map of an image of usual proportions."""
-    return math.prod(side // net.stride - net.fc6_kernel + 1 for side in (Q, round(Q * LONG_SIDE)))
+    long = round(Q * LONG_SIDE)
+    return conv * Q * long / net.crop**2 + fc * net.places(Q, long)
 
 
 def disk_gb(config: Config, data: ImageSet) -> float:
@@ -230,7 +226,8 @@ def disk_gb(config: Config, data: ImageSet) -> float:
     step = 2 * 4 * net.parameters
     sets = {*config.single_Q, *config.multi_Q}
     if config.localisation:  # five guesses and the true class, each with a box and a confidence at every place
-        per_image = sum(_positions(net, Q) for Q in sets) * (value("localisation_guesses") + 1) * (BOX_NUMBERS + 1)
+        places = sum(net.places(Q, round(Q * LONG_SIDE)) for Q in sets)
+        per_image = places * (value("localisation_guesses") + 1) * (BOX_NUMBERS + 1)
     else:
         per_image = len(sets) * net.classes
     units = next(layer.shape[0] for layer in net.layers() if layer.name == net.feature_layer)

@@ -169,7 +169,8 @@ class Training:
         record = {"loss": loss, "learning_rate": rate, "seconds_left": left, "bad_images": bad}
         self._log("train", record | speed)
         update(state.step, f"loss {loss:.4f}  rate {rate:g}  {describe(speed)}")
-        self.task.check_learning(loss, state.step)
+        if self.task.boxes is None:  # boxes are learnt from a net that has learnt, and what guessing costs is not known
+            health.check_learning(loss, self.config.model.classes, state.step, train.stall_after)
         self.trainer.restart_loss()
         self.state = replace(state, unreported=0)
         gc.collect()
