@@ -17,7 +17,6 @@ import socket
 import sys
 import time
 import zlib
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Any, Literal
 from launch import slurm
 from vggrepro.errors import INTERRUPTED_STATUS, ending_of, make_ready
 from vggrepro.storage import lease
-from vggrepro.storage.directory import RunDirectory
+from vggrepro.storage.directory import RunDirectory, whole_lines
 
 HISTORY = "attempts.jsonl"
 ERRORS = Path("submission", "errors")
@@ -109,17 +108,9 @@ def progress_of(directory: Path) -> list[int]:
 def history(directory: Path) -> list[dict[str, Any]]:
     """The lines of attempts.jsonl, oldest first; torn ones are passed over."""
     try:
-        return _readable((directory / HISTORY).read_text().splitlines())
+        return whole_lines((directory / HISTORY).read_bytes().splitlines())
     except FileNotFoundError:
         return []
-
-
-def _readable(texts: Iterable[str]) -> list[dict[str, Any]]:
-    found = []
-    for text in texts:
-        with suppress(ValueError):
-            found.append(json.loads(text))
-    return found
 
 
 def failures_at(past: list[dict[str, Any]], job: str, progress: list[int]) -> int:
@@ -215,9 +206,9 @@ def first_error(directory: Path) -> str | None:
     """The reason that explains the others: a user's mistake, else the one that came first."""
     texts = []
     for file in (directory / ERRORS).glob("*.json"):
-        with suppress(OSError, ValueError):
-            texts.append(file.read_text())
-    first = min(_readable(texts), key=lambda error: (not error["user"], error["time"]), default=None)
+        with suppress(OSError):
+            texts.append(file.read_bytes())
+    first = min(whole_lines(texts), key=lambda error: (not error["user"], error["time"]), default=None)
     if first is None:
         return None
     return first["text"] if first["user"] else f"rank {first['rank']} on {first['host']}: {first['text']}"

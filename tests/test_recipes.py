@@ -14,6 +14,7 @@ from vggrepro.cli.main import app
 from vggrepro.config.parsing import differences
 from vggrepro.config.recipes import Graph, load_graph, load_stage
 from vggrepro.config.settings import Config
+from vggrepro.models.table1 import architecture_of
 from vggrepro.paper import facts
 from vggrepro.storage.ledger import ledger
 
@@ -219,7 +220,7 @@ def test_the_afternoons_graph_is_the_whole_papers_with_two_nets_to_compare() -> 
         )
         assert [2 * S for S in stage.data.S_range] == list(full.data.S_range)
         assert tuple(2 * Q for Q in stage.multi_Q) == full.multi_Q
-        assert stage.dense_places(stage.single_Q[0]) > 1
+        assert architecture_of(stage).places(stage.single_Q[0], stage.single_Q[0]) > 1
 
 
 def test_the_gpus_graph_differs_from_the_cpus_in_width_dropout_and_precision() -> None:

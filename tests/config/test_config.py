@@ -269,7 +269,7 @@ def test_a_seeds_name_may_be_taken(write) -> None:
 )
 def test_places_of_the_dense_map(model: dict, Q: int, places: int) -> None:
     config = Config(model=model, data={"S": 512})
-    assert config.dense_places(Q) == places
+    assert architecture_of(config).places(Q, Q) == places
     if model["net"] != "own":
         net = VGG(architecture_of(config.model_copy(update={"model": config.model.model_copy(update={"width": 0.02})})))
         assert score_map(net.eval(), torch.zeros(1, 3, Q, Q))[0, 0].numel() == places

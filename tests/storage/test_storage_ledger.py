@@ -7,6 +7,7 @@ from tiny import REPOSITORY
 from vggrepro.config.parsing import override
 from vggrepro.config.recipes import load_graph
 from vggrepro.config.settings import Config
+from vggrepro.models.table1 import architecture_of
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.ledger import Departure, ledger, read_ledger
 
@@ -118,13 +119,14 @@ REDUCED = ["demo.yaml", *(f"reduced/{file.name}" for file in (REPOSITORY / "conf
 def test_the_reduced_configurations_show_dense_testing(file: str) -> None:
     """At one Q the map of a square image has at least 2 x 2 places; S and Q keep the paper's places or proportions."""
     for config in load_graph(REPOSITORY / "configs" / Path(file)).stages.values():
-        assert config.dense_places(config.single_Q[0]) >= 4
+        net, Q = architecture_of(config), config.single_Q[0]
+        assert net.places(Q, Q) >= 4
         kind = {"localisation": config.localisation, "run": {"parent": config.run.parent}}
         paper = Config(model={"net": config.model.net}, data={"S": config.papers_S}, **kind)
         if config.papers_S == 256:
-            places = [config.dense_places(Q) for Q in config.multi_Q]
+            places = [net.places(Q, Q) for Q in config.multi_Q]
             proportional = [256 * Q / config.single_Q[0] for Q in config.multi_Q] == list(paper.multi_Q)
-            assert places == [paper.dense_places(Q) for Q in paper.multi_Q] or proportional
+            assert proportional or places == [architecture_of(paper).places(Q, Q) for Q in paper.multi_Q]
 
 
 @pytest.mark.parametrize("file", REDUCED)

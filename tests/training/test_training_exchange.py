@@ -105,7 +105,7 @@ def test_bytes_of_a_step_of_net_d_at_the_papers_batch() -> None:
     assert round(payload_bytes(net, 256, "ddp") / 1e6) == 553
     assert round(payload_bytes(net, 256, "bf16") / 1e6) == 277
     assert round(payload_bytes(net, 256, "factor") / 1e6) == 102
-    assert round(payload_bytes(net, 256, "factor", bytes_per_factor=2) / 1e6) == 81
+    assert round(payload_bytes(net, 256, "factor", "bf16") / 1e6) == 81
 
 
 def test_auto_takes_what_costs_less_on_the_wire_for_arithmetic_in_proportion() -> None:

@@ -21,7 +21,7 @@ from vggrepro.ranks.group import pick_device, process_group
 from vggrepro.ranks.topology import topology_of
 from vggrepro.training.exchange import Comm, Exchange
 from vggrepro.training.step import shard_of
-from vggrepro.training.throughput import bytes_per_factor, sent_bytes
+from vggrepro.training.throughput import sent_bytes
 
 Backend = Literal["nccl", "gloo"]
 
@@ -62,8 +62,8 @@ def run(config: Config, steps: int, rounds: int, backend: Backend | None = None)
     if not topology.is_first:
         return None
     model = config.model
-    net, width = architecture_of(config), bytes_per_factor(config.train.precision)
-    sent = {comm: sent_bytes(net, config.train.batch, comm, topology.world, width) for comm in payload}
+    net, train = architecture_of(config), config.train
+    sent = {comm: sent_bytes(net, train.batch, comm, topology.world, train.precision) for comm in payload}
     details = {
         **{f"{comm} steps/s": statistics.median(several) for comm, several in rates.items()},
         **{f"{comm} MB in collectives": size / 1e6 for comm, size in payload.items()},

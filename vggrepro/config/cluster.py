@@ -1,7 +1,5 @@
 """What is asked of SLURM."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field

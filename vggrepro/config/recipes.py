@@ -50,11 +50,7 @@ class Graph:
 
 
 def _over_seeds(graph: Graph, text: str) -> Graph:
-    """The graph once for each seed of a list such as 0,1,2: whole graphs, one after another, in one experiment.
-
-    A stage keeps its name under its own seed, so that what was trained before is part of it; under another seed n it is
-    named NAME-seedn and starts from the parent of that seed. Raises UserError.
-    """
+    """The graph once for each seed, where a stage starts from the parent of that seed; see :func:`load_graph`."""
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise UserError(f"--seeds {text}: expected whole numbers separated by commas, e.g. 0,1,2")
     seeds = [int(number) for number in text.split(",")]
@@ -86,7 +82,7 @@ def load_graph(path: Path, overrides: Iterable[str] = (), seeds: str | None = No
     """Reads a graph file, or a stage file together with the stages it descends from.
 
     `seeds`, a list such as "0,1,2", asks for the whole graph once for each seed, one after another: a stage keeps its
-    name under its own seed, and is named NAME-seed1 under another.
+    name under its own seed, so that what was trained before is part of it, and is named NAME-seed1 under another.
 
     Raises UserError for a missing file, an unknown key, a value that is not allowed, a parent that does not exist.
     """

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from vggrepro.config.cluster import Cluster
 from vggrepro.config.section import Count, Fraction, Positive, Section, Seed
 from vggrepro.errors import UserError
-from vggrepro.paper import Combine, FineTune, Regression, Scale, facts, scale_text, value
+from vggrepro.paper import Combine, FineTune, Regression, Scale, scale_text, value
 
 Precision = Literal["fp32", "tf32", "bf16"]
 Cudnn = Literal["benchmark", "deterministic"]
@@ -305,12 +305,6 @@ class Config(Section):
             return value("jitter")
         proportion = self.data.S / self.model.crop
         return min(value("scales"), key=lambda one: abs(one / value("crop") - proportion))
-
-    def dense_places(self, Q: int) -> int:
-        """Places of the class score map of a square image rescaled to Q, px (Section 3.2)."""
-        blocks = self.model.layers or facts().architectures.get(self.model.net, ())
-        side = (Q >> len(blocks)) - (self.model.crop >> len(blocks)) + 1
-        return side**2
 
     def with_settings(self, section: str, **settings: Any) -> Config:
         """The same stage with some settings of one section changed, which are not checked again."""

@@ -1,7 +1,5 @@
 """The net in a checkpoint of another trainer: where it lies among optimizers and copies, and under which names."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -102,7 +100,9 @@ def _dicts(content: dict[Any, Any]) -> Iterator[tuple[list[str], dict[Any, Any]]
 def _nets(place: list[str], holder: dict[Any, Any]) -> Iterator[_Candidate]:
     named = _named(holder)
     tensors = [name for name, item in named.items() if isinstance(item, Tensor)]
-    items: dict[str, dict[str, Any]] = {prefix: {} for name in tensors if (prefix := _prefix(name)) is not None}
+    items: dict[str, dict[str, Any]] = {
+        name[: name.rindex("features")]: {} for name in tensors if _unwrapped(name)[-3:] == ["features", "0", "weight"]
+    }  # by what stands before the name of a first convolution's weights
     beside = []
     for name, item in named.items():
         if under := [prefix for prefix in items if name.startswith(prefix)]:
@@ -121,11 +121,6 @@ def _named(holder: dict[Any, Any]) -> dict[str, Any]:
 
 def _unwrapped(name: str) -> list[str]:
     return [part for part in name.split(".") if part not in _WRAPPERS]
-
-
-def _prefix(name: str) -> str | None:
-    """What stands before the name of the first convolution's weights; None where it is another tensor's."""
-    return name[: name.rindex("features")] if _unwrapped(name)[-3:] == ["features", "0", "weight"] else None
 
 
 def _choice(nets: list[_Candidate], file: Path, key: str | None) -> _Candidate:

@@ -1,7 +1,5 @@
 """Table 1 as a table: what a net is made of, its output shapes, parameters and multiply-adds. No torch."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -9,13 +7,11 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import pairwise
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from vggrepro.config.settings import Config
 from vggrepro.errors import UserError
 from vggrepro.paper import Regression, facts, value
-
-if TYPE_CHECKING:
-    from vggrepro.config.settings import Config
 
 IMAGE_CHANNELS = 3
 TORCHVISION_NAMES: Mapping[str, str] = MappingProxyType({"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"})
@@ -92,6 +88,10 @@ class Architecture:
     def fc6_kernel(self) -> int:
         """Side of the last pooling map at ``crop``, so of fc6 seen as a convolution (Section 3.2); 7 in the paper."""
         return self.crop // self.stride
+
+    def places(self, height: int, width: int) -> int:
+        """Places of the score map of a whole image of these sides, px (Section 3.2)."""
+        return math.prod(side // self.stride - self.fc6_kernel + 1 for side in (height, width))
 
     @property
     def smallest_side(self) -> int:

@@ -5,8 +5,6 @@ levels 0-255, with the mean to subtract and the standard deviation to divide by 
 executed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -17,6 +15,8 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vggrepro.errors import UserError, reason_of
@@ -188,9 +188,6 @@ def write(
         raise UserError(f"--out {file}: nets are written as .safetensors, .pth or .onnx; choose one of these suffixes")
     if dense and file.suffix != ".onnx":
         raise UserError(f"--dense --out {file}: only .onnx has a dense form; give that suffix, or leave --dense out")
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     described = {"model": dict(model), "preprocessing": dict(preprocessing), "classes": classes}
     described |= {"testing": dict(testing)} if testing else {}
     program = None
@@ -212,8 +209,6 @@ def write(
 
 
 def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
@@ -240,10 +235,7 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _recognise(
     file: Path, tensors: Mapping[str, Tensor], net: str | None, described: dict[str, Any] | None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The net whose state dict this is, and that net's state dict on the meta device.
-
-    Raises UserError when it is none, naming what keeps it from the nearest.
-    """
+    """The net whose state dict this is, and its state dict on the meta device. Raises UserError, naming the nearest."""
     if described and net not in (None, described["net"]):
         raise UserError(
             f"weights {file} are of net {described['net']}, not {net}; leave --net out or give another file"

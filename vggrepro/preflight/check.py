@@ -1,10 +1,7 @@
 """One line of what `vggrepro doctor` finds."""
 
-import subprocess
 from dataclasses import dataclass
 from typing import Literal
-
-PATIENCE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -15,12 +12,3 @@ class Check:
     status: Literal["ok", "warn", "fail"]
     found: str
     remedy: str = ""
-
-
-def output_of(command: list[str]) -> str | None:
-    """What a command prints; None where it fails or does not answer in time."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

@@ -13,14 +13,7 @@ from vggrepro.config.settings import Config
 from vggrepro.models.table1 import BOX_NUMBERS, Architecture, architecture_of
 from vggrepro.paper import value
 from vggrepro.preflight.machine import ACTION_PERSONS, FORWARD_SHARE, LINK_GB_PER_S, LONG_SIDE, ImageSet, Machine
-from vggrepro.training.throughput import (
-    bytes_per_factor,
-    comm_of,
-    flop_per_image,
-    payload_bytes,
-    product_flop,
-    sent_bytes,
-)
+from vggrepro.training.throughput import comm_of, flop_per_image, payload_bytes, product_flop, sent_bytes
 
 Binds = Literal["GPU", "exchange", "loader", "file system"]
 
@@ -111,21 +104,16 @@ class Plan:
 
 def cost_of(config: Config, parent: str | None, start_hours: float, machine: Machine, data: ImageSet) -> StagePlan:
     """The plan of one stage, which begins after so many hours. Raises UserError."""
-    net, batch, precision, frozen = (
-        architecture_of(config),
-        config.train.batch,
-        config.train.precision,
-        config.keeps_features,
-    )
+    net, frozen = architecture_of(config), config.keeps_features
+    batch, precision = config.train.batch, config.train.precision
     flop = flop_per_image(net, frozen=frozen)
     speed, rate_from = _flop_per_s(config, machine)
     comm = comm_of(config.train.comm, net, batch, machine.gpus, precision, frozen=frozen)
     payload, sent, exchange_s = 0.0, 0.0, 0.0
     if comm is not None:
-        width = bytes_per_factor(precision)
         ranks, rate = (machine.nodes, machine.node_gb_per_s) if machine.nodes > 1 else (machine.gpus, LINK_GB_PER_S)
-        payload = float(payload_bytes(net, batch, comm, width, frozen=frozen))
-        sent = sent_bytes(net, batch, comm, ranks, width, frozen=frozen)
+        payload = float(payload_bytes(net, batch, comm, precision, frozen=frozen))
+        sent = sent_bytes(net, batch, comm, ranks, precision, frozen=frozen)
         exchange_s = sent / (rate * 1e9)
     compute_s = batch * flop / (speed * machine.gpus)
     after_s = 0.0
@@ -192,8 +180,7 @@ def _flop_per_s(config: Config, machine: Machine) -> tuple[float, str]:
         return rate * flop_per_image(architecture_of(config)), f"measured: {rate:g} images/s a GPU"
     other, rate = next(iter(machine.measured.items()))
     # the same geometry, another column of Table 1
-    model = config.model.model_copy(update={"net": other, "layers": None})
-    flop = flop_per_image(architecture_of(config.model_copy(update={"model": model})))
+    flop = flop_per_image(architecture_of(config.with_settings("model", net=other, layers=None)))
     return rate * flop, f"from {other}'s measured {rate:g} images/s a GPU, by FLOPs"
 
 
@@ -212,30 +199,22 @@ def _passes(config: Config, data: ImageSet) -> Iterator[tuple[int, int]]:
     """(images, Q) of every pass over other data sets: of whole images, and of persons' boxes as if they were images."""
     for name, images in data.others.items():
         if images is not None:
-            from vggrepro.evaluation.feature_spec import (
-                feature_specs,
-            )  # and with it numpy and PIL, which no other plan needs
+            # with it numpy and PIL are imported, which no other plan needs
+            from vggrepro.evaluation.feature_spec import feature_specs
 
-            asked = feature_specs(name, config)
-            yield from ((images, Q) for Q in sorted({Q for one in asked for Q in one.Q}))
-            yield from ((ACTION_PERSONS, Q) for Q in sorted({Q for one in asked if one.boxes for Q in one.Q}))
+            specs = feature_specs(name, config)
+            yield from ((images, Q) for Q in sorted({Q for spec in specs for Q in spec.Q}))
+            yield from ((ACTION_PERSONS, Q) for Q in sorted({Q for spec in specs if spec.boxes for Q in spec.Q}))
 
 
 def _dense_flop(net: Architecture, Q: int, but: str = "") -> float:
-    """Of one uncropped image: convolutions by area, fully-connected layers by positions of the score map.
-
-    Without the layer `but`.
-    """
+    """Of one uncropped image, without the layer `but`: convolutions by area, FC layers by places of the score map."""
     conv, fc = (
         2 * sum(layer.multiply_adds for layer in net.layers() if layer.kind == kind and layer.name != but)
         for kind in ("conv", "fc")
     )
-    return conv * Q * round(Q * LONG_SIDE) / net.crop**2 + fc * _positions(net, Q)
-
-
-def _positions(net: Architecture, Q: int) -> int:
-    """Places of the map of an image of usual proportions."""
-    return math.prod(side // net.stride - net.fc6_kernel + 1 for side in (Q, round(Q * LONG_SIDE)))
+    long = round(Q * LONG_SIDE)
+    return conv * Q * long / net.crop**2 + fc * net.places(Q, long)
 
 
 def disk_gb(config: Config, data: ImageSet) -> float:
@@ -247,7 +226,8 @@ def disk_gb(config: Config, data: ImageSet) -> float:
     step = 2 * 4 * net.parameters
     sets = {*config.single_Q, *config.multi_Q}
     if config.localisation:  # five guesses and the true class, each with a box and a confidence at every place
-        per_image = sum(_positions(net, Q) for Q in sets) * (value("localisation_guesses") + 1) * (BOX_NUMBERS + 1)
+        places = sum(net.places(Q, round(Q * LONG_SIDE)) for Q in sets)
+        per_image = places * (value("localisation_guesses") + 1) * (BOX_NUMBERS + 1)
     else:
         per_image = len(sets) * net.classes
     units = next(layer.shape[0] for layer in net.layers() if layer.name == net.feature_layer)

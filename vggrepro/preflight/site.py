@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 
 from vggrepro.config.recipes import Graph
 from vggrepro.errors import HOME_PREFIX, UserError
-from vggrepro.preflight.check import PATIENCE_S, Check, output_of
+from vggrepro.preflight.check import Check
 from vggrepro.preflight.cost import disk_gb
 from vggrepro.preflight.machine import image_sets_of
-from vggrepro.storage.environment import installed
+from vggrepro.storage.environment import PATIENCE_S, installed, output_of
 from vggrepro.storage.tracking_uri import resolve_uri
 
 _PROBE_MIB = 64
@@ -30,7 +30,7 @@ def slurm() -> Check:
     if not shutil.which("sbatch"):
         remedy = "on a cluster, load its module or log in to its head node; `vggrepro reproduce` needs none"
         return Check("SLURM", "warn", "no sbatch on the path", remedy)
-    partitions = output_of(["sinfo", "--noheader", "--format=%R"])
+    partitions = output_of("sinfo", "--noheader", "--format=%R")
     if partitions is not None:
         return Check("SLURM", "ok", f"partitions {', '.join(sorted(set(partitions.split()))) or 'none'}")
     if "SLURM_CONF" in os.environ or any(Path(file).exists() for file in _SLURM_CONF):

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vggrepro.preflight.check import Check, output_of
-from vggrepro.storage.environment import installed
+from vggrepro.preflight.check import Check
+from vggrepro.storage.environment import installed, output_of
 
 _OLDEST = {"torch": (2, 10), "torchvision": (0, 25)}
 _SHM_GIB = 1.0
@@ -87,7 +87,7 @@ def _best_build(driver: str | None) -> int | None:
 
 def _driver() -> str | None:
     """Version of the NVIDIA driver that is loaded."""
-    found = output_of(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
+    found = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return found.splitlines()[0] if found else None
 
 

@@ -1,26 +1,23 @@
 """The few things that ranks must agree on."""
 
-from __future__ import annotations
-
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import distributed
+from torch.distributed import ProcessGroup
 
 from vggrepro.ranks.topology import Topology
 
-if TYPE_CHECKING:
-    import torch
-    from torch.distributed import ProcessGroup
 _FIRST_RANK_TIMEOUT = timedelta(hours=12)  # rank 0 may be reading the headers of millions of images
 
 
 def host_group(timeout: timedelta | None = None) -> ProcessGroup:
     """A group of all ranks for what is exchanged between hosts, apart from the devices' work."""
-    from torch import distributed
-
     group = distributed.new_group(backend="gloo", timeout=timeout)
     assert isinstance(group, distributed.ProcessGroup)
     return group
@@ -28,8 +25,6 @@ def host_group(timeout: timedelta | None = None) -> ProcessGroup:
 
 def sum_over_ranks(values: torch.Tensor, group: ProcessGroup | None = None) -> torch.Tensor:
     """The sum over ranks, in place; the tensor itself for a single process."""
-    from torch import distributed
-
     if distributed.is_initialized():
         distributed.all_reduce(values, group=group)
     return values
@@ -37,8 +32,6 @@ def sum_over_ranks(values: torch.Tensor, group: ProcessGroup | None = None) -> t
 
 def from_first_rank(item: Any) -> Any:
     """Rank 0's object on every rank; it is pickled, so only for what we made ourselves."""
-    from torch import distributed
-
     if not distributed.is_initialized():
         return item
     box = [item]
@@ -48,8 +41,6 @@ def from_first_rank(item: Any) -> Any:
 
 def from_every_rank(item: Any) -> list[Any]:
     """Every rank's object in the order of ranks, on all ranks; pickled, like `from_first_rank`."""
-    from torch import distributed
-
     if not distributed.is_initialized():
         return [item]
     items: list[Any] = [None] * distributed.get_world_size()
@@ -74,8 +65,6 @@ def first_rank_first(topology: Topology) -> Iterator[None]:
     if topology.world == 1:
         yield
         return
-    from torch import distributed
-
     group = host_group(_FIRST_RANK_TIMEOUT)
     if not topology.is_first:
         distributed.barrier(group=group)

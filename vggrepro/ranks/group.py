@@ -1,7 +1,5 @@
 """How ranks meet: the process group, and the device of each."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import re
@@ -11,16 +9,14 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
+import torch
+from torch import distributed
+from torch.distributed import Store
+
+from vggrepro.config.settings import Device
 from vggrepro.errors import UserError
 from vggrepro.ranks.topology import Topology, host_names
-
-if TYPE_CHECKING:
-    import torch
-    from torch.distributed import Store
-
-    from vggrepro.config.settings import Device
 
 _JOIN_TIMEOUT_S = 300.0
 _SIOCGIFADDR = 0x8915  # linux/sockios.h: asks an interface for its address
@@ -42,8 +38,6 @@ def meeting_point(environment: Mapping[str, str]) -> tuple[str, int]:
 
 def pick_device(wanted: Device, local_rank: int) -> torch.device:
     """The device of a rank. Raises UserError when CUDA is asked for and this rank has no device."""
-    import torch
-
     count = torch.cuda.device_count()
     if wanted == "cpu" or (wanted == "auto" and not count):
         return torch.device("cpu")
@@ -70,9 +64,6 @@ def process_group(topology: Topology, device: torch.device, timeout_s: float = 6
 
     Raises ConnectionError, naming them, when ranks do not come within five minutes.
     """
-    import torch
-    from torch import distributed
-
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
@@ -97,8 +88,6 @@ def process_group(topology: Topology, device: torch.device, timeout_s: float = 6
 
 def _meet(topology: Topology) -> Store:
     """The ranks' common store, once all of them are there. Raises ConnectionError."""
-    from torch import distributed
-
     host, port = meeting_point(os.environ)
     os.environ |= {"MASTER_ADDR": _address(host), "MASTER_PORT": str(port)}
     own = os.environ.get("SLURMD_NODENAME") or socket.gethostname()

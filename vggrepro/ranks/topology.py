@@ -48,7 +48,9 @@ def topology_of(environment: Mapping[str, str]) -> Topology:
         return Topology()
     names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NODEID")
     rank, world, local_rank, node = _numbers(environment, names, "start the ranks with srun")
-    tasks_per_node = _tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    # SLURM's short form: "2(x3),1" is 2, 2, 2, 1
+    counts = re.findall(r"(\d+)(?:\(x(\d+)\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    tasks_per_node = [int(tasks) for tasks, times in counts for _ in range(int(times or 1))]
     if sum(tasks_per_node) != world or node >= len(tasks_per_node):
         raise UserError(
             f"SLURM_STEP_TASKS_PER_NODE={environment.get('SLURM_STEP_TASKS_PER_NODE')} does not add up to "
@@ -70,12 +72,6 @@ def _numbers(environment: Mapping[str, str], names: tuple[str, ...], advice: str
 
 def _given(environment: Mapping[str, str], names: tuple[str, ...]) -> str:
     return ", ".join(f"{name}={environment[name]}" for name in names)
-
-
-def _tasks_per_node(text: str) -> list[int]:
-    """SLURM's short form: "2(x3),1" is 2, 2, 2, 1."""
-    counts = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
-    return [int(tasks) for tasks, times in counts for _ in range(int(times or 1))]
 
 
 def host_names(text: str) -> list[str]:

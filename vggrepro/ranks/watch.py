@@ -15,16 +15,15 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
 
 from vggrepro.errors import Interrupted
 from vggrepro.progress import echo
 from vggrepro.ranks.collectives import from_first_rank, host_group, sum_over_ranks
 from vggrepro.ranks.topology import Topology
-
-if TYPE_CHECKING:
-    import torch
-    from torch import distributed
 
 ABANDONED_STATUS = 76
 """Exit status of a rank that gave up because another one fell silent: the newest checkpoint serves."""
@@ -148,9 +147,6 @@ class Watch:
         """
         if self.topology.world == 1:
             return self.reason is not None
-        import torch
-        from torch import distributed
-
         answer = self._last_vote()
         flag = torch.tensor(int(self.reason is not None))
         work = distributed.all_reduce(flag, distributed.ReduceOp.MAX, group=self._group, async_op=True)
@@ -160,8 +156,6 @@ class Watch:
 
     def leave_together(self) -> None:
         """Raises Interrupted on every rank if any has been asked to stop; waits for all."""
-        import torch
-
         self._last_vote()
         with self.waiting():
             asked = int(sum_over_ranks(torch.tensor(int(self.reason is not None)), self._group))
@@ -178,8 +172,6 @@ class Watch:
         return bool(flag)
 
     def _join_others(self) -> None:
-        from torch import distributed
-
         self._group = host_group()
         nonce = from_first_rank(f"watch-{os.getpid()}-{time.time_ns()}")  # an earlier attempt's entries stay apart
         server = distributed.TCPStore(

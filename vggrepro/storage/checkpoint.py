@@ -4,8 +4,6 @@ A checkpoint holds plain types and tensors only and loads with `weights_only=Tru
 It is written under a temporary name, flushed to the disk and renamed, so that a file with its final name is whole.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,8 +106,7 @@ class RunDirectory:
 
     def records(self, kind: str | None = None) -> list[dict[str, Any]]:
         """All records in the order of writing, or those of one kind; torn lines are passed over."""
-        parsed = map(parse_record, self._lines())
-        return [record for record in parsed if record is not None and kind in (None, record["kind"])]
+        return [record for record in whole_lines(self._lines()) if kind in (None, record["kind"])]
 
     def says(self, kind: str, record: Mapping[str, Any]) -> bool:
         """Whether the newest values among the records of a kind are those of this one."""
@@ -157,3 +156,8 @@ def parse_record(line: bytes) -> dict[str, Any] | None:
         return json.loads(line)
     except ValueError:
         return None
+
+
+def whole_lines(lines: Iterable[bytes]) -> list[dict[str, Any]]:
+    """The objects of JSON lines, without those that are torn."""
+    return [record for record in map(parse_record, lines) if record is not None]

@@ -10,6 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+PATIENCE_S = 10.0
+"""How long another program, or a server, may take to answer."""
+
 
 def environment() -> dict[str, str | int | bool | None]:
     """What a run's numbers may depend on: versions, platform, CPUs of this process, command line, the code's commit.
@@ -47,14 +50,15 @@ def _commit() -> dict[str, str | bool | None]:
         return json.loads(note.read_bytes())
     commit = changes = None
     if (root / ".git").exists():  # else an installed package would report the checkout around its environment
-        commit = _git(root, "rev-parse", "HEAD")
-        changes = _git(root, "status", "--porcelain", "--untracked-files=no")  # runs and exports may lie there
+        git = ("git", "--no-optional-locks", "-C", str(root))
+        commit = output_of(*git, "rev-parse", "HEAD")
+        changes = output_of(*git, "status", "--porcelain", "--untracked-files=no")  # runs and exports may lie there
     return {"git_commit": commit, "git_dirty": None if changes is None else bool(changes)}
 
 
-def _git(root: Path, *arguments: str) -> str | None:
+def output_of(*command: str) -> str | None:
+    """What a command prints; None where it fails or does not answer in time."""
     try:
-        command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vggrepro.config.settings import Config, Data, Model
+from vggrepro.models.table1 import architecture_of
 from vggrepro.paper import facts, value
 from vggrepro.storage.directory import RunDirectory
 
@@ -140,8 +141,9 @@ def _compared(
         single, multi = paper.single_Q, paper.multi_Q
 
     yield "evaluation.single_Q", single, config.single_Q
-    if config.dense_places(config.single_Q[0]) == 1:
-        yield "evaluation.dense_places", paper.dense_places(paper.single_Q[0]), 1
+    Q, papers_Q = config.single_Q[0], paper.single_Q[0]
+    if architecture_of(config).places(Q, Q) == 1:
+        yield "evaluation.dense_places", architecture_of(paper).places(papers_Q, papers_Q), 1
     if config.localisation or model.net not in ("A", "A-LRN"):  # which Table 4 leaves out
         yield "evaluation.multi_Q", multi, config.multi_Q
     if not config.localisation:

@@ -80,5 +80,4 @@ def stage_at(run: Path) -> Config:
 
 def relocated(config: Config, directory: Path) -> Config:
     """The configuration of a run directory with `run.root` where it lies now, which may not be where it was made."""
-    place = config.run.model_copy(update={"root": directory.resolve().parent.parent})
-    return config.model_copy(update={"run": place})
+    return config.with_settings("run", root=directory.resolve().parent.parent)

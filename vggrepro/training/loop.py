@@ -169,7 +169,8 @@ class Training:
         record = {"loss": loss, "learning_rate": rate, "seconds_left": left, "bad_images": bad}
         self._log("train", record | speed)
         update(state.step, f"loss {loss:.4f}  rate {rate:g}  {describe(speed)}")
-        self.task.check_learning(loss, state.step)
+        if self.task.boxes is None:  # boxes are learnt from a net that has learnt, and what guessing costs is not known
+            health.check_learning(loss, self.config.model.classes, state.step, train.stall_after)
         self.trainer.restart_loss()
         self.state = replace(state, unreported=0)
         gc.collect()
@@ -212,10 +213,7 @@ class Training:
         self.saving = self.writer.submit(checkpoint.store, content, self.run.checkpoints, keep, best=best)
 
     def _require_finite(self) -> None:
-        """Raises UserError when a gradient has not been finite, and lists the images; nothing of it is in the weights.
-
-        The message names the first of them.
-        """
+        """Raises UserError where a gradient was not finite, and lists the images; nothing of it is in the weights."""
         bad = self.trainer.bad_step()
         if bad is None:
             return

@@ -225,7 +225,10 @@ class Trainer:
         with self._exchange.micro_batch(last=last):
             with autocast(self.device, self.config.train.precision):
                 outputs = self._exchange.forward(batch.images, masks)
-            loss = _loss(outputs.float(), batch)
+            if batch.targets is None:  # cross-entropy of classes (Section 3.1)
+                loss = F.cross_entropy(outputs.float(), batch.labels, reduction="sum")
+            else:
+                loss = euclidean_loss(outputs.float(), batch.targets, batch.labels)
             # ranks are averaged, so this makes the mean over the global batch
             (loss / self.shard.size).backward()
         self._loss_sum += loss.detach()
@@ -237,13 +240,6 @@ class Trainer:
         masks = dropout_masks(self.config.run.seed, step, self.shard.batch, rows, self.net.fc_widths, rate)
         fc6, fc7 = (to_device(torch.from_numpy(mask), self.device) for mask in masks)
         return fc6, fc7
-
-
-def _loss(outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Summed over the batch: cross-entropy of classes (Section 3.1), or half the squared distance of boxes."""
-    if batch.targets is None:
-        return F.cross_entropy(outputs, batch.labels, reduction="sum")
-    return euclidean_loss(outputs, batch.targets, batch.labels)
 
 
 def _comm(net: VGG, config: Config, topology: Topology, device: torch.device) -> Comm | None:

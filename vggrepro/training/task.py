@@ -13,7 +13,6 @@ from vggrepro.evaluation.methods import centre_error
 from vggrepro.evaluation.run_split import SplitPass
 from vggrepro.models.vgg import VGG
 from vggrepro.ranks.watch import Watch
-from vggrepro.training import health
 
 
 @dataclass(frozen=True)
@@ -64,11 +63,3 @@ class Task:
         top1 = errors[1].percent
         record = {"top1_error": top1, "top5_error": errors[5].percent, "n": errors[1].n}
         return Validation(top1, record, f"centre-crop top-1 error {top1:.1f} %")
-
-    def check_learning(self, loss: float, step: int) -> None:
-        """Raises UserError where the loss is still that of guessing the class.
-
-        That of guessing the mean box is not known, and boxes are learnt from a net that has learnt.
-        """
-        if self.boxes is None:
-            health.check_learning(loss, self._config.model.classes, step, self._config.train.stall_after)

@@ -39,13 +39,15 @@ def flop_per_image(net: Architecture, *, frozen: bool = False) -> int:
     return 2 * (forward + 2 * sum(trained) - trained[0])
 
 
-def payload_bytes(net: Architecture, batch: int, comm: Comm, bytes_per_factor: int = 4, *, frozen: bool = False) -> int:
+def payload_bytes(
+    net: Architecture, batch: int, comm: Comm, precision: Precision = "fp32", *, frozen: bool = False
+) -> int:
     """Bytes of a step's collectives: the gradients' size, and in `factor` mode the gathered factors' size.
 
-    `batch` is the global batch; `bytes_per_factor` is 2 with bf16 autocast, where inputs and output gradients of the
-    layers are bfloat16 anyway. What crosses the wire depends on the algorithm: a ring of n ranks sends 2 (n - 1) / n of
-    an all-reduce's payload from each rank, and (n - 1) / n of an all-gather's. `frozen`: only the FC layers have
-    gradients.
+    `batch` is the global batch; with bf16 autocast a factor's number takes 2 bytes in place of 4, since inputs and
+    output gradients of the FC layers are bfloat16 anyway. What crosses the wire depends on the algorithm: a ring of n
+    ranks sends 2 (n - 1) / n of an all-reduce's payload from each rank, and (n - 1) / n of an all-gather's. `frozen`:
+    only the FC layers have gradients.
     """
     every = sum(layer.parameters for layer in net.layers() if layer.kind == "fc" or not frozen)
     if comm == "ddp":
@@ -55,17 +57,17 @@ def payload_bytes(net: Architecture, batch: int, comm: Comm, bytes_per_factor: i
     fc = [layer for layer in net.layers() if layer.kind == "fc"]
     dense = sum(layer.parameters for layer in fc)
     factors = sum(layer.multiply_adds // layer.shape[0] + layer.shape[0] for layer in fc)
-    return 4 * (every - dense) + bytes_per_factor * batch * factors
+    return 4 * (every - dense) + (2 if precision == "bf16" else 4) * batch * factors
 
 
 def sent_bytes(
-    net: Architecture, batch: int, comm: Comm, ranks: int, bytes_per_factor: int = 4, *, frozen: bool = False
+    net: Architecture, batch: int, comm: Comm, ranks: int, precision: Precision = "fp32", *, frozen: bool = False
 ) -> float:
     """Bytes that each of some ranks in rings sends in a step: 2 (n - 1) / n of what is all-reduced, (n - 1) / n of what
     is gathered. Arguments as of :func:`payload_bytes`.
     """
-    payload = payload_bytes(net, batch, comm, bytes_per_factor, frozen=frozen)
-    gathered = payload - payload_bytes(net, 0, comm, bytes_per_factor, frozen=frozen)
+    payload = payload_bytes(net, batch, comm, precision, frozen=frozen)
+    gathered = payload - payload_bytes(net, 0, comm, precision, frozen=frozen)
     return (2 * (payload - gathered) + gathered) * (ranks - 1) / ranks
 
 
@@ -98,15 +100,9 @@ def comm_of(
         return setting
     if frozen:
         return "ddp"
-    width = bytes_per_factor(precision)
-    spared = sent_bytes(net, batch, "ddp", ranks) - sent_bytes(net, batch, "factor", ranks, width)
+    spared = sent_bytes(net, batch, "ddp", ranks) - sent_bytes(net, batch, "factor", ranks, precision)
     added = product_flop(net, batch) * (ranks - 1) / ranks
     return "factor" if added <= FLOP_PER_SAVED_BYTE * spared else "ddp"
-
-
-def bytes_per_factor(precision: Precision) -> int:
-    """Of a number in the gathered factors: 2 with bf16 autocast, in which the FC layers compute."""
-    return 2 if precision == "bf16" else 4
 
 
 def peak_flops(device: torch.device, precision: Precision) -> float | None:
