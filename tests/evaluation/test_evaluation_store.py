@@ -49,7 +49,7 @@ def write(file: Path, **arrays: Any) -> None:
 
 
 def test_answers_of_before_december_2026_are_read(tmp_path: Path) -> None:
-    """Posteriors with fields in another order, boxes whose note was always there, transfers with a note of all."""
+    """Posteriors with fields in another order, boxes whose note was always there, and transfers."""
     run = RunDirectory(tmp_path)
     key = PosteriorsKey(A, B, "dense", 384, True)
     write(key.file(run), values=np.ones((2, 3)), labels=np.arange(2), protocol=np.array(json.dumps(asdict(key))))
@@ -72,8 +72,9 @@ def test_answers_of_before_december_2026_are_read(tmp_path: Path) -> None:
     ((first, said),) = SplitKey.listed(run)
     assert first == SplitKey(TEST, 0)
     assert said == {"images": 6, "C": 0.1, "validated": [[0.1, 50.0]], "unfinished": []}
-    split.save(run, Scores(np.arange(2), np.zeros((2, 3), np.float32)), images=7)  # tested again
-    assert split.note(run) == {"images": 7}
+    again = {"C": 1.0, "validated": [[1.0, 60.0]], "unfinished": [3], "images": 7}
+    split.save(run, Scores(np.arange(2), np.zeros((2, 3), np.float32)), **again)
+    assert split.note(run) == again
 
 
 @pytest.mark.parametrize("damage", ["no protocol", "no values", "of another kind", "no JSON"])

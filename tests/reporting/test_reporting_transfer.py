@@ -76,7 +76,9 @@ def keep(
     for split, number in enumerate(wrong):
         scores = targets.astype(np.float32)
         scores[np.arange(number), (own[:number] + 1) % classes] = 2
-        SplitKey(protocol, split).save(runs[0], SplitScores(np.arange(len(own)), scores), C=1.0, **said)
+        SplitKey(protocol, split).save(
+            runs[0], SplitScores(np.arange(len(own)), scores), C=1.0, validated=[], unfinished=(), **said
+        )
     return protocol
 
 

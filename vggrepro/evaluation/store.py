@@ -50,8 +50,8 @@ class Key(Generic[Answer]):
     def save(self, run: RunDirectory, answer: Answer, **note: Any) -> None:
         """Stores an answer, with a note for readers (JSON)."""
         arrays = {name: getattr(answer, name) for name in self._arrays()}
-        said = {"said": np.array(json.dumps(note))} if note else {}
-        write_arrays(self.file(run), **arrays, protocol=np.array(_text(self)), **said)
+        header = {name: np.array(json.dumps(tree, sort_keys=True)) for name, tree in self._header(note).items()}
+        write_arrays(self.file(run), **arrays, **header)
 
     def load(self, run: RunDirectory) -> Answer | None:
         """Reads the answer; None where there is none. Raises UserError for a file that is something else."""
@@ -60,7 +60,7 @@ class Key(Generic[Answer]):
             return None
         content = read_arrays(file)
         try:
-            key, _ = self._header(file, content)
+            key, _ = self._parsed(file, content)
             answer: Answer = self.answer(**{name: content[name] for name in self._arrays()})
         except (ValueError, KeyError, TypeError) as error:
             raise _unreadable(file, error) from None
@@ -85,12 +85,16 @@ class Key(Generic[Answer]):
     def _read_header(cls, file: Path) -> tuple[Self, dict[str, Any]]:
         content = read_arrays(file, "protocol", "said", "note")
         try:
-            return cls._header(file, content)
+            return cls._parsed(file, content)
         except (ValueError, KeyError, TypeError) as error:
             raise _unreadable(file, error) from None
 
+    def _header(self, note: dict[str, Any]) -> dict[str, Any]:
+        """What is stored beside the answer, by the name of the array: JSON."""
+        return {"protocol": asdict(self)} | ({"said": note} if note else {})
+
     @classmethod
-    def _header(cls, file: Path, content: dict[str, NDArray[Any]]) -> tuple[Self, dict[str, Any]]:
+    def _parsed(cls, file: Path, content: dict[str, NDArray[Any]]) -> tuple[Self, dict[str, Any]]:
         """(key, note) of a stored file. Raises KeyError and ValueError."""
         return parsed(cls, json.loads(str(content["protocol"]))), json.loads(str(content.get("said", "{}")))
 

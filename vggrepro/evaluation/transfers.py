@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +89,13 @@ class SplitKey(Key[SplitScores]):
         """Data set, a hash of the test, and the split."""
         return f"{self.test.set}-{digest(self.test)}-{self.split}"
 
+    def _header(self, note: dict[str, Any]) -> dict[str, Any]:
+        solved = {name: note.pop(name) for name in ("C", "validated", "unfinished")}
+        return {"note": solved | {"protocol": asdict(self.test), "said": note}}
+
     @classmethod
-    def _header(cls, file: Path, content: dict[str, NDArray[Any]]) -> tuple[SplitKey, dict[str, Any]]:
-        if "note" not in content:
-            return super()._header(file, content)
-        note = json.loads(str(content["note"]))  # as of before December 2026
+    def _parsed(cls, file: Path, content: dict[str, NDArray[Any]]) -> tuple[SplitKey, dict[str, Any]]:
+        note = json.loads(str(content["note"]))
         test = parsed(TransferProtocol, note.pop("protocol"))
         return cls(test, int(file.stem.rpartition("-")[2])), note.pop("said") | note
 
