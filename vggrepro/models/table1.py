@@ -1,5 +1,7 @@
 """Table 1 as a table: what a net is made of, its output shapes, parameters and multiply-adds. No torch."""
 
+from __future__ import annotations
+
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -7,11 +9,13 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from vggrepro.config.settings import Config
 from vggrepro.errors import UserError
 from vggrepro.paper import Regression, facts, value
+
+if TYPE_CHECKING:
+    from vggrepro.config.settings import Config
 
 IMAGE_CHANNELS = 3
 TORCHVISION_NAMES: Mapping[str, str] = MappingProxyType({"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"})
