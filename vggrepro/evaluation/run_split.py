@@ -18,7 +18,7 @@ from vggrepro.data.images.index import Split
 from vggrepro.data.loading.loader import Batch, Loader
 from vggrepro.data.views import Ints, Views
 from vggrepro.errors import UserError
-from vggrepro.evaluation.store import Key, read_arrays, write_arrays
+from vggrepro.evaluation.store import Arrays, Key, read_arrays, write_arrays
 from vggrepro.models.precision import autocast, set_arithmetic
 from vggrepro.progress import progress
 from vggrepro.ranks.collectives import from_every_rank, from_first_rank
@@ -106,7 +106,7 @@ class PartialResults:
 
     def __init__(self, file: Path) -> None:
         self.folder = file.with_suffix(".parts")
-        self._pending: list[dict[str, NDArray[Any]]] = []
+        self._pending: list[Arrays] = []
         self._written = time.monotonic()
 
     def done(self, n: int) -> NDArray[np.bool_]:
@@ -151,5 +151,5 @@ class PartialResults:
             values[spans(start[part["rows"]], part["counts"])] = part["values"]
         return start, values
 
-    def _read(self) -> Iterator[dict[str, NDArray[Any]]]:
+    def _read(self) -> Iterator[Arrays]:
         return map(read_arrays, sorted(self.folder.glob("[!.]*.npz")))

@@ -20,6 +20,10 @@ from vggrepro.files import replacing
 from vggrepro.storage.directory import RunDirectory
 
 Answer = TypeVar("Answer")
+Note = dict[str, Any]
+"""For readers: JSON."""
+Arrays = dict[str, NDArray[Any]]
+"""By name."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +72,12 @@ class Key(Generic[Answer]):
             raise UserError(f"{self.folder} {file} are of another protocol; remove the file and evaluate again")
         return answer
 
-    def note(self, run: RunDirectory) -> dict[str, Any]:
+    def note(self, run: RunDirectory) -> Note:
         """Reads the note of a stored answer. Raises UserError."""
         return self._read_header(self.file(run))[1]
 
     @classmethod
-    def listed(cls, run: RunDirectory) -> list[tuple[Self, dict[str, Any]]]:
+    def listed(cls, run: RunDirectory) -> list[tuple[Self, Note]]:
         """Every stored answer of this kind, (key, note), in the order of file names; no answer is read.
 
         Raises UserError.
@@ -82,19 +86,19 @@ class Key(Generic[Answer]):
         return [cls._read_header(file) for file in sorted(chain.from_iterable(map(folder.glob, cls.patterns)))]
 
     @classmethod
-    def _read_header(cls, file: Path) -> tuple[Self, dict[str, Any]]:
+    def _read_header(cls, file: Path) -> tuple[Self, Note]:
         content = read_arrays(file, "protocol", "said", "note")
         try:
             return cls._parsed(file, content)
         except (ValueError, KeyError, TypeError) as error:
             raise _unreadable(file, error) from None
 
-    def _header(self, note: dict[str, Any]) -> dict[str, Any]:
+    def _header(self, note: Note) -> dict[str, Note]:
         """What is stored beside the answer, by the name of the array: JSON."""
         return {"protocol": asdict(self)} | ({"said": note} if note else {})
 
     @classmethod
-    def _parsed(cls, file: Path, content: dict[str, NDArray[Any]]) -> tuple[Self, dict[str, Any]]:
+    def _parsed(cls, file: Path, content: Arrays) -> tuple[Self, Note]:
         """(key, note) of a stored file. Raises KeyError and ValueError."""
         return parsed(cls, json.loads(str(content["protocol"]))), json.loads(str(content.get("said", "{}")))
 
@@ -106,7 +110,7 @@ class Key(Generic[Answer]):
 _Made = TypeVar("_Made")
 
 
-def parsed(kind: type[_Made], tree: Any) -> _Made:
+def parsed(kind: type[_Made], tree: object) -> _Made:
     """A dataclass from its JSON, checked. Raises ValueError in one line."""
     try:
         return TypeAdapter(kind).validate_python(tree)
@@ -136,7 +140,7 @@ def write_arrays(file: Path, **arrays: NDArray[Any]) -> None:
         np.savez(out, **arrays)  # type: ignore[arg-type]
 
 
-def read_arrays(file: Path, *names: str) -> dict[str, NDArray[Any]]:
+def read_arrays(file: Path, *names: str) -> Arrays:
     """Reads what :func:`write_arrays` wrote: all of it, or those of these arrays that are there and no byte of others.
 
     Raises UserError.

@@ -12,11 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from vggrepro.errors import UserError
 from vggrepro.evaluation.recognition import Recognition, SplitScores, Targets
-from vggrepro.evaluation.store import Key, digest, parsed, read_arrays, write_arrays
+from vggrepro.evaluation.store import Arrays, Key, Note, digest, parsed, read_arrays, write_arrays
 from vggrepro.evaluation.svm import C_GRID
 from vggrepro.paper import Combine, Measure
 from vggrepro.storage.directory import RunDirectory
@@ -89,12 +87,12 @@ class SplitKey(Key[SplitScores]):
         """Data set, a hash of the test, and the split."""
         return f"{self.test.set}-{digest(self.test)}-{self.split}"
 
-    def _header(self, note: dict[str, Any]) -> dict[str, Any]:
+    def _header(self, note: Note) -> dict[str, Note]:
         solved = {name: note.pop(name) for name in ("C", "validated", "unfinished")}
         return {"note": solved | {"protocol": asdict(self.test), "said": note}}
 
     @classmethod
-    def _parsed(cls, file: Path, content: dict[str, NDArray[Any]]) -> tuple[SplitKey, dict[str, Any]]:
+    def _parsed(cls, file: Path, content: Arrays) -> tuple[SplitKey, Note]:
         note = json.loads(str(content["note"]))
         test = parsed(TransferProtocol, note.pop("protocol"))
         return cls(test, int(file.stem.rpartition("-")[2])), note.pop("said") | note

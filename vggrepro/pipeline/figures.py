@@ -13,6 +13,7 @@ from vggrepro.data.views import rescaled_size, whole
 from vggrepro.evaluation.boxes import Found
 from vggrepro.evaluation.localise import Annotated
 from vggrepro.pipeline.session import Session
+from vggrepro.reporting.documents import figures
 from vggrepro.reporting.stored.predictions import PredictionCache
 from vggrepro.reporting.stored.runs import StoredRun
 from vggrepro.storage.directory import RunDirectory
@@ -23,8 +24,6 @@ _SHOWN = 24  # images
 
 def draw_box_figures(config: Config, run: RunDirectory, found: Found, test: Annotated, session: Session) -> None:
     """The figures of a finished run that predicts boxes: its curves, and boxes beside the true ones."""
-    from vggrepro.reporting.documents import figures
-
     drawn = {"learning_curves": figures.learning_curves({config.name: run})}
     shown = np.linspace(0, len(test.split) - 1, min(_SHOWN, len(test.split))).astype(np.int64)
     loader, images, boxes = replace(session.loader(config), processes=0), [], []
@@ -42,8 +41,6 @@ def draw_box_figures(config: Config, run: RunDirectory, found: Found, test: Anno
 
 def draw_figures(config: Config, run: RunDirectory, index: Index, session: Session) -> None:
     """The figures of one finished run that predicts classes, in its folder `figures`."""
-    from vggrepro.reporting.documents import figures
-
     drawn = {"learning_curves": figures.learning_curves({config.name: run})}
     split, shown = index.split("train"), _SHOWN
     sampler = TrainingSampler(split.size, config.data, config.model.crop, config.run.seed)

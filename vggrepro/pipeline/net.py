@@ -102,12 +102,12 @@ class Net:
         final = known_weights(self.run) == self.weights
         return final and (tested.flip, tested.precision) == (own.flip, own.precision)
 
-    def new_record(self, figures: Mapping[str, Any]) -> dict[str, Any] | None:
+    def new_record(self, figures: Mapping[str, float]) -> dict[str, Any] | None:
         """Figures as a record for `metrics.jsonl`; None where it has them all."""
         record = {"kind": "evaluation", "step": self.config.train.iterations, **figures}
         return None if self.run.says("evaluation", record) else record
 
-    def log(self, figures: Mapping[str, Any], session: Session) -> None:
+    def log(self, figures: Mapping[str, float], session: Session) -> None:
         """Adds figures to the run's metrics, and to MLflow, unless they are there. First rank only."""
         if record := self.new_record(figures):
             own = {"evaluation": self.stage.evaluation, "transfer": self.stage.transfer}

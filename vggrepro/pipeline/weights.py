@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vggrepro.config.parsing import override
 from vggrepro.config.settings import Config, Data, Model
 from vggrepro.errors import UserError
+from vggrepro.models.table1 import architecture
+from vggrepro.models.weights import ILSVRC_CLASSES_SHA256, Imported, Preprocessing, read, write
 from vggrepro.paper import value
 from vggrepro.reporting.documents.card import model_card, place_of
+from vggrepro.storage import checkpoint
+from vggrepro.storage.checkpoint import Checkpoint
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.environment import environment
 from vggrepro.storage.ledger import Departure, ledger, write_ledger
 from vggrepro.storage.status import final_file, locate, note_weights
-
-if TYPE_CHECKING:
-    from vggrepro.models.weights import Imported, Preprocessing
-    from vggrepro.storage.checkpoint import Checkpoint
 
 
 def import_weights(
@@ -29,10 +29,6 @@ def import_weights(
     Returns what was found: net, classes, crop, width, parameters, source, sha256, preprocessing, weights (the net's
     hash), run. Raises UserError, also when the run directory holds a net already.
     """
-    from vggrepro.models.table1 import architecture
-    from vggrepro.models.weights import read
-    from vggrepro.storage import checkpoint
-
     final = final_file(run)
     if final.exists():
         raise UserError(f"--out {run} holds a net already ({final}); choose another directory, or remove it")
@@ -60,9 +56,6 @@ def import_weights(
 
 def checkpoint_of(found: Imported, run: Path) -> Checkpoint:
     """Imported weights as the final checkpoint of a run."""
-    from vggrepro.models.weights import ILSVRC_CLASSES_SHA256
-    from vggrepro.storage.checkpoint import Checkpoint
-
     authors = found.source.startswith(("Caffe", "MatConvNet"))
     # the authors' nets were trained with scale jitter, so they are tested at 384 or at 256, 384 and 512
     data = Data(mean=found.preprocessing["mean"], S=value("jitter") if authors else value("scales")[0])
@@ -89,9 +82,6 @@ def export_weights(net: Path, out: Path, *, dense: bool = False) -> list[Path]:
     Beside .safetensors a model card. Returns the files written. Raises UserError, also where a card that was edited
     would be lost.
     """
-    from vggrepro.models.weights import write
-    from vggrepro.storage import checkpoint
-
     file, run = locate(net)
     kept = checkpoint.load(file)
     if kept.stage.localisation:
