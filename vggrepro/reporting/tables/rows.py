@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from vggrepro.evaluation.errors import ErrorRate
 from vggrepro.evaluation.significance import AgainstPrinted
@@ -20,10 +20,30 @@ PREFIXES: Mapping[FigureName, str] = {"top1": "top-1 ", "top5": "top-5 ", "only"
 """What tells the figures of a row apart, for a reader."""
 
 
+class Judged(TypedDict, total=False):
+    """What a :class:`Row` says of its figures."""
+
+    figures: dict[FigureName, Measurement]
+    verdict: Verdict
+    note: str
+    n: int
+
+
+class OfProtocol(Judged, total=False):
+    """What else a :class:`Row` of nets says."""
+
+    method: str
+    flip: bool | None
+    precision: str | None
+    regression: str
+    fine_tune: str
+    guesses: str | None
+
+
 _LABELS = ("table", "net", "S", "Q", "method", "regression", "fine_tune")
 
 
-def unmeasured(printed: Printed, note: str, verdict: Verdict = "not measured") -> dict[str, Any]:
+def unmeasured(printed: Printed, note: str, verdict: Verdict = "not measured") -> Judged:
     """What there is to say in a :class:`Row` of what the paper alone has figures."""
     figures = {name: Measurement(printed=figure) for name, figure in printed.items() if figure is not None}
     return {"figures": figures, "verdict": verdict, "note": note}
@@ -34,7 +54,7 @@ def obstacle(printed: PrintedRow | None, papers: bool, other: str) -> str:
     return words.NO_SUCH_ROW if printed is None else other if papers else words.OTHER_SETTING
 
 
-def judge(measured: Mapping[FigureName, ErrorRate], printed: Printed, obstacle: str) -> dict[str, Any]:
+def judge(measured: Mapping[FigureName, ErrorRate], printed: Printed, obstacle: str) -> Judged:
     """What there is to say in a :class:`Row` of measured errors beside the printed ones, unless of an obstacle."""
     figures: dict[FigureName, Measurement] = {}
     off = []
@@ -54,7 +74,7 @@ def judge(measured: Mapping[FigureName, ErrorRate], printed: Printed, obstacle: 
 
 
 def row_of_nets(
-    table: int, tested: Sequence[Asked], printed: PrintedRow | None, *, alike_once: bool, **more: Any
+    table: int, tested: Sequence[Asked], printed: PrintedRow | None, *, alike_once: bool, **more: Unpack[OfProtocol]
 ) -> Row:
     """A row of runs, or where there are none of the paper's nets; `alike_once` is of S and Q, `more` all the rest."""
     members = printed.members if printed else ()
