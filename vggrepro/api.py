@@ -295,10 +295,10 @@ def stored_posteriors(
         raise UserError(f"{folder} is no run directory (it has no config.yaml); name one, e.g. runs/demo/D")
     one = StoredRun(folder, load_resolved(folder / "config.yaml"))
     sides = one.Q_of(3) if Q is None else (Q,) if isinstance(Q, int) else tuple(Q)
-    found = one.scored(sides, method)
+    found = one.test(sides, method)
     if found is None:
         raise UserError(f"{one.what_is_missing(sides, method)}; run `vggrepro evaluate {folder}` for them")
-    return found
+    return Scored(method, sides, found.values(), found.labels())
 
 
 def tables(*places: str | Path) -> Report:

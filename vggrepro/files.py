@@ -1,10 +1,11 @@
-"""Files that are whole or not there, and places that cannot be written to."""
+"""Files that are whole or not there, locks between processes, and places that cannot be written to."""
 
 import errno
+import fcntl
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 
@@ -33,3 +34,12 @@ def why_unwritable(folder: Path) -> str | None:
         return None
     read_only = os.statvfs(there).f_flag & os.ST_RDONLY
     return os.strerror(errno.ENOTDIR if not there.is_dir() else errno.EROFS if read_only else errno.EACCES)
+
+
+@contextmanager
+def exclusive(lock: Path) -> Iterator[None]:
+    """Runs the block in one process at a time, by a lock file; without it where that cannot be written or locked."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            fcntl.flock(stack.enter_context(lock.open("w")), fcntl.LOCK_EX)
+        yield

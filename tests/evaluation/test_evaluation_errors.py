@@ -5,7 +5,11 @@ import pytest
 from scipy.stats import binomtest
 from tiny import PublicPredictions
 
-from vggrepro.evaluation.errors import ErrorRate, error_rate, true_class_rank
+from vggrepro.evaluation.errors import ErrorRate, Ranks, true_class_rank
+
+
+def ranks(scores: np.ndarray, labels: np.ndarray) -> Ranks:
+    return Ranks(labels, true_class_rank(scores, labels))
 
 
 def test_rank_counts_what_is_guessed_before_the_true_class() -> None:
@@ -16,24 +20,25 @@ def test_rank_counts_what_is_guessed_before_the_true_class() -> None:
 def test_of_equal_scores_the_lower_class_is_guessed_first() -> None:
     same = np.full((4, 4), 0.25)
     assert true_class_rank(same, np.arange(4)).tolist() == [0, 1, 2, 3]
-    assert error_rate(same, np.arange(4), 1).percent == 75.0  # a net that says nothing is at chance
+    assert ranks(same, np.arange(4)).top1.percent == 75.0  # a net that says nothing is at chance
     assert true_class_rank(np.array([[1.0, 3.0, 3.0, 3.0]]), np.array([2])).tolist() == [1]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_score_that_is_not_a_number_is_wrong(bad: float) -> None:
     scores = np.array([[0.9, 0.1, 0.0], [0.9, bad, 0.0]])
-    assert error_rate(scores, np.array([0, 0]), 1) == ErrorRate(1, 2)
-    assert error_rate(scores, np.array([0, 0]), 3) == ErrorRate(1, 2)
+    found = ranks(scores, np.array([0, 0]))
+    assert found.top1 == found.top5 == ErrorRate(1, 2)
 
 
 def test_top_k_against_sorting() -> None:
     random = np.random.default_rng(1)
     scores, labels = random.random((500, 20)), random.integers(0, 20, 500)
     order = np.argsort(-scores, axis=1)
-    for k in (1, 5):
+    found = ranks(scores, labels)
+    for k, error in ((1, found.top1), (5, found.top5)):
         wrong = sum(label not in guesses[:k] for label, guesses in zip(labels, order, strict=True))
-        assert error_rate(scores, labels, k) == ErrorRate(wrong, 500)
+        assert error == ErrorRate(wrong, 500)
 
 
 @pytest.mark.parametrize(("wrong", "n"), [(0, 10), (10, 10), (1, 3), (12_800, 50_000), (4_050, 50_000), (3, 400)])
@@ -49,7 +54,8 @@ def test_real_answers_of_public_nets(public_predictions: PublicPredictions, net:
     labels, guesses = public_predictions
     scores = np.zeros((len(labels), 1000), np.float32)
     np.put_along_axis(scores, guesses[net], np.arange(5, 0, -1, dtype=np.float32)[None], axis=1)
-    one, five = error_rate(scores, labels, 1), error_rate(scores, labels, 5)
+    found = ranks(scores, labels)
+    one, five = found.top1, found.top5
     assert (one.n, five.n) == (50_000, 50_000)
     assert one.percent == pytest.approx(top1, abs=1e-9)
     assert five.percent == pytest.approx(top5, abs=1e-9)

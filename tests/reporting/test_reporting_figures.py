@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from reporting_runs import dense, make_run
 
+from vggrepro.evaluation.predictions import Predictions
 from vggrepro.reporting.documents import figures
 from vggrepro.reporting.stored.finding import find_runs
-from vggrepro.reporting.stored.predictions import Predictions
 from vggrepro.reporting.tables.build import build_report
 
 
@@ -107,7 +107,7 @@ def test_lines_have_a_panel_a_title_and_a_colour_a_curve() -> None:
 
 def predictions(guess: list[int], label: list[int]) -> Predictions:
     own, first = np.array(label), np.array(guess)
-    return Predictions(own, (own != first).astype(int), first, np.ones(len(own), np.float32))
+    return Predictions(own, (own != first).astype(int), first[:, None], np.ones(len(own), np.float32))
 
 
 def test_the_worst_classes_come_first() -> None:

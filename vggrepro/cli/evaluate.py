@@ -12,7 +12,7 @@ from vggrepro.errors import UserError
 
 if TYPE_CHECKING:
     from vggrepro.evaluation.errors import ErrorRate
-    from vggrepro.evaluation.measure import Scored
+    from vggrepro.evaluation.measure import Measured
 
 
 def evaluate(
@@ -35,25 +35,27 @@ def evaluate(
 
     Posteriors are kept in the run directories; what is there is not computed again.
     """
-    from vggrepro.evaluation.measure import fuse
-    from vggrepro.evaluation.significance import paired
+    from vggrepro.evaluation.measure import Measured, fused_Q
+    from vggrepro.evaluation.predictions import predictions
+    from vggrepro.evaluation.significance import paired_right
     from vggrepro.pipeline.evaluate import evaluate_nets
 
     evaluated = evaluate_nets(nets, [method], whole_numbers(scales) if scales else None, changes)
     if evaluated is None:  # not the first rank
         return
-    scored = {str(one.net.path): one.scored(method) for one in evaluated}
-    fused = fuse(list(scored.values()))
+    by_name = {str(one.net.path): one for one in evaluated}
+    fused = predictions([one.test(method) for one in by_name.values()])
     flip = all(one.net.config.evaluation.flip for one in evaluated) and method != "centre"
-    report = _report(fused, flip)
+    report = _report(Measured.of(method, fused_Q(one.Q for one in evaluated), fused), flip)
     lines = [_line(report)]
-    if len(scored) > 1:
+    if len(by_name) > 1:
         report["nets"] = []
-        lines[0] = f"{len(scored)} nets fused: {lines[0]}"
-        for name, one in scored.items():
-            test = paired(one.values, fused.values, fused.labels, 1)
+        lines[0] = f"{len(by_name)} nets fused: {lines[0]}"
+        for name, one in by_name.items():
+            alone = predictions([one.test(method)])
+            test = paired_right(alone.right1, fused.right1)
             difference, interval = test.difference, list(test.interval)
-            entry = {"net": name} | _report(one, flip)
+            entry = {"net": name} | _report(Measured.of(method, one.Q, alone), flip)
             report["nets"].append(
                 entry | {"top1_minus_fused": difference, "interval": interval, "p_value": test.p_value}
             )
@@ -65,8 +67,7 @@ def evaluate(
     show(report, lines, as_json)
 
 
-def _report(one: Scored, flip: bool) -> dict[str, Any]:
-    result = one.measured
+def _report(result: Measured, flip: bool) -> dict[str, Any]:
     return {
         "top1_error": result.top1.percent,
         "top5_error": result.top5.percent,

@@ -16,11 +16,8 @@ from numpy.typing import NDArray
 
 from vggrepro.data.boxes.box_set import Boxes
 from vggrepro.data.views import Ints
-from vggrepro.evaluation.errors import ErrorRate
+from vggrepro.evaluation.errors import GUESSES, ErrorRate
 from vggrepro.paper import value
-
-GUESSES = value("localisation_guesses")
-"""Classes that a system may name for an image, with a box each; an image is right when one of them is."""
 
 
 def iou(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:

@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vggrepro.paper import value
+
+GUESSES: int = value("localisation_guesses")
+"""Classes that may be named for an image, which is right when one of them is: in top-5 and localisation errors."""
 Z_95 = 1.959963984540054  # the 97.5 % quantile of the standard normal distribution
 
 
@@ -32,7 +36,7 @@ class ErrorRate:
         return tuple(100 * min(max((middle + sign * half) / (1 + spread), 0.0), 1.0) for sign in (-1, 1))  # type: ignore[return-value]
 
 
-def true_class_rank(scores: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+def true_class_rank(scores: NDArray[Any], labels: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
     """(n,) how many classes are guessed before the true one; scores (n, classes), larger is better.
 
     Of equal scores the lower class number is guessed first, so a net that says nothing is right by chance only. An
@@ -42,16 +46,6 @@ def true_class_rank(scores: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[
     earlier = np.arange(scores.shape[1]) < labels[:, None]
     rank = ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
     return np.where(np.isfinite(scores).all(axis=1), rank, np.iinfo(rank.dtype).max)
-
-
-def is_right(scores: NDArray[Any], labels: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
-    """(n,) whether the true class is among the first k guesses."""
-    return true_class_rank(scores, labels) < k
-
-
-def error_rate(scores: NDArray[Any], labels: NDArray[np.int64], k: int) -> ErrorRate:
-    """Top-k error of scores or posteriors (n, classes)."""
-    return ErrorRate(int(len(labels) - is_right(scores, labels, k).sum()), len(labels))
 
 
 @dataclass(frozen=True)
@@ -71,7 +65,7 @@ class Ranks:
     @cached_property
     def right5(self) -> NDArray[np.bool_]:
         """(n,) whether it is among the first five."""
-        return self.rank < 5
+        return self.rank < GUESSES
 
     @property
     def top1(self) -> ErrorRate:

@@ -13,6 +13,7 @@ from vggrepro.evaluation.box_store import CENTRE, DENSE, FoundKey, PlacesKey
 from vggrepro.evaluation.errors import ErrorRate, Ranks, true_class_rank
 from vggrepro.evaluation.features import FeaturesKey
 from vggrepro.evaluation.posteriors import PosteriorsKey, average
+from vggrepro.evaluation.predictions import StoredTest, predictions
 from vggrepro.storage.directory import RunDirectory
 
 COMBINED: Mapping[str, tuple[str, ...]] = {"both": ("dense", "multicrop")}
@@ -31,8 +32,7 @@ class Scored:
     @property
     def measured(self) -> Measured:
         """The errors."""
-        ranks = Ranks(self.labels, true_class_rank(self.values, self.labels))
-        return Measured(self.method, self.Q, ranks.top1, ranks.top5)
+        return Measured.of(self.method, self.Q, Ranks(self.labels, true_class_rank(self.values, self.labels)))
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ class Measured:
     Q: tuple[int, ...]
     top1: ErrorRate
     top5: ErrorRate
+
+    @classmethod
+    def of(cls, method: str, Q: tuple[int, ...], ranks: Ranks) -> Measured:
+        """The errors that ranks of the true classes make."""
+        return cls(method, Q, ranks.top1, ranks.top5)
 
 
 def methods_of(method: str) -> tuple[str, ...]:
@@ -88,30 +93,36 @@ class NetAnswers:
         wanted = {self.posteriors(part, Q) for method, sides in tests for part in methods_of(method) for Q in sides}
         return sorted((key for key in wanted if not key.exists(self.run)), key=lambda key: (key.Q, key.method))
 
+    def test(self, method: str, Q: tuple[int, ...]) -> StoredTest | None:
+        """The posteriors that a test by a method at some Q together is the mean of; None while some are not stored."""
+        if self.lacking([(method, Q)]):
+            return None
+        sets = [tuple(self.posteriors(part, side) for side in Q) for part in methods_of(method)]
+        return StoredTest(self.run, tuple(sets))
+
     def scored(self, method: str, Q: tuple[int, ...]) -> Scored | None:
         """Posteriors averaged over several Q inside each method, then over methods; None while some are not stored.
 
         Raises UserError for a stored file that cannot be used.
         """
-        parts, labels = [], np.empty(0, np.int64)
-        for part in methods_of(method):
-            sets = [found for side in Q if (found := self.posteriors(part, side).load(self.run))]
-            if len(sets) < len(Q):
-                return None
-            labels = sets[0].labels
-            parts.append(average([found.values for found in sets]))
-        return Scored(method, Q, average(parts), labels)
+        test = self.test(method, Q)
+        return Scored(method, Q, test.values(), test.labels()) if test else None
 
     def measured(self, method: str, Q: tuple[int, ...]) -> Measured | None:
-        """The errors of :meth:`scored`. Raises UserError."""
-        found = self.scored(method, Q)
-        return found.measured if found else None
+        """The errors of :meth:`scored`; posteriors are read the first time only. Raises UserError."""
+        test = self.test(method, Q)
+        return Measured.of(method, Q, predictions([test])) if test else None
 
 
 def fuse(nets: Sequence[Scored]) -> Scored:
     """The mean over nets, each already averaged over its own Q (Section 4.4)."""
     assert len({net.method for net in nets}) == 1, "fusion of different methods"
     assert all(np.array_equal(net.labels, nets[0].labels) for net in nets), "fusion over different images"
-    shared = {net.Q for net in nets}
-    Q = shared.pop() if len(shared) == 1 else tuple(sorted({side for net in nets for side in net.Q}))
+    Q = fused_Q([net.Q for net in nets])
     return Scored(nets[0].method, Q, average([net.values for net in nets]), nets[0].labels)
+
+
+def fused_Q(sides: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    """The Q of several nets fused: that of all, or every Q that one of them has."""
+    different = set(sides)
+    return different.pop() if len(different) == 1 else tuple(sorted(set().union(*different)))

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vggrepro.evaluation.errors import Z_95, ErrorRate, is_right
+from vggrepro.evaluation.errors import Z_95, ErrorRate
 from vggrepro.paper import value
 
 
@@ -46,11 +46,6 @@ def mcnemar(only_first_right: int, only_second_right: int, n: int) -> Paired:
     half = 100 * Z_95 * math.sqrt(max(b + c - (b - c) ** 2 / n, 0)) / n
     p_value = min(1.0, 2 * float(bdtr(min(b, c), b + c, 0.5)))
     return Paired(difference, (difference - half, difference + half), p_value, n, only_first_right, only_second_right)
-
-
-def paired(first: NDArray[Any], second: NDArray[Any], labels: NDArray[np.int64], k: int) -> Paired:
-    """Compares two posteriors (n, classes) of the same images by their first k guesses."""
-    return paired_right(is_right(first, labels, k), is_right(second, labels, k))
 
 
 def paired_right(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:

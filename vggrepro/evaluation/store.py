@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import IO, Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,10 +116,16 @@ _Made = TypeVar("_Made")
 def parsed(kind: type[_Made], tree: object) -> _Made:
     """A dataclass from its JSON, checked. Raises ValueError in one line."""
     try:
-        return TypeAdapter(kind).validate_python(tree)
+        made: _Made = _adapter(kind).validate_python(tree)  # type: ignore[arg-type]  # a class is hashable
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return made
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def _text(key: Any) -> str:
@@ -149,6 +158,45 @@ def read_arrays(file: Path, *names: str) -> Arrays:
         with np.load(file, allow_pickle=False) as content:
             return {name: content[name] for name in names or content.files if name in content}
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise _unreadable(file, error) from None
+
+
+@dataclass(frozen=True)
+class ArrayHeader:
+    """What a stored file says of one of its arrays, without its contents."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    checksum: int
+    """CRC-32 of the contents."""
+
+
+def array_header(file: Path, name: str) -> ArrayHeader:
+    """Reads some hundred bytes of a stored file. Raises UserError."""
+    with _open_array(file, name) as (header, _):
+        return header
+
+
+def array_rows(file: Path, name: str, rows: int) -> Iterator[NDArray[Any]]:
+    """The rows of a stored array, at most so many at a time; its checksum is compared at the end. Raises UserError."""
+    with _open_array(file, name) as (header, stream):
+        for first in range(0, header.shape[0], rows):
+            shape = (min(rows, header.shape[0] - first), *header.shape[1:])
+            content = stream.read(math.prod(shape) * header.dtype.itemsize)
+            yield np.frombuffer(content, header.dtype).reshape(shape)
+
+
+@contextmanager
+def _open_array(file: Path, name: str) -> Iterator[tuple[ArrayHeader, IO[bytes]]]:
+    try:
+        with zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as stream:
+            if np.lib.format.read_magic(stream) != (1, 0):
+                raise ValueError("an array of another version of NumPy's format")
+            shape, by_column, dtype = np.lib.format.read_array_header_1_0(stream)
+            if by_column:
+                raise ValueError("an array by columns")
+            yield ArrayHeader(shape, dtype, archive.getinfo(f"{name}.npy").CRC), stream
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise _unreadable(file, error) from None
 
 

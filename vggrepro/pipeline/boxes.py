@@ -15,11 +15,12 @@ from vggrepro.data.images.index import Index
 from vggrepro.data.loading.loader import Batch
 from vggrepro.errors import UserError
 from vggrepro.evaluation.box_store import DENSE, FoundKey, Places, merge_places, save_truth
-from vggrepro.evaluation.boxes import GUESSES, Found, Guesses, error_of, guesses_key
-from vggrepro.evaluation.errors import ErrorRate, error_rate
+from vggrepro.evaluation.boxes import Found, Guesses, error_of, guesses_key
+from vggrepro.evaluation.errors import ErrorRate
 from vggrepro.evaluation.localise import Annotated, annotated, boxes_at_places, centre_boxes
-from vggrepro.evaluation.measure import NetAnswers, fuse
+from vggrepro.evaluation.measure import NetAnswers
 from vggrepro.evaluation.methods import centre_views, whole_views
+from vggrepro.evaluation.predictions import predictions
 from vggrepro.evaluation.run_split import Computation, SplitPass
 from vggrepro.evaluation.store import Key
 from vggrepro.models.vgg import VGG
@@ -115,26 +116,25 @@ class BoxTest:
 
     def guesses(self, stages: Sequence[Config], method: str) -> Guesses:
         """The classes that some stages name together. Raises UserError while posteriors are missing."""
-        made_of, sets = [], []
+        made_of, tests = [], []
         for stage in stages:
             net, Q = Net.of_stage(stage), stage.multi_Q
-            scored = net.answers(self.index.fingerprint).scored(method, Q)
-            if scored is None:
+            test = net.answers(self.index.fingerprint).test(method, Q)
+            if test is None:
                 sides = ",".join(map(str, Q))
                 raise UserError(
                     f"{stage.directory} has no {method} posteriors of {self.index.source} at Q = {sides}, which name "
                     f"the classes; run `vggrepro evaluate {stage.directory} --method {method} --scales {sides}`"
                 )
             made_of.append((net.weights, method, Q))
-            sets.append(scored)
-        fused, rows = fuse(sets), self.images.rows
-        values, labels = fused.values[rows], fused.labels[rows]
+            tests.append(test)
+        predicted, rows = predictions(tests), self.images.rows
         scales = " + ".join(dict.fromkeys(", ".join(map(str, stage.multi_Q)) for stage in stages))
         return Guesses(
-            classes=np.argsort(-values, axis=1, kind="stable")[:, :GUESSES],
+            classes=predicted.guesses[rows].astype(np.int64),
             key=guesses_key(made_of),
             source=f"{' + '.join(stage.name for stage in stages)}: {method}, Q = {scales}",
-            top5=error_rate(values, labels, GUESSES).percent,
+            top5=error_of(predicted.right5[rows]).percent,
         )
 
     def predict(self, net: BoxNet, guesses: Guesses, Q: set[int], *, centre: bool = False) -> None:

@@ -14,6 +14,7 @@ from vggrepro.config.settings import Data
 from vggrepro.data.images.index import Index
 from vggrepro.errors import UserError
 from vggrepro.evaluation.measure import NetAnswers, Scored, methods_of
+from vggrepro.evaluation.predictions import StoredTest
 from vggrepro.evaluation.stage import evaluate
 from vggrepro.evaluation.verify import METHODS, SCALES, verify
 from vggrepro.models.table1 import architecture_of, require_class_scores
@@ -33,9 +34,15 @@ class EvaluatedNet:
     Q: tuple[int, ...]
     """At which it was tested, px."""
 
-    def scored(self, method: str, Q: tuple[int, ...] | None = None) -> Scored:
-        """The posteriors averaged over Q, by default all at which it was tested. Raises UserError."""
-        found = self.answers.scored(method, Q or self.Q)
+    def test(self, method: str) -> StoredTest:
+        """The stored posteriors of a method that it was tested by."""
+        found = self.answers.test(method, self.Q)
+        assert found is not None, (self, method)
+        return found
+
+    def scored(self, method: str, Q: tuple[int, ...]) -> Scored:
+        """Posteriors averaged over some of the Q at which it was tested. Raises UserError."""
+        found = self.answers.scored(method, Q)
         assert found is not None, (self, method, Q)
         return found
 

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from vggrepro.config.parsing import flatten, override
 from vggrepro.errors import UserError
+from vggrepro.evaluation.predictions import Predictions
 from vggrepro.reporting.documents import figures
 from vggrepro.reporting.documents.blocks import (
     DASH,
@@ -26,7 +27,7 @@ from vggrepro.reporting.documents.blocks import (
 )
 from vggrepro.reporting.documents.claim_blocks import p_text
 from vggrepro.reporting.documents.run_notes import run_sheet
-from vggrepro.reporting.stored.predictions import PredictionCache, Predictions, paired_top1
+from vggrepro.reporting.stored.predictions import PredictionCache, paired_top1
 from vggrepro.reporting.stored.runs import StoredRun
 from vggrepro.reporting.tables.report import Record, RunNote
 from vggrepro.storage.status import relocated

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vggrepro.evaluation.predictions import Predictions
 from vggrepro.paper import facts
 from vggrepro.reporting.claims.claim import Claim
-from vggrepro.reporting.stored.predictions import Predictions
 from vggrepro.reporting.stored.runs import StoredRun
 from vggrepro.reporting.tables.report import Report, Row
 from vggrepro.storage.directory import RunDirectory

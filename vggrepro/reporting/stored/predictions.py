@@ -1,31 +1,15 @@
-"""What a net predicts under a protocol: all that tables, claims and comparisons need of the posteriors."""
+"""What nets predict under a protocol, by runs: all that tables, claims and comparisons need of the posteriors."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vggrepro.errors import UserError
-from vggrepro.evaluation.errors import Ranks, true_class_rank
-from vggrepro.evaluation.measure import Scored, fuse
+from vggrepro.evaluation.errors import Ranks
+from vggrepro.evaluation.predictions import Predictions, predictions
 from vggrepro.evaluation.significance import Paired, paired_right
 from vggrepro.reporting.stored.evidence import KeptRun
 from vggrepro.reporting.stored.runs import Asked, NetsTest
-
-
-@dataclass(frozen=True)
-class Predictions(Ranks):
-    """What a net predicts for n images, in the index's order."""
-
-    guess: NDArray[np.int64]
-    """(n,) first guesses."""
-    confidence: NDArray[np.float32]
-    """(n,) posterior of the true class."""
-
-    def wrong_by_class(self) -> dict[int, float]:
-        """For each class that has images, the share of them whose first guess is wrong."""
-        return {int(label): float((~self.right1[self.labels == label]).mean()) for label in np.unique(self.labels)}
 
 
 def paired_top1(first: Ranks, second: Ranks) -> Paired:
@@ -35,7 +19,7 @@ def paired_top1(first: Ranks, second: Ranks) -> Paired:
 
 
 class PredictionCache:
-    """Predictions by runs, Q and method, each read from the posteriors store once: 200 MB of them leave 1 MB here."""
+    """Predictions by runs, Q and method, each read once."""
 
     def __init__(self) -> None:
         self._read: dict[NetsTest, Ranks | None] = {}
@@ -49,7 +33,7 @@ class PredictionCache:
         if test not in self._read:
             assert len({run.dataset.get("fingerprint") for run, _ in asked}) == 1, "runs of different data sets"
             kept = [run.evidence for run, _ in asked if isinstance(run, KeptRun)]
-            self._read[test] = kept[0].ranks(asked, method) if kept else _predicted(asked, method)
+            self._read[test] = kept[0].ranks(asked, method) if kept else _predictions(asked, method)
         return self._read[test]
 
     def of(self, asked: Sequence[Asked], method: str) -> Predictions | None:
@@ -67,17 +51,7 @@ class PredictionCache:
         return {test: ranks for test, ranks in self._read.items() if ranks is not None}
 
 
-def _predicted(asked: Sequence[Asked], method: str) -> Predictions | None:
-    sets: list[Scored] = []
-    for run, Q in asked:
-        found = run.scored(Q, method)
-        if found is None:
-            return None
-        sets.append(found)
-    whole = sets[0] if len(sets) == 1 else fuse(sets)
-    return Predictions(
-        labels=whole.labels,
-        rank=true_class_rank(whole.values, whole.labels),
-        guess=whole.values.argmax(axis=1),
-        confidence=whole.values[np.arange(len(whole.labels)), whole.labels],
-    )
+def _predictions(asked: Sequence[Asked], method: str) -> Predictions | None:
+    tests = [run.test(Q, method) for run, Q in asked]
+    found = [test for test in tests if test]
+    return predictions(found) if len(found) == len(tests) else None

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 from vggrepro.config.settings import Config
 from vggrepro.errors import UserError
 from vggrepro.evaluation.box_store import FoundKey
-from vggrepro.evaluation.measure import NetAnswers, Scored, methods_of
+from vggrepro.evaluation.measure import NetAnswers, methods_of
 from vggrepro.evaluation.posteriors import PosteriorsKey
+from vggrepro.evaluation.predictions import StoredTest
 from vggrepro.evaluation.store import read_arrays
 from vggrepro.evaluation.transfers import SplitKey
 from vggrepro.paper import Scale, facts, value
@@ -100,12 +101,15 @@ class StoredRun:
         data, testing = self.dataset["fingerprint"], self.config.evaluation
         return NetAnswers(self.run_directory, self.weights, data, testing, self.boxes_fingerprint)
 
-    def scored(self, Q: tuple[int, ...], method: str) -> Scored | None:
-        """Stored posteriors of the final net, averaged over Q; None while some are missing. Raises UserError."""
-        found = self.answers.scored(method, Q) if self.answers else None
-        if found and found.values.shape != (expected := (self.usable_val, self.config.model.classes)):
+    def test(self, Q: tuple[int, ...], method: str) -> StoredTest | None:
+        """The stored posteriors that a test of the final net is the mean of; None while some are missing.
+
+        Raises UserError.
+        """
+        found = self.answers.test(method, Q) if self.answers else None
+        if found and (shapes := found.shapes()) != {(expected := (self.usable_val, self.config.model.classes))}:
             raise UserError(
-                f"{method} posteriors in {self.run_directory.posteriors} are of {found.values.shape} images and "
+                f"{method} posteriors in {self.run_directory.posteriors} are of {max(shapes)} images and "
                 f"classes, the run's data set has {expected}: another index or class list; remove it and evaluate again"
             )
         return found
@@ -116,7 +120,7 @@ class StoredRun:
         return self.dataset["splits"]["val"] - self.dataset.get("rejected_splits", {}).get("val", 0)
 
     def what_is_missing(self, Q: tuple[int, ...], method: str) -> str:
-        """Why :meth:`scored` gives nothing, for a reader."""
+        """Why :meth:`test` gives nothing, for a reader."""
         if not self.finished:
             return f"{self.name} is at step {self.step:,} of {self.config.train.iterations:,}"
         if self.answers is None:
