@@ -5,6 +5,7 @@ import io
 import json
 import re
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from scipy.stats import binomtest
 from tiny import REPOSITORY
 
 from vggrepro.errors import UserError
+from vggrepro.evaluation import predictions
 from vggrepro.evaluation.posteriors import Posteriors, PosteriorsKey
 from vggrepro.paper import facts
 from vggrepro.reporting.documents.render import Format, format_of, render
@@ -28,6 +30,20 @@ SCHEMA = REPOSITORY / "vggrepro" / "reporting" / "tables.schema.json"
 def rows_of(root: Path, table: int, **wanted: object) -> list[Row]:
     found = build_report(find_runs([root])).rows
     return [row for row in found if row.table == table and all(getattr(row, k) == v for k, v in wanted.items())]
+
+
+@pytest.fixture
+def posteriors_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The run's name for each set of posteriors that is read."""
+    read: list[str] = []
+    original = predictions.array_rows
+
+    def noted(file: Path, name: str, rows: int) -> Iterator[np.ndarray]:
+        read.append(file.parents[1].name)
+        yield from original(file, name, rows)
+
+    monkeypatch.setattr(predictions, "array_rows", noted)
+    return read
 
 
 def test_without_runs_every_printed_figure_stands_there_and_nothing_is_measured() -> None:
@@ -111,6 +127,25 @@ def test_table_5_and_6_and_7_follow_from_the_same_posteriors(root: Path) -> None
         "VGG, 2 nets, multi-crop and dense": fused["both"].top1.measured,
         "VGG, 1 net, multi-crop and dense": 23.0,
     }
+
+
+@pytest.mark.usefixtures("paper_of_2000")
+def test_posteriors_are_read_once_and_then_those_that_are_new(root: Path, posteriors_read: list[str]) -> None:
+    def make(net: str, first: int) -> None:
+        make_run(root, net, (256, 512), posteriors=dense(256, 384, 512, wrong1=500, wrong5=100, first=first))
+
+    make("D", 0)
+    before = build_report(find_runs([root]))
+    assert set(posteriors_read) == {"D-256-512"}
+    posteriors_read.clear()
+    assert build_report(find_runs([root])) == before
+    assert posteriors_read == []
+    make("E", 250)
+    build_report(find_runs([root]))
+    assert posteriors_read.count("D-256-512") == 3, "for the two nets fused"
+    posteriors_read.clear()
+    assert rows_of(root, 6, net="D + E", split="val")[0].top1.measured == 12.5
+    assert posteriors_read == []
 
 
 @pytest.mark.usefixtures("paper_of_2000")
