@@ -112,7 +112,7 @@ class PartialResults:
     def done(self, n: int) -> NDArray[np.bool_]:
         """(n,) which rows are on disk. Raises UserError for a file that cannot be read."""
         done = np.zeros(n, np.bool_)
-        for part in self._read():
+        for part in self._read("rows"):
             done[part["rows"]] = True
         return done
 
@@ -136,20 +136,22 @@ class PartialResults:
 
         Raises UserError when rows are missing: another rank wrote its own where this one does not see them.
         """
-        parts = list(self._read())
         counts = np.full(n, -1, np.int64)
-        for part in parts:
-            counts[part["rows"]] = part.setdefault("counts", np.ones_like(part["rows"]))  # before December 2026
+        for part in self._read("rows", "counts"):
+            counts[part["rows"]] = part.get("counts", 1)  # one each before December 2026
         if missing := int((counts < 0).sum()):
             raise UserError(
                 f"{missing} of {n} images are missing in {self.folder}: the ranks do not see each other's files; put "
                 f"the run directory on a shared file system"
             )
         start = np.concatenate([[0], np.cumsum(counts)])
-        values = np.empty((start[-1], *parts[0]["values"].shape[1:]), np.float32)
-        for part in parts:
-            values[spans(start[part["rows"]], part["counts"])] = part["values"]
+        values = np.empty(0, np.float32)
+        for part in self._read("rows", "values"):
+            if not values.size:
+                values = np.empty((start[-1], *part["values"].shape[1:]), np.float32)
+            values[spans(start[part["rows"]], counts[part["rows"]])] = part["values"]
         return start, values
 
-    def _read(self) -> Iterator[Arrays]:
-        return map(read_arrays, sorted(self.folder.glob("[!.]*.npz")))
+    def _read(self, *names: str) -> Iterator[Arrays]:
+        """Arrays of one part after another."""
+        return (read_arrays(file, *names) for file in sorted(self.folder.glob("[!.]*.npz")))

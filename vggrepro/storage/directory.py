@@ -2,9 +2,11 @@
 
 import json
 import math
+import mmap
 import os
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +108,24 @@ class RunDirectory:
 
     def records(self, kind: str | None = None) -> list[dict[str, Any]]:
         """All records in the order of writing, or those of one kind; torn lines are passed over."""
-        return [record for record in whole_lines(self._lines()) if kind in (None, record["kind"])]
+        lines = (line for line in self._lines() if kind is None or kind.encode() in line)  # few kinds have many lines
+        return [record for record in whole_lines(lines) if kind in (None, record["kind"])]
+
+    def newest(self, kind: str) -> dict[str, Any] | None:
+        """The last record of a kind, searched from the end of the file; None without one."""
+        with (
+            suppress(FileNotFoundError, ValueError),  # an empty file cannot be mapped
+            self.metrics.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            end = len(content)
+            while end:
+                start = content.rfind(b"\n", 0, end - 1) + 1
+                record = parse_record(content[start:end])
+                if record and record["kind"] == kind:
+                    return record
+                end = start
+        return None
 
     def says(self, kind: str, record: Mapping[str, Any]) -> bool:
         """Whether the newest values among the records of a kind are those of this one."""

@@ -86,9 +86,12 @@ class MirrorState:
     run_id: str = ""
     bytes: int = 0
     """Of ``metrics.jsonl`` that were copied."""
+    last_line: str = ""
+    """Of these, in Latin-1, which has all bytes. It tells whether the file was rewound since: no two lines are alike,
+    as each has its time. Older runs lack it."""
     last_step: dict[str, int] = field(default_factory=dict)
     """Newest step of each metric. MLflow cannot delete points, and the trajectory is deterministic, so those up to
-    here are left out when ``metrics.jsonl`` is copied from its beginning: by a new process, and after a rewind."""
+    here are left out when ``metrics.jsonl`` is copied from its beginning, after a rewind."""
     ended: str = ""
     """The status that MLflow has of the run since all of it was copied; empty while there is more to come."""
 
@@ -127,7 +130,6 @@ class MlflowMirror:
         self._client: MlflowClient | None = None
         self._experiment_id = ""
         self._state = MirrorState()
-        self._inode: int | None = None
 
     def start(self) -> None:
         """Begin to mirror. Imports mlflow here (seconds), since imports racing in two threads can fail."""
@@ -261,9 +263,10 @@ class MlflowMirror:
     def _copy_metrics(self, client: MlflowClient) -> None:
         state = self._state
         with suppress(FileNotFoundError), self.run.metrics.open("rb") as file:
-            inode = os.fstat(file.fileno()).st_ino
-            if inode != self._inode:  # the first copy of this process, or the file was rewound since the last one
-                self._inode, state.bytes = inode, 0
+            last_line = state.last_line.encode("latin-1")
+            file.seek(max(0, state.bytes - len(last_line)))
+            if not last_line or file.read(len(last_line)) != last_line:
+                state.bytes = 0
             while not self._given_up.is_set():
                 file.seek(state.bytes)
                 lines = [line for line in itertools.islice(file, LINES_PER_BATCH) if line.endswith(b"\n")]
@@ -274,7 +277,7 @@ class MlflowMirror:
                 # repetitions.
                 for i in range(0, len(metrics), METRICS_PER_CALL):
                     client.log_batch(state.run_id, metrics=metrics[i : i + METRICS_PER_CALL])
-                state.bytes += sum(map(len, lines))
+                state.bytes, state.last_line = state.bytes + sum(map(len, lines)), lines[-1].decode("latin-1")
                 for metric in metrics:
                     state.last_step[metric.key] = max(metric.step, state.last_step.get(metric.key, metric.step))
                 if metrics:

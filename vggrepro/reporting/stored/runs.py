@@ -82,7 +82,7 @@ class StoredRun:
     @cached_property
     def step(self) -> int:
         """Iterations that `metrics.jsonl` knows of."""
-        return max((record["step"] for record in self.records("train")), default=0)
+        return (self.run_directory.newest("train") or {"step": 0})["step"]
 
     @cached_property
     def finished(self) -> bool:
