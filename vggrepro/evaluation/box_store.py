@@ -25,6 +25,8 @@ from vggrepro.storage.directory import RunDirectory
 
 CENTRE, DENSE = "centre", "dense"
 """Appendix A's two protocols: the centre crop with the true class, and all places of the whole image."""
+_MOST_IMAGES = 1024
+"""Whose places are copied at a time: for ILSVRC, those of one size are a gigabyte."""
 
 
 @dataclass(frozen=True)
@@ -122,13 +124,14 @@ def merge_places(sets: Sequence[Places], below: float) -> Found:
     counts = np.stack([np.diff(one.start) for one in sets])
     found = np.empty((n, per_image, 4), np.float32)
     for number in np.unique(counts, axis=1).T:  # images that have equally many places, which fit one array
-        rows = np.flatnonzero((counts == number[:, None]).all(axis=0))
-        pooled = [
-            one.values[spans(one.start[rows], np.full(len(rows), places))].reshape(len(rows), places, per_image, 5)
-            for one, places in zip(sets, number, strict=True)
-        ]
-        # a set for each image and class
-        together = np.concatenate(pooled, axis=1).swapaxes(1, 2).reshape(len(rows) * per_image, -1, 5)
-        best, _ = merge(together[..., :4], together[..., 4], below)
-        found[rows] = best.reshape(len(rows), per_image, 4)
+        alike = np.flatnonzero((counts == number[:, None]).all(axis=0))
+        for rows in np.array_split(alike, -(-len(alike) // _MOST_IMAGES)):
+            pooled = [
+                one.values[spans(one.start[rows], np.full(len(rows), places))].reshape(len(rows), places, per_image, 5)
+                for one, places in zip(sets, number, strict=True)
+            ]
+            # a set for each image and class
+            together = np.concatenate(pooled, axis=1).swapaxes(1, 2).reshape(len(rows) * per_image, -1, 5)
+            best, _ = merge(together[..., :4], together[..., 4], below)
+            found[rows] = best.reshape(len(rows), per_image, 4)
     return Found(found, classes)
