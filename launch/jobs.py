@@ -120,6 +120,7 @@ def submit_stages(graph: Graph, stages: list[Stage]) -> list[Stage]:
     """Submits what is left to do, each stage after the one it starts from; returns all stages with their jobs."""
     done: dict[str, Stage] = {}
     at_work: list[str] = []
+    text = snapshot.resolved(graph)
     for stage in stages:
         if stage.to_submit:
             after = []
@@ -130,7 +131,7 @@ def submit_stages(graph: Graph, stages: list[Stage]) -> list[Stage]:
             most = stage.config.cluster.array_parallelism
             if most and len(at_work) >= most and f"afterok:{at_work[-most]}" not in after:
                 after.append(f"afterany:{at_work[-most]}")
-            number = _submit(graph, stage, ",".join(after))
+            number = _submit(text, stage, ",".join(after))
             stage = replace(stage, state="queued", job=slurm.Job(number, "PENDING", ""))  # noqa: PLW2901
         if stage.job:
             at_work.append(stage.job.id)
@@ -138,7 +139,7 @@ def submit_stages(graph: Graph, stages: list[Stage]) -> list[Stage]:
     return list(done.values())
 
 
-def _submit(graph: Graph, stage: Stage, dependency: str) -> str:
+def _submit(graph: str, stage: Stage, dependency: str) -> str:
     """Submits one stage; returns the job's number. Raises UserError."""
     try:
         import submitit
@@ -147,7 +148,7 @@ def _submit(graph: Graph, stage: Stage, dependency: str) -> str:
 
     config, directory = stage.config, stage.directory
     options = {key: str(item) for key, item in sbatch_options(stage).items()}
-    snapshot.take(directory, graph, stage.name, options)
+    snapshot.take(directory, graph, stage.name, config, options)
     if dependency:  # one that can no longer be fulfilled ends the job: it must not wait for ever
         options |= {"dependency": dependency, "kill-on-invalid-dep": "yes"}
     executor = submitit.SlurmExecutor(folder=directory / snapshot.PICKLES, python=snapshot.python(config))

@@ -39,8 +39,20 @@ Options = Mapping[str, str]
 _ROOT = Path(__file__).resolve().parents[1]
 
 
-def take(directory: Path, graph: Graph, name: str, options: Options) -> None:
-    """Writes the snapshot of a stage in place of the one before. Raises UserError when the folder is not ours."""
+def resolved(graph: Graph) -> str:
+    """Every stage of a graph as YAML. It takes a while, and is the same for all of them."""
+    stages = {}
+    for name, config in graph.stages.items():
+        tree = config.model_dump(mode="json")
+        stages[name] = tree | {"run": tree["run"] | {"name": name, "parent": graph.parents[name]}}
+    return yaml.safe_dump({"stages": stages}, sort_keys=False, allow_unicode=True)
+
+
+def take(directory: Path, graph: str, name: str, config: Config, options: Options) -> None:
+    """Writes the snapshot of a stage, of a graph as `resolved` has it, in place of the one before.
+
+    Raises UserError when the folder is not ours.
+    """
     final = directory / FOLDER
     directory.mkdir(parents=True, exist_ok=True)
     (directory / LOGS).mkdir(exist_ok=True)
@@ -55,14 +67,10 @@ def take(directory: Path, graph: Graph, name: str, options: Options) -> None:
     origin = environment()
     commit = {key: origin[key] for key in ("git_commit", "git_dirty")}
     (final / "code" / "commit.json").write_text(json.dumps(commit) + "\n")
-    stages = {}
-    for stage, config in graph.stages.items():
-        tree = config.model_dump(mode="json")
-        stages[stage] = tree | {"run": tree["run"] | {"name": stage, "parent": graph.parents[stage]}}
-    (directory / GRAPH).write_text(yaml.safe_dump({"stages": stages}, sort_keys=False, allow_unicode=True))
+    (directory / GRAPH).write_text(graph)
     (directory / STAGE).write_text(name + "\n")
     script = directory / SCRIPT
-    script.write_text(_batch_script(directory, graph.stages[name], options))
+    script.write_text(_batch_script(directory, config, options))
     script.chmod(0o700)
 
 

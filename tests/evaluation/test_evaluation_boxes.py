@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from vggrepro.data.boxes.box_set import Boxes
+from vggrepro.evaluation import box_store
 from vggrepro.evaluation.box_store import Places, merge_places
 from vggrepro.evaluation.boxes import Found, Truth, error_of, iou
 from vggrepro.evaluation.merging import distance, merge
@@ -128,8 +129,19 @@ def test_merging_leaves_its_input_alone() -> None:
     np.testing.assert_array_equal(scores, kept[1])
 
 
-def test_places_of_several_nets_and_images_of_several_shapes_are_pooled() -> None:
-    """Image by image and class by class, whatever the number of places of each."""
+@pytest.mark.parametrize("at_once", [1, 2, 1024])
+def test_places_of_several_nets_and_images_of_several_shapes_are_pooled(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    """Image by image and class by class, whatever the number of places of each, some images at a time."""
+    seen: list[int] = []
+
+    def merging(boxes: NDArray[Any], scores: NDArray[Any], below: float) -> Any:
+        seen.append(len(boxes) // 2)
+        return merge(boxes, scores, below)
+
+    monkeypatch.setattr(box_store, "merge", merging)
+    monkeypatch.setattr(box_store, "_MOST_IMAGES", at_once)
     random = np.random.default_rng(3)
     classes = np.array([[1, 0], [0, 2], [2, 2], [1, 2]])
 
@@ -142,6 +154,7 @@ def test_places_of_several_nets_and_images_of_several_shapes_are_pooled() -> Non
     first, second = some([4, 1, 4, 2]), some([1, 3, 1, 3])
     found = merge_places([first, second], below=0.7)
     np.testing.assert_array_equal(found.classes, classes)
+    assert max(seen) == min(at_once, 2)
     for image in range(4):
         rows = [one.values[one.start[image] : one.start[image + 1]] for one in (first, second)]
         together = np.concatenate(rows).astype(np.float64)

@@ -1,6 +1,7 @@
 """Evaluation of a whole split: any number of ranks, interrupted and resumed, from the store."""
 
 import os
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from evaluation_nets import CLASSES, tiny_net
 from forks import begin
+from numpy.typing import NDArray
 from programs import free_port, rank_variables
 from torch import multiprocessing
 
@@ -17,11 +19,12 @@ from vggrepro.config.settings import Config, Data, Evaluation, Model
 from vggrepro.data.images.index import Index
 from vggrepro.data.loading.loader import Loader, make_loader
 from vggrepro.errors import UserError
-from vggrepro.evaluation import methods
+from vggrepro.evaluation import methods, run_split
 from vggrepro.evaluation.measure import NetAnswers, fuse
 from vggrepro.evaluation.posteriors import Posteriors
 from vggrepro.evaluation.run_split import PartialResults
 from vggrepro.evaluation.stage import as_the_net_expects, evaluate
+from vggrepro.evaluation.store import Arrays
 from vggrepro.ranks.group import process_group
 from vggrepro.ranks.topology import Topology, topology_of
 from vggrepro.ranks.watch import Interrupted, Watch
@@ -173,6 +176,32 @@ def test_rows_that_another_rank_wrote_elsewhere_are_missed(odd_index: Index, tmp
     parts.flush()
     with pytest.raises(UserError, match=r"7 of 11 images are missing .* shared file system"):
         parts.gather(11)
+
+
+def test_parts_are_put_together_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ILSVRC's 200 MB a set are in memory once, and which rows are there is known without them."""
+    expected = np.random.default_rng(0).random((11, 1, 3), np.float32)
+    for rows in np.array_split(np.random.default_rng(1).permutation(11), 4):
+        part = PartialResults(tmp_path / "set.npz")
+        part.add(rows, expected[rows])
+        part.flush()
+    names, alive = list[tuple[str, ...]](), list[weakref.ref[NDArray[Any]]]()
+    real = run_split.read_arrays
+
+    def reading(file: Path, *wanted: str) -> Arrays:
+        assert sum(values() is not None for values in alive) <= 1, "a part outlives the next one"
+        names.append(wanted)
+        arrays = real(file, *wanted)
+        alive.extend(weakref.ref(arrays[name]) for name in wanted if name == "values")
+        return arrays
+
+    monkeypatch.setattr(run_split, "read_arrays", reading)
+    assert part.done(11).all()
+    assert names == [("rows",)] * 4
+    start, values = part.gather(11)
+    assert len(alive) == 4
+    np.testing.assert_array_equal(start, np.arange(12))
+    np.testing.assert_array_equal(values, expected[:, 0])
 
 
 def test_what_is_stored_is_not_computed_again(odd_index: Index, whole: RunDirectory) -> None:

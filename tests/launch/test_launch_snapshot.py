@@ -33,8 +33,12 @@ def with_cluster(graph: Graph, *changes: str) -> Graph:
     return Graph(graph.name, stages, graph.parents)
 
 
+def take(directory: Path, graph: Graph, name: str, options: snapshot.Options = {}) -> None:  # noqa: B006
+    snapshot.take(directory, snapshot.resolved(graph), name, graph.stages[name], options)
+
+
 def test_the_graph_comes_back_as_it_was(graph: Graph, tmp_path: Path) -> None:
-    snapshot.take(tmp_path / "run", graph, "D", {})
+    take(tmp_path / "run", graph, "D")
     again = load_graph(tmp_path / "run" / snapshot.GRAPH)
     assert (tmp_path / "run" / snapshot.STAGE).read_text() == "D\n"
     assert again.parents == graph.parents
@@ -46,7 +50,7 @@ def test_the_graph_comes_back_as_it_was(graph: Graph, tmp_path: Path) -> None:
 def test_stage_files_are_put_into_one_graph(tmp_path: Path) -> None:
     recipes = Path(snapshot.__file__).parents[1] / "configs"
     graph = load_graph(recipes / "reproduce.yaml")
-    snapshot.take(tmp_path, graph, "D-384", {})
+    take(tmp_path, graph, "D-384")
     again = load_graph(tmp_path / snapshot.GRAPH)
     assert again.parents == graph.parents
     assert {name: stage.trajectory() for name, stage in again.stages.items()} == {
@@ -57,7 +61,7 @@ def test_stage_files_are_put_into_one_graph(tmp_path: Path) -> None:
 def test_only_the_user_can_write_there(graph: Graph, tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        snapshot.take(tmp_path / "run", graph, "A", {})
+        take(tmp_path / "run", graph, "A")
     finally:
         os.umask(before)
     assert (tmp_path / "run" / snapshot.FOLDER).stat().st_mode & 0o777 == 0o700
@@ -67,7 +71,7 @@ def test_a_folder_that_leads_elsewhere_is_refused(graph: Graph, tmp_path: Path) 
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / snapshot.FOLDER).symlink_to(tmp_path)
     with pytest.raises(UserError, match="belongs to another user"):
-        snapshot.take(tmp_path / "run", graph, "A", {})
+        take(tmp_path / "run", graph, "A")
 
 
 def test_what_is_pickled_is_a_path() -> None:
@@ -80,7 +84,7 @@ def test_the_script_runs_in_a_strange_place(graph: Graph, tmp_path: Path, status
     """Run by bash with a srun that notes its arguments; settle is told the ranks' status, whatever the log takes."""
     directory = tmp_path / STRANGE / "run"
     changed = with_cluster(graph, "cluster.setup=['export NOTE=\"a b\"']")
-    snapshot.take(directory, changed, "A", {"chdir": str(tmp_path / STRANGE), "exclusive": ""})
+    take(directory, changed, "A", {"chdir": str(tmp_path / STRANGE), "exclusive": ""})
     fakes = tmp_path / "bin"
     for name, line in {
         "srun": f'printf "%s\\n" "$NOTE" "$@" > "{tmp_path}/arguments"; touch "$DONE"; exit {status}',
@@ -114,7 +118,7 @@ def test_the_script_runs_in_a_strange_place(graph: Graph, tmp_path: Path, status
 def test_a_rank_whose_log_is_full_finishes_its_stage(graph: Graph, tmp_path: Path) -> None:
     short = with_cluster(graph, "train.iterations=2")
     directory = short.stages["A"].directory
-    snapshot.take(directory, short, "A", {})
+    take(directory, short, "A")
     program = tmp_path / "program.py"
     streams = without_streams("stdout", "stderr", full=True)
     program.write_text(f"{streams}\nfrom launch.rank import Rank\nRank({str(directory)!r})()\n")

@@ -201,18 +201,25 @@ def test_a_dry_run_needs_neither_slurm_nor_anything_heavy(tmp_path: Path) -> Non
 def dependencies(monkeypatch: pytest.MonkeyPatch, *changes: str, jobs: dict[str, str] | None = None) -> dict[str, str]:
     """What each stage of reproduce.yaml is submitted with; jobs are numbered from 101, `jobs` are there already."""
     asked: dict[str, str] = {}
+    texts: list[str] = []
 
-    def fake(graph: Graph, stage: Stage, dependency: str) -> str:
+    def resolved(graph: Graph) -> str:
+        texts.append(graph.name)
+        return graph.name
+
+    def fake(graph: str, stage: Stage, dependency: str) -> str:
         asked[stage.name] = dependency
         return str(100 + len(asked))
 
     monkeypatch.setattr(launch.jobs, "_submit", fake)
+    monkeypatch.setattr(launch.jobs.snapshot, "resolved", resolved)
     graph = load_graph(CONFIGS / "reproduce.yaml", changes)
     queue = {
         slurm.key_of(graph.stages[name].directory): slurm.Job(number, "RUNNING", "n1")
         for name, number in (jobs or {}).items()
     }
     submit_stages(graph, stages_of(graph, queue))
+    assert len(texts) == 1, "the graph is written out once, and not for each of its stages"
     return asked
 
 

@@ -125,6 +125,7 @@ def test_an_evaluation_has_no_step_in_mlflow() -> None:
 
 def test_records_of_a_new_directory(run: RunDirectory) -> None:
     assert run.records() == []
+    assert run.newest("train") is None
     run.rewind(0)
     assert not run.path.exists()
 
@@ -139,6 +140,42 @@ def test_non_finite_numbers_are_strings_in_strict_json(run: RunDirectory) -> Non
     record = json.loads(run.metrics.read_text(), parse_constant=refuse)
     assert (record["loss"], record["norm"]) == ("nan", "-inf")
     assert run.read_json("result.json") == {"interval": ["inf", 1.0]}
+
+
+def lines_read(monkeypatch: pytest.MonkeyPatch, module: Any) -> list[bytes]:
+    """The lines of metrics that a module reads from now on."""
+    lines, real = list[bytes](), directory.parse_record
+
+    def reading(line: bytes) -> dict[str, Any] | None:
+        lines.append(line)
+        return real(line)
+
+    monkeypatch.setattr(module, "parse_record", reading)
+    return lines
+
+
+def test_the_newest_record_is_found_from_the_end(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where 36 runs stand costs 36 lines, and not their millions of iterations."""
+    train(run, 1, 500)
+    run.append({"step": 500, "kind": "validation", "top1_error": 25.5})
+    with run.metrics.open("ab") as file:
+        file.write(b'{"step": 501, "kind": "train"')
+    lines = lines_read(monkeypatch, directory)
+    found = run.newest("train")
+    assert found is not None
+    assert (found["step"], found["loss"], len(lines)) == (500, 1 / 500, 3)
+    assert run.newest("evaluation") is None
+    run.metrics.write_bytes(b"")
+    assert run.newest("train") is None
+
+
+def test_records_of_a_rare_kind_are_all_that_is_read(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(run, 1, 50)
+    run.append({"step": 50, "kind": "event", "event": "validation"})
+    run.append({"step": 50, "kind": "validation", "top1_error": 25.5})
+    lines = lines_read(monkeypatch, directory)
+    assert [record["kind"] for record in run.records("validation")] == ["validation"]
+    assert len(lines) == 2
 
 
 @pytest.mark.parametrize("torn", [b'{"step": 3, "ki', b'{"step": 3, "kind": "train", "what": "na\xc3'])
@@ -266,18 +303,44 @@ def test_nothing_twice_after_a_crash_before_the_state_was_saved(run: RunDirector
 
 
 def test_a_copy_can_be_repeated_from_any_state(run: RunDirectory, uri: str) -> None:
-    """Also from the state of an older run, which has a checksum of the bytes that were copied."""
+    """Also from the state of an older run, which has no last line but a checksum of the bytes that were copied."""
     train(run, 1, 3)
     run.append({"step": 3, "kind": "evaluation", "top1_error": 30.0})
     mirrored(run, uri)
     state = run.read_json("mlflow.json")
-    older = {**state, "crc32": 1, "had": {}}
-    for known in (state, older, {**older, "bytes": 0}, {**older, "bytes": 10**6}):
+    older = {key: state[key] for key in state if key != "last_line"} | {"crc32": 1, "had": {}}
+    changed = [{**of, "bytes": bytes_} for of in (older, state) for bytes_ in (0, 20, 10**6)]
+    for known in (state, older, *changed):
         run.write_json("mlflow.json", known)
         mirrored(run, uri)
         assert run.read_json("mlflow.json") == state
     assert history(run, uri) == losses(1, 3)
     assert history(run, uri, "evaluation/top1_error") == [(0, 30.0)]
+
+
+def test_a_requeued_job_goes_on_behind_the_last_line(
+    run: RunDirectory, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It neither reads what was copied nor sends the figures of an evaluation again."""
+    from mlflow import MlflowClient
+
+    train(run, 1, 300)
+    run.append({"step": 300, "kind": "evaluation", "top1_error": 30.0})
+    mirrored(run, uri)
+    sent: list[str] = []
+    real = MlflowClient.log_batch
+
+    def log_batch(self: MlflowClient, run_id: str, metrics: Any = (), **others: Any) -> None:
+        sent.extend(f"{metric.key} {metric.step}" for metric in metrics)
+        real(self, run_id, metrics=metrics, **others)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
+    lines = lines_read(monkeypatch, mirror)
+    mirrored(run, uri)
+    assert (lines, sent) == ([], [])
+    train(run, 301, 302)
+    mirrored(run, uri)
+    assert (len(lines), sent) == (2, ["train/loss 301", "train/loss 302"])
 
 
 @pytest.mark.parametrize("retrained", [2, 12], ids=["shorter than before", "longer than before"])

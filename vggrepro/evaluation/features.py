@@ -52,10 +52,7 @@ class FeaturesKey(Key[Features]):
 
 
 def descriptors(at_scales: Iterable[NDArray[np.float32]], combine: Combine) -> NDArray[np.float32]:
-    """(n, d) descriptors of length 1, of features (n, units) at several Q, each of which is normalised first.
-
-    Of averaged ones two are in memory at a time.
-    """
+    """(n, d) descriptors of length 1, of features (n, units) at several Q, each of which is normalised first."""
     each = map(normalised, at_scales)
     if combine == "stack":
         return stacked(list(each))
@@ -78,6 +75,6 @@ def normalised(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _lengths(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(n, 1) what rows are divided by; 1 for a row of zeros. Needs no second array of gigabytes."""
+    """(n, 1) what rows are divided by; 1 for a row of zeros."""
     length = np.sqrt(np.einsum("ij,ij->i", values, values, dtype=np.float64))[:, None]
     return np.where(length > 0, length, 1).astype(np.float32)

@@ -26,11 +26,15 @@ from vggrepro.evaluation.feature_spec import FeatureSpec, drawing_of, feature_sp
 from vggrepro.evaluation.features import Features, FeaturesKey, descriptors, stacked
 from vggrepro.evaluation.methods import features, images_at_once, region_views, whole_views
 from vggrepro.evaluation.run_split import Computation, SplitPass
-from vggrepro.evaluation.store import write_arrays
+from vggrepro.evaluation.store import array_rows, write_arrays
 from vggrepro.evaluation.transfers import NetProtocol, TransferProtocol
+from vggrepro.paper import Combine
 from vggrepro.pipeline.net import Net
 from vggrepro.pipeline.session import Session
 from vggrepro.ranks.collectives import from_first_rank
+
+_ROWS = 512
+"""Of features, in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +93,24 @@ class Descriptors:
 
     def values(self) -> NDArray[np.float32]:
         """(samples, d) of length 1, from what is stored. Raises UserError."""
-        each = [self._of(net, spec) for net, spec in zip(self.nets, self.specs, strict=True)]
-        return stacked(each) if len(each) > 1 else each[0]
+        values, filled = np.empty((len(self.data.image), 0), np.float32), 0
+        for sets in zip(*map(self._blocks, self.nets, self.specs), strict=True):
+            block = stacked(sets) if len(sets) > 1 else sets[0]
+            if not filled:  # gigabytes, so they are there once, and put together where they stay
+                values = np.empty((len(values), block.shape[1]), np.float32)
+            values[filled : filled + len(block)] = block
+            filled += len(block)
+        assert filled == len(values), "features of other samples"
+        return values
 
-    def _of(self, net: Net, spec: FeatureSpec) -> NDArray[np.float32]:
-        image, *boxes = (descriptors(_stored(net, keys), spec.combine) for keys in self._keys(net, spec))
-        if not np.array_equal(self.data.image, np.arange(len(image))):  # a copy of gigabytes
-            image = image[self.data.image]
-        return stacked([image, *boxes]) if boxes else image
+    def _blocks(self, net: Net, spec: FeatureSpec) -> Iterator[NDArray[np.float32]]:
+        """One net's descriptors of the samples, some at a time."""
+        image, *boxes = (_descriptors(net, keys, spec.combine) for keys in self._keys(net, spec))
+        if not np.array_equal(self.data.image, np.arange(len(self.data.index.split("val")))):
+            of_image, chosen = np.concatenate(list(image)), self.data.image
+            image = (of_image[chosen[first : first + _ROWS]] for first in range(0, len(chosen), _ROWS))
+        for sets in zip(image, *boxes, strict=True):
+            yield stacked(sets) if boxes else sets[0]
 
     @property
     def protocol(self) -> TransferProtocol:
@@ -111,11 +125,10 @@ class Descriptors:
         return TransferProtocol(data.name, data.fingerprint, data.measure, nets, *how, rows=data.split_fingerprint)
 
 
-def _stored(net: Net, keys: Iterable[FeaturesKey]) -> Iterator[NDArray[np.float32]]:
-    for key in keys:
-        found = key.load(net.run)
-        assert found is not None, key
-        yield found.values
+def _descriptors(net: Net, keys: Iterable[FeaturesKey], combine: Combine) -> Iterator[NDArray[np.float32]]:
+    """Descriptors of stored features at several Q, some rows at a time."""
+    readers = [array_rows(key.file(net.run), "values", _ROWS) for key in keys]
+    return (descriptors(at_scales, combine) for at_scales in zip(*readers, strict=True))
 
 
 def net_at(path: Path, changes: Sequence[str], sets: Mapping[str, str] | None = None) -> Net:
