@@ -20,6 +20,7 @@ from vggrepro.config.settings import Transfer
 from vggrepro.errors import Interrupted, UserError
 from vggrepro.evaluation import methods, svm
 from vggrepro.evaluation.transfers import list_transferred
+from vggrepro.pipeline import features
 from vggrepro.pipeline.transfer import transfer_nets
 from vggrepro.ranks.watch import Watch
 from vggrepro.storage import checkpoint
@@ -33,6 +34,12 @@ SETTINGS = set_words(*HERE, *FEW)
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> None:
     torch.set_num_threads(1)  # as ranks have: with more, sums have another order
+
+
+@pytest.fixture(autouse=True)
+def _few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Descriptors are put together in several blocks, as those of thousands of images are."""
+    monkeypatch.setattr(features, "_ROWS", 4)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -134,10 +134,7 @@ class Recognition:
         They are moved because a highest precision is higher where fewer samples count, by most of a point with 80
         positives a class. A printed figure of the same test set has that in it once, as ours has; the draws twice.
         """
-        # Raw words, because numpy guarantees a generator's stream but not its distributions (as in data/sampler.py).
-        words = np.random.Philox(key=0).random_raw(DRAWS * len(self.targets))
-        uniform = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
-        weights = -np.log1p(-uniform).reshape(DRAWS, len(self.targets))
+        weights = _weights(len(self.targets))
         each = [
             _measured(self.measure, split.scores, self.targets[split.rows], weights[:, split.rows])
             for split in self.tested
@@ -155,6 +152,16 @@ class Recognition:
     def n(self) -> int:
         """Samples that are tested on, each counted once however many splits have it."""
         return len(np.unique(np.concatenate([split.rows for split in self.tested])))
+
+
+@lru_cache(1)  # a data set's tests come in a row
+def _weights(n: int) -> Floats:
+    """(DRAWS, n) of samples in each draw: exponentially distributed."""
+    # Raw words, because numpy guarantees a generator's stream but not its distributions (as in data/sampler.py).
+    weights = (np.random.Philox(key=0).random_raw(DRAWS * n) >> np.uint64(11)).astype(np.float64)
+    weights *= -(2.0**-53)
+    np.negative(np.log1p(weights, out=weights), out=weights)
+    return weights.reshape(DRAWS, n)
 
 
 def _middle(draws: Floats) -> tuple[float, float]:
