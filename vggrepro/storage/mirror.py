@@ -7,7 +7,6 @@ repeated at any time; its state is ``mlflow.json`` in the run directory.
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
 import logging
@@ -17,13 +16,14 @@ import shlex
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Literal
 
 from vggrepro.errors import UserError
+from vggrepro.files import exclusive
 from vggrepro.storage.directory import RunDirectory, parse_record
 
 if TYPE_CHECKING:
@@ -176,7 +176,8 @@ class MlflowMirror:
         Raises what MLflow raises.
         """
         client = self._client = self._client or self._connect()
-        with _lock(self.run):
+        self.run.path.mkdir(parents=True, exist_ok=True)
+        with exclusive(self.run.path / ".mlflow.lock"):
             if self._given_up.is_set():
                 return
             if not self._state.run_id:
@@ -282,15 +283,6 @@ class MlflowMirror:
                     state.last_step[metric.key] = max(metric.step, state.last_step.get(metric.key, metric.step))
                 if metrics:
                     state.save(self.run)
-
-
-@contextmanager
-def _lock(run: RunDirectory) -> Iterator[None]:
-    run.path.mkdir(parents=True, exist_ok=True)
-    with (run.path / ".mlflow.lock").open("w") as lock:
-        with suppress(OSError):  # of a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _metrics(line: bytes, last_step: Mapping[str, int]) -> Iterator[Metric]:
