@@ -164,7 +164,9 @@ def cut_short(monkeypatch: pytest.MonkeyPatch, desk: Path) -> None:
 
     monkeypatch.chdir(desk)
     monkeypatch.setattr(Session, "index", begins)
-    monkeypatch.setattr(scan, "_findings", lambda members, *_: [Finding("ok", "JPEG", 40, 40)] * len(members))
+    monkeypatch.setattr(
+        scan, "_findings", lambda members, *_: scan.Findings([Finding(40, 40, "JPEG", "ok")] * len(members))
+    )
     for bench in (comm, dense, features, loader, step):
         monkeypatch.setattr(bench, "run", begins)
     monkeypatch.setattr(site, "_PROBE_MIB", 1)

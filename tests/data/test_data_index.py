@@ -478,7 +478,8 @@ def test_an_interrupted_scan_goes_on(folders: Path, tmp_path: Path, monkeypatch:
     real = scan_module.verify
 
     def counted(chunks, how, **options):  # type: ignore[no-untyped-def]
-        looked_at.extend(len(chunk) for chunk in chunks)
+        chunks = list(chunks)
+        looked_at.extend(map(len, chunks))
         return real(chunks, how, **options)
 
     monkeypatch.setattr(scan_module, "verify", counted)

@@ -18,7 +18,8 @@ import numpy as np
 
 from vggrepro.data.boxes.annotations import KNOWN, Annotation, Unread, annotation_files, read_annotations
 from vggrepro.data.boxes.box_set import Boxes, BoxSet, load
-from vggrepro.data.images.index import Index, Split, stamp_of
+from vggrepro.data.images.columns import Texts
+from vggrepro.data.images.index import Index, Split, numbers_of, stamp_of
 from vggrepro.data.images.members import SPLIT_FOLDERS, SPLITS, VAL_WORDS, stem_of, without_folders, words_of
 from vggrepro.errors import UserError, printable
 from vggrepro.files import why_unwritable
@@ -61,12 +62,20 @@ class _Images:
 
     def __init__(self, index: Index) -> None:
         self._splits = [index.split(name) for name in SPLITS]
-        self._label: list[int] = index.table["label"].to_pylist()
+        self._label = numbers_of(index.table["label"].chunk(0))
         self._number = {name: number for number, name in enumerate(index.classes)}
-        self._names: list[str] = [without_folders(name) for name in index.table["name"].to_pylist()]
-        self._rows: dict[str, list[int]] = {}
-        for row, name in enumerate(self._names):
-            self._rows.setdefault(stem_of(name), []).append(row)
+        self._path = index.table["name"].chunk(0)
+        stems = (hash(stem_of(without_folders(path.as_py()))) for path in self._path)
+        by_row = np.fromiter(stems, np.int64, len(self._path))
+        self._order = np.argsort(by_row, kind="stable")
+        self._hash = by_row[self._order]  # a dictionary of a million names would take half a gigabyte
+
+    def _name(self, row: int) -> str:
+        return without_folders(self._path[row].as_py())
+
+    def _rows(self, stem: str) -> list[int]:
+        first, last = (np.searchsorted(self._hash, hash(stem), side) for side in ("left", "right"))
+        return [row for row in self._order[first:last].tolist() if stem_of(self._name(row)) == stem]
 
     def at(self, row: int) -> tuple[Split, int]:
         """Split and number of the image in a row; not below the length of the split where it is rejected."""
@@ -77,7 +86,7 @@ class _Images:
     def find(self, annotation: Annotation) -> list[int]:
         """The rows that an annotation may be of: one, if all is well."""
         stem = stem_of(annotation.name)
-        rows = self._rows.get(stem, [])
+        rows = self._rows(stem)
         if split := next(filter(None, map(_split_of, reversed(annotation.folders))), None):
             of_split = [row for row in rows if self.at(row)[0].name == split]
             # ILSVRC's training images may have become somebody's validation images; 1.jpg of train/ is not val's
@@ -86,7 +95,7 @@ class _Images:
             named = {self._number.get(name) for name, _ in annotation.objects if name}
             labels = named or {self._label_of(annotation.folders)}
             rows = [row for row in rows if self._label[row] in labels] or rows
-            rows = [row for row in rows if self._names[row] == annotation.name] or rows
+            rows = [row for row in rows if self._name(row) == annotation.name] or rows
         return rows
 
     def fitted(self, row: int, annotation: Annotation, name: str | None, numbers: Sequence[str]) -> Cut | str:
@@ -122,7 +131,7 @@ class _Collected:
         self._without_image: Counter[str] = Counter()
         self._images = {name: array("q") for name in SPLITS}
         self._boxes = {name: array("d") for name in SPLITS}
-        self._places: dict[str, list[str]] = {name: [] for name in SPLITS}
+        self._places = {name: Texts() for name in SPLITS}
 
     def flag(self, status: str, place: str, words: Sequence[str] = ()) -> None:
         """Notes a verdict, of the object that these words describe."""

@@ -2,6 +2,7 @@
 
 import os
 import tarfile
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -43,7 +44,7 @@ def files_in(file: Path, notes: Notes) -> Iterator[tuple[str, int, int]]:
 
 
 def _files(file: Path, stream: IO[bytes], notes: Notes, end: int, above: str = "") -> Iterator[tuple[str, int, int]]:
-    linked: dict[str, tuple[int, int]] = {}
+    links = _Links()
     for member in _members(file, stream, end):
         parts = [part for part in member.name.split("/") if part not in ("", ".")]
         if not parts or member.isdir():
@@ -51,16 +52,33 @@ def _files(file: Path, stream: IO[bytes], notes: Notes, end: int, above: str = "
         path = "/".join([above, *parts] if above else parts)
         if any(map(is_hidden, parts)):
             notes.leave_out("hidden files", os.path.join(file, path))
-        elif member.islnk() and member.linkname in linked:
-            yield path, *linked[member.linkname]
+        elif member.islnk() and (place := links.place_of(member.linkname)):
+            yield path, *place
         elif not member.isfile() or member.issparse():
             notes.leave_out("links, sparse and special files", os.path.join(file, path))
         elif path.endswith(".tar"):
             stream.seek(member.offset_data)
             yield from _files(file, stream, notes, member.offset_data + member.size, path)
         else:
-            linked[member.name] = member.offset_data, member.size
+            links.add(member.name, member.offset_data, member.size)
             yield path, member.offset_data, member.size
+
+
+class _Links:
+    """Where the files of a tar lie by their names, for hard links: until there is one, 24 bytes a file."""
+
+    def __init__(self) -> None:
+        self._files = array("q")  # hash, offset and bytes of each that is not among the places
+        self._places: dict[int, tuple[int, int]] = {}
+
+    def add(self, name: str, offset: int, size: int) -> None:
+        self._files.extend((hash(name), offset, size))
+
+    def place_of(self, name: str) -> tuple[int, int] | None:
+        """Offset and bytes of the last file of a name."""
+        files, self._files = self._files, array("q")
+        self._places.update(zip(files[::3], zip(files[1::3], files[2::3], strict=True), strict=True))
+        return self._places.get(hash(name))
 
 
 def _members(file: Path, stream: IO[bytes], end: int) -> Iterator[tarfile.TarInfo]:

@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from vggrepro.data.images.columns import Members
 from vggrepro.data.images.label_files import LabelFile, number_of
 from vggrepro.data.images.labels import Labels, NoLabelsError
 from vggrepro.data.images.layouts import place_of_labels
-from vggrepro.data.images.members import (
-    NUMBERED,
-    SPLITS,
-    UNLABELLED,
-    Member,
-    Notes,
-    is_number,
-    is_wnid,
-    with_class_names,
-)
+from vggrepro.data.images.members import NUMBERED, UNLABELLED, Member, Notes, is_number, is_wnid
 from vggrepro.errors import UserError
 
 _MOST_CLASSES = 1_000_000
 
 
 def with_classes(
-    members: list[Member], listed: Sequence[str], labels: Labels, notes: Notes, source: str
-) -> tuple[list[Member], tuple[str, ...], Path | None]:
+    members: Members, listed: Sequence[str], labels: Labels, notes: Notes, source: str
+) -> tuple[Members, tuple[str, ...], Path | None]:
     """The members with names of classes, all classes in the order of labels, and the file that labels some, if any.
 
     `listed` are all classes in that order, where something lists them; `source` is for messages. Raises UserError for
@@ -39,24 +31,24 @@ def with_classes(
     return members, _classes(members, listed, numbers or named, source, notes), file.file if file else None
 
 
-def _with_numbers_for_folders(members: list[Member], listed: Sequence[str]) -> list[Member]:
+def _with_numbers_for_folders(members: Members, listed: Sequence[str]) -> Members:
     """The members with numbers for names of folders that are none of the list's, as in ImageNet-V2: 0 to 999."""
-    names = {member.class_name for member in members if not member.class_name.startswith(NUMBERED)} - {UNLABELLED}
+    names = {name for name in members.class_names() if not name.startswith(NUMBERED)} - {UNLABELLED}
     if not listed or not all(map(is_number, names)) or names.intersection(listed):
         return members
-    return with_class_names(members, {name: f"{NUMBERED}{int(name)}" for name in names})
+    return members.with_class_names({name: f"{NUMBERED}{int(name)}" for name in names})
 
 
 def _labelled(
-    members: list[Member], listed: Sequence[str], labels: Labels, notes: Notes
-) -> tuple[list[Member], set[str], LabelFile | None]:
+    members: Members, listed: Sequence[str], labels: Labels, notes: Notes
+) -> tuple[Members, set[str], LabelFile | None]:
     """The members with classes for those that a label file names, the classes that it names, and the file.
 
     Folders of val that are no classes, as Tiny ImageNet's `images`, only hold what is labelled in a file.
     """
-    val = [member for member in members if member.split == "val"]
+    val = members.take(members.rows_of("val"))
     folders = {member.class_name for member in val if _is_folders(member)} - {UNLABELLED}
-    classes = set(listed) or {member.class_name for member in members if member.split == "train"}
+    classes = set(listed) or members.class_names("train")
     if classes:
         flat = folders if not folders & classes and not any(name.startswith(NUMBERED) for name in classes) else set()
     else:
@@ -65,7 +57,7 @@ def _labelled(
     first = next((member for member in val if member.class_name in flat), None)
     if classes and not first:
         return members, set(), None
-    some = first or val[0]
+    some = first or next(iter(val))
     try:
         file = labels.find(_path_of(some), place_of_labels(some))
     except UserError as error:
@@ -87,12 +79,8 @@ def _labelled(
         notes.add(f"classes of validation images are those of {file.file}")
         if file.ordered:
             _require_numbers(val, file)
-    labelled = [
-        member._replace(class_name=file.require(_path_of(member)))
-        if member.split == "val" and member.class_name in flat
-        else member
-        for member in members
-    ]
+    rows = members.rows_of("val", flat)
+    labelled = members.with_classes_of(rows, (file.require(_path_of(member)) for member in members.take(rows)))
     return labelled, file.classes, file
 
 
@@ -101,7 +89,7 @@ def _path_of(member: Member) -> str:
     return member.name if member.archive else "/".join((*Path(member.container).parts[-2:], member.name))
 
 
-def _require_numbers(members: Sequence[Member], file: LabelFile) -> None:
+def _require_numbers(members: Iterable[Member], file: LabelFile) -> None:
     """Raises UserError where images have no numbers of their own, by which a list of classes knows them."""
     numbers = Counter(number_of(member.file_name) for member in members)
     number, n = numbers.most_common(1)[0]
@@ -115,21 +103,17 @@ def _is_folders(member: Member) -> bool:
 
 
 def _with_names_for_numbers(
-    members: list[Member], named: set[str], listed: Sequence[str], notes: Notes
-) -> tuple[list[Member], set[str]]:
+    members: Members, named: set[str], listed: Sequence[str], notes: Notes
+) -> tuple[Members, set[str]]:
     """The members with names for numbers of classes, and all such names where nothing else says the classes.
 
     A number is a place in the list of classes, or among the sorted classes of training images; without these it is
     the label itself, written with as many digits as the largest. Raises UserError.
     """
-    numbers = {
-        int(name.removeprefix(NUMBERED))
-        for name in {member.class_name for member in members} | named
-        if name.startswith(NUMBERED)
-    }
+    numbers = {int(name.removeprefix(NUMBERED)) for name in members.class_names() | named if name.startswith(NUMBERED)}
     if not numbers:
         return members, set()
-    train = {member.class_name for member in members if member.split == "train"}
+    train = members.class_names("train")
     known = listed or sorted(name for name in train if not name.startswith(NUMBERED))
     last = max(numbers)
     if last >= _MOST_CLASSES:
@@ -155,27 +139,25 @@ def _with_names_for_numbers(
         notes.add(
             f"classes have no names but numbers, 0 to {last}" + (f"; {without} have no images" if without else "")
         )
-    members = with_class_names(members, {f"{NUMBERED}{number}": names[number] for number in numbers})
+    members = members.with_class_names({f"{NUMBERED}{number}": names[number] for number in numbers})
     return members, set() if known or train else set(names.values())
 
 
-def _classes(
-    members: Sequence[Member], listed: Sequence[str], named: set[str], source: str, notes: Notes
-) -> tuple[str, ...]:
+def _classes(members: Members, listed: Sequence[str], named: set[str], source: str, notes: Notes) -> tuple[str, ...]:
     """All classes in the order of labels. Raises UserError for an image of another class."""
-    present = {split: {member.class_name for member in members if member.split == split} for split in SPLITS}
+    train, val = members.class_names("train"), members.class_names("val")
     if listed:
-        if strange := sorted((present["train"] | present["val"]).difference(listed)):
+        if strange := sorted((train | val).difference(listed)):
             raise UserError(
                 f"class {strange[0]} of {source} is none of the {len(listed)} listed; give a list of all with --classes"
             )
-    elif present["train"] and (strange := sorted(present["val"] - present["train"])):
-        where = next(member.place for member in members if (member.split, member.class_name) == ("val", strange[0]))
+    elif train and (strange := sorted(val - train)):
+        where = next(iter(members.take(members.rows_of("val", strange[:1])))).place
         raise UserError(
             f"val class {strange[0]} of {source} ({where}) has no train images; name only what belongs together, or "
             f"add its training images, or a file of labels where the folder is no class"
         )
-    classes = tuple(listed or sorted(present["train"] or present["val"] | named))
+    classes = tuple(listed or sorted(train or val | named))
     if all(map(is_number, classes)) and list(classes) != sorted(classes, key=int):
         notes.add(f"classes are called by numbers, and are in the order of text: {', '.join(classes[:4])}, ...")
     return classes

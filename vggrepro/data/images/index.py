@@ -127,6 +127,13 @@ class Index:
 
     def split(self, name: str) -> Split:
         """The usable images of `train` or `val`. Arrays are views of the table, not copies."""
+        return self._splits[name]
+
+    @cached_property
+    def _splits(self) -> dict[str, Split]:
+        return {name: self._split(name) for name in SPLITS}
+
+    def _split(self, name: str) -> Split:
         of_split = _codes(self.table["split"]) == SPLITS.index(name)
         usable = of_split & self._with_status(lambda status: status.startswith("ok"))
         start, n = int(of_split.argmax()), int(usable.sum())
@@ -138,10 +145,10 @@ class Index:
             containers=self.containers,
             container=_codes(self.table["container"])[rows],
             names=table["name"],
-            offset=_numbers(self.table["offset"].chunk(0))[rows],
-            length=_numbers(self.table["length"].chunk(0))[rows],
-            label=_numbers(self.table["label"].chunk(0))[rows],
-            size=_numbers(self.table["size"].chunk(0).values).reshape(-1, 2)[rows],
+            offset=numbers_of(self.table["offset"].chunk(0))[rows],
+            length=numbers_of(self.table["length"].chunk(0))[rows],
+            label=numbers_of(self.table["label"].chunk(0))[rows],
+            size=numbers_of(self.table["size"].chunk(0).values).reshape(-1, 2)[rows],
             ordinary=self._with_status(lambda status: status == "ok")[rows],
             rejected=int(of_split.sum() - n),
             _archives=OpenArchives(self.archives),
@@ -267,10 +274,10 @@ def stamp_of(file: str) -> tuple[int, int] | None:
 
 def _codes(column: pa.ChunkedArray) -> NDArray[Any]:
     """The dictionary codes of a column, without copying."""
-    return _numbers(column.chunk(0).indices)
+    return numbers_of(column.chunk(0).indices)
 
 
-def _numbers(array: pa.Array) -> NDArray[Any]:
+def numbers_of(array: pa.Array) -> NDArray[Any]:
     """The numbers of an array, without copying. (Arrow's own `to_numpy` imports pandas: seconds.)"""
     values = np.frombuffer(array.buffers()[1], str(array.type))
     return values[array.offset : array.offset + len(array)]

@@ -155,7 +155,7 @@ def _in_bare_tar(tree: Tar) -> Iterator[Member]:
     if folders and all(name.endswith(".tar") for name in folders):
         yield from _in_split(tree, "val" if split == "val" else "train", "")
         return
-    every = tree.every_file()
+    every = list(tree.every_file())
     images = [file for file in every if is_image(file.name)]
     if not images:
         raise UserError(f"{tree.root} holds no images; give the archives of the images themselves")

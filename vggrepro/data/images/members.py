@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -74,11 +73,6 @@ class Notes:
         """Everything noted, a line each."""
         left_out = (f"left out: {n:,} {what}, as {place}" for what, (place, n) in self._left_out.items())
         return *self._lines, *map(printable, left_out)
-
-
-def with_class_names(members: Sequence[Member], names: Mapping[str, str]) -> list[Member]:
-    """The members, those of some classes with other names for them."""
-    return [member._replace(class_name=names.get(member.class_name, member.class_name)) for member in members]
 
 
 def without_folders(name: str) -> str:

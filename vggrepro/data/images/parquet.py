@@ -142,7 +142,7 @@ def _find(mapped: mmap.mmap, content: memoryview, first: int, last: int) -> int:
     return -1
 
 
-def wnids_of(members: Sequence[Member]) -> tuple[str, ...]:
+def wnids_of(members: Iterable[Member]) -> tuple[str, ...]:
     """The wnids that the names of images say for the labels 0, 1, ...; nothing unless they say all of them alike.
 
     So labels of ILSVRC-2012 become its wnids, by which nets and label files know them.

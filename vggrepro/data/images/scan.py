@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from vggrepro.data.images.columns import Members, column_of, in_order
 from vggrepro.data.images.index import Index, load, stamp_of
 from vggrepro.data.images.members import SPLITS, Member
 from vggrepro.data.images.sources import FoundImages, find, require_readable_names, signature
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 """Is told how many images are done, and of how many."""
+_NO_MEAN = (math.nan,) * 3
 _CHUNK = 64  # images that a verifying process is given at once
 
 
@@ -49,7 +54,7 @@ def scan(
     `found(images)` and `progress(done, total)` report. Raises UserError.
     """
     images, source = find(sources, classes, found), ", ".join(map(str, sources))
-    if mean and images.members[0].split != "train":
+    if mean and not len(images.members.rows_of("train")):
         raise UserError(f"--mean is of training images, and {source} has none; leave it out")
     return _indexed(images, source, how, mean, journal, progress)
 
@@ -57,9 +62,9 @@ def scan(
 def _indexed(images: FoundImages, source: str, how: How, mean: bool, journal: Path | None, progress: Progress) -> Index:
     """Indexes images that were found, in the order of the index. Else as :func:`scan`."""
     members = images.members
-    containers = dict.fromkeys(member.container for member in members)
+    containers = [members.containers[code] for code in in_order(members.container)]
     labels = [str(images.label_file)] if images.label_file else []  # one in a tar has the stamp of the tar
-    seen = {file: stamp for file in (*containers, *labels) if (stamp := stamp_of(file))}
+    seen = {file: stamp for file in (*(place for place, _ in containers), *labels) if (stamp := stamp_of(file))}
     findings = _findings(members, how, mean, journal, progress)
     if journal:
         journal.unlink(missing_ok=True)
@@ -68,7 +73,7 @@ def _indexed(images: FoundImages, source: str, how: How, mean: bool, journal: Pa
         classes=images.classes,
         source=source,
         verified=how,
-        archives=tuple(dict.fromkeys(member.container for member in members if member.archive)),
+        archives=tuple(place for place, is_archive in containers if is_archive),
         mean_rgb=_mean_rgb(members, findings) if mean else None,
         seen=seen,
         notes=images.notes,
@@ -80,71 +85,116 @@ def scan_folder(root: Path) -> Index:
     return scan([root], "header")
 
 
-def _findings(
-    members: Sequence[Member], how: How, mean: bool, journal: Path | None, progress: Progress
-) -> list[Finding]:
+class Findings:
+    """What was seen of images, in columns: to be added to."""
+
+    def __init__(self, findings: Iterable[Finding] = ()) -> None:
+        self.size = array("q")
+        """Height and width of each."""
+        self.format, self.status = array("q"), array("q")
+        self.formats: dict[str, int] = {}
+        """What `format` numbers."""
+        self.statuses: dict[str, int] = {}
+        self.mean = array("d")
+        """Three for each; NaN where there is none."""
+        self.add(findings)
+
+    def __len__(self) -> int:
+        return len(self.status)
+
+    def add(self, findings: Iterable[Finding]) -> None:
+        """Adds those of the next images."""
+        for width, height, format_name, status, mean in findings:
+            self.size.extend((height, width))
+            self.format.append(self.formats.setdefault(format_name, len(self.formats)))
+            self.status.append(self.statuses.setdefault(status, len(self.statuses)))
+            self.mean.extend(mean or _NO_MEAN)
+
+
+def _findings(members: Members, how: How, mean: bool, journal: Path | None, progress: Progress) -> Findings:
     """What is seen of each member; taken from the journal as far as it goes, which has a line a chunk."""
-    places = [(member.file, member.offset, member.length, member.mtime_ns) for member in members]
-    listing = hashlib.sha256(repr((how, mean, places)).encode()).hexdigest()
-    findings: list[Finding] = []
-    if journal and journal.exists():
-        head, *lines = journal.read_text().splitlines(keepends=True) or [""]
-        if head.strip() == listing:
-            for line in lines:
-                if line.endswith("\n"):  # the last one may be torn
-                    findings += [Finding(*finding) for finding in json.loads(line)]
-    left = members[len(findings) :]
-    chunks = [left[start : start + _CHUNK] for start in range(0, len(left), _CHUNK)]
-    with _rewritten(journal) as file:
-        file.write(f"{listing}\n{json.dumps(findings)}\n" if findings else f"{listing}\n")
-        for chunk in verify(chunks, how, mean=mean):
-            findings += chunk
-            file.write(json.dumps(chunk) + "\n")
+    listing = hashlib.sha256(repr((how, mean, members.containers)).encode())
+    for column in (members.container, members.offset, members.length, members.mtime_ns):
+        listing.update(column.tobytes())
+    for name in members.name.buffers()[1:]:
+        listing.update(name)
+    findings = Findings()
+    with _continued(journal, f"{listing.hexdigest()}\n".encode(), findings) as file:
+        starts = range(len(findings), len(members), _CHUNK)
+        for chunk in verify((members.part(start, start + _CHUNK) for start in starts), how, mean=mean):
+            findings.add(chunk)
+            file.write(f"{json.dumps(chunk)}\n".encode())
             file.flush()
             progress(len(findings), len(members))
     return findings
 
 
-def _rewritten(journal: Path | None) -> TextIO:
-    """The journal, emptied; without one, a file that keeps nothing. Raises UserError."""
+def _continued(journal: Path | None, listing: bytes, findings: Findings) -> IO[bytes]:
+    """The journal, open behind what it has of a listing, which is added to the findings.
+
+    Without one, a file that keeps nothing. Raises UserError.
+    """
     if journal is None:
-        return open(os.devnull, "w")
+        return open(os.devnull, "wb")
     try:
         journal.parent.mkdir(parents=True, exist_ok=True)
-        return journal.open("w")
+        file = journal.open("a+b")
     except OSError as error:
         raise UserError(f"{journal.parent} cannot be written to ({error.strerror}); choose another --out") from None
+    file.seek(0)
+    end = 0
+    line = file.readline()
+    if line == listing:
+        end = file.tell()
+        while (line := file.readline()).endswith(b"\n"):  # the last one may be torn
+            findings.add(json.loads(line))
+            end = file.tell()
+    file.truncate(end)
+    if not end:
+        file.write(listing)
+    return file
 
 
-def _table(members: Sequence[Member], findings: Sequence[Finding], classes: Sequence[str]) -> pa.Table:
+def _table(members: Members, findings: Findings, classes: Sequence[str]) -> pa.Table:
     import pyarrow as pa
 
-    usable = [finding.status.startswith("ok") for finding in findings]
-    order = sorted(range(len(members)), key=lambda row: (SPLITS.index(members[row].split), not usable[row]))
-    rows = [(members[row], findings[row]) for row in order]
+    usable = np.array([status.startswith("ok") for status in findings.statuses], np.bool_)[findings.status]
+    order = np.lexsort((~usable, members.split))
+    members = members.take(order)
     label = {name: number for number, name in enumerate(classes)}
-    few = pa.dictionary(pa.int16(), pa.string())  # different words, in two bytes each
-    splits = pa.array([SPLITS.index(m.split) for m, _ in rows], pa.int8())
+    labels = np.array([label.get(name, -1) for name in members.classes])
+    size = np.asarray(findings.size).reshape(-1, 2)[order].ravel()
     return pa.table(
         {
-            "container": pa.array([m.container for m, _ in rows]).dictionary_encode(),
-            "name": pa.array([m.name for m, _ in rows]),
-            "offset": pa.array([m.offset for m, _ in rows], pa.int64()),
-            "length": pa.array([m.length for m, _ in rows], pa.int64()),
-            "split": pa.DictionaryArray.from_arrays(splits, pa.array(SPLITS)),
-            "label": pa.array([label[m.class_name] for m, _ in rows], pa.int64()),
-            "size": pa.array([(f.height, f.width) for _, f in rows], pa.list_(pa.int64(), 2)),
-            "format": pa.array([f.format for _, f in rows], few),
-            "status": pa.array([f.status for _, f in rows], few),
+            "container": _encoded(members.container, [place for place, _ in members.containers], np.int32),
+            "name": members.name.cast(pa.string()),
+            "offset": column_of(members.offset),
+            "length": column_of(members.length),
+            "split": pa.DictionaryArray.from_arrays(column_of(members.split), pa.array(SPLITS)),
+            "label": column_of(labels[members.class_name]),
+            "size": pa.FixedSizeListArray.from_arrays(column_of(size), 2),
+            "format": _encoded(np.asarray(findings.format)[order], list(findings.formats), np.int16),
+            "status": _encoded(np.asarray(findings.status)[order], list(findings.statuses), np.int16),
         }
-    ).combine_chunks()
+    )
 
 
-def _mean_rgb(members: Sequence[Member], findings: Sequence[Finding]) -> tuple[float, float, float] | None:
-    means = [f.mean for m, f in zip(members, findings, strict=True) if m.split == "train" and f.mean]
-    if not means:
+def _encoded(codes: NDArray[Any], texts: Sequence[str], kind: type[np.integer[Any]]) -> pa.DictionaryArray:
+    """Texts in few bytes each, numbered by where they come first."""
+    import pyarrow as pa
+
+    used = in_order(codes)
+    number = np.zeros(len(texts), kind)
+    number[used] = np.arange(len(used))
+    return pa.DictionaryArray.from_arrays(column_of(number[codes]), pa.array([texts[code] for code in used]))
+
+
+def _mean_rgb(members: Members, findings: Findings) -> tuple[float, float, float] | None:
+    means = np.asarray(findings.mean).reshape(-1, 3)[members.rows_of("train")]
+    means = means[~np.isnan(means[:, 0])]
+    if not len(means):
         return None
-    red, green, blue = np.mean(means, axis=0).tolist()
+    red, green, blue = means.mean(axis=0).tolist()
     return red, green, blue
 
 
@@ -175,13 +225,14 @@ def open_members(
 
     It is used again while the images (places, sizes, times of change) and classes are what they were. Raises UserError.
     """
-    require_readable_names(members)
+    columns = Members.of(members)
+    require_readable_names(columns)
     digest = hashlib.sha256(repr(tuple(classes)).encode())
     for archive in sorted({member.container for member in members if member.archive}):
         digest.update(f"{archive} {stamp_of(archive)}\n".encode())
     for member in members:
         digest.update("\0".join(map(str, member)).encode())
-    images = FoundImages(members, tuple(classes), (), None)
+    images = FoundImages(columns, tuple(classes), (), None)
     return _kept(
         cache / f"{source.resolve().name}-{digest.hexdigest()[:16]}",
         lambda journal: _indexed(images, str(source), "header", False, journal, progress),

@@ -4,18 +4,20 @@ Nothing is extracted.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from vggrepro.data.decode import BadImageError, read
 from vggrepro.data.images.classes import with_classes
+from vggrepro.data.images.columns import Members, column_of
 from vggrepro.data.images.index import stamp_of
 from vggrepro.data.images.labels import Labels, is_label_file, listed_classes, stamped_labels, texts_in
 from vggrepro.data.images.layouts import in_tree, place_of_labels, split_folders
-from vggrepro.data.images.members import NUMBERED, Member, Notes, split_of, with_class_names, without_wnid
+from vggrepro.data.images.members import NUMBERED, Member, Notes, split_of, without_wnid
 from vggrepro.data.images.parquet import SUFFIX, Table, note_gaps, split_of_table, wnids_of
 from vggrepro.data.images.tree import Folder, Tar, absolute
 from vggrepro.errors import UserError
@@ -27,7 +29,7 @@ _READER_VERSION = b"2"  # counts up when the same files give other labels, so th
 class FoundImages(NamedTuple):
     """What sources hold."""
 
-    members: Sequence[Member]
+    members: Members
     """Every image, ordered by split, class and name."""
     classes: tuple[str, ...]
     """In the order of labels."""
@@ -81,89 +83,116 @@ def find(sources: Sequence[Path], class_list: str | None = None, count: Count = 
     validation images without labels.
     """
     notes = Notes()
-    members: list[Member] = []
     texts: dict[Path, Member] = {}
-    stated: tuple[str, ...] = ()
+    stated: list[str] = []
     files = _expanded(sources, notes)
     note_gaps(files, notes)
-    for file, folder in files.items():
-        if file.suffix == SUFFIX and not folder:
-            table = Table(file)
-            if stated and table.classes != stated:
-                raise UserError(
-                    f"{file} names other classes than the tables before it; name only what belongs together"
-                )
-            found, stated, tree = table.members(), table.classes, None
-        elif is_label_file(file):
-            continue
-        else:
-            tree = folder or Tar(file)
-            found = in_tree(tree)
-            texts |= texts_in(tree) if isinstance(tree, Tar) else {}
-        for member in found:
-            members.append(member)
-            if len(members) % 1000 == 0:
-                count(len(members))
-        if tree:
-            notes.include(tree.notes)
-    count(len(members))
+    members = Members.of(_counted(_members(files, notes, texts, stated), count))
     source = ", ".join(map(str, sources))
     require_readable_names(members)
-    wnids = wnids_of([member for member in members if member.container.endswith(SUFFIX)])
+    tables = [code for code, (place, _) in enumerate(members.containers) if place.endswith(SUFFIX)]
+    wnids = wnids_of(members.take(np.flatnonzero(np.isin(members.container, tables))))
     if wnids and len(wnids) == len(stated or wnids):
         # under ILSVRC's own names they are known to label files, boxes and nets
-        stated = wnids
-        members = [member._replace(name=without_wnid(member.name)) for member in members]
+        stated[:] = wnids
+        members = Members.of(member._replace(name=without_wnid(member.name)) for member in members)
     listed = listed_classes(class_list) if class_list else stated
     if class_list and stated:
         members = _with_stated_classes(members, stated, listed)
-    if not any(member.split == "val" for member in members):
+    if not len(members.rows_of("val")):
         raise UserError(f"{source} has no val images; name the archive or folder that holds them as well")
     labels = Labels(list(filter(is_label_file, sources)), list(files), texts)
     members, classes, label_file = with_classes(members, listed, labels, notes, source)
-    place = {name: number for number, name in enumerate(classes)}
-    members.sort(
-        key=lambda member: (member.split, place[member.class_name], member.file_name, member.container, member.offset)
-    )
+    members = _sorted(members, {name: number for number, name in enumerate(classes)})
     _require_each_once(members)
     return FoundImages(members, classes, notes.lines(), label_file)
 
 
-def _with_stated_classes(members: Sequence[Member], stated: Sequence[str], listed: Sequence[str]) -> list[Member]:
+def _members(
+    files: Mapping[Path, Folder | None], notes: Notes, texts: dict[Path, Member], stated: list[str]
+) -> Iterator[Member]:
+    """The images of all files and folders; with texts in tars by their places, and names of classes that tables state.
+
+    Raises UserError.
+    """
+    for file, folder in files.items():
+        if file.suffix == SUFFIX and not folder:
+            table = Table(file)
+            if stated and list(table.classes) != stated:
+                raise UserError(
+                    f"{file} names other classes than the tables before it; name only what belongs together"
+                )
+            stated[:] = table.classes
+            yield from table.members()
+        elif not is_label_file(file):
+            tree = folder or Tar(file)
+            yield from in_tree(tree)
+            texts |= texts_in(tree) if isinstance(tree, Tar) else {}
+            notes.include(tree.notes)
+
+
+def _counted(members: Iterable[Member], count: Count) -> Iterator[Member]:
+    found = 0
+    for found, member in enumerate(members, 1):
+        if found % 1000 == 0:
+            count(found)
+        yield member
+    count(found)
+
+
+def _sorted(members: Members, place: Mapping[str, int]) -> Members:
+    """By split, place of the class, name without folders, container and offset."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    containers = sorted(members.containers)
+    keys = {
+        "split": column_of(members.split),
+        "class": column_of(np.array([place.get(name, -1) for name in members.classes])[members.class_name]),
+        "name": pc.replace_substring_regex(members.name, "(?s).*/", ""),
+        "container": column_of(np.array([containers.index(one) for one in members.containers])[members.container]),
+        "offset": column_of(members.offset),
+    }
+    order = pc.sort_indices(pa.table(keys), [(key, "ascending") for key in keys])
+    return members.take(np.frombuffer(order.buffers()[1], np.uint64)[: len(order)])
+
+
+def _with_stated_classes(members: Members, stated: Sequence[str], listed: Sequence[str]) -> Members:
     """The members of tables with the list's classes: of the same names, or as many in the same order.
 
     Raises UserError for names of others.
     """
     if set(stated) <= set(listed):
-        return with_class_names(members, {f"{NUMBERED}{number}": name for number, name in enumerate(stated)})
+        return members.with_class_names({f"{NUMBERED}{number}": name for number, name in enumerate(stated)})
     if len(stated) != len(listed):
         raise UserError(
             f"the tables name {len(stated)} classes ({stated[0]}, ...), which are not those of --classes; leave it out"
         )
-    return list(members)
+    return members
 
 
-def require_readable_names(members: Sequence[Member]) -> None:
+def require_readable_names(members: Members) -> None:
     """Raises UserError for an image whose path or class is not UTF-8, which no index can hold."""
-    seen = ""
+    if members.names_are_text():
+        return
     for member in members:
-        for text in (member.name, member.class_name) if member.container == seen else member[1:4]:
-            if not text.isascii():
-                try:
-                    text.encode()
-                except UnicodeEncodeError:
-                    raise UserError(f"{member.place} has a name that is not UTF-8; rename it") from None
+        for text in member[1:4]:
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise UserError(f"{member.place} has a name that is not UTF-8; rename it") from None
             if "\0" in text[1:]:
                 raise UserError(f"{member.place} has a name that is not text; rename it")
-        seen = member.container
 
 
-def _require_each_once(members: Sequence[Member]) -> None:
+def _require_each_once(members: Members) -> None:
     """Raises UserError where two archives hold the same image, as ILSVRC's archives for several tasks do."""
-    for first, second in pairwise(members):
-        if first.length != second.length or first.file_name != second.file_name or first[:2] != second[:2]:
-            continue
-        if first.container == second.container:
+    alike = np.diff(members.container) != 0
+    for column in (members.split, members.class_name, members.length):
+        alike &= np.diff(column) == 0
+    for row in np.flatnonzero(alike).tolist():
+        first, second = members.part(row, row + 2)
+        if first.file_name != second.file_name:
             continue
         with suppress(BadImageError):  # which is found when all are looked at
             if read(first.file, first.offset, first.length) == read(second.file, second.offset, second.length):

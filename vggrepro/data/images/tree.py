@@ -9,12 +9,16 @@ from __future__ import annotations
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from vggrepro.data.decode import BadImageError
 from vggrepro.data.decode import read as read_bytes
 from vggrepro.data.images.archives import files_in
+from vggrepro.data.images.columns import Members
 from vggrepro.data.images.members import Member, Notes, is_hidden, is_image
 from vggrepro.errors import UserError
 
@@ -103,33 +107,53 @@ class Tar(Tree):
 
     def __init__(self, file: Path) -> None:
         super().__init__(absolute(file))
-        self._files: dict[str, dict[str, Member]] = {"": {}}
         self._folders: dict[str, set[str]] = {}
-        self.repeated = ""
-        """A path that several members have, if any."""
-        container = str(self.root)
-        for path, offset, size in files_in(self.root, self.notes):
-            above, _, name = path.rpartition("/")
-            if above not in self._files:
-                self._files[above] = {}
-                inside = above
+        of_folder, folders = array("q"), {"": 0}
+
+        def members() -> Iterator[Member]:
+            for path, offset, size in files_in(self.root, self.notes):
+                above = path.rpartition("/")[0]
+                inside = "" if above in folders else above
                 while inside:
                     outside, _, folder = inside.rpartition("/")
                     self._folders.setdefault(outside, set()).add(folder)
                     inside = outside
-            elif name in self._files[above]:
-                # the last counts, as it does where a tar is extracted
-                self.notes.leave_out("files that a later one of the same name replaces", os.path.join(container, path))
-                self.repeated = path
-            self._files[above][name] = Member("val", "", container, path, offset, size, True)
+                of_folder.append(folders.setdefault(above, len(folders)))
+                yield Member("val", "", str(self.root), path, offset, size, True)
 
-    def every_file(self) -> list[Member]:
+        self._members = Members.of(members())
+        of_each = np.asarray(of_folder)
+        rows, counts = np.argsort(of_each, kind="stable"), np.bincount(of_each, minlength=len(folders))
+        self._rows = dict(zip(folders, np.split(rows, np.cumsum(counts)[:-1]), strict=True))
+        self.repeated = ""
+        """A path that several members have, if any."""
+        if len(self._members.name.unique()) < len(self._members):
+            self._note_repeated()
+
+    def _note_repeated(self) -> None:
+        paths: set[str] = set()
+        for file in self._members:
+            if file.name in paths:
+                self.notes.leave_out("files that a later one of the same name replaces", file.place)
+                self.repeated = file.name
+            paths.add(file.name)
+
+    def every_file(self) -> Iterator[Member]:
         """All files, wherever in it."""
-        return [file for files in self._files.values() for file in files.values()]
+        return (file for path in self._rows for file in self._of_folder(path).values())
+
+    def _of_folder(self, path: str) -> Files:
+        """The files of a folder by their names; the last of one name counts, as it does where a tar is extracted."""
+        rows = self._rows.get(path)
+        return {} if rows is None else {file.file_name: file for file in self._members.take(rows)}
+
+    def folders(self, path: str) -> list[str]:
+        """As of any tree; a folder without files is not there."""
+        return sorted(self._folders.get(path, ()))
 
     def listing(self, path: str) -> tuple[list[str], Files]:
-        """As of any tree; a folder without files is not there."""
-        return sorted(self._folders.get(path, ())), dict(sorted(self._files.get(path, {}).items()))
+        """As of any tree."""
+        return self.folders(path), dict(sorted(self._of_folder(path).items()))
 
 
 def absolute(file: Path) -> Path:

@@ -15,8 +15,9 @@ import resource
 import signal
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import partial
 from multiprocessing import Pipe
@@ -32,6 +33,7 @@ from vggrepro.data.images.members import Member
 from vggrepro.errors import UserError, ending_of, reason_of
 
 How = Literal["full", "header"]
+_AHEAD = 256  # chunks that wait behind one which takes long
 _START_S = 300.0
 _SILENCE_S = 120.0
 _MEMORY_BYTES = 4 << 30  # what a worker may map; PIL itself refuses images beyond 179 megapixels
@@ -73,11 +75,16 @@ def verify(chunks: Iterable[Sequence[Member]], how: How, *, mean: bool = False) 
             idle.put(worker)
         pool = ThreadPoolExecutor(number)
         stack.callback(pool.shutdown, cancel_futures=True)
-        try:
-            found = pool.map(findings, chunks)
-        except RuntimeError as error:  # it can have no more threads
-            raise UserError(f"images cannot be looked at ({error}); raise `ulimit -u`") from None
-        yield from found
+        ahead: deque[Future[list[Finding]]] = deque()
+        for chunk in chunks:
+            try:
+                ahead.append(pool.submit(findings, chunk))
+            except RuntimeError as error:  # it can have no more threads
+                raise UserError(f"images cannot be looked at ({error}); raise `ulimit -u`") from None
+            if len(ahead) > _AHEAD:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def _rejected(why: object) -> Finding:
