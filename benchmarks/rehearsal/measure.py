@@ -16,8 +16,10 @@ from typing import Any
 _LOOK_S = 0.1
 
 
-def measure(command: Sequence[str], environment: Mapping[str, str], log: Path, limit_s: float) -> dict[str, Any]:
-    """Runs a command; its output goes to `log`, and what its last line has as JSON is `found`.
+def measure(
+    command: Sequence[str], environment: Mapping[str, str], log: Path, limit_s: float, good: Sequence[int]
+) -> dict[str, Any]:
+    """Runs a command, which is to end with a `good` status; its output goes to `log`, its last line may be JSON.
 
     Wall time; processor time, user and system, of it and its descendants; the peak of its memory: of a single process
     what was resident, of several what they had together at a time, shared pages counted once (looked at every 100 ms);
@@ -40,14 +42,14 @@ def measure(command: Sequence[str], environment: Mapping[str, str], log: Path, l
         "read_mb": round(int(io["rchar"]) / 1e6, 1),
         "disk_mb": round(int(io["read_bytes"]) / 1e6, 1),
         "status": process.returncode,
+        "load": round(os.getloadavg()[0], 1),
     }
     lines = log.read_text(errors="replace").splitlines() or [""]
-    with suppress(ValueError):
-        if isinstance(found := json.loads(lines[-1]), dict):
-            record["found"] = found
+    if lines[-1].startswith("{"):
+        record["found"] = json.loads(lines[-1])
     if late:
         record["failed"] = f"not done within {limit_s:.0f} s"
-    elif process.returncode:
+    elif process.returncode not in good:
         record["failed"] = f"status {process.returncode}: {lines[-1][:300]}"
     return record
 
@@ -63,6 +65,9 @@ def _watch(pid: int, until: float) -> tuple[int, bool]:
                 return most, True
             if len(tree := list(_descendants(pid))) > 1:
                 most = max(most, sum(map(_proportional_bytes, tree)))
+    except BaseException:
+        os.killpg(pid, signal.SIGKILL)
+        raise
     finally:
         os.close(end)
     return most, False

@@ -12,10 +12,11 @@ Made by `python benchmarks/full_size.py --page docs/full_size.md --out RESULT.js
 Images are a stand-in with ILSVRC-2012's names, counts and layouts, and no net computes anything: this is what all
 else costs, at 1/100, 1/10 and all of its 1,281,167 + 50,000 images.
 
-Each cell has wall seconds, processor seconds of all processes, peak memory, and what was read by system calls (pages of
-mapped files are not among it). Nothing was dropped from the page cache before. Imports are part of every step and have
-rows of their own. The last column is the growth from 1/10 to 1/1: the exponent of processor time, or, in italics, of
-wall time where waiting dominates; 1 is proportional, 0 is constant.
+Each cell has wall and processor seconds of all processes, in brackets the wall seconds after imports where they are
+known, the peak of memory, and what was read by system calls (pages of mapped files are not among it). Nothing was
+dropped from the page cache before. Imports are part of every step, and have rows of their own. The last column is the
+exponent of processor time, or in italics of wall time where waiting dominates, from 1/10 to 1/1: 1 is proportional,
+0 is constant. Of rows at 1/10 alone it is that of the number of stages or seeds, against the row of twelve stages.
 """
 
 
@@ -24,16 +25,15 @@ def page(labels: Mapping[str, Any], groups: Mapping[str, Mapping[str, str]]) -> 
     scales = sorted({int(scale) for found in labels.values() for scale in found["scales"]}, reverse=True)
     lines = [_HEAD, *(f"- **{label}**: {_made(found)}" for label, found in labels.items())]
     failures = []
-    for group, titles in groups.items():
+    for group, steps in groups.items():
         rows = []
-        for name, title in titles.items():
-            shown = title
+        for name, step in steps.items():
+            shown = title = step["title"]
             for label, found in labels.items():
                 records = [found["scales"].get(str(scale), {}).get(name) for scale in scales]
                 if any(records):
-                    rows.append(
-                        f"| {shown} | {label} | {' | '.join(map(_cell, records))} | {growth(records, scales)} |"
-                    )
+                    cells = [shown, label, *map(_cell, records), _growth(found["scales"], name, step)]
+                    rows.append(f"| {' | '.join(cells)} |")
                     shown = ""
                 failures += [
                     f"- {title}, {label}, 1/{scale}: {record['failed']}"
@@ -61,21 +61,24 @@ def _cell(record: Mapping[str, Any] | None) -> str:
         return ""
     if "failed" in record:
         return "failed"
-    wall, cpu = _short(record["wall_s"]), _short(record["cpu_s"])
-    return f"{wall} / {cpu} s, {record['memory_mb']:,.0f} MB, {record['read_mb']:,.0f} MB read"
+    seconds = f"{_short(record['wall_s'])} / {_short(record['cpu_s'])} s"
+    if (after := record["found"].get("after_imports_s")) is not None:
+        seconds += f" ({_short(after)} s)"
+    return f"{seconds}, {record['memory_mb']:,.0f} MB, {record['read_mb']:,.0f} MB"
 
 
 def _short(seconds: float) -> str:
     return f"{seconds:.1f}" if seconds < 10 else f"{seconds:,.0f}"
 
 
-def growth(records: list[Any], scales: list[int]) -> str:
-    """The exponent with which a step grows with the images, where it was measured at 1/10 and 1/1."""
-    by_scale = dict(zip(scales, records, strict=True))
-    tenth, whole = by_scale.get(10), by_scale.get(1)
-    if not (tenth and whole) or "failed" in tenth or "failed" in whole:
+def _growth(of_scales: Mapping[str, Any], name: str, step: Mapping[str, Any]) -> str:
+    """The exponent with which a step grows: with the images, or with what it has more of than another step."""
+    larger, smaller, times = of_scales.get("1", {}).get(name), of_scales.get("10", {}).get(name), 10.0
+    if "against" in step:
+        larger, smaller, times = smaller, of_scales.get("10", {}).get(step["against"]), step["times"]
+    if not (larger and smaller) or "failed" in larger or "failed" in smaller:
         return ""
-    waits = whole["cpu_s"] < whole["wall_s"] / 2
+    waits = larger["cpu_s"] < larger["wall_s"] / 2
     key = "wall_s" if waits else "cpu_s"
-    exponent = f"{math.log10(whole[key] / tenth[key]):.2f}"
+    exponent = f"{math.log(larger[key] / smaller[key], times):.2f}"
     return f"*{exponent}*" if waits else exponent

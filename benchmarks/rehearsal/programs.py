@@ -2,7 +2,8 @@
 
     python benchmarks/rehearsal/programs.py NAME ARGUMENT ...
 
-Its last line is JSON: what it found, among it the seconds that it took once everything was imported.
+A program is a generator: its first `yield` says that all is imported, its second what it found. That is the last line
+of output, as JSON, with the seconds from the one to the other.
 """
 
 import json
@@ -21,47 +22,58 @@ from typing import Any
 import numpy as np
 import stand_in
 
-BATCH, CROP = 256, 224
-_kept: list[Any] = []
-"""What is to stay in memory while several processes are measured together."""
-_HOLD = "REHEARSAL_HOLD"
+Program = Iterator[dict[str, Any] | None]
+BATCH, CROP, JITTER = 256, 224, (256, 512)
+_STAYS = "REHEARSAL_STAYS"
+"""Environment variable of a process that is to stay until its standard input ends."""
 
 
-def open_index(file: str) -> dict[str, Any]:
+def open_index(file: str) -> Program:
     from vggrepro.data.images.index import load
 
-    started = perf_counter()
+    yield None
     index = load(Path(file))
-    _kept.append((index, index.fingerprint, splits := [index.split(name) for name in ("train", "val")]))
-    return {"after_imports_s": perf_counter() - started, "images": sum(map(len, splits))}
+    splits = [index.split(name) for name in ("train", "val")]
+    yield {"fingerprint": index.fingerprint, "images": sum(map(len, splits))}
 
 
-def open_data(root: str, runs: str) -> dict[str, Any]:
+def open_data(root: str, runs: str) -> Program:
     from vggrepro.config.recipes import load_stage
     from vggrepro.data.dataset import open_data
 
+    yield None
     config, _ = load_stage(Path("vgg_D"), [f"data.root={root}", f"run.root={runs}"])
-    started = perf_counter()
     index = open_data(config)
-    _kept.append((index, index.fingerprint, splits := [index.split(name) for name in ("train", "val")]))
-    return {"after_imports_s": perf_counter() - started, "images": sum(map(len, splits))}
+    splits = [index.split(name) for name in ("train", "val")]
+    yield {"fingerprint": index.fingerprint, "images": sum(map(len, splits))}
 
 
-def several(number: str, *words: str) -> dict[str, Any]:
-    """A program in so many processes, all of which are there at the end."""
-    held = os.environ | {_HOLD: "1"}
-    command = [sys.executable, __file__, *words]
+def several(number: str, *words: str) -> Program:
+    """A program in so many processes, all of which are there in the end."""
+    yield None
+    command, environment = [sys.executable, __file__, *words], os.environ | {_STAYS: "1"}
     processes = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=held) for _ in range(int(number))
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        for _ in range(int(number))
     ]
     found = [json.loads(process.stdout.readline()) for process in processes if process.stdout]
     time.sleep(0.5)  # for whoever looks at their memory
     for process in processes:
         process.communicate()
-    return {"slowest_after_imports_s": max(one["after_imports_s"] for one in found)}
+    yield {"slowest_after_imports_s": max(one["after_imports_s"] for one in found)}
 
 
-def first_batch(file: str, step: str) -> dict[str, Any]:
+def open_boxes(file: str, boxes_file: str) -> Program:
+    """The boxes of a stage, and the images that they are of."""
+    from vggrepro.data.boxes.box_set import load as load_boxes
+    from vggrepro.data.images.index import load
+
+    yield None
+    found = load_boxes(Path(boxes_file), load(Path(file)))
+    yield {"images": int(found.split("train").has.sum())}
+
+
+def first_batch(file: str, step: str) -> Program:
     import torch
 
     from vggrepro.config.settings import Data
@@ -69,53 +81,40 @@ def first_batch(file: str, step: str) -> dict[str, Any]:
     from vggrepro.data.loading.loader import make_loader
     from vggrepro.data.sampler import TrainingSampler
 
-    started = perf_counter()
-    data = Data(backend="torchvision")
-    split = load(Path(file)).split("train")
-    sampler = TrainingSampler(split.size, data, CROP, 0)
-    views = sampler.views(int(step) * BATCH, BATCH)
-    drawn = perf_counter() - started
+    yield None
+    started, data, split = perf_counter(), Data(backend="torchvision"), load(Path(file)).split("train")
+    views = TrainingSampler(split.size, data, CROP, 0).views(int(step) * BATCH, BATCH)
+    drawn_s = perf_counter() - started
     batch = next(make_loader(data, torch.device("cpu")).batches(split, [views]))
-    return {"after_imports_s": perf_counter() - started, "views_s": drawn, "images": len(batch.labels)}
+    yield {"views_s": drawn_s, "images": len(batch.labels)}
 
 
-def epoch_views(file: str) -> dict[str, Any]:
+def epoch_views(file: str) -> Program:
     """The views of every step of an epoch."""
     from vggrepro.config.settings import Data
     from vggrepro.data.images.index import load
     from vggrepro.data.sampler import TrainingSampler
 
-    started = perf_counter()
+    yield None
     split = load(Path(file)).split("train")
-    sampler, steps = TrainingSampler(split.size, Data(S=(256, 512)), CROP, 0), len(split) // BATCH
+    sampler, steps = TrainingSampler(split.size, Data(S=JITTER), CROP, 0), len(split) // BATCH
     for step in range(steps):
         sampler.views(step * BATCH, BATCH)
-    return {"after_imports_s": perf_counter() - started, "steps": steps}
+    yield {"steps": steps}
 
 
-def masks(scale: str) -> dict[str, Any]:
+def masks(scale: str) -> Program:
     """The dropout masks of a fifth of an epoch's steps, at step 300,000."""
     from vggrepro.data.sampler import dropout_masks
 
-    started, steps = perf_counter(), 1000 // int(scale)
+    yield None
+    steps = max(1, 1000 // int(scale))
     for step in range(300_000, 300_000 + steps):
-        dropout_masks(0, step, BATCH, slice(0, BATCH), (4096, 4096), 0.5)
-    return {"after_imports_s": perf_counter() - started, "steps": steps}
+        dropout_masks(0, step, BATCH, slice(0, BATCH), (stand_in.UNITS, stand_in.UNITS), 0.5)
+    yield {"steps": steps}
 
 
-def test_views(file: str) -> dict[str, Any]:
-    """Whole images at each Q of net D with jitter, and centre crops."""
-    from vggrepro.data.images.index import load
-    from vggrepro.evaluation.methods import centre_views, whole_views
-
-    started = perf_counter()
-    split = load(Path(file)).split("val")
-    batches = [len(whole_views(split, Q, 32, CROP)) for Q in (256, 384, 512)]
-    centre_views(split, 256, 64, CROP)
-    return {"after_imports_s": perf_counter() - started, "batches": batches}
-
-
-class Guessing:
+class Indifferent:
     """A net that costs nothing: every class scores alike."""
 
     training = False
@@ -124,16 +123,14 @@ class Guessing:
         crop = CROP
 
     def __call__(self, images: Any) -> Any:
-        import torch
-
-        return torch.zeros(len(images), stand_in.CLASSES)
+        return images.new_zeros(len(images), stand_in.CLASSES)
 
     def eval(self) -> None: ...
 
     def train(self, _: bool) -> None: ...
 
 
-def validation(file: str) -> dict[str, Any]:
+def validation(file: str) -> Program:
     """What training does at the end of each epoch, with decoding and without a net."""
     import torch
 
@@ -144,16 +141,26 @@ def validation(file: str) -> dict[str, Any]:
     from vggrepro.evaluation.run_split import SplitPass
     from vggrepro.ranks.watch import Watch
 
-    started = perf_counter()
-    split = load(Path(file)).split("val")
-    loader = make_loader(Data(backend="torchvision"), torch.device("cpu"))
+    yield None
+    split, loader = load(Path(file)).split("val"), make_loader(Data(backend="torchvision"), torch.device("cpu"))
     with Watch() as watch:
-        errors = centre_error(Guessing(), SplitPass(split, loader, watch, "fp32"), 256, 64)  # type: ignore[arg-type]
-    return {"after_imports_s": perf_counter() - started, "top1_error": errors[1].percent}
+        errors = centre_error(Indifferent(), SplitPass(split, loader, watch, "fp32"), JITTER[0], 64)  # type: ignore[arg-type]
+    yield {"top1_error": errors[1].percent}
+
+
+def test_views(file: str) -> Program:
+    """Whole images at each Q of net D with jitter, and centre crops."""
+    from vggrepro.data.images.index import load
+    from vggrepro.evaluation.methods import centre_views, whole_views
+
+    yield None
+    split = load(Path(file)).split("val")
+    whole = [len(whole_views(split, Q, 32, CROP)) for Q in (256, 384, 512)]
+    yield {"batches": [*whole, len(centre_views(split, 256, 64, CROP))]}
 
 
 class Undecoded:
-    """A loader that opens no image: of each batch one pixel an image."""
+    """A loader that opens no image: of each one a pixel."""
 
     def __init__(self, device: Any) -> None:
         self.device = device
@@ -168,8 +175,8 @@ class Undecoded:
             yield Batch(torch.zeros(len(views), 3, 1, 1), labels, views)
 
 
-def store(file: str, runs: str, methods: str, share: str = "1") -> dict[str, Any]:
-    """Answers of net D at its three Q, all but the net: stored whole, or left once a share of the first is done."""
+def store(file: str, runs: str, methods: str, share: str = "inf") -> Program:
+    """Answers of net D at its three Q by some methods; left when a share of the first Q's is there."""
     import torch
 
     from vggrepro.config.recipes import load_stage
@@ -180,56 +187,139 @@ def store(file: str, runs: str, methods: str, share: str = "1") -> dict[str, Any
     from vggrepro.pipeline.session import open_session
     from vggrepro.storage.directory import RunDirectory
 
-    index = load(Path(file))
+    yield None
+    index, names = load(Path(file)), methods.split(",")
     changes = [f"data.index={file}", f"run.root={runs}", "run.device=cpu", "tracking.mlflow=false"]
     config, _ = load_stage(Path("vgg_D_jitter"), changes)
-    rows = np.random.default_rng(0).random((4096, stand_in.CLASSES), np.float32)
-    rows = torch.from_numpy(rows / rows.sum(axis=1, keepdims=True))
-    tests = [(method, config.multi_Q) for method in methods.split(",")]
+    rows = torch.rand(4096, stand_in.CLASSES).softmax(1)
+    answers = NetAnswers(
+        RunDirectory(config.directory), stand_in.weights_of(config), index.fingerprint, config.evaluation
+    )
     with open_session([config], training=False) as session:
-        least = float(share) * len(index.split("val")) / session.topology.world if float(share) < 1 else np.inf
-        seen = 0
+        most, seen = float(share) * len(index.split("val")) / session.topology.world, 0
 
         def predict(net: Any, images: Any, testing: Any) -> Any:
             nonlocal seen
             seen += len(images)
-            if seen > least:
-                raise Interrupted("half of it is done")
+            if seen > most:
+                raise Interrupted("the share is there")
             return rows[seen % 3000 :][: len(images)]
 
-        stage.METHODS = dict.fromkeys(methods.split(","), predict)  # type: ignore[assignment]
-        run = RunDirectory(config.directory)
-        answers = NetAnswers(run, stand_in.weights_of(config), index.fingerprint, config.evaluation)
-        started = perf_counter()
+        stage.METHODS = dict.fromkeys(names, predict)  # type: ignore[assignment]
+        opened, tests = (Indifferent(), Undecoded(session.device)), [(name, config.multi_Q) for name in names]
         with suppress(Interrupted):
-            stage.evaluate(answers, lambda: (Guessing(), Undecoded(session.device)), index, session.watch, tests)  # type: ignore[arg-type, return-value]
-        return {"after_imports_s": perf_counter() - started, "shown": seen}
+            stage.evaluate(answers, lambda: opened, index, session.watch, tests)  # type: ignore[arg-type, return-value]
+    yield {"answered": seen}
 
 
-def boxes(file: str, boxes_file: str) -> dict[str, Any]:
-    """The boxes of a stage, as it opens them."""
-    from vggrepro.data.boxes.box_set import load as load_boxes
-    from vggrepro.data.images.index import load
+def descriptors(runs: str, scale: str, name: str) -> Program:
+    """A test of Appendix B from stored features: descriptors, then two classes' SVMs at one C."""
+    from vggrepro.evaluation.feature_spec import feature_specs
+    from vggrepro.evaluation.svm import into_span, learn
+    from vggrepro.pipeline.features import Descriptors
 
-    started = perf_counter()
-    index = load(Path(file))
-    found = load_boxes(Path(boxes_file), index)
-    return {"after_imports_s": perf_counter() - started, "boxed": int(found.split("train").has.sum())}
+    yield None
+    data, net = stand_in.transfer_set(name, int(scale)), stand_in.transfer_net(Path(runs))
+    seconds = [perf_counter()]
+    values = Descriptors(data, (net,), (feature_specs(name, net.config)[0],)).values()
+    seconds.append(perf_counter())
+    train = data.partitions[0].train
+    learn(into_span(values[train])[0], data.targets[train][:, :2], 1.0, len(os.sched_getaffinity(0)))
+    seconds.append(perf_counter())
+    sizes = {"samples": values.shape[0], "dimensions": values.shape[1], "learnt_from": len(train)}
+    yield dict(zip(("descriptors_s", "svm_s"), np.diff(seconds).tolist(), strict=True)) | sizes
 
 
-def card(run: str) -> dict[str, Any]:
+def resume_metrics(source: str, scratch: str) -> Program:
+    """What a requeued job reads and writes of metrics.jsonl: the last lines go, the events are looked through."""
+    from vggrepro.storage.directory import RunDirectory
+
+    run = RunDirectory(Path(scratch))
+    run.path.mkdir(parents=True, exist_ok=True)
+    run.metrics.write_bytes((Path(source) / "metrics.jsonl").read_bytes())
+    last = json.loads(run.metrics.read_bytes().splitlines()[-1])["step"]
+    yield None
+    run.rewind(max(20, last - 500))
+    yield {"events": len(run.records("event")), "mb": run.metrics.stat().st_size / 1e6}
+
+
+def read_records(run: str) -> Program:
+    from vggrepro.storage.directory import RunDirectory
+
+    yield None
+    yield {"records": len(RunDirectory(Path(run)).records("train"))}
+
+
+def curves(runs: str) -> Program:
+    """The learning curves of all runs in one figure."""
+    from vggrepro.reporting.documents.figures import learning_curves
+    from vggrepro.storage.directory import RunDirectory
+
+    yield None
+    found = {folder.name: RunDirectory(folder) for folder in sorted(Path(runs).glob("paper/*"))}
+    yield {"runs": len(found), "bytes": len(learning_curves(found))}
+
+
+def mirror(source: str, scratch: str, tenths: str, uri: str = "") -> Program:
+    """Brings some tenths of a run's metrics into MLflow, as each job does that works on the run."""
+    from vggrepro.storage.directory import RunDirectory
+    from vggrepro.storage.mirror import MlflowMirror, RunDescription
+
+    place, run = Path(scratch).absolute(), RunDirectory(Path(scratch) / "run")
+    run.path.mkdir(parents=True, exist_ok=True)
+    lines = (Path(source) / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    there = run.metrics.read_bytes().count(b"\n") if run.metrics.exists() else 0
+    with run.metrics.open("ab") as file:
+        file.writelines(lines[there : len(lines) * int(tenths) // 10])
+    where = uri or f"sqlite:///{place / 'mlruns.db'}"
+    following = MlflowMirror(run, RunDescription(where, "rehearsal", "run", {}, {}, place / "artifacts"))
+    following.start()
+    yield None
+    yield {"done": following.close("FINISHED", 900)}
+
+
+def mirror_on_server(source: str, scratch: str) -> Program:
+    """The same with a server on this machine: nine tenths, once more with nothing new, the last tenth."""
+    place = Path(scratch).absolute()
+    place.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    uri, database = f"http://127.0.0.1:{port}", f"sqlite:///{place / 'server.db'}"
+    options = f"--host 127.0.0.1 --port {port} --workers 1 --backend-store-uri {database}"
+    command = [sys.executable, "-m", "mlflow", "server", *options.split()]
+    with (place / "log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=place)
+    try:
+        until = perf_counter() + 120
+        while True:
+            with suppress(OSError), urllib.request.urlopen(f"{uri}/health", timeout=5):
+                break
+            if perf_counter() > until or server.poll() is not None:
+                sys.exit(f"the server does not start: {(place / 'log').read_text()[-200:]}")
+            time.sleep(0.5)
+        yield None
+        parts = {"first": "9", "requeued": "9", "rest": "10"}
+        yield {
+            f"{name}_s": run(mirror(source, scratch, tenths, uri))["after_imports_s"] for name, tenths in parts.items()
+        }
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def card(run: str) -> Program:
     """The errors in the model card of a net."""
     from vggrepro.reporting.documents.card import _errors
     from vggrepro.storage.directory import RunDirectory
     from vggrepro.storage.status import known_weights, stage_at
 
-    started = perf_counter()
+    yield None
     directory = RunDirectory(Path(run))
-    found = list(_errors(stage_at(Path(run)), known_weights(directory) or "", directory))
-    return {"after_imports_s": perf_counter() - started, "errors": len(found)}
+    yield {"errors": len(list(_errors(stage_at(directory.path), known_weights(directory) or "", directory)))}
 
 
-def stage_end(index: str, runs: str) -> dict[str, Any]:
+def stage_end(index: str, runs: str) -> Program:
     """What follows the last stage's last answer: its errors and figure, then the tables of all stages."""
     from vggrepro.config.recipes import load_graph
     from vggrepro.data.images.index import load
@@ -240,125 +330,31 @@ def stage_end(index: str, runs: str) -> dict[str, Any]:
     from vggrepro.reporting.stored.predictions import PredictionCache
     from vggrepro.reporting.stored.runs import StoredRun
 
+    yield None
     graph = load_graph(Path("reproduce"), [f"run.root={runs}", f"data.index={index}", "tracking.mlflow=false"])
     config = list(graph.stages.values())[-1]
-    seconds = [perf_counter()]
     answers = Net.of_stage(config).answers(load(Path(index)).fingerprint)
+    seconds = [perf_counter()]
     errors_by_name(config, answers, tests_of(config))
     seconds.append(perf_counter())
     PredictionCache().of([(StoredRun(config.directory, config), config.multi_Q)], "dense")
     seconds.append(perf_counter())
     write_tables(graph)
     seconds.append(perf_counter())
-    parts = dict(zip(("errors_s", "figure_s", "tables_s"), np.diff(seconds).tolist(), strict=True))
-    return {"after_imports_s": seconds[-1] - seconds[0]} | parts
+    yield dict(zip(("errors_s", "figure_s", "tables_s"), np.diff(seconds).tolist(), strict=True))
 
 
-def resume_metrics(source: str, scratch: str) -> dict[str, Any]:
-    """What a requeued job reads and writes of metrics.jsonl: the last lines go, the notes are looked through."""
-    from vggrepro.storage.directory import RunDirectory
-
-    run = RunDirectory(Path(scratch))
-    run.path.mkdir(parents=True, exist_ok=True)
-    run.metrics.write_bytes((Path(source) / "metrics.jsonl").read_bytes())
-    last = json.loads(run.metrics.read_bytes().splitlines()[-1])["step"]
+def run(program: Program) -> dict[str, Any]:
+    """What a program finds, and its seconds."""
+    next(program)
     started = perf_counter()
-    run.rewind(max(20, last - 500))
-    run.records("event")
-    seconds = perf_counter() - started
-    return {"after_imports_s": seconds, "mb": run.metrics.stat().st_size / 1e6}
-
-
-def read_records(run: str) -> dict[str, Any]:
-    from vggrepro.storage.directory import RunDirectory
-
-    started = perf_counter()
-    found = RunDirectory(Path(run)).records("train")
-    return {"after_imports_s": perf_counter() - started, "records": len(found)}
-
-
-def curves(runs: str) -> dict[str, Any]:
-    """The learning curves of all runs in one figure."""
-    from vggrepro.reporting.documents.figures import learning_curves
-    from vggrepro.storage.directory import RunDirectory
-
-    found = {folder.name: RunDirectory(folder) for folder in sorted(Path(runs).glob("paper/*"))}
-    started = perf_counter()
-    png = learning_curves(found)
-    return {"after_imports_s": perf_counter() - started, "runs": len(found), "bytes": len(png)}
-
-
-def mirror(source: str, scratch: str, tenths: str, uri: str = "") -> dict[str, Any]:
-    """Brings some tenths of a run's metrics into MLflow, as a job does that works on the run."""
-    from vggrepro.storage.directory import RunDirectory
-    from vggrepro.storage.mirror import MlflowMirror, RunDescription
-
-    place, run = Path(scratch), RunDirectory(Path(scratch) / "run")
-    run.path.mkdir(parents=True, exist_ok=True)
-    lines = (Path(source) / "metrics.jsonl").read_bytes().splitlines(keepends=True)
-    there = run.metrics.read_bytes().count(b"\n") if run.metrics.exists() else 0
-    with run.metrics.open("ab") as file:
-        file.writelines(lines[there : len(lines) * int(tenths) // 10])
-    where = uri or f"sqlite:///{place.absolute() / 'mlruns.db'}"
-    following = MlflowMirror(run, RunDescription(where, "rehearsal", "run", {}, {}, place / "artifacts"))
-    following.start()
-    started = perf_counter()
-    done = following.close("FINISHED", 900)
-    return {"after_imports_s": perf_counter() - started, "done": done}
-
-
-def mirror_on_server(source: str, scratch: str) -> dict[str, Any]:
-    """The same with a server on this machine: all but a tenth, once more with nothing new, the last tenth."""
-    place = Path(scratch).absolute()
-    place.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-               "--backend-store-uri", f"sqlite:///{place / 'server.db'}"]  # fmt: skip
-    with (place / "server.log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=place)
-    try:
-        until = perf_counter() + 90
-        while True:
-            with suppress(OSError), urllib.request.urlopen(f"{uri}/health", timeout=5):
-                break
-            if perf_counter() > until or server.poll() is not None:
-                raise RuntimeError(f"the server did not start: {(place / 'server.log').read_text()[-200:]}")
-            time.sleep(0.5)
-        found = {name: mirror(source, scratch, tenths, uri) for name, tenths in MIRRORED.items()}
-        return {f"{name}_s": one["after_imports_s"] for name, one in found.items()}
-    finally:
-        server.terminate()
-        server.wait()
-
-
-MIRRORED = {"first": "9", "requeued": "9", "last_tenth": "10"}
-
-
-def descriptors(runs: str, scale: str, name: str) -> dict[str, Any]:
-    """A test of Appendix B from stored features: descriptors, then SVMs of two classes at one C; it has five C."""
-    from vggrepro.evaluation.feature_spec import feature_specs
-    from vggrepro.evaluation.svm import into_span, learn
-    from vggrepro.pipeline.features import Descriptors
-
-    data, net = stand_in.transfer_set(name, int(scale)), stand_in.transfer_net(Path(runs))
-    cores = len(os.sched_getaffinity(0))
-    seconds = [perf_counter()]
-    values = Descriptors(data, (net,), (feature_specs(name, net.config)[0],)).values()
-    seconds.append(perf_counter())
-    partition = data.partitions[0]
-    learnt, _ = into_span(values[partition.train])
-    learn(learnt, data.targets[partition.train][:, :2], 1.0, cores)
-    seconds.append(perf_counter())
-    parts = dict(zip(("descriptors_s", "two_classes_s"), np.diff(seconds).tolist(), strict=True))
-    whole = {"samples": values.shape[0], "dimensions": values.shape[1], "learnt_from": len(partition.train)}
-    return {"after_imports_s": seconds[-1] - seconds[0]} | parts | whole | {"classes": len(data.classes)}
+    found = next(program) or {}
+    return {"after_imports_s": perf_counter() - started} | found
 
 
 if __name__ == "__main__":
-    outcome = globals()[sys.argv[1]](*sys.argv[2:])
-    print(json.dumps(outcome), flush=True)
-    if os.environ.get(_HOLD):
+    chosen = globals()[sys.argv[1]](*sys.argv[2:])  # which keeps what it has opened until it goes
+    print(json.dumps(run(chosen)), flush=True)
+    if os.environ.get(_STAYS):
         sys.stdin.read()
+    chosen.close()

@@ -18,7 +18,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 TRAIN, VAL, CLASSES = 1_281_167, 50_000, 1000
 BOXED = 544_546
@@ -194,7 +193,7 @@ def records(config: Any, scale: int) -> Iterator[dict[str, Any]]:
             yield moment | {"kind": "validation", "Q": 256, "learning_rate": 0.01} | errors
 
 
-def posteriors(done: Path, _: int, index: str, root: str, seeds: str | None = None) -> None:
+def answers(done: Path, _: int, index: str, root: str, seeds: str | None = None) -> None:
     """Answers of the runs: a centre crop and dense at each Q, of D and E with jitter multi-crop as well.
 
     A list of all files goes to `done`. The image decides most of whether a net is right, as with true nets.
@@ -242,7 +241,7 @@ def transfer_set(name: str, scale: int) -> Any:
     targets = np.where(label[:, None] == np.arange(classes), 1, -1).astype(np.int8)
     if measure != "recall":
         targets[random.random(targets.shape) < 0.05] = 1  # several objects in an image
-    labelled = max(6 * classes, LABELLED.get(name, count) // scale)
+    labelled = max(6 * classes, LABELLED.get(name, SETS[name][0]) // scale)
     half = min((facts().transfer[name].train_per_class or labelled) * classes // scale or labelled, labelled // 2)
     order = random.permutation(labelled)
     partition = Partition(order[: half // 2], order[half // 2 : half], order[half:])
@@ -279,8 +278,7 @@ def features(place: Path, scale: int, name: str) -> None:
         net.answers(data.index.fingerprint).features(net.layer, Q).save(net.run, Features(values))
 
 
-KINDS = {made.__name__: made for made in (archives, annotations, runs, posteriors, features)}
-Floats = NDArray[np.floating[Any]]
+KINDS = {made.__name__: made for made in (archives, annotations, runs, answers, features)}
 
 if __name__ == "__main__":
     kind, at, scale_text, *more = sys.argv[1:]
