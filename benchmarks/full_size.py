@@ -65,7 +65,7 @@ class Place:
         return self.work / f"1-{self.scale}"
 
     @property
-    def own(self) -> Path:
+    def output(self) -> Path:
         """What the measured code has made, and logs."""
         return self.shared / self.label
 
@@ -93,9 +93,9 @@ class Place:
 
     def text(self, template: str) -> str:
         """A text of the plan with its names filled in."""
-        own = {"shared": str(self.shared), "own": str(self.own), "scale": str(self.scale)}
-        named = {name: Template(text).substitute(own) for name, text in PLAN["names"].items()}
-        return Template(template).substitute(own | named)
+        places = {"shared": str(self.shared), "output": str(self.output), "scale": str(self.scale)}
+        named = {name: Template(text).substitute(places) for name, text in PLAN["names"].items()}
+        return Template(template).substitute(places | named)
 
     def words(self, command: str) -> list[str]:
         """A command of the plan."""
@@ -119,7 +119,7 @@ class Place:
         if not path.exists():
             started = time.perf_counter()
             self.remove(f"{thing['path']}.part")
-            run(self.words(thing["command"]), self.environment, self.own / f"make_{name}.log")
+            run(self.words(thing["command"]), self.environment, self.output / f"make_{name}.log")
             say(f"1/{self.scale} made {name} in {time.perf_counter() - started:.0f} s")
         if name == "index":  # runs, which all labels use, know their images by each one's own
             link = Path(self.text("$index"))
@@ -141,13 +141,13 @@ class Place:
                                    stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
         time.sleep(after_s)
         process.send_signal(signal.SIGINT)
-        asked = time.perf_counter()
-        return {"interrupted_after_s": after_s, "status": process.wait(), "left_after_s": time.perf_counter() - asked}
+        stopped = time.perf_counter()
+        return {"interrupted_after_s": after_s, "status": process.wait(), "left_after_s": time.perf_counter() - stopped}
 
     def perform(self, name: str, records: Mapping[str, Any]) -> dict[str, Any]:
         """Measures a step, in the light of those before; the record of a failure has the reason."""
         step, before = STEPS[name], {}
-        self.own.mkdir(parents=True, exist_ok=True)
+        self.output.mkdir(parents=True, exist_ok=True)
         try:
             for need in step.get("needs", ()):
                 self.make(need)
@@ -158,7 +158,7 @@ class Place:
                 if "wall_s" not in records.get(reference, {}):
                     raise RuntimeError(f"it is interrupted after half the time of {reference}; measure that first")
                 before = self.interrupt(step["command"], records[reference]["wall_s"] / 2)
-            log, limit_s = self.own / f"{name}.log", step.get("limit_s", LIMIT_S)
+            log, limit_s = self.output / f"{name}.log", step.get("limit_s", LIMIT_S)
             record = measure(self.words(step["command"]), self.environment, log, limit_s, step.get("status", [0]))
             record["found"] = record.get("found", {}) | before
         except (RuntimeError, OSError, ValueError) as error:

@@ -22,9 +22,9 @@ def measure(
     """Runs a command, which is to end with a `good` status; its output goes to `log`, its last line may be JSON.
 
     Wall time; processor time, user and system, of it and its descendants; the peak of its memory: of a single process
-    what was resident, of several what they had together at a time, shared pages counted once (looked at every 100 ms);
-    what they read by system calls, and what of it, or through memory maps, came from the disk. Nothing is dropped from
-    the page cache before.
+    what was resident (and no less than this process has), of several what they had together at a time, looked at every
+    100 ms, shared pages counted once; what they read by system calls; and what of it, or through memory maps, came from
+    the disk. Nothing is dropped from the page cache before.
     """
     started = time.perf_counter()
     with log.open("wb") as output:

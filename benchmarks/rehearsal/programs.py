@@ -60,7 +60,7 @@ def several(number: str, *words: str) -> Program:
     time.sleep(0.5)  # for whoever looks at their memory
     for process in processes:
         process.communicate()
-    yield {"slowest_after_imports_s": max(one["after_imports_s"] for one in found)}
+    yield {"slowest_after_imports_s": max(process["after_imports_s"] for process in found)}
 
 
 def open_boxes(file: str, boxes_file: str) -> Program:
@@ -155,8 +155,8 @@ def test_views(file: str) -> Program:
 
     yield None
     split = load(Path(file)).split("val")
-    whole = [len(whole_views(split, Q, 32, CROP)) for Q in (256, 384, 512)]
-    yield {"batches": [*whole, len(centre_views(split, 256, 64, CROP))]}
+    dense = [len(whole_views(split, Q, 32, CROP)) for Q in (256, 384, 512)]
+    yield {"batches": [*dense, len(centre_views(split, 256, 64, CROP))]}
 
 
 class Undecoded:

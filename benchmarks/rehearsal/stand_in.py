@@ -113,16 +113,16 @@ def annotations(place: Path, scale: int) -> None:
 
     def xml(number: int, wnid: str, name: str) -> bytes:
         width, height = sizes[number * 79 % SHAPES]
-        one = (
+        first = (
             f"<object><name>{wnid}</name><pose>Unspecified</pose><truncated>0</truncated><difficult>0</difficult>"
             f"<bndbox><xmin>{number % 5}</xmin><ymin>{number % 7}</ymin><xmax>{width - 9}</xmax>"
             f"<ymax>{height - 11}</ymax></bndbox></object>"
         )
-        two = one.replace("<xmin>", "<xmin>1") if number % 10 == 0 else ""
+        second = first.replace("<xmin>", "<xmin>1") if number % 10 == 0 else ""
         return (
             f"<annotation><folder>{wnid}</folder><filename>{name}</filename><source><database>ILSVRC_2012</database>"
             f"</source><size><width>{width}</width><height>{height}</height><depth>3</depth></size>"
-            f"<segmented>0</segmented>{one}{two}</annotation>\n"
+            f"<segmented>0</segmented>{first}{second}</annotation>\n"
         ).encode()
 
     wnids = []
@@ -163,7 +163,7 @@ def runs(place: Path, scale: int, index: str, root: str, seeds: str | None = Non
         run.write_json("final.json", {"weights": weights_of(config), "step": config.train.iterations})
         run.checkpoints.mkdir()
         (run.checkpoints / "final.pt").touch()
-        run.metrics.write_text("".join(json.dumps(one) + "\n" for one in records(config, scale)))
+        run.metrics.write_text("".join(json.dumps(record) + "\n" for record in records(config, scale)))
 
 
 def weights_of(config: Any) -> str:
@@ -196,13 +196,14 @@ def records(config: Any, scale: int) -> Iterator[dict[str, Any]]:
 def answers(done: Path, _: int, index: str, root: str, seeds: str | None = None) -> None:
     """Answers of the runs: a centre crop and dense at each Q, of D and E with jitter multi-crop as well.
 
-    A list of all files goes to `done`. The image decides most of whether a net is right, as with true nets.
+    `done` lists these and the runs' other files, and nothing that storing has put beside them. The image decides most
+    of whether a net is right, as with true nets.
     """
     from vggrepro.data.images.index import load
     from vggrepro.evaluation.posteriors import Posteriors, PosteriorsKey
     from vggrepro.storage.directory import RunDirectory
 
-    images = load(Path(index))
+    images, files = load(Path(index)), [file for file in Path(root).rglob("*") if file.is_file()]
     labels = np.array(images.split("val").label)
     random, rows = np.random.default_rng(1), np.arange(len(labels))
     others = np.exp(random.standard_normal((len(labels), CLASSES), np.float32))
@@ -213,15 +214,15 @@ def answers(done: Path, _: int, index: str, root: str, seeds: str | None = None)
         several = ("multicrop",) if config.model.net in ("D", "E") and isinstance(config.data.S, tuple) else ()
         sets = [("centre", side) for side in config.single_Q]
         sets += [(method, side) for method in ("dense", *several) for side in sides]
-        own = ease + 0.05 * depth + random.normal(0, 0.8, len(labels))
+        margin = ease + 0.05 * depth + random.normal(0, 0.8, len(labels))
         for number, (method, Q) in enumerate(sets):
             values = np.roll(others, 7 * number + 31 * depth, axis=1)
-            values[rows, labels] = np.exp(own + random.normal(0, 0.3, len(labels)) + 0.2 * (method != "centre"))
+            values[rows, labels] = np.exp(margin + random.normal(0, 0.3, len(labels)) + 0.2 * (method != "centre"))
             values /= values.sum(axis=1, keepdims=True)
             key = PosteriorsKey(weights_of(config), images.fingerprint, method, Q, method != "centre")
             key.save(run, Posteriors(values, labels))
-    every = sorted(str(file.relative_to(root)) for file in Path(root).rglob("*") if file.is_file())
-    done.write_text(json.dumps(every))
+            files.append(key.file(run))
+    done.write_text(json.dumps([str(file.relative_to(root)) for file in files]))
 
 
 SETS = {"caltech256": (30_607, 257, "recall"), "voc2007": (9_963, 20, "mAP11"), "voc2012": (22_531, 20, "mAP")}
