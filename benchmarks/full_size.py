@@ -73,7 +73,7 @@ class Place:
     def environment(self) -> dict[str, str]:
         """Of measured processes."""
         return os.environ | {
-            "PYTHONPATH": os.environ.get("PYTHONPATH") or str(HERE.parent),
+            "PYTHONPATH": str(Path(os.environ.get("PYTHONPATH") or HERE.parent).absolute()),
             "OMP_NUM_THREADS": "1",
             "PYTHONDONTWRITEBYTECODE": "",
         }
@@ -82,7 +82,9 @@ class Place:
     def checkout(self) -> Path:
         """Whose package is measured."""
         code = "import vggrepro; print(vggrepro.__file__)"
-        found = subprocess.run([sys.executable, "-c", code], env=self.environment, capture_output=True, check=True)
+        found = subprocess.run(
+            [sys.executable, "-P", "-c", code], env=self.environment, capture_output=True, check=True
+        )
         return Path(found.stdout.decode().strip()).parents[1]
 
     @cached_property
@@ -137,8 +139,15 @@ class Place:
 
     def interrupt(self, command: str, after_s: float) -> dict[str, Any]:
         """Runs a command for so long, then asks it to stop, as Ctrl-C does."""
-        process = subprocess.Popen(self.words(command), env=self.environment, stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+        process = subprocess.Popen(
+            self.words(command),
+            cwd=self.output,
+            env=self.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs in a shell's background ignore it
+        )
         time.sleep(after_s)
         process.send_signal(signal.SIGINT)
         stopped = time.perf_counter()

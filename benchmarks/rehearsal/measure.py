@@ -28,7 +28,7 @@ def measure(
     """
     started = time.perf_counter()
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment,
+        process = subprocess.Popen(command, cwd=log.parent, stdout=output, stderr=subprocess.STDOUT, env=environment,
                                    stdin=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
         together, late = _watch(process.pid, started + limit_s)
     wall = time.perf_counter() - started
@@ -105,7 +105,9 @@ def machine() -> dict[str, Any]:
 def run(command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
     """What is made for later steps, and not measured. Raises RuntimeError."""
     with log.open("wb") as output:
-        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False)
+        done = subprocess.run(
+            command, cwd=log.parent, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False
+        )
     if done.returncode:
         last = (log.read_text(errors="replace").splitlines() or [""])[-1][:300]
         raise RuntimeError(f"{shlex.join(command[-4:])[:120]} ended with status {done.returncode}: {last}")

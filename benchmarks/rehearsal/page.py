@@ -20,6 +20,9 @@ exponent of processor time, or in italics of wall time where waiting dominates, 
 """
 
 
+_GOALS = {"wall_s": "{:.1f} s", "after_imports_s": "{:.1f} s after imports", "memory_mb": "{:,.0f} MB"}
+
+
 def page(labels: Mapping[str, Any], groups: Mapping[str, Mapping[str, str]]) -> str:
     """The page of some labels' results; `groups` have titles of steps by name."""
     scales = sorted({int(scale) for found in labels.values() for scale in found["scales"]}, reverse=True)
@@ -43,9 +46,24 @@ def page(labels: Mapping[str, Any], groups: Mapping[str, Mapping[str, str]]) -> 
         if rows:
             head = ["step", "", *(f"1/{scale}" for scale in scales), "growth"]
             lines += ["", f"## {group}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|", *rows]
+    lines += _goals(labels, groups)
     if failures:
         lines += ["", "## Not measured", "", *failures]
     return "\n".join(lines) + "\n"
+
+
+def _goals(labels: Mapping[str, Any], groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What was aimed at, and what the last label has of it."""
+    *_, (label, last) = labels.items()
+    rows = [
+        f"| {step['title']} | {_GOALS[figure].format(most)} | {_GOALS[figure].format(record[figure])} |"
+        for steps in groups.values()
+        for name, step in steps.items()
+        if "failed" not in (found := last["scales"].get("1", {}).get(name, {"failed": ""}))
+        for record in [found | found["found"]]
+        for figure, most in step.get("goals", {}).items()
+    ]
+    return ["", "## Goals", "", f"| step | goal at 1/1 | {label} |", "|---|---|---|", *rows] if rows else []
 
 
 def _made(found: Mapping[str, Any]) -> str:
