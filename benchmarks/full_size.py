@@ -82,9 +82,8 @@ class Place:
     def checkout(self) -> Path:
         """Whose package is measured."""
         code = "import vggrepro; print(vggrepro.__file__)"
-        found = subprocess.run(
-            [sys.executable, "-P", "-c", code], env=self.environment, capture_output=True, check=True
-        )
+        command = [sys.executable, "-P", "-c", code]  # -P: not that of the working directory
+        found = subprocess.run(command, env=self.environment, capture_output=True, check=True)
         return Path(found.stdout.decode().strip()).parents[1]
 
     @cached_property
@@ -146,7 +145,6 @@ class Place:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs in a shell's background ignore it
         )
         time.sleep(after_s)
         process.send_signal(signal.SIGINT)
@@ -223,6 +221,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, help="write the results as Markdown")
     parser.add_argument("--beside", type=Path, help="another result, whose labels come first in the page")
     options = parser.parse_args(words)
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # which a shell's background ignores, and what starts there
     if options.folder:
         rehearse(options)
     if options.page:
