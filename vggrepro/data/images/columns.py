@@ -91,22 +91,14 @@ class Members:
         """The members of the rows first to last - 1, as far as there are some."""
         rows = slice(first, last)
         codes = (self.split, self.class_name, self.container, self.offset, self.length, self.mtime_ns)
-        columns = (column[rows].tolist() for column in codes)
-        return [
-            Member(
-                SPLITS[split],
-                self.classes[class_name],
-                self.containers[container][0],
-                name.decode(errors=_ANY_BYTES),
-                offset,
-                length,
-                self.containers[container][1],
-                mtime_ns,
-            )
-            for name, split, class_name, container, offset, length, mtime_ns in zip(
-                self.name[rows].to_pylist(), *columns, strict=True
-            )
-        ]
+        columns = zip(self.name[rows].to_pylist(), *(column[rows].tolist() for column in codes), strict=True)
+        found = []
+        for name, split, class_name, container, offset, length, mtime_ns in columns:
+            place, is_archive = self.containers[container]
+            text = name.decode(errors=_ANY_BYTES)
+            image = Member(SPLITS[split], self.classes[class_name], place, text, offset, length, is_archive, mtime_ns)
+            found.append(image)
+        return found
 
     def __iter__(self) -> Iterator[Member]:
         for first in range(0, len(self), _AT_ONCE):

@@ -143,8 +143,7 @@ def _continued(journal: Path | None, listing: bytes, findings: Findings) -> IO[b
         raise UserError(f"{journal.parent} cannot be written to ({error.strerror}); choose another --out") from None
     file.seek(0)
     end = 0
-    line = file.readline()
-    if line == listing:
+    if file.readline() == listing:
         end = file.tell()
         while (line := file.readline()).endswith(b"\n"):  # the last one may be torn
             findings.add(json.loads(line))

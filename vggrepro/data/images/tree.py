@@ -108,7 +108,7 @@ class Tar(Tree):
     def __init__(self, file: Path) -> None:
         super().__init__(absolute(file))
         self._folders: dict[str, set[str]] = {}
-        of_folder, folders = array("q"), {"": 0}
+        of_folder, hashes, folders = array("q"), array("q"), {"": 0}
 
         def members() -> Iterator[Member]:
             for path, offset, size in files_in(self.root, self.notes):
@@ -119,6 +119,7 @@ class Tar(Tree):
                     self._folders.setdefault(outside, set()).add(folder)
                     inside = outside
                 of_folder.append(folders.setdefault(above, len(folders)))
+                hashes.append(hash(path))
                 yield Member("val", "", str(self.root), path, offset, size, True)
 
         self._members = Members.of(members())
@@ -127,7 +128,7 @@ class Tar(Tree):
         self._rows = dict(zip(folders, np.split(rows, np.cumsum(counts)[:-1]), strict=True))
         self.repeated = ""
         """A path that several members have, if any."""
-        if len(self._members.name.unique()) < len(self._members):
+        if len(np.unique(hashes)) < len(hashes):
             self._note_repeated()
 
     def _note_repeated(self) -> None:
