@@ -25,7 +25,7 @@ from vggrepro.data.loading.loader import Loader, make_loader
 from vggrepro.data.sampler import TrainingSampler
 from vggrepro.data.views import Views
 from vggrepro.evaluation.measure import Scored
-from vggrepro.evaluation.significance import paired
+from vggrepro.evaluation.significance import paired_right
 from vggrepro.models.caffe import state_of
 from vggrepro.models.init import init_weights
 from vggrepro.models.table1 import architecture_of
@@ -118,7 +118,7 @@ def report(config: Config) -> None:
     for method, Q in protocols:
         found = evaluate_nets([config.directory], [method], Q)
         assert found is not None
-        results[f"{method} at Q={', '.join(map(str, Q))}"] = found[0].scored(method)
+        results[f"{method} at Q={', '.join(map(str, Q))}"] = found[0].scored(method, Q)
     rows = []
     for name, one in results.items():
         top1, top5 = one.measured.top1, one.measured.top5
@@ -133,7 +133,7 @@ def report(config: Config) -> None:
     pairs += [(crops, dense), (crops3, dense3), (both, dense), (both3, dense3), (both, crops), (both3, crops3)]
     tests = []
     for first, second in pairs:
-        test = paired(results[first].values, results[second].values, results[first].labels, 1)
+        test = paired_right(results[first].ranks.right1, results[second].ranks.right1)
         tests.append(
             {"first": first, "second": second, "difference": test.difference, "interval": test.interval}
             | {"p_value": test.p_value, "only_first": test.only_first_right, "only_second": test.only_second_right}

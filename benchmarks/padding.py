@@ -20,7 +20,7 @@ from pathlib import Path
 from vggrepro.config.recipes import Graph, load_graph
 from vggrepro.config.settings import Config
 from vggrepro.evaluation.measure import Scored
-from vggrepro.evaluation.significance import Paired, paired
+from vggrepro.evaluation.significance import Paired, paired_right
 from vggrepro.models.dense import receptive_field
 from vggrepro.models.table1 import architecture_of
 from vggrepro.pipeline.evaluate import evaluate_nets
@@ -54,8 +54,7 @@ class Point:
         """Dense held against another method, top-1."""
         if method not in self.by:
             return None
-        dense = self.by["dense"]
-        return paired(dense.values, self.by[method].values, dense.labels, 1)
+        return paired_right(self.by["dense"].ranks.right1, self.by[method].ranks.right1)
 
 
 def main() -> None:

@@ -130,7 +130,7 @@ def test_a_published_net_is_tested_as_it_was_at_home(graph: Graph, run: Path, tm
     assert (there.net.config.data.S, there.net.config.multi_Q) == (home.data.S, home.multi_Q)
     assert (there.Q, there.net.config.evaluation.flip) == (home.single_Q, home.evaluation.flip)
     at_home = vggrepro.stored_posteriors(run).measured
-    assert there.scored("dense").measured == at_home
+    assert there.scored("dense", there.Q).measured == at_home
     (note,) = (one for group in vggrepro.tables(out).groups for one in group.runs)
     assert note.imported
     assert "| - | imported |" in vggrepro.to_markdown(vggrepro.tables(out)), "neither its seed nor its steps are known"

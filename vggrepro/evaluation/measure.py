@@ -30,9 +30,14 @@ class Scored:
     labels: NDArray[np.int64]
 
     @property
+    def ranks(self) -> Ranks:
+        """Where the true classes stand."""
+        return Ranks(self.labels, true_class_rank(self.values, self.labels))
+
+    @property
     def measured(self) -> Measured:
         """The errors."""
-        return Measured.of(self.method, self.Q, Ranks(self.labels, true_class_rank(self.values, self.labels)))
+        return Measured.of(self.method, self.Q, self.ranks)
 
 
 @dataclass(frozen=True)
