@@ -229,7 +229,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if options.page:
         files = [file for file in (options.beside, options.out) if file]
         labels = {name: found for file in files for name, found in json.loads(file.read_text())["labels"].items()}
-        write(options.page, page(labels, PLAN["groups"]))
+        write(options.page, page(labels, PLAN["groups"], options.out.name))
     return 0
 
 

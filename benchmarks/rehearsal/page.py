@@ -8,9 +8,9 @@ from typing import Any
 
 _HEAD = """# What it costs at full size
 
-Made by `python benchmarks/full_size.py --page docs/full_size.md --out RESULT.json`, which says how it measures.
-Images are a stand-in with ILSVRC-2012's names, counts and layouts, and no net computes anything: this is what all
-else costs, at 1/100, 1/10 and all of its 1,281,167 + 50,000 images.
+Made of `benchmarks/results/$result` by `python benchmarks/full_size.py --page`,
+which says how it measures. Images are a stand-in with ILSVRC-2012's names, counts and layouts, and no net computes
+anything: this is what all else costs, at 1/100, 1/10 and all of its 1,281,167 + 50,000 images.
 
 Each cell has wall and processor seconds of all processes, in brackets the wall seconds after imports where they are
 known, the peak of memory, and what was read by system calls (pages of mapped files are not among it). Nothing was
@@ -23,10 +23,11 @@ exponent of processor time, or in italics of wall time where waiting dominates, 
 _GOALS = {"wall_s": "{:.1f} s", "after_imports_s": "{:.1f} s after imports", "memory_mb": "{:,.0f} MB"}
 
 
-def page(labels: Mapping[str, Any], groups: Mapping[str, Mapping[str, str]]) -> str:
-    """The page of some labels' results; `groups` have titles of steps by name."""
+def page(labels: Mapping[str, Any], groups: Mapping[str, Mapping[str, Any]], result: str) -> str:
+    """The page of some labels' results, which are in a file of that name; `groups` have steps by name."""
     scales = sorted({int(scale) for found in labels.values() for scale in found["scales"]}, reverse=True)
-    lines = [_HEAD, *(f"- **{label}**: {_made(found)}" for label, found in labels.items())]
+    lines = [_HEAD.replace("$result", result), *(f"- **{label}**: {_made(found)}" for label, found in labels.items())]
+    lines += _goals(labels, groups)
     failures = []
     for group, steps in groups.items():
         rows = []
@@ -46,7 +47,6 @@ def page(labels: Mapping[str, Any], groups: Mapping[str, Mapping[str, str]]) -> 
         if rows:
             head = ["step", "", *(f"1/{scale}" for scale in scales), "growth"]
             lines += ["", f"## {group}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|", *rows]
-    lines += _goals(labels, groups)
     if failures:
         lines += ["", "## Not measured", "", *failures]
     return "\n".join(lines) + "\n"

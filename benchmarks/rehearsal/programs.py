@@ -256,7 +256,7 @@ def curves(runs: str) -> Program:
     from vggrepro.storage.directory import RunDirectory
 
     yield None
-    found = {folder.name: RunDirectory(folder) for folder in sorted(Path(runs).glob("paper/*"))}
+    found = {folder.name: RunDirectory(folder) for folder in sorted(Path(runs).glob("paper/*/"))}
     yield {"runs": len(found), "bytes": len(learning_curves(found))}
 
 

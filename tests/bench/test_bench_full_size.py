@@ -6,10 +6,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_bench_gpu_script import load
 from tiny import REPOSITORY
+
+from vggrepro.paper import value
+from vggrepro.preflight.machine import ANSWER_S, START_S
 
 full_size = load("full_size")
 REHEARSAL = REPOSITORY / "benchmarks" / "rehearsal"
@@ -64,6 +68,27 @@ def test_steps_are_measured_once_and_make_a_page(tmp_path: Path) -> None:
     before = out.read_text()
     rehearse(*words, "--steps", "index_header")
     assert json.loads(out.read_text())["labels"]["now"]["scales"] == json.loads(before)["labels"]["now"]["scales"]
+
+
+def committed() -> tuple[str, dict[str, Any]]:
+    """The newest result's name and labels."""
+    *_, file = sorted((REPOSITORY / "benchmarks" / "results").glob("*-full-size.json"))
+    labels = json.loads(file.read_text())["labels"]
+    return file.name, labels
+
+
+def test_the_page_is_that_of_the_newest_result() -> None:
+    name, labels = committed()
+    assert (REPOSITORY / "docs" / "full_size.md").read_text() == full_size.page(labels, full_size.PLAN["groups"], name)
+
+
+def test_the_plan_of_a_graph_counts_what_was_measured() -> None:
+    _, labels = committed()
+    seconds = {name: one["found"].get("after_imports_s") for name, one in labels["after"]["scales"]["1"].items()}
+    start = labels["after"]["scales"]["1"]["import_torch"]["wall_s"] + seconds["open_index"] + seconds["first_batch_0"]
+    assert start == pytest.approx(START_S, abs=1)
+    answers = (seconds["store_dense"] + seconds["stage_end"]) / (3 * value("val_images"))
+    assert answers == pytest.approx(ANSWER_S, rel=0.1)
 
 
 def test_growth_is_an_exponent() -> None:

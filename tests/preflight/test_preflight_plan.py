@@ -92,7 +92,7 @@ def test_what_binds_and_what_would_help() -> None:
     assert [stage.binds for stage in made.stages] == ["exchange", "GPU"]
     one, two = made.cheaper
     assert one.settings == ("train.precision=bf16",)
-    assert round(one.gpu_hours) == 110
+    assert round(one.gpu_hours) == 111
     assert two.settings == ("train.precision=bf16", "train.comm=auto")
     again = plan(graph_of("vgg_D.yaml", *two.settings), Machine(4, 8))
     assert again.total_gpu_hours == pytest.approx(two.gpu_hours) == pytest.approx(153 - two.saved_gpu_hours, abs=0.5)

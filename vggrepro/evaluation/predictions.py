@@ -25,7 +25,7 @@ from vggrepro.files import exclusive
 from vggrepro.progress import echo
 from vggrepro.storage.directory import RunDirectory
 
-_ROWS = 2048
+_ROWS = 512
 """Images whose posteriors are in memory at a time."""
 
 

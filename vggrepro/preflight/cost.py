@@ -12,7 +12,16 @@ from typing import Literal
 from vggrepro.config.settings import Config
 from vggrepro.models.table1 import BOX_NUMBERS, Architecture, architecture_of
 from vggrepro.paper import value
-from vggrepro.preflight.machine import ACTION_PERSONS, FORWARD_SHARE, LINK_GB_PER_S, LONG_SIDE, ImageSet, Machine
+from vggrepro.preflight.machine import (
+    ACTION_PERSONS,
+    ANSWER_S,
+    FORWARD_SHARE,
+    LINK_GB_PER_S,
+    LONG_SIDE,
+    START_S,
+    ImageSet,
+    Machine,
+)
 from vggrepro.training.throughput import comm_of, flop_per_image, payload_bytes, product_flop, sent_bytes
 
 Binds = Literal["GPU", "exchange", "loader", "file system"]
@@ -37,6 +46,8 @@ class StagePlan:
     training_hours: float
     evaluation_hours: float
     """With the features of other data sets."""
+    bookkeeping_hours: float
+    """Starting, storing answers, drawing, writing tables, while GPUs wait."""
     wall_hours: float
     starts_after_hours: float
     """On the critical path, with nodes for all stages that can run at once."""
@@ -137,7 +148,9 @@ def cost_of(config: Config, parent: str | None, start_hours: float, machine: Mac
     features_flop = float(sum(views * n * _dense_flop(net, Q, but="fc8") for n, Q in _passes(config, data)))
     slower = machine.peak(precision) / machine.peak(config.evaluation.precision)
     evaluation_hours = (validation_flop + slower * (test_flop + features_flop)) / (speed * machine.gpus) / 3600
-    wall_hours = training_hours + evaluation_hours
+    answers = data.val * len({*config.single_Q, *config.multi_Q})
+    bookkeeping_hours = (START_S + answers * ANSWER_S) / 3600
+    wall_hours = training_hours + evaluation_hours + bookkeeping_hours
     gpu_hours = wall_hours * machine.gpus
     return StagePlan(
         name=config.name,
@@ -151,6 +164,7 @@ def cost_of(config: Config, parent: str | None, start_hours: float, machine: Mac
         gpu_hours=gpu_hours,
         training_hours=training_hours,
         evaluation_hours=evaluation_hours,
+        bookkeeping_hours=bookkeeping_hours,
         wall_hours=wall_hours,
         starts_after_hours=start_hours,
         step_ms=1000 * step_s,

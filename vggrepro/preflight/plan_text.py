@@ -107,6 +107,7 @@ def assumptions_of(
         f"{machine.node_gb_per_s:g} GB/s each way and node" if machine.nodes > 1 else f"{LINK_GB_PER_S:g} GB/s a GPU"
     )
     factors = any(stage.comm == "factor" for stage in stages)
+    bookkeeping = 3600 * max(stage.bookkeeping_hours for stage in stages)
     shares = sorted({config.train.batch // machine.gpus for config in configs})
     return (
         rate,
@@ -117,7 +118,9 @@ def assumptions_of(
         + ("no data.index is given; " if any(one.startswith("ILSVRC") for one in data) else "")
         + f"uncropped images have sides 1:{LONG_SIDE}",
         "validation runs at the training speed, by FLOPs; tests do, too, but for what the GPU's peak is lower in "
-        "evaluation.precision; starting, saving and drawing take no time",
+        "evaluation.precision",
+        f"starting a stage, storing its answers and reporting take {bookkeeping:.0f} s, in which its GPUs wait "
+        f"(measured at ILSVRC's size on two cores, docs/full_size.md); checkpoints are written while training goes on",
         _loading(machine, stages),
         f"a GPU has {' or '.join(map(str, shares))} images of each batch; with few, kernels reach less of the peak, "
         f"and the update of the weights, not counted here, weighs more",
