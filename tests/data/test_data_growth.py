@@ -3,6 +3,7 @@
 import gc
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from vggrepro.data.images import columns, verify
 from vggrepro.data.images import scan as scan_module
 from vggrepro.data.images.index import Index, load
 from vggrepro.data.images.members import Member
-from vggrepro.data.images.scan import scan
+from vggrepro.data.images.scan import open_index, scan
 from vggrepro.data.images.sources import find
 from vggrepro.data.images.verify import Finding
 from vggrepro.data.sampler import TrainingSampler, permutation
@@ -108,6 +109,11 @@ def alive(kind: type) -> int:
     return sum(type(one) is kind for one in gc.get_objects())
 
 
+def verify_by_name(chunks: Iterable[Sequence[Member]], how: str, mean: bool = False) -> Iterator[list[Finding]]:
+    """Every image has a width of its own, by which its finding is known."""
+    return ([Finding(one.length + one.offset % 7919 + 1, 30, "JPEG", "ok") for one in chunk] for chunk in chunks)
+
+
 def verify_here(chunks: Iterable[Sequence[Member]], how: str, mean: bool = False) -> Iterator[list[Finding]]:
     return ([Finding(40, 30, "JPEG", "ok") for _ in chunk] for chunk in chunks)
 
@@ -150,9 +156,9 @@ def test_a_journal_goes_on_behind_its_last_line(
     monkeypatch.setattr(scan_module.json, "loads", lambda line: parsed.append(line) or real(line))
     after = []
     scan([archives], journal=journal, progress=lambda done, total: after.append(journal.read_bytes()))
-    assert parsed == before.splitlines(keepends=True)[1:]
+    assert parsed == before.splitlines(keepends=True)
     assert all(content.startswith(before) for content in after)
-    assert len(after[-1].splitlines()) == 1 + -(-2050 // 64)
+    assert len(after[-1].splitlines()) == -(-2050 // 64)
 
 
 def test_a_journal_of_before_is_begun_anew(archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,3 +166,58 @@ def test_a_journal_of_before_is_begun_anew(archives: Path, tmp_path: Path, monke
     monkeypatch.setattr(scan_module, "verify", verify_here)
     journal.write_text(f"{'0' * 64}\n{json.dumps([[1, 1, 'PNG', 'rejected: long ago', None]])}\n")
     assert scan([archives], journal=journal).summary()["usable"] == 2050
+
+
+@pytest.mark.parametrize("stopped", [(3, 3), (9, 5), (30, 31)])
+def test_two_scans_that_share_a_journal_spoil_nothing(
+    archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: tuple[int, int]
+) -> None:
+    """Of the first, the second begins in the middle; both are stopped, and a third goes on from what they left."""
+    monkeypatch.setattr(scan_module, "verify", verify_by_name)
+    right, journal, calls = scan([archives]), tmp_path / "journal", {"first": 0, "second": 0}
+
+    def second(done: int, total: int) -> None:
+        calls["second"] += 1
+        if calls["second"] == stopped[1]:
+            raise InterruptedError
+
+    def first(done: int, total: int) -> None:
+        calls["first"] += 1
+        if calls["first"] == 1:
+            with pytest.raises(InterruptedError):
+                scan([archives], journal=journal, progress=second)
+        if calls["first"] == stopped[0]:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        scan([archives], journal=journal, progress=first)
+    assert scan([archives], journal=journal).table.equals(right.table)
+
+
+def test_one_process_scans_and_others_wait(archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scans, both_there = [], threading.Barrier(2)
+
+    def noted(chunks: Iterable[Sequence[Member]], how: str, mean: bool = False) -> Iterator[list[Finding]]:
+        scans.append(how)
+        return verify_here(chunks, how, mean)
+
+    def open_it() -> None:
+        both_there.wait()
+        open_index(str(archives), None, tmp_path / "cache", lambda done, total: None)
+
+    monkeypatch.setattr(scan_module, "verify", noted)
+    threads = [threading.Thread(target=open_it) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert scans == ["header"]
+
+
+def test_reasons_may_be_as_many_as_images(archives: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than two bytes can number."""
+    images = find([archives]).members
+    many = images.take(np.arange(40_000) % len(images))
+    findings = scan_module.Findings(Finding(0, 0, "", f"rejected: {number}") for number in range(40_000))
+    statuses = scan_module._table(many, findings, sorted(images.class_names()))["status"]
+    assert set(statuses.to_pylist()) == {f"rejected: {number}" for number in range(40_000)}

@@ -471,9 +471,9 @@ def test_an_interrupted_scan_goes_on(folders: Path, tmp_path: Path, monkeypatch:
 
     with pytest.raises(Interrupt):
         scan([folders], "header", journal=journal, progress=interrupt)
-    assert len(journal.read_text().splitlines()) == 1 + 3
+    assert len(journal.read_text().splitlines()) == 3
     with journal.open("a") as file:
-        file.write('[[1, 2, "torn')
+        file.write('["torn')
     looked_at: list[int] = []
     real = scan_module.verify
 

@@ -24,7 +24,7 @@ from vggrepro.data.images.members import SPLITS, Member
 from vggrepro.data.images.sources import FoundImages, find, require_readable_names, signature
 from vggrepro.data.images.verify import Finding, How, verify
 from vggrepro.errors import UserError
-from vggrepro.files import why_unwritable
+from vggrepro.files import exclusive, why_unwritable
 from vggrepro.progress import echo
 
 if TYPE_CHECKING:
@@ -66,10 +66,11 @@ def _indexed(images: FoundImages, source: str, how: How, mean: bool, journal: Pa
     labels = [str(images.label_file)] if images.label_file else []  # one in a tar has the stamp of the tar
     seen = {file: stamp for file in (*(place for place, _ in containers), *labels) if (stamp := stamp_of(file))}
     findings = _findings(members, how, mean, journal, progress)
+    table = _table(members, findings, images.classes)
     if journal:
         journal.unlink(missing_ok=True)
     return Index(
-        table=_table(members, findings, images.classes),
+        table=table,
         classes=images.classes,
         source=source,
         verified=how,
@@ -118,21 +119,22 @@ def _findings(members: Members, how: How, mean: bool, journal: Path | None, prog
         listing.update(column.tobytes())
     for name in members.name.buffers()[1:]:
         listing.update(name)
-    findings = Findings()
-    with _continued(journal, f"{listing.hexdigest()}\n".encode(), findings) as file:
+    findings, digest = Findings(), listing.hexdigest()[:16]
+    with _continued(journal, digest, findings) as file:
         starts = range(len(findings), len(members), _CHUNK)
         for chunk in verify((members.part(start, start + _CHUNK) for start in starts), how, mean=mean):
-            findings.add(chunk)
-            file.write(f"{json.dumps(chunk)}\n".encode())
+            file.write(f"{json.dumps([digest, len(findings), chunk])}\n".encode())
             file.flush()
+            findings.add(chunk)
             progress(len(findings), len(members))
     return findings
 
 
-def _continued(journal: Path | None, listing: bytes, findings: Findings) -> IO[bytes]:
+def _continued(journal: Path | None, listing: str, findings: Findings) -> IO[bytes]:
     """The journal, open behind what it has of a listing, which is added to the findings.
 
-    Without one, a file that keeps nothing. Raises UserError.
+    Each line names the listing and its first row: several processes may have written to it. Without a journal, a file
+    that keeps nothing. Raises UserError.
     """
     if journal is None:
         return open(os.devnull, "wb")
@@ -143,14 +145,14 @@ def _continued(journal: Path | None, listing: bytes, findings: Findings) -> IO[b
         raise UserError(f"{journal.parent} cannot be written to ({error.strerror}); choose another --out") from None
     file.seek(0)
     end = 0
-    if file.readline() == listing:
-        end = file.tell()
-        while (line := file.readline()).endswith(b"\n"):  # the last one may be torn
-            findings.add(json.loads(line))
+    with suppress(ValueError, TypeError):  # a line that was torn or is of an earlier version
+        while (line := file.readline()).endswith(b"\n"):
+            *place, chunk = json.loads(line)
+            if place != [listing, len(findings)]:
+                break
+            findings.add(chunk)
             end = file.tell()
     file.truncate(end)
-    if not end:
-        file.write(listing)
     return file
 
 
@@ -183,7 +185,7 @@ def _encoded(codes: NDArray[Any], texts: Sequence[str], kind: type[np.integer[An
     import pyarrow as pa
 
     used = in_order(codes)
-    number = np.zeros(len(texts), kind)
+    number = np.zeros(len(texts), np.result_type(kind, np.min_scalar_type(-len(used))))
     number[used] = np.arange(len(used))
     return pa.DictionaryArray.from_arrays(column_of(number[codes]), pa.array([texts[code] for code in used]))
 
@@ -246,6 +248,10 @@ def _kept(name: Path, make: Callable[[Path | None], Index]) -> Index:
     if reason := why_unwritable(name.parent):
         echo(f"{name.parent} cannot be written to ({reason}), so the index is not kept; set another run.root")
         return make(None)
-    made = make(name.with_name(f"{name.name}.partial"))
-    made.save(kept)
-    return made
+    name.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(name.with_name(f".{name.name}.lock")):
+        with suppress(UserError):  # another process has made it by now
+            return load(kept)
+        made = make(name.with_name(f"{name.name}.partial"))
+        made.save(kept)
+        return made
