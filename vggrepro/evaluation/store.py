@@ -166,6 +166,8 @@ class ArrayHeader:
     """What a stored file says of one of its arrays, without its contents."""
 
     shape: tuple[int, ...]
+    by_column: bool
+    """Whether it lies in the file in NumPy's Fortran order."""
     dtype: np.dtype[Any]
     checksum: int
     """CRC-32 of the contents."""
@@ -180,6 +182,10 @@ def array_header(file: Path, name: str) -> ArrayHeader:
 def array_rows(file: Path, name: str, rows: int) -> Iterator[NDArray[Any]]:
     """The rows of a stored array, at most so many at a time; its checksum is compared at the end. Raises UserError."""
     with _open_array(file, name) as (header, stream):
+        if header.by_column:
+            array = read_arrays(file, name)[name]
+            yield from (array[first : first + rows] for first in range(0, len(array), rows))
+            return
         for first in range(0, header.shape[0], rows):
             shape = (min(rows, header.shape[0] - first), *header.shape[1:])
             content = stream.read(math.prod(shape) * header.dtype.itemsize)
@@ -193,9 +199,7 @@ def _open_array(file: Path, name: str) -> Iterator[tuple[ArrayHeader, IO[bytes]]
             if np.lib.format.read_magic(stream) != (1, 0):
                 raise ValueError("an array of another version of NumPy's format")
             shape, by_column, dtype = np.lib.format.read_array_header_1_0(stream)
-            if by_column:
-                raise ValueError("an array by columns")
-            yield ArrayHeader(shape, dtype, archive.getinfo(f"{name}.npy").CRC), stream
+            yield ArrayHeader(shape, by_column, dtype, archive.getinfo(f"{name}.npy").CRC), stream
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise _unreadable(file, error) from None
 

@@ -109,7 +109,7 @@ class StoredRun:
         found = self.answers.test(method, Q) if self.answers else None
         if found and (shapes := found.shapes()) != {(expected := (self.usable_val, self.config.model.classes))}:
             raise UserError(
-                f"{method} posteriors in {self.run_directory.posteriors} are of {max(shapes)} images and "
+                f"{method} posteriors in {self.run_directory.posteriors} are of {max(shapes - {expected})} images and "
                 f"classes, the run's data set has {expected}: another index or class list; remove it and evaluate again"
             )
         return found
