@@ -249,7 +249,7 @@ def test_layouts_as_data_root(folders: Path, tmp_path: Path, layout: str) -> Non
     for _ in range(2):
         made = open_index(str(tmp_path / "data"), None, tmp_path / "cache", lambda done, total: None)
         assert made.fingerprint == scan_folder(folders).fingerprint
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len(list((tmp_path / "cache").glob("*.arrow"))) == 1
 
 
 @pytest.mark.parametrize("labels", LABELS)
