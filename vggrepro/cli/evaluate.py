@@ -43,19 +43,19 @@ def evaluate(
     evaluated = evaluate_nets(nets, [method], whole_numbers(scales) if scales else None, changes)
     if evaluated is None:  # not the first rank
         return
-    by_name = {str(one.net.path): one for one in evaluated}
-    fused = predictions([one.test(method) for one in by_name.values()])
-    flip = all(one.net.config.evaluation.flip for one in evaluated) and method != "centre"
-    report = _report(Measured.of(method, fused_Q(one.Q for one in evaluated), fused), flip)
+    by_name = {str(tested.net.path): tested for tested in evaluated}
+    fused = predictions([tested.test(method) for tested in by_name.values()])
+    flip = all(tested.net.config.evaluation.flip for tested in evaluated) and method != "centre"
+    report = _report(Measured.of(method, fused_Q(tested.Q for tested in evaluated), fused), flip)
     lines = [_line(report)]
     if len(by_name) > 1:
         report["nets"] = []
         lines[0] = f"{len(by_name)} nets fused: {lines[0]}"
-        for name, one in by_name.items():
-            alone = predictions([one.test(method)])
+        for name, tested in by_name.items():
+            alone = predictions([tested.test(method)])
             test = paired_right(alone.right1, fused.right1)
             difference, interval = test.difference, list(test.interval)
-            entry = {"net": name} | _report(Measured.of(method, one.Q, alone), flip)
+            entry = {"net": name} | _report(Measured.of(method, tested.Q, alone), flip)
             report["nets"].append(
                 entry | {"top1_minus_fused": difference, "interval": interval, "p_value": test.p_value}
             )

@@ -145,12 +145,12 @@ def _sorted(members: Members, place: Mapping[str, int]) -> Members:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    containers = {one: number for number, one in enumerate(sorted(members.containers))}
+    containers = {container: number for number, container in enumerate(sorted(members.containers))}
     keys = {
         "split": column_of(members.split),
         "class": column_of(np.array([place.get(name, -1) for name in members.classes])[members.class_name]),
         "name": pc.replace_substring_regex(members.name, "(?s).*/", ""),
-        "container": column_of(np.array([containers[one] for one in members.containers])[members.container]),
+        "container": column_of(np.array([containers[name] for name in members.containers])[members.container]),
         "offset": column_of(members.offset),
     }
     order = pc.sort_indices(pa.table(keys), [(key, "ascending") for key in keys])
