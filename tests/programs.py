@@ -1,4 +1,7 @@
-"""Programs: `vggrepro` inside this process, any of them as processes and ranks, and scripts that stand in for some."""
+"""Programs: `vggrepro` inside this process, any of them as processes and ranks, and scripts that stand in for some.
+
+And calls that are made twice at the same time.
+"""
 
 import atexit
 import json
@@ -8,8 +11,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +53,14 @@ class Command:
         assert (status, out) == (2, ""), err
         assert err.count("\n") == 1, err
         return err
+
+
+def in_two_threads(call: Callable[[], object]) -> None:
+    """Makes a call twice at the same time; raises what it raises."""
+    both_there = threading.Barrier(2)
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(lambda: (both_there.wait(), call())) for _ in range(2)]:
+            done.result()
 
 
 def run_program(

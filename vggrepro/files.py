@@ -38,8 +38,12 @@ def why_unwritable(folder: Path) -> str | None:
 
 @contextmanager
 def exclusive(lock: Path) -> Iterator[None]:
-    """Runs the block in one process at a time, by a lock file; without it where that cannot be written or locked."""
+    """Runs the block in one process at a time, by a lock file; without it where that cannot be written or locked.
+
+    Missing folders are made.
+    """
     with ExitStack() as stack:
         with suppress(OSError):
+            lock.parent.mkdir(parents=True, exist_ok=True)
             fcntl.flock(stack.enter_context(lock.open("w")), fcntl.LOCK_EX)
         yield

@@ -3,7 +3,6 @@
 import gc
 import json
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from layouts_as_files import tar_of
+from programs import in_two_threads
 
 from vggrepro.config.settings import Data
 from vggrepro.data.boxes import box_scan
@@ -109,13 +109,9 @@ def alive(kind: type) -> int:
     return sum(type(one) is kind for one in gc.get_objects())
 
 
-def verify_by_name(chunks: Iterable[Sequence[Member]], how: str, mean: bool = False) -> Iterator[list[Finding]]:
+def verify_here(chunks: Iterable[Sequence[Member]], how: str, mean: bool = False) -> Iterator[list[Finding]]:
     """Every image has a width of its own, by which its finding is known."""
     return ([Finding(one.length + one.offset % 7919 + 1, 30, "JPEG", "ok") for one in chunk] for chunk in chunks)
-
-
-def verify_here(chunks: Iterable[Sequence[Member]], how: str, mean: bool = False) -> Iterator[list[Finding]]:
-    return ([Finding(40, 30, "JPEG", "ok") for _ in chunk] for chunk in chunks)
 
 
 def test_a_scan_has_few_images_in_hand(archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +169,7 @@ def test_two_scans_that_share_a_journal_spoil_nothing(
     archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: tuple[int, int]
 ) -> None:
     """Of the first, the second begins in the middle; both are stopped, and a third goes on from what they left."""
-    monkeypatch.setattr(scan_module, "verify", verify_by_name)
+    monkeypatch.setattr(scan_module, "verify", verify_here)
     right, journal, calls = scan([archives]), tmp_path / "journal", {"first": 0, "second": 0}
 
     def second(done: int, total: int) -> None:
@@ -195,22 +191,14 @@ def test_two_scans_that_share_a_journal_spoil_nothing(
 
 
 def test_one_process_scans_and_others_wait(archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scans, both_there = [], threading.Barrier(2)
+    scans = []
 
     def noted(chunks: Iterable[Sequence[Member]], how: str, mean: bool = False) -> Iterator[list[Finding]]:
         scans.append(how)
         return verify_here(chunks, how, mean)
 
-    def open_it() -> None:
-        both_there.wait()
-        open_index(str(archives), None, tmp_path / "cache", lambda done, total: None)
-
     monkeypatch.setattr(scan_module, "verify", noted)
-    threads = [threading.Thread(target=open_it) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_two_threads(lambda: open_index(str(archives), None, tmp_path / "cache", lambda done, total: None))
     assert scans == ["header"]
 
 

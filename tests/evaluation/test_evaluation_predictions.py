@@ -1,11 +1,11 @@
 """The store of predictions: what a mean of posteriors says of each image, computed and stored once."""
 
 import dataclasses
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import in_two_threads
 
 from vggrepro.config.settings import Evaluation
 from vggrepro.errors import UserError
@@ -152,22 +152,13 @@ def test_a_folder_that_cannot_be_written_to_costs_time_only(
 
 def test_one_process_computes_and_others_wait(nets: list[NetAnswers], monkeypatch: pytest.MonkeyPatch) -> None:
     calls, compute = [], predictions_module._compute
-    both_there = threading.Barrier(2)
 
     def counted(tests: list[StoredTest]) -> Predictions:
         calls.append(tests)
         return compute(tests)
 
-    def ask() -> None:
-        both_there.wait()
-        predictions([stored_test(nets[0])])
-
     monkeypatch.setattr(predictions_module, "_compute", counted)
-    threads = [threading.Thread(target=ask) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_two_threads(lambda: predictions([stored_test(nets[0])]))
     assert len(calls) == 1
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from vggrepro.errors import UserError
 from vggrepro.evaluation.errors import GUESSES, Ranks, true_class_rank
 from vggrepro.evaluation.posteriors import PosteriorsKey, average
-from vggrepro.evaluation.store import Key, array_header, array_rows, digest, read_arrays
+from vggrepro.evaluation.store import ArrayHeader, Key, array_header, array_rows, digest, read_arrays
 from vggrepro.files import exclusive
 from vggrepro.progress import echo
 from vggrepro.storage.directory import RunDirectory
@@ -71,18 +71,14 @@ class StoredTest:
     sets: tuple[tuple[PosteriorsKey, ...], ...]
     """By method and Q."""
 
-    @property
-    def keys(self) -> list[PosteriorsKey]:
-        """All sets in a row."""
-        return list(chain.from_iterable(self.sets))
-
-    def shapes(self) -> set[tuple[int, ...]]:
-        """(images, classes) of the sets, which should all be alike. Raises UserError."""
-        return {array_header(key.file(self.run), "values").shape for key in self.keys}
+    @cached_property
+    def headers(self) -> list[ArrayHeader]:
+        """Of the posteriors of all sets in a row; their shapes (images, classes) should be alike. Raises UserError."""
+        return [array_header(key.file(self.run), "values") for key in chain.from_iterable(self.sets)]
 
     def labels(self) -> NDArray[np.int64]:
         """(n,) true classes. Raises UserError."""
-        return read_arrays(self.keys[0].file(self.run), "labels")["labels"]
+        return read_arrays(self.sets[0][0].file(self.run), "labels")["labels"]
 
     def values(self) -> NDArray[np.float32]:
         """(n, classes) the mean of the sets. Raises UserError."""
@@ -110,8 +106,8 @@ class PredictionsKey(Key[Predictions]):
     @classmethod
     def of(cls, tests: Sequence[StoredTest]) -> PredictionsKey:
         """The key of a test of some nets. Raises UserError."""
-        checksums = [array_header(key.file(test.run), "values").checksum for test in tests for key in test.keys]
-        return cls(tuple(test.sets for test in tests), tuple(checksums))
+        checksums = tuple(header.checksum for test in tests for header in test.headers)
+        return cls(tuple(test.sets for test in tests), checksums)
 
     @property
     def stem(self) -> str:

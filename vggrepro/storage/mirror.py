@@ -176,7 +176,6 @@ class MlflowMirror:
         Raises what MLflow raises.
         """
         client = self._client = self._client or self._connect()
-        self.run.path.mkdir(parents=True, exist_ok=True)
         with exclusive(self.run.path / ".mlflow.lock"):
             if self._given_up.is_set():
                 return

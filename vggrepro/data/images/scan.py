@@ -248,7 +248,6 @@ def _kept(name: Path, make: Callable[[Path | None], Index]) -> Index:
     if reason := why_unwritable(name.parent):
         echo(f"{name.parent} cannot be written to ({reason}), so the index is not kept; set another run.root")
         return make(None)
-    name.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(name.with_name(f".{name.name}.lock")):
         with suppress(UserError):  # another process has made it by now
             return load(kept)

@@ -107,9 +107,12 @@ class StoredRun:
         Raises UserError.
         """
         found = self.answers.test(method, Q) if self.answers else None
-        if found and (shapes := found.shapes()) != {(expected := (self.usable_val, self.config.model.classes))}:
+        if found is None:
+            return None
+        expected = self.usable_val, self.config.model.classes
+        if others := {header.shape for header in found.headers} - {expected}:
             raise UserError(
-                f"{method} posteriors in {self.run_directory.posteriors} are of {max(shapes - {expected})} images and "
+                f"{method} posteriors in {self.run_directory.posteriors} are of {max(others)} images and "
                 f"classes, the run's data set has {expected}: another index or class list; remove it and evaluate again"
             )
         return found
