@@ -19,6 +19,18 @@ def test_summary_of_one_net_is_a_table(command: Command) -> None:
     assert (status, "conv5_3" in out, "138,357,544" in out) == (0, True, True)
 
 
+def test_summary_of_the_nets_of_a_recipe(command: Command) -> None:
+    small = ["--set", "model.blocks=3", "--set", "model.crop=56", "--set", "model.classes=10"]
+    found = command.json("summary", *small)["nets"]
+    assert [(net["net"], net["blocks"], net["weight_layers"]) for net in found] == [
+        *[("A", 3, 7), ("A-LRN", 3, 7), ("B", 3, 9), ("C", 3, 10), ("D", 3, 10), ("E", 3, 11)]
+    ]
+    recipe = ["--config", CONFIGS / "reproduce.yaml"]
+    assert command.json("summary", *recipe, *small)["nets"] == found, "each net once, whatever its stages"
+    assert command.json("summary", "D", "--batch-norm", *recipe) == command.json("summary", "D", "--batch-norm")
+    assert "F: no stage of" in command.mistake("summary", "F", *recipe)
+
+
 def test_index_reports_and_writes(command: Command, images: Path, tmp_path: Path) -> None:
     found = command.json("index", images, "--out", tmp_path / "x.idx")
     assert (found["images"], found["usable"], found["classes"]) == (36, 36, 3)

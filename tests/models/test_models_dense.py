@@ -36,7 +36,10 @@ def test_equals_the_plain_net_at_the_crop(net: str) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(97, 131), (64, 150), (150, 64), (65, 95), (128, 191), (200, 257)])
-@pytest.mark.parametrize("options", [{}, {"batch_norm": True}, {"crop": 32}, {"layers": [["conv3-64"], ["conv5-99"]]}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"batch_norm": True}, {"crop": 32}, {"layers": [["conv3-64"], ["conv5-99"]]}, {"blocks": 3, "crop": 56}],
+)
 @torch.inference_mode()
 def test_equals_the_windows_one_by_one(options: dict, height: int, width: int) -> None:
     net, images = built(**options), random_images(height, width)
@@ -78,7 +81,7 @@ def test_training_mode_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 700), (701, 65), (97, 333), (129, 130)])
-@pytest.mark.parametrize("options", [{"net": "E"}, {"net": "C"}, {"net": "A-LRN"}, {"batch_norm": True}])
+@pytest.mark.parametrize("options", [{"net": "E"}, {"net": "C"}, {"net": "A-LRN"}, {"net": "D", "blocks": 3}])
 @pytest.mark.parametrize("ceil", [False, True])
 @torch.inference_mode()
 def test_strips_equal_the_whole(options: dict, height: int, width: int, ceil: bool) -> None:

@@ -31,7 +31,7 @@ def pixels(*shape: int) -> torch.Tensor:
 
 
 NETS = [
-    {"net": "D"},
+    {"net": "D", "blocks": 3, "crop": 56},
     {"net": "A-LRN"},
     {"net": "C"},
     {"net": "A", "batch_norm": True},

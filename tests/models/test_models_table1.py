@@ -53,6 +53,24 @@ def test_a_net_of_ones_own() -> None:
     assert net.layers()[3].parameters == 5 * 5 * 16 * 32 + 32
 
 
+@pytest.mark.parametrize("net", NETS)
+def test_the_first_blocks_are_the_nets_own_and_the_last_map_is_the_papers(net: str) -> None:
+    """Three blocks at a quarter of the crop: channels and kernels as in Table 1, fc6 of 7x7."""
+    paper, small = architecture(net), architecture(net, blocks=3, crop=56)
+    assert (small.stride, small.fc6_kernel, small.fc6_kernel == paper.fc6_kernel) == (8, 7, True)
+    before = [(one.name, one.kernel, one.shape[0]) for one in small.layers() if one.kind != "fc"]
+    assert before == [(one.name, one.kernel, one.shape[0]) for one in paper.layers()][: len(before)]
+    assert before[-1][0] == architecture(net, blocks=3, fully_connected=False).feature_layer == "pool3"
+    for side in (224, 256, 288, 352, 384, 416, 512):
+        assert small.places(side // 4, side // 4) == paper.places(side, side)
+
+
+def test_all_five_blocks_are_the_default() -> None:
+    assert architecture("D", blocks=5) == architecture("D")
+    own = architecture("x", layers=[["conv3-8"]] * 6, blocks=2, crop=8)
+    assert (len(own.blocks), own.fc6_kernel) == (2, 2)
+
+
 def test_width_rounds_and_leaves_at_least_one_unit() -> None:
     net = architecture("A", width=0.001)
     assert [layer.shape[0] for layer in net.layers() if layer.kind == "conv"] == [1] * 8
@@ -74,6 +92,10 @@ def test_width_rounds_and_leaves_at_least_one_unit() -> None:
         ("D", {"crop": 225}, "crop 225: .* positive multiple of 32; use 224"),
         ("D", {"crop": 0}, "crop 0: .* use 32"),
         ("D", {"crop": -32}, "crop -32: .* use 32"),
+        ("D", {"crop": 100, "blocks": 3}, "crop 100: 3 max-pools .* positive multiple of 8; use 96"),
+        ("D", {"blocks": 6}, "blocks 6: net D has 5; choose a number from 1 to 5"),
+        ("D", {"blocks": 0}, "blocks 0: net D has 5"),
+        ("x", {"layers": [["conv3-8"]], "blocks": 2}, "blocks 2: net x has 1"),
         ("D", {"classes": 0}, "classes 0"),
         ("D", {"width": 0.0}, "width 0.0"),
         ("D", {"width": float("nan")}, "width nan"),
@@ -97,7 +119,8 @@ def test_summary_is_json_with_the_printed_figures() -> None:
 
 def test_summary_prints_nothing_of_the_paper_beside_another_net() -> None:
     others = [architecture("A", width=0.5), architecture("A", batch_norm=True), architecture("A", layers=[["conv3-8"]])]
-    assert [entry["parameters_printed"] for entry in summarise(others)] == [None] * 3
+    others.append(architecture("A", blocks=3, crop=56))
+    assert [entry["parameters_printed"] for entry in summarise(others)] == [None] * 4
 
 
 def test_render() -> None:

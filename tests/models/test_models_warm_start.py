@@ -28,9 +28,11 @@ def copy_of(net: VGG) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("blocks", [None, 3])
 @pytest.mark.parametrize("net", ["A-LRN", "B", "C", "D", "E"])
-def test_deeper_nets_inherit_by_block(net: str, batch_norm: bool) -> None:
-    parent, child = built("A", 1, batch_norm=batch_norm), built(net, 2, batch_norm=batch_norm)
+def test_deeper_nets_inherit_by_block(net: str, blocks: int | None, batch_norm: bool) -> None:
+    """Three blocks of A have four convolutions, which is all that is inherited."""
+    parent, child = (built(name, seed, batch_norm=batch_norm, blocks=blocks) for name, seed in (("A", 1), (net, 2)))
     before = copy_of(child)
     inherited = warm_start(child, parent.state_dict(), parent.architecture)
     after, theirs = child.state_dict(), parent.state_dict()
@@ -68,6 +70,7 @@ def test_batch_norm_stays_where_only_the_child_has_it() -> None:
     [
         ({"width": 0.125}, r"conv1_1: \(4, 3, 3, 3\) in the parent A, \(8, 3, 3, 3\) in the child D"),
         ({"crop": 64}, r"fc6: \(256, 32\) in the parent A, \(256, 128\) in the child D"),
+        ({"blocks": 3}, r"fc6: \(256, 32\) in the parent A, \(256, 256\) in the child D"),
         ({"classes": 11}, r"fc8: \(10, 256\) in the parent A, \(11, 256\) in the child D"),
     ],
 )

@@ -197,6 +197,19 @@ def test_state_dicts_of_torch(tmp_path: Path, net: str, name: str, batch_norm: b
         assert torch.equal(found.weights[key], tensor)
 
 
+@pytest.mark.parametrize("net", ["A", "A-LRN", "B", "C", "D", "E"])
+def test_a_state_dict_of_the_first_blocks(tmp_path: Path, net: str) -> None:
+    """The number of blocks follows from the names, and the crop from fc6's 7x7."""
+    model = {"net": net, "blocks": 3, "classes": 7, "crop": 56, "width": 0.0625}
+    original, file = built(**model), tmp_path / "net.pth"
+    write(file, original.state_dict(), model=model, preprocessing=PREPROCESSING["paper"], classes=None)
+    assert read(file).model == {"batch_norm": False} | model
+    again = tmp_path / "net.safetensors"
+    write(again, original.state_dict(), model=model, preprocessing=PREPROCESSING["paper"], classes=None)
+    assert read(again).model == model
+    assert read(again, net=net).weights.keys() == original.state_dict().keys()
+
+
 @pytest.mark.parametrize("digits", [8, 64])
 def test_known_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits: int) -> None:
     file = tmp_path / "net.pth"

@@ -289,7 +289,7 @@ def test_two_runs_of_one_name_each_keep_their_departures(root: Path) -> None:
 
 
 def test_it_is_said_where_five_guesses_are_all_classes() -> None:
-    few, more = (Setting("demo", "f" * 64, "images", classes, 12, 32, 1.0) for classes in (5, 6))
+    few, more = (Setting("demo", "f" * 64, "images", classes, 12, "crop 32 px") for classes in (5, 6))
     assert ": 5 classes (top-5 errors are 0), 12 validation images" in few.title
     assert ": 6 classes, 12 validation images" in more.title
 

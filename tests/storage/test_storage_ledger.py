@@ -104,6 +104,14 @@ def test_a_reduced_stage_is_held_to_the_papers_stage_of_its_proportions() -> Non
     assert [d.paper for d in ledger(stage(224), fixed) if d.setting == "train.learning_rate"] == [1e-3]
 
 
+def test_blocks_left_out_are_a_departure() -> None:
+    config = Config(model={"net": "A", "crop": 56, "blocks": 3}, data={"S": 64})
+    (found,) = (d for d in ledger(config, None) if d.setting == "model.blocks")
+    assert (found.paper, found.run) == (5, 3)
+    assert "a last map of the paper's size" in found.why
+    assert not {"evaluation.multi_Q", "model.blocks"} & {d.setting for d in ledger(Config(model={"net": "A"}), None)}
+
+
 @pytest.mark.parametrize(("Q", "places"), [(128, [1]), (159, [1]), (160, [])])
 def test_a_dense_test_of_one_place_is_a_departure(Q: int, places: list[int]) -> None:
     config = Config(model={"net": "A", "crop": 128}, data={"S": Q}, evaluation={"multi_Q": [160]})

@@ -68,7 +68,7 @@ def run(config: Config, steps: int, rounds: int, backend: Backend | None = None)
         **{f"{comm} steps/s": statistics.median(several) for comm, several in rates.items()},
         **{f"{comm} MB in collectives": size / 1e6 for comm, size in payload.items()},
         **{f"{comm} MB sent by each rank of a ring": size / 1e6 for comm, size in sent.items()},
-        "net": f"{model.net}, crop {model.crop}, width {model.width:g}, {model.classes} classes",
+        "net": f"{model.net}, {model.geometry}, {model.classes} classes",
         "batch": config.train.batch,
         "ranks": topology.world,
         "backend": used,

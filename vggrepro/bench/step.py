@@ -72,7 +72,7 @@ def run(config: Config, nets: tuple[str, ...], batches: tuple[int, ...], steps: 
         tried = ", ".join(map(str, batches))
         raise UserError(f"--batches {tried}: none fits into the memory of {name_of(device)}; try smaller ones")
     details |= {
-        "geometry": f"crop {config.model.crop}, width {config.model.width:g}, {config.model.classes} classes",
+        "geometry": f"{config.model.geometry}, {config.model.classes} classes",
         "precision": config.train.precision,
         "compile": config.train.compile,
         "steps": steps,
@@ -199,7 +199,7 @@ def mfu(config: Config, device: torch.device, images_per_s: float) -> float | No
 def about(config: Config, device: torch.device) -> dict[str, Any]:
     """What every result of a step says of its net, batch and machine."""
     return {
-        "net": f"{config.model.net}, crop {config.model.crop}, width {config.model.width:g}",
+        "net": f"{config.model.net}, {config.model.geometry}",
         "batch": config.train.batch,
         "precision": config.train.precision,
     } | conditions(device)

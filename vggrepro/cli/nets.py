@@ -5,20 +5,35 @@ from typing import Annotated, Literal
 
 import typer
 
-from vggrepro.cli.options import JsonOption, print_json, show
+from vggrepro.cli.options import JsonOption, SetOption, print_json, show
+from vggrepro.errors import UserError
 
 
 def summary(
     net: Annotated[str | None, typer.Argument(help="A, A-LRN, B, C, D or E; all of them when left out.")] = None,
     batch_norm: Annotated[bool, typer.Option("--batch-norm", help="With batch normalisation.")] = False,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="A recipe: its nets in place of the paper's.")
+    ] = None,
+    changes: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
     """Table 1 and 2: layers, output shapes, parameters, multiply-adds."""
+    from vggrepro.config.parsing import parse
+    from vggrepro.config.recipes import load_graph
     from vggrepro.models.summary import render, summarise
-    from vggrepro.models.table1 import architecture
+    from vggrepro.models.table1 import architecture_of
     from vggrepro.paper import facts
 
-    nets = [architecture(name, batch_norm=batch_norm) for name in ([net] if net else facts().architectures)]
+    if config:
+        changes = [*changes, *(["model.batch_norm=true"] if batch_norm else [])]
+        stages = [stage for stage in load_graph(config, changes).stages.values() if net in (None, stage.model.net)]
+        if not stages:
+            raise UserError(f"{net}: no stage of {config} is of this net; leave it out to see which there are")
+    else:
+        models = [{"net": name, "batch_norm": batch_norm} for name in ([net] if net else facts().architectures)]
+        stages = [parse({"model": model}, changes, Path("--set")) for model in models]
+    nets = list(dict.fromkeys(map(architecture_of, stages)))
     if as_json:
         print_json({"nets": summarise(nets)})
     else:

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from vggrepro.config.cluster import Cluster
 from vggrepro.config.section import Count, Fraction, Positive, Section, Seed
 from vggrepro.errors import UserError
-from vggrepro.paper import Combine, FineTune, Regression, Scale, scale_text, value
+from vggrepro.paper import Combine, FineTune, Regression, Scale, facts, scale_text, value
 
 Precision = Literal["fp32", "tf32", "bf16"]
 Cudnn = Literal["benchmark", "deterministic"]
@@ -31,6 +31,8 @@ class Model(Section):
     """A, A-LRN, B, C, D or E; with `layers`, any name."""
     layers: tuple[tuple[str, ...], ...] | None = None
     """The user's own net: blocks in the paper's notation, e.g. [[conv3-64, LRN], [conv3-128]]."""
+    blocks: Positive | None = None
+    """Number of the net's blocks, counted from the image; the FC layers follow the last. Default: all, 5 in Table 1."""
     batch_norm: bool = False
     """Batch normalisation after every convolution (torchvision's _bn nets; not in the paper)."""
     classes: Positive = value("classes")
@@ -42,6 +44,13 @@ class Model(Section):
     dropout: Fraction = value("dropout")
     fully_connected: bool = True
     """Whether fc6, fc7 and fc8 are there; without them a net gives features only, and is not trained."""
+
+    @property
+    def geometry(self) -> str:
+        """Crop, and the blocks of Table 1 and the width where these are not the paper's; equal for equal geometries."""
+        blocks = "" if self.blocks in (None, len(facts().architectures["A"])) else f", {self.blocks} blocks"
+        width = "" if self.width == 1 else f", width x {self.width:g}"
+        return f"crop {self.crop} px{blocks}{width}"
 
 
 class ColourShift(Section):

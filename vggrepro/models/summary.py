@@ -11,13 +11,14 @@ from vggrepro.paper import facts
 
 
 def summarise(nets: Sequence[Architecture]) -> list[dict[str, Any]]:
-    """One dictionary a net: its geometry, totals and ``layers`` (the fields of ``table1.Layer``).
+    """One dictionary per net: its geometry, totals and ``layers`` (the fields of ``table1.Layer``).
 
     ``parameters_printed`` is Table 2's figure in millions, or None where the net is not the paper's.
     """
     return [
         {
             "net": net.name,
+            "blocks": len(net.blocks),
             "batch_norm": net.batch_norm,
             "classes": net.classes,
             "crop": net.crop,

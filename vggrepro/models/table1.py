@@ -189,6 +189,7 @@ def architecture(
     net: str,
     *,
     layers: Sequence[Sequence[str]] | None = None,
+    blocks: int | None = None,
     batch_norm: bool = False,
     classes: int = value("classes"),
     crop: int = value("crop"),
@@ -202,6 +203,7 @@ def architecture(
     Args:
         net: the column; with ``layers``, any name.
         layers: blocks in Table 1's notation, e.g. ``[["conv3-64", "LRN"], ["conv5-128"]]``, in place of a column.
+        blocks: number of blocks, counted from the image; the last ones are left out. Default: all, 5 in Table 1.
         batch_norm: batch normalisation between each convolution and its ReLU (not in the paper).
         classes: how many there are; units of fc8 unless it predicts boxes.
         crop: side of the square input in pixels, a multiple of 2 ** blocks.
@@ -211,15 +213,18 @@ def architecture(
         fully_connected: whether there are fc6, fc7 and fc8.
 
     Raises:
-        UserError: no such column, a layer text that cannot be read, an even kernel, or a value out of range.
+        UserError: no such column, more blocks than it has, a layer text that cannot be read, an even kernel, or a value
+            out of range.
     """
     columns = facts().architectures
     if layers is None and net not in columns:
         near = get_close_matches(net.upper(), columns, n=1, cutoff=0.3)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(f"net {net!r}: not in Table 1; {hint}choose from {', '.join(columns)}, or give layers")
-    blocks = tuple(map(tuple, columns[net] if layers is None else layers))
-    return Architecture(net, blocks, batch_norm, classes, crop, width, dropout, regression, fully_connected)
+    every = tuple(map(tuple, columns[net] if layers is None else layers))
+    if blocks is not None and not 0 < blocks <= len(every):
+        raise UserError(f"blocks {blocks}: net {net} has {len(every)}; choose a number from 1 to {len(every)}")
+    return Architecture(net, every[:blocks], batch_norm, classes, crop, width, dropout, regression, fully_connected)
 
 
 def require_class_scores(architecture: Architecture) -> None:

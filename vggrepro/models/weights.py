@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -91,8 +92,8 @@ def read(
 
     So it reads checkpoints of other trainers, in which `net_in` finds the net.
 
-    Width, crop and classes follow from the shapes, and so does the column of Table 1 unless `net` names it. A file of
-    the convolutions alone, or with nothing but NaN in the FC layers, gives a net without these.
+    Width, crop, classes and the number of blocks follow from the shapes, and so does the column of Table 1 unless `net`
+    names it. A file of the convolutions alone, or with nothing but NaN in the FC layers, gives a net without these.
 
     Args:
         file: the weights.
@@ -265,19 +266,21 @@ def _candidates(file: Path, tensors: Mapping[str, Tensor], net: str | None) -> I
             f"{', '.join(list(tensors)[:3])}, ...); give a VGG with its three fully-connected layers, or without all "
             f"three"
         )
-    for name in [net] if net else facts().architectures:
-        widest = architecture(name)
+    every = len(facts().architectures["A"])  # as in all columns
+    nets = [net] if net else list(facts().architectures)
+    for blocks, name in product(range(every, 0, -1) if complete else [every], nets):
         model: dict[str, Any] = {
             "net": name,
             "batch_norm": any(key.endswith("running_mean") for key in tensors),
             "classes": value("classes") if fc8 is None else len(fc8),
-            "width": len(first) / widest.layers()[0].shape[0],
-        }
+            "width": len(first) / architecture(name).layers()[0].shape[0],
+        } | ({} if blocks == every else {"blocks": blocks})
         if fc6 is None:
             yield model | {"crop": value("crop"), "fully_connected": False}
         else:
-            channels = architecture(**model, fully_connected=False).layers()[-1].shape[0]
-            yield model | {"crop": max(1, math.isqrt(fc6.shape[1] // channels)) * widest.stride}
+            last = architecture(**model, fully_connected=False)
+            side = math.isqrt(fc6.shape[1] // last.layers()[-1].shape[0])
+            yield model | {"crop": max(1, side) * last.stride}
 
 
 def _misfit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from vggrepro.config.settings import Config
 from vggrepro.models.table1 import BOX_NUMBERS, Architecture, architecture_of
-from vggrepro.paper import value
+from vggrepro.paper import facts, value
 from vggrepro.preflight.machine import (
     ACTION_PERSONS,
     ANSWER_S,
@@ -194,7 +194,8 @@ def _flop_per_s(config: Config, machine: Machine) -> tuple[float, str]:
         return rate * flop_per_image(architecture_of(config)), f"measured: {rate:g} images/s a GPU"
     other, rate = next(iter(machine.measured.items()))
     # the same geometry, another column of Table 1
-    flop = flop_per_image(architecture_of(config.with_settings("model", net=other, layers=None)))
+    blocks = min(len(architecture_of(config).blocks), len(facts().architectures[other]))
+    flop = flop_per_image(architecture_of(config.with_settings("model", net=other, layers=None, blocks=blocks)))
     return rate * flop, f"from {other}'s measured {rate:g} images/s a GPU, by FLOPs"
 
 

@@ -16,6 +16,7 @@ _FORMERLY = "data.pictures.", "data.images."  # as runs before November 2026 hav
 # Said where the configuration's run.why says nothing.
 _REASONS = {
     "model.batch_norm": "batch normalisation came after the paper",
+    "model.blocks": "reduced geometry: at a smaller crop fewer poolings leave a last map of the paper's size",
     "model.crop": "reduced geometry",
     "model.width": "reduced geometry",
     "model.classes": "another data set",
@@ -24,7 +25,7 @@ _REASONS = {
     "data.images": "another data set",
     "data.rejected": "they cannot be read",
     "evaluation": "reduced geometry",
-    "evaluation.dense_places": "of a square image: Q is less than 32 px above the crop, so the dense test sees one "
+    "evaluation.dense_places": "of a square image: Q is less than a stride above the crop, so the dense test sees one "
     "place, and shows nothing of Section 3.2",
 }
 
@@ -84,6 +85,8 @@ def _compared(
         yield "model.net", " ".join(table), model.net if model.net not in table else " ".join(table)
     if model.layers is not None:
         yield "model.layers", _text(table.get(model.net, "none")), _text(model.layers)
+    blocks = len(table["A"])
+    yield "model.blocks", blocks, model.blocks or blocks
     yield "model.batch_norm", False, model.batch_norm
     yield "model.classes", value("classes"), model.classes
     yield "model.crop", value("crop"), model.crop

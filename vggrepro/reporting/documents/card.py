@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from vggrepro.config.settings import Config
+from vggrepro.config.settings import Config, Model
 from vggrepro.errors import UserError
 from vggrepro.evaluation.measure import COMBINED, Measured, NetAnswers
 from vggrepro.evaluation.posteriors import PosteriorsKey
@@ -87,7 +87,8 @@ def model_card(kept: Checkpoint, weights: str, run: RunDirectory, file: Path) ->
     with file.open("rb") as opened:
         sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
     suffix = "_bn" if model.batch_norm else ""
-    like_theirs = model.layers is None and (model.width, model.crop) == (1.0, value("crop"))
+    papers = Model(net=model.net).geometry
+    like_theirs = model.layers is None and model.geometry == papers
     theirs = TORCHVISION_NAMES.get(model.net) if like_theirs else None
     own = " with layers of its own" if model.layers is not None else ""
     filters = {
@@ -105,7 +106,6 @@ def model_card(kept: Checkpoint, weights: str, run: RunDirectory, file: Path) ->
             train=config.train,
             net=model.net + own + (" with batch normalisation" if model.batch_norm else ""),
             architecture=architecture_of(config),
-            layers=model.layers or facts().architectures[model.net],
             step=kept.step,
             preprocessing=kept.preprocessing,
             imported=imported,
@@ -120,7 +120,7 @@ def model_card(kept: Checkpoint, weights: str, run: RunDirectory, file: Path) ->
             made=made,
             versions=", ".join(f"{name} {made[name]}" for name in ("python", "torch", "torchvision") if made.get(name)),
             function=theirs and theirs + suffix,
-            papers_crop=value("crop"),
+            papers_geometry=papers,
         )
     )
 
@@ -195,8 +195,8 @@ def _images(data: dict[str, Any], fingerprint: str) -> str:
 def _printed(config: Config, found: Measured) -> tuple[float, float] | None:
     """(top-1, top-5) that the paper prints for the net under the protocol; None where it prints none, or of others."""
     model = config.model
-    own = (model.crop, model.width, model.classes, found.top1.n)
-    papers = (value("crop"), 1.0, value("classes"), value("val_images"))
+    own = (model.geometry, model.classes, found.top1.n)
+    papers = (Model(net=model.net).geometry, value("classes"), value("val_images"))
     if own != papers or model.layers is not None or model.batch_norm:
         return None
     for table in (3, 4, 5):

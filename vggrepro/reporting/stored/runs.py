@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vggrepro.config.settings import Config
+from vggrepro.config.settings import Config, Model
 from vggrepro.errors import UserError
 from vggrepro.evaluation.box_store import FoundKey
 from vggrepro.evaluation.measure import NetAnswers, methods_of
@@ -213,23 +213,22 @@ class Setting:
     """Where they lay for the first of the runs."""
     classes: int
     val_images: int
-    crop: int
-    width: float
+    geometry: str
+    """`config.settings.Model.geometry`."""
 
     @property
     def is_the_papers(self) -> bool:
-        """1,000 classes, 50,000 validation images, 224 px and full width."""
-        own = (self.classes, self.val_images, self.crop, self.width)
-        return own == (value("classes"), value("val_images"), value("crop"), 1.0)
+        """1,000 classes, 50,000 validation images, 224 px, five blocks and full width."""
+        own = (self.classes, self.val_images, self.geometry)
+        return own == (value("classes"), value("val_images"), Model(net="A").geometry)
 
     @property
     def title(self) -> str:
         """For a heading."""
-        width = "" if self.width == 1 else f", width x {self.width:g}"
         few = " (top-5 errors are 0)" if self.classes <= 5 else ""
         return (
             f"{self.experiment}, on {Path(self.source).name} ({self.fingerprint[:8]}): {self.classes:,} classes{few}, "
-            f"{self.val_images:,} validation images, crop {self.crop} px{width}"
+            f"{self.val_images:,} validation images, {self.geometry}"
         )
 
 
@@ -237,7 +236,7 @@ def setting_of(run: StoredRun) -> Setting:
     """The setting of a run that has begun."""
     data, model, experiment = run.dataset, run.config.model, run.config.run.experiment
     images = data["splits"]["val"]
-    return Setting(experiment, data["fingerprint"], data["source"], model.classes, images, model.crop, model.width)
+    return Setting(experiment, data["fingerprint"], data["source"], model.classes, images, model.geometry)
 
 
 def recipe_of(run: StoredRun) -> Recipe:

@@ -6,7 +6,7 @@ Runs of different images, classes or geometry never share a table: they form gro
 from collections.abc import Sequence
 from itertools import chain
 
-from vggrepro.models.table1 import architecture
+from vggrepro.models.table1 import architecture, architecture_of
 from vggrepro.paper import facts
 from vggrepro.reporting.claims.box_claims import check_box_claims
 from vggrepro.reporting.claims.claim import Claim
@@ -79,6 +79,11 @@ def _groups(runs: Sequence[StoredRun]) -> list[tuple[Group, list[StoredRun]]]:
                 id=f"{number}-{setting.fingerprint[:8]}",
                 title=setting.title,
                 papers=setting.is_the_papers,
+                weight_layers={
+                    run.net: architecture_of(run.config).weight_layers
+                    for run in members
+                    if run.net in facts().architectures and not run.config.localisation
+                },
                 runs=[RunNote.of(run) for run in members],
             ),
             members,

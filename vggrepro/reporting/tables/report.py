@@ -235,6 +235,8 @@ class Group(Record):
     title: str
     papers: bool
     """Whether the paper's figures apply: its validation set, classes and geometry."""
+    weight_layers: dict[str, int] = {}
+    """Of the nets of Table 1 among the runs."""
     runs: list[RunNote]
 
 

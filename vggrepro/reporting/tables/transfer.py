@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from vggrepro.config.settings import Model
 from vggrepro.evaluation.feature_spec import scales_at, task_of
 from vggrepro.evaluation.recognition import against_printed
 from vggrepro.paper import TransferFigure, facts, value
@@ -101,7 +102,8 @@ def _is_the_papers_net(run: StoredRun) -> bool:
     """Whether a net is of the paper's classes and geometry; of one that was imported no more is known."""
     model = run.config.model
     trained = run.dataset.get("splits", {}).get("train") in (None, 0, value("train_images"))
-    return trained and (model.classes, model.crop, model.width) == (value("classes"), value("crop"), 1.0)
+    papers = Model(net=model.net)
+    return trained and (model.classes, model.geometry) == (papers.classes, papers.geometry)
 
 
 def _without_test(figure: TransferFigure) -> Row:
