@@ -44,7 +44,7 @@ OWN = {
     r"/data/tables": "tables",
     r"\b(RUN|runs/vgg/D-384|runs/paper/D-jitter|runs/paper/B-5x5)(?![-\w])": "runs/demo/D",
     r"\bruns/(vgg/E-384|paper/E-jitter)(?![-\w])": "runs/demo/A",
-    r"\bruns/paper/D-256-boxes\b": "runs/demo/D-boxes-128",
+    r"\bruns/paper/D-256-boxes\b": "runs/demo/D-boxes-64",
     r"\bruns/paper/D-384-boxes\b": "runs/demo/D-boxes",
     r"\bruns/paper\b": "runs/demo",
     r"\b256,384,512\b": "37,40",

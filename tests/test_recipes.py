@@ -15,7 +15,7 @@ from vggrepro.config.parsing import differences
 from vggrepro.config.recipes import Graph, load_graph, load_stage
 from vggrepro.config.settings import Config
 from vggrepro.models.table1 import architecture_of
-from vggrepro.paper import facts
+from vggrepro.paper import facts, value
 from vggrepro.storage.ledger import ledger
 
 BOXES = sorted((REPOSITORY / "configs" / "localisation").glob("D_*.yaml"))
@@ -193,34 +193,58 @@ def descent(graph: Graph) -> set[tuple[object, ...]]:
     return {(recipe[name], recipe.get(graph.parents[name] or "")) for name in recipe}
 
 
-@pytest.mark.parametrize("name", ["imagenette", "imagenette_gpu"])
-def test_the_reduced_graph_is_the_whole_papers(name: str) -> None:
-    whole = load_graph(REPOSITORY / "configs" / "reproduce.yaml")
+ABLATIONS = ("D-scratch", "B-5x5")
+"""Stages of the reduced graphs that Tables 3-7 have no row for."""
+
+
+@pytest.mark.parametrize(("name", "divisor"), [("imagenette", 4), ("imagenette_gpu", 4), ("imagenette_96", 2)])
+def test_the_reduced_graph_is_the_whole_papers_with_two_nets_to_compare(name: str, divisor: int) -> None:
+    """Its S and Q are the paper's, divided."""
+    reproduced = load_graph(REPOSITORY / "configs" / "reproduce.yaml")
     reduced = load_graph(REPOSITORY / "configs" / "reduced" / f"{name}.yaml")
-    assert len(reduced.stages) == len(whole.stages) == 12
-    assert descent(reduced) == descent(whole)
-    assert {stage.train.schedule.kind for stage in reduced.stages.values()} == {"plateau"}
-
-
-def test_the_afternoons_graph_is_the_whole_papers_with_two_nets_to_compare() -> None:
-    """Its Q stand to S, and its S to one another, as in the paper."""
-    whole = load_graph(REPOSITORY / "configs" / "reproduce.yaml")
-    reduced = load_graph(REPOSITORY / "configs" / "reduced" / "imagenette_96.yaml")
-    papers = {name: stage for name, stage in reduced.stages.items() if name not in ("D-scratch", "B-5x5")}
-    assert len(papers) == 12
-    assert descent(replace(reduced, stages=papers)) == descent(whole)
+    papers = {stage: config for stage, config in reduced.stages.items() if stage not in ABLATIONS}
+    assert len(papers) == len(reproduced.stages) == 12
+    assert descent(replace(reduced, stages=papers)) == descent(reproduced)
     twin, _ = load_stage(REPOSITORY / "configs" / "ablation_B-5x5.yaml")
     assert reduced.stages["B-5x5"].model.layers == twin.model.layers
     cold, warm = reduced.stages["D-scratch"], reduced.stages["D"]
     assert cold.trajectory() == warm.trajectory()
     assert (cold.run.parent, warm.run.parent) == (None, "A")
     for stage in papers.values():
-        (full,) = (
-            one for one in whole.stages.values() if (one.model.net, one.papers_S) == (stage.model.net, stage.papers_S)
-        )
-        assert [2 * S for S in stage.data.S_range] == list(full.data.S_range)
-        assert tuple(2 * Q for Q in stage.multi_Q) == full.multi_Q
-        assert architecture_of(stage).places(stage.single_Q[0], stage.single_Q[0]) > 1
+        full = full_size(stage, reproduced)
+        assert [divisor * S for S in stage.data.S_range] == list(full.data.S_range)
+        assert tuple(divisor * Q for Q in stage.multi_Q) == full.multi_Q
+
+
+def full_size(stage: Config, reproduced: Graph) -> Config:
+    """The stage of the paper that a reduced one stands for."""
+    (found,) = (
+        config
+        for config in reproduced.stages.values()
+        if (config.model.net, config.papers_S) == (stage.model.net, stage.papers_S)
+    )
+    return found
+
+
+@pytest.mark.parametrize("name", ["imagenette", "imagenette_gpu"])
+def test_the_reduced_graph_has_the_papers_places_and_kernels(name: str) -> None:
+    """At every Q the dense test sees as many places, and deeper nets inherit the same layers."""
+    reproduced = load_graph(REPOSITORY / "configs" / "reproduce.yaml")
+    stages = load_graph(REPOSITORY / "configs" / "reduced" / f"{name}.yaml").stages
+    for key, stage in stages.items():
+        small = architecture_of(stage)
+        assert (small.fc6_kernel, small.stride) == (7, 8)
+        if key not in ABLATIONS:
+            paper = full_size(stage, reproduced)
+            full = architecture_of(paper)
+            assert small.fc6_kernel == full.fc6_kernel
+            for ours, theirs in ((stage.single_Q, paper.single_Q), (stage.multi_Q, paper.multi_Q)):
+                for longer in (1, 4 / 3):
+                    sides = [(Q, round(Q * longer)) for Q in ours]
+                    assert [small.places(*side) for side in sides] == [full.places(4 * a, 4 * b) for a, b in sides]
+                assert [small.places(Q, Q) for Q in ours] == [full.places(Q, Q) for Q in theirs]
+    convolutions = {layer.name for layer in architecture_of(stages["A"]).layers() if layer.kind == "conv"}
+    assert convolutions == set(value("warm_start_layers")) - {"fc6", "fc7", "fc8"}, "deeper nets take all of A"
 
 
 def test_the_gpus_graph_differs_from_the_cpus_in_width_dropout_and_precision() -> None:

@@ -430,16 +430,3 @@ def test_the_box_of_a_digit_is_tight(monkeypatch: pytest.MonkeyPatch) -> None:
         difference = np.abs(np.asarray(image, np.float64) - 127).sum(axis=2)
         rows, columns = np.nonzero(difference > difference.max() / 2)
         assert np.allclose(box, [columns.min(), rows.min(), columns.max(), rows.max()], atol=1)
-
-
-def test_digits_made_before_there_were_boxes_get_them(digits: Path, tmp_path: Path) -> None:
-    old = tmp_path / digits.name
-    shutil.copytree(digits, old)
-    (old / "boxes.tsv").unlink()
-    index = open_index(str(old), None, tmp_path / "cache", lambda done, total: None)
-    assert sample_set.ensure(tmp_path) == old
-    assert (old / "boxes.tsv").read_bytes() == (digits / "boxes.tsv").read_bytes()
-    kept = [file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()]
-    again = open_index(str(old), None, tmp_path / "cache", lambda done, total: None)
-    assert again.fingerprint == index.fingerprint
-    assert [file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()] == kept

@@ -5,21 +5,24 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from vggrepro.data.images import sample_set
 from vggrepro.data.images.sample_set import TRAIN_IMAGES, VAL_IMAGES, ensure
 from vggrepro.data.images.scan import scan_folder
 
 
-def digest(root: Path) -> str:
-    files = sorted(root.rglob("*.JPEG"))
+def digest(root: Path, names: set[str] | None = None) -> str:
+    """Of all images below a folder, or of some."""
+    files = sorted(file for file in root.rglob("*.JPEG") if names is None or str(file.relative_to(root)) in names)
     return hashlib.sha256(b"".join(file.name.encode() + file.read_bytes() for file in files)).hexdigest()
 
 
 def test_counts_classes_and_sizes(digits: Path) -> None:
     index = scan_folder(digits)
     assert index.classes == tuple("0123456789")
-    assert (TRAIN_IMAGES, VAL_IMAGES) == (2000, 500)
+    assert (TRAIN_IMAGES, VAL_IMAGES) == (8000, 2000), "of which the fixture makes a quarter"
     assert index.summary()["splits"] == {"train": 2000, "val": 500}
     assert index.summary()["odd"] == index.summary()["rejected"] == 0
     for name in ("train", "val"):
@@ -32,10 +35,14 @@ def test_counts_classes_and_sizes(digits: Path) -> None:
         assert min(counts.values()) > 0.08 * len(split)  # no class is rare
 
 
-def test_made_again_it_has_the_same_bytes(digits: Path, tmp_path: Path) -> None:
+def test_made_again_it_has_the_same_bytes(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample_set, "TRAIN_IMAGES", 200)
+    monkeypatch.setattr(sample_set, "VAL_IMAGES", 50)
     again = ensure(tmp_path)
+    names = {str(file.relative_to(again)) for file in again.rglob("*.JPEG")}
+    assert len(names) == 250
     assert again != digits
-    assert digest(again) == digest(digits)
+    assert digest(again) == digest(digits, names)
 
 
 def test_it_is_made_once(digits: Path) -> None:

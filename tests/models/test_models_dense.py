@@ -6,7 +6,8 @@ from nets import tiny_vgg, with_biases
 from torch import Tensor
 
 from vggrepro.errors import UserError
-from vggrepro.models.dense import class_scores, receptive_field, score_map
+from vggrepro.models.dense import class_scores, score_map
+from vggrepro.models.table1 import architecture
 from vggrepro.models.vgg import VGG
 
 
@@ -108,10 +109,12 @@ def test_receptive_field_is_what_a_gradient_reaches() -> None:
     maps[0, :, :, 9:11].sum().backward()
     assert images.grad is not None
     reached = images.grad[0].abs().sum(dim=(0, 1)).nonzero().flatten()
-    first, last = receptive_field(net.architecture, 9, 10)
+    first, last = net.architecture.receptive_field(9, 10)
     assert first <= int(reached.min())
     assert int(reached.max()) <= last
-    assert last - first + 1 == 212 + 32  # VGG-16's known field of view, and one more place
+    assert last - first + 1 == 212 + 32  # VGG-16's known field, and one more place
+    paper, small = architecture("D"), architecture("D", blocks=3, crop=56)
+    assert (paper.field_of_view, small.field_of_view) == (212 + 6 * 32, 44 + 6 * 8)
 
 
 @torch.inference_mode()

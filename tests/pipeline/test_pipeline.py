@@ -179,7 +179,7 @@ def test_runs_stand_side_by_side_in_mlflow(mirrored: Graph, capsys: pytest.Captu
         assert {artifact.path for artifact in client.list_artifacts(run.info.run_id)} >= {"config.yaml", "ledger.json"}
         assert run.data.params["evaluation.multi_Q"] == "[32, 37, 42]"  # those that were used
         assert "train/epoch" not in run.data.metrics
-        assert run.data.tags["mlflow.note.content"].startswith("Departures from the paper:\n\n- model.classes: 3")
+        assert run.data.tags["mlflow.note.content"].startswith("Departures from the paper:\n\n- model.blocks: 3")
         assert run.data.tags["mlflow.source.name"]
         (given,) = run.inputs.dataset_inputs
         assert given.dataset.name == Path(str(mirrored.stages["A"].data.root)).name

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vggrepro.errors import UserError
-from vggrepro.models.table1 import Architecture, require_class_scores
+from vggrepro.models.table1 import require_class_scores
 from vggrepro.models.vgg import VGG
 
 
@@ -67,19 +67,6 @@ def class_scores(net: VGG, images_NCHW: Tensor, *, ceil: bool = False, pixels_at
     return score_map(net, images_NCHW, ceil=ceil, pixels_at_once=pixels_at_once).mean(dim=(2, 3))
 
 
-def receptive_field(architecture: Architecture, first: int, last: int) -> tuple[int, int]:
-    """The first and last input pixel, along one axis, that the places first..last of the last pooling map depend on.
-
-    They may lie outside the image, in the padding.
-    """
-    for layer in reversed(architecture.layers()):
-        if layer.kind == "pool":
-            first, last = 2 * first, 2 * last + 1
-        elif layer.kernel:
-            first, last = first - layer.kernel // 2, last + layer.kernel // 2
-    return first, last
-
-
 def _features(net: VGG, images_NCHW: Tensor, ceil: bool) -> Tensor:
     if not ceil:
         return net.features(images_NCHW)
@@ -95,13 +82,13 @@ def _features_in_strips(net: VGG, images_NCHW: Tensor, ceil: bool, pixels_at_onc
     across, along = sorted(images_NCHW.shape[-2:])
     axis = 2 if images_NCHW.shape[2] == along else 3
     places = -(-along // stride) if ceil else along // stride
-    low, high = receptive_field(net.architecture, 0, 0)
+    low, high = net.architecture.receptive_field(0, 0)
     margin = high - low + stride  # both sides, and the alignment of the strip's start
     step = max(1, (pixels_at_once // (len(images_NCHW) * across) - margin) // stride)
     strips = []
     for first in range(0, places, step):
         last = min(first + step, places) - 1
-        low, high = receptive_field(net.architecture, first, last)
+        low, high = net.architecture.receptive_field(first, last)
         start = max(0, low // stride * stride)  # pooling windows must lie as in the whole image
         stop = along if last == places - 1 else min(along, high + 1)
         maps = _features(net, images_NCHW.narrow(axis, start, stop - start), ceil)

@@ -23,6 +23,7 @@ def summarise(nets: Sequence[Architecture]) -> list[dict[str, Any]]:
             "classes": net.classes,
             "crop": net.crop,
             "width": net.width,
+            "field_of_view": net.field_of_view,
             "weight_layers": net.weight_layers,
             "parameters": net.parameters,
             "parameters_printed": _printed_millions(net),
@@ -40,7 +41,7 @@ def render(nets: Sequence[Architecture]) -> Table:
 
 def _layers_table(net: Architecture) -> Table:
     printed = _printed_millions(net)
-    title = f"Net {net.name}, {net.crop}x{net.crop} input"
+    title = f"Net {net.name}, {net.crop}x{net.crop} input; one place of the dense test sees {net.field_of_view} px"
     if printed is not None:
         title += f" (Table 2: {printed} million parameters)"
     table = Table(title=title, show_footer=True)

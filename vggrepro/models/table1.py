@@ -97,6 +97,27 @@ class Architecture:
         """Places of the score map of a whole image of these sides, px (Section 3.2)."""
         return math.prod(side // self.stride - self.fc6_kernel + 1 for side in (height, width))
 
+    def receptive_field(self, first: int, last: int) -> tuple[int, int]:
+        """The first and last input pixel, along one axis, on which places first..last of the last pooling map depend.
+
+        They may lie outside the image, in the padding.
+        """
+        for layer in reversed(self.layers()):
+            if layer.kind == "pool":
+                first, last = 2 * first, 2 * last + 1
+            elif layer.kernel:
+                first, last = first - layer.kernel // 2, last + layer.kernel // 2
+        return first, last
+
+    @property
+    def field_of_view(self) -> int:
+        """Side of what one place of the last layer depends on, padding included, px; 404 for net D in the paper.
+
+        Of it a training crop shows ``crop``, and zeros around; in the dense test the image goes on there.
+        """
+        first, last = self.receptive_field(0, self.fc6_kernel - 1 if self.fully_connected else 0)
+        return last - first + 1
+
     @property
     def smallest_side(self) -> int:
         """Of an image to which the net is densely applied, px: one place of the last layer."""

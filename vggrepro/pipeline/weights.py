@@ -44,7 +44,7 @@ def import_weights(
     write_ledger(directory, departures)
     checkpoint.save(kept, final)
     return {
-        **{key: found.model[key] for key in ("net", "classes", "crop", "width")},
+        **{key: found.model[key] for key in ("net", "blocks", "classes", "crop", "width") if found.model.get(key)},
         "parameters": architecture(**found.model).parameters,
         "source": found.source,
         "sha256": found.sha256,
@@ -87,10 +87,12 @@ def export_weights(net: Path, out: Path, *, dense: bool = False) -> list[Path]:
     if kept.stage.localisation:
         raise UserError(f"{net} predicts boxes, which no other program's nets do; name a net that predicts classes")
     card = place_of(out) if out.suffix == ".safetensors" else None
+    # all five blocks go without saying: versions before `model.blocks` read the file, too
+    left_out = ("init",) if kept.stage.model.blocks else ("init", "blocks")
     write(
         out,
         kept.weights,
-        model={key: setting for key, setting in kept.config["model"].items() if key != "init"},
+        model={key: setting for key, setting in kept.config["model"].items() if key not in left_out},
         preprocessing=kept.preprocessing,
         classes=kept.provenance["classes"],
         testing=_testing(kept),

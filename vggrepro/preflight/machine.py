@@ -16,7 +16,7 @@ ASSUMED_MFU = 0.43
 """4,600 images/s of net D on an H100 in bfloat16: the roofline of an eager step, over the peak of 989 TFLOP/s."""
 ILSVRC_BYTES = 115_000
 """An image of ILSVRC-2012: the training archive's 148 GB over its images."""
-SAMPLE_BYTES = 5_400
+SAMPLE_BYTES = 5_300
 """An image of the built-in sample set."""
 LONG_SIDE = 1.33
 """Mean ratio of a photograph's sides, for the uncropped images of dense evaluation."""
