@@ -18,6 +18,7 @@ TINY = (
     "model.width=0.0625",
     "model.init=glorot_uniform",
     "data.S=37",
+    "data.processes=0",
     "evaluation.multi_Q=[]",
     "train.batch=8",
     "train.iterations=6",

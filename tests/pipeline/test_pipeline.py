@@ -1,12 +1,14 @@
 """The whole story on 36 images: the demo's graph with everything small."""
 
 import json
+import os
 import re
 import shutil
 import statistics
 from pathlib import Path
 
 import pytest
+import torch
 from programs import free_port
 from tiny import REPOSITORY, TINY, link_digits
 
@@ -150,6 +152,25 @@ def test_a_stage_whose_parent_is_not_finished_is_refused(settings: list[str]) ->
     stage, parent = load_stage(REPOSITORY / "configs" / "vgg_D.yaml", settings)
     with open_session([stage]) as session, pytest.raises(UserError, match="A-256 is not finished"):
         train_stage(stage, parent, session)
+
+
+def test_a_decoding_process_has_a_core_of_its_own_while_the_session_lasts(
+    settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads that compute would wait for the one whose core it shares."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    threads = []
+    for processes in (0, 1, 3, 9):
+        stage, _ = load_stage(
+            REPOSITORY / "configs" / "vgg_A.yaml", [*settings, f"data.processes={processes}", "data.workers=9"]
+        )
+        with open_session([stage]):
+            threads.append(torch.get_num_threads())
+        assert torch.get_num_threads() == 4
+    torch.set_num_threads(before)
+    assert threads == [4, 3, 1, 1]
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,8 @@ class Data(Section):
     """Decoding threads of each rank; default: as many as are its share of the machine's cores."""
     processes: Count | None = None
     """Among which the decoding threads are divided, so that they do not share Python's lock with the thread that feeds
-    the GPU; 0: none but the rank's own. Default: one for two threads where a rank has a GPU, else 0."""
+    the GPU; 0: none but the rank's own. Default: one for two threads where a rank has a GPU, else 0. On a CPU each has
+    a core of its own, and the others compute."""
     max_bad: Count = 20
     """Most training images of a rank that may turn out unreadable after indexing; others take their places."""
     max_rejected_val: Count = 0

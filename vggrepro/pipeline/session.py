@@ -117,8 +117,21 @@ def open_session(
     device = pick_device(configs[0].run.device, topology.local_rank)
     silence_s = configs[0].train.rank_timeout_s
     watch = Watch(topology, silence_s=silence_s, stop_after_s=stop_after_s)
-    for config in configs:
-        make_loader(config.data, device)
+    processes = max(make_loader(config.data, device).processes for config in configs)
     # The watch names a silent rank; a collective's own time-out, which names none, comes later.
     with process_group(topology, device, timeout_s=max(300.0, 2 * silence_s)), watch:
-        yield Session(device, watch, {}, {}, cores_of_rank(), training)
+        cores = cores_of_rank()
+        with _cores_for_decoding(processes if device.type == "cpu" else 0, cores):
+            yield Session(device, watch, {}, {}, cores, training)
+
+
+@contextmanager
+def _cores_for_decoding(processes: int, cores: int) -> Iterator[None]:
+    """Leaves a core to each decoding process; else threads that compute wait for the one that has to share its core."""
+    threads = torch.get_num_threads()
+    if processes:
+        torch.set_num_threads(max(1, min(threads, cores - processes)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
