@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from vggrepro.progress import echo, progress
+from vggrepro.progress import duration, echo, progress
 
 CODE = """
 from vggrepro.progress import progress
@@ -24,6 +24,13 @@ def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[st
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err == "A: training 4/4 loss 4.5\n", "soon after one another, only the last is worth a line"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0, "0 s"), (59.4, "59 s"), (60, "1 min"), (3570, "1 h 0 min"), (12_000, "3 h 20 min")]
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
 
 
 def test_an_unknown_total(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

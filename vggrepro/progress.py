@@ -15,6 +15,14 @@ def echo(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+def duration(seconds: float) -> str:
+    """A length of time in words: 45 s, 12 min, 3 h 20 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
 @contextmanager
 def progress(title: str, total: int | None, *, shown: bool = True) -> Iterator[Update]:
     """Yields `update(done, note)`; on a terminal it moves a bar, elsewhere it prints a line every few seconds.

@@ -22,7 +22,7 @@ def digest(root: Path, names: set[str] | None = None) -> str:
 def test_counts_classes_and_sizes(digits: Path) -> None:
     index = scan_folder(digits)
     assert index.classes == tuple("0123456789")
-    assert (TRAIN_IMAGES, VAL_IMAGES) == (8000, 2000), "of which the fixture makes a quarter"
+    assert (TRAIN_IMAGES, VAL_IMAGES) == (8000, 3000), "of which the fixture makes the first"
     assert index.summary()["splits"] == {"train": 2000, "val": 500}
     assert index.summary()["odd"] == index.summary()["rejected"] == 0
     for name in ("train", "val"):

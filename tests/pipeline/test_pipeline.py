@@ -60,6 +60,8 @@ def test_the_whole_story(settings: list[str], capsys: pytest.CaptureFixture[str]
 
     assert tables is not None
     assert printed.out.strip() == tables.read_text().strip()
+    assert re.search(r"^A: training 6/6 .* 0 s left, \d+ s with later stages$", printed.err, re.MULTILINE)
+    assert re.search(r"^D: training 6/6 .* 0 s left$", printed.err, re.MULTILINE)
     rows = [[cell.strip() for cell in line.split("|")] for line in printed.out.splitlines() if line.startswith("| ")]
     assert [row[1:4] for row in rows if row[1] in "AD"] == [
         ["A", "37", "37"],

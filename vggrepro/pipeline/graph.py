@@ -28,9 +28,9 @@ def reproduce(graph: Graph, *, stop_after_s: float | None = None) -> Path | None
         if not is_finished(config):
             require_sets(config)
     with open_session(stages, stop_after_s=stop_after_s) as session:
-        for name, config in graph.stages.items():
+        for place, (name, config) in enumerate(graph.stages.items(), 1):
             parent = graph.parent_of(name)
-            train_stage(config, parent, session)
+            train_stage(config, parent, session, later=stages[place:])
             evaluate_stage(config, parent, session)
         transfer_together(stages, session)
     if not session.topology.is_first:

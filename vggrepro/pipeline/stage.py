@@ -20,12 +20,16 @@ from vggrepro.storage.ledger import ledger, read_ledger, write_ledger
 from vggrepro.storage.status import is_finished, require_finished
 from vggrepro.training.loop import Training
 from vggrepro.training.stage import begin
+from vggrepro.training.throughput import training_flop
 
 
-def train_stage(config: Config, parent: Config | None, session: Session, *, force: bool = False) -> None:
+def train_stage(
+    config: Config, parent: Config | None, session: Session, *, force: bool = False, later: Iterable[Config] = ()
+) -> None:
     """Trains one stage unless it is finished; `force` also where its activations vanish or explode at the start.
 
-    Raises UserError, also when the parent is not finished, and Interrupted.
+    The time left is shown, and with it that of the `later` stages, at the same FLOP/s. Raises UserError, also when the
+    parent is not finished, and Interrupted.
     """
     run = RunDirectory(config.directory)
     if from_first_rank(is_finished(config)):
@@ -43,7 +47,9 @@ def train_stage(config: Config, parent: Config | None, session: Session, *, forc
             echo(f"{config.name}: {without:,} training images without a box are left out")
     with mirrored(config, run, session.topology):
         session.watch.leave_together()
-        Training.begin(config, parent, index, boxes, session.loader(config), session.watch).train(force=force)
+        training = Training.begin(config, parent, index, boxes, session.loader(config), session.watch)
+        training.later_flop = sum(training_flop(stage) for stage in later if not is_finished(stage))
+        training.train(force=force)
         with session.watch.waiting():
             from_first_rank(None)  # rank 0 has written final.pt, which every rank now reads
 

@@ -16,7 +16,7 @@ from vggrepro.data.boxes.box_set import BoxSet
 from vggrepro.data.images.index import Index
 from vggrepro.data.loading.loader import Batch, Loader
 from vggrepro.errors import Interrupted, UserError
-from vggrepro.progress import Update, echo, progress
+from vggrepro.progress import Update, duration, echo, progress
 from vggrepro.ranks.collectives import sum_over_ranks
 from vggrepro.ranks.watch import Watch
 from vggrepro.storage import checkpoint, lease
@@ -45,6 +45,8 @@ class Training:
     loader: Loader
     watch: Watch
     writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"))
+    later_flop: float = 0.0
+    """Of the training of stages after this, which the same command goes on with."""
     saving: Future[bool] | None = None
     """The last checkpoint on its way to the disk; on the first rank."""
     meter: Meter = field(default_factory=Meter)
@@ -168,7 +170,9 @@ class Training:
         left = (train.iterations - state.step) * train.batch / speed["images_per_s"]
         record = {"loss": loss, "learning_rate": rate, "seconds_left": left, "bad_images": bad}
         self._log("train", record | speed)
-        update(state.step, f"loss {loss:.4f}  rate {rate:g}  {describe(speed)}")
+        later = self.later_flop / (speed["images_per_s"] * flop)
+        note = f"{duration(left)} left" + (f", {duration(left + later)} with later stages" if later else "")
+        update(state.step, f"loss {loss:.4f}  rate {rate:g}  {describe(speed)}  {note}")
         if self.task.boxes is None:  # boxes are learnt from a net that has learnt, and what guessing costs is not known
             health.check_learning(loss, self.config.model.classes, state.step, train.stall_after)
         self.trainer.restart_loss()

@@ -7,8 +7,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Literal
 
-from vggrepro.config.settings import Comm, Precision
-from vggrepro.models.table1 import Architecture
+from vggrepro.config.settings import Comm, Config, Precision
+from vggrepro.models.table1 import Architecture, architecture_of
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +37,12 @@ def flop_per_image(net: Architecture, *, frozen: bool = False) -> int:
     trained = [layer.multiply_adds for layer in layers if layer.kind == "fc" or not frozen]
     forward = sum(layer.multiply_adds for layer in layers)
     return 2 * (forward + 2 * sum(trained) - trained[0])
+
+
+def training_flop(config: Config) -> float:
+    """Floating-point operations of the training of a stage, from its first iteration to its last. Raises UserError."""
+    per_image = flop_per_image(architecture_of(config), frozen=config.keeps_features)
+    return float(config.train.iterations) * config.train.batch * per_image
 
 
 def payload_bytes(

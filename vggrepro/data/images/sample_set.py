@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from vggrepro.progress import progress
+
 ROOT = "builtin:digits"
-TRAIN_IMAGES, VAL_IMAGES = 8000, 2000
+TRAIN_IMAGES, VAL_IMAGES = 8000, 3000
 _VERSION = 2  # counts up when the images change, so that an old set is not taken for the new one
 
 Box = tuple[int, int, int, int]
@@ -25,7 +27,7 @@ _INK = (1 / (1 + np.exp(-14 * (np.arange(256) / 255 - 0.45)))).astype(np.float32
 
 
 def ensure(folder: Path) -> Path:
-    """The sample set under `folder`, made if it is not there: 8,000 + 2,000 images, classes "0" to "9", with boxes.
+    """The sample set under `folder`, made if it is not there: 8,000 + 3,000 images, classes "0" to "9", with boxes.
 
     Images of the two splits show different originals (scikit-learn's digits: 1,797 scans from 43 writers).
     """
@@ -34,10 +36,12 @@ def ensure(folder: Path) -> Path:
         return done
     work = folder / f".digits-v{_VERSION}.{os.getpid()}"
     boxes = []
-    for name, image, box in _images():
-        (work / name).parent.mkdir(parents=True, exist_ok=True)
-        image.save(work / name, "JPEG", quality=90)
-        boxes.append((name, box))
+    with progress("making digits", TRAIN_IMAGES + VAL_IMAGES) as update:
+        for name, image, box in _images():
+            (work / name).parent.mkdir(parents=True, exist_ok=True)
+            image.save(work / name, "JPEG", quality=90)
+            boxes.append((name, box))
+            update(len(boxes), "")
     rows = ["file\txmin\tymin\txmax\tymax", *("\t".join(map(str, (name, *box))) for name, box in boxes)]
     (work / "boxes.tsv").write_text("\n".join(rows) + "\n")
     try:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
 from vggrepro.evaluation.significance import Comparison, SeedSpread, paired_mean
-from vggrepro.paper import Scale, scale_text, value
+from vggrepro.paper import Scale, facts, scale_text, value
 from vggrepro.reporting.claims.claim import (
     MARGIN,
     Assertion,
@@ -65,7 +65,8 @@ def _statements(recipes: Recipes) -> Iterator[Statement[NetsTest]]:
         for S in (fixed, fine):
             text = f"Scale jitter in training helps: {net} at S = {scale_text(jitter)} is better than at S = {S}"
             yield Statement("4.1", text, side(net, jitter), side(net, S))
-    for net, S in (("A", fixed), ("B", fixed), *((net, S) for net in ("C", "D", "E") for S in (fixed, fine, jitter))):
+    for net, S in dict.fromkeys((row.nets[0], row.S) for row in facts().table(4)):
+        assert S is not None
         text = f"Scale jitter in testing helps: {net} at S = {scale_text(S)}, several Q are better than one"
         yield Statement("4.2", text, side(net, S, 4), side(net, S, 3))
     for net in ("D", "E"):
