@@ -56,20 +56,22 @@ def vgg(
     classes: int = value("classes"),
     crop: int = value("crop"),
     width: float = 1.0,
+    blocks: int | None = None,
     init: Scheme = "paper",
     seed: int = 0,
 ) -> VGG:
     """An untrained net of Table 1 by the paper's name, A to E or A-LRN, or torchvision's, vgg11 to vgg19 and vgg16_bn.
 
     It takes images of shape (N, 3, crop, crop) to class scores (N, classes), has torchvision's state-dict keys, and is
-    in training mode. `width` multiplies all channels; for `init` see `models.init` (Section 3.1).
+    in training mode. `width` multiplies all channels; `blocks` is the number of the net's blocks, counted from the
+    image (default: all); for `init` see `models.init` (Section 3.1).
 
     Raises:
         UserError: no such net, or a number out of range.
     """
     plain = name.removesuffix("_bn")
     column = next((column for column, theirs in TORCHVISION_NAMES.items() if theirs == plain), plain)
-    net = VGG(architecture(column, batch_norm=plain != name, classes=classes, crop=crop, width=width))
+    net = VGG(architecture(column, blocks=blocks, batch_norm=plain != name, classes=classes, crop=crop, width=width))
     init_weights(net, init, seed)
     return net
 
