@@ -247,12 +247,12 @@ def test_the_reduced_graph_has_the_papers_places_and_kernels(name: str) -> None:
     assert convolutions == set(value("warm_start_layers")) - {"fc6", "fc7", "fc8"}, "deeper nets take all of A"
 
 
-def test_the_gpus_graph_differs_from_the_cpus_in_width_dropout_and_precision() -> None:
+def test_the_gpus_graph_differs_from_the_cpus_in_width_dropout_rate_and_precision() -> None:
     cpu, gpu = (
         load_graph(REPOSITORY / "configs" / "reduced" / f"{name}.yaml").stages
         for name in ("imagenette", "imagenette_gpu")
     )
     for name, stage in cpu.items():
         changed = {key for key, *_ in differences(stage.trajectory(), gpu[name].trajectory())}
-        assert changed == {"model.width", "model.dropout", "train.precision"}
+        assert changed == {"model.width", "model.dropout", "train.learning_rate", "train.precision"}
         assert (gpu[name].model.width, gpu[name].model.dropout) == (1.0, 0.5)
