@@ -20,15 +20,17 @@ def test_summary_of_one_net_is_a_table(command: Command) -> None:
 
 
 def test_summary_of_the_nets_of_a_recipe(command: Command) -> None:
-    small = ["--set", "model.blocks=3", "--set", "model.crop=56", "--set", "model.classes=10"]
-    found = command.json("summary", *small)["nets"]
+    found = command.json("summary", "--blocks", 3, "--crop", 56, "--width", 0.25)["nets"]
     assert [(net["net"], net["blocks"], net["weight_layers"]) for net in found] == [
         *[("A", 3, 7), ("A-LRN", 3, 7), ("B", 3, 9), ("C", 3, 10), ("D", 3, 10), ("E", 3, 11)]
     ]
     recipe = ["--config", CONFIGS / "reproduce.yaml"]
-    assert command.json("summary", *recipe, *small)["nets"] == found, "each net once, whatever its stages"
-    assert command.json("summary", "D", "--batch-norm", *recipe) == command.json("summary", "D", "--batch-norm")
+    assert command.json("summary", *recipe) == command.json("summary"), "each net once, whatever its stages"
+    (D,) = command.json("summary", "D", "--config", CONFIGS / "reduced" / "localisation.yaml")["nets"]
+    assert (D["net"], D["blocks"], D["field_of_view"]) == ("D", 3, 92)
     assert "F: no stage of" in command.mistake("summary", "F", *recipe)
+    assert "--batch-norm with --config" in command.mistake("summary", "--batch-norm", *recipe)
+    assert "--crop with --config" in command.mistake("summary", "--crop", 56, *recipe)
 
 
 def test_index_reports_and_writes(command: Command, images: Path, tmp_path: Path) -> None:

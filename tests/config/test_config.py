@@ -6,7 +6,7 @@ from tiny import REPOSITORY
 
 from vggrepro.config.parsing import differences
 from vggrepro.config.recipes import load_graph, load_resolved, load_stage
-from vggrepro.config.settings import Config
+from vggrepro.config.settings import Config, Model
 from vggrepro.errors import UserError
 from vggrepro.models.dense import score_map
 from vggrepro.models.table1 import architecture_of
@@ -367,3 +367,15 @@ def test_only_stages_that_a_file_names_are_tested_on_other_data_sets(tmp_path: P
     assert tested("both.yaml", asked) == {"A-256", "D-256", "A-256-seed1", "D-256-seed1"}
     assert tested("place.yaml", asked) == {"A", "D", "A-seed1", "D-seed1"}
     assert tested("D.yaml") == set()
+
+
+def test_leaving_no_block_out_is_the_default() -> None:
+    """The same net has the same description, and so the same run and geometry."""
+    every, named = Model(net="D"), Model(net="D", blocks=5)
+    assert named == every
+    layers = [["conv3-64"], ["conv3-128"], ["conv3-256"]]
+    assert Model(net="x", layers=layers, blocks=3) == Model(net="x", layers=layers)
+    small = {"crop": 56, "width": 0.25}
+    assert Model(net="x", layers=layers, **small).geometry == Model(net="A", blocks=3, **small).geometry
+    assert Model(net="A", blocks=3, **small).geometry == "crop 56 px, 3 blocks, width x 0.25"
+    assert Model(net="x", layers=[*layers] * 2, blocks=5).geometry == every.geometry == "crop 224 px"

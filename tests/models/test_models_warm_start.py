@@ -70,7 +70,7 @@ def test_batch_norm_stays_where_only_the_child_has_it() -> None:
     [
         ({"width": 0.125}, r"conv1_1: \(4, 3, 3, 3\) in the parent A, \(8, 3, 3, 3\) in the child D"),
         ({"crop": 64}, r"fc6: \(256, 32\) in the parent A, \(256, 128\) in the child D"),
-        ({"blocks": 3}, r"fc6: \(256, 32\) in the parent A, \(256, 256\) in the child D"),
+        ({"blocks": 4, "crop": 16}, "parent A has 5 blocks, child D has 4; give both nets the same number"),
         ({"classes": 11}, r"fc8: \(10, 256\) in the parent A, \(11, 256\) in the child D"),
     ],
 )

@@ -210,6 +210,46 @@ def test_a_state_dict_of_the_first_blocks(tmp_path: Path, net: str) -> None:
     assert read(again, net=net).weights.keys() == original.state_dict().keys()
 
 
+def test_fewer_blocks_are_said_where_only_shapes_say_so(tmp_path: Path) -> None:
+    """A file that has lost its last block may look like a net of four."""
+    model = {"net": "D", "classes": 7, "crop": 64, "width": 0.0625}
+    state, file = built(**model).state_dict(), tmp_path / "net.pth"
+    torch.save(state, file)
+    assert "first" not in read(file).source
+    torch.save(
+        {
+            key: tensor
+            for key, tensor in state.items()
+            if not key.startswith(("features.24", "features.26", "features.28"))
+        },
+        file,
+    )
+    found = read(file)
+    assert (found.model["blocks"], found.model["crop"]) == (4, 32)
+    assert found.source.endswith(", of the first 4 blocks of D alone")
+
+
+def test_convolutions_of_the_first_blocks_alone(tmp_path: Path) -> None:
+    net, file = tiny_vgg("C", blocks=3, crop=56, fully_connected=False), tmp_path / "net.pth"
+    torch.save(net.state_dict(), file)
+    found = read(file).model
+    assert (found["net"], found["blocks"], found["crop"], found["fully_connected"]) == ("C", 3, 56, False)
+
+
+def test_the_nearest_net_has_as_many_blocks(tmp_path: Path) -> None:
+    state, file = built("D", blocks=3, crop=56, classes=7, width=0.0625).state_dict(), tmp_path / "net.pth"
+    state["classifier.0.weight"] = state["classifier.0.weight"][:, :-16]
+    torch.save(state, file)
+    assert "nearest is D of 3 blocks: classifier.0.weight is" in one_line(file)
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_nets_that_shapes_do_not_tell_apart_are_refused(tmp_path: Path, blocks: int) -> None:
+    """With one block A-LRN has A's tensors, with two B to E are one net."""
+    torch.save(built("A-LRN", blocks=blocks, crop=14 * blocks).state_dict(), file := tmp_path / "net.pth")
+    assert "are of no net of Table 1" in one_line(file)
+
+
 @pytest.mark.parametrize("digits", [8, 64])
 def test_known_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits: int) -> None:
     file = tmp_path / "net.pth"

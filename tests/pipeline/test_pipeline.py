@@ -14,6 +14,7 @@ from tiny import REPOSITORY, TINY, link_digits
 
 from vggrepro.config.recipes import Graph, load_graph, load_stage
 from vggrepro.errors import Interrupted, UserError
+from vggrepro.models.table1 import architecture_of
 from vggrepro.paper import value
 from vggrepro.pipeline import tracking
 from vggrepro.pipeline.evaluate import evaluate_nets
@@ -24,6 +25,8 @@ from vggrepro.reporting.stored.finding import find_runs
 from vggrepro.reporting.tables.build import build_report
 from vggrepro.storage import checkpoint
 from vggrepro.storage.directory import RunDirectory
+from vggrepro.training.loop import Training
+from vggrepro.training.throughput import flop_per_image
 
 DEMO = REPOSITORY / "configs" / "demo.yaml"
 # The demo drops the learning rate, and validates, after more steps than the tests have.
@@ -53,8 +56,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_the_whole_story(settings: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    graph = graph_of(settings)
+def test_the_whole_story(
+    settings: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, later = graph_of(settings), []
+    train = Training.train
+    monkeypatch.setattr(Training, "train", lambda self, **how: later.append(self.later_flop) or train(self, **how))
     tables = reproduce(graph)
     printed = capsys.readouterr()
 
@@ -62,6 +69,7 @@ def test_the_whole_story(settings: list[str], capsys: pytest.CaptureFixture[str]
     assert printed.out.strip() == tables.read_text().strip()
     assert re.search(r"^A: training 6/6 .* 0 s left, \d+ s with later stages$", printed.err, re.MULTILINE)
     assert re.search(r"^D: training 6/6 .* 0 s left$", printed.err, re.MULTILINE)
+    assert later == [6 * 8 * flop_per_image(architecture_of(graph.stages["D"])), 0]
     rows = [[cell.strip() for cell in line.split("|")] for line in printed.out.splitlines() if line.startswith("| ")]
     assert [row[1:4] for row in rows if row[1] in "AD"] == [
         ["A", "37", "37"],

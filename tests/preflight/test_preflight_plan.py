@@ -21,6 +21,7 @@ from vggrepro.preflight.machine import Machine, measured_rates
 from vggrepro.preflight.plan import plan
 from vggrepro.preflight.plan_text import render
 from vggrepro.storage.directory import RunDirectory
+from vggrepro.training.throughput import flop_per_image
 
 BF16 = ["train.precision=bf16"]
 
@@ -285,6 +286,18 @@ def test_a_rate_measured_on_a_speaks_for_d_by_flops() -> None:
     assert A.images_per_s == 8000
     assert D.images_per_s == pytest.approx(8000 * 45.48e9 / 92.65e9, rel=1e-3)
     assert "from A's measured 8000 images/s" in D.rate_from
+
+
+def test_a_rate_carries_over_in_the_geometry_it_was_measured_in() -> None:
+    """Also from a column of Table 1 to a net of one's own, and with fewer blocks than Table 1 has."""
+    made = plan(graph_of("reduced/imagenette.yaml"), Machine(1, 1, measured={"A": 600.0}))
+    rates = {stage.name: stage.images_per_s for stage in made.stages}
+    small = {"blocks": 3, "crop": 56, "width": 0.25, "classes": 10}
+    A, D = (flop_per_image(architecture(net, **small)) for net in ("A", "D"))
+    assert rates["A"] == 600
+    assert rates["D"] == pytest.approx(600 * A / D)
+    twin = flop_per_image(architecture("x", layers=[["conv5-64"], ["conv5-128"], ["conv5-256"]], **small))
+    assert rates["B-5x5"] == pytest.approx(600 * A / twin)
 
 
 # What a rate measured on A says of D and E by FLOPs, over their own measured rate: 0.74 to 0.98 in three tries on one

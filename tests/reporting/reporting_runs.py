@@ -57,12 +57,13 @@ def make_run(
     finished: bool = True,
     departures: list[dict[str, Any]] | None = None,
     layers: tuple[tuple[str, ...], ...] | None = None,
+    geometry: dict[str, Any] | None = None,
     flip: bool = True,
     parent: str | None = None,
 ) -> RunDirectory:
     """A run whose final net has these posteriors, by (method, Q)."""
     config = Config(
-        model=Model(net=net, layers=layers, classes=CLASSES),
+        model=Model(net=net, layers=layers, classes=CLASSES, **geometry or {}),
         data=Data(S=S),
         evaluation=Evaluation(flip=flip),
         run=Run(name=name, experiment=experiment, root=root, seed=seed, parent=parent),

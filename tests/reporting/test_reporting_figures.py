@@ -67,6 +67,23 @@ def test_error_by_depth_and_scale(root: Path) -> None:
         assert draw(report, "no such group") is None
 
 
+def test_depth_is_that_of_the_groups_own_nets(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five blocks and three of them in one experiment are two groups, each with its weight layers."""
+    for net in ("A", "D"):
+        make_run(root, net, posteriors=dense(256, wrong1=5, wrong5=1))
+        small = {"blocks": 3, "crop": 56}
+        make_run(root, net, 64, name=f"{net}-small", geometry=small, posteriors=dense(64, wrong1=5, wrong5=1))
+    report = build_report(find_runs([root]))
+    monkeypatch.setattr(figures, "_png", lambda figure: figure)
+    ticks = {
+        group.title.partition("images, ")[2]: [
+            tick.get_text() for tick in figures.error_by_depth(report, group.id).axes[0].get_xticklabels()
+        ]
+        for group in report.groups
+    }
+    assert ticks == {"crop 224 px": ["A\n11", "D\n16"], "crop 56 px, 3 blocks": ["A\n7", "D\n10"]}
+
+
 GREEN, GREY = (0x00, 0x9E, 0x73), (0x66, 0x66, 0x66)
 
 

@@ -109,7 +109,10 @@ def test_blocks_left_out_are_a_departure() -> None:
     (found,) = (d for d in ledger(config, None) if d.setting == "model.blocks")
     assert (found.paper, found.run) == (5, 3)
     assert "a last map of the paper's size" in found.why
-    assert not {"evaluation.multi_Q", "model.blocks"} & {d.setting for d in ledger(Config(model={"net": "A"}), None)}
+    for model in ({"net": "A"}, {"net": "A", "blocks": 5}, {"net": "x", "layers": [["conv3-8"]] * 5, "blocks": 5}):
+        assert "model.blocks" not in {d.setting for d in ledger(Config(model=model), None)}
+    six = {"net": "x", "layers": [["conv3-8"]] * 6, "blocks": 5}
+    assert [(d.paper, d.run) for d in ledger(Config(model=six), None) if d.setting == "model.blocks"] == [(6, 5)]
 
 
 @pytest.mark.parametrize(("Q", "places"), [(128, [1]), (159, [1]), (160, [])])

@@ -1,11 +1,11 @@
 """Verbs about nets themselves: Tables 1 and 2, and other programs' weight files."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from vggrepro.cli.options import JsonOption, SetOption, print_json, show
+from vggrepro.cli.options import JsonOption, print_json, show
 from vggrepro.errors import UserError
 
 
@@ -15,25 +15,30 @@ def summary(
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="A recipe: its nets in place of the paper's.")
     ] = None,
-    changes: SetOption = [],  # noqa: B006
+    blocks: Annotated[int | None, typer.Option(help="Number of blocks, counted from the image.")] = None,
+    crop: Annotated[int | None, typer.Option(help="Side of the input, px.")] = None,
+    width: Annotated[float | None, typer.Option(help="Factor of all channels.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Table 1 and 2: layers, output shapes, parameters, multiply-adds."""
-    from vggrepro.config.parsing import parse
     from vggrepro.config.recipes import load_graph
     from vggrepro.models.summary import render, summarise
-    from vggrepro.models.table1 import architecture_of
+    from vggrepro.models.table1 import architecture, architecture_of
     from vggrepro.paper import facts
 
-    if config:
-        changes = [*changes, *(["model.batch_norm=true"] if batch_norm else [])]
-        stages = [stage for stage in load_graph(config, changes).stages.values() if net in (None, stage.model.net)]
-        if not stages:
-            raise UserError(f"{net}: no stage of {config} is of this net; leave it out to see which there are")
+    geometry = {"blocks": blocks, "crop": crop, "width": width, "batch_norm": batch_norm or None}
+    options: dict[str, Any] = {key: given for key, given in geometry.items() if given is not None}
+    if config is None:
+        nets = [architecture(name, **options) for name in ([net] if net else facts().architectures)]
+    elif options:
+        key = next(iter(options)).replace("_", "-")
+        raise UserError(f"--{key} with --config {config}: a recipe's nets are as it says; leave one of the two out")
     else:
-        models = [{"net": name, "batch_norm": batch_norm} for name in ([net] if net else facts().architectures)]
-        stages = [parse({"model": model}, changes, Path("--set")) for model in models]
-    nets = list(dict.fromkeys(map(architecture_of, stages)))
+        of_classes = (stage for stage in load_graph(config).stages.values() if stage.localisation is None)
+        found = [architecture_of(stage) for stage in of_classes if net in (None, stage.model.net)]
+        nets = list({(each.name, *each.layers()): each for each in found}.values())  # a net at several S is one
+        if not nets:
+            raise UserError(f"{net}: no stage of {config} is of this net; leave it out to see which there are")
     if as_json:
         print_json({"nets": summarise(nets)})
     else:

@@ -45,10 +45,21 @@ class Model(Section):
     fully_connected: bool = True
     """Whether fc6, fc7 and fc8 are there; without them a net gives features only, and is not trained."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _all_blocks_are_the_default(cls, given: Any) -> Any:
+        """A number that leaves none out becomes None: the same net has one description."""
+        if not isinstance(given, dict) or not given.get("blocks"):
+            return given
+        every = given.get("layers") or facts().architectures.get(str(given.get("net")), ())
+        return given | ({"blocks": None} if isinstance(every, list | tuple) and given["blocks"] == len(every) else {})
+
     @property
     def geometry(self) -> str:
-        """Crop, and the blocks of Table 1 and the width where these are not the paper's; equal for equal geometries."""
-        blocks = "" if self.blocks in (None, len(facts().architectures["A"])) else f", {self.blocks} blocks"
+        """Crop, and the number of blocks and the width where these are not the paper's; equal for equal geometries."""
+        five = len(facts().architectures["A"])
+        count = self.blocks or len(self.layers or ()) or five
+        blocks = "" if count == five else f", {count} blocks"
         width = "" if self.width == 1 else f", width x {self.width:g}"
         return f"crop {self.crop} px{blocks}{width}"
 
@@ -81,9 +92,8 @@ class Data(Section):
     workers: Positive | None = None
     """Decoding threads of each rank; default: as many as are its share of the machine's cores."""
     processes: Count | None = None
-    """Among which the decoding threads are divided, so that they do not share Python's lock with the thread that feeds
-    the GPU; 0: none but the rank's own. Default: one for two threads where a rank has a GPU, else 0. On a CPU each has
-    a core of its own, and the others compute."""
+    """Among which the decoding threads are divided, to share no lock with the thread that computes; 0: none but the
+    rank's own. Default: one for two threads where a rank has a GPU, else 0. On a CPU each has a core of its own."""
     max_bad: Count = 20
     """Most training images of a rank that may turn out unreadable after indexing; others take their places."""
     max_rejected_val: Count = 0

@@ -41,7 +41,7 @@ def render(nets: Sequence[Architecture]) -> Table:
 
 def _layers_table(net: Architecture) -> Table:
     printed = _printed_millions(net)
-    title = f"Net {net.name}, {net.crop}x{net.crop} input; one place of the dense test sees {net.field_of_view} px"
+    title = f"Net {net.name}, {net.crop}x{net.crop} input; one place of its last layer sees {net.field_of_view} px"
     if printed is not None:
         title += f" (Table 2: {printed} million parameters)"
     table = Table(title=title, show_footer=True)

@@ -43,8 +43,8 @@ def warm_start(net: VGG, parent_state: Mapping[str, Tensor], parent: Architectur
         All layers of the child that have parameters, in order.
 
     Raises:
-        UserError: a layer has another shape in the parent (another width, crop or number of classes), or the state dict
-            lacks it; or a net that predicts boxes has other convolutions than its parent.
+        UserError: the parent has another number of blocks, a layer another shape in it (another width, crop or number
+            of classes), or the state dict lacks it; a net that predicts boxes has other convolutions than its parent.
     """
     parents = {layer.name: layer for layer in parent.layers()}
     everything = (parent.blocks, parent.width) == (net.architecture.blocks, net.architecture.width)
@@ -53,6 +53,11 @@ def warm_start(net: VGG, parent_state: Mapping[str, Tensor], parent: Architectur
         raise UserError(
             f"a net {net.architecture.name} that predicts boxes starts from a net {net.architecture.name} that "
             f"predicts classes; parent {parent.name} has other layers"
+        )
+    if len(parent.blocks) != len(net.architecture.blocks):  # of which fc6 may be of one shape
+        raise UserError(
+            f"parent {parent.name} has {len(parent.blocks)} blocks, child {net.architecture.name} has "
+            f"{len(net.architecture.blocks)}; give both nets the same number, model.blocks"
         )
     copies: list[tuple[Tensor, Tensor]] = []
     inherited = []

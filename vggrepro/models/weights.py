@@ -62,6 +62,8 @@ _KNOWN = {  # by SHA-256, torchvision's files by its first digits, which their n
     "f72d927587ca4c97fbd165ec9cb9997f": "imagenet-vgg-verydeep-16.mat",
     "106118b7cf60435e6d8e04f6a6dc3657": "imagenet-vgg-verydeep-19.mat",
 }
+_FEWEST_BLOCKS = 3
+"""Of a net that is recognised by its shapes: with two blocks B to E are one net, and A-LRN's first has A's tensors."""
 _METADATA = "vggrepro"
 
 
@@ -153,6 +155,8 @@ def read(
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise UserError(f"weights {file} are damaged: {name} holds numbers that are not finite; give another file")
+    if (blocks := model.get("blocks")) and not described:  # perhaps of a file that has lost the others
+        account += f", of the first {blocks} blocks of {model['net']} alone"
     zero = torch.zeros(())  # of the batch counts that old files lack
     return Imported(
         model=model,
@@ -241,7 +245,7 @@ def _recognise(
         raise UserError(
             f"weights {file} are of net {described['net']}, not {net}; leave --net out or give another file"
         )
-    misfits: list[tuple[int, str, str]] = []
+    misfits: list[tuple[int, int, str, str]] = []
     for model in [described] if described else _candidates(file, tensors, net):
         with torch.device("meta"):
             expected = VGG(architecture(**model)).state_dict()
@@ -249,8 +253,9 @@ def _recognise(
         if misfit is None:
             return model, expected
         shared = sum(name in tensors and tensors[name].shape == meta.shape for name, meta in expected.items())
-        misfits.append((shared, model["net"], misfit))
-    _, nearest, misfit = max(misfits, key=lambda found: found[0])
+        name = model["net"] + (f" of {model['blocks']} blocks" if model.get("blocks") else "")
+        misfits.append((shared, -len(expected.keys() ^ tensors.keys()), name, misfit))
+    *_, nearest, misfit = max(misfits, key=lambda found: found[:2])
     what = f"are not of net {net}" if net else f"are of no net of Table 1; nearest is {nearest}"
     raise UserError(f"weights {file} {f'do not fit net {nearest}' if described else what}: {misfit}; give another file")
 
@@ -268,17 +273,17 @@ def _candidates(file: Path, tensors: Mapping[str, Tensor], net: str | None) -> I
         )
     every = len(facts().architectures["A"])  # as in all columns
     nets = [net] if net else list(facts().architectures)
-    for blocks, name in product(range(every, 0, -1) if complete else [every], nets):
+    for blocks, name in product(range(every, _FEWEST_BLOCKS - 1, -1), nets):
         model: dict[str, Any] = {
             "net": name,
             "batch_norm": any(key.endswith("running_mean") for key in tensors),
             "classes": value("classes") if fc8 is None else len(fc8),
             "width": len(first) / architecture(name).layers()[0].shape[0],
         } | ({} if blocks == every else {"blocks": blocks})
+        last = architecture(**model, fully_connected=False)
         if fc6 is None:
-            yield model | {"crop": value("crop"), "fully_connected": False}
+            yield model | {"crop": architecture(name).fc6_kernel * last.stride, "fully_connected": False}
         else:
-            last = architecture(**model, fully_connected=False)
             side = math.isqrt(fc6.shape[1] // last.layers()[-1].shape[0])
             yield model | {"crop": max(1, side) * last.stride}
 

@@ -9,6 +9,7 @@ from typing import Any
 from vggrepro.config.parsing import override
 from vggrepro.config.settings import Config, Data, Model
 from vggrepro.errors import UserError
+from vggrepro.evaluation.feature_spec import scales_at
 from vggrepro.models.table1 import architecture
 from vggrepro.models.weights import ILSVRC_CLASSES_SHA256, Imported, Preprocessing, read, write
 from vggrepro.paper import value
@@ -58,7 +59,8 @@ def checkpoint_of(found: Imported, run: Path) -> Checkpoint:
     """Imported weights as the final checkpoint of a run."""
     authors = found.source.startswith(("Caffe", "MatConvNet"))
     # the authors' nets were trained with scale jitter, so they are tested at 384 or at 256, 384 and 512
-    data = Data(mean=found.preprocessing["mean"], S=value("jitter") if authors else value("scales")[0])
+    (S,) = scales_at(found.model["crop"], value("scales")[:1])
+    data = Data(mean=found.preprocessing["mean"], S=value("jitter") if authors else S)
     place = {"root": run.resolve().parent.parent, "experiment": run.resolve().parent.name, "name": run.resolve().name}
     changes = [f"run.{key}={json.dumps(str(text))}" for key, text in place.items()]
     for key, setting in (found.testing or {}).items():

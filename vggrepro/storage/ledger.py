@@ -85,7 +85,7 @@ def _compared(
         yield "model.net", " ".join(table), model.net if model.net not in table else " ".join(table)
     if model.layers is not None:
         yield "model.layers", _text(table.get(model.net, "none")), _text(model.layers)
-    blocks = len(table["A"])
+    blocks = len(model.layers or table.get(model.net, ()))
     yield "model.blocks", blocks, model.blocks or blocks
     yield "model.batch_norm", False, model.batch_norm
     yield "model.classes", value("classes"), model.classes

@@ -294,6 +294,8 @@ def make_loader(data: Data, device: torch.device, cores: int | None = None) -> L
     if data.backend == "dali_gpu" and device.type != "cuda":
         raise UserError("data.backend=dali_gpu needs a CUDA device, and this rank has none; set data.backend=dali")
     workers = data.workers or cores or len(os.sched_getaffinity(0))
+    if device.type == "cpu" and data.processes and not data.workers:
+        workers = min(workers, data.processes)  # a core each: the others compute
     processes = data.processes
     if processes is None:
         processes = -(-workers // 2) if device.type == "cuda" else 0

@@ -91,6 +91,7 @@ def model_card(kept: Checkpoint, weights: str, run: RunDirectory, file: Path) ->
     like_theirs = model.layers is None and model.geometry == papers
     theirs = TORCHVISION_NAMES.get(model.net) if like_theirs else None
     own = " with layers of its own" if model.layers is not None else ""
+    own += f", its first {model.blocks} blocks" if model.blocks else ""
     filters = {
         "cell": lambda text: text.replace("|", "\\|"),
         "count": "{:,}".format,

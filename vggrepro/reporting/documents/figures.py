@@ -71,7 +71,7 @@ def _line(axes: Axes, records: Sequence[Mapping[str, Any]], key: str, **style: A
 
 def error_by_depth(report: Report, group: str) -> bytes | None:
     """Top-1 error by net, in the order of depth, one colour a training scale; the paper's figures as open marks."""
-    measured = next((one.weight_layers for one in report.groups if one.id == group), {})
+    measured = next((each.weight_layers for each in report.groups if each.id == group), {})
     layers = {net: measured.get(net, printed) for net, printed in facts().weight_layers_printed.items()}
     rows = [row for row in _rows(report, group, (3,)) if row.net in layers]
     if not rows:
