@@ -60,8 +60,7 @@ class Model(Section):
         five = len(facts().architectures["A"])
         count = self.blocks or len(self.layers or ()) or five
         blocks = "" if count == five else f", {count} blocks"
-        width = "" if self.width == 1 else f", width x {self.width:g}"
-        return f"crop {self.crop} px{blocks}{width}"
+        return f"crop {self.crop} px{blocks}" + ("" if self.width == 1 else f", width x {self.width:g}")
 
 
 class ColourShift(Section):
