@@ -46,7 +46,7 @@ runs/demo/tables.html:
 	@$(MAKE) --no-print-directory demo
 
 readme-image: runs/demo/tables.html  ## the README's image: the top of the demo's own report, by Chromium
-	$(CHROMIUM) --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1400,960 \
+	$(CHROMIUM) --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1400,900 \
 	  --screenshot=docs/img/demo_tables.png file://$(CURDIR)/$<
 
 test: $(STAMP)  ## all tests but the slow ones and those that need a GPU; WORKERS=3 at a time, then those of SLURM

@@ -200,7 +200,7 @@ def test_the_command_of_every_step_is_taken(
     settings = [change for change in changes if not change.startswith("train.cudnn=")]
     if "reproduce" in command:
         graph = load_graph(REPOSITORY / command[command.index("--config") + 1], settings)
-        assert len(graph.stages) == 12
+        assert len(graph.stages) == 14
     elif settings:
         from vggrepro.bench.step import plain
 

@@ -67,20 +67,18 @@ def test_error_by_depth_and_scale(root: Path) -> None:
         assert draw(report, "no such group") is None
 
 
-def test_depth_is_that_of_the_groups_own_nets(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_depth_is_that_of_the_groups_own_nets(root: Path) -> None:
     """Five blocks and three of them in one experiment are two groups, each with its weight layers."""
     for net in ("A", "D"):
         make_run(root, net, posteriors=dense(256, wrong1=5, wrong5=1))
         small = {"blocks": 3, "crop": 56}
         make_run(root, net, 64, name=f"{net}-small", geometry=small, posteriors=dense(64, wrong1=5, wrong5=1))
     report = build_report(find_runs([root]))
-    monkeypatch.setattr(figures, "_png", lambda figure: figure)
-    ticks = {
-        group.title.partition("images, ")[2]: [
-            tick.get_text() for tick in figures.error_by_depth(report, group.id).axes[0].get_xticklabels()
-        ]
-        for group in report.groups
-    }
+    with figures_drawn_by({"_png": lambda figure: figure}):
+        drawn = {
+            group.title.partition("images, ")[2]: figures.error_by_depth(report, group.id) for group in report.groups
+        }
+    ticks = {title: [tick.get_text() for tick in made.axes[0].get_xticklabels()] for title, made in drawn.items()}
     assert ticks == {"crop 224 px": ["A\n11", "D\n16"], "crop 56 px, 3 blocks": ["A\n7", "D\n10"]}
 
 

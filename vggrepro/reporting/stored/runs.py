@@ -219,8 +219,8 @@ class Setting:
     @property
     def is_the_papers(self) -> bool:
         """1,000 classes, 50,000 validation images, 224 px, five blocks and full width."""
-        own = (self.classes, self.val_images, self.geometry)
-        return own == (value("classes"), value("val_images"), Model(net="A").geometry)
+        papers = (value("classes"), value("val_images"), Model(net="A").geometry)
+        return (self.classes, self.val_images, self.geometry) == papers
 
     @property
     def title(self) -> str:
