@@ -22,7 +22,7 @@ from vggrepro.preflight.machine import (
     ImageSet,
     Machine,
 )
-from vggrepro.training.throughput import comm_of, flop_per_image, payload_bytes, product_flop, sent_bytes
+from vggrepro.training.throughput import comm_of, flop_per_image, payload_bytes, product_flop, sent_bytes, training_flop
 
 Binds = Literal["GPU", "exchange", "loader", "file system"]
 
@@ -140,7 +140,6 @@ def cost_of(config: Config, parent: str | None, start_hours: float, machine: Mac
         takes["file system"] = batch * data.bytes / 1e6 / machine.read_mb_per_s
     binds = max(takes, key=lambda part: takes[part])  # the first of equals
     step_s = takes[binds]
-    images = config.train.iterations * batch
     images_per_s = batch / step_s
     training_hours = config.train.iterations * step_s / 3600
     validation_flop, test_flop = _evaluation_flop(config, net, data)
@@ -155,8 +154,8 @@ def cost_of(config: Config, parent: str | None, start_hours: float, machine: Mac
     return StagePlan(
         name=config.name,
         depends_on=parent,
-        images=images,
-        training_flop=float(images * flop),
+        images=config.train.iterations * batch,
+        training_flop=training_flop(config),
         evaluation_flop=validation_flop + test_flop,
         features_flop=features_flop,
         images_per_s=images_per_s,

@@ -42,7 +42,7 @@ def flop_per_image(net: Architecture, *, frozen: bool = False) -> int:
 def training_flop(config: Config) -> float:
     """Floating-point operations of the training of a stage, from its first iteration to its last. Raises UserError."""
     per_image = flop_per_image(architecture_of(config), frozen=config.keeps_features)
-    return float(config.train.iterations) * config.train.batch * per_image
+    return float(config.train.iterations * config.train.batch * per_image)
 
 
 def payload_bytes(

@@ -35,14 +35,13 @@ def ensure(folder: Path) -> Path:
     if done.is_dir():
         return done
     work = folder / f".digits-v{_VERSION}.{os.getpid()}"
-    boxes = []
+    rows = ["file\txmin\tymin\txmax\tymax"]
     with progress("making digits", TRAIN_IMAGES + VAL_IMAGES) as update:
         for name, image, box in _images():
             (work / name).parent.mkdir(parents=True, exist_ok=True)
             image.save(work / name, "JPEG", quality=90)
-            boxes.append((name, box))
-            update(len(boxes), "")
-    rows = ["file\txmin\tymin\txmax\tymax", *("\t".join(map(str, (name, *box))) for name, box in boxes)]
+            rows.append("\t".join(map(str, (name, *box))))
+            update(len(rows) - 1, "")
     (work / "boxes.tsv").write_text("\n".join(rows) + "\n")
     try:
         work.replace(done)
