@@ -11,7 +11,7 @@ KIND   := $(VENV)/.cuda$(CUDA)
 STAMP  := $(VENV)/.installed-cuda$(CUDA)
 $(if $(LOCK),,$(error CUDA=$(CUDA): vggrepro is installed for CUDA 12 or 13: make CUDA=12 install))
 
-COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --extra dev --extra onnx
+COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --extra dev --extra onnx --extra hub --extra show --extra timm
 
 # Containers like to set it, and then each process compiles torch anew, which takes longer than most tests.
 unexport PYTHONDONTWRITEBYTECODE

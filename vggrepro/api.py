@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
 from typing import Literal
@@ -32,17 +32,15 @@ from vggrepro.models.init import init_weights
 from vggrepro.models.precision import set_arithmetic
 from vggrepro.models.table1 import TORCHVISION_NAMES, architecture
 from vggrepro.models.vgg import VGG
-from vggrepro.models.weights import PREPROCESSING, Preprocessing, read
-from vggrepro.paper import ilsvrc_classes, scale_text, value
+from vggrepro.models.weights import PREPROCESSING, Preprocessing
+from vggrepro.paper import scale_text, value
+from vggrepro.pipeline.pretrained import Pretrained, load  # noqa: F401
 from vggrepro.ranks.watch import Watch
 from vggrepro.reporting.documents.render import Format, render
 from vggrepro.reporting.stored.finding import find_runs
 from vggrepro.reporting.stored.runs import StoredRun
 from vggrepro.reporting.tables.build import build_report
 from vggrepro.reporting.tables.report import Report
-from vggrepro.storage import checkpoint
-from vggrepro.storage.status import locate
-from vggrepro.training.stage import net_of
 
 Source = Index | str | Path
 """Images: an index, or where they are, as :func:`open_images` takes it."""
@@ -74,77 +72,6 @@ def vgg(
     net = VGG(architecture(column, blocks=blocks, batch_norm=plain != name, classes=classes, crop=crop, width=width))
     init_weights(net, init, seed)
     return net
-
-
-@dataclass(frozen=True)
-class Pretrained:
-    """A trained net with all that it takes to use it."""
-
-    net: VGG
-    """In evaluation mode."""
-    mean: tuple[float, float, float]
-    """Subtracted from RGB grey levels 0-255."""
-    std: tuple[float, float, float]
-    """What they are then divided by; ones in the paper."""
-    classes: tuple[str, ...] | None
-    """Names in the order of the scores; None where nothing says them."""
-    weights: str
-    """SHA-256 (hex) of the net, whatever file it was in."""
-    source: str
-    """What the weights came from."""
-
-    def normalise(self, images_NCHW: Tensor) -> Tensor:
-        """The net's input: float32 of shape (N, 3, H, W), from RGB grey levels 0-255, uint8 or float, of that shape."""
-        device = next(self.net.parameters()).device
-        mean, std = (torch.tensor(part, device=device).view(3, 1, 1) for part in (self.mean, self.std))
-        return (images_NCHW.to(device, torch.float32) - mean) / std
-
-    @torch.inference_mode()
-    def __call__(self, images_NCHW: Tensor) -> Tensor:
-        """Posteriors (N, classes) of images of any one size, RGB grey levels 0-255: one dense pass (Section 3.2).
-
-        Nothing is rescaled or mirrored: see :func:`posteriors` for the paper's whole protocol. Raises UserError for
-        images smaller than the crop.
-        """
-        return class_scores(self.net, self.normalise(images_NCHW)).softmax(dim=1)
-
-
-def load(
-    source: str | Path,
-    *,
-    net: str | None = None,
-    input: Preprocessing | None = None,
-    device: str | torch.device = "cpu",
-) -> Pretrained:
-    """A trained net from a run directory, one of its checkpoints, or a weight file of another program.
-
-    Those are torchvision's and timm's (`.pth`, `.safetensors`), the authors' (`.caffemodel`), MatConvNet's (`.mat`),
-    and what `vggrepro weights export` writes. `net` is the column of Table 1 that it must be of; `input` says what its
-    input was where the file does not: "paper" for grey levels minus the mean, else "torchvision".
-
-    Raises:
-        UserError: the file is missing, torn, or of no net of Table 1; a run is not finished.
-    """
-    source, device = Path(source), torch.device(device)
-    file, _ = locate(source)
-    if checkpoint.is_checkpoint(file):
-        kept = checkpoint.load(file)
-        if kept.stage.localisation:
-            raise UserError(f"{source} predicts boxes, not classes; name the net it was trained from, its run.parent")
-        built, preprocessing, origin = net_of(kept, device), kept.preprocessing, str(source)
-        names, weights = kept.provenance["classes"], kept.weights
-    else:
-        found = read(file, net=net, preprocessing=input)
-        built = VGG(architecture(**found.model))
-        built.load_state_dict(found.weights)
-        built = built.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        preprocessing, origin = found.preprocessing, f"{found.source} ({source})"
-        names, weights = found.classes, found.weights
-    if names is None and built.architecture.classes == value("classes"):  # the only such nets that are published
-        names = ilsvrc_classes()
-    mean, std = (tuple(preprocessing[key]) for key in ("mean", "std"))
-    classes = None if names is None else tuple(names)
-    return Pretrained(built, mean, std, classes, checkpoint.weights_hash(weights), origin)
 
 
 def open_images(*sources: str | Path, classes: str | None = None, cache: str | Path = _CACHE) -> Index:
