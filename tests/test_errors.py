@@ -256,9 +256,9 @@ for name in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME"):
     os.environ.pop(name, None)
 
 def command():
-    from vggrepro.storage.mirror import _import_quietly
+    from vggrepro.storage.mlflow_run import import_quietly
 
-    _import_quietly()
+    import_quietly()
     print(os.environ["HOME"], oct(os.stat(os.environ["HOME"]).st_mode), getpass.getuser())
 
 from vggrepro.errors import run_command

@@ -167,7 +167,7 @@ def posteriors(
     Q: int | Sequence[int],
     *,
     method: Literal["centre", "dense", "multicrop", "both"] = "dense",
-    flip: bool = True,
+    flip: bool | None = None,
     batch: int = 64,
     backend: Backend = "auto",
     workers: int | None = None,
@@ -176,7 +176,8 @@ def posteriors(
 
     The result has `values` (n, classes) float32 in the index's order, `labels` (n,), and `measured`, the errors with
     their intervals. `vggrepro evaluate` does the same on many GPUs, and keeps what it has computed. Like it, this
-    computes in float32: CUDA's TF32 is switched off for the process.
+    computes in float32: CUDA's TF32 is switched off for the process. `flip` is whether mirror images are averaged, too;
+    default: as the net was tested.
 
     Raises:
         UserError: the images' classes are not the net's; Q below the crop; as `whole_batches`.
@@ -192,7 +193,8 @@ def posteriors(
     crop, device = net.architecture.crop, next(net.parameters()).device
     if not sides or min(sides) < crop:
         raise UserError(f"Q={Q} is smaller than the net's crop={crop}; choose Q from {crop} on")
-    testing, methods = checked(Evaluation, flip=flip, batch=batch), methods_of(method)
+    mirrored = model.flip if flip is None else flip
+    testing, methods = checked(Evaluation, flip=mirrored, batch=batch), methods_of(method)
     set_arithmetic(device, "fp32")
     loader = _loader(checked(Data, backend=backend, workers=workers), model, device)
     shown = SplitPass(index.split("val"), loader, Watch(), "fp32")

@@ -201,9 +201,15 @@ def test_runs_stand_side_by_side_in_mlflow(mirrored: Graph, capsys: pytest.Captu
     client = MlflowClient(f"sqlite:///{root.absolute() / 'mlruns.db'}")
     experiment = client.get_experiment_by_name("demo")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    graph = runs.pop("demo, seed 0")
     assert runs.keys() == {"A", "D"}
+    assert (
+        graph.data.metrics["D/dense_multi_Q_top1_error"]
+        == runs["D"].data.metrics["evaluation/dense_multi_Q_top1_error"]
+    )
     for name, run in runs.items():
-        assert run.info.status == "FINISHED"
+        assert run.info.status == graph.info.status == "FINISHED"
+        assert run.data.tags["mlflow.parentRunId"] == graph.info.run_id
         assert run.data.params["model.net"] == name
         assert run.data.params["train.batch"] == "8"
         assert run.data.metrics.keys() >= {"train/loss", "validation/top1_error", "evaluation/dense_multi_Q_top1_error"}
@@ -233,9 +239,11 @@ def test_what_mlflow_missed_of_finished_stages_is_made_up_for(
     reproduce(graph)
     client = MlflowClient(uri)
     runs = client.search_runs([client.get_experiment_by_name("demo").experiment_id])
-    assert sorted(run.info.run_name for run in runs) == ["A", "D"]
+    assert sorted(run.info.run_name for run in runs) == ["A", "D", "demo, seed 0"]
     for run in runs:
         assert run.info.status == "FINISHED"
+        if run.info.run_name == "demo, seed 0":
+            continue
         assert run.data.metrics.keys() >= {"train/loss", "evaluation/dense_multi_Q_top1_error"}
         assert "figures" in {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
     again = {stage.name: (stage.directory / "mlflow.json").stat().st_mtime_ns for stage in graph.stages.values()}
@@ -268,7 +276,7 @@ def test_what_is_evaluated_later_is_in_the_metrics_and_in_mlflow(mirrored: Graph
     run = client.get_run(RunDirectory(path).read_json("mlflow.json")["run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.metrics.keys() >= {f"evaluation/{key}" for key in errors} | {"evaluation/centre_Q_33_40_top1_error"}
-    assert len(client.search_runs(["1"])) == 2, "the run that was there goes on"
+    assert len(client.search_runs(["1"])) == 3, "the run that was there goes on, below the graph's"
 
 
 def test_the_run_directory_says_where_the_run_departs(finished: Path) -> None:

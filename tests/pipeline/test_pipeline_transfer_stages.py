@@ -23,7 +23,7 @@ from vggrepro.pipeline.session import open_session
 from vggrepro.pipeline.transfer import transfer_together
 from vggrepro.storage import lease
 from vggrepro.storage.directory import RunDirectory
-from vggrepro.storage.mirror import RunDescription
+from vggrepro.storage.mlflow_run import RunDescription
 
 
 @pytest.fixture(scope="module")

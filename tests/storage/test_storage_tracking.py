@@ -22,7 +22,8 @@ from vggrepro.errors import UserError
 from vggrepro.storage import directory, mirror
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.environment import environment
-from vggrepro.storage.mirror import MlflowMirror, RunDescription, is_behind
+from vggrepro.storage.mirror import MlflowMirror, is_behind
+from vggrepro.storage.mlflow_run import RunDescription
 from vggrepro.storage.tracking_uri import resolve_uri, ui_command
 
 LONG_S = 60.0

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from vggrepro.config.cluster import Cluster
 from vggrepro.config.section import Count, Fraction, Positive, Section, Seed
+from vggrepro.config.tracking import Tracking
 from vggrepro.errors import UserError
 from vggrepro.paper import Combine, FineTune, Regression, Scale, facts, scale_text, value
 
@@ -234,14 +235,6 @@ class Run(Section):
     device: Device = "auto"
     why: dict[str, str] = Field(default_factory=dict)
     """Reasons for departures from the paper, by setting or section; they appear in the fidelity ledger."""
-
-
-class Tracking(Section):
-    """Where metrics are mirrored; metrics.jsonl in the run directory is always written."""
-
-    mlflow: bool = True
-    uri: str | None = None
-    """MLflow's tracking URI; default: MLFLOW_TRACKING_URI, else SQLite in the runs folder."""
 
 
 class Config(Section):

@@ -44,7 +44,9 @@ class Pretrained:
     source: str
     """What the weights came from."""
     Q: tuple[int, ...]
-    """Shorter sides in px of the paper's multi-scale test of this net (Table 4)."""
+    """Shorter sides in px of the net's own multi-scale test (Table 4)."""
+    flip: bool
+    """Whether its own test averages over mirror images, as in the paper; digits, say, have none."""
 
     def normalise(self, images_NCHW: Tensor) -> Tensor:
         """The net's input: float32 of shape (N, 3, H, W), from RGB grey levels 0-255, uint8 or float, of that shape."""
@@ -63,22 +65,23 @@ class Pretrained:
 
     @torch.inference_mode()
     def predict(
-        self, images: Iterable[ArrayLike | Image.Image], Q: Sequence[int] | None = None, *, flip: bool = True
+        self, images: Iterable[ArrayLike | Image.Image], Q: Sequence[int] | None = None, *, flip: bool | None = None
     ) -> NDArray[np.float32]:
         """Posteriors (N, classes) under the paper's dense test (Section 3.2), of images of any sizes.
 
-        Each is rescaled to shorter side Q, px, by the filter that `vggrepro evaluate` uses, shown with its mirror image
-        unless `flip` is false, and averaged over Q (default: the net's own, Table 4).
+        Each is rescaled to shorter side Q, px, by the filter that `vggrepro evaluate` uses, and the posteriors are
+        averaged over Q and mirror images. Defaults are the net's own, as it was tested.
 
         Args:
             images: RGB (H, W, 3) or grey (H, W), grey levels 0-255, uint8 or float; or PIL images.
             Q: shorter sides, px.
-            flip: average over the image and its mirror image.
+            flip: whether to average over the image and its mirror image.
 
         Raises:
             UserError: Q is below the net's crop; an image has another shape, or grey levels out of range.
         """
-        testing, sides = Evaluation(flip=flip), self.Q if Q is None else tuple(Q)
+        testing = Evaluation(flip=self.flip if flip is None else flip)
+        sides = self.Q if Q is None else tuple(Q)
         if not sides or min(sides) < self.net.architecture.crop:
             crop = self.net.architecture.crop
             raise UserError(f"Q={list(sides)} is smaller than the net's crop={crop}; choose Q from {crop} on")
@@ -129,8 +132,16 @@ def load(
     if names is None and built.architecture.classes == value("classes"):  # the only such nets that are published
         names = ilsvrc_classes()
     mean, std = (tuple(stored.preprocessing[key]) for key in ("mean", "std"))
-    classes, weights = None if names is None else tuple(names), checkpoint.weights_hash(stored.weights)
-    return Pretrained(built, mean, std, classes, weights, origin, stored.stage.multi_Q)
+    return Pretrained(
+        net=built,
+        mean=mean,
+        std=std,
+        classes=None if names is None else tuple(names),
+        weights=checkpoint.weights_hash(stored.weights),
+        source=origin,
+        Q=stored.stage.multi_Q,
+        flip=stored.stage.evaluation.flip,
+    )
 
 
 def grey_levels(image: ArrayLike | Image.Image, name: str) -> NDArray[np.uint8] | NDArray[np.float32]:

@@ -1,26 +1,44 @@
 """A stage's run in MLflow, for as long as it is worked on."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from vggrepro.config.parsing import flatten
 from vggrepro.config.settings import Config
+from vggrepro.config.tracking import MOST_BYTES
 from vggrepro.errors import Interrupted
+from vggrepro.models.table1 import architecture_of
 from vggrepro.ranks.topology import Topology
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.ledger import read_ledger
-from vggrepro.storage.mirror import MlflowMirror, RunDescription, Status, is_behind
+from vggrepro.storage.logged_model import ModelDescription
+from vggrepro.storage.mirror import MlflowMirror, Status, is_behind
+from vggrepro.storage.mlflow_run import RunDescription
+from vggrepro.storage.status import final_file
+from vggrepro.storage.system_metrics import sampled
 from vggrepro.storage.tracking_uri import resolve_uri
 
 _MLFLOW_PATIENCE_S = 60.0
+_UPLOAD_BYTES_PER_S = 5e6
+"""Of a model, at least: the end of a run waits so much longer for it."""
 
 
 @contextmanager
 def mirrored(config: Config, run: RunDirectory, topology: Topology) -> Iterator[None]:
-    """Mirrors the run in MLflow for as long as the block takes; on rank 0, unless tracking is off."""
-    if not (topology.is_first and config.tracking.mlflow):
+    """Mirrors the run in MLflow for as long as the block takes, on rank 0, unless tracking is off.
+
+    The first rank of each machine samples it meanwhile.
+    """
+    if not config.tracking.mlflow:
         yield
         return
+    mirror = _mirror(config, run) if topology.is_first else nullcontext()
+    with mirror, sampled(run, topology) if config.tracking.system_metrics else nullcontext():
+        yield
+
+
+@contextmanager
+def _mirror(config: Config, run: RunDirectory) -> Iterator[None]:
     params = flatten(config.model_dump(mode="json"))
     params |= {"evaluation.single_Q": list(config.single_Q), "evaluation.multi_Q": list(config.multi_Q)}
     description = RunDescription(
@@ -32,6 +50,8 @@ def mirrored(config: Config, run: RunDirectory, topology: Topology) -> Iterator[
         artifact_root=config.run.root / "mlartifacts",
         artifacts=("config.yaml", "dataset.json", "environment.json", "ledger.json", "figures"),
         dataset=run.read_json("dataset.json"),
+        graph=f"{config.run.experiment}, seed {config.run.seed}",
+        model=_model(config, run),
     )
     mirror = MlflowMirror(run, description)
     mirror.start()
@@ -44,7 +64,29 @@ def mirrored(config: Config, run: RunDirectory, topology: Topology) -> Iterator[
         raise
     finally:
         # asked to stop, there may be half a minute left for all that follows; the next start copies what is missing
-        mirror.close(status, 5.0 if status == "KILLED" else _MLFLOW_PATIENCE_S)
+        upload_s = _bytes(config) / _UPLOAD_BYTES_PER_S if description.model else 0.0
+        mirror.close(status, 5.0 if status == "KILLED" else _MLFLOW_PATIENCE_S + upload_s)
+
+
+def _bytes(config: Config) -> int:
+    return 4 * architecture_of(config).parameters
+
+
+def _model(config: Config, run: RunDirectory) -> ModelDescription | None:
+    """The final net as a model; None where it is not logged, and of nets that predict boxes."""
+    tracking, net, dataset = config.tracking, config.model, run.read_json("dataset.json")
+    logged = tracking.model
+    if logged is None:
+        logged = tracking.register is not None or _bytes(config) <= MOST_BYTES
+    if not logged or config.localisation or not net.fully_connected:
+        return None
+    return ModelDescription(
+        final=final_file(run.path),
+        name=config.name,
+        params={"net": net.net, "S": config.data.S_text, "geometry": net.geometry, "seed": str(config.run.seed)},
+        data=dataset["fingerprint"] if dataset else "",
+        register=f"{tracking.register}-{net.net}" if tracking.register else None,
+    )
 
 
 def catch_up(stages: Iterable[Config], topology: Topology) -> None:
@@ -55,10 +97,11 @@ def catch_up(stages: Iterable[Config], topology: Topology) -> None:
     """
     for config in stages:
         run = RunDirectory(config.directory)
-        if config.tracking.mlflow and is_behind(run):
+        logged = _model(config, run) is not None
+        if config.tracking.mlflow and is_behind(run, model=logged):
             with mirrored(config, run, topology):
                 pass
-            if is_behind(run):
+            if is_behind(run, model=logged):
                 return
 
 

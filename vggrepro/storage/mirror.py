@@ -8,27 +8,26 @@ repeated at any time; its state is ``mlflow.json`` in the run directory.
 from __future__ import annotations
 
 import itertools
-import json
 import logging
-import os
 import re
-import shlex
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from vggrepro.errors import UserError
 from vggrepro.files import exclusive
 from vggrepro.storage.directory import RunDirectory, parse_record
+from vggrepro.storage.logged_model import HEADLINES, create_model, register, upload_model
+from vggrepro.storage.mlflow_run import RunDescription, begin, connect, dataset_of, end, graph_of, import_quietly
+from vggrepro.storage.system_metrics import metrics_files
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import DatasetInput, Metric
+    from mlflow.entities import Metric
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 POLL_S = 5.0
@@ -37,7 +36,6 @@ RETRY_S = 1.0
 """Between the attempts at the end of a run."""
 LINES_PER_BATCH = 256
 METRICS_PER_CALL = 1000  # MLflow's limit
-KEY_TAG = "vggrepro.run_key"
 _FILE = "mlflow.json"
 _NO_CURVES = ("step", "time", "epoch", "seconds_left", "Q")  # straight lines all of them
 _LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to what may write there"
@@ -56,28 +54,6 @@ _refusals: set[str] = set()
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class RunDescription:
-    """Where a run directory is mirrored, and what MLflow shows of it besides its metrics."""
-
-    uri: str
-    """Tracking URI, see :func:`resolve_uri`."""
-    experiment: str
-    """Name of the MLflow experiment, created if need be."""
-    name: str
-    """Of a new MLflow run; a continued one keeps its own."""
-    params: Mapping[str, str]
-    """A continued run keeps the values that it has. Longer ones than MLflow takes end in an ellipsis, as do tags."""
-    tags: Mapping[str, str]
-    """A continued run gets the new values."""
-    artifact_root: Path
-    """Folder for the artifacts of a new experiment in a SQLite database (a server has its own)."""
-    artifacts: tuple[str, ...] = ()
-    """Files and folders of the run directory that are copied at its end, where they are there."""
-    dataset: Mapping[str, Any] | None = None
-    """`dataset.json`: its source and fingerprint become the run's MLflow dataset; None: it gets none."""
-
-
 @dataclass
 class MirrorState:
     """How far MLflow has followed a run; ``mlflow.json`` in its directory."""
@@ -94,6 +70,12 @@ class MirrorState:
     here are left out when ``metrics.jsonl`` is copied from its beginning, after a rewind."""
     ended: str = ""
     """The status that MLflow has of the run since all of it was copied; empty while there is more to come."""
+    system: dict[str, int] = field(default_factory=dict)
+    """Bytes of each machine's system metrics that were copied."""
+    model_id: str = ""
+    """The final net as a logged model, ready or not."""
+    evaluations: int = 0
+    """Records of evaluations whose errors the graph's run has, and the logged model."""
 
     @classmethod
     def of(cls, run: RunDirectory) -> MirrorState:
@@ -106,10 +88,15 @@ class MirrorState:
         run.write_json(_FILE, asdict(self))
 
 
-def is_behind(run: RunDirectory) -> bool:
-    """Whether MLflow lacks something of a finished run, as when its server was down at the end of it."""
+def is_behind(run: RunDirectory, *, model: bool = False) -> bool:
+    """Whether MLflow lacks something of a finished run, as when its server was down at the end of it.
+
+    `model` is whether it is to have the net, too.
+    """
     state = MirrorState.of(run)
-    return state.ended != "FINISHED" or (run.metrics.exists() and run.metrics.stat().st_size > state.bytes)
+    if state.ended != "FINISHED" or (model and not state.model_id):
+        return True
+    return run.metrics.exists() and run.metrics.stat().st_size > state.bytes
 
 
 class MlflowMirror:
@@ -133,7 +120,7 @@ class MlflowMirror:
 
     def start(self) -> None:
         """Begin to mirror. Imports mlflow here (seconds), since imports racing in two threads can fail."""
-        _import_quietly()
+        import_quietly()
         self._thread.start()
 
     def close(self, status: Status, timeout_s: float) -> bool:
@@ -175,21 +162,36 @@ class MlflowMirror:
 
         Raises what MLflow raises.
         """
-        client = self._client = self._client or self._connect()
+        if self._client is None:
+            self._client, self._experiment_id = connect(self.description)
+        client = self._client
         with exclusive(self.run.path / ".mlflow.lock"):
             if self._given_up.is_set():
                 return
             if not self._state.run_id:
                 self._state = self._take_up_run(client)
             self._copy_metrics(client)
+            self._copy_system_metrics(client)
             if status is None or self._given_up.is_set():
                 return
-            client.set_terminated(self._state.run_id, status)  # before the artifacts, whose store may fail on its own
+            end(client, self._experiment_id, self._state.run_id, status)  # the store of artifacts may fail on its own
             for path in (self.run.path / name for name in self.description.artifacts):
                 if path.exists():
                     client.log_artifact(self._state.run_id, str(path))
+            if status == "FINISHED":
+                self._copy_results(client)
             self._state.ended = status
             self._state.save(self.run)
+
+    def _take_up_run(self, client: MlflowClient) -> MirrorState:
+        state = MirrorState.of(self.run)
+        state.ended = ""
+        state.save(self.run)  # the key before the run: one whose creation was not acknowledged is found again
+        run_id = begin(client, self._experiment_id, self.description, state.key)
+        if run_id != state.run_id:  # the first time, another database, or the run was deleted there
+            state = MirrorState(state.key, run_id)
+            state.save(self.run)
+        return state
 
     def _warn(self, error: Exception) -> None:
         text = " ".join(str(error).split()) or type(error).__name__
@@ -206,59 +208,6 @@ class MlflowMirror:
         if cause not in self._warned and not self._given_up.is_set():
             self._warned.add(cause)
             logger.warning("MLflow lags behind, metrics.jsonl is complete, will try again: %s", text[:300])
-
-    def _connect(self) -> MlflowClient:
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
-
-        name, uri = self.description.experiment, self.description.uri
-        client = MlflowClient(tracking_uri=uri)
-        folder = (self.description.artifact_root.absolute() / name).as_uri() if uri.startswith("sqlite:") else None
-        if (experiment := client.get_experiment_by_name(name)) is None:
-            try:
-                client.create_experiment(name, artifact_location=folder)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # else another run was faster
-                    raise
-            experiment = client.get_experiment_by_name(name)
-        if experiment.lifecycle_stage == "deleted":
-            place = f"MLFLOW_TRACKING_URI={shlex.quote(uri)} " if folder else ""
-            command = f"{place}mlflow experiments restore --experiment-id {experiment.experiment_id}"
-            raise UserError(
-                f"its experiment {name} is deleted; restore it (`{command}`), or set another run.experiment"
-            )
-        self._experiment_id = experiment.experiment_id
-        return client
-
-    def _take_up_run(self, client: MlflowClient) -> MirrorState:
-        """Find the directory's run, or create it, and describe it."""
-        from mlflow.entities import Param, RunTag
-        from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
-
-        shown, state = self.description, MirrorState.of(self.run)
-        state.ended = ""
-        state.save(self.run)  # the key before the run: one whose creation was not acknowledged is found again
-        key = {KEY_TAG: state.key}
-        found = client.search_runs([self._experiment_id], f"tags.`{KEY_TAG}` = '{state.key}'", max_results=1)
-        run = found[0] if found else client.create_run(self._experiment_id, tags=key, run_name=shown.name)
-        run_id = run.info.run_id
-        if run_id != state.run_id:  # the first time, another database, or the run was deleted there
-            state = MirrorState(state.key, run_id)
-            state.save(self.run)
-        if run.info.status != "RUNNING":
-            client.update_run(run_id, status="RUNNING")
-        client.log_batch(
-            run_id,
-            params=[
-                Param(key, _shortened(value, MAX_PARAM_VAL_LENGTH))
-                for key, value in shown.params.items()
-                if key not in run.data.params
-            ],
-            tags=[RunTag(key, _shortened(value, MAX_TAG_VAL_LENGTH)) for key, value in shown.tags.items()],
-        )
-        if shown.dataset and not run.inputs.dataset_inputs:
-            client.log_inputs(run_id, [_dataset_input(shown.dataset)])
-        return state
 
     def _copy_metrics(self, client: MlflowClient) -> None:
         state = self._state
@@ -283,6 +232,55 @@ class MlflowMirror:
                 if metrics:
                     state.save(self.run)
 
+    def _copy_system_metrics(self, client: MlflowClient) -> None:
+        from mlflow.entities import Metric
+
+        for file, prefix in metrics_files(self.run):
+            with file.open("rb") as opened:
+                opened.seek(self._state.system.get(file.name, 0))
+                while lines := [line for line in itertools.islice(opened, LINES_PER_BATCH) if line.endswith(b"\n")]:
+                    records = [record for record in map(parse_record, lines) if record]
+                    metrics = [
+                        Metric(prefix + key, value, int(record["time"] * 1000), record["step"])
+                        for record in records
+                        for key, value in record["metrics"].items()
+                    ]
+                    for i in range(0, len(metrics), METRICS_PER_CALL):
+                        client.log_batch(self._state.run_id, metrics=metrics[i : i + METRICS_PER_CALL])
+                    self._state.system[file.name] = self._state.system.get(file.name, 0) + sum(map(len, lines))
+                    self._state.save(self.run)
+
+    def _copy_results(self, client: MlflowClient) -> None:
+        """Logs the final net as a model, and its errors with it and with the graph's run."""
+        state, described = self._state, self.description.model
+        if described and described.final.exists():
+            if not state.model_id:
+                state.model_id = create_model(client, self._experiment_id, state.run_id, described)
+                state.evaluations = 0
+                state.save(self.run)
+            upload_model(client, state.model_id, described)
+        records = self.run.records("evaluation")
+        errors: dict[str, float] = {}
+        for record in records:
+            errors |= {key: value for key, value in record.items() if _is_curve(key, value)}
+        if len(records) > state.evaluations:
+            self._copy_errors(client, errors, records[-1]["time"])
+        if described and described.register and state.model_id:
+            register(client, state.model_id, state.run_id, described, errors)
+        state.evaluations = len(records)
+
+    def _copy_errors(self, client: MlflowClient, errors: Mapping[str, float], time_s: float) -> None:
+        from mlflow.entities import Metric
+
+        run_id, now, dataset = self._state.run_id, int(time_s * 1000), self.description.dataset
+        images = dict(zip(("dataset_name", "dataset_digest"), dataset_of(dataset), strict=True)) if dataset else {}
+        if model := self._state.model_id:
+            linked = {f"evaluation/{key}": value for key, value in errors.items()}
+            client.log_batch(run_id, [Metric(key, value, now, 0, model, **images) for key, value in linked.items()])
+        if graph := graph_of(client, run_id):
+            shown = {f"{self.description.name}/{key}": errors[key] for key in HEADLINES if key in errors}
+            client.log_batch(graph, [Metric(key, value, now, 0) for key, value in shown.items()])
+
 
 def _metrics(line: bytes, last_step: Mapping[str, int]) -> Iterator[Metric]:
     from mlflow.entities import Metric
@@ -292,7 +290,7 @@ def _metrics(line: bytes, last_step: Mapping[str, int]) -> Iterator[Metric]:
     if kind == "event":  # a chart for each number of each event would bury the curves
         return
     for name, value in record.items():
-        if name in _NO_CURVES or isinstance(value, bool) or not isinstance(value, int | float):
+        if not _is_curve(name, value):
             continue
         key = f"{kind}/{name}"
         if kind == "evaluation" or record["step"] > last_step.get(key, -1):
@@ -301,35 +299,5 @@ def _metrics(line: bytes, last_step: Mapping[str, int]) -> Iterator[Metric]:
             yield Metric(key, value, timestamp=int(record["time"] * 1000), step=step)
 
 
-def _dataset_input(dataset: Mapping[str, Any]) -> DatasetInput:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    source = str(dataset["source"])
-    digest = dataset["fingerprint"][:12]  # of at most 36 characters
-    return DatasetInput(
-        Dataset(Path(source).name, digest, "local", json.dumps({"uri": source}), profile=json.dumps(dataset["splits"])),
-        [InputTag("mlflow.data.context", "training")],
-    )
-
-
-def _shortened(value: str, limit: int) -> str:
-    return value if len(value) <= limit else value[: limit - 1] + "…"
-
-
-def _import_quietly() -> None:
-    """Import mlflow such that it prints nothing, reports to nobody, and leaves trying again to the mirror."""
-    for name, value in {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output belongs to --json
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the default of 7 holds a call for minutes
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    }.items():
-        os.environ.setdefault(name, value)
-    try:
-        import mlflow  # noqa: F401
-    except ModuleNotFoundError:
-        raise UserError("MLflow is not installed; install it, or set tracking.mlflow=false") from None
-
-    # The mirror reports each exception itself; MLflow adds a traceback per try, alembic a line per migration.
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+def _is_curve(name: str, value: object) -> bool:
+    return name not in _NO_CURVES and not isinstance(value, bool) and isinstance(value, int | float)

@@ -1,0 +1,193 @@
+"""A run's final net as a model in MLflow: what `mlflow.pyfunc.load_model` and `mlflow models serve` open.
+
+Its folder has the run's `final.pt`, a copy of this package, which loads it, and what an environment needs. A store on
+the same file system gets a hard link in place of a copy of the net.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vggrepro.errors import UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+NET = "final.pt"
+"""The checkpoint in a model's folder."""
+LOADER = "vggrepro.pipeline.served"
+CHAMPION = "champion"
+"""Alias of the registered version with the lowest top-1 error."""
+HEADLINES = ("dense_multi_Q_top1_error", "dense_single_Q_top1_error")
+"""By which versions are compared, the first that both have."""
+_TAG = "vggrepro"
+_DISTRIBUTIONS = ("mlflow", "numpy", "pillow", "pydantic", "pyyaml", "safetensors", "torch")
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """A net to log, and what MLflow shows of it."""
+
+    final: Path
+    """Its checkpoint, which may not be there yet."""
+    name: str
+    """On the Models page."""
+    params: Mapping[str, str]
+    data: str
+    """Fingerprint of the images that it was trained and tested on."""
+    register: str | None = None
+    """Name of the registered model that it becomes a version of; None: of none."""
+
+
+def create_model(client: MlflowClient, experiment_id: str, run_id: str, described: ModelDescription) -> str:
+    """Announces a net as the output of a run, and returns its id there. Raises what MLflow raises."""
+    from mlflow.entities import LoggedModelOutput
+
+    name, params = described.name, dict(described.params)
+    model = client.create_logged_model(experiment_id, name, run_id, params=params, model_type="image classifier")
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    return model.model_id
+
+
+def upload_model(client: MlflowClient, model_id: str, described: ModelDescription) -> None:
+    """Stores an announced net, unless it is there. Raises what MLflow raises, and OSError."""
+    from mlflow.entities import LoggedModelStatus
+
+    model = client.get_logged_model(model_id)
+    if model.status == LoggedModelStatus.READY:
+        return
+    with tempfile.TemporaryDirectory(dir=described.final.parent, prefix=".model-") as scratch:
+        folder = Path(scratch) / "model"
+        write_model(folder, described.final, model.source_run_id, model_id)
+        if target := _local_folder(model.artifact_location):
+            shutil.copytree(folder, target, copy_function=_link_or_copy, dirs_exist_ok=True)
+        else:
+            client.log_model_artifacts(model_id, str(folder))
+    client.finalize_logged_model(model_id, LoggedModelStatus.READY)
+
+
+def write_model(folder: Path, final: Path, run_id: str | None = None, model_id: str | None = None) -> None:
+    """Makes the folder of a model, with a hard link to a checkpoint where the file system has them.
+
+    Raises OSError, and UserError for a checkpoint that cannot be read.
+    """
+    import numpy as np
+    from mlflow import pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+
+    from vggrepro.storage import checkpoint
+
+    net = checkpoint.load(final)
+    stage, classes = net.stage, net.provenance["classes"]
+    Q, flip, crop = list(stage.multi_Q), stage.evaluation.flip, stage.model.crop
+    images = TensorSpec(np.dtype("O"), (-1,))  # MLflow's only type for images of different sizes
+    probabilities = TensorSpec(np.dtype(np.float32), (-1, stage.model.classes))
+    params = ParamSchema([ParamSpec("Q", DataType.long, Q, (-1,)), ParamSpec("flip", DataType.boolean, flip)])
+    pyfunc.save_model(
+        folder,
+        loader_module=LOADER,
+        code_paths=[str(Path(__file__).parents[1])],
+        mlflow_model=Model(
+            run_id=run_id,
+            model_id=model_id,
+            signature=ModelSignature(Schema([images]), Schema([probabilities]), params),
+            metadata={"classes": classes, "Q": Q, "flip": flip, "crop": crop},
+        ),
+        input_example=np.array([_example(crop)], dtype=object),
+        pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in _DISTRIBUTIONS],
+    )
+    _link_or_copy(str(final), str(folder / NET))
+
+
+def register(
+    client: MlflowClient, model_id: str, run_id: str, described: ModelDescription, errors: Mapping[str, float]
+) -> None:
+    """Makes a logged net a version of its registered model, with its errors, and the best version the champion.
+
+    Versions are compared by top-1 error on the same images; those on others have no part in it.
+
+    Raises what MLflow raises, and UserError where the name is another program's.
+    """
+    from mlflow.exceptions import MlflowException
+
+    name = described.register
+    assert name, described
+    try:
+        tags = {_TAG: "net"}
+        client.create_registered_model(name, tags, "Nets of arXiv 1409.1556, trained and logged by vggrepro.")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        if client.get_registered_model(name).tags.get(_TAG) != tags[_TAG]:
+            raise UserError(
+                f"its registered model {name} was not made by vggrepro; set another tracking.register"
+            ) from None
+    versions: list[ModelVersion] = list(client.search_model_versions(f"name = '{name}'"))
+    mine = next((each for each in versions if each.tags.get(f"{_TAG}.model") == model_id), None)
+    tags = {f"{_TAG}.model": model_id, f"{_TAG}.data": described.data, "stage": described.name}
+    tags |= {key: str(errors[key]) for key in HEADLINES if key in errors}
+    if mine is None:
+        source = client.get_logged_model(model_id).artifact_location
+        mine = client.create_model_version(name, source, run_id, tags=tags, model_id=model_id)
+        versions.append(mine)
+    else:
+        for key, text in tags.items():
+            if mine.tags.get(key) != text:
+                client.set_model_version_tag(name, mine.version, key, text)
+    mine.tags.update(tags)
+    rivals = [each for each in versions if each.tags.get(f"{_TAG}.data") == described.data]
+    best = _best(rivals)
+    champion = client.get_registered_model(name).aliases.get(CHAMPION)
+    reigning = next((each for each in versions if str(each.version) == str(champion)), None)
+    if best and (reigning is None or (reigning in rivals and reigning is not best)):
+        client.set_registered_model_alias(name, CHAMPION, best.version)
+
+
+def _best(versions: list[ModelVersion]) -> ModelVersion | None:
+    """The version with the lowest error under the first protocol that all tested ones have; the oldest of equals."""
+    tested = [each for each in versions if any(key in each.tags for key in HEADLINES)]
+    for key in HEADLINES:
+        if tested and all(key in each.tags for each in tested):
+            return min(tested, key=lambda each: (float(each.tags[key]), int(each.version)))
+    return None
+
+
+def _example(crop: int) -> str:
+    """A small PNG in base64, the form in which images travel in JSON: a ramp of grey levels."""
+    import numpy as np
+    from PIL import Image
+
+    ramp = np.linspace(0, 255, crop + crop // 7, dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(np.broadcast_to(ramp, (crop, len(ramp))).copy()).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _local_folder(location: str) -> Path | None:
+    """The folder of artifacts on this machine; None for a server's or a bucket's."""
+    from mlflow.utils.file_utils import local_file_uri_to_path
+    from mlflow.utils.uri import is_local_uri
+
+    return Path(local_file_uri_to_path(location)) if is_local_uri(location) else None
+
+
+def _link_or_copy(source: str, target: str) -> Any:
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        os.unlink(target)
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
+    return target
