@@ -379,3 +379,12 @@ def test_leaving_no_block_out_is_the_default() -> None:
     assert Model(net="x", layers=layers, **small).geometry == Model(net="A", blocks=3, **small).geometry
     assert Model(net="A", blocks=3, **small).geometry == "crop 56 px, 3 blocks, width x 0.25"
     assert Model(net="x", layers=[*layers] * 2, blocks=5).geometry == every.geometry == "crop 224 px"
+
+
+@pytest.mark.parametrize("off", ["tracking.model=never", "tracking.mlflow=false"])
+def test_a_registered_net_must_be_logged(off: str) -> None:
+    words = rf"tracking.register=vgg needs a logged model, and {off}; leave one of them out"
+    with pytest.raises(UserError, match=words):
+        load_stage(REPOSITORY / "configs/vgg_A.yaml", ["tracking.register=vgg", off])
+    with pytest.raises(UserError, match=r"tracking\.register"):
+        load_stage(REPOSITORY / "configs/vgg_A.yaml", ["tracking.register=a/b"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -23,16 +24,18 @@ class Tracking(Section):
     """MLflow's tracking URI; default: MLFLOW_TRACKING_URI, else SQLite in the runs folder."""
     system_metrics: bool = True
     """Sample GPU, memory, processor, disk and network on each machine while training and testing."""
-    model: bool | None = None
-    """Log the final net as an MLflow model. Default: nets of up to 100 MB, and those that are registered. D has 553 MB:
-    a store on the same file system gets a link, any other one a copy for each stage."""
+    model: Literal["auto", "always", "never"] = "auto"
+    """Log the final net as an MLflow model; auto: nets of up to 100 MB, and those that are registered. D has 553 MB: a
+    store on the same file system gets a link, any other one a copy for each stage."""
     register: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_. -]*$")
     """Registers the net as a version of the model NAME-NET (vggrepro-D for NAME vggrepro); the version with the lowest
     top-1 error has the alias `champion`."""
 
     @model_validator(mode="after")
     def _registered_nets_are_logged(self) -> Tracking:
-        if self.register and (self.model is False or not self.mlflow):
-            off = "tracking.model" if self.mlflow else "tracking.mlflow"
-            raise ValueError(f"register={self.register} needs a logged model, and {off}=false; leave one of them out")
+        if self.register and (self.model == "never" or not self.mlflow):
+            off = "tracking.model=never" if self.mlflow else "tracking.mlflow=false"
+            raise ValueError(
+                f"tracking.register={self.register} needs a logged model, and {off}; leave one of them out"
+            )
         return self

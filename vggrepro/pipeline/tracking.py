@@ -75,10 +75,8 @@ def _bytes(config: Config) -> int:
 def _model(config: Config, run: RunDirectory) -> ModelDescription | None:
     """The final net as a model; None where it is not logged, and of nets that predict boxes."""
     tracking, net, dataset = config.tracking, config.model, run.read_json("dataset.json")
-    logged = tracking.model
-    if logged is None:
-        logged = tracking.register is not None or _bytes(config) <= MOST_BYTES
-    if not logged or config.localisation or not net.fully_connected:
+    logged = tracking.model == "always" or tracking.register or _bytes(config) <= MOST_BYTES
+    if not logged or tracking.model == "never" or config.localisation or not net.fully_connected:
         return None
     return ModelDescription(
         final=final_file(run.path),
