@@ -189,6 +189,8 @@ def test_the_best_of_a_net_is_the_champion(final: Path, tmp_path: Path, uri: str
     assert end_of(runs["one"], uri, register="nets-A")
     assert champion() == "two"
     assert len(client.search_model_versions("name = 'nets-A'")) == 3
+    (shown,) = json.loads(model_of(runs["two"], client).tags["mlflow.modelVersions"])
+    assert (shown["name"], int(shown["version"])) == ("nets-A", 2)
 
     from mlflow import pyfunc, set_registry_uri, set_tracking_uri
 

@@ -20,6 +20,7 @@ class Tracking(Section):
     """Where metrics are mirrored; metrics.jsonl in the run directory is always written."""
 
     mlflow: bool = True
+    """Without it there are no system metrics, logged or registered models either."""
     uri: str | None = None
     """MLflow's tracking URI; default: MLFLOW_TRACKING_URI, else SQLite in the runs folder."""
     system_metrics: bool = True
@@ -33,9 +34,6 @@ class Tracking(Section):
 
     @model_validator(mode="after")
     def _registered_nets_are_logged(self) -> Tracking:
-        if self.register and (self.model == "never" or not self.mlflow):
-            off = "tracking.model=never" if self.mlflow else "tracking.mlflow=false"
-            raise ValueError(
-                f"tracking.register={self.register} needs a logged model, and {off}; leave one of them out"
-            )
+        if self.register and self.model == "never":
+            raise ValueError(f"register={self.register} needs a logged model, and model=never; leave one of them out")
         return self

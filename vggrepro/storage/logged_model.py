@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import shutil
 import tempfile
@@ -120,6 +121,7 @@ def register(
     Raises what MLflow raises, and UserError where the name is another program's.
     """
     from mlflow.exceptions import MlflowException
+    from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
     name = described.register
     assert name, described
@@ -138,8 +140,10 @@ def register(
     tags = {f"{_TAG}.model": model_id, f"{_TAG}.data": described.data, "stage": described.name}
     tags |= {key: str(errors[key]) for key in HEADLINES if key in errors}
     if mine is None:
-        source = client.get_logged_model(model_id).artifact_location
-        mine = client.create_model_version(name, source, run_id, tags=tags, model_id=model_id)
+        model = client.get_logged_model(model_id)
+        mine = client.create_model_version(name, model.artifact_location, run_id, tags=tags, model_id=model_id)
+        registered = [*json.loads(model.tags.get(MLFLOW_MODEL_VERSIONS, "[]")), {"name": name, "version": mine.version}]
+        client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: json.dumps(registered)})
         versions.append(mine)
     else:
         for key, text in tags.items():

@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 KEY_TAG = "vggrepro.run_key"
 GRAPH_TAG = "vggrepro.graph"
 """Of the run that a graph's stages are children of."""
+_KIND_TAG = "mlflow.experimentKind"
+"""By which MLflow's pages choose between model training and language models."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def connect(described: RunDescription) -> tuple[MlflowClient, str]:
     folder = (described.artifact_root.absolute() / name).as_uri() if uri.startswith("sqlite:") else None
     if (experiment := client.get_experiment_by_name(name)) is None:
         try:
-            client.create_experiment(name, artifact_location=folder)
+            client.create_experiment(name, folder, tags={_KIND_TAG: "custom_model_development"})
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # else another run was faster
                 raise
@@ -159,7 +162,10 @@ def import_quietly() -> None:
     }.items():
         os.environ.setdefault(name, value)
     try:
-        import mlflow  # noqa: F401
+        import mlflow
+
+        with suppress(ImportError):  # of psutil: its user says so
+            import mlflow.system_metrics.system_metrics_monitor  # noqa: F401 (before threads import it)
     except ModuleNotFoundError:
         raise UserError("MLflow is not installed; install it, or set tracking.mlflow=false") from None
 
