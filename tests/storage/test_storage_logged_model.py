@@ -4,6 +4,11 @@ import errno
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from nets import tiny_vgg
+from programs import free_port
 
 from vggrepro.config.settings import Config, Data, Evaluation, Model
 from vggrepro.models.weights import PREPROCESSING
@@ -275,3 +281,61 @@ def test_an_older_run_gets_its_model_later(final: Path, tmp_path: Path, uri: str
     assert run.read_json("mlflow.json")["run_id"] == older["run_id"]
     assert len(model_of(run, client).metrics) == 2
     assert client.get_run(older["run_id"]).data.tags["mlflow.parentRunId"]
+
+
+def test_seeds_are_grouped(final: Path, tmp_path: Path, uri: str, client: Any) -> None:
+    parents = {}
+    for stage, seed in (("A", 0), ("D", 0), ("A-seed1", 1)):
+        run = run_with(final, tmp_path / stage, 12.5)
+        mirror = mirror_of(run, uri)
+        mirror.description = replace(mirror.description, model=None, graph=f"of {tmp_path.name}, seed {seed}")
+        mirror.start()
+        assert mirror.close("FINISHED", LONG_S)
+        parents[stage] = client.get_run(run.read_json("mlflow.json")["run_id"]).data.tags["mlflow.parentRunId"]
+    assert parents["A"] == parents["D"] != parents["A-seed1"]
+
+
+def test_the_graphs_run_ends_with_its_last_stage(final: Path, tmp_path: Path, uri: str, client: Any) -> None:
+    first, last = (mirror_of(run_with(final, tmp_path / stage), uri) for stage in ("A", "D"))
+    for mirror in (first, last):
+        mirror.start()
+        mirror.copy()
+    run_id = first.run.read_json("mlflow.json")["run_id"]
+    graph = client.get_run(run_id).data.tags["mlflow.parentRunId"]
+    assert first.close("FINISHED", LONG_S)
+    assert client.get_run(graph).info.status == "RUNNING"
+    assert last.close("KILLED", LONG_S)
+    assert client.get_run(graph).info.status == "KILLED"
+
+
+@pytest.mark.slow
+def test_a_server_of_mlflows_own(final: Path, tmp_path: Path) -> None:
+    """Its REST interface, with artifacts that travel through it."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    program = [sys.executable, "-m", "mlflow", "server", "--port", str(port)]
+    places = ["--backend-store-uri", f"sqlite:///{tmp_path}/db", "--artifacts-destination", str(tmp_path / "store")]
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen([*program, *places], cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+    try:
+        until = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"{address}/health").close()
+                break
+            except OSError:
+                assert time.monotonic() < until, (tmp_path / "log").read_text()
+                time.sleep(0.5)
+        run = run_with(final, tmp_path / "A", 12.5)
+        assert end_of(run, address, register="nets-A")
+        from mlflow import MlflowClient
+
+        client = MlflowClient(address)
+        model = model_of(run, client)
+        assert (model.status, len(model.metrics)) == ("READY", 2)
+        (found,) = (tmp_path / "store").rglob("final.pt")
+        assert found.read_bytes() == final.read_bytes()
+        assert client.get_model_version_by_alias("nets-A", "champion").tags["vggrepro.model"] == model.model_id
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
