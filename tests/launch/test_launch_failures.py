@@ -223,7 +223,7 @@ def test_mlflow_down_for_a_while(cluster: Path, images: Path, tmp_path: Path, un
         client = MlflowClient(tracking["uri"])
         found = client.get_experiment_by_name("graph")
         assert found is not None
-        (run,) = client.search_runs([found.experiment_id])
+        (run,) = (each for each in client.search_runs([found.experiment_id]) if "mlflow.parentRunId" in each.data.tags)
         steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
         assert sorted(steps) == list(range(1, ITERATIONS + 1))
     finally:
