@@ -26,7 +26,7 @@ FLOORS = (
     ("training",),
     ("reporting", "preflight"),
     ("pipeline",),
-    ("bench", "api"),
+    ("bench", "api", "show"),
     ("cli",),
     ("__main__",),
 )
@@ -44,7 +44,13 @@ SUB_FLOORS = {
 }
 """The rooms within a room, from the ground up."""
 _MLFLOW = ("logged_model", "mirror", "mlflow_run", "system_metrics")
-OWNERS = {"mlflow": {f"storage/{name}.py" for name in _MLFLOW}, "nvidia": {"data/loading/dali.py"}, "submitit": set()}
+OWNERS = {
+    "mlflow": {f"storage/{name}.py" for name in _MLFLOW},
+    "nvidia": {"data/loading/dali.py"},
+    "submitit": set(),
+    "streamlit": {"show/page.py", "show/server.py"},
+    "altair": {"show/charts.py"},
+}
 MOST_LINES = 350
 
 

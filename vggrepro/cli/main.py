@@ -2,7 +2,7 @@
 
 import typer
 
-from vggrepro.cli import bench, data, evaluate, nets, preflight, report, train, transfer
+from vggrepro.cli import bench, data, evaluate, nets, preflight, report, show, train, transfer
 from vggrepro.errors import run_app
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ for verb in (
     train.reproduce,
     report.tables,
     report.compare,
+    show.show,
     preflight.plan,
     preflight.doctor,
 ):

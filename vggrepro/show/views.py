@@ -1,0 +1,178 @@
+"""What a net sees in one image: class scores at every place, and what the tests of Section 3.2 make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vggrepro.config.settings import Evaluation
+from vggrepro.data.views import rescaled_size
+from vggrepro.errors import UserError
+from vggrepro.evaluation.errors import GUESSES
+from vggrepro.evaluation.methods import centre_crop
+from vggrepro.evaluation.posteriors import average
+from vggrepro.models.dense import score_map
+from vggrepro.models.precision import set_arithmetic
+from vggrepro.models.table1 import Architecture
+from vggrepro.pipeline.pretrained import Pretrained, rescale
+
+MOST_CROPS = 4
+"""The largest Q, in sides of the crop."""
+_MOST_PIXELS, _MOST_PLACES = 4_000_000, 10_000
+"""Of an image at one Q: a strip of film would take a CPU minutes, and a browser as long."""
+
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom in px of the rescaled image; the last two are the first pixels outside."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place of a score map."""
+
+    row: int
+    column: int
+
+
+@dataclass(frozen=True)
+class ScoredImage:
+    """One image at one Q: the class scores at every place, and the dense test's posteriors."""
+
+    Q: int
+    pixels: NDArray[np.uint8]
+    """(h, w, 3) the rescaled image."""
+    scores: NDArray[np.float32]
+    """(classes, rows, columns) logits at each place, of the image without its mirror image."""
+    posteriors: NDArray[np.float32]
+    """(classes,) of the dense test, averaged with the mirror image's where the net is tested so."""
+    architecture: Architecture
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of places."""
+        return self.scores.shape[1], self.scores.shape[2]
+
+    @cached_property
+    def local(self) -> NDArray[np.float32]:
+        """(classes, rows, columns) the softmax at each place: what the net would answer from this place alone."""
+        powers = np.exp(self.scores - self.scores.max(axis=0))
+        return powers / powers.sum(axis=0)
+
+    def window(self, place: Place) -> Box:
+        """The crop window that a place stands for: place i begins at pixel i * stride."""
+        stride, crop = self.architecture.stride, self.architecture.crop
+        left, top = place.column * stride, place.row * stride
+        return left, top, left + crop, top + crop
+
+    def cell(self, place: Place) -> Box:
+        """The stride x stride pixels in the middle of the place's window; cells of a map touch and never overlap."""
+        stride, (left, top, _, _) = self.architecture.stride, self.window(place)
+        rim = self.rim
+        return left + rim, top + rim, left + rim + stride, top + rim + stride
+
+    @property
+    def rim(self) -> int:
+        """Pixels between a window's edge and its cell."""
+        return (self.architecture.crop - self.architecture.stride) // 2
+
+    def field_of_view(self, place: Place) -> Box:
+        """All pixels that the place's scores depend on, as far as the image goes: more than its window."""
+        height, width = self.pixels.shape[:2]
+        kernel = self.architecture.fc6_kernel
+        (top, bottom), (left, right) = (
+            self.architecture.receptive_field(first, first + kernel - 1) for first in (place.row, place.column)
+        )
+        return max(left, 0), max(top, 0), min(right + 1, width), min(bottom + 1, height)
+
+    def crop(self, place: Place) -> NDArray[np.uint8]:
+        """(crop, crop, 3) the pixels of a place's window."""
+        left, top, right, bottom = self.window(place)
+        return self.pixels[top:bottom, left:right]
+
+    def best_place(self, label: int) -> Place:
+        """Where a class has its largest score."""
+        row, column = np.unravel_index(int(self.scores[label].argmax()), self.shape)
+        return Place(int(row), int(column))
+
+    def places(self) -> list[Place]:
+        """Every place, row by row."""
+        rows, columns = self.shape
+        return [Place(row, column) for row in range(rows) for column in range(columns)]
+
+
+@dataclass(frozen=True)
+class Sight:
+    """One image as the tests of Section 3.2 see it."""
+
+    at_Q: tuple[ScoredImage, ...]
+    average: NDArray[np.float32]
+    """(classes,) mean posteriors over Q: the multi-scale test of Section 4.2."""
+    centre: NDArray[np.float32]
+    """(classes,) posteriors of the single centre crop."""
+    centre_Q: int
+
+    def columns(self) -> dict[str, NDArray[np.float32]]:
+        """Posteriors (classes,) by the name of a test."""
+        dense = {f"dense, Q = {scored.Q}": scored.posteriors for scored in self.at_Q}
+        return dense | {"mean over Q": self.average, f"centre, Q = {self.centre_Q}": self.centre}
+
+    def guessed(self) -> list[int]:
+        """Every class that is among the five guesses of a test, by falling mean posterior."""
+        found = set().union(*(guesses(values) for values in self.columns().values()))
+        return sorted(found, key=lambda label: -self.average[label])
+
+
+def guesses(posteriors: NDArray[np.float32]) -> list[int]:
+    """The five classes with the largest posteriors, best first."""
+    return [int(label) for label in np.argsort(-posteriors, kind="stable")[:GUESSES]]
+
+
+def sides_in(text: str, crop: int) -> tuple[int, ...]:
+    """Q values that were typed, each once, ascending. Raises UserError."""
+    try:
+        sides = tuple(sorted({int(part) for part in text.replace(",", " ").split()}))
+    except ValueError:
+        sides = ()
+    if not sides or not crop <= sides[0] <= sides[-1] <= MOST_CROPS * crop:
+        raise UserError(f"Q {text!r}: expected whole numbers from {crop} (the crop) to {MOST_CROPS * crop}, in px")
+    return sides
+
+
+@torch.inference_mode()
+def see(net: Pretrained, pixels: NDArray[np.uint8], Q: Sequence[int], centre_Q: int, *, flip: bool) -> Sight:
+    """What a net sees in an image (h, w, 3): dense at each Q, and in the centre crop at one Q.
+
+    Raises UserError for an image that is too long and narrow.
+    """
+    set_arithmetic(next(net.net.parameters()).device, "fp32")
+    testing = Evaluation(flip=flip)
+    at_Q = tuple(_scored(net, pixels, side, testing) for side in Q)
+    centre = centre_crop(net.net, net.normalise(rescale(pixels, centre_Q)), testing)[0].cpu().numpy()
+    return Sight(at_Q, average([scored.posteriors for scored in at_Q]), centre, centre_Q)
+
+
+def _scored(net: Pretrained, pixels: NDArray[np.uint8], Q: int, testing: Evaluation) -> ScoredImage:
+    """As `evaluation.methods.dense`, of which the map of the image itself stays."""
+    ((height, width),) = rescaled_size(np.array([pixels.shape[:2]]), Q)
+    architecture = net.net.architecture
+    if height * width > _MOST_PIXELS or architecture.places(int(height), int(width)) > _MOST_PLACES:
+        raise UserError(
+            f"the image of {pixels.shape[1]}x{pixels.shape[0]} px is {width}x{height} px at Q={Q}, which is too much "
+            f"for one page; cut it, or choose a smaller Q"
+        )
+    rescaled = rescale(pixels, Q)
+    images = net.normalise(rescaled)
+    shown = torch.cat([images, images.flip(3)]) if testing.flip else images
+    maps = score_map(net.net, shown, pixels_at_once=testing.batch * architecture.crop**2)
+    posteriors = maps.mean(dim=(2, 3)).float().softmax(dim=1).mean(dim=0)
+    seen = rescaled[0].permute(1, 2, 0).numpy()
+    return ScoredImage(Q, seen, maps[0].float().cpu().numpy(), posteriors.cpu().numpy(), architecture)
+
+
+def alone(net: Pretrained, crop: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Posteriors (classes,) of a window cut out, with zeros around it where the dense test has its neighbours."""
+    return net(torch.from_numpy(crop.copy()).permute(2, 0, 1)[None])[0].cpu().numpy()
