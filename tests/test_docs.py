@@ -2,7 +2,7 @@
 
 Those that train do so up to the work, for each stage of their recipe; one of each kind, which WHOLE names, to the end.
 `launch/submit.py`, sbatch, srun and slurm/devcluster are run by tests/launch, torchrun by tests/training, and the verbs
-of ELSEWHERE, which need weight files, boxes or time, by the tests that stand beside them.
+of ELSEWHERE, which need weight files, boxes, a browser or time, by the tests that stand beside them.
 """
 
 import io
@@ -36,6 +36,7 @@ ELSEWHERE = {
     "boxes": "tests/data/test_data_boxes.py",
     "weights": "tests/evaluation/test_evaluation_commands.py",
     "verify-paper": "tests/evaluation/test_evaluation_commands.py",
+    "show": "tests/show",
     "bench": "tests/bench, tests/data/test_data_bench_loader.py, tests/training/test_training_bench.py",
 }
 # What stands for the reader's own: images, runs, scales that fit them.
