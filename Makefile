@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 CHROMIUM ?= chromium
 WORKERS ?= 3
 
-.PHONY: install demo readme-image test test-gpu check lock clean help
+.PHONY: install demo readme-image screenshots test test-gpu check lock clean help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -48,6 +48,25 @@ runs/demo/tables.html:
 readme-image: runs/demo/tables.html  ## the README's image: the top of the demo's own report, by Chromium
 	$(CHROMIUM) --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1400,900 \
 	  --screenshot=docs/img/demo_tables.png file://$(CURDIR)/$<
+
+# pages that JavaScript draws; MLflow's run is known when the target runs
+PICTURE  = $(BIN)/python docs/img/make.py --chromium $(CHROMIUM) --palette
+UI       = $(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/runs/mlruns.db --host 127.0.0.1 --port 5077
+RUN_ID   = $(shell $(BIN)/python -c 'import json; print(json.load(open("runs/demo/D/mlflow.json"))["run_id"])')
+PLAIN    = --do "document.querySelectorAll('button[aria-label=Close]').forEach(b => b.click())" \
+  --do "document.head.insertAdjacentHTML('beforeend', '<style>.modebar {display: none}</style>')" --settle 3
+
+screenshots: runs/demo/tables.html  ## the pictures of `vggrepro show` and of MLflow's pages in docs/, by Chromium
+	$(PICTURE) docs/img/show.png "http://127.0.0.1:8599/?image=2009&Q=56,96,128" --size 1280x1480 \
+	  --server "$(BIN)/vggrepro show runs/demo/D --no-browser --port 8599" \
+	  --until "document.querySelectorAll('svg.marks').length == 3 && !document.querySelector('[data-testid=stStatusWidget]')" \
+	  --do "document.querySelector('[data-testid=stMain]').scrollTo(0, 90)"
+	$(PICTURE) docs/img/mlflow_models.png --size 1900x420 --server "$(UI)" $(PLAIN) \
+	  "http://127.0.0.1:5077/?workflowType=machine_learning#/experiments/1/models?workflowType=machine_learning" \
+	  --until "document.body.innerText.includes('Source run')"
+	$(PICTURE) docs/img/mlflow_system.png --size 1200x620 --server "$(UI)" $(PLAIN) \
+	  "http://127.0.0.1:5077/?workflowType=machine_learning#/experiments/1/runs/$(RUN_ID)/system-metrics?workflowType=machine_learning" \
+	  --until "document.body.innerText.includes('cpu_utilization_percentage')"
 
 test: $(STAMP)  ## all tests but the slow ones and those that need a GPU; WORKERS=3 at a time, then those of SLURM
 	$(BIN)/python -m pytest --durations=10 -n $(WORKERS) --dist loadfile -m "not (slow or gpu or slurm)"
