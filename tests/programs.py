@@ -4,13 +4,18 @@ And calls that are made twice at the same time.
 """
 
 import atexit
+import fcntl
 import json
 import os
+import pty
 import runpy
+import select
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -120,6 +125,24 @@ def fork_program(
             one.join()
         out, err = ("".join(file.read_text() for file in files) for files in zip(*printed, strict=True))
     return subprocess.CompletedProcess(words, next((one.exitcode for one in running if one.exitcode), 0), out, err)
+
+
+def on_terminal(*program: object, columns: int, cwd: Path | None = None, **variables: str) -> tuple[int, str]:
+    """As `fork_program`, with a terminal of so many columns as standard error: the status, and all it was sent."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    environment = {name: text for name, text in _environment().items() if name not in ("COLUMNS", "NO_COLOR")}
+    streams = (Path(os.devnull), Path(os.ttyname(theirs)))
+    arguments = (list(map(str, program)), cwd or Path.cwd(), environment | {"TERM": "xterm"} | variables, streams)
+    running = forks.Process(target=_as_program, args=arguments, daemon=True)
+    running.start()
+    sent = b""
+    while running.is_alive() or select.select([ours], [], [], 0)[0]:
+        if select.select([ours], [], [], 0.02)[0]:
+            sent += os.read(ours, 65536)
+    os.close(theirs)
+    os.close(ours)
+    return running.exitcode or 0, sent.decode()
 
 
 def _as_program(words: list[str], cwd: Path, environment: Mapping[str, str], streams: tuple[Path, Path]) -> None:

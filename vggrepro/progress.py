@@ -1,18 +1,62 @@
 """What a person sees while something runs: a bar on a terminal, plain lines anywhere else. On standard error."""
 
+from __future__ import annotations
+
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Protocol
 
-Update = Callable[[int, str], None]
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
 _SECONDS_BETWEEN_LINES = 5.0
+_quiet = False
+_bar: Progress | None = None
+"""The bar on the screen: there is never a second one, and lines go above it."""
+
+
+class Update(Protocol):
+    """How far something is."""
+
+    def __call__(self, done: int, note: str | None, *, times: Sequence[str] = (), total: int | None = None) -> None:
+        """Shows what is done.
+
+        Args:
+            done: units of work.
+            note: what there is to say of it. None where nothing is new: a bar moves, and no line is due.
+            times: the time left first, in place of an estimate from the bar's own pace; others after it.
+            total: units of work, where they were not known at the beginning.
+        """
+
+
+def _nothing(done: int, note: str | None, *, times: Sequence[str] = (), total: int | None = None) -> None:
+    pass
+
+
+def be_quiet(quiet: bool) -> None:
+    """Silences progress and information on standard error, for this process; warnings and errors are still printed."""
+    global _quiet  # noqa: PLW0603 (standard error is the process's, too)
+    _quiet = quiet
 
 
 def echo(line: str) -> None:
-    """One line to the user; lost where standard error does not take it, as on a full disk."""
+    """A line of information to the user, unless `be_quiet` has silenced it; `warn` prints what must be read."""
+    if not _quiet:
+        warn(line)
+
+
+def warn(line: str) -> None:
+    """A line to the user, above the bar; lost where standard error does not take it, as on a full disk."""
     with suppress(OSError):  # of a process that decodes images: where commands begin, `make_ready` sees to the rest
-        print(line, file=sys.stderr, flush=True)
+        if _bar:
+            from rich.text import Text
+
+            _bar.console.print(Text(line), soft_wrap=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:
@@ -24,45 +68,115 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def progress(title: str, total: int | None, *, shown: bool = True) -> Iterator[Update]:
-    """Yields `update(done, note)`; on a terminal it moves a bar, elsewhere it prints a line every few seconds.
+def progress(
+    title: str, total: int | None, *, start: int = 0, shown: bool = True, in_lines: bool = True
+) -> Iterator[Update]:
+    """Yields an `Update`; on a terminal it moves a bar, elsewhere it prints a line every few seconds.
 
-    `total` is None where it is not known beforehand.
+    Within another one it is a row of its bar while it lasts.
+
+    Args:
+        title: what is done.
+        total: units of work; None where they are not known beforehand.
+        start: units that were done before.
+        shown: whether anything is shown.
+        in_lines: whether it is worth lines where there is no bar.
     """
-    if not shown:
-        yield lambda done, note: None
-    elif sys.stderr.isatty():
-        with _bar(title, total) as update:
+    if _quiet or not shown:
+        yield _nothing
+    elif sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
+        with _row(title, total, start) as update:
             yield update
     else:
-        yield _lines(title, total)
+        yield _lines(title, total) if in_lines else _nothing
 
 
 def _lines(title: str, total: int | None) -> Update:
     last = time.monotonic()
+    known = total
 
-    def update(done: int, note: str) -> None:
+    def update(done: int, note: str | None, *, times: Sequence[str] = (), total: int | None = None) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last >= _SECONDS_BETWEEN_LINES or done == total:
+        if note is not None and (now - last >= _SECONDS_BETWEEN_LINES or done == known):
             last = now
-            echo(f"{title} {done}{f'/{total}' if total else ''} {note}".rstrip())
+            words = f"{title} {done}{f'/{known}' if known else ''} {note}"
+            echo(f"{words}  {', '.join(times)}" if times else words.rstrip())
 
     return update
 
 
 @contextmanager
-def _bar(title: str, total: int | None) -> Iterator[Update]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _row(title: str, total: int | None, start: int) -> Iterator[Update]:
+    """A row of the bar, which is made for the first one; the last state of that stays on the screen."""
+    global _bar  # noqa: PLW0603 (as the screen is)
+    outer = _bar
+    bar = outer or _new_bar()
+    task = bar.add_task(f"  {title}" if outer else title, total=total, completed=start, note="", times=())
 
+    def update(done: int, note: str | None, *, times: Sequence[str] = (), total: int | None = None) -> None:
+        fields: dict[str, Any] = {} if total is None else {"total": total}
+        if note is not None:
+            fields |= {"note": "" if note == f"of {total}" else note, "times": times}
+        bar.update(task, completed=done, **fields)
+
+    if outer:
+        try:
+            yield update
+        finally:
+            bar.remove_task(task)
+        return
+    with bar:
+        _bar = bar
+        try:
+            yield update
+        finally:
+            _bar = None
+            bar.live.transient = bar.tasks[0].completed == start and bar.tasks[0].total != start  # nothing was to do
+
+
+def _new_bar() -> Progress:
+    from rich.console import Console, RenderableType
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeElapsedColumn
+    from rich.table import Column
+    from rich.text import Text
+
+    class Title(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(task.description)
+
+    class Pace(ProgressColumn):
+        """The time left; and where that is rich's estimate, the rate that it is made from."""
+
+        max_refresh = 0.5
+
+        def render(self, task: Task) -> Text:
+            if times := task.fields["times"]:
+                return Text("" if task.finished else times[0])
+            speed, left = task.finished_speed or task.speed, task.time_remaining
+            parts = [f"{speed:,.{0 if speed >= 10 else 1}f}/s"] if speed else []
+            parts += [f"{duration(left)} left"] if left else []
+            return Text(", ".join(parts))
+
+    class TitledBar(Progress):
+        """A row for each task, and below it what there is to say, cut off where the terminal is narrow."""
+
+        def get_renderables(self) -> Iterator[RenderableType]:
+            """The rows, and the notes."""
+            yield self.make_tasks_table(self.tasks)
+            for task in self.tasks:
+                words = "  ".join(part for part in (task.fields["note"], *task.fields["times"][1:]) if part)
+                if words:
+                    yield Text(f"  {words}", style="dim", no_wrap=True, overflow="ellipsis")
+
+    console = Console(stderr=True)
+    fixed = Column(no_wrap=True)
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        Title(Column(no_wrap=True, overflow="ellipsis", max_width=max(12, console.width - 52))),
+        BarColumn(40, table_column=Column(max_width=40)),
+        MofNCompleteColumn(table_column=fixed),
+        TimeElapsedColumn(fixed.copy()),
+        Pace(fixed.copy()),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=total, note="")
-        yield lambda done, note: bar.update(task, completed=done, note=note)
+    # results are for standard output, whatever is on the screen
+    return TitledBar(*columns, console=console, refresh_per_second=4, redirect_stdout=False)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vggrepro.cli.options import JsonOption, show
+from vggrepro.cli.options import JsonOption, QuietOption, show
 from vggrepro.errors import UserError
 
 
@@ -35,6 +35,7 @@ def index(
     md5: Annotated[bool, typer.Option("--md5", help="Compare ILSVRC's archives with their published MD5.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Name every image that is odd or rejected.")] = False,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Find and check images where they lie: counts, labels, sizes, odd and unreadable files."""
     from vggrepro.data.images.scan import scan
@@ -47,7 +48,7 @@ def index(
     _check_out(out, "images.idx")
     if md5:
         with progress("MD5", None) as update:
-            check_md5(sources, lambda done, total: update(done, f"of {total} MiB"))
+            check_md5(sources, lambda done, total: update(done, f"of {total} MiB", total=total))
     with progress("looking at images", None) as update:
         made = scan(
             sources,
@@ -56,7 +57,7 @@ def index(
             mean=mean,
             journal=out.with_name(f".{out.name}.partial"),
             found=lambda images: update(0, f"of {images} found so far"),
-            progress=lambda done, total: update(done, f"of {total}"),
+            progress=lambda done, total: update(done, f"of {total}", total=total),
         )
     made.save(out)
     show(made.summary(), chain(render(made, names=report), [f"wrote {out}"]), as_json)
@@ -66,6 +67,7 @@ def repack(
     sources: Annotated[list[Path], typer.Argument(help="Tables of Parquet with images, or folders that hold them.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write to; SHA256SUMS comes with the tables.")],
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Write compressed tables of Parquet once more, so that images are read in place; every bit of them stays.
 
@@ -75,7 +77,7 @@ def repack(
     from vggrepro.progress import progress
 
     with progress("repacking", None) as update:
-        tables = repack(sources, out, lambda done, total: update(done, f"of {total} MiB"))
+        tables = repack(sources, out, lambda done, total: update(done, f"of {total} MiB", total=total))
     wrote = f"wrote {len(tables)} tables to {out}; index them with `vggrepro index {out} --out FILE`"
     show({"tables": [str(table) for table in tables]}, [wrote], as_json)
 
@@ -97,6 +99,7 @@ def boxes(
         bool, typer.Option("--report", help="Name every box and file that is clipped, left out or unread.")
     ] = False,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Find and check the boxes of objects (Appendix A): which images have some, what does not fit."""
     from vggrepro.config.settings import Run
@@ -117,7 +120,7 @@ def boxes(
         index = (
             load(root)
             if root.is_file()
-            else open_index(str(root), None, cache, lambda done, total: update(done, f"of {total}"))
+            else open_index(str(root), None, cache, lambda done, total: update(done, f"of {total}", total=total))
         )
     with progress("reading annotations", None) as update:
 

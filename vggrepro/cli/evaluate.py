@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vggrepro.cli.options import JsonOption, SetOption, show, whole_numbers
+from vggrepro.cli.options import JsonOption, QuietOption, SetOption, show, whole_numbers
 from vggrepro.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def evaluate(
     ] = None,
     changes: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Top-1 and top-5 error on the validation split, averaged over scales and over nets.
 
@@ -107,6 +108,7 @@ def localise(
     ] = None,
     changes: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Localisation error on the validation split (Appendix A): five guessed classes, each with one merged box.
 
@@ -153,6 +155,7 @@ def verify_paper(
     runs: Annotated[Path, typer.Option(help="Where posteriors are kept.")] = Path("runs/verify-paper"),
     changes: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """The authors' own nets against the rows of Tables 3-6 that they determine, before anything is trained."""
     from vggrepro.pipeline.evaluate import verify_paper

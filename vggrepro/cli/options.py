@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vggrepro.errors import UserError
+from vggrepro.progress import be_quiet
 
 ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", help="YAML file, or a name in configs/: a stage or a graph.")
@@ -23,6 +24,16 @@ StopAfterOption = Annotated[
     float | None, typer.Option(min=0, help="Minutes after which to save and leave with status 75.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+QuietOption = Annotated[
+    bool,
+    typer.Option(
+        "--quiet",
+        "-q",
+        callback=be_quiet,
+        help="Neither progress nor information on standard error; warnings, errors and results stay.",
+    ),
+]
+"""Its callback does it: functions that take it need not look at it."""
 
 
 def write(file: Path, text: str) -> None:

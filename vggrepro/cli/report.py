@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vggrepro.cli.options import JsonOption, RunsOption, write
+from vggrepro.cli.options import JsonOption, QuietOption, RunsOption, write
 from vggrepro.errors import UserError
 
 
@@ -26,9 +26,10 @@ def tables(
         ),
     ] = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Tables 1-12 of the paper, measured beside printed, and its claims tested, from what runs have stored."""
-    from vggrepro.progress import echo
+    from vggrepro.progress import echo, warn
     from vggrepro.reporting.documents.render import Format, format_of, render
     from vggrepro.reporting.stored.finding import find_runs
     from vggrepro.reporting.stored.predictions import PredictionCache
@@ -38,7 +39,7 @@ def tables(
     title = "Very Deep Convolutional Networks (arXiv 1409.1556): measured beside printed"
     found = find_runs([place for place in runs if place.exists() or place != Path("runs")], experiment)
     if not found and not keep:
-        echo(f"no runs in {', '.join(map(str, runs))}: nothing is measured")
+        warn(f"no runs in {', '.join(map(str, runs))}: nothing is measured")
     cache = PredictionCache()
     report = build_report(found, cache)
     text = render(report, form, title)
@@ -70,6 +71,7 @@ def compare(
         Path | None, typer.Option("--out", "-o", help="Write here, .html with curves and images, or .md.")
     ] = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """What differs between runs: settings, curves, errors with paired tests, classes, the images they disagree on."""
     from vggrepro.progress import echo

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vggrepro.cli.options import ConfigOption, SeedsOption, SetOption, StopAfterOption
+from vggrepro.cli.options import ConfigOption, QuietOption, SeedsOption, SetOption, StopAfterOption
 from vggrepro.errors import UserError
 
 
@@ -20,6 +20,7 @@ def train(
     force: Annotated[
         bool, typer.Option("--force", help="Train although activations vanish or explode at initialisation.")
     ] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Train one stage, alone or under torchrun.
 
@@ -44,6 +45,7 @@ def reproduce(
     changes: SetOption = [],  # noqa: B006
     seeds: SeedsOption = None,
     stop_after: StopAfterOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """The whole stage graph on this machine: train what is missing, evaluate, print the tables.
 

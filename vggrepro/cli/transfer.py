@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vggrepro.cli.options import JsonOption, SetOption, show, whole_numbers
+from vggrepro.cli.options import JsonOption, QuietOption, SetOption, show, whole_numbers
 from vggrepro.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def features(
     boxes: Annotated[bool, typer.Option("--boxes", help="Those of persons' boxes beside those of images.")] = False,
     changes: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Features of another data set's images, for scikit-learn and others: the last hidden layer, densely applied.
 
@@ -98,6 +99,7 @@ def transfer(
     ] = None,
     changes: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Linear SVMs on features of other data sets: mAP or mean class recall (Appendix B, Tables 11 and 12).
 

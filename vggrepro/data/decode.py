@@ -30,7 +30,7 @@ from PIL import Image, UnidentifiedImageError
 
 from vggrepro.data.views import Ints
 from vggrepro.errors import MACHINE_REMEDIES, UserError
-from vggrepro.progress import echo
+from vggrepro.progress import warn
 
 if TYPE_CHECKING:
     import torch
@@ -123,7 +123,7 @@ def patiently(path: str, attempt: Callable[[], T], *, archive: bool = False) -> 
                 raise failed
             if now - _mentioned.get(reason, -math.inf) > patience:
                 _mentioned[reason] = now
-                echo(f"{path} cannot be read ({os.strerror(reason)}); trying again for {patience:.0f} s")
+                warn(f"{path} cannot be read ({os.strerror(reason)}); trying again for {patience:.0f} s")
         time.sleep(wait)
     raise AssertionError
 

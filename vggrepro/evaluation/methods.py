@@ -18,6 +18,7 @@ from vggrepro.evaluation.run_split import SplitPass
 from vggrepro.models.dense import class_scores, feature_map, score_map
 from vggrepro.models.vgg import VGG
 from vggrepro.paper import value
+from vggrepro.progress import progress
 from vggrepro.ranks.collectives import sum_over_ranks
 
 
@@ -156,8 +157,13 @@ def centre_sums(
     was_training = net.training
     net.eval()
     views, sums = centre_views(shown.split, Q, batch, net.architecture.crop), torch.zeros(3, dtype=torch.float64)
-    for crops, outputs in shown.outputs(lambda crops: net(crops.images).float(), views, "validation"):
-        sums += torch.tensor(count(crops, outputs), dtype=torch.float64)
+    topology, done = shown.watch.topology, 0
+    share = sum(map(len, views[topology.rank :: topology.world]))
+    with progress("validation", share, shown=topology.is_first, in_lines=False) as update:
+        for crops, outputs in shown.outputs(lambda crops: net(crops.images).float(), views, "validation"):
+            sums += torch.tensor(count(crops, outputs), dtype=torch.float64)
+            done += len(crops.views)
+            update(done, "")
     net.train(was_training)
     *counts, n = sum_over_ranks(sums).tolist()
     assert n == len(shown.split), f"validation counted {n} of {len(shown.split)} images"

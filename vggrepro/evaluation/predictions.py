@@ -22,7 +22,7 @@ from vggrepro.evaluation.errors import GUESSES, Ranks, true_class_rank
 from vggrepro.evaluation.posteriors import PosteriorsKey, average
 from vggrepro.evaluation.store import ArrayHeader, Key, array_header, array_rows, digest, read_arrays
 from vggrepro.files import exclusive
-from vggrepro.progress import echo
+from vggrepro.progress import warn
 from vggrepro.storage.directory import RunDirectory
 
 _ROWS = 512
@@ -156,4 +156,4 @@ def _compute(tests: Sequence[StoredTest]) -> Predictions:
 
 @cache
 def _note_unwritable(folder: Path, reason: str | None) -> None:
-    echo(f"{folder} cannot be written to ({reason}): posteriors are read again each time")
+    warn(f"{folder} cannot be written to ({reason}): posteriors are read again each time")

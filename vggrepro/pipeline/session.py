@@ -17,7 +17,7 @@ from vggrepro.data.loading.loader import Loader, make_loader
 from vggrepro.errors import UserError
 from vggrepro.files import why_unwritable
 from vggrepro.models.table1 import architecture_of, require_class_scores
-from vggrepro.progress import Update, echo, progress
+from vggrepro.progress import Update, progress, warn
 from vggrepro.ranks.collectives import cores_of_rank, first_rank_first
 from vggrepro.ranks.group import pick_device, process_group
 from vggrepro.ranks.topology import Topology, topology_of
@@ -60,10 +60,12 @@ class Session:
         """The data set of a stage. Raises UserError."""
         if config.data not in self.indexes:
             with self.opening("reading image headers") as update:
-                index = open_data(config, lambda done, total: update(done, f"of {total}"), training=self.training)
+                index = open_data(
+                    config, lambda done, total: update(done, f"of {total}", total=total), training=self.training
+                )
             self.indexes[config.data] = index
             for note in index.notes if self.topology.is_first else ():
-                echo(f"{index.source}: {note}")
+                warn(f"{index.source}: {note}")
         return self.indexes[config.data]
 
     def boxes(self, config: Config) -> BoxSet | None:

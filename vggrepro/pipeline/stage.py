@@ -13,7 +13,7 @@ from vggrepro.pipeline.net import Net
 from vggrepro.pipeline.session import Session
 from vggrepro.pipeline.tracking import mirrored
 from vggrepro.pipeline.transfer import transfer_stage
-from vggrepro.progress import echo
+from vggrepro.progress import echo, warn
 from vggrepro.ranks.collectives import from_first_rank
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.ledger import ledger, read_ledger, write_ledger
@@ -44,7 +44,7 @@ def train_stage(
         departures = begin(config, parent, index, boxes, session.topology.world)
         echo(f"{config.name}: departs from the paper in {len(departures)} settings, see {run.path / 'ledger.json'}")
         if boxes and (without := int((~boxes.split("train").has).sum())):
-            echo(f"{config.name}: {without:,} training images without a box are left out")
+            warn(f"{config.name}: {without:,} training images without a box are left out")
     with mirrored(config, run, session.topology):
         session.watch.leave_together()
         training = Training.begin(config, parent, index, boxes, session.loader(config), session.watch)

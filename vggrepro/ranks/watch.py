@@ -21,7 +21,7 @@ import torch
 from torch import distributed
 
 from vggrepro.errors import Interrupted
-from vggrepro.progress import echo
+from vggrepro.progress import warn
 from vggrepro.ranks.collectives import from_first_rank, host_group, sum_over_ranks
 from vggrepro.ranks.topology import Topology
 
@@ -89,7 +89,7 @@ class Watch:
         self._ear.close()
         self._bell.close()
         if isinstance(error, RuntimeError) and self._lost:
-            echo(f"vggrepro: rank {self.topology.rank}: {self._lost}; ends here, the newest checkpoint serves")
+            warn(f"vggrepro: rank {self.topology.rank}: {self._lost}; ends here, the newest checkpoint serves")
             raise SystemExit(ABANDONED_STATUS) from error
 
     def beat(self, doing: str) -> bool:
@@ -213,7 +213,7 @@ class Watch:
     def _ask(self, reason: str) -> None:
         if self.reason is None:
             self.reason = reason
-            echo(f"vggrepro: rank {self.topology.rank}: asked to stop ({reason}); leaves at the next step")
+            warn(f"vggrepro: rank {self.topology.rank}: asked to stop ({reason}); leaves at the next step")
 
     def _publish(self) -> None:
         self._tick += 1
@@ -247,7 +247,7 @@ class Watch:
 
     def _abandon(self, why: str) -> None:
         if not self._closed.is_set():
-            echo(f"vggrepro: rank {self.topology.rank}: {why}; ends here, the newest checkpoint serves")
+            warn(f"vggrepro: rank {self.topology.rank}: {why}; ends here, the newest checkpoint serves")
             os._exit(ABANDONED_STATUS)  # the main thread is blocked for good
 
 

@@ -120,7 +120,8 @@ class Training:
     def _iterate(self, micro_batches: Iterator[Batch]) -> None:
         """To the last iteration and its validation. Raises Interrupted on every rank when one was asked to stop."""
         last = self.config.train.iterations
-        with progress(f"{self.config.name}: training", last, shown=self.topology.is_first) as update:
+        title, shown = f"{self.config.name}: training", self.topology.is_first
+        with progress(title, last, start=self.state.step, shown=shown) as update:
             while True:
                 if self._validation_is_due():
                     self._validate()
@@ -155,6 +156,7 @@ class Training:
             self._report(rate, update)
         else:
             self.meter.stop(train.batch)
+            update(self.state.step, None)
 
     def _report(self, rate: float, update: Update) -> None:
         """Loss and speed since the last report. Raises UserError for a net that diverges or does not learn."""
@@ -171,8 +173,8 @@ class Training:
         record = {"loss": loss, "learning_rate": rate, "seconds_left": left, "bad_images": bad}
         self._log("train", record | speed)
         later = self.later_flop / (speed["images_per_s"] * flop)
-        note = f"{duration(left)} left" + (f", {duration(left + later)} with later stages" if later else "")
-        update(state.step, f"loss {loss:.4f}  rate {rate:g}  {describe(speed)}  {note}")
+        times = [f"{duration(left)} left"] + ([f"{duration(left + later)} with later stages"] if later else [])
+        update(state.step, f"loss {loss:.4f}  rate {rate:g}  {describe(speed)}", times=times)
         if self.task.boxes is None:  # boxes are learnt from a net that has learnt, and what guessing costs is not known
             health.check_learning(loss, self.config.model.classes, state.step, train.stall_after)
         self.trainer.restart_loss()

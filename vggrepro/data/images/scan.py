@@ -25,7 +25,7 @@ from vggrepro.data.images.sources import FoundImages, find, require_readable_nam
 from vggrepro.data.images.verify import Finding, How, verify
 from vggrepro.errors import UserError
 from vggrepro.files import exclusive, why_unwritable
-from vggrepro.progress import echo
+from vggrepro.progress import warn
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -246,7 +246,7 @@ def _kept(name: Path, make: Callable[[Path | None], Index]) -> Index:
     with suppress(UserError):  # not there, of an earlier version, or torn
         return load(kept)
     if reason := why_unwritable(name.parent):
-        echo(f"{name.parent} cannot be written to ({reason}), so the index is not kept; set another run.root")
+        warn(f"{name.parent} cannot be written to ({reason}), so the index is not kept; set another run.root")
         return make(None)
     with exclusive(name.with_name(f".{name.name}.lock")):
         with suppress(UserError):  # another process has made it by now

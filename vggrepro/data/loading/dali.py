@@ -24,7 +24,7 @@ from vggrepro.data.decode import BadImageError, Region, groups, in_groups, whole
 from vggrepro.data.images.index import Split
 from vggrepro.data.loading.prefetch import AHEAD, made_ahead
 from vggrepro.data.views import Ints
-from vggrepro.progress import echo
+from vggrepro.progress import warn
 
 MOST = 64
 """Images in one batch at most: what a piece of the loader has."""
@@ -69,7 +69,7 @@ def regions(
                 except RuntimeError as error:  # what DALI raises for a file it cannot decode
                     if not decoding:
                         raise
-                    echo(f"DALI fails to decode ({_reason(error)}); PIL takes its batch")
+                    warn(f"DALI fails to decode ({_reason(error)}); PIL takes its batch")
                     dead = True
                 while not decoding[0].for_dali:
                     yield decoding.popleft().regions([])

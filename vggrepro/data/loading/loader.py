@@ -23,7 +23,7 @@ from vggrepro.data.loading.processes import in_order, shared_empty
 from vggrepro.data.loading.resample import resample_on_device
 from vggrepro.data.views import Ints, Views
 from vggrepro.errors import UserError
-from vggrepro.progress import echo
+from vggrepro.progress import warn
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class BadImages:
                 f"{name} is bad since it was indexed ({reason}), and data.max_bad={self.limit}; "
                 f"restore the data, or index it again, or raise data.max_bad"
             )
-        echo(f"{name} is bad since it was indexed ({reason}); another takes its place ({len(self.reasons)} so far)")
+        warn(f"{name} is bad since it was indexed ({reason}); another takes its place ({len(self.reasons)} so far)")
 
 
 _Piece = tuple[Views, slice, Callable[[torch.Tensor], dict[int, BadImageError]]]
@@ -270,7 +270,7 @@ def has_dali() -> bool:
 
 @cache
 def _note_stripped() -> None:
-    echo("DALI cannot be used under python -OO, which drops docstrings: PIL decodes the images, slower")
+    warn("DALI cannot be used under python -OO, which drops docstrings: PIL decodes the images, slower")
 
 
 def make_loader(data: Data, device: torch.device, cores: int | None = None) -> Loader:

@@ -7,7 +7,7 @@ from pathlib import Path
 from vggrepro.errors import UserError
 from vggrepro.evaluation.measure import COMBINED
 from vggrepro.paper import value
-from vggrepro.progress import echo
+from vggrepro.progress import warn
 from vggrepro.reporting.documents import figures
 from vggrepro.reporting.documents.render import Format, render
 from vggrepro.reporting.stored import evidence
@@ -27,13 +27,13 @@ def keep(runs: Sequence[StoredRun], folder: Path, title: str, cache: PredictionC
     tested = []
     for run in runs:
         if not (run.weights and run.dataset and run.finished):
-            echo(f"no evidence of {run.name}: it is not tested yet")
+            warn(f"no evidence of {run.name}: it is not tested yet")
         elif run.config.localisation:
-            echo(f"no evidence of {run.name}: it predicts boxes, and Tables 8 to 10 are not kept")
+            warn(f"no evidence of {run.name}: it predicts boxes, and Tables 8 to 10 are not kept")
         else:
             tested.append(run)
             if any(run.run_directory.transfers.glob("[!.]*.npz")):
-                echo(f"no evidence of {run.name} on other data sets: Tables 11 and 12 are not kept")
+                warn(f"no evidence of {run.name} on other data sets: Tables 11 and 12 are not kept")
     cache = cache or PredictionCache()
     build_report(tested, cache)
     for run in tested:

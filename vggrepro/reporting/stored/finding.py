@@ -7,7 +7,7 @@ from typing import Any
 from vggrepro.config.recipes import load_resolved
 from vggrepro.errors import UserError
 from vggrepro.paper import facts
-from vggrepro.progress import echo
+from vggrepro.progress import warn
 from vggrepro.reporting.stored import evidence
 from vggrepro.reporting.stored.runs import StoredRun
 
@@ -35,7 +35,7 @@ def find_runs(places: Iterable[Path], experiments: Sequence[str] = ()) -> list[S
                 except UserError as error:  # of another version, say: the others can still be reported
                     if not depth:
                         raise
-                    echo(f"left out: {error}")
+                    warn(f"left out: {error}")
     runs = list(found.values())
     here = {(run.name, run.weights) for run in runs}
     runs += [run for folder in kept.values() for run in folder if (run.name, run.weights) not in here]
