@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -88,6 +90,51 @@ def _line(report: dict[str, Any]) -> str:
         f"Q = {', '.join(map(str, report['scales']))}, n = {report['n']}: top-1 error "
         f"{report['top1_error']:.2f} % (95 % interval {low:.2f} - {high:.2f}), top-5 {report['top5_error']:.2f} %"
     )
+
+
+def crosscheck(
+    run: Annotated[Path, typer.Argument(help="A run directory, or one of its checkpoints.")],
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="So many validation images, evenly spaced; default: all.")
+    ] = None,
+    changes: SetOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """A net under torchvision's and timm's own evaluation beside ours, on the same validation images.
+
+    Ours are the run's own dense test and the centre crop; theirs are the centre crop, by their preprocessing and their
+    modules. Without --limit, our posteriors are kept in the run directory.
+    """
+    from vggrepro.pipeline.crosscheck import TIMM_REMEDY, crosscheck
+    from vggrepro.reporting.documents.blocks import sheet_of, to_markdown
+
+    report = crosscheck(run, limit, changes).report()
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "evaluation": lambda row: row["evaluation"],
+        "preprocessing": lambda row: row["preprocessing"],
+        "net's code": lambda row: row["module"],
+        "top-1 error, % (95 %)": partial(_cell, "top1"),
+        "top-5 error, % (95 %)": partial(_cell, "top5"),
+        "other answers": lambda row: "-" if row["other_answers"] is None else f"{row['other_answers']:,}",
+        "largest difference": lambda row: "-" if row["other_answers"] is None else f"{row['largest_difference']:.2g}",
+    }
+    n, of = report["n"], report["of"]
+    lines = [
+        f"{report['net']} on {f'{n:,} of ' if n < of else ''}{of:,} validation images of {report['images']}, "
+        f"{report['precision']}",
+        "",
+        to_markdown([sheet_of(report["evaluations"], columns, numbers=list(columns)[3:])]),
+        "other answers: images with another first guess than under ours, centre; largest difference: of a posterior",
+    ]
+    if not report["timm"]:
+        lines.append(TIMM_REMEDY)
+    show(report, lines, as_json)
+
+
+def _cell(name: str, row: dict[str, Any]) -> str:
+    low, high = row[f"interval_{name}"]
+    return f"{row[f'{name}_error']:.2f} ({low:.2f} to {high:.2f})"
 
 
 def localise(

@@ -24,6 +24,7 @@ for verb in (
     data.boxes,
     train.train,
     evaluate.evaluate,
+    evaluate.crosscheck,
     evaluate.localise,
     transfer.features,
     transfer.transfer,

@@ -75,7 +75,7 @@ def _evaluate(nets: Sequence[Net], methods: Sequence[str], scales: tuple[int, ..
         is_first = session.topology.is_first
         for net in nets:
             index = session.index(net.config)
-            _require_classes(net, index)
+            require_classes(net, index)
             several = any("multicrop" in methods_of(method) for method in methods)
             Q = scales or (net.config.multi_Q if several else net.config.single_Q)
             answers = net.answers(index.fingerprint)
@@ -105,7 +105,7 @@ def _place(data: Data) -> dict[str, str]:
     return {"root": data.root if data.root.startswith("builtin:") else str(Path(data.root).resolve())}
 
 
-def _require_classes(net: Net, index: Index) -> None:
+def require_classes(net: Net, index: Index) -> None:
     """Raises UserError when the index has other classes, or another order of them, than the net was trained on."""
     provenance = net.load().provenance
     known, digest = provenance["classes"], provenance.get("classes_sha256")
