@@ -14,12 +14,12 @@ import pytest
 import torch
 from nets import tiny_vgg, with_biases
 from PIL import Image
-from programs import Command
+from programs import Command, rank_variables
 from tiny import set_words
 from torchvision import models, transforms
 
 import vggrepro
-from vggrepro.config.settings import Config, Model
+from vggrepro.config.settings import Config, Data, Localisation, Model, Run
 from vggrepro.data.images.scan import scan, scan_folder
 from vggrepro.models.table1 import architecture
 from vggrepro.models.vgg import VGG
@@ -180,6 +180,15 @@ def test_mistakes(run: Path, images: Path, tmp_path: Path, command: Command) -> 
     assert "gone does not exist; give a folder" in command.mistake("crosscheck", run, *here, *gone, "-q")
     assert "is no run directory" in command.mistake("crosscheck", tmp_path, *here)
     assert "--limit" in command.mistake("crosscheck", run, *here, "--limit", 0)
+    with pytest.MonkeyPatch.context() as patched:
+        for name, text in rank_variables(0, 2, 1).items():
+            patched.setenv(name, text)
+        assert "works on one rank, not 2; start it without torchrun" in command.mistake("crosscheck", run, *here)
+    boxes = Config(model=Model(**GEOMETRY), data=Data(S=37), localisation=Localisation(), run=Run(parent="B"))
+    stored = checkpoint.load(run / "checkpoints" / "final.pt")
+    other = tmp_path / "runs" / "mine" / "boxes.pt"
+    checkpoint.save(replace(stored, config=boxes.model_dump(mode="json")), other)
+    assert "predicts boxes, which torchvision and timm do not" in command.mistake("crosscheck", other, *here)
     copied, index = Path(shutil.copytree(images, tmp_path / "images")), tmp_path / "mine.idx"
     scan_folder(copied).save(index)
     on(index, run)  # ours is stored: they look at the images alone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -33,6 +34,7 @@ from vggrepro.pipeline.evaluate import require_classes
 from vggrepro.pipeline.net import Net
 from vggrepro.pipeline.session import Session, open_session
 from vggrepro.progress import progress
+from vggrepro.ranks.topology import topology_of
 from vggrepro.storage.checkpoint import Checkpoint
 from vggrepro.training.stage import net_of
 
@@ -124,13 +126,13 @@ def crosscheck(path: Path, limit: int | None = None, overrides: Sequence[str] = 
             them cannot be read; several ranks.
         Interrupted: the command was asked to stop.
     """
+    if (ranks := topology_of(os.environ).world) > 1:
+        raise UserError(f"crosscheck works on one rank, not {ranks}; start it without torchrun or srun")
     net = Net.at(path, overrides)
     if net.predicts_boxes:
         raise UserError(f"{path} predicts boxes, which torchvision and timm do not; name a run that predicts classes")
     require_class_scores(architecture_of(net.stage))
     with open_session([net.config], training=False) as session:
-        if session.topology.world > 1:
-            raise UserError(f"crosscheck works on one rank, not {session.topology.world}; start it without torchrun")
         index = session.index(net.config)
         require_classes(net, index)
         val = index.split("val")
