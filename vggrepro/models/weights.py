@@ -208,9 +208,25 @@ def write(
                 torch.save(dict(weights), temporary)
             else:
                 plain = {key: tensor.contiguous() for key, tensor in weights.items()}
+                temporary.touch()
+                mode = temporary.stat().st_mode  # the library lets nobody else read its file
                 save_file(plain, temporary, metadata={"format": "pt", _METADATA: json.dumps(described)})
+                temporary.chmod(mode)
+                _sort_metadata(temporary)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise UserError(f"weights {file} cannot be written ({reason_of(error)}); choose another place") from None
+
+
+def _sort_metadata(file: Path) -> None:
+    """Sorts the metadata of a safetensors file: the library leaves their order, and so its SHA-256, to chance."""
+    with file.open("r+b") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(text) <= length, "the offsets of the tensors would move"
+        opened.seek(8)
+        opened.write(text.ljust(length))
 
 
 def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
