@@ -51,6 +51,7 @@ OWNERS = {
     "streamlit": {"show/page.py", "show/server.py"},
     "altair": {"show/charts.py"},
     "timm": {"pipeline/crosscheck.py"},
+    "huggingface_hub": {"storage/hub.py"},
 }
 MOST_LINES = 350
 

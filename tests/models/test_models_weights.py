@@ -575,6 +575,37 @@ def test_safetensors_carry_everything(tmp_path: Path) -> None:
         assert torch.equal(found.weights[key], tensor)
 
 
+def test_safetensors_of_one_net_are_the_same_file_from_process_to_process(tmp_path: Path) -> None:
+    """The library draws the order of the metadata: of twelve files some would differ with a chance of 1 - 2**-11."""
+    original, made = built("A"), set()
+    model = {"net": "A", "batch_norm": False} | GEOMETRY
+    for number in range(12):
+        file = tmp_path / f"{number}.safetensors"
+        write(file, original.state_dict(), model=model, preprocessing=PREPROCESSING["paper"], classes=None)
+        made.add(hashlib.sha256(file.read_bytes()).hexdigest())
+    assert len(made) == 1
+    (tmp_path / "plain").touch()
+    assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode, "others may read it, as any file"
+    found = read(file)
+    assert all(torch.equal(tensor, found.weights[name]) for name, tensor in original.state_dict().items())
+
+
+def test_safetensors_whose_metadata_is_in_another_order_are_read(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    original, file = built("A"), tmp_path / "net.safetensors"
+    described = {"model": {"net": "A", "batch_norm": False} | GEOMETRY, "preprocessing": PREPROCESSING["paper"]}
+    orders = set()
+    for _ in range(20):  # as versions before this wrote them
+        metadata = {"format": "pt", "vggrepro": json.dumps(described | {"classes": None})}
+        save_file(original.state_dict(), file, metadata=metadata)
+        head = file.read_bytes()[:40]
+        if head not in orders:
+            orders.add(head)
+            assert read(file).preprocessing == PREPROCESSING["paper"]
+    assert len(orders) == 2
+
+
 @pytest.mark.parametrize(
     "said",
     [

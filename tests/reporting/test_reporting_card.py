@@ -129,7 +129,8 @@ def card_of(run: RunDirectory, file: Path) -> str:
     config = load_resolved(run.path / "config.yaml")
     provenance = {"classes": None, "parent": None, "versions": {}}
     kept = Checkpoint(config.model_dump(mode="json"), 370_000, {}, PREPROCESSING["paper"], provenance)
-    return card.model_card(kept, run.read_json("final.json")["weights"], run, file)
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    return card.model_card(kept, run.read_json("final.json")["weights"], run, file.name, sha256)
 
 
 def fabricated(root: Path, file: Path, **changes: Any) -> str:

@@ -2,7 +2,7 @@
 
 import typer
 
-from vggrepro.cli import bench, data, evaluate, nets, preflight, report, show, train, transfer
+from vggrepro.cli import bench, data, evaluate, nets, preflight, publish, report, show, train, transfer
 from vggrepro.errors import run_app
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ for verb in (
     report.tables,
     report.compare,
     show.show,
+    publish.publish,
     preflight.plan,
     preflight.doctor,
 ):

@@ -23,6 +23,7 @@ from vggrepro.models.weights import Preprocessing, read
 from vggrepro.paper import ilsvrc_classes, value
 from vggrepro.pipeline.weights import checkpoint_of
 from vggrepro.storage import checkpoint
+from vggrepro.storage.hub import weight_file
 from vggrepro.storage.status import locate
 from vggrepro.training.stage import net_of
 
@@ -109,16 +110,17 @@ def load(
     input: Preprocessing | None = None,
     device: str | torch.device = "cpu",
 ) -> Pretrained:
-    """A trained net from a run directory, one of its checkpoints, or a weight file of another program.
+    """A trained net from a run directory, one of its checkpoints, what `vggrepro publish` made, or a weight file.
 
-    Those are torchvision's and timm's (`.pth`, `.safetensors`), the authors' (`.caffemodel`), MatConvNet's (`.mat`),
-    and what `vggrepro weights export` writes. `net` is the column of Table 1 that it must be of; `input` says what its
+    The latter are torchvision's and timm's (`.pth`, `.safetensors`), the authors' (`.caffemodel`), MatConvNet's
+    (`.mat`), and what `vggrepro weights export` writes; a published net is a folder, or `hf:owner/name` on the Hub,
+    where `@revision` may follow. `net` is the column of Table 1 that it must be of; `input` says what its
     input was where the file does not: "paper" for grey levels minus the mean, else "torchvision".
 
     Raises:
-        UserError: the file is missing, torn, or of no net of Table 1; a run is not finished.
+        UserError: the file is missing, torn, or of no net of Table 1; a run is not finished; the Hub has no such net.
     """
-    file, _ = locate(Path(source))
+    file, _ = locate(weight_file(source))
     if checkpoint.is_checkpoint(file):
         stored, origin = checkpoint.load(file), str(source)
         if stored.stage.localisation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from vggrepro.storage import checkpoint
 from vggrepro.storage.checkpoint import Checkpoint
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.environment import environment
+from vggrepro.storage.hub import weight_file
 from vggrepro.storage.ledger import Departure, ledger, write_ledger
 from vggrepro.storage.status import final_file, locate, note_weights
 
@@ -27,13 +29,15 @@ def import_weights(
 ) -> dict[str, Any]:
     """Makes a run directory of a weight file of another program, as if its net had just been trained.
 
+    The file may be a published net: a folder of `vggrepro publish`, or `hf:owner/name`.
+
     Returns what was found: net, classes, crop, width, parameters, source, sha256, preprocessing, weights (the net's
     hash), run. Raises UserError, also when the run directory holds a net already.
     """
     final = final_file(run)
     if final.exists():
         raise UserError(f"--out {run} holds a net already ({final}); choose another directory, or remove it")
-    found = read(file, net=net, preprocessing=preprocessing, key=key)
+    found = read(weight_file(file), net=net, preprocessing=preprocessing, key=key)
     kept = checkpoint_of(found, run)
     weights = checkpoint.weights_hash(found.weights)
     directory = RunDirectory(run)
@@ -89,6 +93,16 @@ def export_weights(net: Path, out: Path, *, dense: bool = False) -> list[Path]:
     if kept.stage.localisation:
         raise UserError(f"{net} predicts boxes, which no other program's nets do; name a net that predicts classes")
     card = place_of(out) if out.suffix == ".safetensors" else None
+    write_net(kept, out, dense=dense)
+    if card is None:
+        return [out]
+    text = model_card(kept, checkpoint.weights_hash(kept.weights), RunDirectory(run), out.name, sha256_of(out))
+    RunDirectory(card.parent).write_text(card.name, text)
+    return [out, card]
+
+
+def write_net(kept: Checkpoint, out: Path, *, dense: bool = False) -> None:
+    """Writes the net of a checkpoint as .safetensors, .pth or .onnx, all or nothing. Raises UserError."""
     # all five blocks go without saying: versions before `model.blocks` read the file, too
     left_out = ("init",) if kept.stage.model.blocks else ("init", "blocks")
     write(
@@ -100,11 +114,12 @@ def export_weights(net: Path, out: Path, *, dense: bool = False) -> list[Path]:
         testing=_testing(kept),
         dense=dense,
     )
-    if card is None:
-        return [out]
-    text = model_card(kept, checkpoint.weights_hash(kept.weights), RunDirectory(run), out)
-    RunDirectory(card.parent).write_text(card.name, text)
-    return [out, card]
+
+
+def sha256_of(file: Path) -> str:
+    """SHA-256 of a file, hex."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _testing(kept: Checkpoint) -> dict[str, Any] | None:

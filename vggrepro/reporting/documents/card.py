@@ -28,7 +28,8 @@ from vggrepro.storage.ledger import read_ledger
 if TYPE_CHECKING:
     from vggrepro.storage.checkpoint import Checkpoint
 
-_MARK = "<!-- made by `vggrepro weights export`; SHA-256 of all above: "
+_MARK = "<!-- made by `vggrepro {}`; SHA-256 of all above: "
+_VERBS = ("weights export", "publish")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def place_of(weights_file: Path) -> Path:
         text = card.read_text(encoding="utf-8") if card.exists() else None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"model card {card} cannot be read ({error}); move it away") from None
-    if text is not None and text != _signed(text.rpartition(_MARK)[0]):
+    if text is not None and not as_made(text):
         raise UserError(
             f"--out {weights_file}: its model card {card} was written or edited by hand, and would be lost; "
             f"move it away, or export under another name"
@@ -62,19 +63,43 @@ def place_of(weights_file: Path) -> Path:
     return card
 
 
-def _signed(text: str) -> str:
+def as_made(card: str) -> bool:
+    """Whether a card was made here, and not edited since."""
+    return any(card == _signed(card.rpartition(_MARK.format(verb))[0], verb) for verb in _VERBS)
+
+
+def _signed(text: str, verb: str) -> str:
     """A card with its last line, by which edits are noticed."""
-    return f"{text}{_MARK}{hashlib.sha256(text.encode()).hexdigest()} -->\n"
+    return f"{text}{_MARK.format(verb)}{hashlib.sha256(text.encode()).hexdigest()} -->\n"
 
 
-def model_card(kept: Checkpoint, weights: str, run: RunDirectory, file: Path) -> str:
+def function_of(model: Model) -> str | None:
+    """What torchvision and timm call a net; None where they have none of its layers and geometry."""
+    like_theirs = model.layers is None and model.fully_connected and model.geometry == Model(net=model.net).geometry
+    theirs = TORCHVISION_NAMES.get(model.net) if like_theirs else None
+    return theirs and theirs + ("_bn" if model.batch_norm else "")
+
+
+def model_card(
+    kept: Checkpoint,
+    weights: str,
+    run: RunDirectory,
+    file: str,
+    sha256: str,
+    *,
+    published: str | None = None,
+    evidence: bool = False,
+) -> str:
     """The card of a net that was written to a `.safetensors` file.
 
     Args:
         kept: the net's checkpoint.
         weights: the net's hash (`checkpoint.weights_hash`).
         run: the directory whose posteriors, ledger and data set belong to it; it may lack any of them.
-        file: the written file.
+        file: the name of the written file.
+        sha256: of its content, hex.
+        published: where the net is published, `hf:owner/name` or FOLDER; None where it is exported.
+        evidence: whether its answers are published with it.
 
     Raises:
         UserError: stored posteriors, or a file of the run directory, cannot be read.
@@ -84,12 +109,8 @@ def model_card(kept: Checkpoint, weights: str, run: RunDirectory, file: Path) ->
     data = {} if imported else run.read_json("dataset.json") or {}
     made = dict.fromkeys(("git_commit", "git_dirty", "command"))  # which may be unknown
     made |= run.read_json("environment.json") or kept.provenance.get("versions") or {}
-    with file.open("rb") as opened:
-        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-    suffix = "_bn" if model.batch_norm else ""
-    papers = Model(net=model.net).geometry
-    like_theirs = model.layers is None and model.geometry == papers
-    theirs = TORCHVISION_NAMES.get(model.net) if like_theirs else None
+    function = function_of(model)
+    library = "timm" if published and function else "pytorch"
     own = " with layers of its own" if model.layers is not None else ""
     own += f", its first {model.blocks} blocks" if model.blocks else ""
     filters = {
@@ -99,31 +120,34 @@ def model_card(kept: Checkpoint, weights: str, run: RunDirectory, file: Path) ->
         "rate": lambda rate: "{:.2f} ({:.2f} to {:.2f})".format(rate.percent, *rate.interval),
         "without_folders": without_folders,
     }
-    return _signed(
-        template("card.md.j2", filters).render(
-            header=yaml.safe_dump(_metadata(config, errors, data), sort_keys=False, allow_unicode=True, width=1000),
-            config=config,
-            model=model,
-            train=config.train,
-            net=model.net + own + (" with batch normalisation" if model.batch_norm else ""),
-            architecture=architecture_of(config),
-            step=kept.step,
-            preprocessing=kept.preprocessing,
-            imported=imported,
-            parent=kept.provenance.get("parent"),
-            errors=errors,
-            departures=read_ledger(run),
-            file=file.name,
-            sha256=sha256,
-            weights=weights,
-            data=data,
-            source=Path(data["source"]).name if data else "",
-            made=made,
-            versions=", ".join(f"{name} {made[name]}" for name in ("python", "torch", "torchvision") if made.get(name)),
-            function=theirs and theirs + suffix,
-            papers_geometry=papers,
-        )
+    text = template("card.md.j2", filters).render(
+        header=yaml.safe_dump(
+            _metadata(config, errors, data, library), sort_keys=False, allow_unicode=True, width=1000
+        ),
+        config=config,
+        model=model,
+        train=config.train,
+        net=model.net + own + (" with batch normalisation" if model.batch_norm else ""),
+        architecture=architecture_of(config),
+        step=kept.step,
+        preprocessing=kept.preprocessing,
+        imported=imported,
+        parent=kept.provenance.get("parent"),
+        errors=errors,
+        departures=read_ledger(run),
+        file=file,
+        sha256=sha256,
+        weights=weights,
+        data=data,
+        source=Path(data["source"]).name if data else "",
+        made=made,
+        versions=", ".join(f"{name} {made[name]}" for name in ("python", "torch", "torchvision") if made.get(name)),
+        function=function,
+        papers_geometry=Model(net=model.net).geometry,
+        published=published,
+        evidence=evidence,
     )
+    return _signed(text, "publish" if published else "weights export")
 
 
 def _errors(config: Config, weights: str, run: RunDirectory) -> Iterator[StoredErrors]:
@@ -153,11 +177,11 @@ def _groups(sides: set[int], multi_Q: tuple[int, ...]) -> list[tuple[int, ...]]:
     return [(side,) for side in sorted(sides)] + ([several] if len(several) > 1 else [])
 
 
-def _metadata(config: Config, tested: list[StoredErrors], data: dict[str, Any]) -> dict[str, Any]:
+def _metadata(config: Config, tested: list[StoredErrors], data: dict[str, Any], library: str) -> dict[str, Any]:
     """The header, as the Hub reads it (https://huggingface.co/docs/hub/model-cards)."""
     ilsvrc = data.get("ilsvrc") == []  # its classes, and departs in nothing
     metadata: dict[str, Any] = {
-        "library_name": "pytorch",
+        "library_name": library,
         "pipeline_tag": "image-classification",
         "tags": ["vgg", "vggrepro"],
         "metrics": ["accuracy"],

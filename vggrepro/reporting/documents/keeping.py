@@ -5,6 +5,7 @@ from itertools import chain
 from pathlib import Path
 
 from vggrepro.errors import UserError
+from vggrepro.evaluation.errors import Ranks
 from vggrepro.evaluation.measure import COMBINED
 from vggrepro.paper import value
 from vggrepro.progress import warn
@@ -12,7 +13,7 @@ from vggrepro.reporting.documents import figures
 from vggrepro.reporting.documents.render import Format, render
 from vggrepro.reporting.stored import evidence
 from vggrepro.reporting.stored.predictions import PredictionCache
-from vggrepro.reporting.stored.runs import StoredRun
+from vggrepro.reporting.stored.runs import NetsTest, StoredRun
 from vggrepro.reporting.tables.build import build_report
 
 _METHODS = (*dict.fromkeys(chain.from_iterable(COMBINED.values())), "centre", *COMBINED)
@@ -34,13 +35,7 @@ def keep(runs: Sequence[StoredRun], folder: Path, title: str, cache: PredictionC
             tested.append(run)
             if any(run.run_directory.transfers.glob("[!.]*.npz")):
                 warn(f"no evidence of {run.name} on other data sets: Tables 11 and 12 are not kept")
-    cache = cache or PredictionCache()
-    build_report(tested, cache)
-    for run in tested:
-        for Q in sorted({*run.config.single_Q, *run.config.multi_Q}):
-            for method in _METHODS:
-                cache.ranks([(run, (Q,))], method)
-    answers = {test: ranks for test, ranks in cache.answers().items() if all(run in tested for run, _ in test[0])}
+    answers = answers_of(tested, cache or PredictionCache())
     if not answers:
         raise UserError(f"--keep {folder}: no run there has stored posteriors; `vggrepro evaluate RUN` makes them")
     evidence.write(tested, answers, folder)
@@ -55,6 +50,16 @@ def keep(runs: Sequence[StoredRun], folder: Path, title: str, cache: PredictionC
             drawn["learning_curves"] = figures.learning_curves({run.config.name: run for run in shown})
         for name, png in drawn.items():
             (folder / f"{prefix}{name}.png").write_bytes(png)
+
+
+def answers_of(tested: Sequence[StoredRun], cache: PredictionCache) -> dict[NetsTest, Ranks]:
+    """What tables ask of some tested nets, and each net at each of its Q, as far as it is stored. Raises UserError."""
+    build_report(tested, cache)
+    for run in tested:
+        for Q in sorted({*run.config.single_Q, *run.config.multi_Q}):
+            for method in _METHODS:
+                cache.ranks([(run, (Q,))], method)
+    return {test: ranks for test, ranks in cache.answers().items() if all(run in tested for run, _ in test[0])}
 
 
 def _typical(runs: Sequence[StoredRun]) -> list[StoredRun]:

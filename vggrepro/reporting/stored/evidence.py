@@ -8,6 +8,7 @@ and figures need no more. What tells of the machine and not of the run (folders,
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -103,6 +104,16 @@ def write(runs: Sequence[StoredRun], answers: Mapping[NetsTest, Ranks], folder: 
     names = [run.name for run in runs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"--keep {folder}: two runs are called {twice[0]}; choose one of them with --runs")
+    try:
+        for name, content in contents(runs, answers).items():
+            with replacing(folder / name) as temporary:
+                temporary.write_bytes(content)
+    except OSError as error:
+        raise UserError(f"--keep {folder} cannot be written: {error.strerror}; choose another place") from None
+
+
+def contents(runs: Sequence[StoredRun], answers: Mapping[NetsTest, Ranks]) -> dict[str, bytes]:
+    """The files of a folder of evidence, by name; of the same runs and answers always the same bytes."""
     tests: dict[str, dict[NetsTest, Ranks]] = {}
     for test, ranks in answers.items():
         tests.setdefault(test[0][0][0].dataset["fingerprint"], {})[test] = ranks
@@ -114,14 +125,10 @@ def write(runs: Sequence[StoredRun], answers: Mapping[NetsTest, Ranks], folder: 
         arrays[f"{data[:12]}.labels"] = labels.astype(np.min_scalar_type(int(labels.max())))
         arrays[f"{data[:12]}.ranks"] = np.stack(rows)
         arrays[f"{data[:12]}.asked"] = np.array(json.dumps([_key(*test) for test in same]))
+    packed = io.BytesIO()
+    np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]
     lines = [json.dumps(_line_of(run), sort_keys=True) for run in runs]
-    try:
-        with replacing(folder / RANKS) as temporary, temporary.open("wb") as out:
-            np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
-        with replacing(folder / RUNS) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--keep {folder} cannot be written: {error.strerror}; choose another place") from None
+    return {RANKS: packed.getvalue(), RUNS: "".join(f"{line}\n" for line in lines).encode()}
 
 
 def read(folder: Path) -> list[KeptRun]:
