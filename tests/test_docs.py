@@ -33,6 +33,7 @@ from vggrepro.pipeline.session import Session
 DOCS = REPOSITORY / "docs"
 PAGES = {page.stem: page for page in (REPOSITORY / "README.md", REPOSITORY / "REPRODUCTION.md", *DOCS.glob("*.md"))}
 ELSEWHERE = {
+    "publish": "tests/pipeline/test_pipeline_publish.py",
     "boxes": "tests/data/test_data_boxes.py",
     "weights": "tests/evaluation/test_evaluation_commands.py",
     "verify-paper": "tests/evaluation/test_evaluation_commands.py",

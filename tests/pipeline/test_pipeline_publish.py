@@ -93,7 +93,7 @@ def test_a_folder_has_everything_and_no_place_of_this_machine(
             assert place.encode() not in content, name
     card = (out / "README.md").read_text()
     assert 'vggrepro.load("FOLDER")' in card
-    assert "`python -m vggrepro reproduce --set data.root=images`" in card
+    assert f"`python -m vggrepro reproduce --set data.root={images.name}`" in card
     assert "`LICENSE` is the license of vggrepro, the program, and not of these weights." in card
     ours, again = vggrepro.load(finished), vggrepro.load(out)
     assert (again.weights, again.classes, again.Q, again.mean) == (ours.weights, ours.classes, ours.Q, ours.mean)
@@ -107,9 +107,9 @@ def test_a_folder_has_everything_and_no_place_of_this_machine(
 def test_its_rows_in_the_tables_are_those_of_the_run(finished: Path, tmp_path: Path, command: Command) -> None:
     command("publish", finished, "--to", tmp_path / "out")
     there, here = (build_report(find_runs([place])) for place in (tmp_path / "out", finished))
-    assert [row.measured_top1 for row in here.rows if row.measured_top1 is not None]
-    for one, other in zip(there.rows, here.rows, strict=True):
-        assert (one.measured_top1, one.measured_top5, one.n) == (other.measured_top1, other.measured_top5, other.n)
+    assert [row for row in here.rows if row.top1.measured is not None]
+    for published, original in zip(there.rows, here.rows, strict=True):
+        assert (published.top1, published.top5, published.n) == (original.top1, original.top5, original.n)
     assert str(there.groups[0].runs[0].departures) == str(here.groups[0].runs[0].departures)
     status, text, _ = command("tables", "--runs", tmp_path / "out")
     assert (status, "| A | 37 | 37 | dense |" in text) == (0, True)
@@ -193,7 +193,6 @@ def test_a_folder_is_all_or_nothing(
         patched.setattr(publishing, "sha256_of", full)  # after the weights, before the card
         line = command.mistake("publish", run, "--to", out, "--replace")
         assert f"--to {out} cannot be written: No space left on device; choose another place" in line
-        assert "make room, or set TMPDIR" in command.mistake("publish", run, "--to", f"{out}2")
         patched.setattr(publishing.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 100_000))
         line = command.mistake("publish", run, "--to", out, "--replace")
         assert re.search(rf"{out.parent} has room for 0 MB, and the files take \d+ MB; make room, or choose", line)
@@ -209,7 +208,7 @@ def test_nets_that_cannot_be_published(run: Path, tmp_path: Path, images: Path, 
     assert "written as hf:owner/name" in command.mistake("publish", run, "--to", "hf:net")
     (run / "final.json").write_text(json.dumps({"weights": "0" * 64, "step": 6}))
     assert "final.json is of another net than" in command.mistake("publish", run, *to)
-    config = boxes.config | {"localisation": {"regression": "SCR"}}
+    config = boxes.config | {"localisation": {"regression": "SCR"}, "run": boxes.config["run"] | {"parent": "A"}}
     checkpoint.save(Checkpoint(**vars(boxes) | {"config": config}), final_file(run))
     assert f"{run} predicts boxes, not classes; name the net it was trained from" in command.mistake(
         "publish", run, *to
@@ -326,7 +325,7 @@ def test_timm_is_not_said_to_have_other_nets(options: dict[str, Any]) -> None:
     assert "architecture" not in publishing._config(full_size(**options), "0" * 64)
 
 
-@pytest.mark.parametrize("S", [256, 384, (256, 512), 300, 299, 231])
+@pytest.mark.parametrize("S", [256, 384, (256, 512), 300, 299, 257])
 def test_timm_sees_what_the_paper_shows_at_one_crop(S: Any, tmp_path: Path, images: Path) -> None:
     """The config, read by timm: its transform against ours, rescaled, cropped and normalised; at most 1e-4 of 1."""
     timm = pytest.importorskip("timm")

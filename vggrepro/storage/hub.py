@@ -90,7 +90,13 @@ def read_repository(repository: str, *, private: bool) -> Publication:
 
 
 def upload(
-    repository: str, files: Mapping[str, Path], existing: Publication, *, private: bool, removed: Sequence[str], message: str
+    repository: str,
+    files: Mapping[str, Path],
+    existing: Publication,
+    *,
+    private: bool,
+    removed: Sequence[str],
+    message: str,
 ) -> str:
     """Makes one commit of files, by name, in a repository, which is made where there is none; returns its address.
 
@@ -99,7 +105,7 @@ def upload(
     Args:
         repository: owner/name.
         files: what to write.
-        existing: what the repository existing when it was looked at; a commit since then is an error.
+        existing: what the repository contained when it was looked at; a commit since then is an error.
         private: only its owner may read a new repository.
         removed: names of files to remove.
         message: the commit's.
@@ -119,8 +125,10 @@ def upload(
 def _client() -> Any:
     """The Hub's client. Raises UserError where it is missing."""
     try:
-        import huggingface_hub
-        import huggingface_hub.errors  # the package loads its modules when they are used
+        import huggingface_hub  # which loads its modules when they are used
+        import huggingface_hub.constants
+        import huggingface_hub.errors
+        import huggingface_hub.utils
     except ImportError:
         raise UserError("the Hub needs huggingface_hub: `pip install 'vggrepro[hub]'`") from None
     return huggingface_hub
