@@ -19,7 +19,7 @@ def open_data(config: Config, progress: Progress = lambda done, total: None, *, 
 
     Raises UserError.
     """
-    root = _root_of(config)
+    root = None if config.data.index else _root_of(config)  # which an index takes the place of
     index = open_index(root, config.data.index, config.run.root / "index", progress)
     if training:
         require_training_images(index)
