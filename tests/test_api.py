@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from programs import run_program
 from safetensors.torch import load_file, save_file
 from tiny import CONFIGS, REPOSITORY, TWO_STEPS, link_digits, tiny_graph
@@ -296,3 +297,26 @@ def test_posteriors_of_other_classes_are_refused(few: vggrepro.Index, tmp_path: 
 def test_what_is_not_stored_is_said(run: Path) -> None:
     with pytest.raises(vggrepro.UserError, match=r"demo:D lacks multicrop at Q = 999; run `vggrepro evaluate"):
         vggrepro.stored_posteriors(run, "multicrop", 999)
+
+
+def test_images_in_memory_of_any_kind_are_the_same_image(run: Path) -> None:
+    """Whole numbers of any type as uint8; 16-bit and grey as the pipeline decodes them; one alone is no batch."""
+    net = vggrepro.load(run)
+    image = np.random.default_rng(0).integers(0, 256, (50, 44, 3), dtype=np.uint8)
+    expected = net.predict([image])
+    for same in (image.astype(np.int64), image.tolist(), Image.fromarray(image)):
+        assert np.abs(net.predict([same]) - expected).max() == 0
+    assert np.abs(net.predict(image[None]) - expected).max() == 0
+    assert 0 < np.abs(net.predict([image.astype(float)]) - expected).max() < 0.02
+    grey = image[:, :, 0]
+    assert np.abs(net.predict([Image.fromarray(grey.astype(np.uint16) * 257)]) - net.predict([grey])).max() == 0
+    assert np.abs(net.predict([image], net.Q[0]) - net.predict([image], [net.Q[0]])).max() == 0
+    assert net.predict([]).shape == (0, expected.shape[1])
+    for alone in (image, Image.fromarray(image)):
+        with pytest.raises(vggrepro.UserError, match="put one into a list"):
+            net.predict(alone)
+    scores = net.class_map(image, 40)
+    assert scores.shape[0] == expected.shape[1]
+    at_40 = net.predict([image], 40, flip=False)[0]
+    mean = torch.from_numpy(scores).mean(dim=(1, 2)).softmax(dim=0).numpy()
+    assert np.abs(mean - at_40).max() < 1e-6

@@ -162,6 +162,7 @@ def test_the_model_equals_the_net(final: Path, tmp_path: Path) -> None:
         (np.full((1, 40, 40, 3), 256.0), "from 256 to 256"),
         (np.full((1, 40, 40, 3), np.nan), "from nan to nan"),
         (np.zeros((1, 40, 40, 4), np.uint8), r"the shape \(40, 40, 4\)"),
+        (np.zeros((40, 40, 3), np.uint8), r"put one into a list: \[image\]"),
         (np.array(["no image"], dtype=object), "image 0 cannot be decoded"),
         (np.array([b"no image"], dtype=object), "image 0 cannot be decoded"),
     ],

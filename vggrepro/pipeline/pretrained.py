@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from vggrepro.config.settings import Evaluation
+from vggrepro.data.decode import rgb
 from vggrepro.data.views import rescaled_size
 from vggrepro.errors import UserError
 from vggrepro.evaluation.methods import dense
@@ -66,7 +67,11 @@ class Pretrained:
 
     @torch.inference_mode()
     def predict(
-        self, images: Iterable[ArrayLike | Image.Image], Q: Sequence[int] | None = None, *, flip: bool | None = None
+        self,
+        images: Iterable[ArrayLike | Image.Image],
+        Q: int | Sequence[int] | None = None,
+        *,
+        flip: bool | None = None,
     ) -> NDArray[np.float32]:
         """Posteriors (N, classes) under the paper's dense test (Section 3.2), of images of any sizes.
 
@@ -74,7 +79,8 @@ class Pretrained:
         averaged over Q and mirror images. Defaults are the net's own, as it was tested.
 
         Args:
-            images: RGB (H, W, 3) or grey (H, W), grey levels 0-255, uint8 or float; or PIL images.
+            images: a list of RGB (H, W, 3) or grey (H, W) arrays, grey levels 0-255, whole numbers or float, or of PIL
+                images; or an array (N, H, W, 3).
             Q: shorter sides, px.
             flip: whether to average over the image and its mirror image.
 
@@ -82,7 +88,8 @@ class Pretrained:
             UserError: Q is below the net's crop; an image has another shape, or grey levels out of range.
         """
         testing = Evaluation(flip=self.flip if flip is None else flip)
-        sides = self.Q if Q is None else tuple(Q)
+        sides = self.Q if Q is None else (Q,) if isinstance(Q, int) else tuple(Q)
+        require_several(images)
         if not sides or min(sides) < self.net.architecture.crop:
             crop = self.net.architecture.crop
             raise UserError(f"Q={list(sides)} is smaller than the net's crop={crop}; choose Q from {crop} on")
@@ -146,13 +153,19 @@ def load(
     )
 
 
+def require_several(images: object) -> None:
+    """Raises UserError for a single image: the rows of (H, W, 3) would pass for H grey images."""
+    if isinstance(images, Image.Image) or getattr(images, "ndim", 4) not in (1, 4):
+        raise UserError("images must be a list, or an array (N, height, width, 3); put one into a list: [image]")
+
+
 def grey_levels(image: ArrayLike | Image.Image, name: str) -> NDArray[np.uint8] | NDArray[np.float32]:
     """An image as (H, W, 3) grey levels, uint8 or float32. Raises UserError, naming the image."""
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(rgb(image))
     pixels = np.asarray(image)
     if pixels.dtype == object:  # of JSON
-        pixels = np.array(pixels.tolist(), np.float32)
+        pixels = np.array(pixels.tolist())
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[:, :, None], 3, axis=2)
     if pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
@@ -163,7 +176,7 @@ def grey_levels(image: ArrayLike | Image.Image, name: str) -> NDArray[np.uint8] 
     if not ((low >= 0 and 1 < high <= 255) or low == high == 0):
         scaled = "; multiply it by 255" if 0 <= low and high <= 1 else ""
         raise UserError(f"{name} has grey levels from {low:g} to {high:g}, which must be in [0, 255]{scaled}")
-    return pixels.astype(np.float32)
+    return pixels.astype(np.uint8) if np.issubdtype(pixels.dtype, np.integer) else pixels.astype(np.float32)
 
 
 def rescale(pixels: NDArray[np.uint8] | NDArray[np.float32], Q: int) -> Tensor:

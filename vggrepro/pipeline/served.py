@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vggrepro.data.decode import BadImageError, opened, rgb
 from vggrepro.errors import UserError
-from vggrepro.pipeline.pretrained import Pretrained, load
+from vggrepro.pipeline.pretrained import Pretrained, load, require_several
 from vggrepro.storage.logged_model import NET
 
 
@@ -46,6 +46,7 @@ class ServedNet:
         given = dict(params or {})
         if hasattr(images, "iloc"):
             images = images.iloc[:, 0].tolist()
+        require_several(images)
         Q = [int(side) for side in np.atleast_1d(given.get("Q", self.net.Q))]
         decoded = [_decoded(image, f"image {number}") for number, image in enumerate(images)]
         return self.net.predict(decoded, Q, flip=bool(given.get("flip", self.net.flip)))
