@@ -59,7 +59,7 @@ class _Net:
     """A finished net and what is published beside it."""
 
     run: RunDirectory
-    kept: Checkpoint
+    stored_net: Checkpoint
     weights: str
     others: Mapping[str, bytes]
     """Content by name of all files but the weights and the card."""
@@ -70,13 +70,15 @@ class _Net:
 
     def sizes(self, place: str) -> dict[str, int]:
         """Bytes by name, of the weights without the file's header."""
-        weights = sum(tensor.nbytes for tensor in self.kept.weights.values())
-        sizes = {name: len(content) for name, content in self.others.items()}
+        weights = sum(tensor.nbytes for tensor in self.stored_net.weights.values())
+        sizes = {name: len(data) for name, data in self.others.items()}
         return dict(sorted((sizes | {WEIGHTS: weights, CARD: len(self.card("0" * 64, place))}).items()))
 
     def card(self, sha256: str, place: str) -> bytes:
         """The model card."""
-        made = model_card(self.kept, self.weights, self.run, WEIGHTS, sha256, published=place, evidence=self.tested)
+        made = model_card(
+            self.stored_net, self.weights, self.run, WEIGHTS, sha256, published=place, evidence=self.tested
+        )
         return made.encode()
 
     def write(self, folder: Path, place: str) -> None:
@@ -88,9 +90,9 @@ class _Net:
                 f"{folder.parent} has room for {free / 1e6:.0f} MB, and the files take {need / 1e6:.0f} MB; "
                 f"make room, or {remedy}"
             )
-        write_net(self.kept, folder / WEIGHTS)
-        for name, content in self.others.items():
-            (folder / name).write_bytes(content)
+        write_net(self.stored_net, folder / WEIGHTS)
+        for name, data in self.others.items():
+            (folder / name).write_bytes(data)
         (folder / CARD).write_bytes(self.card(sha256_of(folder / WEIGHTS), place))
 
 
@@ -117,7 +119,7 @@ def publish(run: Path, to: str, *, dry_run: bool = False, private: bool = False,
     net = _read(run)
     place = f"hf:{repository}" if repository else "FOLDER"
     notes = []
-    timm = function_of(net.kept.stage.model)
+    timm = function_of(net.stored_net.stage.model)
     if timm is None:
         notes.append("timm has no such net: config.json names none, and timm.create_model does not load it")
     if not net.tested:
@@ -139,7 +141,7 @@ def publish(run: Path, to: str, *, dry_run: bool = False, private: bool = False,
             sizes = _sizes_in(Path(name))
             new = {file: Path(name) / file for file in sizes}
             stale = sorted((existing.files & _FILES) - {CARD} - new.keys())
-            message = f"{net.kept.stage.name}: weights {net.weights[:12]}"
+            message = f"{net.stored_net.stage.name}: weights {net.weights[:12]}"
             address = upload(repository, new, existing, private=private, removed=stale, message=message)
     except OSError as error:
         raise UserError(f"the files for {to} cannot be written: {error}; make room, or set TMPDIR") from None
@@ -151,35 +153,35 @@ def _read(run: Path) -> _Net:
     if run.is_file():
         raise UserError(f"{run} is a file; name the run directory of a finished stage, e.g. runs/demo/D")
     file, _ = locate(run)
-    kept = checkpoint.load(file)
-    if kept.stage.localisation:
+    stored_net = checkpoint.load(file)
+    if stored_net.stage.localisation:
         raise UserError(f"{run} predicts boxes, not classes; name the net it was trained from, its run.parent")
-    require_class_scores(architecture_of(kept.stage))
-    directory, weights = RunDirectory(run), checkpoint.weights_hash(kept.weights)
+    require_class_scores(architecture_of(stored_net.stage))
+    directory, weights = RunDirectory(run), checkpoint.weights_hash(stored_net.weights)
     stored = StoredRun(run, load_resolved(run / "config.yaml"))
     if stored.weights not in (None, weights):
         raise UserError(f"{run / 'final.json'} is of another net than {file}; restore the one or the other")
-    others = {CONFIG: _json(_config(kept, weights)), _LICENSE: _license()}
+    others = {CONFIG: _json(_config(stored_net, weights)), _LICENSE: _license()}
     departures = read_ledger(directory)
     if departures is not None:
-        others[_LEDGER] = _json([asdict(one) for one in departures])
+        others[_LEDGER] = _json([asdict(departure) for departure in departures])
     if stored.weights and stored.dataset:
         answers = answers_of([stored], PredictionCache())
         others |= evidence.contents([stored], answers) if answers else {}
-    return _Net(directory, kept, weights, others)
+    return _Net(directory, stored_net, weights, others)
 
 
-def _json(content: Any) -> bytes:
-    return f"{json.dumps(content, indent=2)}\n".encode()
+def _json(tree: Any) -> bytes:
+    return f"{json.dumps(tree, indent=2)}\n".encode()
 
 
-def _config(kept: Checkpoint, weights: str) -> dict[str, Any]:
+def _config(stored_net: Checkpoint, weights: str) -> dict[str, Any]:
     """timm's `config.json`: the net, its input, and the names of its classes; for the Hub, and to know the net by.
 
     timm's units are [0, 1], and its size before the crop is crop_pct's. Where it has no such net it names none.
     """
-    model, preprocessing = kept.stage.model, kept.preprocessing
-    classes = kept.provenance["classes"]
+    model, preprocessing = stored_net.stage.model, stored_net.preprocessing
+    classes = stored_net.provenance["classes"]
     if classes is None and model.classes == value("classes"):  # the only such nets that are published
         classes = ilsvrc_classes()
     function = function_of(model)
@@ -192,7 +194,7 @@ def _config(kept: Checkpoint, weights: str) -> dict[str, Any]:
         "input_size": [3, model.crop, model.crop],
         "fixed_input_size": False,
         "interpolation": "bilinear",
-        "crop_pct": _crop_share(model.crop, kept.stage.single_Q[0]),
+        "crop_pct": _crop_share(model.crop, stored_net.stage.single_Q[0]),
         "crop_mode": "center",
         "mean": [part / 255 for part in preprocessing["mean"]],
         "std": [part / 255 for part in preprocessing["std"]],

@@ -78,7 +78,7 @@ def read_repository(repository: str, *, private: bool) -> Publication:
             return Publication()
         if private and info.private is False:
             raise UserError(f"--private: {name} is there and public; change that in its settings, or leave it out")
-        files = frozenset(one.rfilename for one in info.siblings or ())
+        files = frozenset(file.rfilename for file in info.siblings or ())
         with TemporaryDirectory(prefix="vggrepro-hub-") as folder:
             config, card = (
                 Path(client.hf_hub_download(repository, file, revision=info.sha, local_dir=folder)).read_bytes()
@@ -164,16 +164,16 @@ def _line_of(error: Exception, client: Any) -> str | None:
     answered = client.errors.HfHubHTTPError
     transport = answered.__mro__[1]  # of its HTTP library
     chain: list[BaseException] = [error]
-    while cause := chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(cause)
-    for one in chain:
-        if isinstance(one, answered):
-            return _of_answer(one)
-        if isinstance(one, client.errors.OfflineModeIsEnabled):
+    while earlier := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(earlier)
+    for cause in chain:
+        if isinstance(cause, answered):
+            return _of_answer(cause)
+        if isinstance(cause, client.errors.OfflineModeIsEnabled):
             return "HF_HUB_OFFLINE is set; unset it to reach the Hub"
-        if isinstance(one, transport):
+        if isinstance(cause, transport):
             return (
-                f"the connection to {client.constants.ENDPOINT} failed ({reason_of(one, 120)}); "
+                f"the connection to {client.constants.ENDPOINT} failed ({reason_of(cause, 120)}); "
                 f"see to the network or HF_ENDPOINT, then the same command goes on where it stopped"
             )
     if isinstance(error, OSError | RuntimeError | ValueError) and getattr(error, "errno", None) is None:
