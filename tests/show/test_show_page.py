@@ -2,6 +2,7 @@
 
 import io
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,12 @@ def png(mode: str = "RGB", size: tuple[int, int] = (70, 50)) -> bytes:
     out = io.BytesIO()
     Image.fromarray(pixels).convert(mode).save(out, "PNG")
     return out.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def main_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AppTest leaves the page as `__main__`, which processes that later tests fork would run first."""
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ def test_a_silent_rank_is_named_and_the_others_end_and_hear_signals_meanwhile(
     try:
         run = run_of(file)
         while [record["step"] for record in run.records("train")][-1:] < [6]:
+            assert ranks.processes[0].is_alive(), ranks.text()
             time.sleep(0.1)
         time.sleep(1)
         ranks.processes[0].terminate()  # its main thread is blocked in an all-reduce by now
