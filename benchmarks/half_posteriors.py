@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from vggrepro.bench.machine import name_of
 from vggrepro.evaluation.posteriors import average
 from vggrepro.evaluation.predictions import Predictions, StoredTest
-from vggrepro.reporting.stored.finding import resolve
+from vggrepro.reporting.stored.find_runs import resolve
 
 Values = NDArray[np.float32]
 _SMALLEST = 1e-14

@@ -19,7 +19,7 @@ from vggrepro.paper import Scale, scale_text
 from vggrepro.reporting.claims.claim import Claim
 from vggrepro.reporting.claims.class_claims import dense_over_centre
 from vggrepro.reporting.documents.figures import lines
-from vggrepro.reporting.stored.finding import find_runs
+from vggrepro.reporting.stored.find_runs import find_runs
 from vggrepro.reporting.stored.predictions import PredictionCache
 from vggrepro.reporting.stored.runs import chosen_by, recipe_of
 

@@ -25,7 +25,7 @@ from typing import Any, Literal
 from launch import slurm
 from vggrepro.errors import INTERRUPTED_STATUS, ending_of, make_ready
 from vggrepro.storage import lease
-from vggrepro.storage.directory import RunDirectory, whole_lines
+from vggrepro.storage.directory import RunDirectory, complete_records
 
 HISTORY = "attempts.jsonl"
 ERRORS = Path("submission", "errors")
@@ -33,7 +33,7 @@ ERRORS = Path("submission", "errors")
 DONE = Path("submission", "done")
 """Written by rank 0 when all is done: an exit status of 0 is also what srun returns when it is ended itself."""
 USER_STATUS = 2
-_ASKED_TO_STOP = {INTERRUPTED_STATUS, 128 + signal.SIGUSR2}
+_STOP_REQUESTED = {INTERRUPTED_STATUS, 128 + signal.SIGUSR2}
 _SETTLED_WITHIN_S = 120
 
 Outcome = Literal["finished", "goes on", "cancelled", "failed", "replaced"]
@@ -71,11 +71,11 @@ def judge(
         return Verdict("failed", error or "a setting or a file is wrong, see the log")
     if decided == "time limit":
         reason = "the time limit came before the ranks had left: raise cluster.warning_s"
-    elif status in _ASKED_TO_STOP:
+    elif status in _STOP_REQUESTED:
         reason = "asked to stop: the time limit is near, or a signal"
     else:
         reason = f"{describe(status)} ({error})" if error and status > 128 else error or describe(status)
-    failed = not (progressed and (status in _ASKED_TO_STOP or decided == "time limit"))
+    failed = not (progressed and (status in _STOP_REQUESTED or decided == "time limit"))
     count = 1 if progressed else failures + 1
     if failed and count >= max_failures:
         times = "once" if count == 1 else f"{count} times in a row"
@@ -101,14 +101,14 @@ def progress_of(directory: Path) -> list[int]:
     run = RunDirectory(directory)
     names = [file.name for file in run.checkpoints.glob("*")]
     steps = [int(found[1]) for name in names if (found := re.fullmatch(r"step-(\d+)\.pt", name))]
-    stored = [str(file.relative_to(directory)) for file in run.answers()]
+    stored = [str(file.relative_to(directory)) for file in run.results()]
     return [max(steps, default=0), int("final.pt" in names), len(stored), zlib.crc32("\n".join(stored).encode())]
 
 
 def history(directory: Path) -> list[dict[str, Any]]:
     """The lines of attempts.jsonl, oldest first; torn ones are passed over."""
     try:
-        return whole_lines((directory / HISTORY).read_bytes().splitlines())
+        return complete_records((directory / HISTORY).read_bytes().splitlines())
     except FileNotFoundError:
         return []
 
@@ -208,7 +208,7 @@ def first_error(directory: Path) -> str | None:
     for file in (directory / ERRORS).glob("*.json"):
         with suppress(OSError):
             texts.append(file.read_bytes())
-    first = min(whole_lines(texts), key=lambda error: (not error["user"], error["time"]), default=None)
+    first = min(complete_records(texts), key=lambda error: (not error["user"], error["time"]), default=None)
     if first is None:
         return None
     return first["text"] if first["user"] else f"rank {first['rank']} on {first['host']}: {first['text']}"

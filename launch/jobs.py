@@ -19,7 +19,7 @@ from vggrepro.preflight.images import require_sets
 from vggrepro.ranks.topology import divisors
 from vggrepro.storage.status import is_finished
 
-OWN_OPTIONS = {"job-name", "comment", "chdir", "output", "error", "signal", "requeue", "dependency", "array"}
+RESERVED_OPTIONS = {"job-name", "comment", "chdir", "output", "error", "signal", "requeue", "dependency", "array"}
 """Options of sbatch that the way jobs are followed and come back depends on."""
 _ENDING_S = 60
 
@@ -27,7 +27,7 @@ _ENDING_S = 60
 def sbatch_options(stage: Stage) -> dict[str, str | int]:
     """What is asked of SLURM for one stage, by sbatch's long names: one task a GPU. Raises UserError."""
     config, cluster = stage.config, stage.config.cluster
-    if own := OWN_OPTIONS & cluster.sbatch.keys():
+    if own := RESERVED_OPTIONS & cluster.sbatch.keys():
         raise UserError(f"cluster.sbatch.{sorted(own)[0]} is set by submit.py itself; remove it")
     minutes = max(1, round(cluster.hours * 60))
     if minutes * 60 <= cluster.warning_s:

@@ -232,10 +232,10 @@ def test_training_batches_are_those_of_training(graph: Graph, few: vggrepro.Inde
     assert isinstance(vggrepro.training_batches(few, **settings), Iterator), "without steps there is no end"
 
 
-def test_whole_batches_show_each_image_once(few: vggrepro.Index, run: Path) -> None:
+def test_uncropped_batches_show_each_image_once(few: vggrepro.Index, run: Path) -> None:
     model = vggrepro.load(run)
     rows = []
-    for batch in vggrepro.whole_batches(few, 40, crop=32, input=model):
+    for batch in vggrepro.uncropped_batches(few, 40, crop=32, input=model):
         assert min(batch.images.shape[-2:]) == 40
         rows += batch.views.image.tolist()
     assert sorted(rows) == list(range(len(few.split("val"))))

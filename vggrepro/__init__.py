@@ -26,8 +26,8 @@ __all__ = [
     "tables",
     "to_markdown",
     "training_batches",
+    "uncropped_batches",
     "vgg",
-    "whole_batches",
 ]
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
         tables,
         to_markdown,
         training_batches,
+        uncropped_batches,
         vgg,
-        whole_batches,
     )
 else:
 

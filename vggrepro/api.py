@@ -23,7 +23,7 @@ from vggrepro.data.loading.loader import Batch, Loader, make_loader
 from vggrepro.data.sampler import TrainingSampler
 from vggrepro.errors import UserError
 from vggrepro.evaluation.measure import Scored, fuse, methods_of  # noqa: F401 (offered as it is)
-from vggrepro.evaluation.methods import METHODS, images_at_once, whole_views
+from vggrepro.evaluation.methods import METHODS, images_at_once, uncropped_views
 from vggrepro.evaluation.posteriors import average
 from vggrepro.evaluation.run_split import SplitPass
 from vggrepro.evaluation.stage import as_the_net_expects
@@ -37,7 +37,7 @@ from vggrepro.paper import scale_text, value
 from vggrepro.pipeline.pretrained import Pretrained, load  # noqa: F401
 from vggrepro.ranks.watch import Watch
 from vggrepro.reporting.documents.render import Format, render
-from vggrepro.reporting.stored.finding import find_runs
+from vggrepro.reporting.stored.find_runs import find_runs
 from vggrepro.reporting.stored.runs import StoredRun
 from vggrepro.reporting.tables.build import build_report
 from vggrepro.reporting.tables.report import Report
@@ -136,7 +136,7 @@ def training_batches(
     return loader.batches(split, every if steps is None else islice(every, steps))
 
 
-def whole_batches(
+def uncropped_batches(
     images: Source,
     Q: int,
     *,
@@ -158,7 +158,7 @@ def whole_batches(
     """
     loader = _loader(checked(Data, backend=backend, workers=workers), input, device)
     shown = _index(images).split(split)
-    return loader.batches(shown, whole_views(shown, Q, batch, crop))
+    return loader.batches(shown, uncropped_views(shown, Q, batch, crop))
 
 
 def posteriors(
@@ -180,7 +180,7 @@ def posteriors(
     default: as the net was tested.
 
     Raises:
-        UserError: the images' classes are not the net's; Q below the crop; as `whole_batches`.
+        UserError: the images' classes are not the net's; Q below the crop; as `uncropped_batches`.
     """
     index, net = _index(images), model.net
     expected = net.architecture.classes if model.classes is None else model.classes
@@ -204,7 +204,7 @@ def posteriors(
 
     found = torch.empty(len(sides), len(methods), len(shown.split), net.architecture.classes)
     for side, values in zip(sides, found, strict=True):
-        views = whole_views(shown.split, side, images_at_once(testing), crop)
+        views = uncropped_views(shown.split, side, images_at_once(testing), crop)
         for whole, predicted in shown.outputs(predict, views, f"posteriors at Q={side}"):
             values[:, whole.views.image] = predicted
     parts = [average(list(found[:, number].numpy())) for number in range(len(methods))]
@@ -228,7 +228,7 @@ def stored_posteriors(
     sides = one.Q_of(3) if Q is None else (Q,) if isinstance(Q, int) else tuple(Q)
     found = one.test(sides, method)
     if found is None:
-        raise UserError(f"{one.what_is_missing(sides, method)}; run `vggrepro evaluate {folder}` for them")
+        raise UserError(f"{one.missing_tests(sides, method)}; run `vggrepro evaluate {folder}` for them")
     return Scored(method, sides, found.values(), found.labels())
 
 

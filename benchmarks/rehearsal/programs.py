@@ -151,11 +151,11 @@ def validation(file: str) -> Program:
 def test_views(file: str) -> Program:
     """Whole images at each Q of net D with jitter, and centre crops."""
     from vggrepro.data.images.index import load
-    from vggrepro.evaluation.methods import centre_views, whole_views
+    from vggrepro.evaluation.methods import centre_views, uncropped_views
 
     yield None
     split = load(Path(file)).split("val")
-    dense = [len(whole_views(split, Q, 32, CROP)) for Q in (256, 384, 512)]
+    dense = [len(uncropped_views(split, Q, 32, CROP)) for Q in (256, 384, 512)]
     yield {"batches": [*dense, len(centre_views(split, 256, 64, CROP))]}
 
 
@@ -183,7 +183,7 @@ def store(file: str, runs: str, methods: str, share: str = "inf") -> Program:
     from vggrepro.data.images.index import load
     from vggrepro.errors import Interrupted
     from vggrepro.evaluation import stage
-    from vggrepro.evaluation.measure import NetAnswers
+    from vggrepro.evaluation.measure import NetResults
     from vggrepro.pipeline.session import open_session
     from vggrepro.storage.directory import RunDirectory
 
@@ -192,7 +192,7 @@ def store(file: str, runs: str, methods: str, share: str = "inf") -> Program:
     changes = [f"data.index={file}", f"run.root={runs}", "run.device=cpu", "tracking.mlflow=false"]
     config, _ = load_stage(Path("vgg_D_jitter"), changes)
     rows = torch.rand(4096, stand_in.CLASSES).softmax(1)
-    answers = NetAnswers(
+    results = NetResults(
         RunDirectory(config.directory), stand_in.weights_of(config), index.fingerprint, config.evaluation
     )
     with open_session([config], training=False) as session:
@@ -208,7 +208,7 @@ def store(file: str, runs: str, methods: str, share: str = "inf") -> Program:
         stage.METHODS = dict.fromkeys(names, predict)  # type: ignore[assignment]
         opened, tests = (Indifferent(), Undecoded(session.device)), [(name, config.multi_Q) for name in names]
         with suppress(Interrupted):
-            stage.evaluate(answers, lambda: opened, index, session.watch, tests)  # type: ignore[arg-type, return-value]
+            stage.evaluate(results, lambda: opened, index, session.watch, tests)  # type: ignore[arg-type, return-value]
     yield {"answered": seen}
 
 
@@ -333,9 +333,9 @@ def stage_end(index: str, runs: str) -> Program:
     yield None
     graph = load_graph(Path("reproduce"), [f"run.root={runs}", f"data.index={index}", "tracking.mlflow=false"])
     config = list(graph.stages.values())[-1]
-    answers = Net.of_stage(config).answers(load(Path(index)).fingerprint)
+    results = Net.of_stage(config).results(load(Path(index)).fingerprint)
     seconds = [perf_counter()]
-    errors_by_name(config, answers, tests_of(config))
+    errors_by_name(config, results, tests_of(config))
     seconds.append(perf_counter())
     PredictionCache().of([(StoredRun(config.directory, config), config.multi_Q)], "dense")
     seconds.append(perf_counter())

@@ -193,7 +193,7 @@ def records(config: Any, scale: int) -> Iterator[dict[str, Any]]:
             yield moment | {"kind": "validation", "Q": 256, "learning_rate": 0.01} | errors
 
 
-def answers(done: Path, _: int, index: str, root: str, seeds: str | None = None) -> None:
+def results(done: Path, _: int, index: str, root: str, seeds: str | None = None) -> None:
     """Answers of the runs: a centre crop and dense at each Q, of D and E with jitter multi-crop as well.
 
     `done` lists these and the runs' other files, and nothing that storing has put beside them. The image decides most
@@ -276,10 +276,10 @@ def features(place: Path, scale: int, name: str) -> None:
         values = mean + random.standard_normal(mean.shape, np.float32)
         values -= 0.5
         np.maximum(values, 0, out=values)
-        net.answers(data.index.fingerprint).features(net.layer, Q).save(net.run, Features(values))
+        net.results(data.index.fingerprint).features(net.layer, Q).save(net.run, Features(values))
 
 
-KINDS = {made.__name__: made for made in (archives, annotations, runs, answers, features)}
+KINDS = {made.__name__: made for made in (archives, annotations, runs, results, features)}
 
 if __name__ == "__main__":
     kind, at, scale_text, *more = sys.argv[1:]

@@ -31,7 +31,7 @@ def test_every_way_does_as_the_configuration_says(images: Path, tmp_path: Path, 
 
 def test_a_way_that_says_something_else_is_seen(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the mirror image, the difference is no rounding."""
-    usual = Bench.one_by_one
+    usual = Bench.per_image
 
     def careless(bench: Bench, output: Any, Q: int) -> Any:
         bench.config.evaluation.__dict__["flip"] = False

@@ -13,7 +13,7 @@ from test_bench_gpu_script import load
 from tiny import REPOSITORY
 
 from vggrepro.paper import value
-from vggrepro.preflight.machine import ANSWER_S, START_S
+from vggrepro.preflight.machine import RESULT_S, START_S
 
 full_size = load("full_size")
 REHEARSAL = REPOSITORY / "benchmarks" / "rehearsal"
@@ -88,7 +88,7 @@ def test_the_plan_of_a_graph_counts_what_was_measured() -> None:
     start = labels["after"]["scales"]["1"]["import_torch"]["wall_s"] + seconds["open_index"] + seconds["first_batch_0"]
     assert start == pytest.approx(START_S, abs=1)
     answers = (seconds["store_dense"] + seconds["stage_end"]) / (3 * value("val_images"))
-    assert answers == pytest.approx(ANSWER_S, rel=0.1)
+    assert answers == pytest.approx(RESULT_S, rel=0.1)
 
 
 def test_growth_is_an_exponent() -> None:

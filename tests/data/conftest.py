@@ -14,8 +14,8 @@ from sklearn.datasets import load_sample_images
 from tiny import shared
 
 from vggrepro.data.decode import BadImageError, patiently
+from vggrepro.data.images.archive_members import Member
 from vggrepro.data.images.index import Split
-from vggrepro.data.images.members import Member
 from vggrepro.data.images.scan import scan_folder
 from vggrepro.data.images.verify import Finding, How, look
 

@@ -16,8 +16,8 @@ from vggrepro.config.settings import Data
 from vggrepro.data.boxes import box_scan
 from vggrepro.data.images import columns, verify
 from vggrepro.data.images import scan as scan_module
+from vggrepro.data.images.archive_members import Member
 from vggrepro.data.images.index import Index, load
-from vggrepro.data.images.members import Member
 from vggrepro.data.images.scan import open_index, scan
 from vggrepro.data.images.sources import find
 from vggrepro.data.images.verify import Finding

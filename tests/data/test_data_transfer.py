@@ -142,9 +142,9 @@ def test_splits_are_disjoint_and_have_the_right_counts(caltech256: Path, cache: 
     for partition in made.partitions:
         every = np.concatenate([partition.train, partition.test])
         assert len(set(every.tolist())) == len(every)
-        assert np.array_equal(np.sort(partition.train), np.sort([*partition.fit, *partition.held_out]))
+        assert np.array_equal(np.sort(partition.train), np.sort([*partition.fit, *partition.validation]))
         assert np.bincount(label[partition.fit]).tolist() == [4, 4, 4]
-        assert np.bincount(label[partition.held_out]).tolist() == [1, 1, 1]
+        assert np.bincount(label[partition.validation]).tolist() == [1, 1, 1]
         assert np.bincount(label[partition.test]).tolist() == [1, 2, 2]
     assert len(made.partitions) == 2
     assert made.partitions[0].train.tolist() != made.partitions[1].train.tolist()
@@ -171,7 +171,7 @@ def test_draws_are_what_they_always_were(caltech256: Path, cache: Path) -> None:
     assert class_permutation(0, 0, 0, 8).tolist() == [5, 6, 4, 0, 3, 2, 1, 7]
     assert class_permutation(7, 2, 256, 8).tolist() == [2, 7, 3, 4, 6, 1, 5, 0]
     partition = opened(caltech256, cache).partitions[0]
-    assert [partition.fit.tolist(), partition.held_out.tolist(), partition.test.tolist()] == [
+    assert [partition.fit.tolist(), partition.validation.tolist(), partition.test.tolist()] == [
         [0, 1, 4, 5, 6, 8, 9, 11, 15, 16, 19, 20],
         [2, 10, 14],
         [3, 7, 13, 17, 18],

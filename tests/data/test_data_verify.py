@@ -27,8 +27,8 @@ from vggrepro.data import decode
 from vggrepro.data.decode import opened, rgb
 from vggrepro.data.images import scan as scan_module
 from vggrepro.data.images import verify as verify_module
+from vggrepro.data.images.archive_members import Member
 from vggrepro.data.images.index import Index
-from vggrepro.data.images.members import Member
 from vggrepro.data.images.scan import scan
 from vggrepro.data.images.verify import Finding, verify
 from vggrepro.data.loading.loader import Loader

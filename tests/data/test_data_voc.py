@@ -156,7 +156,7 @@ def test_voc2007(devkit: Path, cache: Path) -> None:
     made = opened("voc2007", devkit, cache)
     assert (made.classes, made.measure, made.boxes, made.submission) == (("cat", "dog"), "mAP11", None, None)
     (partition,) = made.partitions
-    for part, rows in (("train", partition.fit), ("val", partition.held_out), ("test", partition.test)):
+    for part, rows in (("train", partition.fit), ("val", partition.validation), ("test", partition.test)):
         usual = VOCDetection(str(devkit.parent), year="2007", image_set=part)
         assert named(made, rows) == [Path(file).stem for file in usual.images] == list(LABELS_2007[part])
         assert made.targets[rows].tolist() == [list(said) for said in LABELS_2007[part].values()]
@@ -171,18 +171,18 @@ def test_voc2012(devkit: Path, cache: Path) -> None:
     (partition,) = made.partitions
     assert made.measure == "mAP"
     assert sorted(named(made, partition.train)) == TRAIN_2012
-    assert len(partition.held_out) == 2
+    assert len(partition.validation) == 2
     assert named(made, partition.test) == list(LABELS_2012["val"])
     assert made.submission is not None
     assert named(made, made.submission.fit) == TRAIN_2012
-    assert named(made, made.submission.held_out) == list(LABELS_2012["val"])
+    assert named(made, made.submission.validation) == list(LABELS_2012["val"])
     assert named(made, made.submission.test) == TEST_2012
     assert not made.targets[made.submission.test].any()
     said = LABELS_2012["train"] | LABELS_2012["val"]
     for row in np.concatenate([partition.train, partition.test]):
         assert tuple(made.targets[row]) == said[made.names[row]]
-    assert named(made, partition.held_out) == ["2008_000006", "2008_000007"]
-    others = {tuple(opened("voc2012", devkit, cache, seed).partitions[0].held_out) for seed in range(6)}
+    assert named(made, partition.validation) == ["2008_000006", "2008_000007"]
+    others = {tuple(opened("voc2012", devkit, cache, seed).partitions[0].validation) for seed in range(6)}
     assert len(others) > 3
 
 
@@ -201,7 +201,7 @@ def test_actions(devkit: Path, cache: Path) -> None:
         image, number = made.names[row].split()
         box = {side: float(text) for side, text in said[image][int(number) - 1]["bndbox"].items()}
         assert made.boxes[row].tolist() == [box["xmin"] - 1, box["ymin"] - 1, box["xmax"], box["ymax"]]
-    held, fit = ({made.names[row].split()[0] for row in rows} for rows in (partition.held_out, partition.fit))
+    held, fit = ({made.names[row].split()[0] for row in rows} for rows in (partition.validation, partition.fit))
     assert (len(held), len(fit), held & fit) == (2, 8, set())
     assert len(partition.train) == sum(PERSONS["train"].values())
     assert made.submission is not None
@@ -233,7 +233,7 @@ def test_all_places_are_the_same_data_set(name: str, devkit: Path, tars: Path, c
         assert other.boxes_fingerprint == made.boxes_fingerprint
         assert np.array_equal(other.targets, made.targets)
         assert list(other.names) == list(made.names)
-        assert np.array_equal(other.partitions[0].held_out, made.partitions[0].held_out)
+        assert np.array_equal(other.partitions[0].validation, made.partitions[0].validation)
         assert other.index.split("val").read(3) == made.index.split("val").read(3)
         assert look(name, source, SEED_0) == (len(made.classes), len(made.index.split("val")), len(made.image))
 

@@ -177,7 +177,7 @@ def test_the_best_of_several_objects_counts() -> None:
     predicted = np.array([[[21, 0, 31, 10]], [[0, 0, 40, 20]], [[0, 0, 10, 5]], [[0, 0, 30, 30]]], float)
     np.testing.assert_allclose(TRUTH.best_iou(predicted)[:, 0], [9 / 11, 0, 0.5, 1])
     # exactly a half is not above a half
-    assert TRUTH.met_by(predicted)[:, 0].tolist() == [True, False, False, True]
+    assert TRUTH.hits(predicted)[:, 0].tolist() == [True, False, False, True]
 
 
 def test_one_of_five_guesses_must_have_the_class_and_a_right_box() -> None:
@@ -207,8 +207,8 @@ def test_a_sixth_guess_does_not_count() -> None:
 
 
 def test_yardsticks() -> None:
-    assert TRUTH.whole_images()[:, 0].tolist() == [[0, 0, 40, 20], [0, 0, 40, 20], [0, 0, 10, 10], [0, 0, 30, 30]]
-    assert TRUTH.met_by(TRUTH.whole_images())[:, 0].tolist() == [False, False, True, True]
+    assert TRUTH.full_image_boxes()[:, 0].tolist() == [[0, 0, 40, 20], [0, 0, 40, 20], [0, 0, 10, 10], [0, 0, 30, 30]]
+    assert TRUTH.hits(TRUTH.full_image_boxes())[:, 0].tolist() == [False, False, True, True]
     random = TRUTH.random_boxes()[:, 0]
     assert (random[:, :2] <= random[:, 2:]).all()
     assert (random >= 0).all()

@@ -134,8 +134,8 @@ def scores(seed: int) -> NDArray[np.float32]:
 def keep(run: RunDirectory, *splits: int) -> None:
     """Stores what was said of some splits."""
     for split in splits:
-        said = recognition.SplitScores(np.arange(3) + split, scores(split))
-        SplitKey(TEST, split).save(run, said, C=0.1, validated=[(0.1, 50.0)], unfinished=(), runs=["x:D"], images=6)
+        note = recognition.SplitScores(np.arange(3) + split, scores(split))
+        SplitKey(TEST, split).save(run, note, C=0.1, validated=[(0.1, 50.0)], unfinished=(), runs=["x:D"], images=6)
 
 
 def test_a_test_is_there_when_all_of_it_is(run: RunDirectory) -> None:
@@ -147,7 +147,7 @@ def test_a_test_is_there_when_all_of_it_is(run: RunDirectory) -> None:
     keep(run, 0, 1)
     assert all(file.exists() for file in TEST.files(run))
     (found,) = list_transferred(run)
-    assert (found.protocol, found.C, found.said["images"]) == (TEST, (0.1, 0.1), 6)
+    assert (found.protocol, found.C, found.note["images"]) == (TEST, (0.1, 0.1), 6)
     for split, figure in enumerate(found.result.figures):
         rows = TARGETS[split : split + 3]
         hits = rows[np.arange(3), scores(split).argmax(1)] > 0

@@ -11,7 +11,7 @@ from PIL import Image
 from vggrepro.config.settings import Data, Evaluation
 from vggrepro.data.images.index import Split
 from vggrepro.data.loading.loader import Loader
-from vggrepro.evaluation.methods import METHODS, centre_error, centre_views, grid, whole_views
+from vggrepro.evaluation.methods import METHODS, centre_error, centre_views, grid, uncropped_views
 from vggrepro.evaluation.run_split import SplitPass
 from vggrepro.models.vgg import VGG
 from vggrepro.ranks.watch import Watch
@@ -51,7 +51,7 @@ def one_dense(net: VGG, pixels: np.ndarray) -> np.ndarray:
 def test_whole_views_show_every_image_once_whole_and_within_the_memory(
     odd_images: Split, batch: int, side: int
 ) -> None:
-    views = whole_views(odd_images, side, batch, 32)
+    views = uncropped_views(odd_images, side, batch, 32)
     shown = np.concatenate([one.image for one in views])
     assert sorted(shown.tolist()) == list(range(len(odd_images)))
     for one in views:
@@ -67,7 +67,7 @@ def test_whole_views_show_every_image_once_whole_and_within_the_memory(
 
 def test_whole_views_fill_their_batches(odd_images: Split) -> None:
     """Three images of 48x64 and two each of 64x48 and 50x50 go together."""
-    lengths = [len(one) for one in whole_views(odd_images, Q, 64, 32)]
+    lengths = [len(one) for one in uncropped_views(odd_images, Q, 64, 32)]
     assert lengths == [3, 2, 2, 1, 1, 1, 1]
 
 
@@ -112,7 +112,7 @@ def one_dense_softmax_first(net: VGG, pixels: np.ndarray) -> np.ndarray:
 def test_methods_against_the_reference(net: VGG, loader: Loader, odd_images: Split, method: str, flip: bool) -> None:
     found = np.empty((len(odd_images), 3), np.float32)
     with torch.inference_mode():
-        for batch in loader.batches(odd_images, whole_views(odd_images, Q, 8, 32)):
+        for batch in loader.batches(odd_images, uncropped_views(odd_images, Q, 8, 32)):
             found[batch.views.image] = METHODS[method](net, batch.images, Evaluation(flip=flip, batch=8)).numpy()
     expected = np.stack(
         [reference(method, net, rescaled(odd_images, row, Q), flip=flip) for row in range(len(odd_images))]

@@ -14,7 +14,7 @@ from vggrepro.config.settings import Evaluation
 from vggrepro.data.images.index import Index
 from vggrepro.data.images.scan import scan_folder
 from vggrepro.data.loading.loader import Loader
-from vggrepro.evaluation.methods import METHODS, whole_views
+from vggrepro.evaluation.methods import METHODS, uncropped_views
 from vggrepro.models.vgg import VGG
 
 ODD = {
@@ -56,7 +56,7 @@ def test_equal_to_the_plain_way_and_within_the_memory(photographs: Index, loader
     net.features[0].register_forward_pre_hook(lambda module, args: seen.append(args[0].numel() // 3))
     settings = Evaluation(flip=True, batch=BATCH)
     with torch.inference_mode():
-        for batch in loader.batches(split, whole_views(split, Q, BATCH // 2, 32)):
+        for batch in loader.batches(split, uncropped_views(split, Q, BATCH // 2, 32)):
             assert batch.images.shape[2:] == batch.views.shape, "padded"
             found = METHODS[method](net, batch.images, settings).numpy()
             largest, count = max(seen), len(seen)

@@ -12,7 +12,7 @@ from vggrepro.errors import UserError
 from vggrepro.evaluation import predictions as predictions_module
 from vggrepro.evaluation import store
 from vggrepro.evaluation.errors import true_class_rank
-from vggrepro.evaluation.measure import NetAnswers, fuse
+from vggrepro.evaluation.measure import NetResults, fuse
 from vggrepro.evaluation.posteriors import Posteriors
 from vggrepro.evaluation.predictions import Predictions, StoredTest, predictions
 from vggrepro.storage.directory import RunDirectory
@@ -26,25 +26,25 @@ def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predictions_module, "_ROWS", 7)  # so that there are blocks, the last one smaller
 
 
-def net(folder: Path, seed: int) -> NetAnswers:
+def net(folder: Path, seed: int) -> NetResults:
     """A net that is tested dense and by many crops at two Q, with ties in its posteriors."""
-    answers = NetAnswers(RunDirectory(folder), f"{seed:064}", "d" * 64, Evaluation())
+    results = NetResults(RunDirectory(folder), f"{seed:064}", "d" * 64, Evaluation())
     random = np.random.default_rng(seed)
     for method in ("dense", "multicrop"):
         for side in SIDES:
             values = random.integers(0, 6, (IMAGES, CLASSES)).astype(np.float32) / 8
-            answers.posteriors(method, side).save(answers.run, Posteriors(values, LABELS))
-    return answers
+            results.posteriors(method, side).save(results.run, Posteriors(values, LABELS))
+    return results
 
 
-def stored_test(answers: NetAnswers, method: str = "both", Q: tuple[int, ...] = SIDES) -> StoredTest:
-    test = answers.test(method, Q)
+def stored_test(results: NetResults, method: str = "both", Q: tuple[int, ...] = SIDES) -> StoredTest:
+    test = results.test(method, Q)
     assert test is not None
     return test
 
 
 @pytest.fixture
-def nets(tmp_path: Path) -> list[NetAnswers]:
+def nets(tmp_path: Path) -> list[NetResults]:
     return [net(tmp_path / "D", 1), net(tmp_path / "E", 2)]
 
 
@@ -60,7 +60,7 @@ def forbid_posteriors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predictions_module, "array_rows", refuse)
 
 
-def test_blocks_give_what_all_posteriors_together_give(nets: list[NetAnswers]) -> None:
+def test_blocks_give_what_all_posteriors_together_give(nets: list[NetResults]) -> None:
     found = predictions([stored_test(one) for one in nets])
     whole = fuse([scored for one in nets if (scored := one.scored("both", SIDES))])
     by_hand = [
@@ -98,7 +98,7 @@ def test_guesses_of_what_is_no_number_are_different_classes() -> None:
     assert found.top5.wrong == 3
 
 
-def test_posteriors_are_read_once(nets: list[NetAnswers], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_posteriors_are_read_once(nets: list[NetResults], monkeypatch: pytest.MonkeyPatch) -> None:
     fused, alone = predictions([stored_test(one) for one in nets]), predictions([stored_test(nets[1])])
     assert [len(list((one.run.path / "predictions").glob("*.npz"))) for one in nets] == [1, 1]
     forbid_posteriors(monkeypatch)
@@ -110,13 +110,13 @@ def test_posteriors_are_read_once(nets: list[NetAnswers], monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(("method", "Q"), [("dense", SIDES), ("both", SIDES[:1]), ("both", SIDES[::-1])])
-def test_every_mean_has_its_own_predictions(nets: list[NetAnswers], method: str, Q: tuple[int, ...]) -> None:
+def test_every_mean_has_its_own_predictions(nets: list[NetResults], method: str, Q: tuple[int, ...]) -> None:
     predictions([stored_test(nets[0])])
     predictions([stored_test(nets[0], method, Q)])
     assert len(list((nets[0].run.path / "predictions").glob("*.npz"))) == 2
 
 
-def test_posteriors_that_were_computed_anew_are_read_anew(nets: list[NetAnswers]) -> None:
+def test_posteriors_that_were_computed_anew_are_read_anew(nets: list[NetResults]) -> None:
     before = predictions([stored_test(nets[0])])
     key = nets[0].posteriors("dense", 256)
     values = np.random.default_rng(9).random((IMAGES, CLASSES)).astype(np.float32)
@@ -124,7 +124,7 @@ def test_posteriors_that_were_computed_anew_are_read_anew(nets: list[NetAnswers]
     assert (predictions([stored_test(nets[0])]).rank != before.rank).any()
 
 
-def test_a_copy_of_the_run_keeps_its_predictions(nets: list[NetAnswers], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_of_the_run_keeps_its_predictions(nets: list[NetResults], monkeypatch: pytest.MonkeyPatch) -> None:
     before = predictions([stored_test(nets[0])])
     moved = nets[0].run.path.rename(nets[0].run.path.with_name("moved"))
     for file in moved.rglob("*.npz"):
@@ -133,7 +133,7 @@ def test_a_copy_of_the_run_keeps_its_predictions(nets: list[NetAnswers], monkeyp
     assert_equal(predictions([stored_test(dataclasses.replace(nets[0], run=RunDirectory(moved)))]), before)
 
 
-def test_damaged_predictions_are_made_again(nets: list[NetAnswers]) -> None:
+def test_damaged_predictions_are_made_again(nets: list[NetResults]) -> None:
     before = predictions([stored_test(nets[0])])
     (file,) = (nets[0].run.path / "predictions").glob("*.npz")
     file.write_bytes(file.read_bytes()[:100])
@@ -142,7 +142,7 @@ def test_damaged_predictions_are_made_again(nets: list[NetAnswers]) -> None:
 
 
 def test_a_folder_that_cannot_be_written_to_costs_time_only(
-    nets: list[NetAnswers], capsys: pytest.CaptureFixture[str]
+    nets: list[NetResults], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (nets[0].run.path / "predictions").write_text("in the way")
     first, second = predictions([stored_test(nets[0])]), predictions([stored_test(nets[0])])
@@ -150,7 +150,7 @@ def test_a_folder_that_cannot_be_written_to_costs_time_only(
     assert capsys.readouterr().err.count("cannot be written to") == 1
 
 
-def test_one_process_computes_and_others_wait(nets: list[NetAnswers], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_computes_and_others_wait(nets: list[NetResults], monkeypatch: pytest.MonkeyPatch) -> None:
     calls, compute = [], predictions_module._compute
 
     def counted(tests: list[StoredTest]) -> Predictions:
@@ -162,7 +162,7 @@ def test_one_process_computes_and_others_wait(nets: list[NetAnswers], monkeypatc
     assert len(calls) == 1
 
 
-def test_damage_inside_posteriors_is_noticed(nets: list[NetAnswers]) -> None:
+def test_damage_inside_posteriors_is_noticed(nets: list[NetResults]) -> None:
     file = nets[0].posteriors("dense", 256).file(nets[0].run)
     content = bytearray(file.read_bytes())
     content[content.index(b"values.npy") + 400] ^= 1

@@ -20,7 +20,7 @@ from vggrepro.data.images.index import Index
 from vggrepro.data.loading.loader import Loader, make_loader
 from vggrepro.errors import UserError
 from vggrepro.evaluation import methods, run_split
-from vggrepro.evaluation.measure import NetAnswers, fuse
+from vggrepro.evaluation.measure import NetResults, fuse
 from vggrepro.evaluation.posteriors import Posteriors
 from vggrepro.evaluation.run_split import PartialResults
 from vggrepro.evaluation.stage import as_the_net_expects, evaluate
@@ -39,8 +39,8 @@ CONFIG = Config(
 METHODS = ("centre", "dense", "multicrop")
 
 
-def answers(index: Index, run: RunDirectory, config: Config = CONFIG) -> NetAnswers:
-    return NetAnswers(run, WEIGHTS, index.fingerprint, config.evaluation)
+def results(index: Index, run: RunDirectory, config: Config = CONFIG) -> NetResults:
+    return NetResults(run, WEIGHTS, index.fingerprint, config.evaluation)
 
 
 def run_evaluation(
@@ -48,11 +48,11 @@ def run_evaluation(
 ) -> None:
     wanted = [(method, options.get("wanted", (40, 36))) for method in options.get("methods", METHODS)]
     with Watch(topology) as watch:
-        evaluate(answers(index, run), lambda: (tiny_net(), loader), index, watch, wanted)
+        evaluate(results(index, run), lambda: (tiny_net(), loader), index, watch, wanted)
 
 
 def stored(index: Index, run: RunDirectory, Q: int, method: str) -> Posteriors:
-    found = answers(index, run).posteriors(method, Q).load(run)
+    found = results(index, run).posteriors(method, Q).load(run)
     assert found is not None
     return found
 
@@ -99,7 +99,9 @@ def test_interrupted_and_resumed_gives_identical_posteriors(
     odd_index: Index, whole: RunDirectory, loader: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """The interrupt comes in the first Q, between the two, or in the second."""
-    batches = [len(methods.whole_views(odd_index.split("val"), Q, CONFIG.evaluation.batch // 2, 32)) for Q in (36, 40)]
+    batches = [
+        len(methods.uncropped_views(odd_index.split("val"), Q, CONFIG.evaluation.batch // 2, 32)) for Q in (36, 40)
+    ]
     survive = {"first": 1, "between": batches[0], "second": batches[0] + 3}[when]
     run, seen = RunDirectory(tmp_path), []
     original = Loader.batches
@@ -135,9 +137,9 @@ def test_a_signal_is_heeded_and_loses_nothing(
     monkeypatch.setattr(Watch, "beat", beat)
     wanted = [(method, (36, 40)) for method in METHODS]
     with pytest.raises(Interrupted, match="SIGTERM"):
-        evaluate(answers(odd_index, run), lambda: (tiny_net(), loader), odd_index, watch, wanted)
+        evaluate(results(odd_index, run), lambda: (tiny_net(), loader), odd_index, watch, wanted)
     monkeypatch.undo()
-    done = PartialResults(answers(odd_index, run).posteriors("dense", 36).file(run)).done(11)
+    done = PartialResults(results(odd_index, run).posteriors("dense", 36).file(run)).done(11)
     assert 3 <= done.sum() < 11
     run_evaluation(odd_index, run, loader)
     assert_same(odd_index, whole, run)
@@ -151,7 +153,7 @@ def test_killed_outright_after_some_parts(
     for method in METHODS:
         values = stored(odd_index, whole, 40, method).values
         for rows in ([0, 2], [2, 3, 9]):
-            parts = PartialResults(answers(odd_index, run).posteriors(method, 40).file(run))
+            parts = PartialResults(results(odd_index, run).posteriors(method, 40).file(run))
             parts.add(np.array(rows), values[rows][:, None])
             parts.flush()
         (parts.folder / ".torn.npz.1").write_bytes(b"half")
@@ -161,7 +163,7 @@ def test_killed_outright_after_some_parts(
 
 def test_a_torn_part_is_one_line(odd_index: Index, loader: Loader, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    parts = PartialResults(answers(odd_index, run).posteriors("dense", 40).file(run))
+    parts = PartialResults(results(odd_index, run).posteriors("dense", 40).file(run))
     parts.folder.mkdir(parents=True)
     (parts.folder / "torn.npz").write_bytes(b"PK half")
     with pytest.raises(UserError, match=r"torn.npz cannot be read .*; remove the file and evaluate again"):
@@ -170,7 +172,7 @@ def test_a_torn_part_is_one_line(odd_index: Index, loader: Loader, tmp_path: Pat
 
 def test_rows_that_another_rank_wrote_elsewhere_are_missed(odd_index: Index, tmp_path: Path) -> None:
     parts = PartialResults(
-        answers(odd_index, RunDirectory(tmp_path)).posteriors("dense", 40).file(RunDirectory(tmp_path))
+        results(odd_index, RunDirectory(tmp_path)).posteriors("dense", 40).file(RunDirectory(tmp_path))
     )
     parts.add(np.arange(4), np.full((4, 1, 3), 1 / 3, np.float32))
     parts.flush()
@@ -209,8 +211,8 @@ def test_what_is_stored_is_not_computed_again(odd_index: Index, whole: RunDirect
         raise AssertionError("the net was made again")
 
     wanted = [(method, (36, 40)) for method in ("dense", "both", "centre")]
-    evaluate(answers(odd_index, whole), never, odd_index, Watch(), wanted)
-    lacking = answers(odd_index, whole).lacking([("both", (36, 40, 44))])
+    evaluate(results(odd_index, whole), never, odd_index, Watch(), wanted)
+    lacking = results(odd_index, whole).lacking([("both", (36, 40, 44))])
     assert [(key.method, key.Q) for key in lacking] == [("dense", 44), ("multicrop", 44)]
 
 
@@ -221,27 +223,27 @@ def test_averages_against_numpy(odd_index: Index, whole: RunDirectory) -> None:
     dense, crops = ((one[36, m] + one[40, m]) / 2 for m in ("dense", "multicrop"))
     expected = {"dense": dense, "multicrop": crops, "both": (dense + crops) / 2}
     for method, values in expected.items():
-        found = answers(odd_index, whole).scored(method, (36, 40))
+        found = results(odd_index, whole).scored(method, (36, 40))
         assert found is not None
         np.testing.assert_allclose(found.values, values, rtol=1e-6)
         wrong = int((values.argmax(axis=1) != labels).sum())
-        measured = answers(odd_index, whole).measured(method, (36, 40))
+        measured = results(odd_index, whole).measured(method, (36, 40))
         assert measured is not None
         assert (measured.top1.wrong, measured.top1.n) == (wrong, len(labels))
-    first = answers(odd_index, whole).scored("dense", (36, 40))
-    second = answers(odd_index, whole).scored("dense", (40,))
+    first = results(odd_index, whole).scored("dense", (36, 40))
+    second = results(odd_index, whole).scored("dense", (40,))
     assert first is not None
     assert second is not None
     fused = fuse([first, second])
     np.testing.assert_allclose(fused.values, (dense + one[40, "dense"]) / 2, rtol=1e-6)
     assert fused.Q == (36, 40)
-    assert answers(odd_index, whole).measured("dense", (36, 44)) is None
+    assert results(odd_index, whole).measured("dense", (36, 44)) is None
 
 
 def test_mean_and_std_of_the_weights_are_used(odd_index: Index, loader: Loader) -> None:
     preprocessing = {"channels": "RGB", "range": [0, 255], "mean": [10, 20, 30], "std": [2.0, 4.0, 8.0]}
     split = odd_index.split("val")
-    views = methods.whole_views(split, 40, 1, 32)[:1]
+    views = methods.uncropped_views(split, 40, 1, 32)[:1]
     (plain,), (other,) = (
         list(one.batches(split, views)) for one in (loader, as_the_net_expects(loader, preprocessing))
     )
@@ -259,7 +261,7 @@ def test_precisions(odd_index: Index, tmp_path: Path, device: str, precision: An
     for config, where in ((CONFIG, "cpu"), (changed, device)):
         loader_there = make_loader(config.data, torch.device(where))
         run = RunDirectory(tmp_path / where / config.evaluation.precision)
-        there, opened = answers(odd_index, run, config), (tiny_net().to(where), loader_there)
+        there, opened = results(odd_index, run, config), (tiny_net().to(where), loader_there)
         evaluate(there, lambda opened=opened: opened, odd_index, Watch(), [("dense", (40,))])
         kept = there.posteriors("dense", 40).load(run)
         assert kept is not None

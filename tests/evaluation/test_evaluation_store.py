@@ -101,8 +101,8 @@ def test_notes_and_answers_round_trip(tmp_path: Path) -> None:
     run, key = RunDirectory(tmp_path), FoundKey((PLACES, PLACES), 0.25)
     assert not key.exists(run)
     assert key.load(run) is None
-    answer = Found(np.ones((2, 6, 4), np.float32), np.zeros((2, 6), np.int64))
-    key.save(run, answer, guesses="parent", top5=12.5)
+    to_value = Found(np.ones((2, 6, 4), np.float32), np.zeros((2, 6), np.int64))
+    key.save(run, to_value, guesses="parent", top5=12.5)
     assert key.exists(run)
     assert FoundKey.listed(run) == [(key, {"guesses": "parent", "top5": 12.5})]
     assert PlacesKey.listed(run) == []

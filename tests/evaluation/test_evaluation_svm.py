@@ -25,7 +25,7 @@ def samples(n: int, d: int, classes: int = 5, seed: int = 0) -> tuple[NDArray[np
     return features.astype(np.float32), np.where(np.eye(classes)[label], 1, -1).astype(np.int8)
 
 
-PARTITION = Partition(fit=np.arange(0, 60), held_out=np.arange(60, 80), test=np.arange(80, 120))
+PARTITION = Partition(fit=np.arange(0, 60), validation=np.arange(60, 80), test=np.arange(80, 120))
 
 
 @pytest.mark.parametrize("C", [0.1, 1.0, 100.0])
@@ -91,15 +91,15 @@ def test_with_and_without_the_span_the_result_is_the_same(monkeypatch: pytest.Mo
 def test_held_out_samples_choose_C_and_are_learnt_from_after_that() -> None:
     """A third of what is learnt from is mislabelled: a large C believes it."""
     features, targets = samples(1000, 30, classes=2)
-    partition = Partition(fit=np.arange(0, 100), held_out=np.arange(100, 500), test=np.arange(500, 1000))
+    partition = Partition(fit=np.arange(0, 100), validation=np.arange(100, 500), test=np.arange(500, 1000))
     wrong = np.random.default_rng(1).random(100) < 0.35
     targets[:100][wrong] *= -1
     found = classify(features, targets, partition, "recall")
     assert tuple(found.validated) == C_GRID
     by_hand = {}
     for C in C_GRID:
-        scores = learn(features[partition.fit], targets[partition.fit], C).scores(features[partition.held_out])
-        by_hand[C] = measured("recall", scores, targets[partition.held_out])
+        scores = learn(features[partition.fit], targets[partition.fit], C).scores(features[partition.validation])
+        by_hand[C] = measured("recall", scores, targets[partition.validation])
     assert found.validated == pytest.approx(by_hand)
     assert found.C == max(by_hand, key=lambda C: by_hand[C])
     assert found.validated[found.C] > found.validated[C_GRID[-1]] + 3

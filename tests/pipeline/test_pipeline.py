@@ -21,7 +21,7 @@ from vggrepro.pipeline.evaluate import evaluate_nets
 from vggrepro.pipeline.graph import reproduce, write_tables
 from vggrepro.pipeline.session import open_session
 from vggrepro.pipeline.stage import train_stage
-from vggrepro.reporting.stored.finding import find_runs
+from vggrepro.reporting.stored.find_runs import find_runs
 from vggrepro.reporting.tables.build import build_report
 from vggrepro.storage import checkpoint
 from vggrepro.storage.directory import RunDirectory
@@ -264,7 +264,7 @@ def test_what_is_evaluated_later_is_in_the_metrics_and_in_mlflow(mirrored: Graph
         assert len(RunDirectory(path).records()) == before + 1, f"call {again + 1}"
     errors = {f"{method}_multi_Q_top{k}_error" for method in ("dense", "multicrop", "both") for k in (1, 5)}
     assert added[0].keys() == errors | {"kind", "step", "n", "time"}
-    assert added[0]["both_multi_Q_top1_error"] == found.answers.measured("both", found.Q).top1.percent
+    assert added[0]["both_multi_Q_top1_error"] == found.results.measured("both", found.Q).top1.percent
     evaluate_nets([path], ["centre"], (33, 40))
     evaluate_nets([path], ["centre"], (37,), ["evaluation.flip=true"])  # a protocol that is not the run's
     last = RunDirectory(path).records()[-1]

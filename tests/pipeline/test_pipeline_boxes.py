@@ -20,7 +20,7 @@ from vggrepro.evaluation.localise import boxes_at_places
 from vggrepro.pipeline.done import is_evaluated
 from vggrepro.pipeline.graph import reproduce
 from vggrepro.ranks.watch import Watch
-from vggrepro.reporting.stored.finding import find_runs
+from vggrepro.reporting.stored.find_runs import find_runs
 from vggrepro.reporting.tables.build import build_report
 from vggrepro.storage.directory import RunDirectory
 

@@ -89,10 +89,10 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compare(found: dict[str, np.ndarray], case: Path) -> dict[str, float]:
     """Largest differences from the net's own posteriors."""
     expected = np.load(case / "case.npz")
-    answers = {name: values for name, values in found.items() if name != "status"}
+    results = {name: values for name, values in found.items() if name != "status"}
     return {
         name: float(np.abs(values - expected["first" if "one Q" in name else "every"]).max())
-        for name, values in answers.items()
+        for name, values in results.items()
     }
 
 

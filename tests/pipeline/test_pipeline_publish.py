@@ -27,7 +27,7 @@ from vggrepro.pipeline import publish as publishing
 from vggrepro.pipeline.graph import reproduce
 from vggrepro.pipeline.weights import import_weights
 from vggrepro.reporting.documents.card import function_of
-from vggrepro.reporting.stored.finding import find_runs
+from vggrepro.reporting.stored.find_runs import find_runs
 from vggrepro.reporting.tables.build import build_report
 from vggrepro.storage import checkpoint
 from vggrepro.storage.checkpoint import Checkpoint

@@ -165,7 +165,7 @@ def test_two_ranks_and_interruptions_change_nothing(
     )
 
     def asked_meanwhile(*given: object) -> svm.Classified:
-        monkeypatch.setattr(Watch, "leave_together", _leaves)
+        monkeypatch.setattr(Watch, "stop_if_requested", _leaves)
         return classify(*given)  # type: ignore[arg-type]
 
     monkeypatch.setattr("vggrepro.pipeline.transfer.classify", asked_meanwhile)

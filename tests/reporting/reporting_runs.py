@@ -12,7 +12,7 @@ from vggrepro.data.boxes.box_set import Boxes
 from vggrepro.evaluation.box_store import CENTRE, DENSE, FoundKey, PlacesKey, save_truth
 from vggrepro.evaluation.boxes import Found, Truth
 from vggrepro.evaluation.posteriors import Posteriors, PosteriorsKey
-from vggrepro.reporting.stored.finding import find_runs
+from vggrepro.reporting.stored.find_runs import find_runs
 from vggrepro.reporting.stored.runs import StoredRun
 from vggrepro.reporting.tables.build import build_report
 from vggrepro.reporting.tables.report import Measurement, Report, Row

@@ -103,8 +103,8 @@ def test_boxes_of_anything_else_are_not_used(root: Path, other: dict[str, object
     if below is None:
         strange.append(find_centre(run, 2, **stranger))
     if other.keys() & {"weights", "data"}:
-        assert set(run.strangers) >= {file.name for file in strange}
-    assert not set(run.strangers) & {file.name for file in own.values()}
+        assert set(run.unused_results) >= {file.name for file in strange}
+    assert not set(run.unused_results) & {file.name for file in own.values()}
     assert [row.main.measured for row in rows_of(root, 9, run="paper:384-PCR-all-0")] == [25.0, 25.0]
     assert [row.main.measured for row in rows_of(root, 8, run="paper:384-PCR-all-0")] == [None]
     for file in own.values():

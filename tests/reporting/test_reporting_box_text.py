@@ -29,7 +29,7 @@ from tiny import REPOSITORY
 
 from vggrepro.paper import facts
 from vggrepro.reporting.documents.render import Format, render
-from vggrepro.reporting.stored.finding import find_runs
+from vggrepro.reporting.stored.find_runs import find_runs
 from vggrepro.reporting.tables.build import build_report
 from vggrepro.reporting.tables.report import Report, Spread
 

@@ -16,7 +16,7 @@ from vggrepro.evaluation.errors import Ranks
 from vggrepro.models.table1 import architecture
 from vggrepro.reporting.claims.claim import Claim
 from vggrepro.reporting.claims.class_claims import SHALLOW, check_claims
-from vggrepro.reporting.stored.finding import find_runs
+from vggrepro.reporting.stored.find_runs import find_runs
 from vggrepro.reporting.stored.predictions import PredictionCache, paired_top1
 from vggrepro.reporting.tables.build import build_report
 
@@ -132,8 +132,8 @@ def test_two_nets_of_several_seeds_are_two_samples(root: Path) -> None:
     A, B = [30.0, 31.0, 29.5], [28.0, 29.0, 27.0]
     for net, errors in (("A", A), ("B", B)):
         for seed, error in enumerate(errors):
-            answers = dense(256, wrong1=int(error * IMAGES / 100), wrong5=0)
-            make_run(root, net, name=f"{net}-{seed}", seed=seed, posteriors=answers)
+            results = dense(256, wrong1=int(error * IMAGES / 100), wrong5=0)
+            make_run(root, net, name=f"{net}-{seed}", seed=seed, posteriors=results)
     claim, stated = claim_of(root, "B is better than A"), ttest_ind(A, B)
     assert claim.p_value == pytest.approx(stated.pvalue)
     assert claim.interval == pytest.approx(tuple(stated.confidence_interval()))
@@ -145,8 +145,8 @@ def test_few_seeds_take_their_spread_from_all_nets(root: Path) -> None:
     for net, error in (("A", 600), ("B", 560), ("C", 520), ("D", 480)):
         for seed in (0, 1):
             # A's and B's errors move against each other
-            answers = dense(256, wrong1=error + (8 * seed if net in "AC" else -8 * seed), wrong5=0)
-            make_run(root, net, name=f"{net}-{seed}", seed=seed, posteriors=answers)
+            results = dense(256, wrong1=error + (8 * seed if net in "AC" else -8 * seed), wrong5=0)
+            make_run(root, net, name=f"{net}-{seed}", seed=seed, posteriors=results)
     for words in ("B is better than A", "C is better than B", "D is better than C"):
         claim = claim_of(root, words)
         assert claim.interval is not None
@@ -159,10 +159,10 @@ def test_few_seeds_take_their_spread_from_all_nets(root: Path) -> None:
 def test_nets_at_two_S_have_a_spread_each(root: Path) -> None:
     fixed, jitter = [30.0, 30.5, 30.2], [27.0, 29.0, 25.0]
     for seed in range(3):
-        answers = dense(256, wrong1=int(fixed[seed] * IMAGES / 100), wrong5=0)
-        make_run(root, "D", name=f"D-{seed}", seed=seed, posteriors=answers)
-        answers = dense(384, wrong1=int(jitter[seed] * IMAGES / 100), wrong5=0)
-        make_run(root, "D", (256, 512), name=f"D-jitter-{seed}", seed=seed, posteriors=answers)
+        results = dense(256, wrong1=int(fixed[seed] * IMAGES / 100), wrong5=0)
+        make_run(root, "D", name=f"D-{seed}", seed=seed, posteriors=results)
+        results = dense(384, wrong1=int(jitter[seed] * IMAGES / 100), wrong5=0)
+        make_run(root, "D", (256, 512), name=f"D-jitter-{seed}", seed=seed, posteriors=results)
     claim, stated = (
         claim_of(root, "D at S = [256;512] is better than at S = 256"),
         ttest_ind(fixed, jitter, equal_var=False),
@@ -253,10 +253,10 @@ def test_two_tests_of_the_same_nets_vary_by_the_images(root: Path) -> None:
     """Seeds are not drawn anew between two tests of a net: each image counts with its mean over them."""
     gains = []
     for seed, wrong in enumerate((600, 640)):
-        answers = dense(256, wrong1=wrong, wrong5=0) | {("centre", 256): posteriors_with(wrong + 40, 0, 10 * seed)}
-        make_run(root, "A", name=f"A-{seed}", seed=seed, posteriors=answers)
+        results = dense(256, wrong1=wrong, wrong5=0) | {("centre", 256): posteriors_with(wrong + 40, 0, 10 * seed)}
+        make_run(root, "A", name=f"A-{seed}", seed=seed, posteriors=results)
         dense_right, centre_right = (
-            values.argmax(axis=1) == labels() for values in (answers["dense", 256], answers["centre", 256])
+            values.argmax(axis=1) == labels() for values in (results["dense", 256], results["centre", 256])
         )
         gains.append(dense_right.astype(float) - centre_right)
     report = build_report(find_runs([root]))
@@ -272,7 +272,7 @@ def test_two_tests_of_the_same_nets_vary_by_the_images(root: Path) -> None:
 def test_a_net_among_those_that_are_fused_is_not_trained_anew(root: Path) -> None:
     for seed in (0, 1):
         for net, wrong, first in (("D", 500, 0), ("E", 480, 800)):
-            answers = dense(256, 384, 512, wrong1=wrong + 5 * seed, wrong5=0, first=first)
-            make_run(root, net, (256, 512), name=f"{net}-{seed}", seed=seed, posteriors=answers)
+            results = dense(256, 384, 512, wrong1=wrong + 5 * seed, wrong5=0, first=first)
+            make_run(root, net, (256, 512), name=f"{net}-{seed}", seed=seed, posteriors=results)
     assert claim_of(root, "D and E together are better than D, dense").over == "images"
     assert claim_of(root, "D at S = [256;512], several Q").over == "images"

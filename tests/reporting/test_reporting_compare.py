@@ -14,7 +14,7 @@ from vggrepro.errors import UserError
 from vggrepro.pipeline.graph import reproduce
 from vggrepro.reporting.documents.blocks import to_html, to_markdown
 from vggrepro.reporting.documents.compare import RunComparison, blocks_of, compare
-from vggrepro.reporting.stored.finding import find_runs
+from vggrepro.reporting.stored.find_runs import find_runs
 
 
 def compared(root: Path) -> RunComparison:

@@ -9,9 +9,9 @@ from tiny import REPOSITORY
 
 from vggrepro.errors import UserError
 from vggrepro.paper import facts
-from vggrepro.reporting.documents.document import kept_report, renew, update_document
+from vggrepro.reporting.documents.document import renew, report_of_evidence, update_document
 from vggrepro.reporting.documents.keeping import keep
-from vggrepro.reporting.stored.finding import find_runs
+from vggrepro.reporting.stored.find_runs import find_runs
 from vggrepro.reporting.tables import classification, localisation
 from vggrepro.reporting.tables.build import build_report
 from vggrepro.reporting.tables.report import Report
@@ -19,7 +19,7 @@ from vggrepro.reporting.tables.report import Report
 
 def is_fresh(document: Path) -> bool:
     """Whether its sections are what the kept report gives today, and that has the paper's figures as of today."""
-    text, kept, papers = document.read_text(encoding="utf-8"), kept_report(document), build_report([])
+    text, kept, papers = document.read_text(encoding="utf-8"), report_of_evidence(document), build_report([])
     report = Report.model_validate_json(kept.read_text(encoding="utf-8")) if kept.exists() else papers
     return of_the_paper(papers) <= of_the_paper(report) and renew(text, report, document.parent) == text
 
@@ -85,7 +85,7 @@ def test_words_outside_the_section_are_free(document: Path) -> None:
 
 
 def test_another_report_makes_it_stale(document: Path) -> None:
-    kept = kept_report(document)
+    kept = report_of_evidence(document)
     kept.write_text(kept.read_text().replace("29.6", "29.5"))
     assert not is_fresh(document)
 
@@ -136,7 +136,7 @@ def test_mistakes_change_nothing(tmp_path: Path, text: str, message: str) -> Non
     with pytest.raises(UserError, match=message):
         update_document(file, build_report([]))
     assert file.read_text() == text
-    assert not kept_report(file).exists()
+    assert not report_of_evidence(file).exists()
     with pytest.raises(UserError, match="cannot be read"):
         update_document(tmp_path / "nowhere.md", build_report([]))
 
@@ -146,10 +146,10 @@ def in_short(root: Path, tmp_path: Path) -> Path:
     """A document with the two sections that are made of evidence beside it."""
     for seed in (0, 1):
         for net, wrong in (("A", 592), ("B", 560)):
-            answers = dense(256, wrong1=wrong + 4 * seed, wrong5=208)
+            results = dense(256, wrong1=wrong + 4 * seed, wrong5=208)
             if net == "B" and not seed:  # one seed has more tests than the other
-                answers |= dense(224, 288, wrong1=560, wrong5=200)
-            make_run(root, net, name=f"{net}-{seed}", seed=seed, posteriors=answers)
+                results |= dense(224, 288, wrong1=560, wrong5=200)
+            make_run(root, net, name=f"{net}-{seed}", seed=seed, posteriors=results)
     make_run(root, "D", posteriors=dense(256, wrong1=500, wrong5=208))
     keep(find_runs([root]), tmp_path / "results" / "one", "title")
     file = tmp_path / "page.md"
@@ -167,7 +167,7 @@ def test_sections_are_made_of_committed_evidence(in_short: Path) -> None:
     assert "| 4.1 | Error falls with depth | 2 | - | - | - | +1.6 to +4.6 |" in text
     assert "| B | 256 | 224, 256, 288 | dense | (28.2) | **28.0** |" in text
     assert "directory" not in text
-    assert not kept_report(in_short).exists(), "nothing in it is of the report that was given"
+    assert not report_of_evidence(in_short).exists(), "nothing in it is of the report that was given"
     assert is_fresh(in_short)
 
 

@@ -15,7 +15,7 @@ from vggrepro.reporting.documents.compare import compare
 from vggrepro.reporting.documents.keeping import keep
 from vggrepro.reporting.documents.render import Format, render
 from vggrepro.reporting.stored import evidence
-from vggrepro.reporting.stored.finding import find_runs
+from vggrepro.reporting.stored.find_runs import find_runs
 from vggrepro.reporting.tables.build import build_report
 from vggrepro.reporting.tables.report import Report
 
@@ -38,10 +38,10 @@ def runs(root: Path) -> Path:
     """Two seeds of A and B, one of D and E with everything that Section 4.3 and 4.4 ask, D from random weights, too."""
     for seed in (0, 1):
         for net, wrong in (("A", 600), ("B", 560)):
-            answers = dense(224, 256, 288, wrong1=wrong + 7 * seed, wrong5=100) | {
+            results = dense(224, 256, 288, wrong1=wrong + 7 * seed, wrong5=100) | {
                 ("centre", 256): posteriors_with(wrong + 60, 150)
             }
-            run = make_run(root, net, name=f"{net}-{seed}", seed=seed, posteriors=answers)
+            run = make_run(root, net, name=f"{net}-{seed}", seed=seed, posteriors=results)
             run.write_json("environment.json", {"git_commit": "c" * 40, "command": f"{PLACE}/bin/python -m vggrepro"})
             run.write_json("mlflow.json", {"run_id": "abcdef0123456789"})
             for step in range(200, 4000, 20):

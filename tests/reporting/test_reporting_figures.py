@@ -10,7 +10,7 @@ from reporting_runs import dense, make_run
 
 from vggrepro.evaluation.predictions import Predictions
 from vggrepro.reporting.documents import figures
-from vggrepro.reporting.stored.finding import find_runs
+from vggrepro.reporting.stored.find_runs import find_runs
 from vggrepro.reporting.tables.build import build_report
 
 

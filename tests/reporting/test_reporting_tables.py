@@ -19,7 +19,7 @@ from vggrepro.evaluation import predictions
 from vggrepro.evaluation.posteriors import Posteriors, PosteriorsKey
 from vggrepro.paper import facts
 from vggrepro.reporting.documents.render import Format, format_of, render
-from vggrepro.reporting.stored.finding import find_runs, resolve
+from vggrepro.reporting.stored.find_runs import find_runs, resolve
 from vggrepro.reporting.stored.runs import Setting
 from vggrepro.reporting.tables.build import build_report
 from vggrepro.reporting.tables.report import Report, Row

@@ -20,7 +20,7 @@ from vggrepro.evaluation.transfers import NetProtocol, SplitKey, TransferProtoco
 from vggrepro.paper import facts, value
 from vggrepro.reporting.claims.claim import Claim
 from vggrepro.reporting.documents.render import Format, render
-from vggrepro.reporting.stored.finding import find_runs
+from vggrepro.reporting.stored.find_runs import find_runs
 from vggrepro.reporting.tables.build import build_report
 from vggrepro.reporting.tables.report import Row
 from vggrepro.storage.directory import RunDirectory
@@ -315,11 +315,11 @@ def test_features_and_tests_of_another_net_are_named_and_not_used(root: Path) ->
     own = FeaturesKey(weights, "fc7", "d" * 64, 256, True)
     for key in (own, replace(own, weights="0" * 64)):
         key.save(run, Features(np.ones((2, 3), np.float32)))
-    assert stored.strangers == ["fc7-Q256-000000000000-dddddddddddd.npz"]
+    assert stored.unused_results == ["fc7-Q256-000000000000-dddddddddddd.npz"]
     run.write_json("final.json", {"weights": "1" * 64, "step": 1})  # trained again since
     (stored,) = find_runs([root])
     tests = [file.name for file in run.transfers.glob("caltech101-*.npz")]
-    assert stored.strangers == sorted([*tests, *(file.name for file in run.features.iterdir())])
+    assert stored.unused_results == sorted([*tests, *(file.name for file in run.features.iterdir())])
     assert len(tests) == 3
 
 

@@ -10,7 +10,7 @@ from nets import tiny_vgg
 from numpy.typing import NDArray
 
 from vggrepro.errors import UserError
-from vggrepro.evaluation.measure import NetAnswers
+from vggrepro.evaluation.measure import NetResults
 from vggrepro.models.vgg import VGG
 from vggrepro.pipeline.pretrained import Pretrained
 from vggrepro.show.charts import LONGER_SIDE, class_map, limits_of
@@ -37,7 +37,7 @@ def seen(net: VGG, pixels: Pixels, Q: int, *, flip: bool = False) -> ScoredImage
 
 def test_posteriors_are_those_that_evaluation_has_stored(shown_run: RunDirectory, exhibit: Exhibit) -> None:
     data = shown_run.read_json("dataset.json")["fingerprint"]
-    answers, (centre_Q,) = NetAnswers(shown_run, exhibit.net.weights, data, exhibit.stage.evaluation), (37,)
+    results, (centre_Q,) = NetResults(shown_run, exhibit.net.weights, data, exhibit.stage.evaluation), (37,)
     multi_Q, flip = exhibit.stage.multi_Q, exhibit.stage.evaluation.flip
     assert (multi_Q, flip, exhibit.net.Q) == ((37, 72, 110), True, (37, 72, 110))
     stored: dict[Any, NDArray[np.float32]] = {}
@@ -46,7 +46,7 @@ def test_posteriors_are_those_that_evaluation_has_stored(shown_run: RunDirectory
         ("mean", "dense", multi_Q),
         ("centre", "centre", (centre_Q,)),
     ]:
-        found = answers.scored(method, Q)
+        found = results.scored(method, Q)
         assert found is not None
         stored[name, Q] = found.values
     assert exhibit.images is not None

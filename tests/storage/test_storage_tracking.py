@@ -382,10 +382,10 @@ def test_another_process_creates_the_experiment_first(
 ) -> None:
     from mlflow import MlflowClient
 
-    answers = [None]
+    results = [None]
     real = MlflowClient.get_experiment_by_name
     monkeypatch.setattr(
-        MlflowClient, "get_experiment_by_name", lambda self, name: answers.pop() if answers else real(self, name)
+        MlflowClient, "get_experiment_by_name", lambda self, name: results.pop() if results else real(self, name)
     )
     train(run, 1, 1)
     mirrored(run, uri, experiment="vgg")

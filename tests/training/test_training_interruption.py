@@ -128,7 +128,7 @@ def test_wall_time_nearly_spent_is_a_stop_like_any_other(stage_file: StageFile) 
     assert last(run_of(file)).step > 0
 
 
-def test_two_ranks_leave_together_when_one_is_asked(stage_file: StageFile, twenty: RunDirectory) -> None:
+def test_two_ranks_stop_at_the_same_step(stage_file: StageFile, twenty: RunDirectory) -> None:
     file = stage_file("A", train=TWENTY)
     interrupted(file, Fault("step 8", signal.SIGTERM, rank=1), world=2)
     assert last(run_of(file)).step in (8, 9)  # the vote is known one step late

@@ -20,7 +20,7 @@ from vggrepro.data.dataset import open_data
 from vggrepro.data.images.index import Split
 from vggrepro.data.loading.loader import Loader, make_loader
 from vggrepro.data.views import rescaled_size
-from vggrepro.evaluation.methods import images_at_once, whole_views
+from vggrepro.evaluation.methods import images_at_once, uncropped_views
 from vggrepro.models.init import init_weights
 from vggrepro.models.precision import autocast, set_arithmetic
 from vggrepro.models.table1 import architecture_of
@@ -64,13 +64,13 @@ class Bench:
     def ours(self, output: Output, Q: int) -> Floats:
         """(images, k) in batches of one shape, as `vggrepro evaluate` and `vggrepro features` do it."""
         testing = self.config.evaluation
-        views = whole_views(self.split, Q, images_at_once(testing), self.net.architecture.crop)
+        views = uncropped_views(self.split, Q, images_at_once(testing), self.net.architecture.crop)
         batches = self.loader.batches(self.split, views)
         shown = [(batch.views.image, output.ours(self.net, batch.images, testing)) for batch in batches]
         values = torch.cat([found for _, found in shown]).cpu().numpy()
         return values[np.argsort(np.concatenate([rows for rows, _ in shown]))]
 
-    def one_by_one(self, output: Output, Q: int) -> Floats:
+    def per_image(self, output: Output, Q: int) -> Floats:
         """(images, k) one image at a time, decoded and resampled by PIL, in torch's default memory format."""
         rows = []
         for row in range(len(self.split)):
@@ -118,7 +118,7 @@ class Bench:
         config, device, precision = self.config, self.device, self.config.evaluation.precision
         ways: dict[str, Callable[[], Floats]] = {
             "ours": lambda: output.over_Q([self.ours(output, side) for side in Q]),
-            "usual": lambda: output.over_Q([self.one_by_one(output, side) for side in Q]),
+            "usual": lambda: output.over_Q([self.per_image(output, side) for side in Q]),
             "centre_crop": lambda: output.over_Q([self.centre_crop(output, min(Q))]),
         }
         set_arithmetic(device, precision)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vggrepro.cli.options import JsonOption, SetOption, show, whole_numbers
+from vggrepro.cli.options import JsonOption, SetOption, integers, show
 
 if TYPE_CHECKING:
     from vggrepro.config.settings import Config
@@ -36,7 +36,7 @@ def dense(
     from vggrepro.config.parsing import override
 
     config = override(_small(net), changes, Path("bench dense"))
-    _show(run(config, whole_numbers(scales) if scales else config.multi_Q, images, rounds), as_json)
+    _show(run(config, integers(scales) if scales else config.multi_Q, images, rounds), as_json)
 
 
 def features(
@@ -59,7 +59,7 @@ def features(
     from vggrepro.evaluation.feature_spec import feature_specs
 
     config = override(_small(net), changes, Path("bench features"))
-    Q = whole_numbers(scales) if scales else feature_specs("caltech101", config)[0].Q
+    Q = integers(scales) if scales else feature_specs("caltech101", config)[0].Q
     _show(run(config, Q, images, rounds), as_json)
 
 
@@ -82,11 +82,11 @@ def loader(
     from vggrepro.config.parsing import override
     from vggrepro.config.settings import Config, Data, Model
 
-    low, high = (whole_numbers(S, "--S") * 2)[:2]
+    low, high = (integers(S, "--S") * 2)[:2]
     scale = low if low == high else (low, high)
     plain = Config(model=Model(net="D", crop=crop), data=Data(root=source, S=scale))
     config = override(plain, changes, Path("bench loader"))
-    numbers = whole_numbers(threads, "--threads") if threads else ()
+    numbers = integers(threads, "--threads") if threads else ()
     _show(run(config, images, batch, batches, rounds, numbers), as_json)
 
 
@@ -109,7 +109,7 @@ def step(
 
     config = override(plain(), changes, Path("bench step"))
     usual = (32, 64, 128, 256) if torch.cuda.is_available() else (8, 32)
-    sizes = whole_numbers(batches, "--batches") if batches else usual
+    sizes = integers(batches, "--batches") if batches else usual
     _show(run(config, tuple(nets.split(",")), sizes, steps, rounds), as_json)
 
 

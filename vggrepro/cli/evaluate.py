@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vggrepro.cli.options import JsonOption, QuietOption, SetOption, show, whole_numbers
+from vggrepro.cli.options import JsonOption, QuietOption, SetOption, integers, show
 from vggrepro.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def evaluate(
     from vggrepro.evaluation.significance import paired_right
     from vggrepro.pipeline.evaluate import evaluate_nets
 
-    evaluated = evaluate_nets(nets, [method], whole_numbers(scales) if scales else None, changes)
+    evaluated = evaluate_nets(nets, [method], integers(scales) if scales else None, changes)
     if evaluated is None:  # not the first rank
         return
     by_name = {str(tested.net.path): tested for tested in evaluated}
@@ -163,7 +163,7 @@ def localise(
     """
     from vggrepro.pipeline.localise import localise
 
-    found = localise(nets, classes_from, method, whole_numbers(scales) if scales else None, changes)
+    found = localise(nets, classes_from, method, integers(scales) if scales else None, changes)
     if found is None:  # not the first rank
         return
     report: dict[str, Any] = {"tested": []}
@@ -178,11 +178,11 @@ def localise(
             f"{' + '.join(one.nets)} at Q = {Q}: localisation error {rate.percent:.2f} % (95 % interval "
             f"{rate.interval[0]:.2f} - {rate.interval[1]:.2f}); {given.percent:.2f} % if the class is given"
         )
-    yardsticks = {"whole_image": whole, "random_box": random}
+    baselines = {"whole_image": whole, "random_box": random}
     report |= {
         "classes_from": guesses.source,
         "classes_top5_error": guesses.top5,
-        "yardsticks": {name: _rate("given_class_error", rate) for name, rate in yardsticks.items()},
+        "yardsticks": {name: _rate("given_class_error", rate) for name, rate in baselines.items()},
         "n": whole.n,
     }
     lines.append(

@@ -45,7 +45,7 @@ def write(file: Path, text: str) -> None:
         raise UserError(f"{file} cannot be written: {error.strerror}; choose another place") from None
 
 
-def whole_numbers(text: str, option: str = "--scales") -> tuple[int, ...]:
+def integers(text: str, option: str = "--scales") -> tuple[int, ...]:
     """The value of an option such as 256,384,512. Raises UserError."""
     try:
         numbers = tuple(int(part) for part in text.split(","))

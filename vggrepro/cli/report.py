@@ -31,7 +31,7 @@ def tables(
     """Tables 1-12 of the paper, measured beside printed, and its claims tested, from what runs have stored."""
     from vggrepro.progress import echo, warn
     from vggrepro.reporting.documents.render import Format, format_of, render
-    from vggrepro.reporting.stored.finding import find_runs
+    from vggrepro.reporting.stored.find_runs import find_runs
     from vggrepro.reporting.stored.predictions import PredictionCache
     from vggrepro.reporting.tables.build import build_report
 
@@ -78,7 +78,7 @@ def compare(
     from vggrepro.reporting.documents.blocks import to_html, to_markdown
     from vggrepro.reporting.documents.compare import blocks_of, open_images
     from vggrepro.reporting.documents.compare import compare as compare_runs
-    from vggrepro.reporting.stored.finding import resolve
+    from vggrepro.reporting.stored.find_runs import resolve
 
     if out and out.suffix not in (".html", ".md"):
         raise UserError(f"--out {out}: unknown ending {out.suffix!r}; use .html or .md")

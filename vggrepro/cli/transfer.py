@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vggrepro.cli.options import JsonOption, QuietOption, SetOption, show, whole_numbers
+from vggrepro.cli.options import JsonOption, QuietOption, SetOption, integers, show
 from vggrepro.errors import UserError
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _changes(scales: str | None, combine: str | None, changes: list[str]) -> lis
     """The options as `section.key=value`. Raises UserError."""
     found = [*changes]
     if scales:
-        found.append(f"transfer.scales={list(whole_numbers(scales))}")
+        found.append(f"transfer.scales={list(integers(scales))}")
     if combine:
         found.append(f"transfer.combine={combine}")
     return found
@@ -146,7 +146,7 @@ def _report(one: Transferred) -> dict[str, Any]:
     asked = one.protocol
     return {
         "data": asked.set,
-        "nets": one.said["runs"],
+        "nets": one.note["runs"],
         "measure": asked.measure,
         "figure": one.result.mean,
         "spread": one.result.spread,
@@ -156,15 +156,15 @@ def _report(one: Transferred) -> dict[str, Any]:
         "combine": asked.combine,
         "boxes": asked.boxes,
         "C": list(one.C),
-        "train": one.said["train"],
-        "test": one.said["test"],
-        "classes": one.said["classes"],
-        "rejected": one.said["rejected"],
+        "train": one.note["train"],
+        "test": one.note["test"],
+        "classes": one.note["classes"],
+        "rejected": one.note["rejected"],
     }
 
 
 def _line(report: dict[str, Any]) -> str:
-    from vggrepro.reporting.tables.words import FUSED, MEASURES
+    from vggrepro.reporting.tables.labels import FUSED, MEASURES
 
     Q = FUSED.join(", ".join(map(str, sides)) for sides in report["scales"])
     low, high = report["interval"]

@@ -16,10 +16,10 @@ def _with_exponent(given: Any) -> Any:
     return given
 
 
-Whole = Annotated[int, BeforeValidator(_with_exponent)]
-Positive = Annotated[Whole, Field(gt=0, lt=_TOO_MANY)]
-Count = Annotated[Whole, Field(ge=0, lt=_TOO_MANY)]
-Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
+Integer = Annotated[int, BeforeValidator(_with_exponent)]
+Positive = Annotated[Integer, Field(gt=0, lt=_TOO_MANY)]
+Count = Annotated[Integer, Field(ge=0, lt=_TOO_MANY)]
+Seed = Annotated[Integer, Field(ge=0, lt=2**63)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 

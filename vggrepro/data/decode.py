@@ -181,7 +181,7 @@ def rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def whole_region(encoded: bytes | BadImageError, size: Ints) -> Region | BadImageError:
+def full_region(encoded: bytes | BadImageError, size: Ints) -> Region | BadImageError:
     """The whole image, held to the size it is indexed with, or what is wrong with it.
 
     Raises MemoryError and OSError as `opened`.

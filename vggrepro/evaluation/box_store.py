@@ -46,7 +46,7 @@ class PlacesKey(Key[Places]):
     """Identifies what one net predicts at every place, or for the centre crop, at one Q."""
 
     folder = "boxes"
-    answer = Places
+    value_type = Places
     patterns = ("places-*.npz",)
 
     method: str
@@ -73,7 +73,7 @@ class FoundKey(Key[Found]):
     """Identifies one set of final boxes, with a note of who named the classes (`guesses`, `top5`)."""
 
     folder = "boxes"
-    answer = Found
+    value_type = Found
     patterns = (f"{CENTRE}-*.npz", f"{DENSE}-*.npz")
 
     parts: tuple[PlacesKey, ...]

@@ -52,11 +52,11 @@ class Truth:
         np.maximum.at(best, image, overlap)
         return best
 
-    def met_by(self, predicted: NDArray[Any]) -> NDArray[np.bool_]:
+    def hits(self, predicted: NDArray[Any]) -> NDArray[np.bool_]:
         """(n, K) which of K boxes (n, K, 4) for each image are right: they overlap an object by more than half."""
         return self.best_iou(predicted) > value("iou")
 
-    def whole_images(self) -> NDArray[np.float64]:
+    def full_image_boxes(self) -> NDArray[np.float64]:
         """(n, 1, 4) the box that is the whole image: what knows nothing, and is right where the object is large."""
         height, width = self.size.T
         zero = np.zeros_like(height)
@@ -79,12 +79,12 @@ class Found:
 
     def right_given_class(self, truth: Truth) -> NDArray[np.bool_]:
         """(n,) whether the box of the true class is right: Table 8's measure, which no guess of a class can spoil."""
-        return truth.met_by(self.boxes[:, -1:])[:, 0]
+        return truth.hits(self.boxes[:, -1:])[:, 0]
 
     def right(self, truth: Truth) -> NDArray[np.bool_]:
         """(n,) whether among the first five guesses there is the true class with a right box: ILSVRC's measure."""
         guessed, boxes = self.classes[:, :-1][:, :GUESSES], self.boxes[:, :-1][:, :GUESSES]
-        return ((guessed == truth.labels[:, None]) & truth.met_by(boxes)).any(axis=1)
+        return ((guessed == truth.labels[:, None]) & truth.hits(boxes)).any(axis=1)
 
 
 @dataclass(frozen=True)

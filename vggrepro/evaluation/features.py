@@ -27,7 +27,7 @@ class FeaturesKey(Key[Features]):
     """Identifies one stored set of features."""
 
     folder = "features"
-    answer = Features
+    value_type = Features
 
     weights: str
     """SHA-256 of the net (`checkpoint.weights_hash`)."""

@@ -61,7 +61,7 @@ def methods_of(method: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class NetAnswers:
+class NetResults:
     """What a net answers for the images of an index, stored in a run directory: the keys, and the posteriors read."""
 
     run: RunDirectory

@@ -105,7 +105,7 @@ def _mean_of_mirrored(posteriors: Tensor, n: int) -> Tensor:
     return posteriors.unflatten(0, (-1, n)).mean(dim=0)
 
 
-def whole_views(split: Split, Q: int, batch: int, crop: int) -> list[Views]:
+def uncropped_views(split: Split, Q: int, batch: int, crop: int) -> list[Views]:
     """The whole split at shorter side Q as uncropped views, longest batches first.
 
     Images are grouped by rescaled shape, so nothing is padded. A batch holds `batch` images of the crop's size, and

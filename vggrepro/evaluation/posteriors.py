@@ -28,7 +28,7 @@ class PosteriorsKey(Key[Posteriors]):
     """Identifies one stored set of posteriors."""
 
     folder = "posteriors"
-    answer = Posteriors
+    value_type = Posteriors
 
     weights: str
     """SHA-256 of the net (`checkpoint.weights_hash`)."""

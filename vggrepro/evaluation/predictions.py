@@ -96,7 +96,7 @@ class PredictionsKey(Key[Predictions]):
     """Identifies the predictions of a test by the sets of posteriors and their contents."""
 
     folder = "predictions"
-    answer = Predictions
+    value_type = Predictions
 
     nets: tuple[tuple[tuple[PosteriorsKey, ...], ...], ...]
     """Of each net the sets by method and Q."""

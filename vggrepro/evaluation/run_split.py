@@ -36,7 +36,7 @@ class Computation:
     key: Key[Any]
     predict: Callable[[Batch], NDArray[np.floating]]
     """A batch's (N, entries, ...), an image's in a row."""
-    answer: Callable[[Ints, NDArray[np.float32]], Any]
+    to_value: Callable[[Ints, NDArray[np.float32]], Any]
     """What to store, of (start (n + 1,), all entries): those of image i from start[i] to start[i + 1]."""
 
 
@@ -57,7 +57,9 @@ class SplitPass:
         Raises Interrupted on every rank when one is to stop.
         """
         topology = self.watch.topology
-        for batch in self.watch.attend(self.loader.batches(self.split, views[topology.rank :: topology.world]), doing):
+        for batch in self.watch.until_stopped(
+            self.loader.batches(self.split, views[topology.rank :: topology.world]), doing
+        ):
             with torch.inference_mode(), autocast(self.loader.device, self.precision):
                 output = apply(batch)
             yield batch, output
@@ -94,7 +96,7 @@ class SplitPass:
         from_every_rank(None)  # until every rank has written
         if topology.is_first:
             for computation, part in zip(computations, parts, strict=True):
-                computation.key.save(run, computation.answer(*part.gather(n)))
+                computation.key.save(run, computation.to_value(*part.gather(n)))
                 shutil.rmtree(part.folder)
 
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from vggrepro.data.images.index import Index
 from vggrepro.data.loading.loader import Batch, Loader
 from vggrepro.data.views import Ints
-from vggrepro.evaluation.measure import NetAnswers
-from vggrepro.evaluation.methods import METHODS, images_at_once, whole_views
+from vggrepro.evaluation.measure import NetResults
+from vggrepro.evaluation.methods import METHODS, images_at_once, uncropped_views
 from vggrepro.evaluation.posteriors import Posteriors
 from vggrepro.evaluation.run_split import Computation, SplitPass
 from vggrepro.models.vgg import VGG
@@ -21,7 +21,7 @@ from vggrepro.ranks.watch import Watch
 
 
 def evaluate(
-    answers: NetAnswers,
+    results: NetResults,
     opened: Callable[[], tuple[VGG, Loader]],
     index: Index,
     watch: Watch,
@@ -33,24 +33,24 @@ def evaluate(
     evaluation that was interrupted goes on where it was. All methods of one Q see the same decoded images. Raises
     UserError, and Interrupted.
     """
-    missing = from_first_rank(answers.lacking(tests))
+    missing = from_first_rank(results.lacking(tests))
     if not missing:
         return
-    testing, split = answers.testing, index.split("val")
+    testing, split = results.testing, index.split("val")
     net, loader = opened()
     shown = SplitPass(split, loader, watch, testing.precision)
 
     def predict(method: str, batch: Batch) -> NDArray[np.float32]:
         return METHODS[method](net, batch.images, testing).cpu().numpy()[:, None]
 
-    def answer(_: Ints, values: NDArray[np.float32]) -> Posteriors:
+    def to_value(_: Ints, values: NDArray[np.float32]) -> Posteriors:
         return Posteriors(values, split.label)
 
     for Q, keys in groupby(missing, lambda key: key.Q):
         methods = {key.method: key for key in keys}
-        computations = [Computation(key, partial(predict, method), answer) for method, key in methods.items()]
-        views = whole_views(split, Q, images_at_once(testing), net.architecture.crop)
-        shown.store(computations, answers.run, views, f"{', '.join(methods)} at Q={Q}")
+        computations = [Computation(key, partial(predict, method), to_value) for method, key in methods.items()]
+        views = uncropped_views(split, Q, images_at_once(testing), net.architecture.crop)
+        shown.store(computations, results.run, views, f"{', '.join(methods)} at Q={Q}")
 
 
 def as_the_net_expects(loader: Loader, preprocessing: dict[str, object]) -> Loader:

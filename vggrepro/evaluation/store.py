@@ -22,7 +22,7 @@ from vggrepro.errors import UserError
 from vggrepro.files import replacing
 from vggrepro.storage.directory import RunDirectory
 
-Answer = TypeVar("Answer")
+Value = TypeVar("Value")
 Note = dict[str, Any]
 """For readers: JSON."""
 Arrays = dict[str, NDArray[Any]]
@@ -30,13 +30,13 @@ Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Key(Generic[Answer]):
+class Key(Generic[Value]):
     """Identifies one stored answer by what it was computed from; a kind of answer adds fields and a file's stem."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     folder: ClassVar[str]
     """Of the run directory."""
-    answer: ClassVar[type[Any]]
+    value_type: ClassVar[type[Any]]
     """The dataclass of arrays that is stored."""
     patterns: ClassVar[tuple[str, ...]] = ("[!.]*.npz",)
     """Of the files of this kind in the folder."""
@@ -54,13 +54,13 @@ class Key(Generic[Answer]):
         """Whether the answer is stored; nothing is read."""
         return self.file(run).exists()
 
-    def save(self, run: RunDirectory, answer: Answer, **note: Any) -> None:
+    def save(self, run: RunDirectory, value: Value, **note: Any) -> None:
         """Stores an answer, with a note for readers (JSON)."""
-        arrays = {name: getattr(answer, name) for name in self._arrays()}
+        arrays = {name: getattr(value, name) for name in self._arrays()}
         header = {name: np.array(json.dumps(tree, sort_keys=True)) for name, tree in self._header(note).items()}
         write_arrays(self.file(run), **arrays, **header)
 
-    def load(self, run: RunDirectory) -> Answer | None:
+    def load(self, run: RunDirectory) -> Value | None:
         """Reads the answer; None where there is none. Raises UserError for a file that is something else."""
         file = self.file(run)
         if not file.exists():
@@ -68,12 +68,12 @@ class Key(Generic[Answer]):
         content = read_arrays(file)
         try:
             key, _ = self._parsed(file, content)
-            answer: Answer = self.answer(**{name: content[name] for name in self._arrays()})
+            value: Value = self.value_type(**{name: content[name] for name in self._arrays()})
         except (ValueError, KeyError, TypeError) as error:
             raise _unreadable(file, error) from None
         if key != self:
             raise UserError(f"{self.folder} {file} are of another protocol; remove the file and evaluate again")
-        return answer
+        return value
 
     def note(self, run: RunDirectory) -> Note:
         """Reads the note of a stored answer. Raises UserError."""
@@ -107,7 +107,7 @@ class Key(Generic[Answer]):
 
     @classmethod
     def _arrays(cls) -> list[str]:
-        return [field.name for field in fields(cls.answer)]
+        return [field.name for field in fields(cls.value_type)]
 
 
 _Made = TypeVar("_Made")

@@ -116,11 +116,11 @@ def classify(
     """
     train = partition.train
     learnt, basis = into_span(features[train])
-    fit, held_out = learnt[: len(partition.fit)], learnt[len(partition.fit) :]
+    fit, validation = learnt[: len(partition.fit)], learnt[len(partition.fit) :]
     validated = {}
     for C in C_GRID:
-        scores = learn(fit, targets[partition.fit], C, jobs).scores(held_out)
-        validated[C] = measured(measure, scores, targets[partition.held_out])
+        scores = learn(fit, targets[partition.fit], C, jobs).scores(validation)
+        validated[C] = measured(measure, scores, targets[partition.validation])
     best = max(C_GRID, key=validated.__getitem__)
     final = learn(learnt, targets[train], best, jobs)
     weights = final.weights if basis is None else basis @ final.weights

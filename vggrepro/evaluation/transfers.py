@@ -76,7 +76,7 @@ class SplitKey(Key[SplitScores]):
     """
 
     folder = "transfers"
-    answer = SplitScores
+    value_type = SplitScores
     patterns = ("[!.]*-0.npz",)
 
     test: TransferProtocol
@@ -106,7 +106,7 @@ class Transferred:
     result: Recognition
     C: tuple[float, ...]
     """Chosen for each split."""
-    said: Mapping[str, Any]
+    note: Mapping[str, Any]
     """The note of the first split; see :class:`SplitKey`."""
 
 

@@ -18,8 +18,8 @@ from vggrepro.evaluation.box_store import DENSE, FoundKey, Places, merge_places,
 from vggrepro.evaluation.boxes import Found, Guesses, error_of, guesses_key
 from vggrepro.evaluation.errors import ErrorRate
 from vggrepro.evaluation.localise import Annotated, annotated, boxes_at_places, centre_boxes
-from vggrepro.evaluation.measure import NetAnswers
-from vggrepro.evaluation.methods import centre_views, whole_views
+from vggrepro.evaluation.measure import NetResults
+from vggrepro.evaluation.methods import centre_views, uncropped_views
 from vggrepro.evaluation.predictions import predictions
 from vggrepro.evaluation.run_split import Computation, SplitPass
 from vggrepro.evaluation.store import Key
@@ -110,16 +110,16 @@ class BoxTest:
         assert boxes is not None
         return cls(session, index, boxes, annotated(index, boxes, "val"))
 
-    def answers(self, net: BoxNet) -> NetAnswers:
+    def results(self, net: BoxNet) -> NetResults:
         """What is stored of a net for these images."""
-        return net.net.answers(self.index.fingerprint, self.boxes.fingerprint)
+        return net.net.results(self.index.fingerprint, self.boxes.fingerprint)
 
     def guesses(self, stages: Sequence[Config], method: str) -> Guesses:
         """The classes that some stages name together. Raises UserError while posteriors are missing."""
         made_of, tests = [], []
         for stage in stages:
             net, Q = Net.of_stage(stage), stage.multi_Q
-            test = net.answers(self.index.fingerprint).test(method, Q)
+            test = net.results(self.index.fingerprint).test(method, Q)
             if test is None:
                 sides = ",".join(map(str, Q))
                 raise UserError(
@@ -142,18 +142,18 @@ class BoxTest:
 
         Raises UserError and Interrupted.
         """
-        answers, split, crop = self.answers(net), self.images.split, net.config.model.crop
+        results, split, crop = self.results(net), self.images.split, net.config.model.crop
         if self.session.topology.is_first:  # before any box, so that none is ever without it
-            save_truth(self.images.truth, answers.run, answers.data, answers.boxes)
-        keys: list[Key[Any]] = [answers.centre_boxes(net.config.single_Q[0])] if centre else []
-        keys += answers.places(sorted(Q), guesses.key)
-        missing = from_first_rank([key for key in keys if not key.exists(answers.run)])
+            save_truth(self.images.truth, results.run, results.data, results.boxes)
+        keys: list[Key[Any]] = [results.centre_boxes(net.config.single_Q[0])] if centre else []
+        keys += results.places(sorted(Q), guesses.key)
+        missing = from_first_rank([key for key in keys if not key.exists(results.run)])
         if not missing:
             return
         predictor, scorer = net.opened(self.session)
-        batch, labels = answers.testing.batch, split.label[:, None]
+        batch, labels = results.testing.batch, split.label[:, None]
         classes = np.concatenate([guesses.classes, labels], axis=1)
-        shown = SplitPass(split, self.session.loader(net.config), self.session.watch, answers.testing.precision)
+        shown = SplitPass(split, self.session.loader(net.config), self.session.watch, results.testing.precision)
 
         def centre_box(crops: Batch) -> NDArray[np.float64]:
             return centre_boxes(predictor(crops.images), crops)
@@ -168,16 +168,16 @@ class BoxTest:
                 computation = Computation(key, centre_box, lambda _, boxes: Found(boxes.reshape(-1, 1, 4), labels))
             else:
                 side = key.Q
-                views = whole_views(split, side, batch, crop)
+                views = uncropped_views(split, side, batch, crop)
                 computation = Computation(key, places, lambda start, values: Places(start, values, classes))
-            shown.store([computation], answers.run, views, f"boxes, {key.method} at Q={side}")
+            shown.store([computation], results.run, views, f"boxes, {key.method} at Q={side}")
 
     def pooled(self, nets: Sequence[PooledNet], guesses: Guesses) -> Found:
         """The final boxes of some nets at their Q; merged now, unless they are stored. On the first rank."""
         first, _ = nets[0]
         assert first.config.localisation is not None
         run, below = first.net.run, first.config.localisation.merge_below
-        parts = [(key, net.net.run) for net, Q in nets for key in self.answers(net).places(Q, guesses.key)]
+        parts = [(key, net.net.run) for net, Q in nets for key in self.results(net).places(Q, guesses.key)]
         final = FoundKey(tuple(key for key, _ in parts), below)
         found = final.load(run)
         if found is None:
@@ -193,16 +193,16 @@ class BoxTest:
         names, Q = tuple(net.config.name for net, _ in nets), tuple(sides for _, sides in nets)
         return PooledErrors(names, Q, error_of(found.right(truth)), error_of(found.right_given_class(truth)))
 
-    def yardsticks(self) -> tuple[ErrorRate, ErrorRate]:
+    def baselines(self) -> tuple[ErrorRate, ErrorRate]:
         """Given the class: the whole image, and random boxes."""
         truth = self.images.truth
-        whole, random = truth.met_by(truth.whole_images()), truth.met_by(truth.random_boxes())
+        whole, random = truth.hits(truth.full_image_boxes()), truth.hits(truth.random_boxes())
         return error_of(whole[:, 0]), error_of(random[:, 0])
 
     def errors_by_name(self, net: BoxNet, guesses: Guesses) -> dict[str, float]:
         """The errors of a stage, per cent, under their names in `metrics.jsonl`, and n."""
         config, truth = net.config, self.images.truth
-        centre = self.answers(net).centre_boxes(config.single_Q[0]).load(net.net.run)
+        centre = self.results(net).centre_boxes(config.single_Q[0]).load(net.net.run)
         assert centre is not None
         given = error_of(centre.right_given_class(truth)).percent
         named: dict[str, float] = {"n": len(truth.labels), "centre_single_Q_given_class_error": given}

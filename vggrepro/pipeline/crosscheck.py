@@ -19,13 +19,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vggrepro.config.settings import Config, Model
-from vggrepro.data.decode import Region, whole_region
+from vggrepro.data.decode import Region, full_region
 from vggrepro.data.images.index import Split
 from vggrepro.data.loading.loader import Batch
 from vggrepro.errors import UserError
 from vggrepro.evaluation.errors import ErrorRate
-from vggrepro.evaluation.measure import NetAnswers, Scored
-from vggrepro.evaluation.methods import METHODS, images_at_once, whole_views
+from vggrepro.evaluation.measure import NetResults, Scored
+from vggrepro.evaluation.methods import METHODS, images_at_once, uncropped_views
 from vggrepro.evaluation.run_split import SplitPass
 from vggrepro.evaluation.stage import evaluate
 from vggrepro.models.precision import autocast, set_arithmetic
@@ -140,14 +140,14 @@ def crosscheck(path: Path, limit: int | None = None, overrides: Sequence[str] = 
         if limit is not None and limit < len(val):
             rows = np.unique(np.linspace(0, len(val) - 1, limit).astype(np.int64))
         crop, checkpoint = architecture_of(net.config).crop, net.load()
-        answers, resize = net.answers(index.fingerprint), round(RESIZE * crop)
+        results, resize = net.results(index.fingerprint), round(RESIZE * crop)
         tests = [("dense", net.config.single_Q), ("centre", (resize,))]
         if len(rows) == len(val):
             net.note_weights()
-            evaluate(answers, partial(net.opened, session), index, session.watch, tests)
+            evaluate(results, partial(net.opened, session), index, session.watch, tests)
         found = []
         for method, Q in tests:
-            scored = _ours(net, answers, val, rows, method, Q, session)
+            scored = _ours(net, results, val, rows, method, Q, session)
             flip = " and its mirror image" if method == "dense" and net.config.evaluation.flip else ""
             size = f"shorter side {', '.join(map(str, Q))}"
             shown = f"{size}, the whole image{flip}" if method == "dense" else f"{size}, centre crop {crop}"
@@ -162,7 +162,7 @@ def crosscheck(path: Path, limit: int | None = None, overrides: Sequence[str] = 
 
 def _ours(
     net: Net,
-    answers: NetAnswers,
+    results: NetResults,
     val: Split,
     rows: NDArray[np.int64],
     method: str,
@@ -170,7 +170,7 @@ def _ours(
     session: Session,
 ) -> Scored:
     """Posteriors of some images, from the store where they are there."""
-    if stored := answers.scored(method, Q):
+    if stored := results.scored(method, Q):
         return Scored(method, Q, stored.values[rows], stored.labels[rows])
     built, loader = net.opened(session)
     testing, split = net.config.evaluation, val.take(rows)
@@ -184,7 +184,7 @@ def _ours(
     with progress(f"ours, {method}", len(Q) * len(split)) as update:
         done = 0
         for side in Q:
-            views = whole_views(split, side, images_at_once(testing), built.architecture.crop)
+            views = uncropped_views(split, side, images_at_once(testing), built.architecture.crop)
             for batch, values in shown.outputs(predict, views, "evaluation"):
                 found[batch.views.image] += values.numpy() / len(Q)
                 done += len(batch.views)
@@ -207,7 +207,7 @@ def _theirs(others: Sequence[Other], split: Split, config: Config, session: Sess
     starts = range(0, n, config.evaluation.batch)
     title = " and ".join(other.name for other in others)
     with ThreadPoolExecutor(session.cores) as pool, progress(title, n) as update:
-        for start in session.watch.attend((start for start in starts), "evaluation"):
+        for start in session.watch.until_stopped((start for start in starts), "evaluation"):
             rows = range(start, min(start + config.evaluation.batch, n))
             for values, module, images in zip(found, modules, zip(*pool.map(shown, rows), strict=True), strict=True):
                 with autocast(device, precision):
@@ -228,7 +228,7 @@ def _version(package: str) -> str | None:
 
 def decode(split: Split, image: int) -> Image.Image:
     """An image of a split, RGB, as PIL decodes it. Raises UserError for one that cannot be read."""
-    region = whole_region(split.read_or_reason(image), split.size[image])
+    region = full_region(split.read_or_reason(image), split.size[image])
     if not isinstance(region, Region):
         raise UserError(
             f"{split.name_of(image)} is bad since it was indexed ({region}), and an error rate counts every image; "

@@ -5,7 +5,7 @@ import hashlib
 from vggrepro.config.settings import Config
 from vggrepro.evaluation.box_store import DENSE, FoundKey
 from vggrepro.evaluation.boxes import guesses_key
-from vggrepro.evaluation.measure import NetAnswers
+from vggrepro.evaluation.measure import NetResults
 from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.status import is_finished, known_weights
 
@@ -30,16 +30,16 @@ def is_stored(config: Config, parent: Config | None) -> bool:
     if not (weights and dataset):
         return False
     boxes = dataset.get("boxes", {}).get("fingerprint", "")
-    answers = NetAnswers(run, weights, dataset["fingerprint"], config.evaluation, boxes)
+    results = NetResults(run, weights, dataset["fingerprint"], config.evaluation, boxes)
     if config.localisation is None:
-        return not answers.lacking(tests_of(config))
+        return not results.lacking(tests_of(config))
     assert parent is not None
     scorer = known_weights(RunDirectory(parent.directory))
     if scorer is None:
         return False
     guesses, below = guesses_key([(scorer, DENSE, parent.multi_Q)]), config.localisation.merge_below
-    keys = [FoundKey(answers.places(Q, guesses), below) for Q in (config.single_Q, config.multi_Q)]
-    return all(key.exists(run) for key in [*keys, answers.centre_boxes(config.single_Q[0])])
+    keys = [FoundKey(results.places(Q, guesses), below) for Q in (config.single_Q, config.multi_Q)]
+    return all(key.exists(run) for key in [*keys, results.centre_boxes(config.single_Q[0])])
 
 
 def is_transferred(config: Config) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from vggrepro.config.settings import Data
 from vggrepro.data.images.index import Index
 from vggrepro.errors import UserError
-from vggrepro.evaluation.measure import NetAnswers, Scored, methods_of
+from vggrepro.evaluation.measure import NetResults, Scored, methods_of
 from vggrepro.evaluation.predictions import StoredTest
 from vggrepro.evaluation.stage import evaluate
 from vggrepro.evaluation.verify import METHODS, SCALES, verify
@@ -30,19 +30,19 @@ class EvaluatedNet:
     """A net whose posteriors are stored."""
 
     net: Net
-    answers: NetAnswers
+    results: NetResults
     Q: tuple[int, ...]
     """At which it was tested, px."""
 
     def test(self, method: str) -> StoredTest:
         """The stored posteriors of a method that it was tested by."""
-        found = self.answers.test(method, self.Q)
+        found = self.results.test(method, self.Q)
         assert found is not None, (self, method)
         return found
 
     def scored(self, method: str, Q: tuple[int, ...]) -> Scored:
         """Posteriors averaged over some of the Q at which it was tested. Raises UserError."""
-        found = self.answers.scored(method, Q)
+        found = self.results.scored(method, Q)
         assert found is not None, (self, method, Q)
         return found
 
@@ -70,7 +70,7 @@ def _changes(overrides: Sequence[str], scales: tuple[int, ...] | None) -> list[s
 
 
 def _evaluate(nets: Sequence[Net], methods: Sequence[str], scales: tuple[int, ...] | None) -> list[EvaluatedNet] | None:
-    result: list[EvaluatedNet] = []
+    evaluated: list[EvaluatedNet] = []
     with open_session([net.config for net in nets], training=False) as session:
         is_first = session.topology.is_first
         for net in nets:
@@ -78,23 +78,23 @@ def _evaluate(nets: Sequence[Net], methods: Sequence[str], scales: tuple[int, ..
             require_classes(net, index)
             several = any("multicrop" in methods_of(method) for method in methods)
             Q = scales or (net.config.multi_Q if several else net.config.single_Q)
-            answers = net.answers(index.fingerprint)
-            result.append(EvaluatedNet(net, answers, Q))
+            results = net.results(index.fingerprint)
+            evaluated.append(EvaluatedNet(net, results, Q))
             if is_first:
                 net.note_weights()
-            if answers.data != result[0].answers.data:
+            if results.data != evaluated[0].results.data:
                 raise UserError(f"{net.path} and {nets[0].path} see different images; give them the same data.index")
-            evaluate(answers, partial(net.opened, session), index, session.watch, [(method, Q) for method in methods])
+            evaluate(results, partial(net.opened, session), index, session.watch, [(method, Q) for method in methods])
             if not is_first:
                 continue
             dataset = net.run.read_json("dataset.json")
             if dataset is None:  # imported: trained on nothing known
                 dataset = index.summary() | {"opened_as": _place(net.config.data)}
                 net.run.write_json("dataset.json", dataset)
-            if net.is_as_trained and dataset["fingerprint"] == answers.data:
+            if net.is_as_trained and dataset["fingerprint"] == results.data:
                 tests = [(part, Q) for method in methods for part in dict.fromkeys((*methods_of(method), method))]
-                net.log(errors_by_name(net.stage, answers, tests), session)
-    return result if session.topology.is_first else None
+                net.log(errors_by_name(net.stage, results, tests), session)
+    return evaluated if session.topology.is_first else None
 
 
 def _place(data: Data) -> dict[str, str]:

@@ -24,7 +24,7 @@ from vggrepro.data.views import Ints
 from vggrepro.errors import UserError
 from vggrepro.evaluation.feature_spec import FeatureSpec, drawing_of, feature_specs
 from vggrepro.evaluation.features import Features, FeaturesKey, descriptors, stacked
-from vggrepro.evaluation.methods import features, images_at_once, region_views, whole_views
+from vggrepro.evaluation.methods import features, images_at_once, region_views, uncropped_views
 from vggrepro.evaluation.run_split import Computation, SplitPass
 from vggrepro.evaluation.store import array_rows, write_arrays
 from vggrepro.evaluation.transfers import NetProtocol, TransferProtocol
@@ -64,7 +64,7 @@ class Descriptors:
         def predict(shown: Batch) -> NDArray[np.float32]:
             return features(model, shown.images, testing).cpu().numpy()[:, None]
 
-        def answer(Q: int, _: Ints, values: NDArray[np.float32]) -> Features:
+        def to_value(Q: int, _: Ints, values: NDArray[np.float32]) -> Features:
             if not np.isfinite(values).all():
                 raise UserError(
                     f"features of {data.name} by {net.name} at Q={Q} are not all finite numbers; its weights are "
@@ -79,17 +79,17 @@ class Descriptors:
                 split = split.take(data.image)
                 views = region_views(split, data.boxes, key.Q, batch, crop)
             else:
-                views = whole_views(split, key.Q, batch, crop)
-            computation = Computation(key, predict, partial(answer, key.Q))
+                views = uncropped_views(split, key.Q, batch, crop)
+            computation = Computation(key, predict, partial(to_value, key.Q))
             shown = SplitPass(split, loader, session.watch, testing.precision)
             doing = f"features of {data.name}{', boxes' if key.boxes else ''} at Q={key.Q}"
             shown.store([computation], net.run, views, doing)
 
     def _keys(self, net: Net, spec: FeatureSpec) -> list[list[FeaturesKey]]:
         """The keys at each Q: of the images, and where the spec has boxes after them of these."""
-        answers = net.answers(self.data.index.fingerprint)
+        results = net.results(self.data.index.fingerprint)
         regions = ["", self.data.boxes_fingerprint] if spec.boxes else [""]
-        return [[answers.features(net.layer, Q, region) for Q in spec.Q] for region in regions]
+        return [[results.features(net.layer, Q, region) for Q in spec.Q] for region in regions]
 
     def values(self) -> NDArray[np.float32]:
         """(samples, d) of length 1, from what is stored. Raises UserError."""
@@ -176,7 +176,7 @@ def write_features(file: Path, found: Descriptors) -> tuple[int, int]:
     data, values = found.data, found.values()
     split = np.zeros((len(data.partitions), len(data.image)), np.int8)
     for number, partition in enumerate(data.partitions):
-        for code, rows in enumerate((partition.fit, partition.held_out, partition.test), 1):
+        for code, rows in enumerate((partition.fit, partition.validation, partition.test), 1):
             split[number, rows] = code
     made = [
         {"net": net.name, "weights": net.weights, "layer": net.layer} | asdict(spec)

@@ -46,7 +46,7 @@ def write_tables(graph: Graph) -> Path:
     title = f"{graph.name}: measured beside printed"
     seen, text = None, ""
     # Stages that run as jobs of their own end when they will: the tables are written last by who has seen all of it.
-    while seen != (found := [RunDirectory(stage.directory).answers() for stage in stages]):
+    while seen != (found := [RunDirectory(stage.directory).results() for stage in stages]):
         seen = found
         report = build_report([StoredRun(config.directory, config) for config in stages])
         text = render(report, Format.markdown, title, counts=False)

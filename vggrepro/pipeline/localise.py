@@ -14,8 +14,8 @@ from vggrepro.pipeline.boxes import BoxNet, BoxTest, PooledErrors
 from vggrepro.pipeline.net import Net
 from vggrepro.pipeline.session import open_session
 from vggrepro.ranks.collectives import from_first_rank
-from vggrepro.reporting.stored.finding import find_runs, resolve
-from vggrepro.reporting.tables import words
+from vggrepro.reporting.stored.find_runs import find_runs, resolve
+from vggrepro.reporting.tables import labels
 from vggrepro.reporting.tables.build import build_report
 from vggrepro.storage.status import relocated, stage_at
 
@@ -34,7 +34,7 @@ class Localised:
 
 def localise(
     runs: Sequence[Path],
-    namers: Sequence[Path] = (),
+    classifiers: Sequence[Path] = (),
     method: str = "dense",
     scales: tuple[int, ...] | None = None,
     overrides: Sequence[str] = (),
@@ -53,8 +53,8 @@ def localise(
         for net in nets[1:]:
             if session.index(net.config).fingerprint != test.index.fingerprint:
                 raise UserError(f"{net.config.directory} and {runs[0]} see different images; give them one data.index")
-        if namers:
-            stages = [stage_at(run) for run in namers]
+        if classifiers:
+            stages = [stage_at(run) for run in classifiers]
         else:
             stages, method = from_first_rank(
                 _best(runs[0].resolve().parent, test.index.fingerprint) if session.topology.is_first else None
@@ -68,7 +68,7 @@ def localise(
             test.predict(net, guesses, {side for Q in tests for side in Q})
         if not session.topology.is_first:
             return None
-        return Localised([test.errors(pool, guesses) for pool in pools], guesses, *test.yardsticks())
+        return Localised([test.errors(pool, guesses) for pool in pools], guesses, *test.baselines())
 
 
 def _net_at(run: Path, changes: Sequence[str]) -> BoxNet:
@@ -88,5 +88,5 @@ def _best(experiment: Path, data: str) -> tuple[list[Config], str]:
     best = min(rows, key=lambda row: (row.top5.measured, row.top1.measured))
     assert best.run is not None
     assert best.method is not None
-    chosen = resolve(best.run.split(words.FUSED), [experiment])
+    chosen = resolve(best.run.split(labels.FUSED), [experiment])
     return [relocated(run.config, run.path) for run in chosen], best.method

@@ -10,7 +10,7 @@ from typing import Any
 from vggrepro.config.parsing import override
 from vggrepro.config.settings import Config, Transfer
 from vggrepro.data.loading.loader import Loader
-from vggrepro.evaluation.measure import NetAnswers
+from vggrepro.evaluation.measure import NetResults
 from vggrepro.evaluation.stage import as_the_net_expects
 from vggrepro.models.table1 import architecture_of
 from vggrepro.models.vgg import VGG
@@ -80,9 +80,9 @@ class Net:
         """The net, whose features are tested in this way."""
         return replace(self, config=self.config.model_copy(update={"transfer": settings}))
 
-    def answers(self, data: str, boxes: str = "") -> NetAnswers:
+    def results(self, data: str, boxes: str = "") -> NetResults:
         """What is stored of it for the images, and boxes, of these fingerprints."""
-        return NetAnswers(self.run, self.weights, data, self.config.evaluation, boxes)
+        return NetResults(self.run, self.weights, data, self.config.evaluation, boxes)
 
     def opened(self, session: Session) -> tuple[VGG, Loader]:
         """The net on this rank's device, and the loader with the preprocessing that its weights were made for."""
@@ -105,7 +105,7 @@ class Net:
     def new_record(self, figures: Mapping[str, float]) -> dict[str, Any] | None:
         """Figures as a record for `metrics.jsonl`; None where it has them all."""
         record = {"kind": "evaluation", "step": self.config.train.iterations, **figures}
-        return None if self.run.says("evaluation", record) else record
+        return None if self.run.already_logged("evaluation", record) else record
 
     def log(self, figures: Mapping[str, float], session: Session) -> None:
         """Adds figures to the run's metrics, and to MLflow, unless they are there. First rank only."""

@@ -20,7 +20,7 @@ from vggrepro.models.table1 import architecture_of, require_class_scores
 from vggrepro.paper import ilsvrc_classes, value
 from vggrepro.pipeline.weights import sha256_of, write_net
 from vggrepro.reporting.documents.card import as_made, function_of, model_card
-from vggrepro.reporting.documents.keeping import answers_of
+from vggrepro.reporting.documents.keeping import ranks_by_test
 from vggrepro.reporting.stored import evidence
 from vggrepro.reporting.stored.predictions import PredictionCache
 from vggrepro.reporting.stored.runs import StoredRun
@@ -166,8 +166,8 @@ def _read(run: Path) -> _Net:
     if departures is not None:
         others[_LEDGER] = _json([asdict(departure) for departure in departures])
     if stored.weights and stored.dataset:
-        answers = answers_of([stored], PredictionCache())
-        others |= evidence.contents([stored], answers) if answers else {}
+        results = ranks_by_test([stored], PredictionCache())
+        others |= evidence.contents([stored], results) if results else {}
     return _Net(directory, stored_net, weights, others)
 
 

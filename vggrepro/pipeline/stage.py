@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from vggrepro.config.recipes import load_resolved
 from vggrepro.config.settings import Config
-from vggrepro.evaluation.measure import NetAnswers
+from vggrepro.evaluation.measure import NetResults
 from vggrepro.evaluation.stage import evaluate
 from vggrepro.pipeline.boxes import evaluate_boxes
 from vggrepro.pipeline.done import tests_of
@@ -46,7 +46,7 @@ def train_stage(
         if boxes and (without := int((~boxes.split("train").has).sum())):
             warn(f"{config.name}: {without:,} training images without a box are left out")
     with mirrored(config, run, session.topology):
-        session.watch.leave_together()
+        session.watch.stop_if_requested()
         training = Training.begin(config, parent, index, boxes, session.loader(config), session.watch)
         training.later_flop = sum(training_flop(stage) for stage in later if not is_finished(stage))
         training.train(force=force)
@@ -84,19 +84,19 @@ def _note_testing(config: Config, parent: Config | None) -> None:
 
 def _evaluate_classes(config: Config, session: Session) -> None:
     net, (index, _) = Net.of_stage(config), session.stage_data(config)
-    answers = net.answers(index.fingerprint)
-    if not from_first_rank(answers.lacking(tests_of(config))):
+    results = net.results(index.fingerprint)
+    if not from_first_rank(results.lacking(tests_of(config))):
         return
     with mirrored(config, net.run, session.topology):
-        evaluate(answers, lambda: net.opened(session), index, session.watch, tests_of(config))
+        evaluate(results, lambda: net.opened(session), index, session.watch, tests_of(config))
         if session.topology.is_first:
-            if record := net.new_record(errors_by_name(config, answers, tests_of(config))):
+            if record := net.new_record(errors_by_name(config, results, tests_of(config))):
                 net.run.append(record)
             draw_figures(config, net.run, index, session)
 
 
 def errors_by_name(
-    config: Config, answers: NetAnswers, tests: Iterable[tuple[str, tuple[int, ...]]]
+    config: Config, results: NetResults, tests: Iterable[tuple[str, tuple[int, ...]]]
 ) -> dict[str, float]:
     """The errors of tests by (method, Q), per cent, under their names in `metrics.jsonl`, and n.
 
@@ -106,7 +106,7 @@ def errors_by_name(
     names = {config.multi_Q: "multi_Q", config.single_Q: "single_Q"}
     errors: dict[str, float] = {}
     for method, Q in tests:
-        found = answers.measured(method, Q)
+        found = results.measured(method, Q)
         assert found is not None, (method, Q)
         name = f"{method}_{names.get(Q) or 'Q_' + '_'.join(map(str, Q))}"
         errors |= {f"{name}_top1_error": found.top1.percent, f"{name}_top5_error": found.top5.percent}

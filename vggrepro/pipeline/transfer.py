@@ -170,7 +170,7 @@ def transfer(samples: Descriptors, session: Session) -> None:
     if session.topology.is_first:
         save_truth(data.targets, run, data.fingerprint)
     for key, partition in zip(protocol.keys, data.partitions, strict=True):
-        session.watch.leave_together()
+        session.watch.stop_if_requested()
         session.watch.rest()  # a split may take longer than a rank may be silent, or a collective may wait
         with first_rank_first(session.topology):
             if session.topology.is_first and not key.exists(run):
@@ -199,7 +199,7 @@ def transfer(samples: Descriptors, session: Session) -> None:
 def _require_positives(data: TransferSet) -> None:
     """Raises UserError for samples none of which is of any class: there would be nothing to learn or to measure."""
     for partition in data.partitions:
-        parts = {"are learnt from": partition.fit, "decide C": partition.held_out, "are tested on": partition.test}
+        parts = {"are learnt from": partition.fit, "decide C": partition.validation, "are tested on": partition.test}
         for what, rows in parts.items():
             if not (data.targets[rows] > 0).any():
                 raise UserError(

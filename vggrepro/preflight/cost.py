@@ -14,10 +14,10 @@ from vggrepro.models.table1 import BOX_NUMBERS, Architecture, architecture_of
 from vggrepro.paper import facts, value
 from vggrepro.preflight.machine import (
     ACTION_PERSONS,
-    ANSWER_S,
     FORWARD_SHARE,
     LINK_GB_PER_S,
     LONG_SIDE,
+    RESULT_S,
     START_S,
     ImageSet,
     Machine,
@@ -147,8 +147,8 @@ def cost_of(config: Config, parent: str | None, start_hours: float, machine: Mac
     features_flop = float(sum(views * n * _dense_flop(net, Q, but="fc8") for n, Q in _passes(config, data)))
     slower = machine.peak(precision) / machine.peak(config.evaluation.precision)
     evaluation_hours = (validation_flop + slower * (test_flop + features_flop)) / (speed * machine.gpus) / 3600
-    answers = data.val * len({*config.single_Q, *config.multi_Q})
-    bookkeeping_hours = (START_S + answers * ANSWER_S) / 3600
+    results = data.val * len({*config.single_Q, *config.multi_Q})
+    bookkeeping_hours = (START_S + results * RESULT_S) / 3600
     wall_hours = training_hours + evaluation_hours + bookkeeping_hours
     gpu_hours = wall_hours * machine.gpus
     return StagePlan(

@@ -37,7 +37,7 @@ share nothing but the memory's bandwidth, which nobody has measured on more than
 START_S = 3.0
 """Of a stage: imports, opening the index, the first batch. This and the next were measured at ILSVRC's size, without
 decoding and nets, on two cores of a Xeon (benchmarks/results/2026-11-30-full-size.json, docs/full_size.md)."""
-ANSWER_S = 95e-6
+RESULT_S = 95e-6
 """Of an image's 1,000 posteriors at one Q: to store them, and what a stage's errors, figures and tables take of it."""
 
 

@@ -60,13 +60,13 @@ class Watch:
         self._lost: str | None = None
 
     def __enter__(self) -> Watch:
-        self._ear, self._bell = socket.socketpair()
-        self._bell.setblocking(False)
+        self._signal_rx, self._signal_tx = socket.socketpair()
+        self._signal_tx.setblocking(False)
         self._handlers: dict[signal.Signals, Any] = {}
         if threading.current_thread() is threading.main_thread():
             # A Python handler does not run while the main thread is blocked in C, in an all-reduce say; the wakeup
             # descriptor is written at once, and the thread reads it. The handler only keeps the default one away.
-            self._wakeup = signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
+            self._wakeup = signal.set_wakeup_fd(self._signal_tx.fileno(), warn_on_full_buffer=False)
             self._handlers = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
         if self.topology.world > 1:
             self._join_others()
@@ -84,10 +84,10 @@ class Watch:
             signal.signal(number, handler)
         if self._handlers:
             signal.set_wakeup_fd(self._wakeup)
-        self._bell.send(b"\0")
+        self._signal_tx.send(b"\0")
         self._thread.join(timeout=5)
-        self._ear.close()
-        self._bell.close()
+        self._signal_rx.close()
+        self._signal_tx.close()
         if isinstance(error, RuntimeError) and self._lost:
             warn(f"vggrepro: rank {self.topology.rank}: {self._lost}; ends here, the newest checkpoint serves")
             raise SystemExit(ABANDONED_STATUS) from error
@@ -100,7 +100,7 @@ class Watch:
         self._beats += 1
         starts, self._doing = not self._doing, doing
         if starts and self.topology.world > 1:
-            self._bell.send(b"\0")  # the others are told now
+            self._signal_tx.send(b"\0")  # the others are told now
         return self.reason is not None
 
     def rest(self) -> None:
@@ -128,7 +128,7 @@ class Watch:
                 return
             yield item
 
-    def attend(self, items: Generator[Item], doing: str) -> Iterator[Item]:
+    def until_stopped(self, items: Generator[Item], doing: str) -> Iterator[Item]:
         """The items, as long as nobody asks to stop; every rank calls it, each with items of its own.
 
         Raises Interrupted on every rank, once all have come to the end of theirs or to the request, if there was one.
@@ -138,7 +138,7 @@ class Watch:
                 if self.beat(doing):
                     break
                 yield item
-        self.leave_together()
+        self.stop_if_requested()
 
     def vote(self) -> bool:
         """Whether any rank has been asked to stop: at every call the same answer on all ranks.
@@ -154,7 +154,7 @@ class Watch:
         self._vote = (work, flag)
         return answer
 
-    def leave_together(self) -> None:
+    def stop_if_requested(self) -> None:
         """Raises Interrupted on every rank if any has been asked to stop; waits for all."""
         self._last_vote()
         with self.waiting():
@@ -189,8 +189,8 @@ class Watch:
         pause_s = min(1.0, self._silence_s / 10) * max(1, self.topology.world / 64)
         unreachable_since: float | None = None
         while not self._closed.is_set():
-            if select.select([self._ear], [], [], pause_s)[0]:
-                for number in self._ear.recv(64):
+            if select.select([self._signal_rx], [], [], pause_s)[0]:
+                for number in self._signal_rx.recv(64):
                     if number in _SIGNALS:
                         self._ask(signal.Signals(number).name)
             self._look_at_clock()

@@ -15,7 +15,7 @@ from vggrepro.data.dataset import open_data
 from vggrepro.data.decode import BadImageError, blaming_the_machine, opened, rgb
 from vggrepro.data.images.index import Split
 from vggrepro.errors import UserError
-from vggrepro.evaluation.measure import Measured, NetAnswers
+from vggrepro.evaluation.measure import Measured, NetResults
 from vggrepro.models.table1 import require_class_scores
 from vggrepro.models.weights import read
 from vggrepro.pipeline.pretrained import Pretrained, load
@@ -66,10 +66,10 @@ class Exhibit:
         data = self.run.read_json("dataset.json") if self.run else None
         if self.run is None or data is None:
             return
-        answers = NetAnswers(self.run, self.net.weights, data["fingerprint"], self.stage.evaluation)
+        results = NetResults(self.run, self.net.weights, data["fingerprint"], self.stage.evaluation)
         for method in _METHODS:
             for Q in dict.fromkeys((self.stage.single_Q, self.stage.multi_Q)):
-                if found := answers.measured(method, Q):
+                if found := results.measured(method, Q):
                     yield found
 
     def departures(self) -> list[Departure] | None:

@@ -54,7 +54,7 @@ class RunDirectory:
         """The folder of what classifiers on features got right."""
         return self.path / "transfers"
 
-    def answers(self) -> list[Path]:
+    def results(self) -> list[Path]:
         """Every stored answer of the run, whatever its kind, and every part of those that are not complete yet."""
         stores = (self.posteriors, self.boxes, self.features, self.transfers)
         return sorted(file for store in stores for file in store.rglob("[!.]*.npz"))
@@ -109,7 +109,7 @@ class RunDirectory:
     def records(self, kind: str | None = None) -> list[dict[str, Any]]:
         """All records in the order of writing, or those of one kind; torn lines are passed over."""
         lines = (line for line in self._lines() if kind is None or kind.encode() in line)  # few kinds have many lines
-        return [record for record in whole_lines(lines) if kind in (None, record["kind"])]
+        return [record for record in complete_records(lines) if kind in (None, record["kind"])]
 
     def newest(self, kind: str) -> dict[str, Any] | None:
         """The last record of a kind, searched from the end of the file; None without one."""
@@ -127,7 +127,7 @@ class RunDirectory:
                 end = start
         return None
 
-    def says(self, kind: str, record: Mapping[str, Any]) -> bool:
+    def already_logged(self, kind: str, record: Mapping[str, Any]) -> bool:
         """Whether the newest values among the records of a kind are those of this one."""
         known: dict[str, Any] = {}
         for one in self.records(kind):
@@ -177,6 +177,6 @@ def parse_record(line: bytes) -> dict[str, Any] | None:
         return None
 
 
-def whole_lines(lines: Iterable[bytes]) -> list[dict[str, Any]]:
+def complete_records(lines: Iterable[bytes]) -> list[dict[str, Any]]:
     """The objects of JSON lines, without those that are torn."""
     return [record for record in map(parse_record, lines) if record is not None]

@@ -129,7 +129,7 @@ class Training:
                     return
                 self._step(micro_batches, update)
                 if self.watch.vote():
-                    self.watch.leave_together()
+                    self.watch.stop_if_requested()
                 if self.state.step % self.config.train.checkpoint_every == 0 and not self._ends_a_period():
                     self._save()
 
@@ -185,7 +185,7 @@ class Training:
         """The centre crop's error, what the schedule makes of it, and a checkpoint."""
         config, before = self.config, self.state
         with self.watch.waiting():
-            self.trainer.require_one_net()
+            self.trainer.require_equal_nets()
         found = self.task.validate(self.trainer.net, self.loader, self.watch)
         best = before.best_error is None or found.error < before.best_error
         schedule = after_validation(before.schedule, found.error, config.train.schedule)

@@ -118,7 +118,7 @@ class Trainer:
                 buffer = torch.empty_like(parameter).copy_(buffers[name])
                 self._optimiser.state[parameter]["momentum_buffer"] = buffer
 
-    def require_one_net(self) -> None:
+    def require_equal_nets(self) -> None:
         """Raises UserError on every rank where the ranks' weights are not bitwise the same; every rank calls it.
 
         They are, since all start alike and add the same gradients, which `factor` has each rank compute for itself.

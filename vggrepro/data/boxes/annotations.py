@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from vggrepro.data.images.members import is_hidden, stem_of
+from vggrepro.data.images.archive_members import is_hidden, stem_of
 from vggrepro.errors import UserError
 
 KNOWN = ("*.xml", "*_boxes.txt", "val_annotations.txt", "LOC_*_solution.csv", "*boxes.tsv", "ILSVRC*_bbox_*.t*")

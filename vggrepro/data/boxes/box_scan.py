@@ -18,9 +18,9 @@ import numpy as np
 
 from vggrepro.data.boxes.annotations import KNOWN, Annotation, Unread, annotation_files, read_annotations
 from vggrepro.data.boxes.box_set import Boxes, BoxSet, load
+from vggrepro.data.images.archive_members import SPLIT_FOLDERS, SPLITS, VAL_WORDS, stem_of, without_folders, words_of
 from vggrepro.data.images.columns import Texts
 from vggrepro.data.images.index import Index, Split, numbers_of, stamp_of
-from vggrepro.data.images.members import SPLIT_FOLDERS, SPLITS, VAL_WORDS, stem_of, without_folders, words_of
 from vggrepro.errors import UserError, printable
 from vggrepro.files import why_unwritable
 

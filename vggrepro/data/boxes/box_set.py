@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vggrepro.data.images.archive_members import SPLITS
 from vggrepro.data.images.index import Index
-from vggrepro.data.images.members import SPLITS
 from vggrepro.data.views import Ints
 from vggrepro.errors import UserError, reason_of
 from vggrepro.files import replacing

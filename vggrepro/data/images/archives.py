@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from vggrepro.data.images.members import Notes, is_hidden
+from vggrepro.data.images.archive_members import Notes, is_hidden
 from vggrepro.errors import UserError
 
 _LONGEST_END = 1 << 20  # bytes of zeros; tar writes 10 KiB, and a download that is not done has many

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from vggrepro.data.images.archive_members import NUMBERED, UNLABELLED, Member, Notes, is_number, is_wnid
 from vggrepro.data.images.columns import Members
 from vggrepro.data.images.label_files import LabelFile, number_of
 from vggrepro.data.images.labels import Labels, NoLabelsError
 from vggrepro.data.images.layouts import place_of_labels
-from vggrepro.data.images.members import NUMBERED, UNLABELLED, Member, Notes, is_number, is_wnid
 from vggrepro.errors import UserError
 
 _MOST_CLASSES = 1_000_000
@@ -125,9 +125,9 @@ def _with_names_for_numbers(
     else:
         names = {number: str(number).zfill(len(str(last))) for number in range(last + 1)}
     if strange := sorted(numbers - names.keys()):
-        from_one = " counted from 0" if strange == [len(known)] and 0 not in numbers else ""
+        from_1 = " counted from 0" if strange == [len(known)] and 0 not in numbers else ""
         raise UserError(
-            f"an image is of class {strange[0]}, but there are {len(known)} classes{from_one}; give the whole list "
+            f"an image is of class {strange[0]}, but there are {len(known)} classes{from_1}; give the whole list "
             f"with --classes, or labels that fit"
         )
     if known:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vggrepro.data.images.members import SPLITS, Member
+from vggrepro.data.images.archive_members import SPLITS, Member
 from vggrepro.data.views import Ints
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggrepro.data.decode import BadImageError, read
-from vggrepro.data.images.members import SPLITS, is_wnid
+from vggrepro.data.images.archive_members import SPLITS, is_wnid
 from vggrepro.data.images.open_archives import OpenArchives
 from vggrepro.data.views import Ints
 from vggrepro.errors import UserError, reason_of

@@ -9,7 +9,15 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vggrepro.data.images.members import NUMBERED, SUFFIXES, is_image, split_of, stem_of, without_folders, without_wnid
+from vggrepro.data.images.archive_members import (
+    NUMBERED,
+    SUFFIXES,
+    is_image,
+    split_of,
+    stem_of,
+    without_folders,
+    without_wnid,
+)
 from vggrepro.errors import UserError, reason_of
 
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"

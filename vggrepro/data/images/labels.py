@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vggrepro.data.images.archive_members import NUMBERED, Member, is_hidden, split_of
 from vggrepro.data.images.label_files import GROUND_TRUTH, LONGEST, LabelFile, read_labels
-from vggrepro.data.images.members import NUMBERED, Member, is_hidden, split_of
 from vggrepro.data.images.tree import Tar, contents
 from vggrepro.errors import UserError
 from vggrepro.paper import ilsvrc_classes

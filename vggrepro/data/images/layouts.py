@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from vggrepro.data.images.members import (
+from vggrepro.data.images.archive_members import (
     NUMBERED,
     SPLIT_FOLDERS,
     SPLITS,

@@ -17,8 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vggrepro.data.images.archive_members import NUMBERED, SPLITS, Member, Notes, split_of, without_folders
 from vggrepro.data.images.index import stamp_of
-from vggrepro.data.images.members import NUMBERED, SPLITS, Member, Notes, split_of, without_folders
 from vggrepro.data.images.tree import absolute
 from vggrepro.errors import UserError, reason_of
 from vggrepro.files import replacing

@@ -56,8 +56,11 @@ def _images() -> Iterator[tuple[str, Image.Image, Box]]:
 
     digits = load_digits()
     scans, labels = digits.images, digits.target
-    held_out = len(scans) // 5
-    for split, count, first, last in (("train", TRAIN_IMAGES, held_out, len(scans)), ("val", VAL_IMAGES, 0, held_out)):
+    validation = len(scans) // 5
+    for split, count, first, last in (
+        ("train", TRAIN_IMAGES, validation, len(scans)),
+        ("val", VAL_IMAGES, 0, validation),
+    ):
         for number in range(count):
             random = np.random.default_rng([_VERSION, first, number])
             original = first + number % (last - first)

@@ -18,9 +18,9 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vggrepro.data.images.archive_members import SPLITS, Member
 from vggrepro.data.images.columns import Members, column_of, in_order
 from vggrepro.data.images.index import Index, load, stamp_of
-from vggrepro.data.images.members import SPLITS, Member
 from vggrepro.data.images.sources import FoundImages, find, require_readable_names, signature
 from vggrepro.data.images.verify import Finding, How, verify
 from vggrepro.errors import UserError

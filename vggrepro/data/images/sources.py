@@ -12,12 +12,12 @@ from typing import NamedTuple
 import numpy as np
 
 from vggrepro.data.decode import BadImageError, read
+from vggrepro.data.images.archive_members import NUMBERED, Member, Notes, split_of, without_wnid
 from vggrepro.data.images.classes import with_classes
 from vggrepro.data.images.columns import Members, column_of
 from vggrepro.data.images.index import stamp_of
 from vggrepro.data.images.labels import Labels, is_label_file, listed_classes, stamped_labels, texts_in
 from vggrepro.data.images.layouts import in_tree, place_of_labels, split_folders
-from vggrepro.data.images.members import NUMBERED, Member, Notes, split_of, without_wnid
 from vggrepro.data.images.parquet import SUFFIX, Table, note_gaps, split_of_table, wnids_of
 from vggrepro.data.images.tree import Folder, Tar, absolute
 from vggrepro.errors import UserError

@@ -17,9 +17,9 @@ import numpy as np
 
 from vggrepro.data.decode import BadImageError
 from vggrepro.data.decode import read as read_bytes
+from vggrepro.data.images.archive_members import Member, Notes, is_hidden, is_image
 from vggrepro.data.images.archives import files_in
 from vggrepro.data.images.columns import Members
-from vggrepro.data.images.members import Member, Notes, is_hidden, is_image
 from vggrepro.errors import UserError
 
 Files = Mapping[str, Member]

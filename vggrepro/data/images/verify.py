@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image
 
 from vggrepro.data.decode import BadImageError, opened, patiently, read_now, rgb
-from vggrepro.data.images.members import Member
+from vggrepro.data.images.archive_members import Member
 from vggrepro.errors import UserError, ending_of, reason_of
 
 How = Literal["full", "header"]

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vggrepro.data.decode import BadImageError, Region, groups, in_groups, whole_region
+from vggrepro.data.decode import BadImageError, Region, full_region, groups, in_groups
 from vggrepro.data.images.index import Split
 from vggrepro.data.loading.prefetch import AHEAD, made_ahead
 from vggrepro.data.views import Ints
@@ -140,7 +140,7 @@ class _Decoded:
                 found[row] = Region(image, *map(int, self.boxes[row, :2]))
         left = [row for row in range(len(self._images)) if row not in found]
         sizes = self._split.size[self._images[left]]
-        found |= zip(left, self._pool.map(whole_region, [self.encoded[row] for row in left], sizes), strict=True)
+        found |= zip(left, self._pool.map(full_region, [self.encoded[row] for row in left], sizes), strict=True)
         return [found[row] for row in range(len(self._images))]
 
 

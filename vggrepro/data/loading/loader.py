@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from vggrepro.config.settings import Data
-from vggrepro.data.decode import BadImageError, Region, blaming_the_machine, in_groups, resample, whole_region
+from vggrepro.data.decode import BadImageError, Region, blaming_the_machine, full_region, in_groups, resample
 from vggrepro.data.images.index import Split
 from vggrepro.data.loading import dali
 from vggrepro.data.loading.prefetch import made_ahead, prefetch, to_device
@@ -148,7 +148,7 @@ class Loader:
         # waiting for disks and networks takes more threads than decoding
         with ThreadPoolExecutor(self.workers) as pool, ThreadPoolExecutor(self.readers) as readers:
             if self.backend == "torchvision":
-                decoded = _whole_regions(split, (images for images, _ in wanted), pool, readers)
+                decoded = _full_regions(split, (images for images, _ in wanted), pool, readers)
             else:
                 device = self.device if self.backend == "dali_gpu" else None
                 decoded = dali.regions(split, wanted, threads=self.workers, pool=pool, readers=readers, device=device)
@@ -222,7 +222,7 @@ class Loader:
             image = int(other.image[0])
             if image in views.image and attempt < len(split):
                 continue  # a batch shows no image twice unless there are too few
-            region = whole_region(split.read_or_reason(image), split.size[image])
+            region = full_region(split.read_or_reason(image), split.size[image])
             if isinstance(region, Region):
                 return views.with_row(row, other), region
             self.bad.note(split, image, region)
@@ -231,7 +231,7 @@ class Loader:
         raise AssertionError
 
 
-def _whole_regions(
+def _full_regions(
     split: Split, wanted: Iterator[Ints], pool: ThreadPoolExecutor, readers: ThreadPoolExecutor
 ) -> Iterator[list[Region | BadImageError]]:
     """The torchvision backend: whole images decoded by PIL, as torchvision's folder data sets do, in a pool of threads.
@@ -240,7 +240,7 @@ def _whole_regions(
     """
 
     def decoded(image: int, reading: Future[bytes | BadImageError]) -> Region | BadImageError:
-        return whole_region(reading.result(), split.size[image])
+        return full_region(reading.result(), split.size[image])
 
     def begun(images: Ints) -> list[Future[Region | BadImageError]]:
         reading = [(int(image), readers.submit(split.read_or_reason, int(image))) for image in images]

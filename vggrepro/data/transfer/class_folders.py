@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vggrepro.data.images.archive_members import SPLIT_FOLDERS, VAL_WORDS, Member
 from vggrepro.data.images.index import Index
-from vggrepro.data.images.members import SPLIT_FOLDERS, VAL_WORDS, Member
 from vggrepro.data.images.scan import Progress, open_members
 from vggrepro.data.images.sources import find
 from vggrepro.data.images.tree import Folder, Tar, Tree, archives_in, below, images_in, tree_of
@@ -18,7 +18,7 @@ from vggrepro.data.transfer.transfer_set import Drawing, Partition, TransferSet
 from vggrepro.errors import UserError
 from vggrepro.paper import value
 
-_OWN_FOLDER = {"caltech101": "101_ObjectCategories", "caltech256": "256_ObjectCategories"}
+_DOWNLOADED_FOLDER = {"caltech101": "101_ObjectCategories", "caltech256": "256_ObjectCategories"}
 _OTHER_LAYOUTS = {*SPLIT_FOLDERS, "CLS-LOC", "Data", "ILSVRC"}  # ImageNet's, Kaggle's
 _DEEPEST = 4  # folders that may lie around those of classes
 _WANTED = "a folder of classes (<class>/<image>) or an uncompressed tar of one"
@@ -76,7 +76,7 @@ def _require_more(class_name: str, images: int, n: int, source: str) -> None:
 
 def _drawn(index: Index, drawing: Drawing, number: int) -> Partition:
     """One split: rows of fit, held_out and test, each in index order."""
-    fit, held_out, test = [], [], []
+    fit, validation, test = [], [], []
     n = drawing.train_per_class
     held = max(1, round(value("transfer_held_out") * n))
     label = index.split("val").label
@@ -84,10 +84,10 @@ def _drawn(index: Index, drawing: Drawing, number: int) -> Partition:
         rows = (label == place).nonzero()[0]
         _require_more(class_name, len(rows), n, index.source)
         drawn = rows[class_permutation(drawing.seed, number, place, len(rows))]
-        held_out.append(drawn[:held])
+        validation.append(drawn[:held])
         fit.append(drawn[held:n])
         test.append(drawn[n:][: drawing.test_per_class])
-    return Partition(*(np.sort(np.concatenate(rows)) for rows in (fit, held_out, test)))
+    return Partition(*(np.sort(np.concatenate(rows)) for rows in (fit, validation, test)))
 
 
 def listed(name: str, source: Path) -> dict[Member, str]:
@@ -96,7 +96,7 @@ def listed(name: str, source: Path) -> dict[Member, str]:
     Raises UserError where there are none.
     """
     tree = tree_of(source, _WANTED)
-    top = _above_classes(tree, _OWN_FOLDER.get(name))
+    top = _above_classes(tree, _DOWNLOADED_FOLDER.get(name))
     folders = tree.folders(top)
     if "train" in folders and not VAL_WORDS.isdisjoint(folders):
         return _pooled(tree.root / top if isinstance(tree, Folder) else tree.root)

@@ -44,14 +44,14 @@ class Partition:
 
     fit: Ints
     """Learnt from while hyper-parameters are chosen."""
-    held_out: Ints
+    validation: Ints
     """Decide hyper-parameters, and are learnt from after that."""
     test: Ints
 
     @property
     def train(self) -> Ints:
         """All that the final classifier learns from."""
-        return np.concatenate([self.fit, self.held_out])
+        return np.concatenate([self.fit, self.validation])
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class TransferSet:
     @cached_property
     def split_fingerprint(self) -> str:
         """SHA-256 (hex) of how the samples are split."""
-        parts = [rows for one in self.partitions for rows in (one.fit, one.held_out, one.test)]
+        parts = [rows for one in self.partitions for rows in (one.fit, one.validation, one.test)]
         return _sha256(*(len(rows).to_bytes(8, "little") + _raw(rows, "<i8") for rows in parts))
 
 

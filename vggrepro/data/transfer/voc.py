@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from vggrepro.data.boxes.annotations import XML_MOST, Annotation, Unread, parse_voc
 from vggrepro.data.boxes.box_scan import cut_to_image, edges_of
+from vggrepro.data.images.archive_members import Member
 from vggrepro.data.images.index import Index
-from vggrepro.data.images.members import Member
 from vggrepro.data.images.scan import Progress, open_members
 from vggrepro.data.images.tree import contents
 from vggrepro.data.sampler import class_permutation

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vggrepro.data.images.members import Member
+from vggrepro.data.images.archive_members import Member
 from vggrepro.data.images.tree import Files, Folder, Tar, Tree, archives_in, below, contents, tree_of
 from vggrepro.errors import UserError
 

@@ -12,7 +12,7 @@ from vggrepro.evaluation.box_store import CENTRE, DENSE
 from vggrepro.evaluation.significance import Comparison, paired_right
 from vggrepro.paper import Scale, scale_text, value
 from vggrepro.reporting.claims.claim import Claim, Side, Statement, claim_of, pairs_of, side_of_nets
-from vggrepro.reporting.stored.found_boxes import BoxCache, Kind, kind_of, own_Q
+from vggrepro.reporting.stored.found_boxes import BoxCache, Kind, configured_Q, kind_of
 from vggrepro.reporting.stored.runs import NetsTest, StoredRun, chosen_by
 
 
@@ -28,7 +28,7 @@ def _statements(recipes: Mapping[Kind, Sequence[StoredRun]]) -> Iterator[Stateme
         members = {
             f"{regression}, {fine_tune}, S = {S}": (
                 recipes.get((S, regression, fine_tune), ()),
-                partial(own_Q, method=method, several=several),
+                partial(configured_Q, method=method, several=several),
             )
             for (S, regression, fine_tune), several in nets
         }
@@ -69,7 +69,7 @@ def _check(group: str, statement: Statement[NetsTest], cache: BoxCache) -> Claim
             both = cache.both(worse[0], better[0], DENSE)
             return paired_right(both[0].right, both[1].right) if both else None
         first, second = cache.of(*worse), cache.of(*better)  # a centre crop is given the class: no guess matters
-        if not first or not second or first.sought[0] != second.sought[0]:
+        if not first or not second or first.target_key[0] != second.target_key[0]:
             return None
         return paired_right(first.right_given_class, second.right_given_class)
 

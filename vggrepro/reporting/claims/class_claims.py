@@ -125,7 +125,7 @@ def start_from_parent(
     """
     tested = []
     for (net, S), variants in variants_by(recipe_of, runs).items():
-        starts = {(same[0].but_for_the_start, bool(same[0].config.run.parent)): same for same in variants}
+        starts = {(same[0].recipe_without_init, bool(same[0].config.run.parent)): same for same in variants}
         for (alike, has_parent), warm in starts.items():
             if has_parent and (cold := starts.get((alike, False))):
                 recipes = {(net, S): warm, (f"{net} from random weights", S): cold}

@@ -16,7 +16,7 @@ import yaml
 
 from vggrepro.config.settings import Config, Model
 from vggrepro.errors import UserError
-from vggrepro.evaluation.measure import COMBINED, Measured, NetAnswers
+from vggrepro.evaluation.measure import COMBINED, Measured, NetResults
 from vggrepro.evaluation.posteriors import PosteriorsKey
 from vggrepro.models.table1 import TORCHVISION_NAMES, architecture_of
 from vggrepro.paper import facts, value
@@ -159,11 +159,11 @@ def _errors(config: Config, weights: str, run: RunDirectory) -> Iterator[StoredE
         methods.setdefault(key.method, set()).add(key.Q)
     for (data, flip, precision), methods in stored.items():
         testing = config.evaluation.model_copy(update={"flip": flip, "precision": precision})
-        answers = NetAnswers(run, weights, data, testing)
+        results = NetResults(run, weights, data, testing)
         both = {name: set.intersection(*(methods.get(one, set()) for one in of)) for name, of in COMBINED.items()}
         for method, sides in (methods | both).items():
             for Q in _groups(sides, config.multi_Q):
-                found = answers.measured(method, Q)
+                found = results.measured(method, Q)
                 assert found is not None, (method, Q)
                 words = f"{method}, Q = {', '.join(map(str, Q))}"
                 words += "" if flip or method == "centre" else ", not mirrored"

@@ -214,7 +214,7 @@ def open_images(runs: Sequence[StoredRun]) -> tuple[Index | None, str]:
 def _differences(runs: Sequence[StoredRun]) -> Iterator[Difference]:
     sources: dict[Origin, list[dict[str, Any]]] = {
         "configuration": [flatten(run.config.model_dump(mode="json")) for run in runs],
-        "environment": [flatten(run.said("environment.json") or {}) for run in runs],
+        "environment": [flatten(run.read_json("environment.json") or {}) for run in runs],
         "data": [flatten(run.dataset) for run in runs],
         "ledger": [{one.setting: one.run for one in run.departures} for run in runs],
     }

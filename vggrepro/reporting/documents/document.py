@@ -18,7 +18,7 @@ from vggrepro.paper import facts
 from vggrepro.reporting.documents.blocks import DASH, Block, Bullets, Sheet, Text, to_markdown
 from vggrepro.reporting.documents.claim_blocks import claims_in_brief
 from vggrepro.reporting.documents.render import blocks_of, in_brief
-from vggrepro.reporting.stored.finding import find_runs
+from vggrepro.reporting.stored.find_runs import find_runs
 from vggrepro.reporting.tables.build import build_report
 from vggrepro.reporting.tables.report import Report
 from vggrepro.storage.ledger import ledger
@@ -37,11 +37,11 @@ def update_document(document: Path, report: Report) -> None:
     renewed = renew(text, report, document.parent)
     if _GIVEN in text:
         kept = report.model_dump_json(indent=1, exclude_defaults=True) + "\n"
-        kept_report(document).write_text(kept, encoding="utf-8")
+        report_of_evidence(document).write_text(kept, encoding="utf-8")
     document.write_text(renewed, encoding="utf-8")
 
 
-def kept_report(document: Path) -> Path:
+def report_of_evidence(document: Path) -> Path:
     """The file that holds the report a document's sections are made of."""
     return document.with_suffix(".json")
 

@@ -35,10 +35,10 @@ def keep(runs: Sequence[StoredRun], folder: Path, title: str, cache: PredictionC
             tested.append(run)
             if any(run.run_directory.transfers.glob("[!.]*.npz")):
                 warn(f"no evidence of {run.name} on other data sets: Tables 11 and 12 are not kept")
-    answers = answers_of(tested, cache or PredictionCache())
-    if not answers:
+    results = ranks_by_test(tested, cache or PredictionCache())
+    if not results:
         raise UserError(f"--keep {folder}: no run there has stored posteriors; `vggrepro evaluate RUN` makes them")
-    evidence.write(tested, answers, folder)
+    evidence.write(tested, results, folder)
     kept = evidence.read(folder)
     report = build_report(kept)
     (folder / "tables.md").write_text(render(report, Format.markdown, title, counts=False), encoding="utf-8")
@@ -52,14 +52,14 @@ def keep(runs: Sequence[StoredRun], folder: Path, title: str, cache: PredictionC
             (folder / f"{prefix}{name}.png").write_bytes(png)
 
 
-def answers_of(tested: Sequence[StoredRun], cache: PredictionCache) -> dict[NetsTest, Ranks]:
+def ranks_by_test(tested: Sequence[StoredRun], cache: PredictionCache) -> dict[NetsTest, Ranks]:
     """What tables ask of some tested nets, and each net at each of its Q, as far as it is stored. Raises UserError."""
     build_report(tested, cache)
     for run in tested:
         for Q in sorted({*run.config.single_Q, *run.config.multi_Q}):
             for method in _METHODS:
                 cache.ranks([(run, (Q,))], method)
-    return {test: ranks for test, ranks in cache.answers().items() if all(run in tested for run, _ in test[0])}
+    return {test: ranks for test, ranks in cache.results().items() if all(run in tested for run, _ in test[0])}
 
 
 def _typical(runs: Sequence[StoredRun]) -> list[StoredRun]:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vggrepro.reporting.documents.blocks import DASH, Sheet, count_text, interval_text, sheet_of, signed_text
+from vggrepro.reporting.tables.labels import MEASURES
 from vggrepro.reporting.tables.report import FigureName, Group, Measurement, Row, RowLabels, SeedMean, Spread
 from vggrepro.reporting.tables.rows import PREFIXES
-from vggrepro.reporting.tables.words import MEASURES
 
 
 @dataclass(frozen=True)

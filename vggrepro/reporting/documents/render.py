@@ -24,7 +24,7 @@ from vggrepro.reporting.documents.layout import (
     spread_sheet,
 )
 from vggrepro.reporting.documents.run_notes import ledger_blocks, run_sheet
-from vggrepro.reporting.tables import words
+from vggrepro.reporting.tables import labels
 from vggrepro.reporting.tables.report import Group, Report, Row
 
 
@@ -165,7 +165,7 @@ def _table_blocks(report: Report, table: int, group: Group | None, *, papers: bo
 def _note(row: Row, papers: bool) -> str:
     """Why a row differs, has nothing measured, or cannot have."""
     if row.verdict == "cannot be measured":
-        return f"{'other systems' if row.note == words.OTHER_PAPER else 'test set'}: cannot be measured: {row.note}"
+        return f"{'other systems' if row.note == labels.OTHER_PAPER else 'test set'}: cannot be measured: {row.note}"
     if row.verdict == "not measured":  # of Section 4's nets without a run the rows say enough
         return row.note if row.run or row.table not in SECTION_4.titles else ""
     if row.set:

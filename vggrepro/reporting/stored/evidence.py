@@ -24,7 +24,7 @@ from vggrepro.config.parsing import parse
 from vggrepro.errors import UserError
 from vggrepro.evaluation.errors import Ranks
 from vggrepro.files import replacing
-from vggrepro.reporting.stored.runs import Asked, NetsTest, StoredRun
+from vggrepro.reporting.stored.runs import NetsTest, RunAtQ, StoredRun
 from vggrepro.storage.environment import without_folders
 
 RUNS, RANKS = "evidence.jsonl", "ranks.npz"
@@ -48,7 +48,7 @@ class Evidence:
 
     folder: Path
 
-    def ranks(self, asked: Sequence[Asked], method: str) -> Ranks | None:
+    def ranks(self, asked: Sequence[RunAtQ], method: str) -> Ranks | None:
         """The ranks of a test; None where they are not kept. Raises UserError."""
         return self._tests.get(_key(asked, method))
 
@@ -69,7 +69,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class KeptRun(StoredRun):
+class ArchivedRun(StoredRun):
     """A run of which evidence is kept; `path` is a folder that does not exist."""
 
     files: Mapping[str, Any] = field(compare=False)
@@ -81,7 +81,7 @@ class KeptRun(StoredRun):
         """In place of the run directory, for a reader."""
         return "evidence"
 
-    def said(self, name: str) -> Any | None:
+    def read_json(self, name: str) -> Any | None:
         """What a JSON file of the run said, as far as it is kept."""
         return self.files.get(name)
 
@@ -99,23 +99,23 @@ class KeptRun(StoredRun):
         return True
 
 
-def write(runs: Sequence[StoredRun], answers: Mapping[NetsTest, Ranks], folder: Path) -> None:
+def write(runs: Sequence[StoredRun], results: Mapping[NetsTest, Ranks], folder: Path) -> None:
     """Keeps how the nets of some finished runs ranked the true classes, by test. Raises UserError."""
     names = [run.name for run in runs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"--keep {folder}: two runs are called {twice[0]}; choose one of them with --runs")
     try:
-        for name, content in contents(runs, answers).items():
+        for name, content in contents(runs, results).items():
             with replacing(folder / name) as temporary:
                 temporary.write_bytes(content)
     except OSError as error:
         raise UserError(f"--keep {folder} cannot be written: {error.strerror}; choose another place") from None
 
 
-def contents(runs: Sequence[StoredRun], answers: Mapping[NetsTest, Ranks]) -> dict[str, bytes]:
+def contents(runs: Sequence[StoredRun], results: Mapping[NetsTest, Ranks]) -> dict[str, bytes]:
     """The files of a folder of evidence, by name; of the same runs and answers always the same bytes."""
     tests: dict[str, dict[NetsTest, Ranks]] = {}
-    for test, ranks in answers.items():
+    for test, ranks in results.items():
         tests.setdefault(test[0][0][0].dataset["fingerprint"], {})[test] = ranks
     arrays: dict[str, NDArray[Any]] = {}
     for data, same in tests.items():
@@ -131,7 +131,7 @@ def contents(runs: Sequence[StoredRun], answers: Mapping[NetsTest, Ranks]) -> di
     return {RANKS: packed.getvalue(), RUNS: "".join(f"{line}\n" for line in lines).encode()}
 
 
-def read(folder: Path) -> list[KeptRun]:
+def read(folder: Path) -> list[ArchivedRun]:
     """The runs of a folder of evidence. Raises UserError."""
     file, evidence, runs = folder / RUNS, Evidence(folder), []
     try:
@@ -145,22 +145,22 @@ def read(folder: Path) -> list[KeptRun]:
             _ = files["metrics.jsonl"], files["final.json"]["weights"], files["dataset.json"]["fingerprint"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"evidence {file}, line {number}: no run of this version ({error}); restore it") from None
-        runs.append(KeptRun(folder / config.run.experiment / config.name, config, files, evidence))
+        runs.append(ArchivedRun(folder / config.run.experiment / config.name, config, files, evidence))
     return runs
 
 
-def _key(asked: Sequence[Asked], method: str) -> Key:
+def _key(asked: Sequence[RunAtQ], method: str) -> Key:
     return method, tuple((run.name, Q) for run, Q in asked)
 
 
 def _line_of(run: StoredRun) -> dict[str, Any]:
     source = Path(run.dataset["source"]).name
-    environment = run.said("environment.json") or {}
+    environment = run.read_json("environment.json") or {}
     if "command" in environment:
         environment |= {"command": without_folders(environment["command"])}
     return {
         "config": run.config.model_dump(mode="json", include=set(_SECTIONS), exclude=_PLACES),
-        "final.json": run.said("final.json"),
+        "final.json": run.read_json("final.json"),
         "dataset.json": {"source": source} | {key: run.dataset[key] for key in _OF_DATA if key in run.dataset},
         "ledger.json": [vars(one) for one in run.departures],
         "environment.json": environment,

@@ -14,7 +14,7 @@ from vggrepro.evaluation.box_store import CENTRE, FoundKey, load_truth
 from vggrepro.evaluation.boxes import Found, Truth, error_of
 from vggrepro.evaluation.errors import ErrorRate
 from vggrepro.paper import Scale
-from vggrepro.reporting.stored.runs import Asked, StoredRun
+from vggrepro.reporting.stored.runs import RunAtQ, StoredRun
 from vggrepro.storage.directory import RunDirectory
 
 Kind = tuple[Scale, str, str]
@@ -28,7 +28,7 @@ def kind_of(run: StoredRun) -> Kind:
     return run.S, localisation.regression, localisation.fine_tune
 
 
-def own_Q(run: StoredRun, method: str, *, several: bool) -> tuple[int, ...]:
+def configured_Q(run: StoredRun, method: str, *, several: bool) -> tuple[int, ...]:
     """The Q at which a run's own configuration has it tested, px; the centre crop is of one only."""
     if method == CENTRE:
         return run.config.single_Q[:1]
@@ -76,7 +76,7 @@ class StoredBoxes:
         return self.found.right_given_class(self.truth)
 
     @property
-    def sought(self) -> tuple[str, str]:
+    def target_key(self) -> tuple[str, str]:
         """Equal for sets of which the same is asked: the true boxes, and who named the classes."""
         return self.protocol.parts[0].boxes, self.protocol.parts[0].guesses
 
@@ -85,10 +85,10 @@ class StoredBoxes:
         """Whether it is Table 8's test."""
         return self.protocol.method == CENTRE
 
-    def yardsticks(self) -> dict[str, ErrorRate]:
+    def baselines(self) -> dict[str, ErrorRate]:
         """The same measure with boxes that know nothing of the image, by what they are."""
         truth, classes = self.truth, self.found.classes
-        boxes = {"the whole image": truth.whole_images(), "a random box": truth.random_boxes()}
+        boxes = {"the whole image": truth.full_image_boxes(), "a random box": truth.random_boxes()}
         errors = {}
         for name, box in boxes.items():
             blind = Found(np.repeat(box, classes.shape[1], axis=1).astype(np.float32), classes)
@@ -109,26 +109,26 @@ class BoxCache:
                     key = _key([(part.weights, part.Q) for part in protocol.parts], protocol.method)
                     made = StoredBoxes(protocol, run.run_directory, note.get("guesses", ""), note.get("top5", 0.0))
                     # nets may have been pooled in any order: the first one that is found stands for all
-                    self._stored.setdefault(key, {}).setdefault(made.sought, made)
+                    self._stored.setdefault(key, {}).setdefault(made.target_key, made)
 
-    def of(self, asked: Sequence[Asked], method: str) -> StoredBoxes | None:
+    def of(self, asked: Sequence[RunAtQ], method: str) -> StoredBoxes | None:
         """The boxes of some nets, pooled where several, with the best guesses for which there are any; or None."""
         return min(self._options(asked, method).values(), key=_best_first, default=None)
 
     def both(
-        self, first: Sequence[Asked], second: Sequence[Asked], method: str
+        self, first: Sequence[RunAtQ], second: Sequence[RunAtQ], method: str
     ) -> tuple[StoredBoxes, StoredBoxes] | None:
         """The boxes of two sides for the same true boxes and guesses, the best that both have; None without such."""
         one, other = self._options(first, method), self._options(second, method)
         shared = min((one[key] for key in one if key in other), key=_best_first, default=None)
-        return None if shared is None else (shared, other[shared.sought])
+        return None if shared is None else (shared, other[shared.target_key])
 
     def pooled(self) -> list[StoredBoxes]:
         """Every set of boxes that is of several nets, the best guesses of each."""
         sets = (min(options.values(), key=_best_first) for options in self._stored.values())
         return [one for one in sets if len({part.weights for part in one.protocol.parts}) > 1]
 
-    def _options(self, asked: Sequence[Asked], method: str) -> dict[tuple[str, str], StoredBoxes]:
+    def _options(self, asked: Sequence[RunAtQ], method: str) -> dict[tuple[str, str], StoredBoxes]:
         return self._stored.get(_key([(run.weights, side) for run, Q in asked for side in Q], method), {})
 
 
@@ -149,7 +149,7 @@ def _is_of(protocol: FoundKey, nets: Mapping[str | None, StoredRun]) -> bool:
 
 def _best_first(one: StoredBoxes) -> tuple[float, tuple[str, str]]:
     """By the guesses' error; of equals always the same one, whatever the order of files."""
-    return one.top5, one.sought
+    return one.top5, one.target_key
 
 
 def _key(parts: Sequence[tuple[str | None, int]], method: str) -> tuple[object, ...]:

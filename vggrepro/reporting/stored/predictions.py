@@ -8,8 +8,8 @@ from vggrepro.errors import UserError
 from vggrepro.evaluation.errors import Ranks
 from vggrepro.evaluation.predictions import Predictions, predictions
 from vggrepro.evaluation.significance import Paired, paired_right
-from vggrepro.reporting.stored.evidence import KeptRun
-from vggrepro.reporting.stored.runs import Asked, NetsTest
+from vggrepro.reporting.stored.evidence import ArchivedRun
+from vggrepro.reporting.stored.runs import NetsTest, RunAtQ
 
 
 def paired_top1(first: Ranks, second: Ranks) -> Paired:
@@ -24,7 +24,7 @@ class PredictionCache:
     def __init__(self) -> None:
         self._read: dict[NetsTest, Ranks | None] = {}
 
-    def ranks(self, asked: Sequence[Asked], method: str) -> Ranks | None:
+    def ranks(self, asked: Sequence[RunAtQ], method: str) -> Ranks | None:
         """How one run, or several fused, ranked the true classes; None where nothing says so. Raises UserError.
 
         Runs to be fused must be of one data set.
@@ -32,11 +32,11 @@ class PredictionCache:
         test = tuple(asked), method
         if test not in self._read:
             assert len({run.dataset.get("fingerprint") for run, _ in asked}) == 1, "runs of different data sets"
-            kept = [run.evidence for run, _ in asked if isinstance(run, KeptRun)]
+            kept = [run.evidence for run, _ in asked if isinstance(run, ArchivedRun)]
             self._read[test] = kept[0].ranks(asked, method) if kept else _predictions(asked, method)
         return self._read[test]
 
-    def of(self, asked: Sequence[Asked], method: str) -> Predictions | None:
+    def of(self, asked: Sequence[RunAtQ], method: str) -> Predictions | None:
         """As :meth:`ranks`, with the guesses. Raises UserError, also for runs of which only ranks are kept."""
         found = self.ranks(asked, method)
         if found is not None and not isinstance(found, Predictions):
@@ -46,12 +46,12 @@ class PredictionCache:
             )
         return found
 
-    def answers(self) -> dict[NetsTest, Ranks]:
+    def results(self) -> dict[NetsTest, Ranks]:
         """All that was asked for so far and found, in that order."""
         return {test: ranks for test, ranks in self._read.items() if ranks is not None}
 
 
-def _predictions(asked: Sequence[Asked], method: str) -> Predictions | None:
+def _predictions(asked: Sequence[RunAtQ], method: str) -> Predictions | None:
     tests = [run.test(Q, method) for run, Q in asked]
     found = [test for test in tests if test]
     return predictions(found) if len(found) == len(tests) else None

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from vggrepro.config.settings import Config, Model
 from vggrepro.errors import UserError
 from vggrepro.evaluation.box_store import FoundKey
-from vggrepro.evaluation.measure import NetAnswers, methods_of
+from vggrepro.evaluation.measure import NetResults, methods_of
 from vggrepro.evaluation.posteriors import PosteriorsKey
 from vggrepro.evaluation.predictions import StoredTest
 from vggrepro.evaluation.store import read_arrays
@@ -42,7 +42,7 @@ class StoredRun:
         """The run directory, for a reader."""
         return str(self.path)
 
-    def said(self, name: str) -> Any | None:
+    def read_json(self, name: str) -> Any | None:
         """What a JSON file of the run says; None where there is no such file. Raises UserError."""
         return self.run_directory.read_json(name)
 
@@ -58,7 +58,7 @@ class StoredRun:
     @cached_property
     def dataset(self) -> dict[str, Any]:
         """What `dataset.json` says; of a net that was imported, what its posteriors say; empty before either."""
-        return self.said("dataset.json") or self._tested_on()
+        return self.read_json("dataset.json") or self._tested_on()
 
     def _tested_on(self) -> dict[str, Any]:
         """The data set of the newest stored posteriors of the final net."""
@@ -72,12 +72,12 @@ class StoredRun:
     @cached_property
     def departures(self) -> list[Departure]:
         """The fidelity ledger."""
-        return departures_in(self.said("ledger.json") or [])
+        return departures_in(self.read_json("ledger.json") or [])
 
     @cached_property
     def weights(self) -> str | None:
         """Hash of the final net; None while it is not evaluated."""
-        return (self.said("final.json") or {}).get("weights")
+        return (self.read_json("final.json") or {}).get("weights")
 
     @cached_property
     def step(self) -> int:
@@ -94,19 +94,19 @@ class StoredRun:
         return self.config.single_Q if table == 3 else self.config.multi_Q
 
     @cached_property
-    def answers(self) -> NetAnswers | None:
+    def results(self) -> NetResults | None:
         """What is stored of the final net for its data set; None while it is not tested."""
         if self.weights is None or not self.dataset:
             return None
         data, testing = self.dataset["fingerprint"], self.config.evaluation
-        return NetAnswers(self.run_directory, self.weights, data, testing, self.boxes_fingerprint)
+        return NetResults(self.run_directory, self.weights, data, testing, self.boxes_fingerprint)
 
     def test(self, Q: tuple[int, ...], method: str) -> StoredTest | None:
         """The stored posteriors that a test of the final net is the mean of; None while some are missing.
 
         Raises UserError.
         """
-        found = self.answers.test(method, Q) if self.answers else None
+        found = self.results.test(method, Q) if self.results else None
         if found is None:
             return None
         expected = self.usable_val, self.config.model.classes
@@ -122,20 +122,20 @@ class StoredRun:
         """Validation images that can be read."""
         return self.dataset["splits"]["val"] - self.dataset.get("rejected_splits", {}).get("val", 0)
 
-    def what_is_missing(self, Q: tuple[int, ...], method: str) -> str:
+    def missing_tests(self, Q: tuple[int, ...], method: str) -> str:
         """Why :meth:`test` gives nothing, for a reader."""
         if not self.finished:
             return f"{self.name} is at step {self.step:,} of {self.config.train.iterations:,}"
-        if self.answers is None:
+        if self.results is None:
             return f"{self.name} is not evaluated yet"
         missing = [f"{part} at Q = {side}" for part in methods_of(method) for side in Q if not self.has(part, side)]
         return f"{self.name} lacks {', '.join(missing)}"
 
     def has(self, method: str, Q: int) -> bool:
         """Whether posteriors of its final net by a method at one Q, px, are stored."""
-        return self.answers is not None and not self.answers.lacking([(method, (Q,))])
+        return self.results is not None and not self.results.lacking([(method, (Q,))])
 
-    def what_boxes_lack(self, Q: tuple[int, ...], method: str) -> str:
+    def missing_boxes(self, Q: tuple[int, ...], method: str) -> str:
         """Why boxes that a table needs are not there, for a reader."""
         if not self.finished:
             return f"{self.name} is at step {self.step:,} of {self.config.train.iterations:,}"
@@ -146,11 +146,11 @@ class StoredRun:
         return f"{missing}; run `vggrepro localise {self.path} --scales {sides}`"
 
     @property
-    def strangers(self) -> list[str]:
+    def unused_results(self) -> list[str]:
         """Stored answers that are not of this run's final net, or not of its index, and therefore not used."""
-        if self.answers is None:
+        if self.results is None:
             return []
-        run, net, data = self.run_directory, self.answers.weights, self.answers.data
+        run, net, data = self.run_directory, self.results.weights, self.results.data
         found = [file for file in run.posteriors.glob("*.npz") if f"-{net[:12]}-{data[:12]}" not in file.name]
         found += [file for file in run.features.glob("*.npz") if f"-{net[:12]}-" not in file.name]
         for split, _ in SplitKey.listed(run):
@@ -165,15 +165,15 @@ class StoredRun:
     @property
     def mlflow_run(self) -> str | None:
         """Id of its MLflow run; None where it is not mirrored."""
-        return (self.said("mlflow.json") or {}).get("run_id") or None
+        return (self.read_json("mlflow.json") or {}).get("run_id") or None
 
     @cached_property
     def variant(self) -> str:
         """Equal for runs that differ in nothing but the seed."""
-        return json.dumps([self.but_for_the_start, bool(self.config.run.parent)])
+        return json.dumps([self.recipe_without_init, bool(self.config.run.parent)])
 
     @cached_property
-    def but_for_the_start(self) -> str:
+    def recipe_without_init(self) -> str:
         """Equal for runs that are trained and tested alike, whatever their seed and their first weights."""
         tested = {"flip": self.config.evaluation.flip, "precision": self.config.evaluation.precision}
         return json.dumps(self.config.trajectory() | {"run": {}, "evaluation": tested}, sort_keys=True)
@@ -197,9 +197,9 @@ class StoredRun:
         return model.net + "".join(f" ({name})" for name, true in others.items() if true)
 
 
-Asked = tuple[StoredRun, tuple[int, ...]]
+RunAtQ = tuple[StoredRun, tuple[int, ...]]
 """A run and the Q at which its net is tested, px: its posteriors are averaged over these, its boxes pooled."""
-NetsTest = tuple[tuple[Asked, ...], str]
+NetsTest = tuple[tuple[RunAtQ, ...], str]
 """Nets with the Q of each, fused or pooled where several, and the method by which they are tested."""
 
 

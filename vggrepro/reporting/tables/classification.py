@@ -7,8 +7,9 @@ from itertools import chain
 
 from vggrepro.paper import PrintedErrors, facts, scale_text
 from vggrepro.reporting.stored.predictions import PredictionCache
-from vggrepro.reporting.stored.runs import Asked, Recipe, StoredRun, chosen_by, recipe_of
-from vggrepro.reporting.tables import words
+from vggrepro.reporting.stored.runs import Recipe, RunAtQ, StoredRun, chosen_by, recipe_of
+from vggrepro.reporting.tables import labels
+from vggrepro.reporting.tables.labels import fused
 from vggrepro.reporting.tables.report import Row
 from vggrepro.reporting.tables.rows import (
     Printed,
@@ -19,7 +20,6 @@ from vggrepro.reporting.tables.rows import (
     system_row,
     unmeasured,
 )
-from vggrepro.reporting.tables.words import fused
 
 _TABLE_7 = {
     "VGG, 2 nets, multi-crop and dense": (6, 2, "both"),
@@ -67,7 +67,7 @@ def _paper_order(row: Row) -> tuple[int, int, str]:
     return row.table, at, row.net if row.table < 6 else ""
 
 
-def _nets_of(printed: PrintedErrors, recipes: Mapping[Recipe, Sequence[StoredRun]], papers: bool) -> list[list[Asked]]:
+def _nets_of(printed: PrintedErrors, recipes: Mapping[Recipe, Sequence[StoredRun]], papers: bool) -> list[list[RunAtQ]]:
     """For each row that is measured beside a printed one its runs with their Q."""
     candidates = [recipes[member.net, member.S] for member in printed.members]
     if len(candidates) == 1:
@@ -95,7 +95,7 @@ def _by_seed(recipes: Mapping[Recipe, Sequence[StoredRun]], printed: PrintedErro
 def _row(
     table: int,
     method: str,
-    tested: Sequence[Asked],
+    tested: Sequence[RunAtQ],
     printed: PrintedErrors | None,
     cache: PredictionCache,
     papers: bool,
@@ -109,7 +109,7 @@ def _row(
         other = "" if flipped else "the mirrored images are left out (evaluation.flip)"
         judged = judge({"top1": ranks.top1, "top5": ranks.top5}, figures, obstacle(printed, papers, other))
     else:
-        lacking = [run.what_is_missing(Q, method) for run, Q in tested if cache.ranks([(run, Q)], method) is None]
+        lacking = [run.missing_tests(Q, method) for run, Q in tested if cache.ranks([(run, Q)], method) is None]
         judged = unmeasured(figures, "; ".join(lacking) or f"no run of {', '.join(missing)}")
     return row_of_nets(
         table,
@@ -134,7 +134,7 @@ def _table7(rows: Sequence[Row]) -> list[Row]:
                 row.model_copy(update={"table": 7, "net": f"{system.method}: {row.net}"})
                 for row in rows
                 if (row.table, row.method, row.split) == (table, method, "val")
-                and row.net.count(words.FUSED) + 1 == nets
+                and row.net.count(labels.FUSED) + 1 == nets
                 and row.top1.printed is not None
                 and (nets > 1 or row.net == "E")
             ]

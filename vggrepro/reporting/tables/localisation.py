@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from vggrepro.evaluation.box_store import CENTRE, DENSE
 from vggrepro.evaluation.boxes import error_of
 from vggrepro.paper import PrintedBoxes, TestedNet, facts
-from vggrepro.reporting.stored.found_boxes import BoxCache, StoredBoxes, kind_of, own_Q
-from vggrepro.reporting.stored.runs import Asked, StoredRun
-from vggrepro.reporting.tables import words
+from vggrepro.reporting.stored.found_boxes import BoxCache, StoredBoxes, configured_Q, kind_of
+from vggrepro.reporting.stored.runs import RunAtQ, StoredRun
+from vggrepro.reporting.tables import labels
+from vggrepro.reporting.tables.labels import fused
 from vggrepro.reporting.tables.report import Row
 from vggrepro.reporting.tables.rows import (
     Printed,
@@ -21,7 +22,6 @@ from vggrepro.reporting.tables.rows import (
     system_row,
     unmeasured,
 )
-from vggrepro.reporting.tables.words import fused
 
 
 def box_rows(runs: Sequence[StoredRun], cache: BoxCache, *, papers: bool) -> list[Row]:
@@ -54,7 +54,7 @@ def _single_rows(runs: Sequence[StoredRun], cache: BoxCache, table: int, papers:
         used |= {(run.name, Q) for run, Q in tested}
         yield from (*rows, *row_of_test_set(rows[0], "only", printed.error_test))
     for run in runs:
-        for Q in dict.fromkeys(own_Q(run, method, several=several) for several in (False, True)):
+        for Q in dict.fromkeys(configured_Q(run, method, several=several) for several in (False, True)):
             if (run.name, Q) not in used:
                 yield _row(table, [(run, Q)], None, cache, papers)
 
@@ -64,7 +64,7 @@ def _Q_of(run: StoredRun, member: TestedNet, method: str, papers: bool) -> tuple
     has but one where the row has several."""
     if papers:
         return member.Q
-    Q = own_Q(run, method, several=len(member.Q) > 1)
+    Q = configured_Q(run, method, several=len(member.Q) > 1)
     return Q if len(Q) > 1 or len(member.Q) == 1 else ()
 
 
@@ -84,13 +84,13 @@ def _pooled_rows(runs: Sequence[StoredRun], cache: BoxCache, papers: bool) -> It
         beside = printed if _is_papers_pool(tested, printed, papers) else None
         rows.append(_row(9, tested, beside, cache, papers))
     order = {run.name: number for number, run in enumerate(runs)}
-    rows.sort(key=lambda row: ([order[name] for name in (row.run or "").split(words.FUSED)], row.Q))
+    rows.sort(key=lambda row: ([order[name] for name in (row.run or "").split(labels.FUSED)], row.Q))
     of_paper = [row for row in rows if row.main.printed is not None] or [_row(9, [], printed, cache, papers)]
     yield from (*of_paper, *row_of_test_set(of_paper[0], "only", printed.error_test))
     yield from (row for row in rows if row.main.printed is None)
 
 
-def _is_papers_pool(tested: Sequence[Asked], printed: PrintedBoxes, papers: bool) -> bool:
+def _is_papers_pool(tested: Sequence[RunAtQ], printed: PrintedBoxes, papers: bool) -> bool:
     """Whether nets and Q are those of a pooled row: each once, at its Q, or in another geometry at one or several."""
 
     def scales(Q: tuple[int, ...]) -> object:
@@ -102,7 +102,7 @@ def _is_papers_pool(tested: Sequence[Asked], printed: PrintedBoxes, papers: bool
     )
 
 
-def _row(table: int, tested: Sequence[Asked], printed: PrintedBoxes | None, cache: BoxCache, papers: bool) -> Row:
+def _row(table: int, tested: Sequence[RunAtQ], printed: PrintedBoxes | None, cache: BoxCache, papers: bool) -> Row:
     runs = [run for run, _ in tested]
     method = CENTRE if table == 8 else DENSE
     figures: Printed = {"only": printed.error} if printed else {}
@@ -115,7 +115,7 @@ def _row(table: int, tested: Sequence[Asked], printed: PrintedBoxes | None, cach
     else:
         pooled = printed is not None and len(printed.members) > 1
         what = "pooled boxes; see `vggrepro localise`" if pooled else "run of this recipe"
-        lacking = "; ".join(run.what_boxes_lack(Q, method) for run, Q in tested)
+        lacking = "; ".join(run.missing_boxes(Q, method) for run, Q in tested)
         judged = unmeasured(figures, lacking or f"no {what}")
     return row_of_nets(
         table,
@@ -137,10 +137,10 @@ def _guesses(stored: StoredBoxes) -> str | None:
 def _yardsticks(runs: Sequence[StoredRun], cache: BoxCache) -> Iterator[Row]:
     """What boxes that know nothing of an image get, on the images and with the guesses of the rows above."""
     for table, method in ((8, CENTRE), (9, DENSE)):
-        tested = [(run, own_Q(run, method, several=several)) for run in runs for several in (False, True)]
-        stored = {boxes.sought: boxes for net in tested if (boxes := cache.of([net], method))}
+        tested = [(run, configured_Q(run, method, several=several)) for run in runs for several in (False, True)]
+        stored = {boxes.target_key: boxes for net in tested if (boxes := cache.of([net], method))}
         for boxes in stored.values():
-            for name, error in boxes.yardsticks().items():
+            for name, error in boxes.baselines().items():
                 made = judge({"only": error}, {}, "a yardstick")
                 yield Row(table=table, net=name, guesses=_guesses(boxes), **made)
 
@@ -153,10 +153,10 @@ def _table10(rows: Sequence[Row]) -> list[Row]:
             made += [
                 row.model_copy(update={"table": 10, "net": f"VGG: {row.net}"})
                 for row in rows
-                if row.table == 9 and row.main.printed in (system.error, system.error_test) and words.FUSED in row.net
+                if row.table == 9 and row.main.printed in (system.error, system.error_test) and labels.FUSED in row.net
             ]
             continue
         other = system_row(10, system, {"only": system.error})
         made += [other] if system.error is not None else []
-        made += row_of_test_set(other, "only", system.error_test, words.OTHER_PAPER)
+        made += row_of_test_set(other, "only", system.error_test, labels.OTHER_PAPER)
     return made

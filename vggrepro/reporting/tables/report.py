@@ -208,7 +208,7 @@ class RunNote(Record):
     @classmethod
     def of(cls, run: StoredRun) -> RunNote:
         """What a report says of a run itself."""
-        environment = run.said("environment.json") or {}
+        environment = run.read_json("environment.json") or {}
         return cls(
             name=run.name,
             directory=run.place,
@@ -224,7 +224,7 @@ class RunNote(Record):
             git_dirty=environment.get("git_dirty"),
             mlflow_run=run.mlflow_run,
             departures=run.departures,
-            unused=run.strangers,
+            unused=run.unused_results,
         )
 
 

@@ -9,10 +9,10 @@ from typing import Any, TypedDict, Unpack
 from vggrepro.evaluation.errors import ErrorRate
 from vggrepro.evaluation.significance import AgainstPrinted
 from vggrepro.paper import PrintedRow, System, scale_text
-from vggrepro.reporting.stored.runs import Asked, StoredRun, departures_of
-from vggrepro.reporting.tables import words
+from vggrepro.reporting.stored.runs import RunAtQ, StoredRun, departures_of
+from vggrepro.reporting.tables import labels
+from vggrepro.reporting.tables.labels import Q_text, fused
 from vggrepro.reporting.tables.report import FigureName, Measurement, Row, SeedMean, Spread, Verdict
-from vggrepro.reporting.tables.words import Q_text, fused
 
 Printed = Mapping[FigureName, float | None]
 """What the paper prints, per cent; None or nothing where it prints none."""
@@ -51,7 +51,7 @@ def unmeasured(printed: Printed, note: str, verdict: Verdict = "not measured") -
 
 def obstacle(printed: PrintedRow | None, papers: bool, other: str) -> str:
     """Why a printed row is not about what was measured; `papers`: whether the paper's images and geometry were."""
-    return words.NO_SUCH_ROW if printed is None else other if papers else words.OTHER_SETTING
+    return labels.NO_SUCH_ROW if printed is None else other if papers else labels.OTHER_SETTING
 
 
 def judge(measured: Mapping[FigureName, ErrorRate], printed: Printed, obstacle: str) -> Judged:
@@ -74,14 +74,14 @@ def judge(measured: Mapping[FigureName, ErrorRate], printed: Printed, obstacle: 
 
 
 def row_of_nets(
-    table: int, tested: Sequence[Asked], printed: PrintedRow | None, *, alike_once: bool, **more: Unpack[OfProtocol]
+    table: int, tested: Sequence[RunAtQ], printed: PrintedRow | None, *, alike_once: bool, **more: Unpack[OfProtocol]
 ) -> Row:
     """A row of runs, or where there are none of the paper's nets; `alike_once` is of S and Q, `more` all the rest."""
     members = printed.members if printed else ()
-    labels = [(run.net, run.config.data.S_text, Q_text(Q)) for run, Q in tested] or [
+    setups = [(run.net, run.config.data.S_text, Q_text(Q)) for run, Q in tested] or [
         (member.net, scale_text(member.S), Q_text(member.Q)) for member in members
     ]
-    nets, scales, sides = zip(*labels, strict=True)
+    nets, scales, sides = zip(*setups, strict=True)
     return Row(
         table=table,
         net=fused(nets),
@@ -94,18 +94,18 @@ def row_of_nets(
 
 
 def row_of_test_set(
-    beside: Row, name: FigureName, printed: float | None, note: str = words.NO_TEST_LABELS
+    beside: Row, name: FigureName, printed: float | None, note: str = labels.NO_TEST_LABELS
 ) -> list[Row]:
     """The row of the test set, if the paper prints one beside a row of the validation set."""
     if printed is None:
         return []
-    labels: dict[str, Any] = {label: getattr(beside, label) for label in _LABELS}
-    return [Row(**labels, split="test", **unmeasured({name: printed}, note, "cannot be measured"))]
+    row_labels: dict[str, Any] = {label: getattr(beside, label) for label in _LABELS}
+    return [Row(**row_labels, split="test", **unmeasured({name: printed}, note, "cannot be measured"))]
 
 
 def system_row(table: int, system: System, printed: Printed) -> Row:
     """A row of Table 7 or 10 that is of another paper."""
-    return Row(table=table, net=system.method, **unmeasured(printed, words.OTHER_PAPER, "cannot be measured"))
+    return Row(table=table, net=system.method, **unmeasured(printed, labels.OTHER_PAPER, "cannot be measured"))
 
 
 def spreads(rows: Iterable[Row], runs: Iterable[StoredRun]) -> list[Spread]:
@@ -116,7 +116,7 @@ def spreads(rows: Iterable[Row], runs: Iterable[StoredRun]) -> list[Spread]:
     known = {run.name: run for run in runs}
     alike: dict[tuple[object, ...], dict[int, Row]] = {}
     for row in rows:
-        nets = [known.get(name) for name in (row.run or "").split(words.FUSED)]
+        nets = [known.get(name) for name in (row.run or "").split(labels.FUSED)]
         found = [run for run in nets if run]
         seeds = {run.config.run.seed for run in found}
         if row.main.measured is not None and row.table not in (7, 10) and len(found) == len(nets) and len(seeds) == 1:
@@ -131,5 +131,5 @@ def _spread(rows: Sequence[Row]) -> Spread:
         errors = [error for row in rows if (error := row.figures[name].measured) is not None]
         mean, spread = statistics.mean(errors), statistics.stdev(errors)
         figures[name] = SeedMean(printed=first.printed, mean=mean, spread=spread)
-    labels: dict[str, Any] = {label: getattr(rows[0], label) for label in ("group", *_LABELS)}
-    return Spread(**labels, figures=figures, seeds=len(rows), runs=[row.run for row in rows if row.run])
+    row_labels: dict[str, Any] = {label: getattr(rows[0], label) for label in ("group", *_LABELS)}
+    return Spread(**row_labels, figures=figures, seeds=len(rows), runs=[row.run for row in rows if row.run])

@@ -11,10 +11,10 @@ from vggrepro.evaluation.recognition import against_printed
 from vggrepro.paper import TransferFigure, facts, value
 from vggrepro.reporting.stored.runs import StoredRun, departures_of
 from vggrepro.reporting.stored.stored_transfers import StoredTransfer
-from vggrepro.reporting.tables import words
+from vggrepro.reporting.tables import labels
+from vggrepro.reporting.tables.labels import Q_text, fused
 from vggrepro.reporting.tables.report import Measurement, Row, Verdict
 from vggrepro.reporting.tables.rows import Printed, unmeasured
-from vggrepro.reporting.tables.words import Q_text, fused
 
 
 def transfer_rows(tests: Sequence[StoredTransfer]) -> list[Row]:
@@ -46,7 +46,7 @@ def _is_of(test: StoredTransfer, figure: TransferFigure) -> bool:
 
 
 def _row(test: StoredTransfer, figure: TransferFigure | None) -> Row:
-    protocol, result, counts = test.found.protocol, test.found.result, test.found.said
+    protocol, result, counts = test.found.protocol, test.found.result, test.found.note
     note = _obstacle(test) if figure else "the paper has no such figure"
     verdict: Verdict = "not comparable"
     difference = None
@@ -87,9 +87,9 @@ def _row(test: StoredTransfer, figure: TransferFigure | None) -> Row:
 
 def _obstacle(test: StoredTransfer) -> str:
     """Why the paper's figure is not about what was measured; empty where it is."""
-    task, counts = facts().transfer[test.set], test.found.said
+    task, counts = facts().transfer[test.set], test.found.note
     if not all(_is_the_papers_net(run) for run in test.runs):
-        return f"{words.OTHER_SETTING} was learnt from"
+        return f"{labels.OTHER_SETTING} was learnt from"
     if task.unlabelled or test.set == "voc2012_action":
         return "measured on val: only the challenge's server has the labels of test; `--submission` writes its files"
     images = counts["images"] + counts["rejected"]
@@ -109,10 +109,15 @@ def _is_the_papers_net(run: StoredRun) -> bool:
 def _without_test(figure: TransferFigure) -> Row:
     """A figure of the paper alone."""
     task = facts().transfer[figure.set]
-    labels: dict[str, Any] = {"table": task.table, "set": figure.set, "boxes": figure.boxes, "measure": task.measure}
+    row_labels: dict[str, Any] = {
+        "table": task.table,
+        "set": figure.set,
+        "boxes": figure.boxes,
+        "measure": task.measure,
+    }
     printed: Printed = {"only": figure.figure}
-    net, of = figure.method, unmeasured(printed, words.OTHER_PAPER, "cannot be measured")
+    net, of = figure.method, unmeasured(printed, labels.OTHER_PAPER, "cannot be measured")
     if figure.nets:
         net = fused(figure.nets)
         of = unmeasured(printed, f"no run of {net} was tested on {figure.set}")
-    return Row(**labels, net=net, split=None, printed_spread=figure.spread, C=[], **of)
+    return Row(**row_labels, net=net, split=None, printed_spread=figure.spread, C=[], **of)

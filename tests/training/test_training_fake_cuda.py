@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gpu_in_mind import CUDA, Log, gpu_in_mind, on_gpu
+from fake_cuda import CUDA, Log, fake_cuda, on_gpu
 from torch import Tensor, nn
 
 from vggrepro.config.settings import Config, Data, Model, Train
@@ -90,7 +90,7 @@ def test_a_step_neither_waits_nor_copies(
     monkeypatch.setattr(exchange, "DistributedDataParallel", Ranks)
     monkeypatch.setattr(exchange.distributed, "all_gather_into_tensor", gathered)
     config = config_of(net, precision=precision, micro_batch=micro_batch, comm="factor")
-    with gpu_in_mind() as log:
+    with fake_cuda() as log:
         trainer = made(config, Topology(0, ranks, 0, ranks))
         assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == (precision == "tf32")
         assert torch.backends.cudnn.benchmark
@@ -113,10 +113,10 @@ def test_a_step_neither_waits_nor_copies(
 
 def test_what_the_host_asks_of_the_device_at_reports_is_known() -> None:
     """The loss and whether a gradient was bad are numbers, which fake tensors refuse: so they are asked for outside."""
-    with gpu_in_mind() as log:
+    with fake_cuda() as log:
         trainer = made(config_of())
         trainer.step(0, iter(batches(trainer, log)), 0.01)
-        for ask in (trainer.loss_sum, trainer.bad_step, trainer.require_one_net):
+        for ask in (trainer.loss_sum, trainer.bad_step, trainer.require_equal_nets):
             with pytest.raises(Exception, match=r"_local_scalar_dense|numpy|aten"):
                 ask()
 
@@ -132,7 +132,7 @@ def test_what_the_host_asks_of_the_device_at_reports_is_known() -> None:
     ids=["float", "nonzero", "two devices", "bool"],
 )
 def test_the_device_in_the_mind_sees_what_it_is_to_see(wrong: Callable[[Trainer, Batch], object]) -> None:
-    with gpu_in_mind() as log:
+    with fake_cuda() as log:
         trainer = made(config_of())
         (batch,) = batches(trainer, log)
         with pytest.raises(Exception, match=r"aten|device"):
@@ -148,7 +148,7 @@ def test_masks_and_batches_come_to_the_device_without_a_wait() -> None:
     config = config_of(precision="bf16", micro_batch=3)
     sizes = np.full((20, 2), 96)
     sampler = TrainingSampler(sizes, Data(S=80), CROP, 0)
-    with gpu_in_mind() as log:
+    with fake_cuda() as log:
         trainer = made(config)
         loader = Loader("torchvision", (123.0, 116.0, 103.0), 1, CUDA, std=(58.0, 57.0, 57.0), dtype=torch.bfloat16)
         log.clear()
@@ -167,7 +167,7 @@ def test_masks_and_batches_come_to_the_device_without_a_wait() -> None:
 
 
 def test_a_checkpoint_is_copied_in_one_wait_to_memory_that_is_used_again() -> None:
-    with gpu_in_mind() as log:
+    with fake_cuda() as log:
         trainer = made(config_of())
         trainer.step(0, iter(batches(trainer, log)), 0.01)
         first, momentum = trainer.snapshot()
@@ -182,7 +182,7 @@ def test_a_checkpoint_is_copied_in_one_wait_to_memory_that_is_used_again() -> No
 
 
 def test_activation_scales_are_computed_on_the_device() -> None:
-    with gpu_in_mind() as log:
+    with fake_cuda() as log:
         trainer = made(config_of())
         (batch,) = batches(trainer, log)
         with pytest.raises(Exception, match=r"aten|numpy|_local"):  # only the numbers themselves are the host's
@@ -191,7 +191,7 @@ def test_activation_scales_are_computed_on_the_device() -> None:
 
 
 def test_kernels_are_timed_unless_a_run_is_to_be_repeated_bit_by_bit() -> None:
-    with gpu_in_mind():
+    with fake_cuda():
         for cudnn in ("benchmark", "deterministic"):
             made(config_of(cudnn=cudnn))
             chosen = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from gpu_in_mind import CUDA, gpu_in_mind, on_gpu
+from fake_cuda import CUDA, fake_cuda, on_gpu
 
 from vggrepro.config.settings import Evaluation
 from vggrepro.evaluation.methods import METHODS
@@ -18,7 +18,7 @@ CROP, CLASSES = 32, 7
 @pytest.mark.parametrize("batch", [2, 64], ids=["in strips", "whole"])
 def test_a_method_computes_on_the_device_and_nothing_waits(method: str, precision: str, batch: int) -> None:
     n, height, width = 3, 70, 99
-    with gpu_in_mind() as log, torch.no_grad():  # inference mode hides what operations are made of
+    with fake_cuda() as log, torch.no_grad():  # inference mode hides what operations are made of
         set_arithmetic(CUDA, precision)  # type: ignore[arg-type]
         assert not torch.backends.cudnn.benchmark, "every batch has a shape of its own"
         net = on_gpu(lambda: VGG(architecture("D", classes=CLASSES, crop=CROP, width=0.0625))).eval()

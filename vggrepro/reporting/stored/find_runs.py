@@ -19,7 +19,7 @@ def find_runs(places: Iterable[Path], experiments: Sequence[str] = ()) -> list[S
     that does not exist or an experiment without runs.
     """
     found: dict[Path, StoredRun] = {}
-    kept: dict[Path, list[evidence.KeptRun]] = {}
+    kept: dict[Path, list[evidence.ArchivedRun]] = {}
     for place in places:
         if not place.is_dir():
             raise UserError(f"--runs {place} is not a folder; name a run, an experiment or the folder of all runs")

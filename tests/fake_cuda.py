@@ -52,7 +52,7 @@ class Log:
 
 
 @contextmanager
-def gpu_in_mind() -> Iterator[Log]:
+def fake_cuda() -> Iterator[Log]:
     """Inside, `CUDA` is a device on which anything can be made and computed, and nothing has a value."""
     log = Log()
     stream = mock.MagicMock(name="stream")

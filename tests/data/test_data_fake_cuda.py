@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from gpu_in_mind import CUDA, gpu_in_mind
+from fake_cuda import CUDA, fake_cuda
 
 from vggrepro.config.settings import Data
 from vggrepro.data.decode import Region
@@ -20,7 +20,7 @@ def test_resampling_waits_for_nothing_and_is_exact_in_any_precision(precision: s
     sizes = np.array([[90, 120], [150, 100], [80, 80], [300, 200]])
     views = TrainingSampler(sizes, Data(S=(70, 100)), CROP, 0).views(0, 4)
     boxes = views.decode_box()
-    with gpu_in_mind() as log:
+    with fake_cuda() as log:
         set_arithmetic(CUDA, precision)  # type: ignore[arg-type]
         regions = [
             Region(torch.empty((bottom - top, right - left, 3), dtype=torch.uint8, device=CUDA), top, left)
