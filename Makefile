@@ -11,7 +11,7 @@ KIND   := $(VENV)/.cuda$(CUDA)
 STAMP  := $(VENV)/.installed-cuda$(CUDA)
 $(if $(LOCK),,$(error CUDA=$(CUDA): vggrepro is installed for CUDA 12 or 13: make CUDA=12 install))
 
-COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --extra dev --extra onnx --extra hub --extra show --extra timm
+COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --extra dev --extra onnx --extra hub --extra show --extra timm --extra docs
 
 # Containers like to set it, and then each process compiles torch anew, which takes longer than most tests.
 unexport PYTHONDONTWRITEBYTECODE
@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 CHROMIUM ?= chromium
 WORKERS ?= 3
 
-.PHONY: install demo readme-image screenshots test test-gpu check lock clean help
+.PHONY: install demo docs readme-image screenshots test test-gpu check lock clean help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -41,6 +41,10 @@ install: $(STAMP)  ## the environment alone, in .venv; CUDA=12 for drivers older
 
 demo: $(STAMP)  ## the whole story in small: A, D from A, dense evaluation, the table (minutes, CPU)
 	$(BIN)/vggrepro reproduce --config configs/demo.yaml
+
+docs: $(STAMP)  ## the documentation as a site, in site/: guides, API reference, search; a broken link is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -j auto -c docs . site
+	@echo "site/index.html"
 
 runs/demo/tables.html:
 	@$(MAKE) --no-print-directory demo
@@ -75,7 +79,7 @@ test: $(STAMP)  ## all tests but the slow ones and those that need a GPU; WORKER
 test-gpu: $(STAMP)  ## what needs a GPU: tests and benchmarks, into benchmarks/results; IMAGES=photographs MINUTES=25
 	$(BIN)/python benchmarks/gpu.py $(addprefix --images=,$(or $(IMAGES),$(PICTURES))) $(addprefix --minutes=,$(MINUTES))
 
-check: $(STAMP)  ## ruff, mypy, codespell
+check: $(STAMP) docs  ## ruff, mypy, codespell, and the documentation without a warning
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -86,4 +90,4 @@ lock: $(STAMP)  ## pin the newest versions that pyproject.toml allows, with hash
 	$(COMPILE) --extra cuda12 pyproject.toml -o $(LOCK_12)
 
 clean:  ## remove what runs and tools leave behind, but not the environment
-	rm -rf runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf runs site .pytest_cache .mypy_cache .ruff_cache
