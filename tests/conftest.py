@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from budget import file_seconds, over_budget, slowest_files
 from drawing import BLANK, REAL, figures_drawn_by
-from forks import start_server
+from forks import start_fork_server
 from PIL import Image
 from tiny import TINY, PublicPredictions, shared
 
@@ -58,7 +58,7 @@ def _no_garbage() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _fork_server() -> None:
-    start_server()
+    start_fork_server()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -33,7 +33,7 @@ class Copy:
 
 
 @dataclass
-class Log:
+class DeviceLog:
     """What the device in the mind was asked to do."""
 
     copies: list[Copy] = field(default_factory=list)
@@ -52,11 +52,11 @@ class Log:
 
 
 @contextmanager
-def fake_cuda() -> Iterator[Log]:
+def fake_cuda() -> Iterator[DeviceLog]:
     """Inside, `CUDA` is a device on which anything can be made and computed, and nothing has a value."""
-    log = Log()
+    log = DeviceLog()
     stream = mock.MagicMock(name="stream")
-    stream.synchronize = lambda: _count(log)
+    stream.synchronize = lambda: _count_wait(log)
     switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [switch.allow_tf32 for switch in switches]
     cudnn = torch.backends.cudnn
@@ -76,13 +76,13 @@ def fake_cuda() -> Iterator[Log]:
             "torch.cuda.is_bf16_supported": lambda *_, **__: True,
             "torch._C._select_conv_backend": lambda *_, **__: torch._C._ConvBackend.Cudnn,
             "torch.cuda.current_stream": lambda *_: stream,
-            "torch.cuda.synchronize": lambda *_: _count(log),
+            "torch.cuda.synchronize": lambda *_: _count_wait(log),
             "torch.Tensor.backward": backward,
             "torch.Tensor.register_hook": register_hook,
         }.items():
             entered.enter_context(mock.patch(name, stand_in))
         fake = entered.enter_context(FakeTensorMode(allow_fallback_kernels=False))
-        watching = entered.enter_context(_Watching(fake, log))
+        watching = entered.enter_context(_DispatchRecorder(fake, log))
         entered.enter_context(mock.patch("torch.Tensor.pin_memory", _method(watching.pin)))
         try:
             yield log
@@ -92,7 +92,7 @@ def fake_cuda() -> Iterator[Log]:
             cudnn.benchmark, cudnn.deterministic = chosen
 
 
-def on_gpu(make: Callable[[], nn.Module], layout: torch.memory_format = torch.channels_last) -> Any:
+def on_fake_cuda(make: Callable[[], nn.Module], layout: torch.memory_format = torch.channels_last) -> Any:
     """A module on the device, in a memory layout; `Module.to` cannot move fake tensors."""
     with torch.device("meta"):
         module = make()
@@ -113,14 +113,14 @@ def _method(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return method
 
 
-def _count(log: Log) -> None:
+def _count_wait(log: DeviceLog) -> None:
     log.synchronised += 1
 
 
-class _Watching(TorchDispatchMode):
+class _DispatchRecorder(TorchDispatchMode):
     """Sees every operation before the fake tensors do."""
 
-    def __init__(self, fake: FakeTensorMode, log: Log) -> None:
+    def __init__(self, fake: FakeTensorMode, log: DeviceLog) -> None:
         super().__init__()
         self._fake, self._log = fake, log
         self._pinned: list[Tensor] = []
@@ -143,21 +143,21 @@ class _Watching(TorchDispatchMode):
             assert {tensor.device for tensor in tensors} == {CUDA}, "fused SGD of tensors on several devices"
             assert {tensor.dtype for tensor in tensors} == {torch.float32}
             return None
-        self._look(function, arguments, options, tensors)
+        self._record(function, arguments, options, tensors)
         result = function(*arguments, **options)
         if pinned:
             self._pinned.append(result)
         return result
 
-    def _look(self, function: Any, arguments: Any, options: Any, tensors: list[Tensor]) -> None:
+    def _record(self, function: Any, arguments: Any, options: Any, tensors: list[Tensor]) -> None:
         log, name = self._log, function.overloadpacket.__name__
         if function is aten._to_copy.default:
             source, target = arguments[0], torch.device(options.get("device") or arguments[0].device)
-            self._note_copy(source, target, None, options.get("non_blocking", False))
+            self._record_copy(source, target, None, options.get("non_blocking", False))
         elif function is aten.copy_.default:
             target, source, *rest = arguments
             waits = not (rest[0] if rest else options.get("non_blocking", False))
-            self._note_copy(source, target.device, target, not waits)
+            self._record_copy(source, target.device, target, not waits)
         elif function in (aten.clone.default, aten.contiguous.default) and arguments[0].numel() > 1:
             log.layouts.append(f"{name} {tuple(arguments[0].shape)}")
         elif name == "convolution" and arguments[0].stride(1) != 1:
@@ -165,7 +165,7 @@ class _Watching(TorchDispatchMode):
         floats = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
         log.types.setdefault(name, set()).update(floats)
 
-    def _note_copy(self, source: Tensor, target: torch.device, into: Tensor | None, non_blocking: bool) -> None:
+    def _record_copy(self, source: Tensor, target: torch.device, into: Tensor | None, non_blocking: bool) -> None:
         if source.device.type == target.type:
             return
         on_host = into if target.type == "cpu" else source

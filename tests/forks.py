@@ -16,7 +16,7 @@ _PRELOADED = (
     "torch._dynamo",
     "pyarrow",
 )
-_DEAF_TO = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2}
+_BLOCKED_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2}
 """Signals that the server does not hear, and what it forks only after `begin`: the product's own processes must not."""
 
 ONE_THREAD_NO_GPU = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -25,11 +25,11 @@ ONE_THREAD_NO_GPU = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 forks = multiprocessing.get_context("forkserver")
 
 
-def start_server() -> None:
+def start_fork_server() -> None:
     """Starts it, before anything else does with fewer modules, on one thread and no GPU; it imports meanwhile."""
     forks.set_forkserver_preload(list(_PRELOADED))
     resource_tracker.ensure_running()  # it takes a mask back
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _DEAF_TO)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED_SIGNALS)
     try:
         with pytest.MonkeyPatch.context() as patched:
             for name, text in ONE_THREAD_NO_GPU.items():
@@ -39,7 +39,7 @@ def start_server() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def begin() -> None:
+def set_up_fork() -> None:
     """In a forked process: signals that ask it to stop are for it, and what was imported is no garbage to look for."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _DEAF_TO)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED_SIGNALS)
     gc.freeze()

@@ -208,7 +208,7 @@ def hub_server() -> Iterator[Hub]:
         thread.join()
 
 
-def use(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch, *, token: str = TOKEN) -> None:
+def connect_client(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch, *, token: str = TOKEN) -> None:
     """Lets the Hub's client of this process speak to the stand-in, with a cache of its own, and try again at once."""
     monkeypatch.setattr(constants, "ENDPOINT", hub.address)
     monkeypatch.setattr(

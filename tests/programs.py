@@ -25,7 +25,7 @@ from typing import Any
 
 import pytest
 from drawing import BLANK, figures_drawn_by
-from forks import ONE_THREAD_NO_GPU, begin, forks
+from forks import ONE_THREAD_NO_GPU, forks, set_up_fork
 
 from vggrepro.cli import main as cli
 
@@ -60,7 +60,7 @@ class Command:
         return err
 
 
-def in_two_threads(call: Callable[[], object]) -> None:
+def call_in_two_threads(call: Callable[[], object]) -> None:
     """Makes a call twice at the same time; raises what it raises."""
     both_there = threading.Barrier(2)
     with ThreadPoolExecutor(2) as pool:
@@ -127,7 +127,7 @@ def fork_program(
     return subprocess.CompletedProcess(words, next((one.exitcode for one in running if one.exitcode), 0), out, err)
 
 
-def on_terminal(*program: object, columns: int, cwd: Path | None = None, **variables: str) -> tuple[int, str]:
+def run_on_terminal(*program: object, columns: int, cwd: Path | None = None, **variables: str) -> tuple[int, str]:
     """As `fork_program`, with a terminal of so many columns as standard error: the status, and all it was sent."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
@@ -147,7 +147,7 @@ def on_terminal(*program: object, columns: int, cwd: Path | None = None, **varia
 
 def _as_program(words: list[str], cwd: Path, environment: Mapping[str, str], streams: tuple[Path, Path]) -> None:
     """What python does with these words."""
-    begin()
+    set_up_fork()
     atexit._clear()  # what the server has registered
     for number, file in enumerate(streams, 1):
         os.dup2(os.open(file, os.O_WRONLY), number)
@@ -174,7 +174,7 @@ def _environment() -> dict[str, str]:
     return inherited | ONE_THREAD_NO_GPU
 
 
-def without_streams(*names: str, full: bool) -> str:
+def stream_breaking_code(*names: str, full: bool) -> str:
     """Statements after which these standard streams are closed, or lie on a full disk, as if from the beginning."""
     return f"""
 import os, sys
@@ -191,7 +191,7 @@ for name in {names}:
 """
 
 
-def modules_after(statement: str) -> set[str]:
+def modules_imported_by(statement: str) -> set[str]:
     """What a Python has imported once it has run a statement."""
     return set(run_program("-c", f"{statement}\nimport sys; print(*sys.modules)", check=True).stdout.split())
 
@@ -210,7 +210,7 @@ def rank_variables(rank: int, world: int, port: int) -> dict[str, str]:
     return named | {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
-def put_program(file: Path, script: str, shell: str = "/bin/sh") -> None:
+def write_script(file: Path, script: str, shell: str = "/bin/sh") -> None:
     """A shell script that may be executed, in the place of a program."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(f"#!{shell}\n{script}\n")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from budget import over_budget, slowest_files
-from programs import modules_after, run_program
+from programs import modules_imported_by, run_program
 from tiny import REPOSITORY
 
 PACKAGE = REPOSITORY / "vggrepro"
@@ -154,11 +154,11 @@ def test_models_know_no_ranks_and_no_tracking() -> None:
     ],
 )
 def test_light_modules_stay_light(module: str) -> None:
-    assert not {"torch", "mlflow", "nvidia.dali", "pandas"} & modules_after(f"import vggrepro.{module}")
+    assert not {"torch", "mlflow", "nvidia.dali", "pandas"} & modules_imported_by(f"import vggrepro.{module}")
 
 
 def test_tables_need_no_torch_and_jinja2_only_to_be_written() -> None:
-    assert not {"torch", "jinja2"} & modules_after("import vggrepro.reporting.documents.render")
+    assert not {"torch", "jinja2"} & modules_imported_by("import vggrepro.reporting.documents.render")
 
 
 def test_help_imports_nothing_heavy() -> None:
