@@ -1,4 +1,4 @@
-"""The methods of testing on a CUDA device in the mind."""
+"""Test methods on a fake CUDA device."""
 
 import pytest
 import torch

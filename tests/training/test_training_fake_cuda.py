@@ -1,4 +1,4 @@
-"""The training step on a CUDA device in the mind: nothing waits, nothing is copied, everything lies where it should."""
+"""The training step on a fake CUDA device: no waits, no copies, every tensor on the right device."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
