@@ -1,16 +1,16 @@
-"""What the tests of a file may cost: a share of the suite, since seconds are another number on each machine."""
+"""Time budget of a test file: a fraction of the suite, because seconds differ between machines."""
 
 from collections import Counter
 
 import pytest
 
-SHARE = 1 / 7
-"""Of the seconds of all tests that run two at a time."""
-_MANY = 1000  # tests: fewer are not the suite
+FRACTION = 1 / 7
+"""Largest fraction of the suite's seconds, added over its workers."""
+_SUITE = 1000  # tests; a run of fewer is a part of the suite
 
 
 def file_seconds(reporter: pytest.TerminalReporter) -> dict[str, float]:
-    """Seconds that the tests of each file took, with their fixtures; empty where not the whole suite was run."""
+    """Seconds of each file's tests and fixtures; empty unless the full suite was run."""
     seconds: Counter[str] = Counter()
     tests = 0
     for reports in reporter.stats.values():
@@ -18,19 +18,20 @@ def file_seconds(reporter: pytest.TerminalReporter) -> dict[str, float]:
             if isinstance(report, pytest.TestReport):
                 tests += report.when == "call"
                 seconds[report.nodeid.split("::")[0]] += report.duration
-    return dict(seconds) if tests > _MANY else {}
+    return dict(seconds) if tests > _SUITE else {}
 
 
 def over_budget(seconds: dict[str, float]) -> list[str]:
-    """Files whose tests take more than their share."""
-    return [file for file, one in seconds.items() if one > SHARE * sum(seconds.values())]
+    """Files whose tests take more than their fraction."""
+    limit = FRACTION * sum(seconds.values())
+    return [file for file, taken in seconds.items() if taken > limit]
 
 
 def slowest_files(seconds: dict[str, float], count: int = 10) -> list[str]:
-    """A line each, and one for each file over its budget."""
+    """Lines of the summary: the slowest files, then each file over its budget."""
     total, slowest = sum(seconds.values()), sorted(seconds, key=lambda file: -seconds[file])
     lines = [f"{seconds[file]:6.1f} s {seconds[file] / total:6.1%}  {file}" for file in slowest[:count]]
-    remedy = f"more than a file's share of {SHARE:.0%}: copy a finished run, fork, or mark what is long as slow"
+    remedy = f"more than the {FRACTION:.0%} of a file: copy a finished run, fork, or mark the longest tests as slow"
     return lines + [
         f"ERROR {file} takes {seconds[file] / total:.0%} of the suite, {remedy}" for file in over_budget(seconds)
     ]

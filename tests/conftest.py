@@ -1,17 +1,17 @@
-"""What tests of several rooms share: small images in ImageNet's layout, and settings under which nets are small."""
+"""Fixtures for tests of several rooms: small images in ImageNet's layout, and settings that make nets small."""
 
 import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # as ranks have: with more, sums have another order
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in ranks: more threads change the order of sums
 
 import numpy as np
 import pytest
 from budget import file_seconds, over_budget, slowest_files
 from drawing import BLANK, REAL, figures_drawn_by
-from forks import start_server
+from forks import start_fork_server
 from PIL import Image
 from tiny import TINY, PublicPredictions, shared
 
@@ -24,7 +24,7 @@ from programs import Command  # noqa: E402
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """After the whole suite: its slowest files, and those whose tests take more than their share."""
+    """Prints the slowest files after a run of the full suite, and the files over their budget."""
     files = file_seconds(terminalreporter)
     if files:
         terminalreporter.section("slowest files")
@@ -39,16 +39,16 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Variables of a launcher around the tests must not reach them."""
-    launchers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "VGGREPRO_ATTEMPT")
-    for name in (*launchers, "MLFLOW_TRACKING_URI"):
+def _without_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hides the variables of a launcher that runs the tests."""
+    variables = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "VGGREPRO_ATTEMPT")
+    for name in (*variables, "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_garbage() -> Iterator[None]:
-    """What has been imported stays: to look through it takes a fourth of the tests' time, as training does so often."""
+def _imports_hidden_from_collector() -> Iterator[None]:
+    """Hides imported modules from the garbage collector, which takes a quarter of the tests' time to scan them."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(gc, "unfreeze", gc.freeze)
         gc.freeze()
@@ -58,7 +58,7 @@ def _no_garbage() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _fork_server() -> None:
-    start_server()
+    start_fork_server()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -69,14 +69,14 @@ def _blank_figures() -> Iterator[None]:
 
 @pytest.fixture
 def drawing() -> Iterator[None]:
-    """For tests whose subject figures are: they are drawn."""
+    """Draws figures for real, for tests of figures."""
     with figures_drawn_by(REAL):
         yield
 
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """3 classes, 8 + 4 JPEGs each, 40 to 90 px: blotches of one colour a class."""
+    """3 classes with 8 + 4 JPEGs each, 40 to 90 px: noise with a colour per class."""
     root = tmp_path_factory.mktemp("images")
     for split, count in (("train", 8), ("val", 4)):
         for label, name in enumerate(("n01", "n02", "n03")):
@@ -93,7 +93,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(images: Path, tmp_path: Path) -> list[str]:
-    """Overrides that make any configuration small and point it at `images`; runs go to `tmp_path`."""
+    """Overrides that make any configuration small, read `images` and put runs into `tmp_path`."""
     return [*TINY, f"data.root={images}", f"run.root={tmp_path / 'runs'}"]
 
 
@@ -105,23 +105,23 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def paper_of_2000(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs on 2,000 images of 10 classes count as the paper's data set: 50,000 x 1,000 are too many for a test."""
+    """Makes runs on 2,000 images of 10 classes count as the paper's data set, which is too large for a test."""
     from vggrepro.paper import value
     from vggrepro.reporting.stored import runs
 
-    other = {"classes": 10, "val_images": 2000}
-    monkeypatch.setattr(runs, "value", lambda name: other.get(name) or value(name))
+    small = {"classes": 10, "val_images": 2000}
+    monkeypatch.setattr(runs, "value", lambda name: small.get(name) or value(name))
 
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """Runs `vggrepro`; what libraries print behind Python's back is in its output, too."""
+    """Runs `vggrepro`; its output includes what native libraries print."""
     return Command(monkeypatch, capfd)
 
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first images of the built-in sample set: 2,000 + 500, which take seconds to make."""
+    """Sample set with only the first 2,000 + 500 images, because the full set takes longer to make."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sample_set, "TRAIN_IMAGES", 2000)
         patched.setattr(sample_set, "VAL_IMAGES", 500)
@@ -130,15 +130,15 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def index_file(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The index of `images`."""
-    file = tmp_path_factory.mktemp("index") / "mine.idx"
+    """Index of `images`."""
+    file = tmp_path_factory.mktemp("index") / "images.idx"
     scan_folder(images).save(file)
     return file
 
 
 @pytest.fixture(scope="session")
 def public_predictions() -> PublicPredictions:
-    """Labels of the 50,000 validation images of ILSVRC-2012, and the five guesses of each public net, best first."""
+    """Labels of ILSVRC-2012's 50,000 validation images, and the five best guesses of each public net, in order."""
     with np.load(shared("vgg_ilsvrc2012_val_top5.npz"), allow_pickle=False) as stored:
         guesses = {name: stored[name].astype(np.int64) for name in stored.files if name.startswith("vgg")}
         return stored["label"].astype(np.int64), guesses

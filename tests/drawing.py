@@ -1,4 +1,4 @@
-"""Figures that are laid out and not drawn: drawing takes longer than training the nets of most tests."""
+"""Stub for drawing figures, which takes longer than training the nets of most tests."""
 
 import io
 from collections.abc import Callable, Iterator, Mapping
@@ -27,13 +27,13 @@ def _mock_axes(rows: int, columns: int, width: float, height: float) -> tuple[No
 
 _PNG = _white_square()
 BLANK: Mapping[str, Callable[..., Any]] = {"_figure": _mock_axes, "_png": lambda _: _PNG}
-"""All that is computed for a figure is computed, and each is the same white square."""
+"""Functions that replace drawing: a figure's data are computed, and its picture is a white square."""
 REAL: Mapping[str, Callable[..., Any]] = {name: getattr(figures, name) for name in BLANK}
 
 
 @contextmanager
 def figures_drawn_by(functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-    """Figures are drawn by these meanwhile."""
+    """Draws figures with these functions inside the context."""
     with pytest.MonkeyPatch.context() as patched:
         for name, function in functions.items():
             patched.setattr(figures, name, function)

@@ -1,9 +1,9 @@
-"""A CUDA device in the mind: tensors without numbers that know where they lie, on a machine that has no GPU.
+"""Fake CUDA device for machines without a GPU: tensors have a shape, a type and a device, but no values.
 
-torch's fake tensors say of each operation what its result is and where. They refuse operands on two devices, and
-whatever needs a number on the host: `.item()`, `float()`, `nonzero`. Here stands what they cannot do without a driver:
-autograd's engine, which wants a context on the device; fused SGD, which has no fake; pinned memory and streams. And
-every copy between host and device is written down, with whether the host waits for it.
+torch's fake tensors compute the metadata of each result. They refuse operands on two devices and everything that needs
+a value on the host: `.item()`, `float()`, `nonzero`. This module replaces the parts that need a driver: autograd's
+engine, which needs a context on the device; fused SGD, which has no fake kernel; pinned memory and streams. It records
+every copy between host and device, and whether the host waits for it.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,39 +24,39 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Copy:
-    """Between host and device."""
+    """Copy between host and device."""
 
     to: str
     bytes: int
     waits: bool
-    """Whether the host waits for it, as it does unless asked not to and given pinned memory."""
+    """Whether the host waits for it: unless the copy is non-blocking and the host's memory is pinned."""
 
 
 @dataclass
-class Log:
-    """What the device in the mind was asked to do."""
+class DeviceLog:
+    """Operations that the fake device has received."""
 
     copies: list[Copy] = field(default_factory=list)
     layouts: list[str] = field(default_factory=list)
-    """Copies of more than a number into another memory layout, on the device: what is copied."""
+    """Copies of more than one element into another memory layout on the device: operation and shape."""
     types: dict[str, set[torch.dtype]] = field(default_factory=dict)
-    """Of the floating-point tensors given to each operation, by its name."""
+    """Floating-point types of the operands, by name of the operation."""
     strided: list[str] = field(default_factory=list)
-    """Convolutions of images or maps that are not channels-last."""
+    """Shapes of convolution inputs that are not channels-last."""
     synchronised: int = 0
-    """Waits for a stream or for the device."""
+    """Number of waits for a stream or for the device."""
 
     def clear(self) -> None:
-        """Starts anew."""
+        """Forgets all operations."""
         self.__init__()  # type: ignore[misc]
 
 
 @contextmanager
-def fake_cuda() -> Iterator[Log]:
-    """Inside, `CUDA` is a device on which anything can be made and computed, and nothing has a value."""
-    log = Log()
+def fake_cuda() -> Iterator[DeviceLog]:
+    """Makes `CUDA` a device on which tensors can be created and computed, without values; yields its log."""
+    log = DeviceLog()
     stream = mock.MagicMock(name="stream")
-    stream.synchronize = lambda: _count(log)
+    stream.synchronize = lambda: _count_wait(log)
     switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [switch.allow_tf32 for switch in switches]
     cudnn = torch.backends.cudnn
@@ -76,13 +76,13 @@ def fake_cuda() -> Iterator[Log]:
             "torch.cuda.is_bf16_supported": lambda *_, **__: True,
             "torch._C._select_conv_backend": lambda *_, **__: torch._C._ConvBackend.Cudnn,
             "torch.cuda.current_stream": lambda *_: stream,
-            "torch.cuda.synchronize": lambda *_: _count(log),
+            "torch.cuda.synchronize": lambda *_: _count_wait(log),
             "torch.Tensor.backward": backward,
             "torch.Tensor.register_hook": register_hook,
         }.items():
             entered.enter_context(mock.patch(name, stand_in))
         fake = entered.enter_context(FakeTensorMode(allow_fallback_kernels=False))
-        watching = entered.enter_context(_Watching(fake, log))
+        watching = entered.enter_context(_DispatchRecorder(fake, log))
         entered.enter_context(mock.patch("torch.Tensor.pin_memory", _method(watching.pin)))
         try:
             yield log
@@ -92,20 +92,20 @@ def fake_cuda() -> Iterator[Log]:
             cudnn.benchmark, cudnn.deterministic = chosen
 
 
-def on_gpu(make: Callable[[], nn.Module], layout: torch.memory_format = torch.channels_last) -> Any:
-    """A module on the device, in a memory layout; `Module.to` cannot move fake tensors."""
+def on_fake_cuda(make: Callable[[], nn.Module], layout: torch.memory_format = torch.channels_last) -> Any:
+    """Builds a module on the fake device in a memory layout, because `Module.to` cannot move fake tensors."""
     with torch.device("meta"):
         module = make()
     for part in module.modules():
         for name, tensor in part.named_parameters(recurse=False):
-            kept = torch.empty(tensor.shape, device=CUDA)
-            kept = kept.contiguous(memory_format=layout) if kept.dim() == 4 else kept
-            setattr(part, name, nn.Parameter(kept))
+            weights = torch.empty(tensor.shape, device=CUDA)
+            weights = weights.contiguous(memory_format=layout) if weights.dim() == 4 else weights
+            setattr(part, name, nn.Parameter(weights))
     return module
 
 
 def _method(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """What a class can have as a method."""
+    """Wraps a bound method in a function that a class accepts as its method."""
 
     def method(tensor: Tensor) -> Tensor:
         return function(tensor)
@@ -113,21 +113,21 @@ def _method(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return method
 
 
-def _count(log: Log) -> None:
+def _count_wait(log: DeviceLog) -> None:
     log.synchronised += 1
 
 
-class _Watching(TorchDispatchMode):
-    """Sees every operation before the fake tensors do."""
+class _DispatchRecorder(TorchDispatchMode):
+    """Records every operation before the fake tensors handle it."""
 
-    def __init__(self, fake: FakeTensorMode, log: Log) -> None:
+    def __init__(self, fake: FakeTensorMode, log: DeviceLog) -> None:
         super().__init__()
         self._fake, self._log = fake, log
         self._pinned: list[Tensor] = []
 
     def pin(self, tensor: Tensor) -> Tensor:
-        """Stands in for `Tensor.pin_memory`."""
-        assert tensor.device.type == "cpu", "only what lies on the host can be pinned"
+        """Replaces `Tensor.pin_memory`."""
+        assert tensor.device.type == "cpu", "only host memory can be pinned"
         if self._is_pinned(tensor):
             return tensor
         with self:
@@ -140,24 +140,24 @@ class _Watching(TorchDispatchMode):
         tensors = [leaf for leaf in tree_leaves((arguments, options)) if isinstance(leaf, Tensor)]
         pinned = options.pop("pin_memory", None)
         if function is aten._fused_sgd_.default:
-            assert {tensor.device for tensor in tensors} == {CUDA}, "fused SGD of tensors on several devices"
+            assert {tensor.device for tensor in tensors} == {CUDA}, "fused SGD with tensors on several devices"
             assert {tensor.dtype for tensor in tensors} == {torch.float32}
             return None
-        self._look(function, arguments, options, tensors)
+        self._record(function, arguments, options, tensors)
         result = function(*arguments, **options)
         if pinned:
             self._pinned.append(result)
         return result
 
-    def _look(self, function: Any, arguments: Any, options: Any, tensors: list[Tensor]) -> None:
+    def _record(self, function: Any, arguments: Any, options: Any, tensors: list[Tensor]) -> None:
         log, name = self._log, function.overloadpacket.__name__
         if function is aten._to_copy.default:
             source, target = arguments[0], torch.device(options.get("device") or arguments[0].device)
-            self._note_copy(source, target, None, options.get("non_blocking", False))
+            self._record_copy(source, target, None, options.get("non_blocking", False))
         elif function is aten.copy_.default:
             target, source, *rest = arguments
             waits = not (rest[0] if rest else options.get("non_blocking", False))
-            self._note_copy(source, target.device, target, not waits)
+            self._record_copy(source, target.device, target, not waits)
         elif function in (aten.clone.default, aten.contiguous.default) and arguments[0].numel() > 1:
             log.layouts.append(f"{name} {tuple(arguments[0].shape)}")
         elif name == "convolution" and arguments[0].stride(1) != 1:
@@ -165,7 +165,7 @@ class _Watching(TorchDispatchMode):
         floats = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
         log.types.setdefault(name, set()).update(floats)
 
-    def _note_copy(self, source: Tensor, target: torch.device, into: Tensor | None, non_blocking: bool) -> None:
+    def _record_copy(self, source: Tensor, target: torch.device, into: Tensor | None, non_blocking: bool) -> None:
         if source.device.type == target.type:
             return
         on_host = into if target.type == "cpu" else source
@@ -174,29 +174,29 @@ class _Watching(TorchDispatchMode):
 
     def _is_pinned(self, tensor: Tensor) -> bool:
         storage = tensor.untyped_storage()._cdata
-        return any(one.untyped_storage()._cdata == storage for one in self._pinned)
+        return any(pinned.untyped_storage()._cdata == storage for pinned in self._pinned)
 
 
 def _backward(loss: Tensor, hooks: dict[tuple[Any, int], list[Callable[[Tensor], Any]]]) -> None:
-    """What autograd's engine does: each node once all its gradients are there, in types and shapes as recorded."""
+    """Runs autograd's graph: each node once all its gradients are there, in the recorded types and shapes."""
     order: list[Any] = []
     seen = {loss.grad_fn}
     path = [(loss.grad_fn, iter(loss.grad_fn.next_functions))]  # type: ignore[union-attr]
     while path:
         node, rest = path[-1]
-        following = next((one for one, _ in rest if one is not None and one not in seen), None)
-        if following is None:
+        child = next((child for child, _ in rest if child is not None and child not in seen), None)
+        if child is None:
             order.append(node)
             path.pop()
         else:
-            seen.add(following)
-            path.append((following, iter(following.next_functions)))
+            seen.add(child)
+            path.append((child, iter(child.next_functions)))
     gradients: dict[Any, dict[int, Tensor]] = {loss.grad_fn: {0: torch.ones_like(loss)}}
     for node in reversed(order):
         given = gradients.pop(node)
         for place, gradient in given.items():
             for hook in hooks.get((node, place), ()):
-                assert hook(gradient) is None, "a hook that changes the gradient"
+                assert hook(gradient) is None, "a hook changed the gradient"
         results = node(*(given.get(place) for place in range(len(node._input_metadata))))
         results = results if isinstance(results, tuple) else (results,)
         for (target, place), gradient in zip(node.next_functions, results, strict=False):

@@ -1,4 +1,4 @@
-"""One server of forks for all tests of a process: what it forks has everything imported, in a moment."""
+"""Fork server of a test process: its forks start at once with all modules imported."""
 
 import gc
 import multiprocessing
@@ -16,20 +16,20 @@ _PRELOADED = (
     "torch._dynamo",
     "pyarrow",
 )
-_DEAF_TO = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2}
-"""Signals that the server does not hear, and what it forks only after `begin`: the product's own processes must not."""
+_BLOCKED_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2}
+"""Signals that the server blocks, and its forks until `set_up_fork`."""
 
 ONE_THREAD_NO_GPU = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-"""Variables of the environment."""
+"""Environment variables."""
 
 forks = multiprocessing.get_context("forkserver")
 
 
-def start_server() -> None:
-    """Starts it, before anything else does with fewer modules, on one thread and no GPU; it imports meanwhile."""
+def start_fork_server() -> None:
+    """Starts the server on one thread without a GPU, before other code starts it with fewer modules."""
     forks.set_forkserver_preload(list(_PRELOADED))
-    resource_tracker.ensure_running()  # it takes a mask back
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _DEAF_TO)
+    resource_tracker.ensure_running()  # its start unblocks signals
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED_SIGNALS)
     try:
         with pytest.MonkeyPatch.context() as patched:
             for name, text in ONE_THREAD_NO_GPU.items():
@@ -39,7 +39,7 @@ def start_server() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def begin() -> None:
-    """In a forked process: signals that ask it to stop are for it, and what was imported is no garbage to look for."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _DEAF_TO)
+def set_up_fork() -> None:
+    """Prepares a forked process: unblocks the signals that stop it, and hides imported modules from the collector."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED_SIGNALS)
     gc.freeze()

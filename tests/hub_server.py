@@ -1,4 +1,4 @@
-"""A stand-in of the Hugging Face Hub: its HTTP interface as far as publishing and reading nets need it."""
+"""Fake Hugging Face Hub: the part of its HTTP interface that publishing and reading nets need."""
 
 import base64
 import hashlib
@@ -25,7 +25,7 @@ _LFS = (".safetensors", ".npz")
 
 @dataclass
 class Repository:
-    """Files by name, and its commits."""
+    """Repository of the fake Hub: its files by name, and its commits."""
 
     private: bool = False
     files: dict[str, bytes] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class Repository:
 
 @dataclass
 class Hub:
-    """The state of the stand-in, and what it was sent."""
+    """State of the fake Hub, and its requests."""
 
     address: str = ""
     repositories: dict[str, Repository] = field(default_factory=dict)
@@ -46,13 +46,13 @@ class Hub:
     requests: list[tuple[str, str]] = field(default_factory=list)
     """Method and path."""
     stored: list[str] = field(default_factory=list)
-    """SHA-256 of each large file that has arrived."""
+    """SHA-256 of each large file received."""
     drops_above: int | None = None
-    """It hangs up on a large file of more bytes, half-way."""
+    """Size in bytes above which the connection breaks halfway through a large file."""
     changed: bool = False
-    """Somebody else commits before each commit."""
+    """Whether somebody else commits before each commit."""
     full: bool = False
-    """It answers every commit with 507."""
+    """Whether every commit gets status 507."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -62,7 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
-    def _answer(self, status: int, content: Any = None, **headers: str) -> None:
+    def _respond(self, status: int, content: Any = None, **headers: str) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, text in headers.items():
@@ -73,7 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def _refuse(self, status: int, message: str, code: str = "") -> None:
-        self._answer(status, {"error": message}, X_Error_Message=message, **({"X_Error_Code": code} if code else {}))
+        self._respond(status, {"error": message}, X_Error_Message=message, **({"X_Error_Code": code} if code else {}))
 
     def _body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -90,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             return self._create(json.loads(body), token)
         if path == "/api/validate-yaml":
-            return self._answer(200, {"errors": [], "warnings": []})
+            return self._respond(200, {"errors": [], "warnings": []})
         name = re.sub(r"^/(api/models/)?", "", path)
         owner, repository_name, *rest = name.split("/")
         name = f"{owner}/{repository_name.removesuffix('.git')}"
@@ -103,50 +103,50 @@ class _Handler(BaseHTTPRequestHandler):
             return self._file(repository, "/".join(rest[2:]))
         if not rest or rest[0] == "revision":
             names = [{"rfilename": file} for file in repository.files]
-            return self._answer(
+            return self._respond(
                 200, {"id": name, "sha": repository.sha, "private": repository.private, "siblings": names}
             )
         if rest[0] == "tree":
-            return self._answer(200, [self._entry(*item) for item in repository.files.items()])
+            return self._respond(200, [self._entry(*item) for item in repository.files.items()])
         if rest[0] == "preupload":
-            return self._answer(200, {"files": [self._mode(repository, one) for one in json.loads(body)["files"]]})
+            return self._respond(200, {"files": [self._mode(repository, file) for file in json.loads(body)["files"]]})
         if rest[:2] == ["info", "lfs"]:
-            return self._answer(200, {"objects": [self._action(one) for one in json.loads(body)["objects"]]})
+            return self._respond(200, {"objects": [self._action(blob) for blob in json.loads(body)["objects"]]})
         if rest[0] == "commit":
             return self._commit(name, repository, [json.loads(line) for line in body.splitlines()])
-        return self._refuse(501, f"not here: {path}")
+        return self._refuse(501, f"not supported: {path}")
 
     do_GET = do_HEAD = do_POST = do_PUT = _serve
 
-    def _create(self, words: dict[str, Any], token: str) -> None:
+    def _create(self, request: dict[str, Any], token: str) -> None:
         if token != TOKEN:
             return self._refuse(401, "Invalid username or password.")
-        name = f"{words['organization']}/{words['name']}"
-        if words["organization"] != OWNER:
+        name = f"{request['organization']}/{request['name']}"
+        if request["organization"] != OWNER:
             return self._refuse(403, "You don't have the rights to create a model under this namespace")
         if name in self.hub.repositories:
-            return self._answer(
+            return self._respond(
                 409, {"error": "You already created this model repo", "url": f"{self.hub.address}/{name}"}
             )
-        self.hub.repositories[name] = Repository(words.get("visibility") == "private", {".gitattributes": b""})
-        return self._answer(200, {"url": f"{self.hub.address}/{name}"})
+        self.hub.repositories[name] = Repository(request.get("visibility") == "private", {".gitattributes": b""})
+        return self._respond(200, {"url": f"{self.hub.address}/{name}"})
 
     def _entry(self, name: str, content: bytes) -> dict[str, Any]:
         return {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
 
-    def _mode(self, repository: Repository, one: dict[str, Any]) -> dict[str, Any]:
-        large, content = one["path"].endswith(_LFS), repository.files.get(one["path"])
+    def _mode(self, repository: Repository, file: dict[str, Any]) -> dict[str, Any]:
+        large, content = file["path"].endswith(_LFS), repository.files.get(file["path"])
         oid = None
         if content is not None:
             blob = b"blob %d\0" % len(content) + content
             oid = hashlib.sha256(content).hexdigest() if large else hashlib.sha1(blob).hexdigest()
         mode = "lfs" if large else "regular"
-        return {"path": one["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid}
+        return {"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid}
 
-    def _action(self, one: dict[str, Any]) -> dict[str, Any]:
-        if one["oid"] in self.hub.blobs:
-            return one
-        return one | {"actions": {"upload": {"href": f"{self.hub.address}/lfs/{one['oid']}"}}}
+    def _action(self, blob: dict[str, Any]) -> dict[str, Any]:
+        if blob["oid"] in self.hub.blobs:
+            return blob
+        return blob | {"actions": {"upload": {"href": f"{self.hub.address}/lfs/{blob['oid']}"}}}
 
     def _large_file(self, oid: str) -> None:
         size = int(self.headers["Content-Length"])
@@ -159,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
         assert hashlib.sha256(content).hexdigest() == oid
         self.hub.blobs[oid] = content
         self.hub.stored.append(oid)
-        self._answer(200, {})
+        self._respond(200, {})
 
     def _commit(self, name: str, repository: Repository, lines: list[dict[str, Any]]) -> None:
         head = lines[0]["value"]
@@ -180,19 +180,19 @@ class _Handler(BaseHTTPRequestHandler):
         repository.files = files
         repository.commits.append(head["summary"])
         address = f"{self.hub.address}/{name}/commit/{repository.sha}"
-        return self._answer(200, {"commitUrl": address, "commitOid": repository.sha, "success": True})
+        return self._respond(200, {"commitUrl": address, "commitOid": repository.sha, "success": True})
 
     def _file(self, repository: Repository, name: str) -> None:
         if name not in repository.files:
             return self._refuse(404, "Entry not found", "EntryNotFound")
         content = repository.files[name]
         etag = f'"{hashlib.sha256(content).hexdigest()}"'
-        return self._answer(200, content, X_Repo_Commit=repository.sha, ETag=etag)
+        return self._respond(200, content, X_Repo_Commit=repository.sha, ETag=etag)
 
 
 @contextmanager
 def hub_server() -> Iterator[Hub]:
-    """The stand-in, at a free port of this machine."""
+    """Runs the fake Hub at a free port of this machine."""
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     server.daemon_threads = True
@@ -208,8 +208,8 @@ def hub_server() -> Iterator[Hub]:
         thread.join()
 
 
-def use(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch, *, token: str = TOKEN) -> None:
-    """Lets the Hub's client of this process speak to the stand-in, with a cache of its own, and try again at once."""
+def connect_client(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch, *, token: str = TOKEN) -> None:
+    """Connects this process's Hub client to the fake Hub, with a separate cache and without waits before retries."""
     monkeypatch.setattr(constants, "ENDPOINT", hub.address)
     monkeypatch.setattr(
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}"

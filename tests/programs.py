@@ -1,7 +1,4 @@
-"""Programs: `vggrepro` inside this process, any of them as processes and ranks, and scripts that stand in for some.
-
-And calls that are made twice at the same time.
-"""
+"""Runners of programs: `vggrepro` in this process, programs as processes or ranks, and scripts that replace them."""
 
 import atexit
 import fcntl
@@ -25,47 +22,47 @@ from typing import Any
 
 import pytest
 from drawing import BLANK, figures_drawn_by
-from forks import ONE_THREAD_NO_GPU, begin, forks
+from forks import ONE_THREAD_NO_GPU, forks, set_up_fork
 
 from vggrepro.cli import main as cli
 
-_LEAVES_WITHIN_S = 2.0  # a rank that is asked to; less than one waits for the first to speak of a common mistake
+_TERMINATES_WITHIN_S = 2.0  # less than a rank waits for the first rank to report a common mistake
 
 
 class Command:
-    """`vggrepro`, run inside this process."""
+    """Runs `vggrepro` in this process."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, printed: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._printed = monkeypatch, printed
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capture = monkeypatch, capture
 
     def __call__(self, *arguments: object) -> tuple[int, str, str]:
-        """Exit status, standard output, standard error."""
-        self._printed.readouterr()  # what was printed before
+        """Returns the exit status, standard output and standard error."""
+        self._capture.readouterr()  # drops earlier output
         self._monkeypatch.setattr(sys, "argv", ["vggrepro", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as exit_error:
             cli.main()
-        return int(left.value.code or 0), *self._printed.readouterr()
+        return int(exit_error.value.code or 0), *self._capture.readouterr()
 
     def json(self, *arguments: object) -> Any:
-        """What it prints with --json."""
+        """Returns the parsed output of `--json`."""
         status, out, err = self(*arguments, "--json")
         assert status == 0, err
         return json.loads(out)
 
     def mistake(self, *arguments: object) -> str:
-        """The one line that a user's mistake ends in."""
+        """Returns the single line that reports a user's mistake."""
         status, out, err = self(*arguments)
         assert (status, out) == (2, ""), err
         assert err.count("\n") == 1, err
         return err
 
 
-def in_two_threads(call: Callable[[], object]) -> None:
-    """Makes a call twice at the same time; raises what it raises."""
-    both_there = threading.Barrier(2)
+def call_in_two_threads(call: Callable[[], object]) -> None:
+    """Calls a function twice at the same time; raises its errors."""
+    barrier = threading.Barrier(2)
     with ThreadPoolExecutor(2) as pool:
-        for done in [pool.submit(lambda: (both_there.wait(), call())) for _ in range(2)]:
-            done.result()
+        for future in [pool.submit(lambda: (barrier.wait(), call())) for _ in range(2)]:
+            future.result()
 
 
 def run_program(
@@ -76,10 +73,10 @@ def run_program(
     timeout: float = 900,
     **variables: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a script, or `-m` and a module, with its arguments to its end: on the CPU, one thread a rank, in no job.
+    """Runs a script, or `-m` and a module, until it exits: on the CPU, with one thread per rank, outside any job.
 
-    Under torchrun where there are several ranks; `variables` of the environment have the last word. It imports torch
-    for each: where the process itself is not what is tested, `fork_program` does the same.
+    Several ranks run under torchrun. `variables` override the environment. Each process imports torch; use
+    `fork_program` unless the process itself is what is tested.
     """
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     return subprocess.run(
@@ -96,59 +93,60 @@ def run_program(
 def fork_program(
     *program: object, ranks: int = 1, cwd: Path | None = None, timeout: float = 300, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """As `run_program`, in forks of a process that has imported everything, without drawing and without torchrun.
+    """Does the same as `run_program` in forks of a process with all imports, without torchrun and without drawing.
 
-    As torchrun does, it ends the other ranks once one has failed; what all have printed is joined, rank by rank.
+    Terminates the other ranks after one has failed, like torchrun. The output is that of all ranks, in their order.
     """
     words, port = list(map(str, program)), free_port()
     with tempfile.TemporaryDirectory() as folder:
-        printed = [(Path(folder, f"out{rank}"), Path(folder, f"err{rank}")) for rank in range(ranks)]
-        running = []
-        for rank, streams in enumerate(printed):
-            places = rank_variables(rank, ranks, port) if ranks > 1 else {}
-            arguments = (words, cwd or Path.cwd(), _environment() | places | variables, streams)
+        outputs = [(Path(folder, f"out{rank}"), Path(folder, f"err{rank}")) for rank in range(ranks)]
+        processes = []
+        for rank, streams in enumerate(outputs):
+            rank_environment = rank_variables(rank, ranks, port) if ranks > 1 else {}
+            arguments = (words, cwd or Path.cwd(), _environment() | rank_environment | variables, streams)
             for stream in streams:
-                stream.touch()  # it may be ended before it begins
-            running.append(forks.Process(target=_as_program, args=arguments, daemon=True))
-            running[-1].start()
-        until = time.monotonic() + timeout
-        while any(one.is_alive() for one in running) and not any(one.exitcode for one in running):
-            if time.monotonic() > until:
-                for one in running:
-                    one.kill()
+                stream.touch()  # the rank may be terminated before it opens them
+            processes.append(forks.Process(target=_execute, args=arguments, daemon=True))
+            processes[-1].start()
+        deadline = time.monotonic() + timeout
+        while any(process.is_alive() for process in processes) and not any(process.exitcode for process in processes):
+            if time.monotonic() > deadline:
+                for process in processes:
+                    process.kill()
                 raise subprocess.TimeoutExpired(words, timeout)
             time.sleep(0.02)
-        for one in running:
-            one.terminate()
-            one.join(_LEAVES_WITHIN_S)
-            one.kill()
-            one.join()
-        out, err = ("".join(file.read_text() for file in files) for files in zip(*printed, strict=True))
-    return subprocess.CompletedProcess(words, next((one.exitcode for one in running if one.exitcode), 0), out, err)
+        for process in processes:
+            process.terminate()
+            process.join(_TERMINATES_WITHIN_S)
+            process.kill()
+            process.join()
+        out, err = ("".join(file.read_text() for file in files) for files in zip(*outputs, strict=True))
+    status = next((process.exitcode for process in processes if process.exitcode), 0)
+    return subprocess.CompletedProcess(words, status, out, err)
 
 
-def on_terminal(*program: object, columns: int, cwd: Path | None = None, **variables: str) -> tuple[int, str]:
-    """As `fork_program`, with a terminal of so many columns as standard error: the status, and all it was sent."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+def run_on_terminal(*program: object, columns: int, cwd: Path | None = None, **variables: str) -> tuple[int, str]:
+    """Forks a program whose standard error is a terminal of this width; returns the status and the terminal's input."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
     environment = {name: text for name, text in _environment().items() if name not in ("COLUMNS", "NO_COLOR")}
-    streams = (Path(os.devnull), Path(os.ttyname(theirs)))
+    streams = (Path(os.devnull), Path(os.ttyname(slave)))
     arguments = (list(map(str, program)), cwd or Path.cwd(), environment | {"TERM": "xterm"} | variables, streams)
-    running = forks.Process(target=_as_program, args=arguments, daemon=True)
-    running.start()
+    process = forks.Process(target=_execute, args=arguments, daemon=True)
+    process.start()
     sent = b""
-    while running.is_alive() or select.select([ours], [], [], 0)[0]:
-        if select.select([ours], [], [], 0.02)[0]:
-            sent += os.read(ours, 65536)
-    os.close(theirs)
-    os.close(ours)
-    return running.exitcode or 0, sent.decode()
+    while process.is_alive() or select.select([master], [], [], 0)[0]:
+        if select.select([master], [], [], 0.02)[0]:
+            sent += os.read(master, 65536)
+    os.close(slave)
+    os.close(master)
+    return process.exitcode or 0, sent.decode()
 
 
-def _as_program(words: list[str], cwd: Path, environment: Mapping[str, str], streams: tuple[Path, Path]) -> None:
-    """What python does with these words."""
-    begin()
-    atexit._clear()  # what the server has registered
+def _execute(words: list[str], cwd: Path, environment: Mapping[str, str], streams: tuple[Path, Path]) -> None:
+    """Executes a script or a module like the python command."""
+    set_up_fork()
+    atexit._clear()  # handlers of the fork server
     for number, file in enumerate(streams, 1):
         os.dup2(os.open(file, os.O_WRONLY), number)
     # the fork server's own objects may be closed
@@ -174,8 +172,8 @@ def _environment() -> dict[str, str]:
     return inherited | ONE_THREAD_NO_GPU
 
 
-def without_streams(*names: str, full: bool) -> str:
-    """Statements after which these standard streams are closed, or lie on a full disk, as if from the beginning."""
+def stream_breaking_code(*names: str, full: bool) -> str:
+    """Code that closes these standard streams, or puts them on a full disk, as if before the program's start."""
     return f"""
 import os, sys
 
@@ -191,27 +189,27 @@ for name in {names}:
 """
 
 
-def modules_after(statement: str) -> set[str]:
-    """What a Python has imported once it has run a statement."""
+def modules_imported_by(statement: str) -> set[str]:
+    """Modules that a new Python process has imported after a statement."""
     return set(run_program("-c", f"{statement}\nimport sys; print(*sys.modules)", check=True).stdout.split())
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens at."""
+    """Free port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def rank_variables(rank: int, world: int, port: int) -> dict[str, str]:
-    """What tells a process which rank it is, of several on this machine."""
-    places = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
-    named = {name: str(place) for name, place in places.items()}
-    return named | {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    """Environment variables of a rank, if all ranks are on this machine."""
+    numbers = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
+    variables = {name: str(number) for name, number in numbers.items()}
+    return variables | {"MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
-def put_program(file: Path, script: str, shell: str = "/bin/sh") -> None:
-    """A shell script that may be executed, in the place of a program."""
+def write_script(file: Path, script: str, shell: str = "/bin/sh") -> None:
+    """Writes an executable shell script, often in place of a program."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(f"#!{shell}\n{script}\n")
     file.chmod(0o755)

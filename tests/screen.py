@@ -1,4 +1,4 @@
-"""What a person sees of what a program sends to a terminal."""
+"""Terminal emulator: the text that a person sees of a program's output."""
 
 import re
 
@@ -6,7 +6,7 @@ _CONTROL = re.compile(r"\x1b\[([?\d;]*)([A-Za-z])")
 
 
 class Screen:
-    """The few controls that bars use: up, erase the line, carriage return, colours; long lines wrap."""
+    """Supports the controls that progress bars use: up, erase line, carriage return, colours; wraps long lines."""
 
     def __init__(self, columns: int) -> None:
         self.columns, self.wrapped = columns, 0
@@ -14,23 +14,23 @@ class Screen:
         self._row = self._column = 0
 
     def feed(self, sent: str) -> str:
-        """Shows more of it, and returns what is on the screen."""
-        place = 0
-        while place < len(sent):
-            if control := _CONTROL.match(sent, place):
-                self._obey(control[1], control[2])
-                place = control.end()
+        """Prints more output and returns the screen's text."""
+        position = 0
+        while position < len(sent):
+            if control := _CONTROL.match(sent, position):
+                self._apply(control[1], control[2])
+                position = control.end()
                 continue
-            if sent[place] == "\r":
+            if sent[position] == "\r":
                 self._column = 0
-            elif sent[place] == "\n":
+            elif sent[position] == "\n":
                 self._next_row()
             else:
-                self._put(sent[place])
-            place += 1
+                self._print(sent[position])
+            position += 1
         return "\n".join("".join(row).rstrip() for row in self._rows).rstrip()
 
-    def _obey(self, number: str, letter: str) -> None:
+    def _apply(self, number: str, letter: str) -> None:
         if letter == "A":
             self._row -= int(number or 1)
             assert self._row >= 0
@@ -44,7 +44,7 @@ class Screen:
         if self._row == len(self._rows):
             self._rows.append([])
 
-    def _put(self, letter: str) -> None:
+    def _print(self, letter: str) -> None:
         if self._column == self.columns:
             self.wrapped += 1
             self._next_row()
@@ -55,6 +55,6 @@ class Screen:
 
 
 def screens(sent: str, columns: int) -> tuple[list[str], int]:
-    """What is on the screen after each time it was drawn, and how many lines were too long for it."""
+    """Text of the screen after each redraw, and the number of lines that were too long for it."""
     screen = Screen(columns)
     return [screen.feed(part) for part in re.split(r"(?=\x1b\[\d+A|\x1b\[2K)", sent)], screen.wrapped

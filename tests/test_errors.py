@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from programs import fork_program, run_program, without_streams
+from programs import fork_program, run_program, stream_breaking_code
 from tiny import CONFIGS, TWO_STEPS, set_words
 
 from vggrepro.errors import UserError, run_command
@@ -190,7 +190,7 @@ def test_training_goes_on_without_its_standard_streams(
 ) -> None:
     """As where a job's log lies on a disk that is full."""
     program = tmp_path / "program.py"
-    program.write_text(f"{without_streams(*streams, full=full)}\nfrom vggrepro.cli.main import main\nmain()\n")
+    program.write_text(f"{stream_breaking_code(*streams, full=full)}\nfrom vggrepro.cli.main import main\nmain()\n")
     prints = "stdout" not in streams
     words = (
         ["reproduce", "--config", CONFIGS / "demo.yaml"] if prints else ["train", "--config", CONFIGS / "vgg_A.yaml"]
@@ -233,7 +233,7 @@ run_command("vggrepro", command)
 @pytest.mark.parametrize("full", [False, True], ids=["closed", "full"])
 def test_whatever_speaks_to_a_full_standard_error_goes_on(tmp_path: Path, full: bool) -> None:
     program = tmp_path / "program.py"
-    program.write_text(without_streams("stderr", full=full) + WAYS_TO_SPEAK)
+    program.write_text(stream_breaking_code("stderr", full=full) + WAYS_TO_SPEAK)
     done = run_program(program)
     assert (done.returncode, done.stdout) == (0, "done\n")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from programs import Command, on_terminal
+from programs import Command, run_on_terminal
 from screen import screens
 from tiny import REPOSITORY, set_words
 
@@ -227,7 +227,7 @@ def test_training_on_a_terminal(settings: list[str], tmp_path: Path) -> None:
     """One bar, which moves at each step, with the validation in it; epochs above it, whole."""
     steps = ("run.root=runs", "train.iterations=7", "train.log_every=6", "train.validate_every=1")
     words = ("train", "--config", REPOSITORY / "configs" / "vgg_A.yaml", *set_words(*settings, *steps))
-    status, sent = on_terminal("-m", "vggrepro", *words, columns=80, cwd=tmp_path)
+    status, sent = run_on_terminal("-m", "vggrepro", *words, columns=80, cwd=tmp_path)
     assert status == 0, sent
     seen, wrapped = screens(sent, 80)
     assert not wrapped

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from budget import over_budget, slowest_files
-from programs import modules_after, run_program
+from programs import modules_imported_by, run_program
 from tiny import REPOSITORY
 
 PACKAGE = REPOSITORY / "vggrepro"
@@ -154,11 +154,11 @@ def test_models_know_no_ranks_and_no_tracking() -> None:
     ],
 )
 def test_light_modules_stay_light(module: str) -> None:
-    assert not {"torch", "mlflow", "nvidia.dali", "pandas"} & modules_after(f"import vggrepro.{module}")
+    assert not {"torch", "mlflow", "nvidia.dali", "pandas"} & modules_imported_by(f"import vggrepro.{module}")
 
 
 def test_tables_need_no_torch_and_jinja2_only_to_be_written() -> None:
-    assert not {"torch", "jinja2"} & modules_after("import vggrepro.reporting.documents.render")
+    assert not {"torch", "jinja2"} & modules_imported_by("import vggrepro.reporting.documents.render")
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -169,7 +169,7 @@ def test_help_imports_nothing_heavy() -> None:
     }
 
 
-def test_a_file_of_tests_that_takes_more_than_its_share_is_named() -> None:
+def test_a_test_file_over_its_budget_is_reported() -> None:
     seconds = {f"tests/test_{number}.py": 10.0 for number in range(9)} | {"tests/test_long.py": 10.0}
     assert not over_budget(seconds)
     assert not [line for line in slowest_files(seconds) if "ERROR" in line]
@@ -177,7 +177,7 @@ def test_a_file_of_tests_that_takes_more_than_its_share_is_named() -> None:
     assert over_budget(seconds) == ["tests/test_long.py"]
     shown, named = slowest_files(seconds, 1)
     assert shown.split() == ["40.0", "s", "30.8%", "tests/test_long.py"]
-    assert named.startswith("ERROR tests/test_long.py takes 31% of the suite, more than a file's share of 14%")
+    assert named.startswith("ERROR tests/test_long.py takes 31% of the suite, more than the 14% of a file")
 
 
 @pytest.mark.parametrize("name", ["requirements.lock", "requirements-cuda12.lock"])

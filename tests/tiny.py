@@ -1,4 +1,4 @@
-"""Where the repository is, and settings under which nets are small; not in conftest.py, of which there are several."""
+"""Paths of the repository and settings that make nets small; not in conftest.py, because there are several."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ TINY = (
     "tracking.mlflow=false",
     "run.device=cpu",
 )
-# For the demo, which drops the learning rate after more steps than these.
+# The demo drops the learning rate after more steps than these.
 TWO_STEPS = ("train.schedule.kind=plateau", "train.schedule.drops_at=[]", "train.iterations=2")
 
 PublicPredictions = tuple[NDArray[np.int64], dict[str, NDArray[np.int64]]]
@@ -35,24 +35,24 @@ PublicPredictions = tuple[NDArray[np.int64], dict[str, NDArray[np.int64]]]
 
 
 def set_words(*settings: str) -> list[str]:
-    """Settings as words of a command line."""
+    """Command-line options that set these settings."""
     return [word for setting in settings for word in ("--set", setting)]
 
 
 def tiny_graph(recipe: str, images: Path, runs: Path, *changes: str) -> Graph:
-    """A recipe of configs/ made small, on these images; runs go to `runs`."""
+    """Small version of a recipe in configs/ on these images; runs go to `runs`."""
     return load_graph(CONFIGS / recipe, [*TINY, f"data.root={images}", f"run.root={runs}", *changes])
 
 
 def link_digits(digits: Path, *folders: Path) -> None:
-    """Puts the sample set into folders where it would be made."""
+    """Links the sample set into folders, in place of making it there."""
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / digits.name).symlink_to(digits)
 
 
 def shared(name: str) -> Path:
-    """A file of real images or answers beside the checkout; the test is skipped where it is absent."""
+    """File of real images or results beside the checkout; skips the test if it is missing."""
     file = REPOSITORY.parent / "shared" / "data" / name
     if not file.exists():
         pytest.skip(f"{name} is not beside the checkout")

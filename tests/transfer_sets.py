@@ -1,4 +1,4 @@
-"""Small data sets of Appendix B, and nets that features are taken of."""
+"""Small data sets of Appendix B, and nets to extract features with."""
 
 from pathlib import Path
 
@@ -16,53 +16,53 @@ SIDES = ((37, 37), (37, 50), (37, 37))
 ACTIONS = ("jumping", "running")
 
 
-def noise(file: Path, colour: int, seed: list[int], size: tuple[int, int]) -> None:
-    """An image of noise with a tint of one of three colours, which a classifier sees, but not always."""
+def write_noise(file: Path, colour: int, seed: list[int], size: tuple[int, int]) -> None:
+    """Writes a noise image with a tint of one of three colours, weak enough that classifiers make mistakes."""
     pixels = np.random.default_rng(seed).integers(0, 200, (*size, 3))
     pixels[..., colour % 3] += seed[-1] * 5
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, quality=95)
 
 
-def class_folders(root: Path, count: int = 9) -> Path:
-    """So many images of each of three classes."""
+def write_class_folders(root: Path, count: int = 9) -> Path:
+    """Writes three class folders with `count` images each."""
     for label, name in enumerate(CLASSES):
         for number in range(count):
-            noise(root / name / f"{number}.png", label, [label, number], SIDES[number % 3])
+            write_noise(root / name / f"{number}.png", label, [label, number], SIDES[number % 3])
     return root
 
 
-def voc2007(root: Path) -> Path:
-    """A devkit with VOC 2007: 6 images to learn from, 4 that decide, 8 to test on; one is difficult."""
+def write_voc2007(root: Path) -> Path:
+    """Writes a devkit with VOC 2007: 6 training, 4 validation and 8 test images; one label is "difficult"."""
     top, number = root / "VOC2007", 0
     for part, count in (("train", 6), ("val", 4), ("test", 8)):
-        images = [f"{number + one:06d}" for one in range(1, count + 1)]
+        images = [f"{number + n:06d}" for n in range(1, count + 1)]
         number += count
-        for place, name in enumerate(("cat", "dog")):
-            said = [0 if (part, n, place) == ("test", 2, 0) else 1 if n % 2 == place else -1 for n in range(count)]
-            put(top / f"ImageSets/Main/{name}_{part}.txt", images, said)
-        put(top / f"ImageSets/Main/{part}.txt", images)
+        for column, name in enumerate(("cat", "dog")):
+            labels = [0 if (part, n, column) == ("test", 2, 0) else 1 if n % 2 == column else -1 for n in range(count)]
+            write_list(top / f"ImageSets/Main/{name}_{part}.txt", images, labels)
+        write_list(top / f"ImageSets/Main/{part}.txt", images)
         for n, image in enumerate(images):
-            noise(top / f"JPEGImages/{image}.jpg", n % 2, [7, int(image)], SIDES[n % 3])
+            write_noise(top / f"JPEGImages/{image}.jpg", n % 2, [7, int(image)], SIDES[n % 3])
     return root
 
 
-def voc2012_action(root: Path) -> Path:
-    """A devkit with VOC 2012's actions: two persons in each of 5, 4 and 3 images, the last without labels."""
+def write_voc2012_action(root: Path) -> Path:
+    """Writes a devkit with VOC 2012's actions: two persons in each of 5 train, 4 val and 3 unlabelled test images."""
     top, number = root / "VOC2012", 0
     for part, count in (("train", 5), ("val", 4), ("test", 3)):
-        images = [f"2010_{number + one:06d}" for one in range(1, count + 1)]
+        images = [f"2010_{number + n:06d}" for n in range(1, count + 1)]
         number += count
         keys = [f"{image} {person}" for image in images for person in (1, 2)]
-        put(top / f"ImageSets/Action/{part}.txt", keys)
-        for place, action in enumerate(ACTIONS if part != "test" else ()):
-            put(
+        write_list(top / f"ImageSets/Action/{part}.txt", keys)
+        for column, action in enumerate(ACTIONS if part != "test" else ()):
+            write_list(
                 top / f"ImageSets/Action/{action}_{part}.txt",
                 keys,
-                [1 if n % 2 == place else -1 for n, _ in enumerate(keys)],
+                [1 if n % 2 == column else -1 for n, _ in enumerate(keys)],
             )
         for n, image in enumerate(images):
-            noise(top / f"JPEGImages/{image}.jpg", n, [12, n], (40, 60))
+            write_noise(top / f"JPEGImages/{image}.jpg", n, [12, n], (40, 60))
             persons = "".join(
                 f"<object><name>person</name><bndbox><xmin>{1 + 28 * p}</xmin><ymin>{1 + n}</ymin>"
                 f"<xmax>{30 + 28 * p}</xmax><ymax>{38 + n % 3}</ymax></bndbox></object>"
@@ -74,15 +74,15 @@ def voc2012_action(root: Path) -> Path:
     return root
 
 
-def put(file: Path, keys: list[str], said: list[int] | None = None) -> None:
-    """A list of VOC's, with labels or without."""
+def write_list(file: Path, keys: list[str], labels: list[int] | None = None) -> None:
+    """Writes an image set of VOC, with or without labels."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    lines = keys if said is None else [f"{key} {label:2d}" for key, label in zip(keys, said, strict=True)]
+    lines = keys if labels is None else [f"{key} {label:2d}" for key, label in zip(keys, labels, strict=True)]
     file.write_text("\n".join(lines) + "\n")
 
 
-def imported_net(run: Path, net: str = "D", *, seed: int = 0, **options: object) -> Path:
-    """The run directory of a tiny net, as `weights import` makes it."""
+def import_tiny_net(run: Path, net: str = "D", *, seed: int = 0, **options: object) -> Path:
+    """Makes the run directory of a tiny net with `weights import`."""
     built = with_biases(tiny_vgg(net, seed=seed, classes=3, **options), seed)
     model = {"net": net, "classes": 3, "crop": 32, "width": 0.0625} | options
     file = run.with_name(f"{run.name}.safetensors")
@@ -92,8 +92,8 @@ def imported_net(run: Path, net: str = "D", *, seed: int = 0, **options: object)
     return run
 
 
-def plainly(net_state: dict, images: list[np.ndarray], net: str = "D") -> np.ndarray:
-    """(n, units) fc7 after its ReLU, averaged over places and over the image and its mirror image, without our code."""
+def reference_fc7(net_state: dict, images: list[np.ndarray], net: str = "D") -> np.ndarray:
+    """Reference for fc7 features, shape (n, units): after the ReLU, averaged over positions and the mirror image."""
     import torch.nn.functional as F
 
     mean = torch.tensor(PREPROCESSING["paper"]["mean"])
@@ -103,13 +103,13 @@ def plainly(net_state: dict, images: list[np.ndarray], net: str = "D") -> np.nda
     with torch.inference_mode():
         for pixels in images:
             image = (torch.from_numpy(pixels.copy()).float() - mean).permute(2, 0, 1)[None]
-            seen = []
+            views = []
             for shown in (image, image.flip(3)):
                 maps = built.features(shown)  # fc6 is 1x1 at a crop of 32
-                places = maps.flatten(2).transpose(1, 2)
+                positions = maps.flatten(2).transpose(1, 2)
                 fc6, fc7 = built.classifier[0], built.classifier[3]
-                seen.append(
-                    F.relu(F.linear(F.relu(F.linear(places, fc6.weight, fc6.bias)), fc7.weight, fc7.bias)).mean(1)
+                views.append(
+                    F.relu(F.linear(F.relu(F.linear(positions, fc6.weight, fc6.bias)), fc7.weight, fc7.bias)).mean(1)
                 )
-            rows.append(torch.stack(seen).mean(0)[0])
+            rows.append(torch.stack(views).mean(0)[0])
     return torch.stack(rows).numpy()

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from forks import begin, forks
+from forks import forks, set_up_fork
 from PIL import Image
 from programs import Command
 from tiny import CONFIGS, set_words
@@ -211,7 +211,7 @@ def files_open() -> int:
 
 
 def read_under_a_limit(split: Split, backend: str, results: Connection) -> None:
-    begin()
+    set_up_fork()
     before, most = files_open(), 0
     resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
 

@@ -1,4 +1,4 @@
-"""Resampling on a CUDA device in the mind."""
+"""Resampling on a fake CUDA device."""
 
 import numpy as np
 import pytest

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from layouts_as_files import tar_of
-from programs import in_two_threads
+from programs import call_in_two_threads
 
 from vggrepro.config.settings import Data
 from vggrepro.data.boxes import box_scan
@@ -198,7 +198,7 @@ def test_one_process_scans_and_others_wait(archives: Path, tmp_path: Path, monke
         return verify_here(chunks, how, mean)
 
     monkeypatch.setattr(scan_module, "verify", noted)
-    in_two_threads(lambda: open_index(str(archives), None, tmp_path / "cache", lambda done, total: None))
+    call_in_two_threads(lambda: open_index(str(archives), None, tmp_path / "cache", lambda done, total: None))
     assert scans == ["header"]
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from forks import begin, forks
+from forks import forks, set_up_fork
 from PIL import Image
 from tiny import TINY
 
@@ -56,7 +56,7 @@ def manifest(hard_files: Path) -> list[dict[str, str]]:
 
 
 def verify_and_weigh(files: list[Path], results: Connection) -> None:
-    begin()
+    set_up_fork()
     (found,) = verify([places(files)], "full")
     results.send((found, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
 
@@ -430,7 +430,7 @@ def test_no_permission_for_one_file(photographs: Path, tmp_path: Path) -> None:
 
 
 def verify_without_privileges(file: Path, results: Connection) -> None:
-    begin()
+    set_up_fork()
     for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH: programs that are started have them no more
         ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
     try:

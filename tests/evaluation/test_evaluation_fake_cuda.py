@@ -1,8 +1,8 @@
-"""The methods of testing on a CUDA device in the mind."""
+"""Test methods on a fake CUDA device."""
 
 import pytest
 import torch
-from fake_cuda import CUDA, fake_cuda, on_gpu
+from fake_cuda import CUDA, fake_cuda, on_fake_cuda
 
 from vggrepro.config.settings import Evaluation
 from vggrepro.evaluation.methods import METHODS
@@ -21,7 +21,7 @@ def test_a_method_computes_on_the_device_and_nothing_waits(method: str, precisio
     with fake_cuda() as log, torch.no_grad():  # inference mode hides what operations are made of
         set_arithmetic(CUDA, precision)  # type: ignore[arg-type]
         assert not torch.backends.cudnn.benchmark, "every batch has a shape of its own"
-        net = on_gpu(lambda: VGG(architecture("D", classes=CLASSES, crop=CROP, width=0.0625))).eval()
+        net = on_fake_cuda(lambda: VGG(architecture("D", classes=CLASSES, crop=CROP, width=0.0625))).eval()
         images = torch.empty((n, height, width, 3), device=CUDA).permute(0, 3, 1, 2)
         log.clear()
         with autocast(CUDA, precision):  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from programs import in_two_threads
+from programs import call_in_two_threads
 
 from vggrepro.config.settings import Evaluation
 from vggrepro.errors import UserError
@@ -158,7 +158,7 @@ def test_one_process_computes_and_others_wait(nets: list[NetResults], monkeypatc
         return compute(tests)
 
     monkeypatch.setattr(predictions_module, "_compute", counted)
-    in_two_threads(lambda: predictions([stored_test(nets[0])]))
+    call_in_two_threads(lambda: predictions([stored_test(nets[0])]))
     assert len(calls) == 1
 
 

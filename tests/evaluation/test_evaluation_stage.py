@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from evaluation_nets import CLASSES, tiny_net
-from forks import begin
+from forks import set_up_fork
 from numpy.typing import NDArray
 from programs import free_port, rank_variables
 from torch import multiprocessing
@@ -76,7 +76,7 @@ def assert_same(index: Index, one: RunDirectory, other: RunDirectory) -> None:
 
 def rank(number: int, world: int, port: int, index: Index, folder: Path) -> None:
     """What each rank of the test below does."""
-    begin()
+    set_up_fork()
     torch.set_num_threads(1)
     os.environ.update(rank_variables(number, world, port))
     topology = topology_of(os.environ)

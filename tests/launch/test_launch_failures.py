@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 from launch_cluster import ITERATIONS, Experiment, ended, kill, ranks_of, same_run, slurm, wait_for
-from programs import free_port, put_program
+from programs import free_port, write_script
 from tiny import REPOSITORY, set_words
 
 from launch.snapshot import SCRIPT
@@ -307,7 +307,7 @@ def test_in_a_container(experiment: Experiment, undisturbed: Experiment, tmp_pat
     """Apptainer's place is taken by a script that runs the command after the image."""
     fake = tmp_path / "bin" / "apptainer"
     skip = f'while [ "$1" != {tmp_path}/image.sif ]; do shift; done\nshift 2'
-    put_program(fake, f'echo "$@" >> {tmp_path}/asked\n{skip}\nexec {sys.executable} "$@"', "/bin/bash")
+    write_script(fake, f'echo "$@" >> {tmp_path}/asked\n{skip}\nexec {sys.executable} "$@"', "/bin/bash")
     (tmp_path / "image.sif").touch()
     experiment.submit("--container", tmp_path / "image.sif", "--setup", f"export PATH={fake.parent}:$PATH")
     experiment.finish()

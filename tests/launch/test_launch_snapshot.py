@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from launch_cluster import settings
-from programs import fork_program, put_program, without_streams
+from programs import fork_program, stream_breaking_code, write_script
 
 from launch import snapshot
 from launch.attempt import DONE, history
@@ -91,7 +91,7 @@ def test_the_script_runs_in_a_strange_place(graph: Graph, tmp_path: Path, status
         "scontrol": 'echo "$@" >> "$FAKES/asked"; echo JobState=RUNNING Restarts=0; exit 0',
         "squeue": "true",
     }.items():
-        put_program(fakes / name, line, "/bin/bash")
+        write_script(fakes / name, line, "/bin/bash")
     (fakes / "python").symlink_to(sys.executable)
     environment = os.environ | {"PATH": f"{fakes}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "FAKES": str(fakes)}
     environment["DONE"] = str(directory / DONE)
@@ -120,7 +120,7 @@ def test_a_rank_whose_log_is_full_finishes_its_stage(graph: Graph, tmp_path: Pat
     directory = short.stages["A"].directory
     take(directory, short, "A")
     program = tmp_path / "program.py"
-    streams = without_streams("stdout", "stderr", full=True)
+    streams = stream_breaking_code("stdout", "stderr", full=True)
     program.write_text(f"{streams}\nfrom launch.rank import Rank\nRank({str(directory)!r})()\n")
     assert fork_program(program).returncode == 0
     assert (directory / DONE).exists()

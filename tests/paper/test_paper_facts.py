@@ -1,7 +1,7 @@
 """The facts agree with each other, and reading them is light."""
 
 import pytest
-from programs import modules_after
+from programs import modules_imported_by
 
 from vggrepro.models.table1 import architecture
 from vggrepro.paper import facts, value
@@ -133,5 +133,5 @@ def test_defaults_of_architecture_are_the_papers() -> None:
 
 @pytest.mark.parametrize("module", ["vggrepro.paper", "vggrepro.models.table1", "vggrepro.models.summary"])
 def test_import_is_light(module: str) -> None:
-    loaded = modules_after(f"import {module}, vggrepro.paper; vggrepro.paper.facts()")
+    loaded = modules_imported_by(f"import {module}, vggrepro.paper; vggrepro.paper.facts()")
     assert not {"torch", "numpy", "pydantic"} & loaded

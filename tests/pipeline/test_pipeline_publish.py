@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hub_server import TOKEN, Hub, Repository, hub_server, use
+from hub_server import TOKEN, Hub, Repository, connect_client, hub_server
 from huggingface_hub import snapshot_download
 from nets import tiny_vgg
 from PIL import Image
@@ -56,7 +56,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with hub_server() as hub:
-        use(hub, tmp_path / "cache", monkeypatch)
+        connect_client(hub, tmp_path / "cache", monkeypatch)
         yield hub
 
 

@@ -14,7 +14,15 @@ from PIL import Image
 from programs import Command, run_program
 from stores import arrays, assert_same_arrays
 from tiny import set_words
-from transfer_sets import ACTIONS, CLASSES, class_folders, imported_net, plainly, voc2007, voc2012_action
+from transfer_sets import (
+    ACTIONS,
+    CLASSES,
+    import_tiny_net,
+    reference_fc7,
+    write_class_folders,
+    write_voc2007,
+    write_voc2012_action,
+)
 
 from vggrepro.config.settings import Transfer
 from vggrepro.errors import Interrupted, UserError
@@ -45,9 +53,9 @@ def _few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("sets")
-    class_folders(root / "mine")
-    voc2007(root / "VOCdevkit")
-    voc2012_action(root / "VOCdevkit")
+    write_class_folders(root / "mine")
+    write_voc2007(root / "VOCdevkit")
+    write_voc2012_action(root / "VOCdevkit")
     return root
 
 
@@ -55,9 +63,9 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run directories of nets that nothing was done with; tests work on copies."""
     root = tmp_path_factory.mktemp("nets") / "others"
-    imported_net(root / "D")
-    imported_net(root / "A", "A", seed=1)
-    imported_net(root / "conv", "A", seed=2, fully_connected=False)
+    import_tiny_net(root / "D")
+    import_tiny_net(root / "A", "A", seed=1)
+    import_tiny_net(root / "conv", "A", seed=2, fully_connected=False)
     return root
 
 
@@ -114,7 +122,7 @@ def test_the_figure_is_that_of_plain_torch_and_scikit_learn(
     data = ("-d", f"mine={sets / 'mine'}", "--scales", "37", *SETTINGS)
     (one,) = command.json("transfer", nets / "D", *data)["tested"]
     files = [sets / "mine" / name / f"{n}.png" for name in CLASSES for n in range(9)]
-    plain = plainly(state_of(nets / "D"), [np.asarray(Image.open(file)) for file in files])
+    plain = reference_fc7(state_of(nets / "D"), [np.asarray(Image.open(file)) for file in files])
     plain /= np.linalg.norm(plain, axis=1, keepdims=True)
     out = tmp_path / "mine.npz"
     command.json("features", nets / "D", *data, "-o", out)
@@ -222,7 +230,7 @@ def test_nets_stacked(nets: Path, sets: Path, tmp_path: Path, command: Command) 
 
 def test_nets_of_different_crops_stacked(nets: Path, sets: Path, command: Command) -> None:
     """Each sees images in the proportion of its own crop."""
-    larger = imported_net(nets / "E", "E", crop=64)
+    larger = import_tiny_net(nets / "E", "E", crop=64)
     data = ("-d", f"mine={sets / 'mine'}", *SETTINGS)
     found = command.json("transfer", nets / "D", larger, *data, "--combine", "stack")["tested"]
     assert [one["scales"] for one in found] == [[[37, 55, 73]], [[73, 110, 146]], [[37, 55, 73], [73, 110, 146]]]

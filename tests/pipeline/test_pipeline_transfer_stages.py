@@ -11,7 +11,7 @@ import torch
 from programs import Command
 from stores import assert_same_arrays
 from tiny import TWO_STEPS, set_words, tiny_graph
-from transfer_sets import class_folders
+from transfer_sets import write_class_folders
 
 from vggrepro.config.recipes import Graph
 from vggrepro.errors import UserError
@@ -28,7 +28,7 @@ from vggrepro.storage.mlflow_run import RunDescription
 
 @pytest.fixture(scope="module")
 def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return class_folders(tmp_path_factory.mktemp("sets") / "mine")
+    return write_class_folders(tmp_path_factory.mktemp("sets") / "mine")
 
 
 def graph_of(images: Path, runs: Path, mine: Path, *changes: str) -> Graph:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from programs import Command, put_program
+from programs import Command, write_script
 from tiny import CONFIGS
 
 from vggrepro.config.recipes import Graph, load_graph
@@ -64,7 +64,7 @@ def gpu_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
         driver: str, cuda: str | None, gpus: int = 0, capability: tuple[int, int] = (9, 0)
     ) -> dict[str, Check]:
         smi = f'test "$1" = --query-gpu=driver_version || exit 1\necho {driver}\necho {driver}'
-        put_program(tmp_path / "driver" / "nvidia-smi", smi)
+        write_script(tmp_path / "driver" / "nvidia-smi", smi)
         monkeypatch.setenv("PATH", str(tmp_path / "driver"))
         monkeypatch.setattr(torch.version, "cuda", cuda)
         kernels = ["sm_75", "sm_90", "compute_90"] if cuda and cuda.startswith("13") else ["sm_70", "sm_90"]
@@ -174,11 +174,11 @@ def test_a_home_that_stands_in_for_none(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_slurm_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     programs = tmp_path / "bin"
-    put_program(programs / "sbatch", "exit 0")
-    put_program(programs / "sinfo", "echo gpu; echo cpu")
+    write_script(programs / "sbatch", "exit 0")
+    write_script(programs / "sinfo", "echo gpu; echo cpu")
     monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
     assert checks_of(tmp_path, config=None)["SLURM"] == Check("SLURM", "ok", "partitions cpu, gpu")
-    put_program(programs / "sinfo", "exit 1")
+    write_script(programs / "sinfo", "exit 1")
     monkeypatch.setattr(site, "_SLURM_CONF", ())
     monkeypatch.delenv("SLURM_CONF", raising=False)
     alone = checks_of(tmp_path, config=None)["SLURM"]

@@ -260,7 +260,7 @@ def test_the_counts_are_those_of_the_stages_own_images(images: Path, index_file:
     )
     sizes = [file.stat().st_size for file in (images / "train").rglob("*.JPEG")]
     assert mine.stages[0].read_mb_per_s == pytest.approx(100 * sum(sizes) / len(sizes) / 1e6)
-    assert "mine.idx, 24 + 12 images of " in mine.assumptions[3]
+    assert "images.idx, 24 + 12 images of " in mine.assumptions[3]
     assert "ILSVRC-2012, 1,281,167 + 50,000 images of 115 kB; no data.index is given" in assumed.assumptions[3]
     assert "builtin:digits, 8,000 + 3,000 images of 5.3 kB" in digits.assumptions[3]
     # the same number of validated images an epoch, and epochs as much shorter as there are fewer images

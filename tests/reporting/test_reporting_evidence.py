@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from programs import Command, modules_after
+from programs import Command, modules_imported_by
 from reporting_runs import IMAGES, box_run, dense, make_run, posteriors_with
 from tiny import REPOSITORY
 
@@ -233,6 +233,6 @@ def test_committed_evidence_gives_the_committed_tables(folder: Path) -> None:
 
 
 def test_evidence_needs_no_torch() -> None:
-    assert not {"torch", "mlflow"} & modules_after(
+    assert not {"torch", "mlflow"} & modules_imported_by(
         "import vggrepro.reporting.stored.evidence, vggrepro.reporting.documents.keeping"
     )

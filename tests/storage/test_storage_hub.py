@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import OWNER, TOKEN, Hub, Repository, hub_server, use
+from hub_server import OWNER, TOKEN, Hub, Repository, connect_client, hub_server
 from huggingface_hub import constants
 from programs import free_port
 
@@ -19,7 +19,7 @@ NAME = f"{OWNER}/net"
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with hub_server() as hub:
-        use(hub, tmp_path / "cache", monkeypatch)
+        connect_client(hub, tmp_path / "cache", monkeypatch)
         yield hub
 
 
@@ -140,7 +140,7 @@ def test_the_server_has_no_room_and_a_public_repository_is_not_private(hub: Hub,
 
 def test_no_network_is_one_line(tmp_path: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     nobody = Hub(f"http://127.0.0.1:{free_port()}")
-    use(nobody, tmp_path / "cache", monkeypatch)
+    connect_client(nobody, tmp_path / "cache", monkeypatch)
     line = rf"hf:{NAME}: the connection to {nobody.address} failed \(.*refused.*\); see to the network or HF_ENDPOINT"
     for call in (lambda: read_repository(NAME, private=False), lambda: sent(files), lambda: weight_file(f"hf:{NAME}")):
         with pytest.raises(UserError, match=line):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from programs import free_port, modules_after
+from programs import free_port, modules_imported_by
 from tiny import REPOSITORY
 
 from vggrepro.errors import UserError
@@ -236,7 +236,7 @@ def test_a_failed_write_leaves_the_old_file(run: RunDirectory, monkeypatch: pyte
 
 
 def test_import_is_light() -> None:
-    assert not {"mlflow", "torch", "numpy"} & modules_after("import vggrepro.storage.mirror")
+    assert not {"mlflow", "torch", "numpy"} & modules_imported_by("import vggrepro.storage.mirror")
 
 
 def test_mlflow_prints_nothing(store: tuple[str, str]) -> None:

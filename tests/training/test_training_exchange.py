@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from forks import begin
+from forks import set_up_fork
 from programs import fork_program, free_port, rank_variables
 from tiny import CONFIGS, TINY, set_words
 from torch import distributed, multiprocessing, nn
@@ -30,7 +30,7 @@ def small_net() -> VGG:
 def _gradients(
     rank: int, world: int, port: int, comm: Comm, micro_batches: int, place: Path, compiled: bool = False
 ) -> None:
-    begin()
+    set_up_fork()
     os.environ.update(rank_variables(rank, world, port))
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", rank=rank, world_size=world)

@@ -1,4 +1,4 @@
-"""The training step on a CUDA device in the mind: nothing waits, nothing is copied, everything lies where it should."""
+"""The training step on a fake CUDA device: no waits, no copies, every tensor on the right device."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fake_cuda import CUDA, Log, fake_cuda, on_gpu
+from fake_cuda import CUDA, DeviceLog, fake_cuda, on_fake_cuda
 from torch import Tensor, nn
 
 from vggrepro.config.settings import Config, Data, Model, Train
@@ -29,10 +29,10 @@ def config_of(net: str = "A", **train: Any) -> Config:
 
 
 def made(config: Config, topology: Topology | None = None) -> Trainer:
-    return Trainer(on_gpu(lambda: VGG(architecture_of(config))), config, topology or Topology(), CUDA)
+    return Trainer(on_fake_cuda(lambda: VGG(architecture_of(config))), config, topology or Topology(), CUDA)
 
 
-def batches(trainer: Trainer, log: Log) -> list[Batch]:
+def batches(trainer: Trainer, log: DeviceLog) -> list[Batch]:
     """Those of one step, with their masks; how they come to the device is another test's."""
     half = trainer.config.train.precision == "bf16"
     found = []

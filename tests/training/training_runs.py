@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import yaml
-from forks import begin, forks
+from forks import forks, set_up_fork
 from programs import free_port, rank_variables
 
 from vggrepro.config.recipes import load_stage
@@ -114,7 +114,7 @@ def _rank_main(
     file: Path, changes: Sequence[str], rank: int, world: int, port: int, fault: Fault | None, text: Path
 ) -> None:
     torch.set_num_threads(1)
-    begin()
+    set_up_fork()
     os.setsid()
     said = os.open(text, os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
