@@ -48,7 +48,7 @@ OWN = {
     r"\bruns/(vgg/E-384|paper/E-jitter)(?![-\w])": "runs/demo/A",
     r"\bruns/paper/D-256-boxes\b": "runs/demo/D-boxes-64",
     r"\bruns/paper/D-384-boxes\b": "runs/demo/D-boxes",
-    r"\bruns/paper\b": "runs/demo",
+    r"\bruns/(paper|vgg)\b": "runs/demo",
     r"\b256,384,512\b": "37,40",
 }
 WHOLE = ("run.experiment=mine", "configs/vgg_A.yaml --set data.root=/path/to/images")
@@ -59,7 +59,7 @@ PROGRAM = r"(?:vggrepro|torchrun [-\w. ]*-m vggrepro|python launch/submit\.py)\b
 
 
 def blocks(page: str) -> list[str]:
-    """The commands in the page's code, each on one line, without comments; not the README's list of verbs."""
+    """The commands in the page's code, each on one line, without comments; not the list of verbs."""
     text = re.sub(r"\n## Commands\n.*?\n## ", "\n## ", PAGES[page].read_text().replace("\\\n", " "), flags=re.DOTALL)
     fences = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
     code = [block for language, block in fences.findall(text) if language in ("", "console")]
@@ -104,8 +104,8 @@ def test_verbs_and_options_exist(page: str, line: str) -> None:
         assert named <= set(command.commands), f"{page}.md: {line}"
 
 
-def test_the_readme_lists_all_verbs() -> None:
-    section = PAGES["README"].read_text().split("## Commands")[1].split("\n##")[0]
+def test_the_page_of_commands_lists_all_verbs() -> None:
+    section = PAGES["commands"].read_text().split("## Commands")[1].split("\n##")[0]
     listed = re.findall(r"^ {4}vggrepro ([a-z-]+)", section, re.MULTILINE)
     assert sorted(listed) == sorted(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
 
@@ -116,7 +116,7 @@ def test_the_commands_are_found() -> None:
         for line in file.read_text().splitlines():
             if re.match(rf"(\$ | {{4}}){PROGRAM}", line) and "## Commands" not in line:
                 start = " ".join(line.removeprefix("$ ").rstrip("\\ ").split(" #")[0].split())[:40]
-                in_list = page == "README" and re.match(r" {4}vggrepro [a-z-]+( [^-]|  | --(config|index) FILE)", line)
+                in_list = page == "commands" and re.match(r" {4}vggrepro [a-z-]+( [^-]|  | --(config|index) FILE)", line)
                 assert in_list or any(one.startswith(start) for one in blocks(page)), f"{page}.md: {line}"
     assert len(RUN) > 35
 
@@ -135,7 +135,7 @@ def boxed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def desk(boxed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the recipes and the demo's runs, those of boxes with them, small, as a reader would have them."""
     folder = tmp_path_factory.mktemp("desk")
-    for name in ("configs", "REPRODUCTION.md", "REPRODUCTION.json"):
+    for name in ("configs", "benchmarks", "REPRODUCTION.md", "REPRODUCTION.json"):
         source = REPOSITORY / name
         (folder / name).symlink_to(source) if source.is_dir() else (folder / name).write_bytes(source.read_bytes())
     reproduce(tiny_graph(DESK, boxed, folder / "runs", *TWO_STEPS))
@@ -246,6 +246,11 @@ def test_recipes_in_the_documentation_are_valid(desk: Path) -> None:
     file.write_text(net)
     (stage,) = load_graph(file).stages.values()
     assert architecture(stage.model.net, layers=stage.model.layers).weight_layers == 4 + 3
+
+
+@pytest.mark.parametrize("page", ["start_student", "start_researcher", "start_reviewer"])
+def test_a_first_page_is_a_screen_long(page: str) -> None:
+    assert len(PAGES[page].read_text().splitlines()) <= 48
 
 
 def test_the_image_in_the_readme_is_small() -> None:
