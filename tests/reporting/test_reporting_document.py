@@ -10,7 +10,7 @@ from tiny import REPOSITORY
 from vggrepro.errors import UserError
 from vggrepro.paper import facts
 from vggrepro.reporting.documents.document import renew, report_of_evidence, update_document
-from vggrepro.reporting.documents.keeping import keep
+from vggrepro.reporting.documents.archive import keep
 from vggrepro.reporting.stored.find_runs import find_runs
 from vggrepro.reporting.tables import classification, localisation
 from vggrepro.reporting.tables.build import build_report

@@ -12,7 +12,7 @@ from tiny import REPOSITORY
 
 from vggrepro.errors import UserError
 from vggrepro.reporting.documents.compare import compare
-from vggrepro.reporting.documents.keeping import keep
+from vggrepro.reporting.documents.archive import keep
 from vggrepro.reporting.documents.render import Format, render
 from vggrepro.reporting.stored import evidence
 from vggrepro.reporting.stored.find_runs import find_runs
@@ -234,5 +234,5 @@ def test_committed_evidence_gives_the_committed_tables(folder: Path) -> None:
 
 def test_evidence_needs_no_torch() -> None:
     assert not {"torch", "mlflow"} & modules_after(
-        "import vggrepro.reporting.stored.evidence, vggrepro.reporting.documents.keeping"
+        "import vggrepro.reporting.stored.evidence, vggrepro.reporting.documents.archive"
     )

@@ -52,7 +52,7 @@ def tables(
         update_document(update, report)
         echo(f"{update} is renewed")
     if keep:
-        from vggrepro.reporting.documents.keeping import keep as keep_evidence
+        from vggrepro.reporting.documents.archive import keep as keep_evidence
 
         keep_evidence(found, keep, title, cache)
         echo(f"evidence written to {keep}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,10 +16,11 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Heading:
-    """A title; level 1 is the document's."""
+    """A title; level 1 is the document's. In HTML a reader can fold what is below any other."""
 
     level: int
     text: str
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,51 @@ class Figure:
     title: str
 
 
-Block = Heading | Text | Bullets | Sheet | Figure
+@dataclass(frozen=True)
+class Mark:
+    """A number in a picture; its kind decides colour and shape."""
+
+    kind: str
+    value: float
+    interval: tuple[float, float] | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A dot plot: marks by heading and label, over one axis."""
+
+    title: str
+    note: str
+    axis: str
+    rows: Mapping[str, Mapping[str, Sequence[Mark]]]
+    zero: bool = False
+    """Whether the axis contains 0, with a line there."""
+
+    @property
+    def marks(self) -> list[Mark]:
+        """All marks, from top to bottom."""
+        return [mark for labels in self.rows.values() for marks in labels.values() for mark in marks]
+
+    @property
+    def ticks(self) -> list[float]:
+        """Round numbers that enclose all marks and intervals, in equal steps."""
+        ends = [end for mark in self.marks for end in (mark.value, *(mark.interval or ()))] + [0.0] * self.zero
+        span = max(ends) - min(ends) or 1.0
+        power = 10.0 ** math.floor(math.log10(span / 6))
+        step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= span / 6)
+        return [step * n for n in range(math.floor(min(ends) / step), math.floor(max(ends) / step) + 2)]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Panels side by side; Markdown and LaTeX leave it out."""
+
+    title: str
+    panels: Sequence[Panel]
+
+
+Block = Heading | Text | Bullets | Sheet | Figure | Picture
 
 
 def sheet_of(

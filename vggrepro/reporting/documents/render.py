@@ -4,14 +4,14 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Iterator
+from datetime import date
 from enum import StrEnum
 from pathlib import Path
 
 from vggrepro.errors import UserError
 from vggrepro.reporting.documents import blocks
-from vggrepro.reporting.documents.blocks import Block, Bullets, Figure, Heading, Text
+from vggrepro.reporting.documents.blocks import Block, Bullets, Heading, Text
 from vggrepro.reporting.documents.claim_blocks import HOW, claim_sheet, p_text
-from vggrepro.reporting.documents.figures import of_report
 from vggrepro.reporting.documents.layout import (
     APPENDIX_A,
     APPENDIX_B,
@@ -23,6 +23,7 @@ from vggrepro.reporting.documents.layout import (
     row_sheet,
     spread_sheet,
 )
+from vggrepro.reporting.documents.overview import claims_panel, group_picture, picture
 from vggrepro.reporting.documents.run_notes import ledger_blocks, run_sheet
 from vggrepro.reporting.tables import labels
 from vggrepro.reporting.tables.report import Group, Report, Row
@@ -51,20 +52,25 @@ def render(report: Report, form: Format, title: str, *, counts: bool = True) -> 
         return report.model_dump_json(indent=2) + "\n"
     if form is Format.csv:
         return _csv(report)
-    document = [Heading(1, title), *blocks_of(report, counts=counts, figures=form is Format.html)]
+    document = [Heading(1, title), *blocks_of(report, counts=counts, pictures=form is Format.html)]
     if form is Format.html:
         return blocks.to_html(title, document)
     return blocks.to_latex(document) if form is Format.latex else blocks.to_markdown(document)
 
 
-def blocks_of(report: Report, *, counts: bool = True, figures: bool = False) -> list[Block]:
-    """Everything but the title; with figures, or without."""
-    made: list[Block] = []
+def blocks_of(report: Report, *, counts: bool = True, pictures: bool = False) -> list[Block]:
+    """Returns everything below the title. With pictures, these come first and Tables 1 and 2 last."""
+    counted: list[Block] = []
     if counts:
         for number, heading in COUNTED.titles.items():
-            made += [Heading(2, heading), count_sheet([row for row in report.rows if row.table == number])]
+            rows = [row for row in report.rows if row.table == number]
+            counted += [Heading(2, heading, folded=True), count_sheet(rows)]
+    made = [] if pictures else counted
     for group in report.groups:
         made.append(Heading(2, group.title))
+        if pictures:
+            made.append(Text(f"Runs: {len(group.runs)}. Report written on {date.today().isoformat()}."))
+            made += group_picture(report, group)
         if not group.papers:
             made.append(
                 Text(
@@ -74,9 +80,8 @@ def blocks_of(report: Report, *, counts: bool = True, figures: bool = False) -> 
                 )
             )
         made += _group_blocks(report, group)
-        if figures and group.runs:
-            made += [Figure(png, title) for title, png in of_report(report, group.id).values()]
-    made += _transfer_blocks(report)
+    made += _transfer_blocks(report, pictures=pictures)
+    made += counted if pictures else []
     if report.left_out:
         made.append(Text(f"Not begun yet, and in no table: {', '.join(report.left_out)}."))
     return made
@@ -117,22 +122,24 @@ def _group_blocks(report: Report, group: Group) -> Iterator[Block]:
     if claims := list(_claim_blocks(report, group)):
         yield from (Heading(3, "The paper's claims"), *claims)
     if group.runs:
-        yield from (Heading(3, "Runs"), run_sheet(group.runs), *ledger_blocks(group.runs))
+        yield from (Heading(3, "Runs", folded=True), run_sheet(group.runs), *ledger_blocks(group.runs))
 
 
-def _transfer_blocks(report: Report) -> Iterator[Block]:
+def _transfer_blocks(report: Report, *, pictures: bool) -> Iterator[Block]:
     """Appendix B, as far as there is something to say."""
     papers = any(group.papers for group in report.groups)
     yield from _part_blocks(report, APPENDIX_B, None, papers=papers)
     if claims := [claim for claim in report.transfer_claims if papers or claim.n]:
-        yield Heading(3, "What Appendix B claims")
+        yield Heading(3, "What Appendix B claims", folded=not any(claim.n for claim in claims))
+        if pictures:
+            yield from picture("Appendix B", claims_panel("Features on other data sets", claims))
         yield claim_sheet(claims)
         yield Text(
             "Effect: rise of the figure, in points; interval and p from the same random weights of the test samples on "
             "both sides; several seeds: over these (Student's t)."
         )
     if report.transfer_runs:
-        yield Heading(3, "Runs of these tables alone")
+        yield Heading(3, "Runs of these tables alone", folded=True)
         yield from (run_sheet(report.transfer_runs), *ledger_blocks(report.transfer_runs))
 
 
@@ -152,7 +159,8 @@ def _table_blocks(report: Report, table: int, group: Group | None, *, papers: bo
     shown = [row for row in rows if papers or row.run or row.main.measured is not None]
     if not shown or (table == 10 and not papers):
         return
-    yield Heading(3 if group else 2, part_of(table).titles[table])
+    nothing_measured = all(row.main.measured is None for row in shown)
+    yield Heading(3 if group else 2, part_of(table).titles[table], folded=nothing_measured)
     yield row_sheet(shown, group)
     if group and (spreads := [mean for mean in report.seeds if (mean.group, mean.table) == of]):
         yield from (Text("Mean and standard deviation over seeds:"), spread_sheet(spreads, group))

@@ -34,7 +34,7 @@ def ledger_blocks(runs: Sequence[RunNote]) -> Iterator[Block]:
     common = [text for text, n in counts.items() if n == len(texts)]
     own = [f"{name}: {text}" for name, lines in texts for text in lines if text not in common]
     if counts:
-        yield Heading(3, "Departures from the paper (fidelity ledger)")
+        yield Heading(3, "Departures from the paper (fidelity ledger)", folded=True)
         yield Bullets(common + own)
     else:
         yield Text("Departures from the paper: none.")
