@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import get_args
 
 from vggrepro.reporting.claims.claim import Claim, Outcome
-from vggrepro.reporting.documents.blocks import DASH, Mark, Panel, Picture, signed_text
+from vggrepro.reporting.documents.blocks import DASH, Mark, Panel, Picture
 from vggrepro.reporting.documents.layout import APPENDIX_A, LABELS
 from vggrepro.reporting.tables.report import Group, Report, Row
 
@@ -40,8 +40,8 @@ def claims_panel(title: str, claims: Sequence[Claim]) -> Panel | None:
     rows: dict[str, dict[str, list[Mark]]] = {}
     for claim in claims:
         if claim.effect is not None and claim.interval and all(map(math.isfinite, (claim.effect, *claim.interval))):
-            mark = Mark(claim.verdict, claim.effect, claim.interval, signed_text(claim.effect))
-            rows.setdefault(f"{claim.section}  {claim.heading}", {})[claim.subject] = [mark]
+            labels = rows.setdefault(f"{claim.section}  {claim.heading}", {})
+            labels.setdefault(claim.subject, []).append(Mark(claim.verdict, claim.effect, claim.interval))
     counts = Counter(claim.verdict for claim in claims)
     note = ", ".join(f"{counts[verdict]} {verdict}" for verdict in get_args(Outcome) if counts[verdict])
     return Panel(title, note, "points gained, with the 95 % interval", rows, zero=True) if rows else None
@@ -83,8 +83,8 @@ def _error_marks(series: str, rows: Sequence[Row], papers: bool) -> Iterator[Mar
     """The printed error if it applies, then the measured ones of all seeds as one mark."""
     printed = rows[0].main.printed
     if papers and printed is not None:
-        yield Mark("the paper", printed, None, f"{printed:.1f}")
+        yield Mark("the paper", printed, None)
     errors = [error for row in rows if (error := row.main.measured) is not None and math.isfinite(error)]
     if errors:
         interval = rows[0].main.interval if len(rows) == 1 else (min(errors), max(errors))
-        yield Mark(series, fmean(errors), interval, f"{fmean(errors):.1f}")
+        yield Mark(series, fmean(errors), interval)
