@@ -109,7 +109,7 @@ def test_errors_are_drawn_by_training_scale_and_recipe() -> None:
         ("S = 64", "D"): [("one Q", 25.0, (24.0, 26.0)), ("several Q", 24.0, (23.0, 25.0))],
         ("S = 64", "D-scratch"): [("one Q", 27.0, (26.0, 28.0))],
     }
-    assert "left out" in panel.note
+    assert "not drawn" in panel.note
 
 
 def test_printed_errors_are_drawn_if_they_apply() -> None:

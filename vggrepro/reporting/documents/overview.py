@@ -66,8 +66,8 @@ def errors_panel(report: Report, group: Group, tables: Sequence[int], title: str
             marks = [mark for series, same in by_series.items() for mark in _error_marks(series, same, group.papers)]
             drawn.setdefault(heading, {})[name] = marks
     measured = any(row.main.measured is not None for row in rows)
-    notes = ["interval of several seeds: their range"] if first_seed else []
-    notes += [] if group.papers else ["the paper's errors are of other images, and left out"]
+    notes = ["several seeds: mean and range"] if first_seed else []
+    notes += [] if group.papers else ["the paper's errors belong to other images and are not drawn"]
     return Panel(title, "; ".join(notes), "error in per cent, with the 95 % interval", drawn) if measured else None
 
 
