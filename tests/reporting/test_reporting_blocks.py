@@ -40,7 +40,7 @@ class Page(HTMLParser):
 
 def test_html_shows_hostile_texts_as_they_are() -> None:
     page = Page(to_html(HOSTILE, BLOCKS))
-    assert page.texts.count(HOSTILE) == 10  # the title too, and the figure's as heading and as alt
+    assert page.texts.count(HOSTILE) == 11  # also the title, a link to the section, the figure's heading and its alt
     assert "script" not in page.tags
     assert page.tags.count("td") == 4
 

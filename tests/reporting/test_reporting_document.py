@@ -9,8 +9,8 @@ from tiny import REPOSITORY
 
 from vggrepro.errors import UserError
 from vggrepro.paper import facts
+from vggrepro.reporting.documents.archive import archive_evidence
 from vggrepro.reporting.documents.document import renew, report_of_evidence, update_document
-from vggrepro.reporting.documents.keeping import keep
 from vggrepro.reporting.stored.find_runs import find_runs
 from vggrepro.reporting.tables import classification, localisation
 from vggrepro.reporting.tables.build import build_report
@@ -151,7 +151,7 @@ def in_short(root: Path, tmp_path: Path) -> Path:
                 results |= dense(224, 288, wrong1=560, wrong5=200)
             make_run(root, net, name=f"{net}-{seed}", seed=seed, posteriors=results)
     make_run(root, "D", posteriors=dense(256, wrong1=500, wrong5=208))
-    keep(find_runs([root]), tmp_path / "results" / "one", "title")
+    archive_evidence(find_runs([root]), tmp_path / "results" / "one", "title")
     file = tmp_path / "page.md"
     sections = (f"<!-- vggrepro:{name} results/one -->\n<!-- /vggrepro:{name} -->\n" for name in ("evidence", "claims"))
     file.write_text("before\n" + "between\n".join(sections) + "after\n")

@@ -11,8 +11,8 @@ from reporting_runs import IMAGES, box_run, dense, make_run, posteriors_with
 from tiny import REPOSITORY
 
 from vggrepro.errors import UserError
+from vggrepro.reporting.documents.archive import archive_evidence
 from vggrepro.reporting.documents.compare import compare
-from vggrepro.reporting.documents.keeping import keep
 from vggrepro.reporting.documents.render import Format, render
 from vggrepro.reporting.stored import evidence
 from vggrepro.reporting.stored.find_runs import find_runs
@@ -65,7 +65,7 @@ def told(report: Report) -> dict[str, Any]:
 
 def test_evidence_says_what_the_runs_say(runs: Path, tmp_path: Path) -> None:
     stored = build_report(find_runs([runs]))
-    keep(find_runs([runs]), tmp_path / "kept", "title")
+    archive_evidence(find_runs([runs]), tmp_path / "kept", "title")
     kept = build_report(find_runs([tmp_path / "kept"]))
     assert told(kept) == told(stored)
     assert len([row for row in kept.rows if row.top1.measured is not None]) > 20
@@ -77,7 +77,7 @@ def test_evidence_says_what_the_runs_say(runs: Path, tmp_path: Path) -> None:
 
 
 def test_each_Q_of_a_net_is_kept_alone(runs: Path, tmp_path: Path) -> None:
-    keep(find_runs([runs]), tmp_path / "kept", "title")
+    archive_evidence(find_runs([runs]), tmp_path / "kept", "title")
     (D,) = (run for run in evidence.read(tmp_path / "kept") if run.config.name == "D-jitter")
     for Q in (256, 384, 512):
         for method in ("dense", "multicrop", "both"):
@@ -87,7 +87,7 @@ def test_each_Q_of_a_net_is_kept_alone(runs: Path, tmp_path: Path) -> None:
 
 
 def test_it_is_small_and_says_nothing_of_the_machine(runs: Path, tmp_path: Path) -> None:
-    keep(find_runs([runs]), tmp_path / "kept", "title")
+    archive_evidence(find_runs([runs]), tmp_path / "kept", "title")
     files = {file.name: file for file in (tmp_path / "kept").iterdir()}
     assert {evidence.RUNS, evidence.RANKS, "tables.md", "error_by_depth.png", "effect_of_fusion.png"} <= files.keys()
     with np.load(files[evidence.RANKS]) as content:
@@ -107,15 +107,15 @@ def test_it_is_small_and_says_nothing_of_the_machine(runs: Path, tmp_path: Path)
 
 
 def test_kept_again_it_is_the_same_byte_for_byte(runs: Path, tmp_path: Path) -> None:
-    keep(find_runs([runs]), tmp_path / "one", "title")
-    keep(find_runs([runs]), tmp_path / "two", "title")
-    keep(find_runs([tmp_path / "one"]), tmp_path / "three", "title")
+    archive_evidence(find_runs([runs]), tmp_path / "one", "title")
+    archive_evidence(find_runs([runs]), tmp_path / "two", "title")
+    archive_evidence(find_runs([tmp_path / "one"]), tmp_path / "three", "title")
     for name in (evidence.RUNS, evidence.RANKS, "tables.md", "effect_of_nets.png", "learning_curves.png"):
         assert len({(tmp_path / folder / name).read_bytes() for folder in ("one", "two", "three")}) == 1, name
 
 
 def test_a_run_that_is_there_itself_counts_once(runs: Path, tmp_path: Path) -> None:
-    keep(find_runs([runs]), runs / "kept", "title")
+    archive_evidence(find_runs([runs]), runs / "kept", "title")
     assert told(build_report(find_runs([runs]))) == told(build_report(find_runs([runs / "paper"])))
     assert len(find_runs([runs, runs / "kept"])) == len(find_runs([runs / "paper"]))
 
@@ -124,7 +124,7 @@ def test_two_data_sets_in_one_folder(root: Path, tmp_path: Path) -> None:
     make_run(root, "A", posteriors=dense(256, wrong1=600, wrong5=10))
     other = {("dense", 256): posteriors_with(30, 10, images=100)}
     make_run(root, "A", experiment="small", fingerprint="e" * 64, images=100, posteriors=other)
-    keep(find_runs([root]), tmp_path / "kept", "title")
+    archive_evidence(find_runs([root]), tmp_path / "kept", "title")
     assert told(build_report(find_runs([tmp_path / "kept"]))) == told(build_report(find_runs([root])))
     assert len(list((tmp_path / "kept").glob("*error_by_depth.png"))) == 2
 
@@ -151,7 +151,7 @@ def test_only_tested_nets_that_predict_classes_are_kept(
     transfers = root / "paper" / "A-256" / "transfers"
     transfers.mkdir()
     (transfers / "truth-d.npz").touch()
-    keep(find_runs([root]), tmp_path / "kept", "title")
+    archive_evidence(find_runs([root]), tmp_path / "kept", "title")
     assert [run.name for run in evidence.read(tmp_path / "kept")] == ["paper:A-256"]
     assert capsys.readouterr().err.splitlines() == [
         "no evidence of paper:A-256 on other data sets: Tables 11 and 12 are not kept",
@@ -171,11 +171,11 @@ def test_two_runs_of_one_name_are_a_mistake(root: Path, tmp_path: Path) -> None:
     for folder in ("one", "two"):
         make_run(root / folder, "A", posteriors=dense(256, wrong1=600, wrong5=10))
     with pytest.raises(UserError, match="two runs are called paper:A-256"):
-        keep(find_runs([root / "one", root / "two"]), tmp_path / "kept", "title")
+        archive_evidence(find_runs([root / "one", root / "two"]), tmp_path / "kept", "title")
 
 
 def test_guesses_are_not_kept(runs: Path, tmp_path: Path) -> None:
-    keep(find_runs([runs]), tmp_path / "kept", "title")
+    archive_evidence(find_runs([runs]), tmp_path / "kept", "title")
     with pytest.raises(UserError, match="no guesses; name a run directory"):
         compare(find_runs([tmp_path / "kept"])[:2], None)
 
@@ -193,7 +193,7 @@ def test_the_command(runs: Path, tmp_path: Path, command: Command) -> None:
 @pytest.mark.parametrize("harm", ["cut", "empty", "noise", "removed"])
 def test_harm_is_one_line(runs: Path, tmp_path: Path, command: Command, name: str, harm: str) -> None:
     folder = tmp_path / "kept"
-    keep(find_runs([runs]), folder, "title")
+    archive_evidence(find_runs([runs]), folder, "title")
     file = folder / name
     content = file.read_bytes()
     match harm:
@@ -212,7 +212,7 @@ def test_harm_is_one_line(runs: Path, tmp_path: Path, command: Command, name: st
 
 
 def test_a_run_of_another_version_is_one_line(runs: Path, tmp_path: Path) -> None:
-    keep(find_runs([runs]), tmp_path, "title")
+    archive_evidence(find_runs([runs]), tmp_path, "title")
     file = tmp_path / evidence.RUNS
     for change in (('"model": {', '"net_of": {'), ('"final.json"', '"finale.json"'), ('"net": "A"', '"net": 7')):
         text = file.read_text()
@@ -234,5 +234,5 @@ def test_committed_evidence_gives_the_committed_tables(folder: Path) -> None:
 
 def test_evidence_needs_no_torch() -> None:
     assert not {"torch", "mlflow"} & modules_imported_by(
-        "import vggrepro.reporting.stored.evidence, vggrepro.reporting.documents.keeping"
+        "import vggrepro.reporting.stored.evidence, vggrepro.reporting.documents.archive"
     )

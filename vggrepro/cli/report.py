@@ -52,9 +52,9 @@ def tables(
         update_document(update, report)
         echo(f"{update} is renewed")
     if keep:
-        from vggrepro.reporting.documents.keeping import keep as keep_evidence
+        from vggrepro.reporting.documents.archive import archive_evidence
 
-        keep_evidence(found, keep, title, cache)
+        archive_evidence(found, keep, title, cache)
         echo(f"evidence written to {keep}")
     if as_json:
         typer.echo(report.model_dump_json(indent=2))

@@ -19,8 +19,8 @@ from vggrepro.errors import UserError
 from vggrepro.models.table1 import architecture_of, require_class_scores
 from vggrepro.paper import ilsvrc_classes, value
 from vggrepro.pipeline.weights import sha256_of, write_net
+from vggrepro.reporting.documents.archive import ranks_by_test
 from vggrepro.reporting.documents.card import as_made, function_of, model_card
-from vggrepro.reporting.documents.keeping import ranks_by_test
 from vggrepro.reporting.stored import evidence
 from vggrepro.reporting.stored.predictions import PredictionCache
 from vggrepro.reporting.stored.runs import StoredRun

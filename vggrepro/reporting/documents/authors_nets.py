@@ -1,4 +1,4 @@
-"""The authors' own nets against the paper's tables, for a reader: what `vggrepro verify-paper` prints."""
+"""The report of `vggrepro verify-paper`: the authors' nets compared with the paper's tables."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from vggrepro.reporting.documents.blocks import Block, Heading, Sheet, Text
 
 
 def blocks_of(found: Mapping[str, Any]) -> list[Block]:
-    """The tables; `found` is of `evaluation.verify.verify`, with what each net's weights are under `weights`."""
+    """Returns the tables; `found` is the result of `evaluation.verify.verify`, plus net sources as `weights`."""
     errors = ("measured", "difference", "")
     made: list[Block] = [
         Heading(1, f"The authors' nets, n = {found['n']:,}"),
@@ -27,12 +27,12 @@ def blocks_of(found: Mapping[str, Any]) -> list[Block]:
         Heading(2, "What Section 3.2 leaves open, nearest to the printed dense rows first"),
         Sheet(
             ("reading", "mean difference, points", ""),
-            [[one["reading"], f"{one['mean_difference']:.3f}", one["what"]] for one in found["readings"]],
+            [[row["reading"], f"{row['mean_difference']:.3f}", row["what"]] for row in found["readings"]],
         ),
         Heading(2, "For comparison: one centre crop, which the paper does not print"),
         Sheet(
             ("net", "Q", "top-1", "top-5"),
-            [[one["net"], str(one["Q"][0]), f"{one['top1']:.2f}", f"{one['top5']:.2f}"] for one in found["centre"]],
+            [[row["net"], str(row["Q"][0]), f"{row['top1']:.2f}", f"{row['top5']:.2f}"] for row in found["centre"]],
         ),
     ]
     if found["n"] != value("val_images"):

@@ -1,7 +1,7 @@
-"""The model card beside an exported net: Markdown with the Hub's metadata, made from what the run directory holds.
+"""Model card of an exported net: Markdown with the Hub's metadata.
 
-Nothing in it is typed by hand: errors come from stored posteriors, departures from the ledger, the rest from the
-checkpoint and the run's own files. Where something is not known, the card says so. No torch.
+All of it is read from the run: errors from stored posteriors, departures from the ledger, the rest from the checkpoint
+and the files of the run directory. The card names what is unknown. No torch.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ _VERBS = ("weights export", "publish")
 
 @dataclass(frozen=True)
 class StoredErrors:
-    """The errors of a net under one protocol, and on which images."""
+    """Errors of a net under a protocol."""
 
     measured: Measured
     printed: tuple[float, float] | None
-    """(top-1, top-5) of the paper; None where it prints none, or of another net or other images."""
+    """(top-1, top-5) of the paper; None if it prints none, or if net or images differ."""
     data: str
     """Fingerprint of the index."""
     protocol: str
-    """In words: the method, Q, and what is not as in the paper."""
+    """The method, Q, and differences from the paper, in words."""
 
 
 def place_of(weights_file: Path) -> Path:
-    """The card of a weight file: beside it, under its name.
+    """Returns the file of the card: beside the weight file, under the same name.
 
-    Raises UserError where a file of that name is there that was not made here, or was edited since.
+    Raises UserError if that file exists and was written or edited by hand.
     """
     card = weights_file.with_suffix(".md")
     try:
@@ -64,24 +64,24 @@ def place_of(weights_file: Path) -> Path:
 
 
 def as_made(card: str) -> bool:
-    """Whether a card was made here, and not edited since."""
+    """Whether a card was generated here and not edited since."""
     return any(card == _signed(card.rpartition(_MARK.format(verb))[0], verb) for verb in _VERBS)
 
 
 def _signed(text: str, verb: str) -> str:
-    """A card with its last line, by which edits are noticed."""
+    """Appends the line that reveals edits."""
     return f"{text}{_MARK.format(verb)}{hashlib.sha256(text.encode()).hexdigest()} -->\n"
 
 
 def function_of(model: Model) -> str | None:
-    """What torchvision and timm call a net; None where they have none of its layers and geometry."""
-    like_theirs = model.layers is None and model.fully_connected and model.geometry == Model(net=model.net).geometry
-    theirs = TORCHVISION_NAMES.get(model.net) if like_theirs else None
-    return theirs and theirs + ("_bn" if model.batch_norm else "")
+    """Returns the name of a net in torchvision and timm; None if they have no net of its layers and geometry."""
+    is_standard = model.layers is None and model.fully_connected and model.geometry == Model(net=model.net).geometry
+    name = TORCHVISION_NAMES.get(model.net) if is_standard else None
+    return name and name + ("_bn" if model.batch_norm else "")
 
 
 def model_card(
-    kept: Checkpoint,
+    checkpoint: Checkpoint,
     weights: str,
     run: RunDirectory,
     file: str,
@@ -90,29 +90,29 @@ def model_card(
     published: str | None = None,
     evidence: bool = False,
 ) -> str:
-    """The card of a net that was written to a `.safetensors` file.
+    """Renders the card of a net that was written to a `.safetensors` file.
 
     Args:
-        kept: the net's checkpoint.
-        weights: the net's hash (`checkpoint.weights_hash`).
-        run: the directory whose posteriors, ledger and data set belong to it; it may lack any of them.
-        file: the name of the written file.
-        sha256: of its content, hex.
-        published: where the net is published, `hf:owner/name` or FOLDER; None where it is exported.
-        evidence: whether its answers are published with it.
+        checkpoint: the net's checkpoint.
+        weights: hash of the net (`checkpoint.weights_hash`).
+        run: directory of the net's posteriors, ledger and data set, any of which may be missing.
+        file: name of the written file.
+        sha256: hash of the file, hex.
+        published: `hf:owner/name` or FOLDER where the net is published; None if it is exported.
+        evidence: whether its stored results are published with it.
 
     Raises:
-        UserError: stored posteriors, or a file of the run directory, cannot be read.
+        UserError: stored posteriors or a file of the run directory cannot be read.
     """
-    config, model, imported = kept.stage, kept.stage.model, kept.provenance.get("imported")
+    config, model, imported = checkpoint.stage, checkpoint.stage.model, checkpoint.provenance.get("imported")
     errors = list(_errors(config, weights, run))
     data = {} if imported else run.read_json("dataset.json") or {}
-    made = dict.fromkeys(("git_commit", "git_dirty", "command"))  # which may be unknown
-    made |= run.read_json("environment.json") or kept.provenance.get("versions") or {}
+    made = dict.fromkeys(("git_commit", "git_dirty", "command"))  # may be unknown
+    made |= run.read_json("environment.json") or checkpoint.provenance.get("versions") or {}
     function = function_of(model)
     library = "timm" if published and function else "pytorch"
-    own = " with layers of its own" if model.layers is not None else ""
-    own += f", its first {model.blocks} blocks" if model.blocks else ""
+    variant = " with layers of its own" if model.layers is not None else ""
+    variant += f", its first {model.blocks} blocks" if model.blocks else ""
     filters = {
         "cell": lambda text: text.replace("|", "\\|"),
         "count": "{:,}".format,
@@ -127,12 +127,12 @@ def model_card(
         config=config,
         model=model,
         train=config.train,
-        net=model.net + own + (" with batch normalisation" if model.batch_norm else ""),
+        net=model.net + variant + (" with batch normalisation" if model.batch_norm else ""),
         architecture=architecture_of(config),
-        step=kept.step,
-        preprocessing=kept.preprocessing,
+        step=checkpoint.step,
+        preprocessing=checkpoint.preprocessing,
         imported=imported,
-        parent=kept.provenance.get("parent"),
+        parent=checkpoint.provenance.get("parent"),
         errors=errors,
         departures=read_ledger(run),
         file=file,
@@ -151,17 +151,19 @@ def model_card(
 
 
 def _errors(config: Config, weights: str, run: RunDirectory) -> Iterator[StoredErrors]:
-    """Every error that the stored posteriors of the net give: at each Q, over several, and by methods combined."""
+    """Yields the errors of the stored posteriors: at each Q, over several, and by combined methods."""
     stored: dict[tuple[str, bool, str], dict[str, set[int]]] = {}
     for key in [key for key, _ in PosteriorsKey.listed(run) if key.weights == weights]:
-        flip = config.evaluation.flip if key.method == "centre" else key.flip  # which is never mirrored
+        flip = config.evaluation.flip if key.method == "centre" else key.flip  # a centre crop is never mirrored
         methods = stored.setdefault((key.data, flip, key.precision), {})
         methods.setdefault(key.method, set()).add(key.Q)
     for (data, flip, precision), methods in stored.items():
         testing = config.evaluation.model_copy(update={"flip": flip, "precision": precision})
         results = NetResults(run, weights, data, testing)
-        both = {name: set.intersection(*(methods.get(one, set()) for one in of)) for name, of in COMBINED.items()}
-        for method, sides in (methods | both).items():
+        combined = {
+            name: set.intersection(*(methods.get(part, set()) for part in parts)) for name, parts in COMBINED.items()
+        }
+        for method, sides in (methods | combined).items():
             for Q in _groups(sides, config.multi_Q):
                 found = results.measured(method, Q)
                 assert found is not None, (method, Q)
@@ -172,14 +174,14 @@ def _errors(config: Config, weights: str, run: RunDirectory) -> Iterator[StoredE
 
 
 def _groups(sides: set[int], multi_Q: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Each Q, then several together: those of the run's own Table 4, else all that are stored."""
+    """Returns each Q, then several together: the Q of the run's Table 4 if stored, otherwise all."""
     several = multi_Q if set(multi_Q) <= sides else tuple(sorted(sides))
     return [(side,) for side in sorted(sides)] + ([several] if len(several) > 1 else [])
 
 
 def _metadata(config: Config, tested: list[StoredErrors], data: dict[str, Any], library: str) -> dict[str, Any]:
-    """The header, as the Hub reads it (https://huggingface.co/docs/hub/model-cards)."""
-    ilsvrc = data.get("ilsvrc") == []  # its classes, and departs in nothing
+    """Builds the header that the Hub reads (https://huggingface.co/docs/hub/model-cards)."""
+    ilsvrc = data.get("ilsvrc") == []  # its classes, and no departures
     metadata: dict[str, Any] = {
         "library_name": library,
         "pipeline_tag": "image-classification",
@@ -193,20 +195,20 @@ def _metadata(config: Config, tested: list[StoredErrors], data: dict[str, Any], 
             {
                 "task": {"type": "image-classification"},
                 "dataset": {
-                    "name": _images(data, one.data),
-                    "type": "ILSVRC/imagenet-1k" if ilsvrc and one.data == data["fingerprint"] else "imagefolder",
+                    "name": _images(data, test.data),
+                    "type": "ILSVRC/imagenet-1k" if ilsvrc and test.data == data["fingerprint"] else "imagefolder",
                     "split": "validation",
                 },
                 "metrics": [
                     {
                         "type": "accuracy",
-                        "name": f"{name} accuracy, % ({one.protocol})",
-                        "value": round(100 - percent, 2),
+                        "name": f"{name} accuracy, % ({test.protocol})",
+                        "value": round(100 - error.percent, 2),
                     }
-                    for name, percent in (("top-1", one.measured.top1.percent), ("top-5", one.measured.top5.percent))
+                    for name, error in (("top-1", test.measured.top1), ("top-5", test.measured.top5))
                 ],
             }
-            for one in tested
+            for test in tested
         ]
         metadata["model-index"] = [{"name": config.name, "results": results}]
     return metadata
@@ -218,11 +220,11 @@ def _images(data: dict[str, Any], fingerprint: str) -> str:
 
 
 def _printed(config: Config, found: Measured) -> tuple[float, float] | None:
-    """(top-1, top-5) that the paper prints for the net under the protocol; None where it prints none, or of others."""
+    """Returns the paper's (top-1, top-5); None if it prints none for this net, geometry, images and protocol."""
     model = config.model
-    own = (model.geometry, model.classes, found.top1.n)
+    measured = (model.geometry, model.classes, found.top1.n)
     papers = (Model(net=model.net).geometry, value("classes"), value("val_images"))
-    if own != papers or model.layers is not None or model.batch_norm:
+    if measured != papers or model.layers is not None or model.batch_norm:
         return None
     for table in (3, 4, 5):
         for row in facts().table(table):

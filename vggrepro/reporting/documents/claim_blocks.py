@@ -1,4 +1,4 @@
-"""Claims of the paper for readers."""
+"""Tables of the paper's claims."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import get_args
@@ -28,7 +28,7 @@ _COLUMNS: Mapping[str, Callable[[Claim], str]] = {
 
 
 def claim_sheet(claims: Sequence[Claim]) -> Sheet:
-    """A row for each claim: its verdict, and what that rests on."""
+    """Builds a row per claim: its verdict and the evidence for it."""
     return sheet_of(claims, _COLUMNS, {"effect", "95 % interval", "p", "n", "seeds", "departures"})
 
 
@@ -40,11 +40,11 @@ HOW = (
     "change, by Student's t with the variance over seeds of all nets at the same S together (one-way analysis of "
     "variance; of two S by Welch and Satterthwaite), since two or three seeds of one net hardly tell it."
 )
-"""What the columns of the claims mean."""
+"""Meaning of the columns."""
 
 
 def claims_in_brief(claims: Sequence[Claim]) -> Sheet:
-    """A row for each kind of claim that was tested: how often each verdict came out, the effects from least to most."""
+    """Builds a row per kind of measured claim: counts of the verdicts and the range of the effects."""
     kinds: dict[tuple[str, str], list[Claim]] = {}
     for claim in claims:
         kinds.setdefault((claim.section, claim.heading), []).append(claim)
@@ -54,11 +54,11 @@ def claims_in_brief(claims: Sequence[Claim]) -> Sheet:
         if not effects:
             continue
         ends = dict.fromkeys(signed_text(effect) for effect in (effects[:1] + effects[-1:]))
-        counts = (sum(claim.verdict == one for claim in same) for one in _OUTCOMES)
+        counts = (sum(claim.verdict == outcome for claim in same) for outcome in _OUTCOMES)
         rows.append((section, text, *(count_text(n or None) for n in counts), " to ".join(ends)))
     return Sheet(("section", "the paper", *_OUTCOMES, "points gained"), rows, numbers=frozenset(range(2, 7)))
 
 
 def p_text(p: float | None) -> str:
-    """A p-value for a table."""
+    """Formats a p-value for a cell."""
     return DASH if p is None else "< 0.0001" if p < 1e-4 else f"{p:.4f}"

@@ -1,4 +1,4 @@
-"""Runs compared: what differs in how they were made, and in what they predict. No torch."""
+"""Compares runs: their settings, errors and predictions. No torch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from vggrepro.storage.status import relocated
 if TYPE_CHECKING:
     from vggrepro.data.images.index import Index
 
-_METHODS = ("centre", "dense", "multicrop", "both")  # the last has most in it
+_METHODS = ("centre", "dense", "multicrop", "both")  # from the fewest views to the most
 _CLASSES_SHOWN = 10
 _MOST_SHOWN = 16
 _THUMBNAIL_PX = 160
@@ -46,7 +46,7 @@ Origin = Literal["configuration", "environment", "data", "ledger"]
 
 
 class Difference(Record):
-    """A setting in which the runs differ; values in the runs' order, None where a run has none."""
+    """A setting in which the runs differ; values in the order of the runs, None if a run lacks it."""
 
     kind: Origin
     key: str
@@ -54,7 +54,7 @@ class Difference(Record):
 
 
 class ErrorsByRun(Record):
-    """The errors of the runs under one protocol, in the runs' order; None where posteriors are missing."""
+    """Errors of the runs under a protocol, in the order of the runs; None if posteriors are missing."""
 
     method: str
     scales: Scales
@@ -67,14 +67,14 @@ class ErrorsByRun(Record):
 
 
 class PairedTest(Record):
-    """Two runs on the same images under one protocol."""
+    """A comparison of two runs on the same images under a protocol."""
 
     method: str
     scales: Scales
     first: str
     second: str
     difference: float
-    """Top-1 error of the first minus that of the second, points."""
+    """Top-1 error of the first run minus that of the second, in points."""
     interval: tuple[float, float]
     """95 %, paired."""
     p_value: float
@@ -85,7 +85,7 @@ class PairedTest(Record):
 
 
 class ClassErrors(Record):
-    """Top-1 errors of the runs on one class, per cent."""
+    """Top-1 errors of the runs on a class, in per cent."""
 
     name: str
     n: int
@@ -93,7 +93,7 @@ class ClassErrors(Record):
 
 
 class Disagreement(Record):
-    """An image that the first run gets right and the second wrong, or the other way round."""
+    """An image that only the first or only the second run classifies correctly."""
 
     row: int
     """Row of the validation split."""
@@ -103,28 +103,28 @@ class Disagreement(Record):
 
 
 class RunComparison(Record):
-    """Everything that `vggrepro compare` says, but the images."""
+    """The output of `vggrepro compare`, without images."""
 
     format: Literal["vggrepro comparison 1"] = "vggrepro comparison 1"
     runs: list[str]
     made_by: list[RunNote]
-    """The way back to each run."""
+    """Provenance of each run."""
     differences: list[Difference]
     errors: list[ErrorsByRun]
     paired: list[PairedTest]
     shown: str | None = None
-    """The protocol of classes and images below: of those that the first two runs share, the one with most in it."""
+    """Protocol of `classes` and `disagreements`: the one with the most views that the first two runs share."""
     classes: list[ClassErrors] = Field(default_factory=list)
-    """Of the first two runs, the classes on which they differ most."""
+    """Classes on which the first two runs differ most."""
     disagreements: list[Disagreement] = Field(default_factory=list)
-    """Of the first two runs, those where their confidence in the true class differs most."""
+    """Images on which the confidence of the first two runs in the true class differs most."""
     notes: list[str]
 
 
 def compare(runs: Sequence[StoredRun], index: Index | None, notes: Sequence[str] = ()) -> RunComparison:
-    """Compares two runs or more. `index` gives classes and images their names, where it is at hand.
+    """Compares two or more runs; `index` names classes and images.
 
-    Raises UserError: fewer than two runs, or one given twice.
+    Raises UserError if there are fewer than two different runs, or if a run predicts boxes.
     """
     names = [run.name for run in runs]
     for run in runs:
@@ -167,16 +167,16 @@ def compare(runs: Sequence[StoredRun], index: Index | None, notes: Sequence[str]
 
 
 def _errors_of(predictions: Sequence[Predictions | None], **protocol: Any) -> ErrorsByRun:
-    columns: dict[str, Any] = {"n": [one and len(one.labels) for one in predictions]}
+    columns: dict[str, Any] = {"n": [found and len(found.labels) for found in predictions]}
     for key in ("top1", "top5"):
-        rates = [getattr(one, key) if one else None for one in predictions]
+        rates = [getattr(found, key) if found else None for found in predictions]
         columns[key] = [rate and rate.percent for rate in rates]
         columns[f"interval_{key}"] = [rate and rate.interval for rate in rates]
     return ErrorsByRun(**protocol, **columns)
 
 
 def _caveats(runs: Sequence[StoredRun], names: Sequence[str], same_images: bool, *, tested: bool) -> Iterator[str]:
-    """What a reader must know before comparing."""
+    """Yields what limits the comparison."""
     if not same_images:
         yield "The runs are of different images: their errors are not comparable, and no paired test is made."
     if len({(run.config.evaluation.flip, run.config.evaluation.precision) for run in runs}) > 1:
@@ -193,14 +193,14 @@ def _caveats(runs: Sequence[StoredRun], names: Sequence[str], same_images: bool,
 
 
 def open_images(runs: Sequence[StoredRun]) -> tuple[Index | None, str]:
-    """The index that all runs were made with, for the names of classes and images; or None, and why."""
+    """Opens the index that all runs were made with; otherwise returns None and the reason."""
     fingerprints = {run.dataset.get("fingerprint") for run in runs}
     if len(fingerprints) > 1:
         return None, ""
     from vggrepro.data.dataset import open_data
 
     run = runs[0]
-    # an imported net's configuration names no data; what it was first tested on does
+    # the configuration of an imported net names no data, but its first test does
     places = [f"data.{key}={json.dumps(place)}" for key, place in run.dataset.get("opened_as", {}).items() if place]
     try:
         index = open_data(override(relocated(run.config, run.path), places, run.path), training=False)
@@ -216,12 +216,12 @@ def _differences(runs: Sequence[StoredRun]) -> Iterator[Difference]:
         "configuration": [flatten(run.config.model_dump(mode="json")) for run in runs],
         "environment": [flatten(run.read_json("environment.json") or {}) for run in runs],
         "data": [flatten(run.dataset) for run in runs],
-        "ledger": [{one.setting: one.run for one in run.departures} for run in runs],
+        "ledger": [{departure.setting: departure.run for departure in run.departures} for run in runs],
     }
     for kind, trees in sources.items():
         for key in dict.fromkeys(key for tree in trees for key in tree):
             values = [tree.get(key) for tree in trees]
-            if any(one != values[0] for one in values):
+            if any(value != values[0] for value in values):
                 yield Difference(kind=kind, key=key, values=values)
 
 
@@ -230,16 +230,16 @@ def _class_name(label: int, index: Index | None) -> str:
 
 
 def _by_class(first: Predictions, second: Predictions, index: Index | None) -> list[ClassErrors]:
-    ours, theirs = first.wrong_by_class(), second.wrong_by_class()
+    of_first, of_second = first.wrong_by_class(), second.wrong_by_class()
     found = [
         ClassErrors(
             name=_class_name(label, index),
             n=int((first.labels == label).sum()),
-            errors=[100 * ours[label], 100 * theirs[label]],
+            errors=[100 * of_first[label], 100 * of_second[label]],
         )
-        for label in ours
+        for label in of_first
     ]
-    return sorted(found, key=lambda one: -abs(one.errors[0] - one.errors[1]))[:_CLASSES_SHOWN]
+    return sorted(found, key=lambda item: -abs(item.errors[0] - item.errors[1]))[:_CLASSES_SHOWN]
 
 
 def _disagreements(first: Predictions, second: Predictions, index: Index | None) -> list[Disagreement]:
@@ -252,14 +252,14 @@ def _disagreements(first: Predictions, second: Predictions, index: Index | None)
             row=int(row),
             file=split.name_of(int(row)) if split else None,
             true=_class_name(int(first.labels[row]), index),
-            guesses=[_class_name(int(one.guess[row]), index) for one in (first, second)],
+            guesses=[_class_name(int(run.guess[row]), index) for run in (first, second)],
         )
         for row in chosen
     ]
 
 
 def blocks_of(made: RunComparison, runs: Sequence[StoredRun], index: Index | None) -> list[Block]:
-    """For readers; with images where the format has them."""
+    """Returns the blocks of a comparison; `index` adds thumbnails."""
     blocks: list[Block] = [Heading(1, " against ".join(made.runs))]
     blocks += [Text(note) for note in made.notes]
     if made.errors:
@@ -272,9 +272,8 @@ def blocks_of(made: RunComparison, runs: Sequence[StoredRun], index: Index | Non
         )
     blocks += [Heading(2, "Runs"), run_sheet(made.made_by), Heading(2, "What differs")]
     for kind in get_args(Origin):
-        own = [one for one in made.differences if one.kind == kind]
-        if own:
-            rows = [(one.key, *(DASH if item is None else str(item) for item in one.values)) for one in own]
+        if differences := [difference for difference in made.differences if difference.kind == kind]:
+            rows = [(item.key, *(DASH if cell is None else str(cell) for cell in item.values)) for item in differences]
             blocks += [Heading(3, kind.capitalize()), Sheet(("setting", *made.runs), rows)]
     if not made.differences:
         blocks.append(Text("Nothing: configuration, environment, data and departures are the same."))
@@ -282,14 +281,14 @@ def blocks_of(made: RunComparison, runs: Sequence[StoredRun], index: Index | Non
         curves = dict(zip(made.runs, runs, strict=True))
         blocks.append(Figure(figures.learning_curves(curves), "Learning curves"))
     if made.classes:
-        rows = [(one.name, str(one.n), *(f"{error:.1f}" for error in one.errors)) for one in made.classes]
+        rows = [(item.name, str(item.n), *(f"{error:.1f}" for error in item.errors)) for item in made.classes]
         sheet = Sheet(("class", "images", *made.runs[:2]), rows, numbers=frozenset({1, 2, 3}))
         blocks += [Heading(2, "Classes on which they differ most"), sheet]
         blocks.append(Text(f"Top-1 error in per cent ({made.shown}). Of many classes some differ by chance."))
     if made.disagreements:
         blocks.append(Heading(2, "Images on which they disagree most"))
         blocks.append(Text(f"One of the two is right; their posteriors of the true class differ most ({made.shown})."))
-        rows = [(str(one.row), one.true, *one.guesses, one.file or DASH) for one in made.disagreements]
+        rows = [(str(item.row), item.true, *item.guesses, item.file or DASH) for item in made.disagreements]
         if index:
             title = f"True class; below it the first guesses of {made.runs[0]} | {made.runs[1]}"
             blocks.append(Figure(_contact_sheet(made, index), title))
@@ -304,38 +303,39 @@ def _contact_sheet(made: RunComparison, index: Index) -> bytes:
 
     split = index.split("val")
     images, titles = [], []
-    for one in made.disagreements:
-        with Image.open(io.BytesIO(split.read(one.row))) as image:
+    for item in made.disagreements:
+        with Image.open(io.BytesIO(split.read(item.row))) as image:
             small = image.convert("RGB")
         small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
         images.append(np.asarray(small))
-        titles.append(f"{one.true}\n{one.guesses[0]} | {one.guesses[1]}")
+        titles.append(f"{item.true}\n{item.guesses[0]} | {item.guesses[1]}")
     return figures.sheet(images, titles)
 
 
 def _error_sheet(made: RunComparison) -> Sheet:
     rows = []
-    for one in made.errors:
-        Q = one.Q[0] if len(set(one.Q)) == 1 else " | ".join(one.Q)
-        n = " | ".join(dict.fromkeys(map(count_text, one.n)))
-        for k, errors, intervals in ((1, one.top1, one.interval_top1), (5, one.top5, one.interval_top5)):
+    for protocol in made.errors:
+        Q = " | ".join(protocol.Q if len(set(protocol.Q)) > 1 else protocol.Q[:1])
+        n = " | ".join(dict.fromkeys(map(count_text, protocol.n)))
+        top1, top5 = (protocol.top1, protocol.interval_top1), (protocol.top5, protocol.interval_top5)
+        for k, (errors, intervals) in ((1, top1), (5, top5)):
             cells = (
                 DASH if error is None else f"{error:.2f} ({interval_text(interval, '.2f')})"
                 for error, interval in zip(errors, intervals, strict=True)
             )
-            rows.append((one.method, Q, f"top-{k}", *cells, n))
+            rows.append((protocol.method, Q, f"top-{k}", *cells, n))
     columns = frozenset(range(3, 4 + len(made.runs)))
     return Sheet(("method", "Q", "error", *made.runs, "n"), rows, numbers=columns)
 
 
 _PAIRED: Mapping[str, Callable[[PairedTest], str]] = {
-    "method": lambda one: one.method,
-    "scales": lambda one: one.scales,
-    "runs": lambda one: f"{one.first} - {one.second}",
-    "difference": lambda one: f"{one.difference:+.2f}",
-    "95 % interval": lambda one: interval_text(one.interval, "+.2f"),
-    "p": lambda one: p_text(one.p_value),
-    "only one right": lambda one: f"{one.only_first_right} / {one.only_second_right}",
-    "n": lambda one: count_text(one.n),
+    "method": lambda test: test.method,
+    "scales": lambda test: test.scales,
+    "runs": lambda test: f"{test.first} - {test.second}",
+    "difference": lambda test: f"{test.difference:+.2f}",
+    "95 % interval": lambda test: interval_text(test.interval, "+.2f"),
+    "p": lambda test: p_text(test.p_value),
+    "only one right": lambda test: f"{test.only_first_right} / {test.only_second_right}",
+    "n": lambda test: count_text(test.n),
 }
-"""Columns of the paired tests, of which the first three are texts."""
+"""Columns of the paired tests; the first three are texts."""

@@ -4,9 +4,9 @@
     ...
     <!-- /vggrepro:tables -->
 
-`tables` is the report that is given, `recipes` the paper's stages. `evidence FOLDER` and `claims FOLDER` are made of
-committed evidence, in short: its tables with the claims, or the claims alone. The report that is given is kept beside
-the document, from which a test makes the sections again.
+`tables` shows the given report, `recipes` the paper's stages. `evidence FOLDER` and `claims FOLDER` summarise committed
+evidence: its tables with the claims, or the claims alone. The given report is stored beside the document, and a test
+renders the sections from it again.
 """
 
 import re
@@ -24,30 +24,30 @@ from vggrepro.reporting.tables.report import Report
 from vggrepro.storage.ledger import ledger
 
 _SECTION = re.compile(r"<!-- vggrepro:(\S+)(?: (\S+))? -->\n.*?<!-- /vggrepro:\1 -->", re.DOTALL)
-_GIVEN = "<!-- vggrepro:tables -->"
+_REPORT_SECTION = "<!-- vggrepro:tables -->"
 _RECIPES = Path("configs") / "reproduce.yaml"
 
 
 def update_document(document: Path, report: Report) -> None:
-    """Renews every generated section of a document and keeps the report beside it. Raises UserError."""
+    """Renders every generated section of a document and stores the report beside it. Raises UserError."""
     try:
         text = document.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{document} cannot be read: {error.strerror}; name an existing file") from None
     renewed = renew(text, report, document.parent)
-    if _GIVEN in text:
-        kept = report.model_dump_json(indent=1, exclude_defaults=True) + "\n"
-        report_of_evidence(document).write_text(kept, encoding="utf-8")
+    if _REPORT_SECTION in text:
+        stored = report.model_dump_json(indent=1, exclude_defaults=True) + "\n"
+        report_of_evidence(document).write_text(stored, encoding="utf-8")
     document.write_text(renewed, encoding="utf-8")
 
 
 def report_of_evidence(document: Path) -> Path:
-    """The file that holds the report a document's sections are made of."""
+    """Returns the file that stores the report behind a document."""
     return document.with_suffix(".json")
 
 
 def renew(text: str, report: Report, root: Path) -> str:
-    """The text with its sections made again; `root` is the folder that has `configs/`. Raises UserError."""
+    """Returns the text with rendered sections; `root` is the folder that contains `configs/`. Raises UserError."""
 
     def section(match: re.Match[str]) -> str:
         name, folder = match.groups()
@@ -63,7 +63,7 @@ def renew(text: str, report: Report, root: Path) -> str:
 
 
 def _blocks(name: str, folder: str | None, report: Report, root: Path) -> list[Block]:
-    """What is in a section, by its name."""
+    """Returns the content of a section."""
     if name == "tables":
         return blocks_of(report)
     if name == "recipes":
@@ -79,7 +79,7 @@ def _blocks(name: str, folder: str | None, report: Report, root: Path) -> list[B
 
 
 def _recipes(root: Path) -> list[Block]:
-    """For each stage of the paper its rows of Tables 3 and 4, its recipe, and where that departs from the paper."""
+    """Returns a row per stage of the paper, with its printed errors and recipe, and the departures of the recipes."""
     graph = load_graph(root / _RECIPES)
     rows, departures = [], []
     for name, stage in graph.stages.items():
@@ -91,7 +91,7 @@ def _recipes(root: Path) -> list[Block]:
             if row.nets == (stage.model.net,) and row.S == stage.data.S
         ]
         rows.append((name, stage.data.S_text, parent or DASH, "; ".join(printed), f"configs/{_file(root, name)}"))
-        departures += [f"{name}: {one}" for one in ledger(stage, graph.stages[parent] if parent else None)]
+        departures += [f"{name}: {departure}" for departure in ledger(stage, graph.stages[parent] if parent else None)]
     header = ("stage", "S", "starts from", "table: printed top-1 / top-5", "recipe")
     made: list[Block] = [Sheet(header, rows)]
     made.append(
@@ -102,7 +102,7 @@ def _recipes(root: Path) -> list[Block]:
 
 
 def _file(root: Path, stage: str) -> str:
-    """The recipe whose last stage this is."""
+    """Returns the recipe that ends with a stage."""
     for file in sorted((root / "configs").glob("vgg_*.yaml")):
         if list(load_graph(file).stages)[-1] == stage:
             return file.name

@@ -1,4 +1,4 @@
-"""Figures as PNG bytes (matplotlib, without a display). No torch: tensors arrive here as arrays."""
+"""Figures as PNG bytes, drawn by matplotlib without a display. No torch: tensors arrive as arrays."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, which all readers can tell apart.
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442")
 _PER_ROW = 8
-_MOST_INSIDE = 3  # runs whose legend leaves their curves to be seen
+_MOST_INSIDE = 3  # runs whose legend does not cover their curves
 _OUTCOMES = {"supported": "#009e73", "not supported": "#d55e00", "undecided at this n": "#666666"}
 
 
@@ -38,17 +38,17 @@ _EFFECTS: Mapping[str, tuple[str, str, bool | None]] = {
     "multicrop": ("Multi-crop, dense, and both (Section 4.3)", "4.3", None),
     "fusion": ("Two nets against one (Section 4.4)", "4.4", None),
 }
-"""Claims that make a figure: its title, their section and, where that has both, whether they are of jitter."""
+"""Title, section of the claims and, if the section has both, whether they are about jitter, by name of the figure."""
 
 
 def learning_curves(runs: Mapping[str, RunDirectory | StoredRun]) -> bytes:
-    """Training loss and validation error (centre crop) of some runs on common axes; a dotted line at each drop."""
+    """Draws training loss and validation error (centre crop); dotted lines mark drops of the learning rate."""
     figure, ((loss, error),) = _figure(1, 2, 10, 3.8)
     for number, (name, run) in enumerate(runs.items()):
         colour = _COLOURS[number % len(_COLOURS)]
         train, validation = run.records("train"), run.records("validation")
         _line(loss, train, "loss", label=name, color=colour)
-        if any("box_error" in one for one in validation):
+        if any("box_error" in record for record in validation):
             _line(error, validation, "box_error", label=f"{name}, box of the true class", color=colour, marker=".")
         else:
             _line(error, validation, "top1_error", label=f"{name}, top-1", color=colour, marker=".")
@@ -66,12 +66,12 @@ def learning_curves(runs: Mapping[str, RunDirectory | StoredRun]) -> bytes:
 
 
 def _line(axes: Axes, records: Sequence[Mapping[str, Any]], key: str, **style: Any) -> None:
-    axes.plot([one["step"] for one in records], [float(one[key]) for one in records], **style)
+    axes.plot([record["step"] for record in records], [float(record[key]) for record in records], **style)
 
 
 def error_by_depth(report: Report, group: str) -> bytes | None:
-    """Top-1 error by net, in the order of depth, one colour a training scale; the paper's figures as open marks."""
-    measured = next((each.weight_layers for each in report.groups if each.id == group), {})
+    """Draws top-1 error by depth, a colour per training scale; the paper's figures as open marks."""
+    measured = next((other.weight_layers for other in report.groups if other.id == group), {})
     layers = {net: measured.get(net, printed) for net, printed in facts().weight_layers_printed.items()}
     rows = [row for row in _rows(report, group, (3,)) if row.net in layers]
     if not rows:
@@ -80,9 +80,9 @@ def error_by_depth(report: Report, group: str) -> bytes | None:
     nets = [net for net in layers if any(row.net == net for row in rows)]
     scales = list(dict.fromkeys(row.S for row in rows))
     for number, S in enumerate(scales):
-        own = [row for row in rows if row.S == S]
-        x = [nets.index(row.net) + 0.16 * (number - (len(scales) - 1) / 2) for row in own]
-        _marks(axes, x, own, _COLOURS[number % len(_COLOURS)], f"S = {S}")
+        shown = [row for row in rows if row.S == S]
+        x = [nets.index(row.net) + 0.16 * (number - (len(scales) - 1) / 2) for row in shown]
+        _draw_errors(axes, x, shown, _COLOURS[number % len(_COLOURS)], f"S = {S}")
     axes.set_xticks(range(len(nets)), [f"{net}\n{layers[net]}" for net in nets])
     axes.set(xlabel="net, weight layers", ylabel="top-1 error, %", title="Dense, one Q; bars: 95 % intervals")
     axes.legend(fontsize=8)
@@ -90,16 +90,16 @@ def error_by_depth(report: Report, group: str) -> bytes | None:
 
 
 def error_by_scale(report: Report, group: str) -> bytes | None:
-    """Top-1 error of each net and S at one Q and at several; the paper's figures as open marks."""
+    """Draws top-1 error of each net and S at one Q and at several; the paper's figures as open marks."""
     rows = _rows(report, group, (3, 4))
     if not rows:
         return None
     places = list(dict.fromkeys((row.net, row.S) for row in rows))
     figure, ((axes,),) = _figure(1, 1, max(5.0, 0.9 * len(places) + 2), 4)
     for number, table in enumerate((3, 4)):
-        own = [row for row in rows if row.table == table]
-        x = [places.index((row.net, row.S)) + 0.16 * (2 * number - 1) for row in own]
-        _marks(axes, x, own, _COLOURS[number], ("one Q", "several Q")[number])
+        shown = [row for row in rows if row.table == table]
+        x = [places.index((row.net, row.S)) + 0.16 * (2 * number - 1) for row in shown]
+        _draw_errors(axes, x, shown, _COLOURS[number], ("one Q", "several Q")[number])
     axes.set_xticks(range(len(places)), [f"{net}\nS = {S}" for net, S in places], fontsize=8)
     axes.set(ylabel="top-1 error, %", title="Dense; bars: 95 % intervals")
     axes.legend(fontsize=8)
@@ -107,7 +107,7 @@ def error_by_scale(report: Report, group: str) -> bytes | None:
 
 
 def effects(claims: Sequence[Claim], title: str) -> bytes:
-    """The effect of each claim with its 95 % interval, one line each, the verdict by colour."""
+    """Draws the effect of each claim with its 95 % interval, coloured by verdict."""
     figure, ((axes,),) = _figure(1, 1, 9, 1.1 + 0.3 * len(claims))
     labelled: set[str] = set()
     for place, claim in enumerate(claims):
@@ -130,30 +130,27 @@ def effects(claims: Sequence[Claim], title: str) -> bytes:
     return _png(figure)
 
 
-def of_report(report: Report, group: str) -> dict[str, tuple[str, bytes]]:
-    """The figures of a group of runs, as far as there is something to draw: a title and a PNG each, by name."""
-    drawn = {
-        "error_by_depth": ("Error by depth", error_by_depth(report, group)),
-        "error_by_scale": ("Error by S and Q", error_by_scale(report, group)),
-    }
-    made = {name: (title, png) for name, (title, png) in drawn.items() if png}
+def of_report(report: Report, group: str) -> dict[str, bytes]:
+    """Draws a group of runs: PNGs by name, without those that would be empty."""
+    errors = {"error_by_depth": error_by_depth(report, group), "error_by_scale": error_by_scale(report, group)}
+    made = {name: png for name, png in errors.items() if png}
     claims = [*report.start_from_parent, *report.dense_over_centre, *report.claims]
     for name, (title, section, jitter) in _EFFECTS.items():
-        own = [
+        shown = [
             claim
             for claim in claims
             if (claim.group, claim.section) == (group, section)
             and claim.interval
             and jitter in (None, "jitter" in claim.claim)
         ]
-        if own:
-            made[f"effect_of_{name}"] = title, effects(own, title)
+        if shown:
+            made[f"effect_of_{name}"] = effects(shown, title)
     return made
 
 
 def _rows(report: Report, group: str, tables: Sequence[int]) -> list[Row]:
-    """Measured rows; and where the paper's figures apply, the printed ones too."""
-    papers = {one.id for one in report.groups if one.papers}
+    """Selects measured rows, and all rows if the paper's figures apply."""
+    papers = {other.id for other in report.groups if other.papers}
     return [
         row
         for row in report.rows
@@ -164,13 +161,13 @@ def _rows(report: Report, group: str, tables: Sequence[int]) -> list[Row]:
     ]
 
 
-def _marks(axes: Axes, x: Sequence[float], rows: Sequence[Row], colour: str, label: str) -> None:
-    """Measured errors with their intervals, and printed ones as open marks."""
+def _draw_errors(axes: Axes, x: Sequence[float], rows: Sequence[Row], colour: str, label: str) -> None:
+    """Draws measured errors with their intervals, and printed ones as open marks."""
     open_marks = [(at, row.top1.printed) for at, row in zip(x, rows, strict=True) if row.top1.printed is not None]
     comparable = [row.verdict != "not comparable" for row in rows]
     if open_marks and any(comparable):
         shown = axes.plot(*zip(*open_marks, strict=True), "o", mfc="none", mec=colour, label=f"{label}, the paper")
-        shown[0].set(markersize=9, zorder=3)  # around a measured one of the same value
+        shown[0].set(markersize=9, zorder=3)  # visible around a measured error of the same value
     measured = [
         (at, row) for at, row in zip(x, rows, strict=True) if row.top1.interval and row.top1.measured is not None
     ]
@@ -182,7 +179,7 @@ def _marks(axes: Axes, x: Sequence[float], rows: Sequence[Row], colour: str, lab
 
 
 def lines(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], x: str, y: str) -> bytes:
-    """A panel for each title, with a curve (x values, y values) for each label and a line at 0; one y axis for all."""
+    """Draws a panel per title, with a curve (x values, y values) per label and a line at 0; all share the y axis."""
     figure, grid = _figure(1, len(panels), 5 * len(panels), 3.8)
     for axes, (title, curves) in zip(grid.flat, panels.items(), strict=True):
         for number, (label, (across, up)) in enumerate(curves.items()):
@@ -195,13 +192,13 @@ def lines(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[floa
 
 
 def crops_sheet(images: NDArray[np.float32], mean: Sequence[float], titles: Sequence[str]) -> bytes:
-    """Training crops as the net sees them: images (n, height, width, 3) in RGB minus `mean`, grey levels."""
+    """Draws training crops, shape (n, height, width, 3), RGB grey levels minus `mean`."""
     return sheet([image + np.asarray(mean, np.float32) for image in images], titles)
 
 
 def sheet(images: Sequence[NDArray[Any]], titles: Sequence[str]) -> bytes:
-    """Images (height, width, 3) in grey levels 0-255, of any sizes, side by side with a title each."""
-    figure, places = _places(len(images), 1.8)
+    """Draws images of any size, shape (height, width, 3), grey levels 0-255, side by side with titles."""
+    figure, places = _image_grid(len(images), 1.8)
     for axes, image, title in zip(places, images, titles, strict=False):
         axes.imshow(np.clip(image, 0, 255).astype(np.uint8))
         axes.set_title(title, fontsize=7)
@@ -211,13 +208,13 @@ def sheet(images: Sequence[NDArray[Any]], titles: Sequence[str]) -> bytes:
 def boxes_sheet(
     images: Sequence[NDArray[Any]], boxes: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]
 ) -> bytes:
-    """Images (height, width, 3) in grey levels with their true boxes (k, 4) in green and predicted ones in orange.
+    """Draws images, shape (height, width, 3), grey levels, with true boxes in green and predicted ones in orange.
 
-    Boxes are left, top, right, bottom in px of what is shown.
+    Boxes have shape (k, 4): left, top, right, bottom in px of the image.
     """
     from matplotlib.patches import Rectangle
 
-    figure, places = _places(len(images), 1.6)
+    figure, places = _image_grid(len(images), 1.6)
     for axes, image, both in zip(places, images, boxes, strict=False):
         axes.imshow(np.clip(image, 0, 255).astype(np.uint8), extent=(0, image.shape[1], image.shape[0], 0))
         for colour, some in zip((_COLOURS[2], _COLOURS[1]), both, strict=True):
@@ -227,8 +224,8 @@ def boxes_sheet(
     return _png(figure)
 
 
-def _places(count: int, height: float) -> tuple[Figure, list[Axes]]:
-    """Rows of places for images, each so many inches high."""
+def _image_grid(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    """Makes a grid of axes for images; `height` is the height of a row in inches."""
     rows = math.ceil(count / _PER_ROW)
     figure, grid = _figure(rows, _PER_ROW, 1.5 * _PER_ROW, height * rows)
     for axes in grid.flat:
@@ -237,7 +234,7 @@ def _places(count: int, height: float) -> tuple[Figure, list[Axes]]:
 
 
 def confusion(predictions: Predictions, classes: Sequence[str], protocol: str, worst: int = 12) -> bytes:
-    """Share of first guesses, row by true class, for the classes with the largest top-1 error."""
+    """Draws the fraction of first guesses per true class (row), for the classes with the largest top-1 error."""
     chosen = worst_classes(predictions, worst)
     counts = np.zeros((len(chosen), len(chosen) + 1))
     column = {label: number for number, label in enumerate(chosen)}
@@ -261,19 +258,19 @@ def confusion(predictions: Predictions, classes: Sequence[str], protocol: str, w
 
 
 def worst_classes(predictions: Predictions, count: int) -> list[int]:
-    """Class numbers by falling top-1 error."""
+    """Returns class numbers by falling top-1 error."""
     shares = predictions.wrong_by_class()
     return sorted(shares, key=lambda label: -shares[label])[:count]
 
 
 def filters(weights: NDArray[np.float32]) -> bytes:
-    """The filters of conv1_1, (n, 3, k, k) in RGB: each one's range stretched to all grey levels."""
+    """Draws the filters of conv1_1, shape (n, 3, k, k), RGB, each stretched to all grey levels."""
     low = weights.min(axis=(1, 2, 3), keepdims=True)
     span = np.maximum(weights.max(axis=(1, 2, 3), keepdims=True) - low, 1e-12)
     pixels = ((weights - low) / span).transpose(0, 2, 3, 1)
     columns = min(16, len(pixels))
     rows = math.ceil(len(pixels) / columns)
-    side = pixels.shape[1] + 1  # a pixel of white between two
+    side = pixels.shape[1] + 1  # a white pixel between filters
     board = np.ones((rows * side - 1, columns * side - 1, 3))
     for number, pixel in enumerate(pixels):
         top, left = number // columns * side, number % columns * side
@@ -285,7 +282,7 @@ def filters(weights: NDArray[np.float32]) -> bytes:
 
 
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, Any]:
-    """A figure of so many inches, and its axes (rows, columns)."""
+    """Makes a figure, width and height in inches, and its axes, shape (rows, columns)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")

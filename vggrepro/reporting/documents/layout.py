@@ -1,4 +1,4 @@
-"""The tables of the paper for a reader: their titles and columns, and how a row becomes their cells."""
+"""Titles and columns of the paper's tables, and how a row becomes cells."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from vggrepro.reporting.tables.rows import PREFIXES
 
 @dataclass(frozen=True)
 class Part:
-    """What the tables of one part of the paper show of their rows."""
+    """The layout of the tables of a part of the paper."""
 
     titles: Mapping[int, str]
-    """Of the tables, by number."""
+    """Titles of the tables, by number."""
     labels: tuple[str, ...]
-    """Columns before the figures, of `LABELS`."""
+    """Keys of `LABELS`: the columns before the figures."""
     figures: tuple[FigureName, ...] = ("only",)
     learning: bool = False
-    """Whether classes and training samples are counted, after the figures."""
+    """Whether columns for the numbers of classes and training samples follow the figures."""
     about: str = ""
-    """What the columns mean; stands below the tables."""
+    """Meaning of the columns, printed below the tables."""
 
 
 COUNTED = Part({1: "Table 1: weight layers of the nets", 2: "Table 2: parameters"}, ("net",))
@@ -64,7 +64,7 @@ APPENDIX_B = Part(
 
 
 def part_of(table: int) -> Part:
-    """The part that a table belongs to."""
+    """Returns the part that contains a table."""
     return next(part for part in (COUNTED, SECTION_4, APPENDIX_A, APPENDIX_B) if table in part.titles)
 
 
@@ -73,7 +73,7 @@ def _net(row: RowLabels) -> str:
 
 
 def _method(row: RowLabels) -> str:
-    """With what makes the test another one than the paper's."""
+    """Names the method, and any difference from the paper's test."""
     mirrored = row.flip is not False or row.method == "centre"
     precision = "" if row.precision in (None, "fp32") else f", {row.precision}"
     return (row.method or DASH) + ("" if mirrored else ", no mirror images") + precision
@@ -91,46 +91,46 @@ LABELS: Mapping[str, Callable[[RowLabels], str]] = {
     "trained": lambda row: row.fine_tune or DASH,
     "classes from": lambda row: row.guesses or DASH,
 }
-"""How a row is labelled, by the title of the column."""
+"""Text of a label cell, by the title of its column."""
 _TEXTS = {*LABELS, "verdict", "run", "runs"}
-"""Columns that are not aligned to the right."""
+"""Columns that are aligned to the left."""
 TextOf = Callable[[Any], str]
-"""Of a row, or of a mean over seeds, its cell."""
+"""Returns the cell of a row, or of a mean over seeds."""
 
 
 def _sheet(
     rows: Sequence[Any], strong: str, figures: Mapping[str, Callable[[Any, Any], str]], rest: Mapping[str, TextOf]
 ) -> Sheet:
-    """Labels; for each figure of a row its cells, of which `strong` is emphasised in the first; and the rest."""
+    """Builds labels, then the cells of each figure, then the rest; `strong` is emphasised in the first figure."""
     part = part_of(rows[0].table)
-    nothing = rows[0].figure_model()
+    missing = rows[0].figure_model()
 
-    def of(name: FigureName, text: Callable[[Any, Any], str]) -> TextOf:
-        return lambda row: text(row, row.figures.get(name, nothing))
+    def cell_of(name: FigureName, text: Callable[[Any, Any], str]) -> TextOf:
+        return lambda row: text(row, row.figures.get(name, missing))
 
     columns: dict[str, TextOf] = {title: LABELS[title] for title in part.labels}
     if not any(row.guesses for row in rows):
         columns.pop("classes from", None)
     if "seeds" in rest:
         columns["seeds"] = rest["seeds"]
-    columns |= {PREFIXES[name] + key: of(name, text) for name in part.figures for key, text in figures.items()}
+    columns |= {PREFIXES[name] + key: cell_of(name, text) for name in part.figures for key, text in figures.items()}
     return sheet_of(rows, {**columns, **rest}, {*columns, *rest} - _TEXTS, PREFIXES[part.figures[0]] + strong)
 
 
-def _error_text(figure: float | None, spread: float | None = None, *, yardstick: bool = True) -> str:
-    """A figure with its spread; in parentheses where it is no yardstick for what was measured."""
+def _error_text(figure: float | None, spread: float | None = None, *, comparable: bool = True) -> str:
+    """Formats a figure with its spread; in parentheses if it is not comparable with the measured one."""
     if figure is None:
         return DASH
     text = f"{figure:.1f}" + ("" if spread is None else f" +- {spread:.1f}")
-    return text if yardstick else f"({text})"
+    return text if comparable else f"({text})"
 
 
 def row_sheet(rows: Sequence[Row], group: Group | None) -> Sheet:
-    """Rows of one table, which are of a group of runs, or of Tables 11 and 12 and of none."""
+    """Builds the rows of a table; `group` is None for Tables 11 and 12."""
 
     def printed(row: Row, figure: Measurement) -> str:
-        yardstick = group.papers if group else row.verdict != "not comparable"
-        return _error_text(figure.printed, row.printed_spread, yardstick=yardstick)
+        comparable = group.papers if group else row.verdict != "not comparable"
+        return _error_text(figure.printed, row.printed_spread, comparable=comparable)
 
     figures: dict[str, Callable[[Row, Measurement], str]] = {
         "printed": printed,
@@ -138,7 +138,7 @@ def row_sheet(rows: Sequence[Row], group: Group | None) -> Sheet:
         "difference": lambda _, figure: signed_text(figure.difference),
         "95 % interval": lambda _, figure: interval_text(figure.interval),
     }
-    # no difference is taken where the paper's figures do not apply
+    # differences exist only if the paper's figures apply
     if not (group.papers if group else any(row.main.difference is not None for row in rows)):
         del figures["difference"]
     rest: dict[str, Callable[[Row], str]] = {
@@ -155,9 +155,9 @@ def row_sheet(rows: Sequence[Row], group: Group | None) -> Sheet:
 
 
 def spread_sheet(rows: Sequence[Spread], group: Group) -> Sheet:
-    """Means over seeds of one table; beside a printed figure where a row has two."""
+    """Builds the means over seeds of a table, beside the printed figures if a row has two figures."""
     figures: dict[str, Callable[[Spread, SeedMean], str]] = {
-        "printed": lambda _, figure: _error_text(figure.printed, yardstick=group.papers),
+        "printed": lambda _, figure: _error_text(figure.printed, comparable=group.papers),
         "mean": lambda _, figure: DASH if figure.mean is None else f"{figure.mean:.2f}",
         "sd": lambda _, figure: DASH if figure.spread is None else f"{figure.spread:.2f}",
     }
@@ -168,7 +168,7 @@ def spread_sheet(rows: Sequence[Spread], group: Group) -> Sheet:
 
 
 def count_sheet(rows: Sequence[Row]) -> Sheet:
-    """Table 1 or 2."""
+    """Builds Table 1 or 2."""
     unit = " million" if rows[0].table == 2 else ""
     columns: dict[str, Callable[[Row], str]] = {
         "net": lambda row: row.net,

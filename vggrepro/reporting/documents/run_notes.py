@@ -1,4 +1,4 @@
-"""What a report says of the runs themselves: the way back from a number to what made it."""
+"""Provenance of the runs behind a report."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ _COLUMNS: Mapping[str, Callable[[RunNote], str]] = {
 
 
 def run_sheet(runs: Sequence[RunNote]) -> Sheet:
-    """The way back from a number to what made it."""
+    """Builds a row per run: its seed, hash, code, MLflow run and directory."""
     return sheet_of(runs, _COLUMNS, {"seed", "departures"})
 
 
@@ -28,14 +28,14 @@ def _steps(run: RunNote) -> str:
 
 
 def ledger_blocks(runs: Sequence[RunNote]) -> Iterator[Block]:
-    """The departures, those of all runs first and then each run's own; and answers that were left aside."""
-    texts = [(run.name, [str(one) for one in run.departures]) for run in runs]
+    """Yields the departures, first those common to all runs, then the unused stored results."""
+    texts = [(run.name, list(map(str, run.departures))) for run in runs]
     counts = Counter(text for _, lines in texts for text in lines)
     common = [text for text, n in counts.items() if n == len(texts)]
-    own = [f"{name}: {text}" for name, lines in texts for text in lines if text not in common]
+    single = [f"{name}: {text}" for name, lines in texts for text in lines if text not in common]
     if counts:
-        yield Heading(3, "Departures from the paper (fidelity ledger)")
-        yield Bullets(common + own)
+        yield Heading(3, "Departures from the paper (fidelity ledger)", folded=True)
+        yield Bullets(common + single)
     else:
         yield Text("Departures from the paper: none.")
     unused = [f"{run.name}: {file}" for run in runs for file in run.unused]

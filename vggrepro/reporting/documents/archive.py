@@ -1,4 +1,4 @@
-"""Keeps the evidence of some runs in a folder, with the tables and figures that are made of it."""
+"""Archives the evidence of runs in a folder, with its tables and figures."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -19,11 +19,11 @@ from vggrepro.reporting.tables.build import build_report
 _METHODS = (*dict.fromkeys(chain.from_iterable(COMBINED.values())), "centre", *COMBINED)
 
 
-def keep(runs: Sequence[StoredRun], folder: Path, title: str, cache: PredictionCache | None = None) -> None:
-    """Writes the evidence of the tested nets that predict classes, then tables and figures from that evidence.
+def archive_evidence(runs: Sequence[StoredRun], folder: Path, title: str, cache: PredictionCache | None = None) -> None:
+    """Writes the evidence of tested classifiers, then tables and figures from that evidence.
 
-    Beside what the tables ask for, each net is kept at each of its Q. `cache` has what was read by now. Raises
-    UserError, also where nothing is tested.
+    It covers all rows of the tables, and each net at each of its Q. `cache` avoids reading stored results again.
+    Raises UserError, also if no run is tested.
     """
     tested = []
     for run in runs:
@@ -39,21 +39,21 @@ def keep(runs: Sequence[StoredRun], folder: Path, title: str, cache: PredictionC
     if not results:
         raise UserError(f"--keep {folder}: no run there has stored posteriors; `vggrepro evaluate RUN` makes them")
     evidence.write(tested, results, folder)
-    kept = evidence.read(folder)
-    report = build_report(kept)
+    archived = evidence.read(folder)
+    report = build_report(archived)
     (folder / "tables.md").write_text(render(report, Format.markdown, title, counts=False), encoding="utf-8")
     for group in report.groups:
         prefix = "" if len(report.groups) == 1 else f"{group.id}_"
-        drawn = {name: png for name, (_, png) in figures.of_report(report, group.id).items()}
+        drawn = figures.of_report(report, group.id)
         names = {note.name for note in group.runs}
-        if shown := _typical([run for run in kept if run.name in names]):
+        if shown := _first_seed([run for run in archived if run.name in names]):
             drawn["learning_curves"] = figures.learning_curves({run.config.name: run for run in shown})
         for name, png in drawn.items():
             (folder / f"{prefix}{name}.png").write_bytes(png)
 
 
 def ranks_by_test(tested: Sequence[StoredRun], cache: PredictionCache) -> dict[NetsTest, Ranks]:
-    """What tables ask of some tested nets, and each net at each of its Q, as far as it is stored. Raises UserError."""
+    """Reads the stored ranks behind all tables, and those of each net at each of its Q. Raises UserError."""
     build_report(tested, cache)
     for run in tested:
         for Q in sorted({*run.config.single_Q, *run.config.multi_Q}):
@@ -62,7 +62,7 @@ def ranks_by_test(tested: Sequence[StoredRun], cache: PredictionCache) -> dict[N
     return {test: ranks for test, ranks in cache.results().items() if all(run in tested for run, _ in test[0])}
 
 
-def _typical(runs: Sequence[StoredRun]) -> list[StoredRun]:
-    """The nets at the first training scale, of one seed: few enough for one figure."""
+def _first_seed(runs: Sequence[StoredRun]) -> list[StoredRun]:
+    """Selects the runs of one seed at the first training scale: few enough for one figure."""
     seed = min(run.config.run.seed for run in runs)
     return [run for run in runs if run.config.run.seed == seed and run.S == value("scales")[0] and run.records("train")]
