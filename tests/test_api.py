@@ -58,10 +58,24 @@ def test_importing_it_is_light_and_names_are_found() -> None:
     assert unsaid == {"Batch", "Index", "Pretrained", "Report", "Scored", "VGG"}, "types, which are not called"
 
 
+@pytest.fixture
+def quick_init(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets torchvision, timm and torch's layers start from zeros: drawing their 700 million weights takes seconds."""
+    for name in ("kaiming_normal_", "kaiming_uniform_", "normal_", "trunc_normal_", "uniform_"):
+        draw = getattr(torch.nn.init, name)
+
+        def fill(tensor: Tensor, *arguments: Any, draw: Any = draw, **options: Any) -> Tensor:
+            # the package draws with generators, and is left alone
+            return draw(tensor, *arguments, **options) if options.get("generator") else tensor.detach().zero_()
+
+        monkeypatch.setattr(torch.nn.init, name, fill)
+
+
+@pytest.mark.usefixtures("quick_init")
 def test_the_page_runs(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Statement by statement; where a comment says a shape, it is the shape."""
+    """Runs the page statement by statement, and checks the shapes that its comments state."""
     monkeypatch.chdir(tmp_path)
     link_digits(digits, Path("runs/data"), Path(api._CACHE))
     reproduce(load_graph(CONFIGS / "demo.yaml", [*TWO_STEPS, *FEW]))
