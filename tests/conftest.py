@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in ranks: more threads chang
 import numpy as np
 import pytest
 from budget import file_seconds, over_budget, slowest_files, start_rank
-from drawing import BLANK, REAL, figures_drawn_by
+from drawing import BLANK, BLANK_SITE, REAL, figures_drawn_by
 from forks import start_fork_server
 from PIL import Image
 from tiny import TINY, PublicPredictions, shared
@@ -77,6 +77,14 @@ def drawing() -> Iterator[None]:
     """Draws figures for real, for tests of figures."""
     with figures_drawn_by(REAL):
         yield
+
+
+@pytest.fixture(scope="session")
+def blank_figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment variables of processes that draw no figures."""
+    site = tmp_path_factory.mktemp("site")
+    (site / "sitecustomize.py").write_text(BLANK_SITE)
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))}
 
 
 @pytest.fixture(scope="session")
