@@ -72,9 +72,12 @@ screenshots: runs/demo/tables.html  ## the pictures of `vggrepro show` and of ML
 	  "http://127.0.0.1:5077/?workflowType=machine_learning#/experiments/1/runs/$(RUN_ID)/system-metrics?workflowType=machine_learning" \
 	  --until "document.body.innerText.includes('cpu_utilization_percentage')"
 
-test: $(STAMP)  ## all tests but the slow ones and those that need a GPU; WORKERS=3 at a time, then those of SLURM
-	$(BIN)/python -m pytest --durations=10 -n $(WORKERS) --dist loadfile -m "not (slow or gpu or slurm)"
-	$(BIN)/python -m pytest --durations=10 -m "slurm and not (slow or gpu)"
+# SLURM's tests mostly wait, and need a process that no other test shares: the cluster is in its environment.
+test: $(STAMP)  ## all tests but the slow ones and those that need a GPU; WORKERS=3 at a time, beside those of SLURM
+	log=$$(mktemp); $(BIN)/python -m pytest --durations=10 -m "slurm and not (slow or gpu)" >$$log 2>&1 & slurm=$$!; \
+	$(BIN)/python -m pytest --durations=10 -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
+	  -m "not (slow or gpu or slurm)"; status=$$?; \
+	wait $$slurm || status=$$?; cat $$log; rm $$log; exit $$status
 
 test-gpu: $(STAMP)  ## what needs a GPU: tests and benchmarks, into benchmarks/results; IMAGES=photographs MINUTES=25
 	$(BIN)/python benchmarks/gpu.py $(addprefix --images=,$(or $(IMAGES),$(PICTURES))) $(addprefix --minutes=,$(MINUTES))

@@ -6,6 +6,22 @@ import pytest
 
 FRACTION = 1 / 7
 """Largest fraction of the suite's seconds, added over its workers."""
+LONGEST_FIRST = (
+    "pipeline/test_pipeline.py",
+    "training/test_training_interruption.py",
+    "models/test_models_onnx.py",
+    "test_api.py",
+    "training/test_training_exactness.py",
+    "test_errors.py",
+    "pipeline/test_pipeline_transfer.py",
+    "training/test_training_boxes.py",
+    "evaluation/test_evaluation_commands.py",
+    "test_docs.py",
+    "training/test_training_exchange.py",
+    "pipeline/test_pipeline_boxes.py",
+    "test_packaging.py",
+)
+"""Files that start first, so that no worker is left with a long one at the end."""
 _SUITE = 1000  # tests; a run of fewer is a part of the suite
 
 
@@ -19,6 +35,11 @@ def file_seconds(reporter: pytest.TerminalReporter) -> dict[str, float]:
                 tests += report.when == "call"
                 seconds[report.nodeid.split("::")[0]] += report.duration
     return dict(seconds) if tests > _SUITE else {}
+
+
+def start_rank(file: str) -> int:
+    """Position of a file in the order of starts; equal for all files that are not among the longest."""
+    return next((rank for rank, name in enumerate(LONGEST_FIRST) if file.endswith(f"tests/{name}")), len(LONGEST_FIRST))
 
 
 def over_budget(seconds: dict[str, float]) -> list[str]:

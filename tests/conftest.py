@@ -1,5 +1,6 @@
 """Fixtures for tests of several rooms: small images in ImageNet's layout, and settings that make nets small."""
 
+import fcntl
 import gc
 import os
 from collections.abc import Iterator
@@ -9,8 +10,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in ranks: more threads chang
 
 import numpy as np
 import pytest
-from budget import file_seconds, over_budget, slowest_files
-from drawing import BLANK, REAL, figures_drawn_by
+from budget import file_seconds, over_budget, slowest_files, start_rank
+from drawing import BLANK, BLANK_SITE, REAL, figures_drawn_by
 from forks import start_fork_server
 from PIL import Image
 from tiny import TINY, PublicPredictions, shared
@@ -21,6 +22,10 @@ from vggrepro.data.images.scan import scan_folder
 pytest.register_assert_rewrite("programs")
 
 from programs import Command  # noqa: E402
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: start_rank(item.path.as_posix()))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -75,6 +80,14 @@ def drawing() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def blank_figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment variables of processes that draw no figures."""
+    site = tmp_path_factory.mktemp("site")
+    (site / "sitecustomize.py").write_text(BLANK_SITE)
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))}
+
+
+@pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """3 classes with 8 + 4 JPEGs each, 40 to 90 px: noise with a colour per class."""
     root = tmp_path_factory.mktemp("images")
@@ -121,11 +134,14 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sample set with only the first 2,000 + 500 images, because the full set takes longer to make."""
-    with pytest.MonkeyPatch.context() as patched:
+    """Sample set with only the first 2,000 + 500 images, made once for all workers because it takes seconds."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with pytest.MonkeyPatch.context() as patched, (folder / "digits.lock").open("w") as lock:
         patched.setattr(sample_set, "TRAIN_IMAGES", 2000)
         patched.setattr(sample_set, "VAL_IMAGES", 500)
-        return sample_set.ensure(tmp_path_factory.mktemp("digits"))
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return sample_set.ensure(folder / "digits")
 
 
 @pytest.fixture(scope="session")

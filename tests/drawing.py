@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -29,6 +30,35 @@ _PNG = _white_square()
 BLANK: Mapping[str, Callable[..., Any]] = {"_figure": _mock_axes, "_png": lambda _: _PNG}
 """Functions that replace drawing: a figure's data are computed, and its picture is a white square."""
 REAL: Mapping[str, Callable[..., Any]] = {name: getattr(figures, name) for name in BLANK}
+
+BLANK_SITE = f"""
+import sys
+from importlib.machinery import PathFinder
+
+
+class BlankFigures(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name != "vggrepro.reporting.documents.figures":
+            return None
+        spec = super().find_spec(name, path, target)
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            execute(module)
+            sys.path.append({str(Path(__file__).parent)!r})
+            from drawing import BLANK
+
+            sys.path.pop()
+            vars(module).update(BLANK)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+sys.meta_path.insert(0, BlankFigures)
+"""
+"""Replaces drawing in every Python process that finds it as sitecustomize.py: it takes a third of a small run."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What notebooks import: the page that shows it is run, and each name does what its command does."""
+"""Public Python API: its documentation page runs, and each function matches the command of the same purpose."""
 
 import ast
 import re
@@ -36,7 +36,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="module")
 def graph(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Graph:
-    """A and D from A, barely trained, as `vggrepro reproduce` leaves them."""
+    """Runs of A and of D from A after `vggrepro reproduce` with two steps each."""
     graph = tiny_graph("demo.yaml", images, tmp_path_factory.mktemp("api") / "runs", *TWO_STEPS)
     reproduce(graph)
     return graph
@@ -47,21 +47,35 @@ def run(graph: Graph) -> Path:
     return graph.stages["D"].directory
 
 
-def test_importing_it_is_light_and_names_are_found() -> None:
+def test_the_import_is_light_and_all_names_resolve() -> None:
     code = "import sys, vggrepro; print('torch' in sys.modules, 'vgg' in dir(vggrepro), vggrepro.vgg.__name__)"
     assert run_program("-c", code, check=True).stdout.split() == ["False", "True", "vgg"]
     assert all(getattr(vggrepro, name) is getattr(api, name) for name in vggrepro.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'vvg'"):
         _ = vggrepro.vvg
     documented = PAGE.read_text()
-    unsaid = {name for name in vggrepro.__all__ if f"vggrepro.{name}" not in documented}
-    assert unsaid == {"Batch", "Index", "Pretrained", "Report", "Scored", "VGG"}, "types, which are not called"
+    missing = {name for name in vggrepro.__all__ if f"vggrepro.{name}" not in documented}
+    assert missing == {"Batch", "Index", "Pretrained", "Report", "Scored", "VGG"}, "types, which are not called"
 
 
+@pytest.fixture
+def quick_init(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets torchvision, timm and torch's layers start from zeros: drawing their 700 million weights takes seconds."""
+    for name in ("kaiming_normal_", "kaiming_uniform_", "normal_", "trunc_normal_", "uniform_"):
+        draw = getattr(torch.nn.init, name)
+
+        def fill(tensor: Tensor, *arguments: Any, draw: Any = draw, **options: Any) -> Tensor:
+            # the package draws with generators, and is left alone
+            return draw(tensor, *arguments, **options) if options.get("generator") else tensor.detach().zero_()
+
+        monkeypatch.setattr(torch.nn.init, name, fill)
+
+
+@pytest.mark.usefixtures("quick_init")
 def test_the_page_runs(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Statement by statement; where a comment says a shape, it is the shape."""
+    """Runs the page statement by statement, and checks the shapes that its comments state."""
     monkeypatch.chdir(tmp_path)
     link_digits(digits, Path("runs/data"), Path(api._CACHE))
     reproduce(load_graph(CONFIGS / "demo.yaml", [*TWO_STEPS, *FEW]))
@@ -71,9 +85,9 @@ def test_the_page_runs(
     for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
         for statement in ast.parse(block).body:
             exec(compile(ast.Module([statement], []), "notebook.md", "exec"), named)
-            said = re.search(r"# \(([\d, ]+)\)", block.splitlines()[statement.end_lineno - 1])  # type: ignore[operator]
-            if said and isinstance(statement, ast.Assign):
-                assert str(tuple(named[ast.unparse(statement.targets[0])].shape)) == f"({said[1]})"
+            shape = re.search(r"# \(([\d, ]+)\)", block.splitlines()[statement.end_lineno - 1])  # type: ignore[operator]
+            if shape and isinstance(statement, ast.Assign):
+                assert str(tuple(named[ast.unparse(statement.targets[0])].shape)) == f"({shape[1]})"
                 shapes += 1
     assert shapes == 4
     assert (named["a"].net.architecture.name, named["b"].net.architecture.name) == ("A", "B")
@@ -96,7 +110,7 @@ def test_torchvisions_names_are_torchvisions_nets(name: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), same.parameters(), strict=True))
 
 
-def test_a_net_that_is_none() -> None:
+def test_unknown_nets_and_crops_are_refused() -> None:
     with pytest.raises(vggrepro.UserError, match="net 'resnet50': not in Table 1"):
         vggrepro.vgg("resnet50")
     with pytest.raises(vggrepro.UserError, match="crop 100"):
@@ -110,10 +124,10 @@ def test_loading_from_a_run_a_checkpoint_and_an_export(run: Path, tmp_path: Path
     moved.write_bytes((run / "checkpoints" / "final.pt").read_bytes())
     sources = [run, run / "checkpoints" / "final.pt", moved, tmp_path / "D.safetensors"]
     loaded = [vggrepro.load(source) for source in sources]
-    assert len({one.weights for one in loaded}) == 1
-    assert {one.mean for one in loaded} == {(123.68, 116.779, 103.939)}
-    assert {one.std for one in loaded} == {(1.0, 1.0, 1.0)}
-    assert len({one.classes for one in loaded}) == 1
+    assert len({model.weights for model in loaded}) == 1
+    assert {model.mean for model in loaded} == {(123.68, 116.779, 103.939)}
+    assert {model.std for model in loaded} == {(1.0, 1.0, 1.0)}
+    assert len({model.classes for model in loaded}) == 1
     plain = vggrepro.load(tmp_path / "D.pth", net="D", input="paper")
     assert (plain.weights, plain.mean, plain.classes) == (loaded[0].weights, loaded[0].mean, None)
     images = torch.randint(0, 256, (2, 3, 50, 70), dtype=torch.uint8)
@@ -122,8 +136,8 @@ def test_loading_from_a_run_a_checkpoint_and_an_export(run: Path, tmp_path: Path
     torch.testing.assert_close(loaded[0](images), by_hand.softmax(dim=1))
 
 
-def test_a_published_net_is_tested_as_it_was_at_home(graph: Graph, run: Path, tmp_path: Path) -> None:
-    """S, Q and mirroring travel with the weights, so that importing them gives the model card's figures."""
+def test_an_imported_net_keeps_its_test_settings(graph: Graph, run: Path, tmp_path: Path) -> None:
+    """S, Q and mirroring are stored with the weights, so that an imported net has the model card's errors."""
     home, out = graph.stages["D"], tmp_path / "published" / "D"
     export_weights(run, tmp_path / "D.safetensors")
     import_weights(tmp_path / "D.safetensors", out)
@@ -132,7 +146,7 @@ def test_a_published_net_is_tested_as_it_was_at_home(graph: Graph, run: Path, tm
     assert (there.Q, there.net.config.evaluation.flip) == (home.single_Q, home.evaluation.flip)
     at_home = vggrepro.stored_posteriors(run).measured
     assert there.scored("dense", there.Q).measured == at_home
-    (note,) = (one for group in vggrepro.tables(out).groups for one in group.runs)
+    (note,) = (run for group in vggrepro.tables(out).groups for run in group.runs)
     assert note.imported
     assert "| - | imported |" in vggrepro.to_markdown(vggrepro.tables(out)), "neither its seed nor its steps are known"
     export_weights(out, tmp_path / "again.safetensors")
@@ -141,20 +155,20 @@ def test_a_published_net_is_tested_as_it_was_at_home(graph: Graph, run: Path, tm
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda folder: folder / "none", "none cannot be read"),
         (lambda folder: folder, "is no run directory"),
         (lambda folder: (folder / "x.pt").write_bytes(b"PK\x03\x04 torn") and folder / "x.pt", "cannot be read"),
     ],
 )
-def test_weights_that_cannot_be_loaded(tmp_path: Path, make: Any, said: str) -> None:
-    with pytest.raises(vggrepro.UserError, match=said):
+def test_weights_that_cannot_be_loaded(tmp_path: Path, make: Any, message: str) -> None:
+    with pytest.raises(vggrepro.UserError, match=message):
         vggrepro.load(make(tmp_path))
 
 
 def fc_as_convolutions(state: dict[str, Tensor], side: int) -> dict[str, Tensor]:
-    """A state dict under timm's names."""
+    """State dict with timm's names and shapes."""
     timms = {"classifier.0": "pre_logits.fc1", "classifier.3": "pre_logits.fc2", "classifier.6": "head.fc"}
     kernel = {"classifier.0.weight": side, "classifier.3.weight": 1}
     named = {}
@@ -167,24 +181,24 @@ def fc_as_convolutions(state: dict[str, Tensor], side: int) -> dict[str, Tensor]
 
 @pytest.mark.parametrize("net", ["B", "D"])
 def test_timms_files_are_the_same_nets(net: str, tmp_path: Path) -> None:
-    own = vggrepro.vgg(net, classes=7, crop=64, width=1 / 16, init="kaiming").eval()
-    save_file(fc_as_convolutions(own.state_dict(), side=2), tmp_path / "model.safetensors")
+    native = vggrepro.vgg(net, classes=7, crop=64, width=1 / 16, init="kaiming").eval()
+    save_file(fc_as_convolutions(native.state_dict(), side=2), tmp_path / "model.safetensors")
     found = vggrepro.load(tmp_path / "model.safetensors")
-    assert found.net.architecture == own.architecture
+    assert found.net.architecture == native.architecture
     assert found.std == pytest.approx((58.395, 57.12, 57.375)), "torchvision's normalisation, which timm's have, too"
     images = torch.rand(2, 3, 64, 64)
-    torch.testing.assert_close(found.net(images), own(images))
+    torch.testing.assert_close(found.net(images), native(images))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("net", "name"), sorted(TORCHVISION_NAMES.items()))
 def test_exports_load_into_torchvision_and_timm_at_full_size(net: str, name: str, tmp_path: Path) -> None:
-    """And timm's own file is read, all to the same scores."""
+    """Exports and a file saved by timm all give the same scores."""
     import timm
     import torchvision
 
-    own = vggrepro.vgg(net, classes=7, init="kaiming").eval()
-    save_file(own.state_dict(), tmp_path / "ours.safetensors")
+    native = vggrepro.vgg(net, classes=7, init="kaiming").eval()
+    save_file(native.state_dict(), tmp_path / "ours.safetensors")
     theirs = getattr(torchvision.models, name)(num_classes=7).eval()
     theirs.load_state_dict(load_file(tmp_path / "ours.safetensors"))
     overlay = {"file": str(tmp_path / "ours.safetensors"), "num_classes": 7}
@@ -193,7 +207,7 @@ def test_exports_load_into_torchvision_and_timm_at_full_size(net: str, name: str
     back = vggrepro.load(tmp_path / "timm.safetensors", net=net)
     images = torch.randn(2, 3, 224, 224)
     with torch.inference_mode():
-        scores = own(images)
+        scores = native(images)
         for other in (theirs, timms, back.net):
             torch.testing.assert_close(other(images), scores)
 
@@ -226,9 +240,9 @@ def test_training_batches_are_those_of_training(graph: Graph, few: vggrepro.Inde
     }  # fmt: skip
     found = list(vggrepro.training_batches(few, steps=3, **settings))
     later = list(vggrepro.training_batches(few, first=2, steps=1, **settings))
-    for one, other in zip([*found, *later], [*expected, expected[2]], strict=True):
-        assert torch.equal(one.images, other.images)
-        assert torch.equal(one.labels, other.labels)
+    for batch, other in zip([*found, *later], [*expected, expected[2]], strict=True):
+        assert torch.equal(batch.images, other.images)
+        assert torch.equal(batch.labels, other.labels)
     assert isinstance(vggrepro.training_batches(few, **settings), Iterator), "without steps there is no end"
 
 
@@ -250,9 +264,9 @@ def test_posteriors_are_those_that_evaluate_stores(
     config = graph.stages["D"]
     evaluate_nets([run], [method], sides, [f"data.root={config.data.root}"])
     stored = vggrepro.stored_posteriors(run, method, Q)
-    own = config.evaluation
+    settings = config.evaluation
     found = vggrepro.posteriors(
-        vggrepro.load(run), few, Q, method=method, flip=own.flip, batch=own.batch, backend=config.data.backend
+        vggrepro.load(run), few, Q, method=method, flip=settings.flip, batch=settings.batch, backend=config.data.backend
     )
     assert found.Q == stored.Q == sides
     np.testing.assert_array_equal(found.labels, stored.labels)
@@ -270,7 +284,7 @@ def test_posteriors_and_tables_of_runs(graph: Graph, run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "said"),
+    ("call", "message"),
     [
         (lambda few, model: vggrepro.posteriors(model, few, 16), "Q=16 is smaller than the net's crop=32"),
         (lambda few, model: vggrepro.posteriors(model, few, ()), "is smaller than the net's crop=32"),
@@ -282,8 +296,8 @@ def test_posteriors_and_tables_of_runs(graph: Graph, run: Path) -> None:
         (lambda few, model: vggrepro.tables("nowhere"), "nowhere"),
     ],
 )  # fmt: skip
-def test_mistakes_are_one_line(few: vggrepro.Index, run: Path, call: Any, said: str) -> None:
-    with pytest.raises(vggrepro.UserError, match=said) as error:
+def test_mistakes_are_one_line(few: vggrepro.Index, run: Path, call: Any, message: str) -> None:
+    with pytest.raises(vggrepro.UserError, match=message) as error:
         call(few, vggrepro.load(run))
     assert "\n" not in str(error.value)
 
@@ -294,7 +308,7 @@ def test_posteriors_of_other_classes_are_refused(few: vggrepro.Index, tmp_path: 
         vggrepro.posteriors(vggrepro.load(tmp_path / "seven.pth"), few, 40)
 
 
-def test_what_is_not_stored_is_said(run: Path) -> None:
+def test_missing_posteriors_are_reported(run: Path) -> None:
     with pytest.raises(vggrepro.UserError, match=r"demo:D lacks multicrop at Q = 999; run `vggrepro evaluate"):
         vggrepro.stored_posteriors(run, "multicrop", 999)
 

@@ -1,8 +1,8 @@
-"""The documentation's commands: every one names verbs and options that exist, and every whole one of vggrepro is run.
+"""Commands in the documentation: all verbs and options exist, and every complete vggrepro command is run.
 
-Those that train do so up to the work, for each stage of their recipe; one of each kind, which WHOLE names, to the end.
-`launch/submit.py`, sbatch, srun and slurm/devcluster are run by tests/launch, torchrun by tests/training, and the verbs
-of ELSEWHERE, which need weight files, boxes, a browser or time, by the tests that stand beside them.
+Commands that train stop before the work of each stage; one command of each kind (TRAINED_FULLY) trains to the end.
+tests/launch runs `launch/submit.py`, sbatch, srun and slurm/devcluster, and tests/training runs torchrun. The verbs of
+TESTED_ELSEWHERE need weight files, boxes, a browser or time; the tests named there run them.
 """
 
 import io
@@ -32,7 +32,7 @@ from vggrepro.pipeline.session import Session
 
 DOCS = REPOSITORY / "docs"
 PAGES = {page.stem: page for page in (REPOSITORY / "README.md", REPOSITORY / "REPRODUCTION.md", *DOCS.glob("*.md"))}
-ELSEWHERE = {
+TESTED_ELSEWHERE = {
     "publish": "tests/pipeline/test_pipeline_publish.py",
     "boxes": "tests/data/test_data_boxes.py",
     "weights": "tests/evaluation/test_evaluation_commands.py",
@@ -40,8 +40,8 @@ ELSEWHERE = {
     "show": "tests/show",
     "bench": "tests/bench, tests/data/test_data_bench_loader.py, tests/training/test_training_bench.py",
 }
-# What stands for the reader's own: images, runs, scales that fit them.
-OWN = {
+# Replacements of the reader's images and runs, and scales that fit them.
+READERS_PATHS = {
     r"/path/to/(images|folder|imagenet|tiny-imagenet)|/data/imagenet|(?<=data\.root=)\.\.\.": "IMAGES",
     r"/data/tables": "tables",
     r"\b(RUN|runs/vgg/D-384|runs/paper/D-jitter|runs/paper/B-5x5)(?![-\w])": "runs/demo/D",
@@ -51,15 +51,15 @@ OWN = {
     r"\bruns/(paper|vgg)\b": "runs/demo",
     r"\b256,384,512\b": "37,40",
 }
-WHOLE = ("run.experiment=mine", "configs/vgg_A.yaml --set data.root=/path/to/images")
-"""In the lines that train to the end; tables are then made of what the first has left."""
-DESK = "reduced/localisation_digits.yaml"
-"""The recipe of the runs that the reader has."""
+TRAINED_FULLY = ("run.experiment=mine", "configs/vgg_A.yaml --set data.root=/path/to/images")
+"""Parts of the commands that train to the end; later commands make tables of the first one's runs."""
+RECIPE = "reduced/localisation_digits.yaml"
+"""Recipe of the runs in the reader's working directory."""
 PROGRAM = r"(?:vggrepro|torchrun [-\w. ]*-m vggrepro|python launch/submit\.py)\b"
 
 
 def blocks(page: str) -> list[str]:
-    """The commands in the page's code, each on one line, without comments; not the list of verbs."""
+    """Commands in the page's code, each on one line, without comments and without the list of verbs."""
     text = re.sub(r"\n## Commands\n.*?\n## ", "\n## ", PAGES[page].read_text().replace("\\\n", " "), flags=re.DOTALL)
     fences = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
     code = [block for language, block in fences.findall(text) if language in ("", "console")]
@@ -69,19 +69,19 @@ def blocks(page: str) -> list[str]:
 
 
 def mentions(page: str) -> list[str]:
-    """Commands in running text, often only begun."""
+    """Commands in running text, often incomplete."""
     return re.findall(rf"`({PROGRAM}[^`]*)`", " ".join(PAGES[page].read_text().split()))
 
 
 def verbs_of(program: Any, words: list[str]) -> tuple[Any, list[str]]:
-    """The command that the words name, and the words after it."""
+    """Splits words into the command that they name and its arguments."""
     while hasattr(program, "commands") and words and words[0] in program.commands:
         program, words = program.commands[words[0]], words[1:]
     return program, words
 
 
-def spoken_to(command: str) -> tuple[Any, list[str]]:
-    """The program's command that a line speaks to, and its arguments."""
+def parse_command(command: str) -> tuple[Any, list[str]]:
+    """Parses a line into the program's command and its arguments."""
     after = re.sub(rf"^{PROGRAM}\s*", "", command)
     app = submit.app if command.startswith("python") else cli.app
     return verbs_of(typer.main.get_command(app), shlex.split(after.replace("'", "")))
@@ -95,7 +95,7 @@ RUN = [
 
 @pytest.mark.parametrize(("page", "line"), LINES, ids=lambda text: text[:50])
 def test_verbs_and_options_exist(page: str, line: str) -> None:
-    command, words = spoken_to(line)
+    command, words = parse_command(line)
     known = {name for option in command.params for name in [*option.opts, *option.secondary_opts]}
     options = {word.strip("[]").split("=")[0] for word in words if word.strip("[]").startswith("-")}
     assert options <= known, f"{page}.md: {line}"
@@ -110,20 +110,21 @@ def test_the_page_of_commands_lists_all_verbs() -> None:
     assert sorted(listed) == sorted(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
 
 
-def test_the_commands_are_found() -> None:
-    """A command that is written in a way that is not understood here would go untested."""
+def test_all_commands_are_found() -> None:
+    """A command in a form that `blocks` does not find would be untested."""
     for page, file in PAGES.items():
         for line in file.read_text().splitlines():
             if re.match(rf"(\$ | {{4}}){PROGRAM}", line) and "## Commands" not in line:
                 start = " ".join(line.removeprefix("$ ").rstrip("\\ ").split(" #")[0].split())[:40]
-                in_list = page == "commands" and re.match(r" {4}vggrepro [a-z-]+( [^-]|  | --(config|index) FILE)", line)
-                assert in_list or any(one.startswith(start) for one in blocks(page)), f"{page}.md: {line}"
+                listed = r" {4}vggrepro [a-z-]+( [^-]|  | --(config|index) FILE)"
+                in_list = page == "commands" and re.match(listed, line)
+                assert in_list or any(command.startswith(start) for command in blocks(page)), f"{page}.md: {line}"
     assert len(RUN) > 35
 
 
 @pytest.fixture(scope="module")
-def boxed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The images, and beside them a box for each."""
+def boxed_images(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images with a box for each."""
     root = tmp_path_factory.mktemp("boxed") / "images"
     shutil.copytree(images, root)
     rows = [f"{file.relative_to(root)}\t5\t5\t30\t35" for file in sorted(root.rglob("*.JPEG"))]
@@ -132,16 +133,16 @@ def boxed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def desk(boxed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the recipes and the demo's runs, those of boxes with them, small, as a reader would have them."""
-    folder = tmp_path_factory.mktemp("desk")
+def workdir(boxed_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reader's working directory: recipes, small runs of the demo and of boxes, data sets."""
+    folder = tmp_path_factory.mktemp("workdir")
     for name in ("configs", "benchmarks", "REPRODUCTION.md", "REPRODUCTION.json"):
         source = REPOSITORY / name
         (folder / name).symlink_to(source) if source.is_dir() else (folder / name).write_bytes(source.read_bytes())
-    reproduce(tiny_graph(DESK, boxed, folder / "runs", *TWO_STEPS))
+    reproduce(tiny_graph(RECIPE, boxed_images, folder / "runs", *TWO_STEPS))
     part = folder / "part" / "val" / ilsvrc_classes()[0]  # some validation images of ImageNet
     part.mkdir(parents=True)
-    photographs = [file for file in sorted((boxed / "val").rglob("*")) if file.is_file()]
+    photographs = [file for file in sorted((boxed_images / "val").rglob("*")) if file.is_file()]
     (part / photographs[0].name).symlink_to(photographs[0])
     tables = folder / "imagenet-1k" / "data"  # as a hub has it
     tables.mkdir(parents=True)
@@ -157,8 +158,8 @@ def desk(boxed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The stages that are come to; their images are opened, and nothing is trained or tested."""
+def reached_stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the stages reached; their images are opened, and training and testing are skipped."""
     reached: list[str] = []
 
     def train_stage(config: Config, parent: Config | None, session: Session, **options: object) -> None:
@@ -175,31 +176,35 @@ def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize("line", [pytest.param(line, id=line[:60]) for line in RUN])
 def test_the_command_runs(
     line: str,
-    desk: Path,
-    boxed: Path,
+    workdir: Path,
+    boxed_images: Path,
     monkeypatch: pytest.MonkeyPatch,
     command: Command,
     request: pytest.FixtureRequest,
 ) -> None:
-    monkeypatch.chdir(desk)
+    monkeypatch.chdir(workdir)
     trains = bool(re.search(r"\b(reproduce|train) ", line))
-    reached = request.getfixturevalue("work") if trains and not any(words in line for words in WHOLE) else None
-    for pattern, own in OWN.items():
-        line = re.sub(pattern, own.replace("IMAGES", str(boxed)), line)
+    reached = (
+        request.getfixturevalue("reached_stages")
+        if trains and not any(words in line for words in TRAINED_FULLY)
+        else None
+    )
+    for pattern, path in READERS_PATHS.items():
+        line = re.sub(pattern, path.replace("IMAGES", str(boxed_images)), line)
     words = shlex.split(re.sub(rf"^{PROGRAM}\s*", "", line))
-    if words[0] in ELSEWHERE:
-        pytest.skip(f"run by {ELSEWHERE[words[0]]}")
+    if words[0] in TESTED_ELSEWHERE:
+        pytest.skip(f"run by {TESTED_ELSEWHERE[words[0]]}")
     if re.search(r"voc20|caltech256|runs/authors", line):
         pytest.skip("run by tests/pipeline/test_pipeline_transfer.py")
     if words[0] in ("reproduce", "train"):
-        own = [*TINY, *TWO_STEPS]
-        if "run.experiment" not in line and DESK not in line:  # else later lines of the page look at these runs
-            own.append("run.root=trained")
+        settings = [*TINY, *TWO_STEPS]
+        if "run.experiment" not in line and RECIPE not in line:  # later lines of the page read the runs of these
+            settings.append("run.root=trained")
         if "data." not in line:
-            own.append(f"data.root={boxed}")
-        words += set_words(*own)
-    if words[0] == "doctor":  # a SLURM of this machine must not decide how the test ends
-        monkeypatch.setenv("PATH", str(desk))
+            settings.append(f"data.root={boxed_images}")
+        words += set_words(*settings)
+    if words[0] == "doctor":  # hides a SLURM of this machine
+        monkeypatch.setenv("PATH", str(workdir))
     status, _, err = command(*words)
     assert status == 0, err
     if reached is not None:
@@ -210,8 +215,8 @@ def test_the_command_runs(
         assert set(reached) >= set(expected if words[0] == "reproduce" else expected[-1:])
 
 
-def test_features_are_read_as_the_page_says(desk: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
-    monkeypatch.chdir(desk)
+def test_the_snippet_that_reads_features_runs(workdir: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
+    monkeypatch.chdir(workdir)
     (snippet,) = re.findall(r"```python\n(.*?)```", PAGES["transfer"].read_text(), re.DOTALL)
     words = ("features", "runs/demo/D", "--data", "caltech101=101_ObjectCategories", "--out", "features.npz")
     status, _, err = command(*words)
@@ -222,7 +227,7 @@ def test_features_are_read_as_the_page_says(desk: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page: str) -> None:
+def test_link_targets_exist(page: str) -> None:
     for target, anchor in re.findall(r"\]\(([^)#:]*)(#[^)]*)?\)", PAGES[page].read_text()):
         other = PAGES[page].parent / target if target else PAGES[page]
         assert other.exists(), target
@@ -231,15 +236,15 @@ def test_links_lead_somewhere(page: str) -> None:
             assert anchor[1:] in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, anchor
 
 
-def test_recipes_in_the_documentation_are_valid(desk: Path) -> None:
+def test_recipes_in_the_documentation_are_valid(workdir: Path) -> None:
     text = (DOCS / "recipes.md").read_text() + (DOCS / "nets_and_data.md").read_text()
-    recipe, own, net = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    file = desk / "recipe.yaml"
+    recipe, reader, net = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    file = workdir / "recipe.yaml"
     file.write_text(recipe)
     assert list(load_graph(file).stages) == ["A-256", "D-256-bf16"]
-    file.write_text(own)
-    mine = load_graph(file).stages
-    assert {name: (stage.model.classes, stage.train.iterations) for name, stage in mine.items()} == {
+    file.write_text(reader)
+    stages = load_graph(file).stages
+    assert {name: (stage.model.classes, stage.train.iterations) for name, stage in stages.items()} == {
         "A": (3, 4000),
         "D": (3, 4000),
     }

@@ -44,23 +44,23 @@ WRONG = [
     *("[[conv3-64], [LRN]]", "[[conv3-99999999999999]]", "[[]]", "A", "D", "bf16", "factor", "cuda", "builtin:x"),
     *("/dev/null", "..", ".", "~", "a/../b", "http://", "sqlite://", "file:", "x" * 300, "[" * 300),
 ]
-"""Values that people and shells produce, and what YAML makes of some."""
+"""Values that people and shells produce, and YAML's readings of some."""
 CHARACTERS = "[]{}:,&*!|>'\"%@`#-? \t\n\0ax0.1e9_=/"
 SHOWN_BY_CLICK = {0, 1, 2, 75}
 
 
-def wrong(draw: random.Random) -> str:
+def wrong_value(draw: random.Random) -> str:
     if draw.random() < 0.75:
         return draw.choice(WRONG)
     return "".join(draw.choice(CHARACTERS) for _ in range(draw.randrange(1, 9)))
 
 
-def typed(draw: random.Random) -> str:
-    """A wrong value that a program can be given: neither a null byte nor half a character."""
-    return wrong(draw).replace("\0", "").encode(errors="ignore").decode()
+def typed_value(draw: random.Random) -> str:
+    """Wrong value that a command line can contain: no null byte, no half of a surrogate pair."""
+    return wrong_value(draw).replace("\0", "").encode(errors="ignore").decode()
 
 
-def one_line(error: UserError) -> None:
+def assert_one_line(error: UserError) -> None:
     assert str(error).isprintable(), repr(str(error))
     assert len(str(error)) > 20, "a line says what, and what to do"
 
@@ -79,7 +79,7 @@ def test_random_settings() -> None:
         elif kind < 0.3:
             key = "".join(draw.choice(key + ".=[ \0\n") for _ in range(6))
         try:
-            config = override(plain, [f"{key}={wrong(draw)}"], Path("recipe.yaml"))
+            config = override(plain, [f"{key}={wrong_value(draw)}"], Path("recipe.yaml"))
             # what commands do with a configuration before they spend anything
             architecture_of(config)
             ledger(config, None)
@@ -87,18 +87,18 @@ def test_random_settings() -> None:
             assert config.directory.name
             assert config.to_yaml()
         except UserError as error:
-            one_line(error)
+            assert_one_line(error)
             refused += 1
     assert 900 < refused < 1750, "both ends are reached"
 
 
-def edited(draw: random.Random, text: str) -> str:
-    """A recipe with one thing wrong, or not."""
+def edited_text(draw: random.Random, text: str) -> str:
+    """Recipe with a random edit, often a mistake."""
     lines = text.splitlines()
     row, session = draw.randrange(len(lines)), draw.randrange(len(text))
     match draw.randrange(6):
         case 0:
-            return text[:session] + wrong(draw)[:100] + text[session:]
+            return text[:session] + wrong_value(draw)[:100] + text[session:]
         case 1:
             return text[:session] + text[session + draw.randrange(1, 6) :]
         case 2:
@@ -128,51 +128,51 @@ def test_random_recipes(tmp_path: Path) -> None:
     recipes = [(folder / name).read_text() for name in ("vgg_B.yaml", "demo.yaml", "ablation_B-5x5.yaml")]
     file, refused = folder / "edited.yaml", 0
     for _ in range(400):
-        text = edited(draw, draw.choice(recipes))
+        text = edited_text(draw, draw.choice(recipes))
         file.write_bytes(text.encode(errors="surrogatepass"))
         try:
             load_graph(file)
         except UserError as error:
-            one_line(error)
+            assert_one_line(error)
             refused += 1
     assert 150 < refused < 380, "both ends are reached"
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with what the verbs take: images, an index, boxes, weights, a run, recipes."""
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Working directory with inputs for all verbs: images, an index, boxes, weights, a run, recipes."""
     torch.set_num_threads(1)
-    desk = tmp_path_factory.mktemp("far") / "from" / "home"  # so that .. leads nowhere else
-    (desk / "images" / "val" / "n00000000").mkdir(parents=True)
-    Image.new("RGB", (40, 40)).save(desk / "images" / "val" / "n00000000" / "1.png")
-    scan.scan_folder(desk / "images").save(desk / "val.idx")
-    (desk / "boxes.tsv").write_text("file\txmin\tymin\txmax\tymax\n1.png\t0\t0\t9\t9\n")
+    workdir = tmp_path_factory.mktemp("far") / "from" / "home"  # so that .. leads nowhere else
+    (workdir / "images" / "val" / "n00000000").mkdir(parents=True)
+    Image.new("RGB", (40, 40)).save(workdir / "images" / "val" / "n00000000" / "1.png")
+    scan.scan_folder(workdir / "images").save(workdir / "val.idx")
+    (workdir / "boxes.tsv").write_text("file\txmin\tymin\txmax\tymax\n1.png\t0\t0\t9\t9\n")
     net = tiny_vgg("D", classes=1)
-    torch.save(net.state_dict(), desk / "net.pth")
-    (desk / "net.caffemodel").write_bytes(caffe_model(net, "V1LayerParameter").SerializeToString())
-    import_weights(desk / "net.pth", desk / "runs" / "own" / "D")
-    (desk / "configs").symlink_to(REPOSITORY / "configs")
-    return desk
+    torch.save(net.state_dict(), workdir / "net.pth")
+    (workdir / "net.caffemodel").write_bytes(caffe_model(net, "V1LayerParameter").SerializeToString())
+    import_weights(workdir / "net.pth", workdir / "runs" / "own" / "D")
+    (workdir / "configs").symlink_to(REPOSITORY / "configs")
+    return workdir
 
 
 @pytest.fixture
-def cut_short(monkeypatch: pytest.MonkeyPatch, desk: Path) -> None:
-    """Work ends where it would begin."""
+def without_work(monkeypatch: pytest.MonkeyPatch, workdir: Path) -> None:
+    """Interrupts each command before its work."""
 
-    def begins(*_: Any, **__: Any) -> Any:
-        raise Interrupted("this is where work begins")
+    def interrupt(*_: Any, **__: Any) -> Any:
+        raise Interrupted("the work would begin here")
 
-    monkeypatch.chdir(desk)
-    monkeypatch.setattr(Session, "index", begins)
+    monkeypatch.chdir(workdir)
+    monkeypatch.setattr(Session, "index", interrupt)
     monkeypatch.setattr(
         scan, "_findings", lambda members, *_: scan.Findings([Finding(40, 40, "JPEG", "ok")] * len(members))
     )
     for bench in (comm, dense, features, loader, step):
-        monkeypatch.setattr(bench, "run", begins)
+        monkeypatch.setattr(bench, "run", interrupt)
     monkeypatch.setattr(site, "_PROBE_MIB", 1)
     monkeypatch.setattr(slurm, "is_reachable", lambda: False)
-    monkeypatch.setattr("os.execvp", begins)
-    monkeypatch.setenv("PATH", str(desk))  # no sbatch, no nvidia-smi
+    monkeypatch.setattr("os.execvp", interrupt)
+    monkeypatch.setenv("PATH", str(workdir))  # no sbatch, no nvidia-smi
 
 
 LINES = [
@@ -203,7 +203,7 @@ LINES = [
 
 
 def edited_line(draw: random.Random, words: list[str]) -> Iterator[str]:
-    """The words of a command line, some of them dropped, doubled, replaced or added to."""
+    """Words of a command line with random omissions, repetitions, replacements and additions."""
     for word in words:
         match draw.randrange(12):
             case 0:
@@ -211,10 +211,10 @@ def edited_line(draw: random.Random, words: list[str]) -> Iterator[str]:
             case 1:
                 yield from (word, word)
             case 2:
-                yield typed(draw)
+                yield typed_value(draw)
             case 3:
                 key, equals, _ = word.partition("=")
-                yield key + equals + typed(draw) if equals else word
+                yield key + equals + typed_value(draw) if equals else word
             case 4:
                 yield from (word, draw.choice(["--set", "--json", "--nothing", "-x", "--", "-"]))
             case _:
@@ -222,7 +222,7 @@ def edited_line(draw: random.Random, words: list[str]) -> Iterator[str]:
 
 
 def outcome(command: Callable[..., Any], name: str) -> int:
-    """How a command ends; whatever is no exit escapes, and fails the test."""
+    """Exit status of a command; other exceptions escape and fail the test."""
     try:
         run_app(name, command)
     except SystemExit as end:
@@ -230,10 +230,10 @@ def outcome(command: Callable[..., Any], name: str) -> int:
     return 0
 
 
-def test_random_command_lines(cut_short: None, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+def test_random_command_lines(without_work: None, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     draw = random.Random(2)
     programs = {"submit.py": typer.main.get_command(submit.app), "vggrepro": typer.main.get_command(cli.app)}
-    ends = []
+    statuses = []
     for number in range(800):
         words = LINES[number % len(LINES)].split()
         name = words.pop(0) if words[0] == "submit.py" else "vggrepro"
@@ -242,11 +242,11 @@ def test_random_command_lines(cut_short: None, capsys: pytest.CaptureFixture[str
             words = words[:verbs] + list(edited_line(draw, words[verbs:]))
         monkeypatch.setattr(sys, "argv", [name, *words])
         status = outcome(programs[name], name)
-        said = capsys.readouterr().err
+        error_text = capsys.readouterr().err
         assert status in SHOWN_BY_CLICK, words
-        assert "Traceback" not in said, (words, said)
+        assert "Traceback" not in error_text, (words, error_text)
         if status == 2:
-            assert (said[: len(name) + 1], said.count("\n")) == (f"{name}:", 1), (words, said)
-        ends.append(status)
-    assert ends[: len(LINES)].count(2) <= 4, "the lines are right as they stand"
-    assert {0, 2, 75} <= set(ends)
+            assert (error_text[: len(name) + 1], error_text.count("\n")) == (f"{name}:", 1), (words, error_text)
+        statuses.append(status)
+    assert statuses[: len(LINES)].count(2) <= 4, "the unedited lines are valid"
+    assert {0, 2, 75} <= set(statuses)

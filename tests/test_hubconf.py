@@ -33,7 +33,7 @@ def written(net: str, folder: Path) -> Path:
 
 
 def test_the_six_nets_are_listed_and_explained() -> None:
-    """As torch.hub.list and help do it, which know no local source: by what is callable and has no underscore."""
+    """Lists entries like torch.hub.list and help, which support no local source: callables without an underscore."""
     hubconf = SourceFileLoader("hubconf", str(REPOSITORY / "hubconf.py")).load_module()
     listed = [name for name, entry in vars(hubconf).items() if callable(entry) and not name.startswith("_")]
     assert set(listed) == {*ENTRIES.values(), "pretrained"}
@@ -43,7 +43,7 @@ def test_the_six_nets_are_listed_and_explained() -> None:
 
 
 @pytest.mark.parametrize("net", ENTRIES)
-def test_a_net_with_weights_is_the_one_that_load_gives(net: str, tmp_path: Path) -> None:
+def test_a_net_with_weights_equals_that_of_load(net: str, tmp_path: Path) -> None:
     file, images = written(net, tmp_path), torch.rand(2, 3, 32, 32) * 255
     found = from_hub(ENTRIES[net], weights=str(file))
     assert not found.training
@@ -55,7 +55,7 @@ def test_a_net_with_weights_is_the_one_that_load_gives(net: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("net", ENTRIES)
-def test_an_untrained_net_has_the_geometry_that_is_named(net: str) -> None:
+def test_an_untrained_net_has_the_requested_geometry(net: str) -> None:
     found = from_hub(ENTRIES[net], **GEOMETRY, seed=3)
     assert found.training
     assert found.architecture.name == net
@@ -74,7 +74,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         from_hub("vgg_a", weights=str(tmp_path / "none.pth"))
 
 
-def test_a_checkout_that_is_not_installed_is_enough(tmp_path: Path) -> None:
+def test_a_checkout_works_without_installation(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(REPOSITORY / "vggrepro", checkout / "vggrepro", ignore=ignored)

@@ -1,4 +1,4 @@
-"""What is installed without a clone: the wheel and the sdist, built here, and the command run out of the wheel."""
+"""Wheel and sdist, built and checked, and commands run from the wheel."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel as it lies in an environment."""
+    """The unpacked wheel, as in an environment."""
     folder = tmp_path_factory.mktemp("site")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
@@ -68,8 +68,8 @@ def test_the_wheel_holds_code_facts_and_recipes(wheel: Path) -> None:
     assert {"vggrepro/paper/facts.yaml", "vggrepro/reporting/tables.schema.json", "vggrepro/py.typed"} <= files
     assert "vggrepro/reporting/templates/report.html.j2" in files
     info = f"vggrepro-{vggrepro.__version__}.dist-info/"
-    own = {name for name in files if not name.startswith(info)}
-    assert own == code_of_the_clone() | {f"vggrepro/{name}" for name in RECIPES}
+    packaged = {name for name in files if not name.startswith(info)}
+    assert packaged == code_of_the_clone() | {f"vggrepro/{name}" for name in RECIPES}
 
 
 def test_the_sdist_builds_the_same_wheel_and_is_clean(wheel: Path, sdist: Path, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_the_sdist_builds_the_same_wheel_and_is_clean(wheel: Path, sdist: Path, 
 
 
 def run(site: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command of the unpacked wheel, in a folder of its own."""
+    """Runs a command of the unpacked wheel in another folder."""
     return run_program("-m", "vggrepro", *arguments, cwd=cwd, PYTHONPATH=str(site), PYTHONSAFEPATH="1")
 
 
@@ -111,12 +111,12 @@ def test_training_runs_out_of_the_wheel(site: Path, images: Path, tmp_path: Path
 def test_the_shell_completes_verbs() -> None:
     code = "import sys; sys.argv = ['vggrepro']; import vggrepro.cli.main as c; c.main()"
     shell = {"COMP_WORDS": "vggrepro ver", "COMP_CWORD": "1"}
-    for asked, expected in {"source_bash": "_VGGREPRO_COMPLETE=complete_bash", "complete_bash": "verify-paper"}.items():
-        assert expected in run_program("-c", code, **shell, _VGGREPRO_COMPLETE=asked).stdout
+    for stage, expected in {"source_bash": "_VGGREPRO_COMPLETE=complete_bash", "complete_bash": "verify-paper"}.items():
+        assert expected in run_program("-c", code, **shell, _VGGREPRO_COMPLETE=stage).stdout
 
 
 def pinned(lock: Path) -> dict[str, set[Version]]:
-    """Versions by package; several where they differ between versions of Python."""
+    """Versions by package; several if they differ between versions of Python."""
     versions: dict[str, set[Version]] = {}
     for name, version in re.findall(r"^([a-z0-9][a-z0-9._-]*)==([^ ;]+)", lock.read_text(), re.MULTILINE):
         versions.setdefault(name, set()).add(Version(version))
@@ -125,7 +125,7 @@ def pinned(lock: Path) -> dict[str, set[Version]]:
 
 @pytest.mark.parametrize("kind", LOCKS)
 def test_the_lock_holds_what_pyproject_asks_for(kind: str) -> None:
-    """Else somebody has edited pyproject.toml and not run `make lock`."""
+    """Fails after an edit of pyproject.toml without `make lock`."""
     found = pinned(LOCKS[kind])
     extras = PROJECT["optional-dependencies"]
     for text in [*PROJECT["dependencies"], *extras["dev"], *extras["onnx"], *extras[kind]]:
@@ -140,11 +140,11 @@ def test_the_lock_holds_what_pyproject_asks_for(kind: str) -> None:
 
 
 def test_the_supported_pythons_are_those_of_the_locks() -> None:
-    said = {line.rsplit(" ", 1)[1] for line in PROJECT["classifiers"] if "Python ::" in line}
-    assert PROJECT["requires-python"] == f">={min(said, key=Version)}"
+    supported = {line.rsplit(" ", 1)[1] for line in PROJECT["classifiers"] if "Python ::" in line}
+    assert PROJECT["requires-python"] == f">={min(supported, key=Version)}"
     assert "--python-version 3.11 " in (REPOSITORY / "Makefile").read_text()
     page = (REPOSITORY / "docs" / "install.md").read_text()
-    assert f"Python {min(said, key=Version)} to {max(said, key=Version)}" in page
+    assert f"Python {min(supported, key=Version)} to {max(supported, key=Version)}" in page
 
 
 def test_the_page_names_the_drivers_that_doctor_knows() -> None:
@@ -161,7 +161,7 @@ def test_the_page_names_the_drivers_that_doctor_knows() -> None:
 
 
 def makefile(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """What make would run, in an environment that says CUDA as clusters' modules do."""
+    """Runs `make --dry-run` in an environment that sets CUDA, as modules of clusters do."""
     command = ["make", "--dry-run", *arguments]
     environment = os.environ | {"CUDA": "/usr/local/cuda"}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
@@ -169,7 +169,7 @@ def makefile(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """What of a clone decides about its environment."""
+    """The files of a clone that determine its environment."""
     folder = tmp_path / "clone"
     folder.mkdir()
     for file in (REPOSITORY / "Makefile", REPOSITORY / "pyproject.toml", *LOCKS.values()):
@@ -207,15 +207,15 @@ def test_the_readmes_image_is_made_of_the_demos_report(clone: Path) -> None:
 
 
 def test_tests_and_demo_keep_what_python_has_compiled(clone: Path) -> None:
-    """Else each process compiles torch anew, which takes longer than most tests."""
+    """Without .pyc files each process compiles torch again, which takes longer than most tests."""
     (clone / "Makefile").write_text((clone / "Makefile").read_text() + "\nsays:\n\t@env\n")
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
-    said = subprocess.run(["make", "says"], cwd=clone, env=environment, capture_output=True, text=True, check=True)
-    assert "PYTHONDONTWRITEBYTECODE" not in said.stdout
+    done = subprocess.run(["make", "says"], cwd=clone, env=environment, capture_output=True, text=True, check=True)
+    assert "PYTHONDONTWRITEBYTECODE" not in done.stdout
 
 
 def recipe_of_image(text: str) -> dict[str, object]:
-    """What a Dockerfile or an Apptainer definition takes from where."""
+    """Sources of a Dockerfile or an Apptainer definition."""
     joined = text.replace("\\\n", " ")
     copied = re.findall(r"^COPY (.*) \S+$", joined, re.MULTILINE)
     if "%files" in text:
@@ -275,7 +275,7 @@ def test_the_citation_is_valid_and_of_this_version() -> None:
     (paper,) = tree["references"]
     assert {"type", "title", "authors"} <= paper.keys()
     assert "arXiv 1409.1556" in PROJECT["description"]
-    assert [one["value"] for one in paper["identifiers"]] == ["arXiv:1409.1556"]
+    assert [identifier["value"] for identifier in paper["identifiers"]] == ["arXiv:1409.1556"]
     assert all({"name", "family-names"} & author.keys() for author in tree["authors"] + paper["authors"])
 
 

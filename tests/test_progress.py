@@ -25,14 +25,14 @@ with progress("A: training", 4) as update:
 
 
 class Terminal(io.StringIO):
-    """Standard error that is a terminal."""
+    """Stand-in for a terminal as standard error."""
 
     def isatty(self) -> bool:
         return True
 
 
 def terminal(monkeypatch: pytest.MonkeyPatch, columns: int = 80, **variables: str) -> Terminal:
-    """Standard error from now on, as pytest puts its own there after fixtures are made."""
+    """Replaces standard error; not a fixture, because pytest sets its stream after fixtures are made."""
     made = Terminal()
     monkeypatch.delenv("NO_COLOR", raising=False)
     for name, text in ({"TERM": "xterm", "COLUMNS": str(columns), "LINES": "50"} | variables).items():
@@ -43,12 +43,12 @@ def terminal(monkeypatch: pytest.MonkeyPatch, columns: int = 80, **variables: st
 
 @pytest.fixture
 def loud() -> Iterator[None]:
-    """After it nothing is silenced any more."""
+    """Restores the output that a test silences."""
     yield
     be_quiet(False)
 
 
-def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with progress("A: training", 4) as update:
         for done in range(1, 5):
             update(done, f"loss {done}.5")
@@ -71,7 +71,7 @@ def test_an_unknown_total(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     assert capsys.readouterr().err == "reading 7 of 9\n"
 
 
-def test_nothing_where_it_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_hidden_progress_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with progress("A: training", 4, shown=False) as update:
         update(4, "")
     assert capsys.readouterr().err == ""
@@ -97,7 +97,7 @@ def test_say_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "a line\n")
 
 
-def test_a_line_that_a_full_disk_does_not_take_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_for_a_full_disk_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     class Full(io.StringIO):
         def flush(self) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -111,7 +111,7 @@ NOTE, TIMES = "loss 2.3028  rate 0.01  848 images/s  waits 11%  MFU 45.3% of 989
 
 
 def training() -> None:
-    """A stage, as it shows itself."""
+    """Prints the progress of a stage."""
     with progress("E-384-jitter: training", 370_000, start=100) as update:
         update(101, NOTE, times=TIMES)
         update(102, None)
@@ -143,7 +143,7 @@ def colours(sent: str) -> set[str]:
     return set(re.findall(r"\x1b\[(?:\d+;)*(3\d|9\d)(?:;\d+)*m", sent))
 
 
-def test_colours_unless_the_user_wants_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colours_unless_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
     coloured = terminal(monkeypatch)
     training()
     plain = terminal(monkeypatch, NO_COLOR="1")
@@ -179,7 +179,7 @@ def test_a_bar_moves_where_a_line_would_say_nothing_new(
     assert re.fullmatch(r"A ━+ 4/4 0:00:00\n  loss 4.5", last[-1]), "no time is left"
 
 
-def test_where_nothing_is_to_do_no_bar_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_bar_remains_if_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = terminal(monkeypatch)
     with progress("reading image headers", None):
         pass
@@ -210,7 +210,7 @@ def test_quiet_leaves_warnings(capsys: pytest.CaptureFixture[str], monkeypatch: 
 
 @pytest.mark.usefixtures("loud")
 def test_quiet_verbs(tmp_path: Path, settings: list[str], command: Command) -> None:
-    """They print the same results, and nothing else but mistakes."""
+    """Quiet verbs print the same results, and nothing else except mistakes."""
     words = ("--config", "configs/vgg_A.yaml", *set_words(*settings, "train.iterations=2"))
     status, out, err = command("train", *words, "-q")
     assert (status, out, err) == (0, "", "")
@@ -224,7 +224,7 @@ def test_quiet_verbs(tmp_path: Path, settings: list[str], command: Command) -> N
 
 
 def test_training_on_a_terminal(settings: list[str], tmp_path: Path) -> None:
-    """One bar, which moves at each step, with the validation in it; epochs above it, whole."""
+    """A single bar moves at each step and contains the validation; lines of epochs are above it, complete."""
     steps = ("run.root=runs", "train.iterations=7", "train.log_every=6", "train.validate_every=1")
     words = ("train", "--config", REPOSITORY / "configs" / "vgg_A.yaml", *set_words(*settings, *steps))
     status, sent = run_on_terminal("-m", "vggrepro", *words, columns=80, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""The heads of the configuration files are contracts: they are held against the paper's data."""
+"""Comments at the top of the recipes, compared with the paper's data."""
 
 import re
 import shlex
@@ -73,14 +73,14 @@ def test_the_head_states_the_papers_rows_of_boxes(file: Path) -> None:
     given = re.findall(r"Table (8): Q = ([\d, ]+): error ([\d.]+) % where the class is given$", head, re.MULTILINE)
     guessed = re.findall(r"Table (9): Q = ([\d, ]+): localisation error ([\d.]+) %$", head, re.MULTILINE)
     stated = [(int(table), tuple(map(int, Q.split(", "))), float(error)) for table, Q, error in given + guessed]
-    own = stage.localisation.regression, stage.localisation.fine_tune
+    kind = stage.localisation.regression, stage.localisation.fine_tune
     printed = [
         (row.table, row.members[0].Q, row.error)
         for rows in facts().localisation.values()
         for row in rows
         if len(row.members) == 1
         and (row.members[0].net, row.members[0].S) == (stage.model.net, stage.data.S)
-        and (row.regression, row.fine_tune) == own
+        and (row.regression, row.fine_tune) == kind
     ]
     assert stated == printed
     assert printed
@@ -110,7 +110,7 @@ def test_every_net_of_tables_8_and_9_has_a_recipe_and_is_in_their_graph() -> Non
 
 
 def test_the_nets_of_the_pooled_row_are_named_in_order() -> None:
-    """Table 9's last row is made by a command of its own, which both who train its nets are told."""
+    """Table 9's last row needs a separate command, which the recipes of both nets name."""
     folder = REPOSITORY / "configs" / "localisation"
     graph = load_graph(folder / "reproduce.yaml")
     (pooled,) = (row for row in facts().localisation[9] if len(row.members) > 1)
@@ -138,8 +138,8 @@ def test_the_head_states_the_papers_figures_of_other_data_sets(name: str, nets: 
     file = TRANSFER / f"{name}.yaml"
     head = head_of(file)
     stated = {
-        (int(table), one, bool(boxes), float(figure), float(spread) if spread else None)
-        for table, one, boxes, figure, spread in re.findall(
+        (int(table), data_set, bool(boxes), float(figure), float(spread) if spread else None)
+        for table, data_set, boxes, figure, spread in re.findall(
             r"Table (1[12]): (\w+)(, with boxes)?: ([\d.]+)(?: \+- ([\d.]+))? %", head
         )
     }
@@ -154,8 +154,8 @@ def test_the_head_states_the_papers_figures_of_other_data_sets(name: str, nets: 
 
 
 @pytest.mark.parametrize("name", ["D", "E", "reproduce"])
-def test_the_commands_of_the_head_are_understood(name: str) -> None:
-    """Their options, and what `--set` says."""
+def test_the_commands_of_the_head_are_valid(name: str) -> None:
+    """Checks the options and the settings of `--set`."""
     lines = re.findall(r"^#   ((?:vggrepro|python launch/submit.py) .*)", head_of(TRANSFER / f"{name}.yaml"), re.M)
     assert len(lines) >= 3
     for line in lines:
@@ -169,12 +169,12 @@ def test_the_commands_of_the_head_are_understood(name: str) -> None:
         graph = load_graph(REPOSITORY / words[words.index("--config") + 1], changes)
         sets = {name: set(stage.transfer.sets) for name, stage in graph.stages.items() if stage.transfer.sets}
         assert sets.keys() == ({"D-jitter", "E-jitter"} if name == "reproduce" else {f"{name}-jitter"})
-        assert all(one <= facts().transfer.keys() for one in sets.values())
+        assert all(names <= facts().transfer.keys() for names in sets.values())
 
 
 @pytest.mark.parametrize("net", ["D", "E"])
 def test_a_net_whose_features_are_tested_is_the_net_with_scale_jitter(net: str) -> None:
-    """Trained in runs/paper, it is found again; and from its descent nothing is tested on other data sets."""
+    """The graph finds the net that runs/paper has trained; its ancestors are not tested on other data sets."""
     changes = ["transfer.sets={caltech101: somewhere}"]
     plain = load_graph(REPOSITORY / "configs" / f"vgg_{net}_jitter.yaml")
     tested = load_graph(TRANSFER / f"{net}.yaml", changes)
@@ -188,18 +188,18 @@ def test_a_net_whose_features_are_tested_is_the_net_with_scale_jitter(net: str) 
 
 
 def descent(graph: Graph) -> set[tuple[object, ...]]:
-    """Each stage as (net, the paper's S), after the one that it starts from."""
+    """Stages with their parents, each as (net, the paper's S)."""
     recipe = {name: (stage.model.net, stage.papers_S) for name, stage in graph.stages.items()}
     return {(recipe[name], recipe.get(graph.parents[name] or "")) for name in recipe}
 
 
 ABLATIONS = ("D-scratch", "B-5x5")
-"""Stages of the reduced graphs that Tables 3-7 have no row for."""
+"""Stages of the reduced graphs without a row in Tables 3-7."""
 
 
 @pytest.mark.parametrize(("name", "divisor"), [("imagenette", 4), ("imagenette_gpu", 4), ("imagenette_96", 2)])
-def test_the_reduced_graph_is_the_whole_papers_with_two_nets_to_compare(name: str, divisor: int) -> None:
-    """Its S and Q are the paper's, divided."""
+def test_the_reduced_graph_has_all_stages_of_the_paper_and_two_ablations(name: str, divisor: int) -> None:
+    """The reduced graph divides the paper's S and Q by a constant."""
     reproduced = load_graph(REPOSITORY / "configs" / "reproduce.yaml")
     reduced = load_graph(REPOSITORY / "configs" / "reduced" / f"{name}.yaml")
     papers = {stage: config for stage, config in reduced.stages.items() if stage not in ABLATIONS}
@@ -217,7 +217,7 @@ def test_the_reduced_graph_is_the_whole_papers_with_two_nets_to_compare(name: st
 
 
 def full_size(stage: Config, reproduced: Graph) -> Config:
-    """The stage of the paper that a reduced one stands for."""
+    """Full-size stage of the paper that a reduced stage represents."""
     (found,) = (
         config
         for config in reproduced.stages.values()
@@ -228,7 +228,7 @@ def full_size(stage: Config, reproduced: Graph) -> Config:
 
 @pytest.mark.parametrize("name", ["imagenette", "imagenette_gpu"])
 def test_the_reduced_graph_has_the_papers_places_and_kernels(name: str) -> None:
-    """At every Q the dense test sees as many places, and deeper nets inherit the same layers."""
+    """At every Q the dense test has as many positions, and deeper nets inherit the same layers."""
     reproduced = load_graph(REPOSITORY / "configs" / "reproduce.yaml")
     stages = load_graph(REPOSITORY / "configs" / "reduced" / f"{name}.yaml").stages
     for key, stage in stages.items():

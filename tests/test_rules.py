@@ -1,4 +1,4 @@
-"""Rules of the house, as tests: who imports what, how light the commands are, what the lock says."""
+"""Rules of the code base: imports between rooms, light commands, sizes of files, the lock."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ PACKAGE = REPOSITORY / "vggrepro"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 LAUNCH = sorted((REPOSITORY / "launch").glob("*.py"))
 
-# The rooms from the ground up; a module may import from its own room and from those on floors below.
+# The rooms from the ground up; a module may import from its room and from rooms on lower floors.
 FLOORS = (
     ("errors", "files"),
     ("paper",),
@@ -42,7 +42,7 @@ SUB_FLOORS = {
     ),
     "reporting": (("stored",), ("claims",), ("tables",), ("documents",)),
 }
-"""The rooms within a room, from the ground up."""
+"""Rooms within a room, from the lowest to the highest."""
 _MLFLOW = ("logged_model", "mirror", "mlflow_run", "system_metrics")
 OWNERS = {
     "mlflow": {f"storage/{name}.py" for name in _MLFLOW},
@@ -65,7 +65,7 @@ def room_of(name: str) -> str:
 
 
 def imported(file: Path) -> set[str]:
-    """Dotted names of everything a file imports, wherever in it."""
+    """Dotted names of all imports of a file, including those inside functions."""
     names = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -77,11 +77,11 @@ def imported(file: Path) -> set[str]:
 
 @pytest.mark.parametrize("file", [f for f in MODULES if f.name != "__init__.py"], ids=name_of)
 def test_imports_point_down(file: Path) -> None:
-    own = room_of(name_of(file))
-    assert own in FLOOR, f"{own} has no place among the rooms"
+    room = room_of(name_of(file))
+    assert room in FLOOR, f"{room} has no place among the rooms"
     used = {name.split(".")[1] for name in imported(file) if name.startswith("vggrepro.")} - {"__version__"}
-    below = {room for room in FLOOR if FLOOR[room] < FLOOR[own]}
-    assert used <= below | {own}, f"{sorted(used - below - {own})} must not be imported here"
+    below = {lower for lower in FLOOR if FLOOR[lower] < FLOOR[room]}
+    assert used <= below | {room}, f"{sorted(used - below - {room})} must not be imported here"
 
 
 @pytest.mark.parametrize("room", SUB_FLOORS)
@@ -90,24 +90,26 @@ def test_imports_within_a_room_point_down(room: str) -> None:
     files = [file for file in (PACKAGE / room).rglob("*.py") if file.name != "__init__.py"]
     assert {room_of(name_of(file).partition("/")[2]) for file in files} == floor.keys()
     for file in files:
-        own = room_of(name_of(file).partition("/")[2])
+        inner = room_of(name_of(file).partition("/")[2])
         names = (name.split(".") for name in imported(file))
         used = {parts[2] for parts in names if parts[:2] == ["vggrepro", room] and len(parts) > 2}
-        assert all(other == own or floor[other] < floor[own] for other in used), f"{file}: {sorted(used)}"
+        assert all(other == inner or floor[other] < floor[inner] for other in used), f"{file}: {sorted(used)}"
 
 
 @pytest.mark.parametrize("file", [*MODULES, *LAUNCH], ids=lambda file: str(file.relative_to(REPOSITORY)))
-def test_no_file_is_longer_than_one_reads_at_once(file: Path) -> None:
+def test_no_file_is_too_long_to_read_at_once(file: Path) -> None:
     assert len(file.read_text().splitlines()) <= MOST_LINES, "one job a file: see docs/architecture.md"
 
 
 def test_the_corridor_stays_short() -> None:
-    own = {room_of(name_of(file)) for file in PACKAGE.glob("*.py")}
-    assert own == {"__init__", "__main__", "api", "errors", "files", "progress"}, "what has a room belongs into it"
+    top = {room_of(name_of(file)) for file in PACKAGE.glob("*.py")}
+    assert top == {"__init__", "__main__", "api", "errors", "files", "progress"}, (
+        "modules of a room belong into its folder"
+    )
 
 
 def test_the_page_on_architecture_is_true() -> None:
-    """Its ways through the house name files, each once, and its rooms stand in the order of the floors."""
+    """Its walk-throughs name existing files, each once, and its rooms are in the order of the floors."""
     page = (REPOSITORY / "docs" / "architecture.md").read_text()
     ways = re.findall(r"^    a .*?:(.*?)(?=^    a |^$)", page, re.DOTALL | re.MULTILINE)
     assert len(ways) == 3
@@ -123,7 +125,7 @@ def test_the_page_on_architecture_is_true() -> None:
     assert heights == sorted(heights, reverse=True)
 
 
-def test_no_circle_of_imports() -> None:
+def test_no_import_cycles() -> None:
     modules = {"vggrepro." + name_of(file).removesuffix(".py").replace("/", "."): file for file in MODULES}
     graph = {module: imported(file) & modules.keys() for module, file in modules.items()}
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
@@ -136,7 +138,7 @@ def test_each_heavy_library_has_one_home(file: Path) -> None:
         assert library not in roots or name_of(file) in owners, f"{library} belongs into {owners or 'launch/'}"
 
 
-def test_models_know_no_ranks_and_no_tracking() -> None:
+def test_models_import_neither_ranks_nor_tracking() -> None:
     for file in (PACKAGE / "models").glob("*.py"):
         assert not {name for name in imported(file) if name.startswith(("vggrepro.ranks", "vggrepro.storage"))}
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from vggrepro.storage.status import final_file
 
 SUBMIT = REPOSITORY / "launch" / "submit.py"
 PATIENCE_S = 900
-ITERATIONS = 200
+POLL_S = 0.05
+ITERATIONS = 120
 
 
 def settings(images: Path, root: Path) -> dict[str, Any]:
@@ -94,7 +96,7 @@ class Experiment:
 
     def directory(self, stage: str = "A") -> Path:
         """The run directory of a stage."""
-        return self.config_of(stage).directory
+        return _directory(self.config, stage)
 
     def steps(self, stage: str = "A") -> list[int]:
         """Steps of the training records, in the order of writing."""
@@ -160,6 +162,11 @@ class Experiment:
         return "\n".join([self.call("status").stdout, *shown])
 
 
+@cache  # conditions that are polled read it
+def _directory(config: Path, stage: str) -> Path:
+    return load_graph(config).stages[stage].directory
+
+
 def same_run(one: Experiment, other: Experiment, stage: str = "A") -> None:
     """The same weights bitwise, each step once, the same losses."""
     weights, expected = one.weights(stage), other.weights(stage)
@@ -179,7 +186,7 @@ def wait_for(condition: Callable[[], bool], what: str, explain: Callable[[], str
     until = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < until, f"waited {PATIENCE_S} s for {what}\n{explain()}"
-        time.sleep(0.2)
+        time.sleep(POLL_S)
 
 
 def ranks_of(job: str) -> dict[int, int]:

@@ -354,7 +354,7 @@ def test_slurm_is_asked_before_anything_is_submitted(
     assert not (tmp_path / "runs" / "paper" / "A-256").exists()
 
 
-def test_local_runs_the_graph_here(settings: list[str], tmp_path: Path) -> None:
-    done = call("-c", CONFIGS / "vgg_D.yaml", "--local", *set_words(*settings), cwd=tmp_path)
+def test_local_runs_the_graph_here(settings: list[str], tmp_path: Path, blank_figures: dict[str, str]) -> None:
+    done = call("-c", CONFIGS / "vgg_D.yaml", "--local", *set_words(*settings), cwd=tmp_path, **blank_figures)
     assert done.returncode == 0, done.stderr
     assert "| D | 37 | 37 |" in done.stdout

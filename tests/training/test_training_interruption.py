@@ -80,7 +80,7 @@ def test_interruptions_leave_no_trace(stage_file: StageFile, twenty: RunDirector
 
 def test_a_run_that_decodes_in_processes_is_the_same_and_interrupted_like_any_other(stage_file: StageFile) -> None:
     """Signals go to all of its processes, as SLURM sends them."""
-    long = {"iterations": 400, "log_every": 20, "checkpoint_every": 50, "validate_every": 20, "learning_rate": 1e-5}
+    long = {"iterations": 280, "log_every": 20, "checkpoint_every": 50, "validate_every": 20, "learning_rate": 1e-5}
     undisturbed = train_here(stage_file("undisturbed", train=long))
     file = stage_file("disturbed", train=long, data={"processes": 1})
     for step, number, status in ((60, signal.SIGKILL, -signal.SIGKILL), (160, signal.SIGTERM, INTERRUPTED_STATUS)):
