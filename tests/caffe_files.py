@@ -1,4 +1,4 @@
-"""Caffe models as Caffe would have saved them, written by the protobuf library through the published schema."""
+"""Caffe models in the format that Caffe saves, written by the protobuf library with the published schema."""
 
 from functools import cache
 from typing import Any
@@ -7,7 +7,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from vggrepro.models.vgg import VGG
 
-# caffe.proto, in so far as it concerns weights: message -> (field, number, type), a capital letter for "repeated".
+# The part of caffe.proto that concerns weights: message -> (field, number, type); capitals mean "repeated".
 SCHEMA = {
     "BlobShape": [("dim", 1, "INT64 packed")],
     "BlobProto": [
@@ -49,7 +49,7 @@ SCHEMA = {
 
 @cache
 def messages() -> dict[str, Any]:
-    """The message classes of the schema, made by the protobuf library."""
+    """Creates the message classes of the schema with the protobuf library."""
     field = descriptor_pb2.FieldDescriptorProto
     proto = descriptor_pb2.FileDescriptorProto(name="caffe_weights.proto", package="caffe", syntax="proto2")
     for message, fields in SCHEMA.items():
@@ -57,21 +57,21 @@ def messages() -> dict[str, Any]:
         for name, number, text in fields:
             kind, _, packed = text.partition(" ")
             repeated = kind.isupper()
-            made = described.field.add(name=name, number=number)
-            made.label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
+            described_field = described.field.add(name=name, number=number)
+            described_field.label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
             target = packed if kind == "REPEATED" else kind
             if target in SCHEMA:
-                made.type, made.type_name = field.TYPE_MESSAGE, f".caffe.{target}"
+                described_field.type, described_field.type_name = field.TYPE_MESSAGE, f".caffe.{target}"
             else:
-                made.type = getattr(field, f"TYPE_{target.upper()}")
-                made.options.packed = packed == "packed"
+                described_field.type = getattr(field, f"TYPE_{target.upper()}")
+                described_field.options.packed = packed == "packed"
     pool = descriptor_pool.DescriptorPool()
     pool.Add(proto)
     return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"caffe.{name}")) for name in SCHEMA}
 
 
 def caffe_model(net: VGG, generation: str, *, numbers: str = "data") -> Any:
-    """What Caffe would have saved: BGR, legacy blob shapes in the older generation."""
+    """Builds the model that Caffe would have saved: BGR, with legacy blob shapes in the older generation."""
     model = messages()["NetParameter"](name="VGG_ILSVRC_16_layers", input=["data"], input_dim=[10, 3, 224, 224])
     for name, module in net.named_layers().items():
         kind = "Convolution" if name.startswith("conv") else "InnerProduct"

@@ -1,5 +1,5 @@
-"""3,000 random edits of settings, recipes and command lines: whatever is typed ends well or in one line, never in a
-traceback. Seeds are fixed. Work that would take time is cut off where it would begin.
+"""3,000 random edits of settings, recipes and command lines end well or with an error in one line, never in a
+traceback. Seeds are fixed. Work that would take time is stopped at its start.
 """
 
 import random
@@ -56,13 +56,13 @@ def wrong(draw: random.Random) -> str:
 
 
 def typed(draw: random.Random) -> str:
-    """A wrong value that a program can be given: neither a null byte nor half a character."""
+    """Draws a wrong value that can be an argument of a program: without null bytes and surrogates."""
     return wrong(draw).replace("\0", "").encode(errors="ignore").decode()
 
 
-def one_line(error: UserError) -> None:
+def assert_one_line(error: UserError) -> None:
     assert str(error).isprintable(), repr(str(error))
-    assert len(str(error)) > 20, "a line says what, and what to do"
+    assert len(str(error)) > 20, "a line states the problem and the remedy"
 
 
 def test_random_settings() -> None:
@@ -80,20 +80,20 @@ def test_random_settings() -> None:
             key = "".join(draw.choice(key + ".=[ \0\n") for _ in range(6))
         try:
             config = override(plain, [f"{key}={wrong(draw)}"], Path("recipe.yaml"))
-            # what commands do with a configuration before they spend anything
+            # what commands do with a configuration before they start work
             architecture_of(config)
             ledger(config, None)
             assert override(config, [], Path("again")).trajectory() == config.trajectory()
             assert config.directory.name
             assert config.to_yaml()
         except UserError as error:
-            one_line(error)
+            assert_one_line(error)
             refused += 1
     assert 900 < refused < 1750, "both ends are reached"
 
 
 def edited(draw: random.Random, text: str) -> str:
-    """A recipe with one thing wrong, or not."""
+    """Edits a recipe at random."""
     lines = text.splitlines()
     row, session = draw.randrange(len(lines)), draw.randrange(len(text))
     match draw.randrange(6):
@@ -133,46 +133,46 @@ def test_random_recipes(tmp_path: Path) -> None:
         try:
             load_graph(file)
         except UserError as error:
-            one_line(error)
+            assert_one_line(error)
             refused += 1
     assert 150 < refused < 380, "both ends are reached"
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with what the verbs take: images, an index, boxes, weights, a run, recipes."""
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Working directory with inputs of the commands: images, an index, boxes, weights, a run, recipes."""
     torch.set_num_threads(1)
-    desk = tmp_path_factory.mktemp("far") / "from" / "home"  # so that .. leads nowhere else
-    (desk / "images" / "val" / "n00000000").mkdir(parents=True)
-    Image.new("RGB", (40, 40)).save(desk / "images" / "val" / "n00000000" / "1.png")
-    scan.scan_folder(desk / "images").save(desk / "val.idx")
-    (desk / "boxes.tsv").write_text("file\txmin\tymin\txmax\tymax\n1.png\t0\t0\t9\t9\n")
+    workspace = tmp_path_factory.mktemp("far") / "from" / "home"  # so that .. leads nowhere else
+    (workspace / "images" / "val" / "n00000000").mkdir(parents=True)
+    Image.new("RGB", (40, 40)).save(workspace / "images" / "val" / "n00000000" / "1.png")
+    scan.scan_folder(workspace / "images").save(workspace / "val.idx")
+    (workspace / "boxes.tsv").write_text("file\txmin\tymin\txmax\tymax\n1.png\t0\t0\t9\t9\n")
     net = tiny_vgg("D", classes=1)
-    torch.save(net.state_dict(), desk / "net.pth")
-    (desk / "net.caffemodel").write_bytes(caffe_model(net, "V1LayerParameter").SerializeToString())
-    import_weights(desk / "net.pth", desk / "runs" / "own" / "D")
-    (desk / "configs").symlink_to(REPOSITORY / "configs")
-    return desk
+    torch.save(net.state_dict(), workspace / "net.pth")
+    (workspace / "net.caffemodel").write_bytes(caffe_model(net, "V1LayerParameter").SerializeToString())
+    import_weights(workspace / "net.pth", workspace / "runs" / "own" / "D")
+    (workspace / "configs").symlink_to(REPOSITORY / "configs")
+    return workspace
 
 
 @pytest.fixture
-def cut_short(monkeypatch: pytest.MonkeyPatch, desk: Path) -> None:
-    """Work ends where it would begin."""
+def work_stops_at_start(monkeypatch: pytest.MonkeyPatch, workspace: Path) -> None:
+    """Stops all work at its start."""
 
-    def begins(*_: Any, **__: Any) -> Any:
+    def stop(*_: Any, **__: Any) -> Any:
         raise Interrupted("this is where work begins")
 
-    monkeypatch.chdir(desk)
-    monkeypatch.setattr(Session, "index", begins)
+    monkeypatch.chdir(workspace)
+    monkeypatch.setattr(Session, "index", stop)
     monkeypatch.setattr(
         scan, "_findings", lambda members, *_: scan.Findings([Finding(40, 40, "JPEG", "ok")] * len(members))
     )
     for bench in (comm, dense, features, loader, step):
-        monkeypatch.setattr(bench, "run", begins)
+        monkeypatch.setattr(bench, "run", stop)
     monkeypatch.setattr(site, "_PROBE_MIB", 1)
     monkeypatch.setattr(slurm, "is_reachable", lambda: False)
-    monkeypatch.setattr("os.execvp", begins)
-    monkeypatch.setenv("PATH", str(desk))  # no sbatch, no nvidia-smi
+    monkeypatch.setattr("os.execvp", stop)
+    monkeypatch.setenv("PATH", str(workspace))  # no sbatch, no nvidia-smi
 
 
 LINES = [
@@ -203,7 +203,7 @@ LINES = [
 
 
 def edited_line(draw: random.Random, words: list[str]) -> Iterator[str]:
-    """The words of a command line, some of them dropped, doubled, replaced or added to."""
+    """Yields the words of a command line, some of them dropped, repeated, replaced or extended."""
     for word in words:
         match draw.randrange(12):
             case 0:
@@ -222,7 +222,7 @@ def edited_line(draw: random.Random, words: list[str]) -> Iterator[str]:
 
 
 def outcome(command: Callable[..., Any], name: str) -> int:
-    """How a command ends; whatever is no exit escapes, and fails the test."""
+    """Returns the exit status of a command; any other exception fails the test."""
     try:
         run_app(name, command)
     except SystemExit as end:
@@ -230,23 +230,23 @@ def outcome(command: Callable[..., Any], name: str) -> int:
     return 0
 
 
-def test_random_command_lines(cut_short: None, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+def test_random_command_lines(work_stops_at_start: None, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     draw = random.Random(2)
     programs = {"submit.py": typer.main.get_command(submit.app), "vggrepro": typer.main.get_command(cli.app)}
     ends = []
     for number in range(800):
         words = LINES[number % len(LINES)].split()
         name = words.pop(0) if words[0] == "submit.py" else "vggrepro"
-        if number >= len(LINES):  # each line once as it is
+        if number >= len(LINES):  # each line once without edits
             verbs = 2 if words[0] in ("weights", "bench") else 1
             words = words[:verbs] + list(edited_line(draw, words[verbs:]))
         monkeypatch.setattr(sys, "argv", [name, *words])
         status = outcome(programs[name], name)
-        said = capsys.readouterr().err
+        stderr = capsys.readouterr().err
         assert status in SHOWN_BY_CLICK, words
-        assert "Traceback" not in said, (words, said)
+        assert "Traceback" not in stderr, (words, stderr)
         if status == 2:
-            assert (said[: len(name) + 1], said.count("\n")) == (f"{name}:", 1), (words, said)
+            assert (stderr[: len(name) + 1], stderr.count("\n")) == (f"{name}:", 1), (words, stderr)
         ends.append(status)
-    assert ends[: len(LINES)].count(2) <= 4, "the lines are right as they stand"
+    assert ends[: len(LINES)].count(2) <= 4, "the unedited lines are valid"
     assert {0, 2, 75} <= set(ends)

@@ -1,4 +1,4 @@
-"""Small data sets of Appendix B, and nets that features are taken of."""
+"""Small data sets of Appendix B, and nets that compute features."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ ACTIONS = ("jumping", "running")
 
 
 def noise(file: Path, colour: int, seed: list[int], size: tuple[int, int]) -> None:
-    """An image of noise with a tint of one of three colours, which a classifier sees, but not always."""
+    """Writes an image of noise with one of three tints, which a classifier usually recognises."""
     pixels = np.random.default_rng(seed).integers(0, 200, (*size, 3))
     pixels[..., colour % 3] += seed[-1] * 5
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -25,7 +25,7 @@ def noise(file: Path, colour: int, seed: list[int], size: tuple[int, int]) -> No
 
 
 def class_folders(root: Path, count: int = 9) -> Path:
-    """So many images of each of three classes."""
+    """Writes images of three classes."""
     for label, name in enumerate(CLASSES):
         for number in range(count):
             noise(root / name / f"{number}.png", label, [label, number], SIDES[number % 3])
@@ -33,14 +33,14 @@ def class_folders(root: Path, count: int = 9) -> Path:
 
 
 def voc2007(root: Path) -> Path:
-    """A devkit with VOC 2007: 6 images to learn from, 4 that decide, 8 to test on; one is difficult."""
+    """Writes a devkit with VOC 2007: 6 training, 4 validation and 8 test images; one of them is difficult."""
     top, number = root / "VOC2007", 0
     for part, count in (("train", 6), ("val", 4), ("test", 8)):
-        images = [f"{number + one:06d}" for one in range(1, count + 1)]
+        images = [f"{number + offset:06d}" for offset in range(1, count + 1)]
         number += count
         for place, name in enumerate(("cat", "dog")):
-            said = [0 if (part, n, place) == ("test", 2, 0) else 1 if n % 2 == place else -1 for n in range(count)]
-            put(top / f"ImageSets/Main/{name}_{part}.txt", images, said)
+            labels = [0 if (part, n, place) == ("test", 2, 0) else 1 if n % 2 == place else -1 for n in range(count)]
+            put(top / f"ImageSets/Main/{name}_{part}.txt", images, labels)
         put(top / f"ImageSets/Main/{part}.txt", images)
         for n, image in enumerate(images):
             noise(top / f"JPEGImages/{image}.jpg", n % 2, [7, int(image)], SIDES[n % 3])
@@ -48,10 +48,10 @@ def voc2007(root: Path) -> Path:
 
 
 def voc2012_action(root: Path) -> Path:
-    """A devkit with VOC 2012's actions: two persons in each of 5, 4 and 3 images, the last without labels."""
+    """Writes a devkit with VOC 2012's actions: two persons in each of 5, 4 and 3 images, the last without labels."""
     top, number = root / "VOC2012", 0
     for part, count in (("train", 5), ("val", 4), ("test", 3)):
-        images = [f"2010_{number + one:06d}" for one in range(1, count + 1)]
+        images = [f"2010_{number + offset:06d}" for offset in range(1, count + 1)]
         number += count
         keys = [f"{image} {person}" for image in images for person in (1, 2)]
         put(top / f"ImageSets/Action/{part}.txt", keys)
@@ -74,15 +74,15 @@ def voc2012_action(root: Path) -> Path:
     return root
 
 
-def put(file: Path, keys: list[str], said: list[int] | None = None) -> None:
-    """A list of VOC's, with labels or without."""
+def put(file: Path, keys: list[str], labels: list[int] | None = None) -> None:
+    """Writes an image set of VOC with or without labels."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    lines = keys if said is None else [f"{key} {label:2d}" for key, label in zip(keys, said, strict=True)]
+    lines = keys if labels is None else [f"{key} {label:2d}" for key, label in zip(keys, labels, strict=True)]
     file.write_text("\n".join(lines) + "\n")
 
 
 def imported_net(run: Path, net: str = "D", *, seed: int = 0, **options: object) -> Path:
-    """The run directory of a tiny net, as `weights import` makes it."""
+    """Creates the run directory of a tiny net like `weights import`."""
     built = with_biases(tiny_vgg(net, seed=seed, classes=3, **options), seed)
     model = {"net": net, "classes": 3, "crop": 32, "width": 0.0625} | options
     file = run.with_name(f"{run.name}.safetensors")
@@ -93,7 +93,7 @@ def imported_net(run: Path, net: str = "D", *, seed: int = 0, **options: object)
 
 
 def plainly(net_state: dict, images: list[np.ndarray], net: str = "D") -> np.ndarray:
-    """(n, units) fc7 after its ReLU, averaged over places and over the image and its mirror image, without our code."""
+    """Computes fc7 after ReLU, averaged over positions and mirroring, without our code, shape (n, units)."""
     import torch.nn.functional as F
 
     mean = torch.tensor(PREPROCESSING["paper"]["mean"])

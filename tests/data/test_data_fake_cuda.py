@@ -1,4 +1,4 @@
-"""Resampling on a CUDA device in the mind."""
+"""Resampling on a simulated CUDA device."""
 
 import numpy as np
 import pytest
@@ -15,8 +15,8 @@ CROP = 64
 
 
 @pytest.mark.parametrize(("precision", "exact"), [("fp32", torch.float32), ("tf32", torch.float64)])
-def test_resampling_waits_for_nothing_and_is_exact_in_any_precision(precision: str, exact: torch.dtype) -> None:
-    """TF32 has 11 bits where a sum of weighted grey levels has 24."""
+def test_resampling_is_asynchronous_and_exact_in_any_precision(precision: str, exact: torch.dtype) -> None:
+    """TF32 has 11 bits, but a sum of weighted grey levels needs 24."""
     sizes = np.array([[90, 120], [150, 100], [80, 80], [300, 200]])
     views = TrainingSampler(sizes, Data(S=(70, 100)), CROP, 0).views(0, 4)
     boxes = views.decode_box()
@@ -31,6 +31,6 @@ def test_resampling_waits_for_nothing_and_is_exact_in_any_precision(precision: s
         resample_on_device(regions, boxes, views.source_window(), views.flip, out)
         assert log.types["bmm"] == {exact}
         assert log.copies
-        assert not any(one.waits for one in log.copies)
-        assert max(one.bytes for one in log.copies) < 1000, "nothing but windows, sizes and rows"
+        assert not any(copy.waits for copy in log.copies)
+        assert max(copy.bytes for copy in log.copies) < 1000, "only windows, sizes and rows are copied"
         assert log.synchronised == 0

@@ -1,4 +1,4 @@
-"""The classes of validation images that lie flat: which file of labels says them; and lists of classes."""
+"""Finds the label file of validation images that are not in class folders, and reads lists of classes."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ _LABEL_FILES = (
     "meta/val.txt",
     "caffe_ilsvrc12/val.txt",
 )
-_TEXTS = (".txt", ".csv", ".tsv")  # ends of names of files that may hold labels
+_TEXTS = (".txt", ".csv", ".tsv")  # suffixes of files that may contain labels
 ILSVRC = "ilsvrc2012"
-"""The name that stands for the 1000 classes of ILSVRC-2012 in place of a file that lists them."""
+"""Stands for the 1000 classes of ILSVRC-2012 in place of a class list."""
 _LABELS_WANTED = (
     "ILSVRC2012_devkit_t12.tar.gz, meta.bin, LOC_val_solution.csv or a text file with `image class` on a line"
 )
 
 
 class NoLabelsError(UserError):
-    """No file says the classes of validation images."""
+    """Validation images have no label file."""
 
 
 def listed_classes(class_list: str) -> tuple[str, ...]:
-    """All classes of a list, sorted: wnids, of which a line may say more, or other names, one a line. Raises UserError.
+    """Reads all classes, sorted, from a list with a class per line, or from a label file. Raises UserError.
 
-    A development kit or another file with the labels of all validation images names them, too.
+    After a WordNet id the rest of a line is ignored. A label file, such as a development kit, must contain every class.
     """
     if class_list == ILSVRC:
         return ilsvrc_classes()
@@ -69,7 +69,7 @@ def listed_classes(class_list: str) -> tuple[str, ...]:
 
 
 def is_label_file(file: Path) -> bool:
-    """Whether a source may hold labels, by its name or else by its first bytes. Raises UserError."""
+    """Whether a source may contain labels, according to its name, or else its first bytes. Raises UserError."""
     if file.is_dir() or file.suffix in (".tar", ".parquet"):
         return False
     if file.name.endswith((".bin", *_TEXTS)) or ("devkit" in file.name and file.name.endswith("gz")):
@@ -83,16 +83,16 @@ def is_label_file(file: Path) -> bool:
 
 @dataclass(frozen=True)
 class Labels:
-    """Files that may say the classes of validation images."""
+    """Files that may contain the classes of validation images."""
 
     given: Sequence[Path]
-    """Files that are named; without any, those in tars and beside the images are looked through."""
+    """Files named by the user; if empty, those in tars and beside the images are searched."""
     sources: Sequence[Path]
     inside: Mapping[Path, Member]
-    """Texts in tars by their places, as :func:`texts_in` finds them."""
+    """Text files in tars by path, as of :func:`texts_in`."""
 
     def find(self, path: str, place: Path) -> LabelFile:
-        """The first file that names an image in or beside `place`, and so names all. Raises UserError where none is."""
+        """Finds the first file that labels an image, and so all images, in or beside `place`. Raises UserError."""
         near = [place, place.parent, *(source if source.is_dir() else source.parent for source in self.sources)]
         groups: list[list[Path]] = [list(self.given)]
         if not self.given:
@@ -105,23 +105,23 @@ class Labels:
             of_far_images = group and group[0].parent not in near and not self.given
             for file in self._naming(path, group, problems):
                 if file.ordered and of_far_images and "_val_" not in path:
-                    unfit.append(file.file)  # numbers alone would fit any images
+                    unfit.append(file.file)  # numbers alone fit any images
                     continue
                 others = [other for other in group if other.suffix in _TEXTS and other != file.file]
                 for other in self._naming(path, others, []):
                     if file.contradicts(other):
-                        raise UserError(f"{file.file} and {other.file} say different classes; name the right one")
+                        raise UserError(f"{file.file} and {other.file} give different classes; name the right one")
                 return file
         if problems:
             raise problems[0]
         if tried := [file for group in groups for file in group if self._is_meant(file) and file not in unfit]:
-            return self._read(tried[0])  # which has no label for the image
+            return self._read(tried[0])  # LabelFile.require will report the missing label
         raise NoLabelsError(
             f"labels of the validation images in {place} are missing; put {_LABELS_WANTED} beside them or name it"
         )
 
     def _naming(self, path: str, files: Sequence[Path], problems: list[UserError]) -> Iterator[LabelFile]:
-        """Those that name an image; the errors of others that have a known name, or were given."""
+        """Yields files that label an image; adds errors of files that were given, or have a known name."""
         for file in files:
             try:
                 if (read := self._read(file)).of(path) is not None and (self._is_meant(file) or not read.ordered):
@@ -131,7 +131,7 @@ class Labels:
                     problems.append(error)
 
     def _is_meant(self, file: Path) -> bool:
-        """Whether a file was given, or its name says that it holds labels."""
+        """Whether a file was given, or has a known name."""
         return bool(self.given) or _has_known_name(file)
 
     def _read(self, file: Path) -> LabelFile:
@@ -140,12 +140,12 @@ class Labels:
 
 
 def texts_in(tree: Tar) -> dict[Path, Member]:
-    """The files in a tar that may hold labels."""
+    """Finds the files in a tar that may contain labels."""
     return {Path(file.place): file for file in tree.every_file() if _may_hold_labels(file.file_name)}
 
 
 def _may_hold_labels(name: str) -> bool:
-    """Whether a file of any name is a text, and none of other images or of an editor."""
+    """Whether a name is that of a text file, and not of another split's or an editor's."""
     return name.endswith(_TEXTS) and split_of(name.rpartition(".")[0]) in (None, "val") and not is_hidden(name)
 
 
@@ -158,12 +158,12 @@ def _known(folder: Path) -> list[Path]:
 
 
 def _texts(folder: Path) -> list[Path]:
-    """Files of unknown names in a folder that may hold labels."""
+    """Finds files in a folder that may contain labels but do not have a known name."""
     texts = sorted(file for pattern in ("*", "meta/*") for file in folder.glob(pattern) if _may_hold_labels(file.name))
     return [file for file in texts if str(file.relative_to(folder)) not in _LABEL_FILES and file.is_file()]
 
 
 def stamped_labels(place: Path) -> list[Path]:
-    """Files by whose change, or absence, the labels of images in or beside a folder may change."""
+    """Lists the files on which the labels of images in or beside a folder depend."""
     known = [file for folder in (place, *place.parents[:4]) for file in _known(folder)]
     return [*known, *(file.with_name("meta.mat") for file in known if file.name == GROUND_TRUTH)]
