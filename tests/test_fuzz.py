@@ -60,7 +60,7 @@ def typed(draw: random.Random) -> str:
     return wrong(draw).replace("\0", "").encode(errors="ignore").decode()
 
 
-def assert_one_line(error: UserError) -> None:
+def assert_single_line(error: UserError) -> None:
     assert str(error).isprintable(), repr(str(error))
     assert len(str(error)) > 20, "a line states the problem and the remedy"
 
@@ -87,7 +87,7 @@ def test_random_settings() -> None:
             assert config.directory.name
             assert config.to_yaml()
         except UserError as error:
-            assert_one_line(error)
+            assert_single_line(error)
             refused += 1
     assert 900 < refused < 1750, "both ends are reached"
 
@@ -133,7 +133,7 @@ def test_random_recipes(tmp_path: Path) -> None:
         try:
             load_graph(file)
         except UserError as error:
-            assert_one_line(error)
+            assert_single_line(error)
             refused += 1
     assert 150 < refused < 380, "both ends are reached"
 

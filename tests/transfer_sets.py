@@ -12,7 +12,7 @@ from vggrepro.pipeline.weights import import_weights
 
 CLASSES = ("ant", "bee", "cat")
 SIDES = ((37, 37), (37, 50), (37, 37))
-"""(height, width) of images, so that at Q = 37 none is resampled."""
+"""Height and width of images; none is resampled at Q = 37."""
 ACTIONS = ("jumping", "running")
 
 

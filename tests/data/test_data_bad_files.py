@@ -475,7 +475,7 @@ class Fails:
         (RuntimeError("no shared memory: Too many open files (24)"), r"\(Too many open files\); raise `ulimit -n`$"),
     ],
 )
-def test_an_error_in_a_process_arrives_as_one_line(error: Exception, expected: str) -> None:
+def test_an_error_in_a_process_arrives_as_a_single_line(error: Exception, expected: str) -> None:
     items = in_order(Fails(error).part, 2)
     assert [next(items), next(items)] == [0, 1]
     with pytest.raises(UserError, match=expected):

@@ -234,7 +234,7 @@ def test_class_numbers_in_shards_are_positions_in_the_class_list(folders: Path, 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "--classes .*list is not a file; give a list of all classes, one a line, or ilsvrc2012"),
+        (None, "--classes .*list is not a file; give a list of all classes, one per line, or ilsvrc2012"),
         (b"", "--classes .*list is empty"),
         (b"cat\ndog\ncat\n", "--classes .*list names cat twice"),
         (b"\xff\xfe\x00", "--classes .*list cannot be read"),
@@ -361,7 +361,7 @@ def broken_labels(folders: Path, to: Path) -> Path:
         (broken_labels, "meta.bin cannot be read"),
     ],
 )
-def test_user_mistakes_are_errors_in_one_line(
+def test_user_mistakes_are_single_line_errors(
     folders: Path, tmp_path: Path, mistake: Callable[[Path, Path], Path], message: str
 ) -> None:
     with pytest.raises(UserError, match=message) as error:

@@ -255,7 +255,7 @@ def test_layouts_as_data_root(folders: Path, tmp_path: Path, layout: str) -> Non
 @pytest.mark.parametrize("labels", LABELS)
 @pytest.mark.parametrize("where", ["beside", "above", "named", "in a tar", "without train", "of all classes"])
 def test_label_files(folders: Path, tmp_path: Path, labels: str, where: str) -> None:
-    """Without train/, numbers are positions in a given list, or the labels themselves."""
+    """Numbers are positions in a given list, or the labels themselves if there is no train/."""
     data = tmp_path / "data"
     data.mkdir()
     flat_val(folders, data)

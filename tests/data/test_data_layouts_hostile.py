@@ -105,7 +105,7 @@ def test_unambiguous_labels_are_read(dataset: Path, text: str) -> None:
         ("val.txt", "".join(f"{name} \0abc\n" for name in OF), "it is not text"),
     ],
 )
-def test_ambiguous_labels_are_an_error_in_one_line(dataset: Path, name: str, text: str, message: str) -> None:
+def test_ambiguous_labels_are_a_single_line_error(dataset: Path, name: str, text: str, message: str) -> None:
     (dataset / name).write_text(text)
     with pytest.raises(UserError, match=message) as error:
         scan([dataset], "header")
@@ -357,7 +357,7 @@ def test_tables_with_other_columns_are_refused(tmp_path: Path, rows: dict[str, l
         scan([tmp_path / "train-0.parquet"], "header")
 
 
-def test_damaged_tables_are_an_error_in_one_line(folders: Path, tmp_path: Path) -> None:
+def test_damaged_tables_are_a_single_line_error(folders: Path, tmp_path: Path) -> None:
     """Changes bytes of columns only: a damaged footer may crash the C++ reader."""
     tables(folders, tmp_path)
     draw = random.Random(0)

@@ -143,7 +143,7 @@ def test_dropout_has_its_rate_and_differs_between_steps(rate: float) -> None:
 
 
 def test_the_stream_is_pinned() -> None:
-    """These values must never change: a run resumed by a later version must see the same images."""
+    """Pinned values must never change: a run resumed by a later version must see the same images."""
     sizes = np.array([[400, 500], [333, 500], [500, 375], [256, 256], [1200, 600]])
     views = TrainingSampler(sizes, Data(S=(256, 512)), crop=224, seed=2014).views(3, 4)
     assert views.image.tolist() == [0, 2, 4, 3]

@@ -292,7 +292,7 @@ def _no_images(root: Path) -> None:
         (lambda root: (root / "Faces" / "\udcff.jpg").touch(), r"\\udcff.jpg has a name that is not UTF-8; rename it"),
     ],
 )
-def test_mistakes_are_errors_in_one_line(
+def test_mistakes_are_single_line_errors(
     caltech101: Path, cache: Path, tmp_path: Path, spoil: Callable[[Path], None], message: str
 ) -> None:
     shutil.copytree(caltech101 / "101_ObjectCategories", tmp_path / "mine")

@@ -24,7 +24,7 @@ LABELS_2007 = {
     "val": {"000012": (1, 1), "000016": (-1, 1)},
     "test": {"000001": (-1, 1), "000002": (0, -1), "000004": (1, -1)},
 }
-"""Of cat and dog."""
+"""Labels of cat and dog."""
 TRAIN_2012 = [f"2008_{number:06d}" for number in range(1, 11)]
 LABELS_2012 = {
     "train": {image: (1, -1) if number % 3 else (-1, 0) for number, image in enumerate(TRAIN_2012)},
@@ -379,7 +379,7 @@ MALFORMED: list[tuple[str, Spoil, str]] = [
 @pytest.mark.parametrize(
     ("name", "spoil", "message"), MALFORMED, ids=[f"{n}-{message[:30]}" for n, (_, _, message) in enumerate(MALFORMED)]
 )
-def test_mistakes_are_errors_in_one_line(name: str, spoil: Spoil, message: str, cache: Path, tmp_path: Path) -> None:
+def test_mistakes_are_single_line_errors(name: str, spoil: Spoil, message: str, cache: Path, tmp_path: Path) -> None:
     year = name[3:7]
     trainval, test = {"2007": voc2007, "2012": voc2012}[year]()
     files = trainval | test

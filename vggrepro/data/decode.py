@@ -4,8 +4,8 @@ The pixels of an image are defined as what PIL decodes, converted to RGB and nev
 PIL's anti-aliased bilinear filter on exactly the window, with reads beyond it, which equals rescaling the full image
 and then cropping. (The GPU's decoder differs by a few grey levels; `resample.py` is the same filter on a device.)
 
-Failures of the machine (open files, memory, permissions, unmounted file systems) never make an image bad. They pass, or
-they end the command. Only defects of the file itself make a bad image.
+Only defects of the file make an image bad. Failures of the machine (open files, memory, permissions, unmounted file
+systems) pass, or they end the command.
 """
 
 from __future__ import annotations
@@ -99,11 +99,8 @@ def read_at(file: int, offset: int, length: int, least: int) -> bytes:
 def patiently(path: str, attempt: Callable[[], T], *, archive: bool = False) -> T:
     """Calls `attempt` to read a file, and retries, at once and then for a minute, while the machine fails.
 
-    The first retry after an errno is reported on standard error.
-
-    Raises:
-        BadImageError: The file, not an archive, is missing although its folder exists, or is not a regular file.
-        UserError: The failure does not pass.
+    The first retry is reported on standard error. Raises BadImageError if a file that is not an archive is missing from
+    its folder, or is not a regular file, and UserError if another failure does not pass.
     """
     for wait in (*_WAITS_S, None):
         try:

@@ -33,11 +33,6 @@ def _words(seed: int, stream: int, first_counter: int, counters: int, page: int 
     return generator.random_raw(counters * _WORDS_PER_COUNTER).reshape(counters, _WORDS_PER_COUNTER)
 
 
-def _uniform(words: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Uniform on [0, 1), from the upper 53 bits."""
-    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
 def _shuffled(seed: int, stream: int, page: int, images: int) -> Ints:
     counters = -(-images // _WORDS_PER_COUNTER)
     return np.argsort(_words(seed, stream, 0, counters, page).ravel()[:images], kind="stable")
@@ -45,11 +40,7 @@ def _shuffled(seed: int, stream: int, page: int, images: int) -> Ints:
 
 @lru_cache(maxsize=2)  # a batch may straddle two epochs
 def permutation(seed: int, epoch: int, images: int) -> Ints:
-    """Draws the order in which an epoch visits the training images.
-
-    Returns:
-        Image numbers, shape (images,), int64, read-only.
-    """
+    """Draws the order in which an epoch visits the training images: int64, shape (images,), read-only."""
     order = _shuffled(seed, _ORDER, epoch, images)
     order.flags.writeable = False
     return order
@@ -65,13 +56,13 @@ def dropout_masks(
 ) -> list[NDArray[np.bool_]]:
     """Draws dropout masks for some rows of the global batch.
 
-    Each row of the global batch has a counter range of its own, so the trajectory does not depend on how the batch is
+    Each row of the global batch has a separate counter range, so the trajectory does not depend on how the batch is
     split over ranks and micro-batches.
 
     Args:
         seed: Seed of the run.
         step: Iteration, from 0.
-        batch: Images in the global batch.
+        batch: Number of images in the global batch.
         rows: Rows of the global batch to draw for.
         units: Number of units in each layer with dropout.
         rate: Probability of dropping a unit, resolved to 2^-16.
@@ -141,8 +132,10 @@ class TrainingSampler:
         """
         ordinals = np.arange(first, first + count, dtype=np.int64)
         image = self.order(ordinals)
-        # Two counters, eight words: S, top, left, flip, and four uniforms for three normals.
-        u = _uniform(_words(self.seed, _VIEWS, 2 * first, 2 * count)).reshape(count, 8)
+        # Two counters, eight words: S, top, left, flip, and four uniforms for three normals. The upper 53 bits of a
+        # word are uniform on [0, 1).
+        words = _words(self.seed, _VIEWS, 2 * first, 2 * count).reshape(count, 8)
+        u = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
         low, high = self.data.S_range
         S = low + (u[:, 0] * (high - low + 1)).astype(np.int64)
         size = self.sizes[image]

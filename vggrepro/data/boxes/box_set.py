@@ -82,7 +82,7 @@ class BoxSet:
     """annotations (XML files and rows of tables), boxes (used), clipped (of these), left_out and unread by reason,
     images by split (`with` boxes, `without`), rejected and unknown (annotations of rejected and unindexed images)."""
     flagged: tuple[tuple[str, str], ...] = field(repr=False)
-    """(status, path) of every box and file that is not ok."""
+    """Status and path of every box and file that is not ok."""
 
     @cached_property
     def fingerprint(self) -> str:

@@ -22,7 +22,7 @@ class Member(NamedTuple):
     split: str
     class_name: str
     container: str
-    """Its folder, or the archive."""
+    """Path of its folder, or of the archive."""
     name: str
     """File name; in an archive, the path inside it."""
     offset: int

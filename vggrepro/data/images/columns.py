@@ -120,20 +120,6 @@ class Members:
             found &= np.array([name in wanted for name in self.classes], np.bool_)[self.class_name]
         return np.flatnonzero(found)
 
-    def names_are_text(self) -> bool:
-        """Whether all names, including those of classes and containers, are UTF-8 without null characters."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        # without the first character, which may be NUMBERED
-        others = "".join(name[1:] for name in (*self.classes, *(place for place, _ in self.containers)))
-        try:
-            self.name.cast(pa.large_string())
-            others.encode()
-        except (pa.ArrowInvalid, UnicodeEncodeError):
-            return False
-        return "\0" not in others and not pc.any(pc.match_substring(self.name, "\0")).as_py()
-
     def class_names(self, split: str | None = None) -> set[str]:
         """Returns the classes that have images, in a split or in all."""
         codes = self.class_name if split is None else self.class_name[self.rows_of(split)]

@@ -115,7 +115,7 @@ class Index:
     seen: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Size and modification time of archives, folders and a label file at the time of the scan, as of `stamp_of`."""
     notes: tuple[str, ...] = ()
-    """What was left out of the source, and how class numbers were read; a line each."""
+    """Remarks on files that were left out, and on how class numbers were read; a line each."""
 
     @cached_property
     def fingerprint(self) -> str:

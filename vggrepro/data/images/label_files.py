@@ -21,7 +21,7 @@ from vggrepro.data.images.archive_members import (
 from vggrepro.errors import UserError, reason_of
 
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
-"""File of the development kit, which numbers classes in an order of its own."""
+"""File of the development kit, whose class numbers have a special order."""
 LONGEST = 64 << 20
 """Maximum bytes of a label file; ILSVRC's for training images has 40 million."""
 _NAME_COLUMNS = {
@@ -111,8 +111,8 @@ def read_labels(file: Path, content: bytes | None = None) -> LabelFile:
         rows = list(_rows(text))
         if all(len(row) < 2 for row in rows):
             return _ordered(file, ["".join(row) for row in rows])
-        rows = [row for row in rows if any(row)]
-        return LabelFile(file, _marked([row for row in _names_and_classes(rows) if not _is_of_other_split(row[0])]))
+        labels = _names_and_classes([row for row in rows if any(row)])
+        return LabelFile(file, _marked([row for row in labels if not _is_of_other_split(row[0])]))
     except FileNotFoundError as error:
         raise UserError(f"{file} needs {error.filename} beside it; copy both from the development kit") from None
     except UserError:

@@ -50,21 +50,21 @@ def listed_classes(class_list: str) -> tuple[str, ...]:
         return ilsvrc_classes()
     file = Path(class_list)
     if not file.is_file():
-        raise UserError(f"--classes {file} is not a file; give a list of all classes, one a line, or {ILSVRC}")
+        raise UserError(f"--classes {file} is not a file; give a list of all classes, one per line, or {ILSVRC}")
     if file.name.endswith(("gz", ".bin", ".csv")) or file.name == GROUND_TRUTH:
         names = sorted(read_labels(file).classes)
         if names and names[0].startswith(NUMBERED):
-            raise UserError(f"--classes {file} numbers the classes; give their names, one a line, or {ILSVRC}")
+            raise UserError(f"--classes {file} numbers the classes; give their names, one per line, or {ILSVRC}")
         return tuple(names)
     try:
         lines = [line.strip() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--classes {file} cannot be read ({error}); give a text file, one class a line") from None
+        raise UserError(f"--classes {file} cannot be read ({error}); give a text file, one class per line") from None
     names = [line.split()[0] if re.match(r"n\d{8}\s", line) else line for line in lines]
     if twice := [name for name, n in Counter(names).items() if n > 1]:
         raise UserError(f"--classes {file} names {twice[0]} twice; give each class once")
     if not names:
-        raise UserError(f"--classes {file} is empty; give a list of all classes, one a line")
+        raise UserError(f"--classes {file} is empty; give a list of all classes, one per line")
     return tuple(sorted(names))
 
 

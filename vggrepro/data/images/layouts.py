@@ -133,13 +133,8 @@ def _in_split(tree: Tree, split: str, path: str) -> Iterator[Member]:
 def _in_class(tree: Tree, path: str) -> list[Member]:
     """Lists the images of a class; Tiny ImageNet has them in a folder `images`."""
     folders, files = tree.listing(path)
-    images: list[Member] = []
-    others: list[str] = []
-    for name, file in files.items():
-        if is_image(name):
-            images.append(file)
-        elif not name.endswith(_NOTES):
-            others.append(name)
+    images = [file for name, file in files.items() if is_image(name)]
+    others = [name for name in files if not is_image(name) and not name.endswith(_NOTES)]
     if not images and "images" in folders:
         return _in_class(tree, below(path, "images"))
     if images:

@@ -1,8 +1,7 @@
 """The built-in sample set: real handwritten digits of random size and position on textured, coloured backgrounds.
 
-The set is made on first use, deterministically and without network, as JPEG files in ImageNet's layout, with the box of
-each digit in boxes.tsv. Images have shorter sides of 80 to 160 px and digits of very different sizes, so that S and Q
-matter as in the paper.
+It is made on first use, deterministically, as JPEG files in ImageNet's layout with boxes.tsv. Images have shorter sides
+of 80 to 160 px and digits of very different sizes, so that S and Q matter as in the paper.
 """
 
 import os

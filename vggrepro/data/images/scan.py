@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from vggrepro.data.images.archive_members import SPLITS, Member
 from vggrepro.data.images.columns import Members, column_of, in_order
 from vggrepro.data.images.index import Index, load, stamp_of
-from vggrepro.data.images.sources import FoundImages, find, require_readable_names, signature
+from vggrepro.data.images.sources import FoundImages, find, require_readable_name, signature
 from vggrepro.data.images.verify import Finding, How, verify
 from vggrepro.errors import UserError
 from vggrepro.files import exclusive, why_unwritable
@@ -225,14 +225,14 @@ def open_members(
 
     It is valid as long as images (paths, sizes, modification times) and classes are the same. Raises UserError.
     """
-    columns = Members.of(members)
-    require_readable_names(columns)
+    for member in members:
+        require_readable_name(member)
     digest = hashlib.sha256(repr(tuple(classes)).encode())
     for archive in sorted({member.container for member in members if member.archive}):
         digest.update(f"{archive} {stamp_of(archive)}\n".encode())
     for member in members:
         digest.update("\0".join(map(str, member)).encode())
-    images = FoundImages(columns, tuple(classes), (), None)
+    images = FoundImages(Members.of(members), tuple(classes), (), None)
     return _cached(
         cache / f"{source.resolve().name}-{digest.hexdigest()[:16]}",
         lambda journal: _indexed(images, str(source), "header", False, journal, progress),

@@ -31,7 +31,7 @@ class FoundImages(NamedTuple):
     classes: tuple[str, ...]
     """Class names in label order."""
     notes: tuple[str, ...]
-    """What is left out, and how class numbers were read; a line each."""
+    """Remarks on files that are left out, and on how class numbers were read; a line each."""
     label_file: Path | None
     """The file with the classes of images that are not in class folders."""
 
@@ -84,7 +84,6 @@ def find(sources: Sequence[Path], class_list: str | None = None, count: Count = 
     note_gaps(files, notes)
     members = Members.of(_counted(_members(files, notes, texts, stated), count))
     source = ", ".join(map(str, sources))
-    require_readable_names(members)
     tables = [code for code, (place, _) in enumerate(members.containers) if place.endswith(SUFFIX)]
     wnids = wnids_of(members.take(np.flatnonzero(np.isin(members.container, tables))))
     if wnids and len(wnids) == len(stated or wnids):
@@ -127,6 +126,7 @@ def _members(
 def _counted(members: Iterable[Member], count: Count) -> Iterator[Member]:
     found = 0
     for found, member in enumerate(members, 1):
+        require_readable_name(member)
         if found % 1000 == 0:
             count(found)
         yield member
@@ -164,18 +164,15 @@ def _with_stated_classes(members: Members, stated: Sequence[str], listed: Sequen
     return members
 
 
-def require_readable_names(members: Members) -> None:
-    """Raises UserError for an image whose path or class is not UTF-8, because an index cannot store it."""
-    if members.names_are_text():
-        return
-    for member in members:
-        for text in member[1:4]:
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise UserError(f"{member.place} has a name that is not UTF-8; rename it") from None
-            if "\0" in text[1:]:
-                raise UserError(f"{member.place} has a name that is not text; rename it")
+def require_readable_name(member: Member) -> None:
+    """Raises UserError if an image's path or class is not UTF-8, because an index cannot store it."""
+    for text in member[1:4]:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{member.place} has a name that is not UTF-8; rename it") from None
+        if "\0" in text[1:]:  # the first character may be NUMBERED
+            raise UserError(f"{member.place} has a name that is not text; rename it")
 
 
 def _require_distinct(members: Members) -> None:

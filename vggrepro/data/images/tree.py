@@ -127,15 +127,12 @@ class Tar(Tree):
         self.repeated = ""
         """A path that several members share, if any."""
         if len(np.unique(hashes)) < len(hashes):
-            self._note_repeated()
-
-    def _note_repeated(self) -> None:
-        paths: set[str] = set()
-        for file in self._members:
-            if file.name in paths:
-                self.notes.leave_out("files that a later one of the same name replaces", file.place)
-                self.repeated = file.name
-            paths.add(file.name)
+            paths: set[str] = set()
+            for member in self._members:
+                if member.name in paths:
+                    self.notes.leave_out("files that a later one of the same name replaces", member.place)
+                    self.repeated = member.name
+                paths.add(member.name)
 
     def every_file(self) -> Iterator[Member]:
         """Yields all files at any depth."""

@@ -1,12 +1,9 @@
-"""Inspects images in worker processes that may crash.
+"""Inspects images in worker processes, because a file can crash, hang or bloat a decoder.
 
-A file can crash, hang or bloat a decoder, and a scan of a million files must survive that. So each worker is a separate
-program with a pipe as standard input: it receives images and sends a finding for each. When it dies or stops
-responding, the current image is rejected, and another worker continues with the next image.
-
-No image is rejected if a worker cannot start (its first message reports that it is ready), if the machine fails to
-read, or if less memory is available than a worker may use. The worker then sends an exception, and the scan waits or
-ends.
+A worker is a separate program with a pipe as standard input: it receives images and sends a finding for each. When it
+dies or stops responding, the current image is rejected, and another worker continues with the next image. No image is
+rejected if a worker cannot start, if the machine fails to read, or if less memory is available than a worker may use:
+the worker sends an exception, and the scan waits or ends.
 """
 
 import os

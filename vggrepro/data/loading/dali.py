@@ -1,9 +1,9 @@
 """The DALI backends: decode only the region of each image that its views read, on the CPU or on a GPU.
 
-Only this module imports DALI. On the CPU its decoder gives the same pixels as PIL for ordinary JPEGs, because both use
-libjpeg-turbo. Resampling is done by `decode.resample` and `resample.py` instead: DALI's resize repeats the edge of the
-image where the anti-aliasing filter extends beyond it, whereas PIL omits those taps, and the borders of strongly
-reduced images differ by more than 10 grey levels. On the CPU both cost the same.
+Only this module imports DALI. On the CPU its decoder and PIL's give the same pixels for ordinary JPEGs (libjpeg-turbo).
+Resampling is left to `decode.resample` and `resample.py`: where the anti-aliasing filter extends beyond the image,
+DALI's resize repeats the edge and PIL omits the taps, so that the borders of strongly reduced images differ by more
+than 10 grey levels. On the CPU both cost the same.
 """
 
 from __future__ import annotations

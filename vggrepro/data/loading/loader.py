@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from itertools import count, islice, tee
+from itertools import islice, tee
 from typing import Literal
 
 import numpy as np
@@ -54,7 +54,7 @@ class BadImages:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.reasons: dict[str, str] = {}
-        """Why an image is bad, by the image's path."""
+        """Reasons by the path of the image."""
 
     def note(self, split: Split, image: int, reason: BadImageError) -> None:
         """Counts and reports a bad image, the first time only. Raises UserError beyond the limit."""
@@ -220,7 +220,7 @@ class Loader:
                 f"counts every image; restore it, or index the data again"
             )
         self.bad.note(split, int(views.image[row]), reason)
-        for attempt in count(1):
+        for attempt in range(1, 2 * len(split) + 2):
             other = views.replacement(row, attempt)
             image = int(other.image[0])
             if image in views.image and attempt < len(split):
@@ -229,9 +229,7 @@ class Loader:
             if isinstance(region, Region):
                 return views.with_row(row, other), region
             self.bad.note(split, image, region)
-            if attempt > 2 * len(split):
-                raise UserError(f"{split.name} has no readable image left; restore the data")
-        raise AssertionError
+        raise UserError(f"{split.name} has no readable image left; restore the data")
 
 
 def _full_regions(
@@ -265,10 +263,7 @@ def _huge(shape: Sequence[int], dtype: type[np.generic]) -> torch.Tensor:
 
 def has_dali() -> bool:
     """Whether DALI is installed."""
-    try:
-        return importlib.util.find_spec("nvidia.dali") is not None
-    except ModuleNotFoundError:  # no nvidia package at all
-        return False
+    return all(importlib.util.find_spec(name) for name in ("nvidia", "nvidia.dali"))
 
 
 @cache

@@ -46,7 +46,9 @@ def resample_on_device(
         padded = torch.zeros((len(rows), high, wide, 3), dtype=torch.uint8, device=out.device)
         for pixels, row in zip(padded, rows, strict=True):
             top, left, bottom, right = box[row]
-            pixels[: bottom - top, : right - left] = _pixels(regions[row], out.device)[top:bottom, left:right]
+            image = regions[row].image
+            part = image if isinstance(image, Tensor) else to_device(torch.from_numpy(np.array(image)), out.device)
+            pixels[: bottom - top, : right - left] = part[top:bottom, left:right]
         vertical = _weights(window[rows][:, [0, 2]], extent[rows, 0], int(high), out.shape[1], out.device).to(exact)
         horizontal = _weights(window[rows][:, [1, 3]], extent[rows, 1], int(wide), out.shape[2], out.device).to(exact)
         mirrored = to_device(torch.from_numpy(flips[rows]), out.device)
@@ -71,13 +73,6 @@ def _pieces(extent: Ints) -> Iterator[NDArray[np.intp]]:
             stop += 1
         yield rows[start:stop]
         start = stop
-
-
-def _pixels(region: Region, device: torch.device) -> Tensor:
-    """Pixels of a region on the device, uint8, shape (h, w, 3)."""
-    if isinstance(region.image, Tensor):
-        return region.image
-    return to_device(torch.from_numpy(np.array(region.image)), device)
 
 
 def _weights(edges: NDArray[np.float64], extent: Ints, columns: int, out: int, device: torch.device) -> Tensor:
