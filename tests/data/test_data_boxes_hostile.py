@@ -136,7 +136,7 @@ EXTERNAL = (
         (b"<annotation>\xff\xfe</annotation>", "torn or invalid XML"),
         (b'<?xml version="1.0" encoding="no-such"?>' + GOOD, "torn or invalid XML"),
         (b'<?xml version="1.0" encoding="utf-7"?>' + GOOD, "torn or invalid XML"),
-        (b"<a/>", "no annotation of PASCAL VOC"),
+        (b"<a/>", "not an annotation of PASCAL VOC"),
         (BOMB, "declares a DTD or entities"),
         (EXTERNAL, "declares a DTD or entities"),
         (b'<!DOCTYPE a SYSTEM "http://localhost/a.dtd"><annotation/>', "declares a DTD or entities"),

@@ -165,7 +165,7 @@ def test_the_validation_archive_alone(
 def test_a_folder_with_val_only(folders: Path, tmp_path: Path) -> None:
     shutil.copytree(folders / "val", tmp_path / "data" / "val")
     assert same_images(scan_folder(tmp_path / "data"), scan_folder(folders), ["val"])
-    with pytest.raises(UserError, match=r"--mean is of training images, and .*data has none"):
+    with pytest.raises(UserError, match=r"--mean needs training images, but .*data has none"):
         scan([tmp_path / "data"], mean=True)
 
 

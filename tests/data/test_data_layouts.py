@@ -580,7 +580,7 @@ def test_archives_with_the_same_images_are_refused(folders: Path, tmp_path: Path
     archives(folders, tmp_path)
     shutil.copy(tmp_path / "ILSVRC2012_img_train.tar", tmp_path / "ILSVRC2012_img_train_t3.tar")
     with pytest.raises(
-        UserError, match=r"train.tar and .*train_t3.tar both hold n\d+_\d+.JPEG of class n\d+; name one"
+        UserError, match=r"train.tar and .*train_t3.tar both hold n\d+_\d+.JPEG of class n\d+; name only one"
     ):
         scan([tmp_path], "header")
     (tmp_path / "ILSVRC2012_img_train_t3.tar").unlink()
@@ -746,7 +746,7 @@ def test_invalid_tables_are_refused(folders: Path, tmp_path: Path, monkeypatch: 
     refused(r"x.parquet has the columns text, label; a table of images has image", tmp_path / "x.parquet")
     monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(0, 0, 5 << 20))
     monkeypatch.setattr("vggrepro.data.images.parquet._size", lambda table: 1 << 20)
-    refused("has 5 MiB free and 6 are needed", data)
+    refused("has 5 MiB free, but 6 are needed", data)
     assert not (tmp_path / "out" / SUMS).exists()
 
 

@@ -318,7 +318,7 @@ def test_a_class_list_must_contain_the_classes_of_tables(folders: Path, tmp_path
         CLASSES[label] for label in scan_folder(folders).split("val").label
     ]
     (tmp_path / "list").write_text("\n".join(["a", "b", "c"]))
-    with pytest.raises(UserError, match=r"the tables name 2 classes \(n\d+, ...\), which are not those of --classes"):
+    with pytest.raises(UserError, match=r"the tables name 2 classes \(n\d+, ...\) that differ from --classes"):
         scan([tmp_path], "header", classes=str(tmp_path / "list"))
 
 

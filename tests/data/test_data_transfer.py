@@ -311,5 +311,5 @@ def test_files_that_are_not_tars_are_refused(cache: Path, tmp_path: Path, conten
 
 @pytest.mark.parametrize("field", ["splits", "train_per_class", "test_per_class"])
 def test_numbers_that_leave_no_images_are_refused(field: str) -> None:
-    with pytest.raises(UserError, match=f"{field}=0 is too few; give "):
+    with pytest.raises(UserError, match=f"{field}=0 must be at least "):
         replace(DRAWING, **{field: 0})

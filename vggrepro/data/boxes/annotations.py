@@ -203,7 +203,7 @@ def parse_voc(content: bytes, place: str, folders: tuple[str, ...], name: str) -
     except (ParseError, ValueError, LookupError):  # encodings cause the last two
         return Unread("torn or invalid XML", place)
     if root.tag != "annotation":
-        return Unread("no annotation of PASCAL VOC", place)
+        return Unread("not an annotation of PASCAL VOC", place)
     size = None
     if (element := root.find("size")) is not None:
         height, width = (element.findtext(side, "").strip() for side in ("height", "width"))

@@ -126,7 +126,7 @@ def load(path: Path, index: Index) -> BoxSet:
         with np.load(path, allow_pickle=False) as stored:
             about = json.loads(stored["about"].tobytes())
             if about["version"] != _FORMAT_VERSION:
-                raise UserError(f"boxes {path} is of another version; {remedy}")
+                raise UserError(f"boxes {path} has another format version; {remedy}")
             splits = {name: Boxes(stored[f"start_{name}"], stored[f"box_{name}"]) for name in SPLITS}
         loaded = BoxSet(
             splits,

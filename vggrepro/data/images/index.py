@@ -245,7 +245,7 @@ def load(path: Path) -> Index:
         ) from None
     metadata = {key.decode(): item.decode() for key, item in (table.schema.metadata or {}).items()}
     if metadata.get("version") != _FORMAT_VERSION:
-        raise UserError(f"index {path} is of another version; make it again with `vggrepro index`")
+        raise UserError(f"index {path} has another format version; make it again with `vggrepro index`")
     mean = json.loads(metadata["mean_rgb"])
     seen = {file: (size, changed) for file, (size, changed) in json.loads(metadata["seen"]).items()}
     for file, indexed in seen.items():

@@ -191,7 +191,7 @@ def repack(sources: Sequence[Path], out: Path, progress: Callable[[int, int], No
         out.mkdir(parents=True, exist_ok=True)
         if (free := shutil.disk_usage(out).free) < total:
             raise UserError(
-                f"--out {out} has {free >> 20:,} MiB free and {total >> 20:,} are needed; name another folder"
+                f"--out {out} has {free >> 20:,} MiB free, but {total >> 20:,} are needed; name another folder"
             )
         written = 0
         for table in pending:

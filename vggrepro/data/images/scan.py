@@ -54,7 +54,7 @@ def scan(
     """
     images, source = find(sources, classes, found), ", ".join(map(str, sources))
     if mean and not len(images.members.rows_of("train")):
-        raise UserError(f"--mean is of training images, and {source} has none; leave it out")
+        raise UserError(f"--mean needs training images, but {source} has none; leave it out")
     return _indexed(images, source, how, mean, journal, progress)
 
 

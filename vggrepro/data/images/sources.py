@@ -159,7 +159,7 @@ def _with_stated_classes(members: Members, stated: Sequence[str], listed: Sequen
         return members.with_class_names({f"{NUMBERED}{number}": name for number, name in enumerate(stated)})
     if len(stated) != len(listed):
         raise UserError(
-            f"the tables name {len(stated)} classes ({stated[0]}, ...), which are not those of --classes; leave it out"
+            f"the tables name {len(stated)} classes ({stated[0]}, ...) that differ from --classes; leave --classes out"
         )
     return members
 
@@ -188,7 +188,7 @@ def _require_distinct(members: Members) -> None:
             if read(first.file, first.offset, first.length) == read(second.file, second.offset, second.length):
                 raise UserError(
                     f"{first.container} and {second.container} both hold {first.file_name} of class "
-                    f"{first.class_name}; name one of them only"
+                    f"{first.class_name}; name only one of them"
                 )
 
 

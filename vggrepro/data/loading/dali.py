@@ -68,7 +68,7 @@ def regions(
                 except RuntimeError as error:  # DALI cannot decode a file
                     if not decoding:
                         raise
-                    warn(f"DALI fails to decode ({_reason(error)}); PIL takes its batch")
+                    warn(f"DALI fails to decode ({_reason(error)}); PIL decodes the batch instead")
                     dead = True
                 while not decoding[0].for_dali:
                     yield decoding.popleft().regions([])

@@ -67,7 +67,7 @@ class BadImages:
                 f"{name} is bad since it was indexed ({reason}), and data.max_bad={self.limit}; "
                 f"restore the data, or index it again, or raise data.max_bad"
             )
-        warn(f"{name} is bad since it was indexed ({reason}); another takes its place ({len(self.reasons)} so far)")
+        warn(f"{name} is bad since it was indexed ({reason}); another image replaces it ({len(self.reasons)} so far)")
 
 
 _Piece = tuple[Views, slice, Callable[[torch.Tensor], dict[int, BadImageError]]]
@@ -268,7 +268,7 @@ def has_dali() -> bool:
 
 @cache
 def _note_stripped() -> None:
-    warn("DALI cannot be used under python -OO, which drops docstrings: PIL decodes the images, slower")
+    warn("DALI cannot be used under python -OO, which drops docstrings; PIL decodes the images, more slowly")
 
 
 def make_loader(data: Data, device: torch.device, cores: int | None = None) -> Loader:

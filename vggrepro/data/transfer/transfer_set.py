@@ -35,7 +35,7 @@ class Drawing:
         least = {"splits": 1, "train_per_class": 2, "test_per_class": 1}
         for name, lowest in least.items():
             if (number := getattr(self, name)) is not None and number < lowest:
-                raise UserError(f"{name}={number} is too few; give {lowest} or more")
+                raise UserError(f"{name}={number} must be at least {lowest}")
 
 
 @dataclass(frozen=True)
