@@ -28,18 +28,16 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, count in (("train", 24), ("val", 8)):
         for number in range(count):
             label = number % 2
-            photograph = Image.fromarray(load_sample_images().images[label])
+            photo = Image.fromarray(load_sample_images().images[label])
             scale = random.uniform(0.3, 1.0)
-            width, height = (int(side * scale * random.uniform(0.6, 1.0)) for side in photograph.size)
+            width, height = (int(side * scale * random.uniform(0.6, 1.0)) for side in photo.size)
             left, top = (
-                int(random.uniform(0, side - cut)) for side, cut in zip(photograph.size, (width, height), strict=True)
+                int(random.uniform(0, side - cut)) for side, cut in zip(photo.size, (width, height), strict=True)
             )
             file = root / split / ("church", "flower")[label] / f"{number:03d}.JPEG"
             file.parent.mkdir(parents=True, exist_ok=True)
             # both chroma subsamplings that are common in the wild
-            photograph.crop((left, top, left + width, top + height)).save(
-                file, quality=92, subsampling=2 * (number % 2)
-            )
+            photo.crop((left, top, left + width, top + height)).save(file, quality=92, subsampling=2 * (number % 2))
     return root
 
 

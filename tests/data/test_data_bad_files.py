@@ -262,9 +262,7 @@ def test_at_most_256_archives_stay_open(shards: Split, monkeypatch: pytest.Monke
     assert files_open() - before < 50
 
 
-def test_running_out_of_file_descriptors_is_an_error(
-    split: Split, patience: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_out_of_file_descriptors(split: Split, patience: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     patience(0.01, 0.01)
     fail_to_open(monkeypatch, errno.EMFILE)
     with pytest.raises(UserError, match=r"JPEG cannot be read \(Too many open files\); raise `ulimit -n`$"):

@@ -154,9 +154,7 @@ def test_archives_of_images_and_boxes_may_share_a_folder(
 
 
 @pytest.mark.parametrize("put", [put_archives, put_kaggle])
-def test_the_folder_of_ilsvrcs_archives(
-    pictured: Path, index: Index, objects: Objects, tmp_path: Path, put: Put
-) -> None:
+def test_ilsvrcs_download_folder(pictured: Path, index: Index, objects: Objects, tmp_path: Path, put: Put) -> None:
     """Images, labels and boxes as downloaded, with the boxes uncompressed or not."""
 
     def flat(folder: Path) -> list[tuple[str, bytes]]:
@@ -305,9 +303,7 @@ def test_boxes_are_saved_and_loaded(index: Index, objects: Objects, tmp_path: Pa
     assert other.fingerprint != found.fingerprint
 
 
-def test_invalid_files_and_files_of_other_images_are_refused(
-    pictured: Path, index: Index, objects: Objects, tmp_path: Path
-) -> None:
+def test_invalid_and_foreign_files_are_refused(pictured: Path, index: Index, objects: Objects, tmp_path: Path) -> None:
     file = tmp_path / "boxes.npz"
     with pytest.raises(UserError, match=r"does not exist; make it with `vggrepro boxes"):
         load(file, index)
@@ -315,19 +311,12 @@ def test_invalid_files_and_files_of_other_images_are_refused(
     shutil.copytree(pictured / "val", tmp_path / "other" / "val")
     with pytest.raises(UserError, match="is of other images than"):
         load(file, scan_folder(tmp_path / "other"))
-    stored_bytes = file.read_bytes()
-    for damaged in (
-        b"",
-        stored_bytes[:100],
-        stored_bytes[: len(stored_bytes) // 2],
-        stored_bytes[:-30],
-        b"x" * 1000,
-        b"PK" + bytes(500),
-    ):
+    saved = file.read_bytes()
+    for damaged in (b"", saved[:100], saved[: len(saved) // 2], saved[:-30], b"x" * 1000, b"PK" + bytes(500)):
         file.write_bytes(damaged)
         with pytest.raises(UserError, match=r"cannot be read .*; make it again"):
             load(file, index)
-    with np.load(overwritten(file, stored_bytes)) as stored:
+    with np.load(overwritten(file, saved)) as stored:
         arrays = dict(stored)
     for name, wrong in {
         "start_train": arrays["start_train"][::-1],

@@ -170,9 +170,7 @@ def test_unreadable_annotation_files_are_reported(index: Index, tmp_path: Path) 
     assert open_boxes(index, None, put_beside(tmp_path), tmp_path / "cache").counts == found.counts
 
 
-def test_unreadable_annotation_folders_are_reported(
-    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_folders_are_reported(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("closed", "open"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.xml").write_bytes(GOOD)

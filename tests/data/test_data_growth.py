@@ -106,14 +106,12 @@ def archives(tmp_path: Path) -> Path:
 
 
 def alive(kind: type) -> int:
-    return sum(type(member) is kind for member in gc.get_objects())
+    return sum(type(item) is kind for item in gc.get_objects())
 
 
 def verify_here(chunks: Iterable[Sequence[Member]], how: str, mean: bool = False) -> Iterator[list[Finding]]:
     """Gives every image a distinct width, which identifies its finding."""
-    return (
-        [Finding(member.length + member.offset % 7919 + 1, 30, "JPEG", "ok") for member in chunk] for chunk in chunks
-    )
+    return ([Finding(image.length + image.offset % 7919 + 1, 30, "JPEG", "ok") for image in chunk] for chunk in chunks)
 
 
 def test_a_scan_holds_few_images_in_memory(archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,9 +155,7 @@ def test_a_journal_resumes_after_its_last_line(archives: Path, tmp_path: Path, m
     assert len(after[-1].splitlines()) == -(-2050 // 64)
 
 
-def test_a_journal_of_an_earlier_version_is_restarted(
-    archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_outdated_journal_is_restarted(archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = tmp_path / "journal"
     monkeypatch.setattr(scan_module, "verify", verify_here)
     journal.write_text(f"{'0' * 64}\n{json.dumps([[1, 1, 'PNG', 'rejected: long ago', None]])}\n")

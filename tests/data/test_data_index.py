@@ -86,11 +86,10 @@ def test_training_on_original_archives_equals_training_on_folders(folders: Path,
         runs.append(RunDirectory(stage.directory))
     states = []
     for run in runs:
-        checkpoint = newest(run.checkpoints)
-        assert checkpoint is not None
+        saved = newest(run.checkpoints)
+        assert saved is not None
         states.append(
-            checkpoint.weights
-            | {f"momentum {name}": tensor for name, tensor in checkpoint.training["momentum"].items()}
+            saved.weights | {f"momentum {name}": tensor for name, tensor in saved.training["momentum"].items()}
         )
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

@@ -301,9 +301,7 @@ def test_an_unresponsive_file_system_rejects_no_image(monkeypatch: pytest.Monkey
     let_workers_be(monkeypatch, sys.executable, "-c", DEADLY)
     assert not verify_module._waits_for_disk(os.getpid())
     monkeypatch.setattr(verify_module, "_waits_for_disk", lambda process: True)
-    with pytest.raises(
-        UserError, match=r"^hang cannot be read \(not finished after 1 s\); is the file system mounted\?$"
-    ):
+    with pytest.raises(UserError, match=r"^hang cannot be read \(not finished after 1 s\); is the file system"):
         list(verify([[at("a", 0, 1), at("hang", 0, 1)]], "full"))
 
 

@@ -6,9 +6,7 @@ import pytest
 from vggrepro.data.views import Views, centre, rescaled_size, unaugmented, uncropped
 
 
-def single_view(
-    size: tuple[int, int], rescaled: tuple[int, int], corner: tuple[int, int], shape: tuple[int, int]
-) -> Views:
+def view(size: tuple[int, int], rescaled: tuple[int, int], corner: tuple[int, int], shape: tuple[int, int]) -> Views:
     image, *rest = (np.array([row]) for row in (0, size, rescaled, corner))
     return unaugmented(image, *rest, shape)
 
@@ -42,7 +40,7 @@ def test_source_window_of_an_uncropped_image_is_the_image() -> None:
 
 
 def test_source_window_of_a_crop() -> None:
-    views = single_view((100, 200), (50, 100), (10, 20), (30, 40))  # everything is halved
+    views = view((100, 200), (50, 100), (10, 20), (30, 40))  # everything is halved
     assert np.allclose(views.source_window(), [[20, 40, 80, 120]])
 
 
@@ -51,7 +49,7 @@ def test_decode_box_contains_every_pixel_the_filter_reads(rescaled: tuple[int, i
     """Compares the box with the support of the triangle filter, computed pixel by pixel."""
     size, shape = (120, 180), (32, 24)
     for corner in [(0, 0), (5, 32), (rescaled[0] - 32, rescaled[1] - 24), (3, 0)]:
-        views = single_view(size, rescaled, corner, shape)
+        views = view(size, rescaled, corner, shape)
         top, left, bottom, right = views.decode_box()[0]
         for axis, (low, high) in enumerate(((top, bottom), (left, right))):
             scale = size[axis] / rescaled[axis]

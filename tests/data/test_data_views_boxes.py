@@ -129,8 +129,7 @@ def test_boxes_do_not_change_other_draws() -> None:
     sizes = np.random.default_rng(1).integers(40, 90, (50, 2))
     boxes = np.tile([[5.0, 5.0, 20.0, 20.0]], (50, 1))
     plainly, around = (
-        TrainingSampler(sizes, Data(S=40), 32, seed=5, boxes=boxes_or_none).views(100, 60)
-        for boxes_or_none in (None, boxes)
+        TrainingSampler(sizes, Data(S=40), 32, seed=5, boxes=given).views(100, 60) for given in (None, boxes)
     )
     for name in ("image", "flip", "shift", "rescaled"):
         np.testing.assert_array_equal(getattr(plainly, name), getattr(around, name))

@@ -15,10 +15,7 @@ from vggrepro.paper import value
 
 
 def open_data(config: Config, progress: Progress = lambda done, total: None, *, training: bool = True) -> Index:
-    """Opens the index of a configuration and checks it; without `training`, validation images suffice.
-
-    Raises UserError if the data set is missing, unreadable, or does not fit the configuration.
-    """
+    """Opens a configuration's index and checks it; `training` requires training images. Raises UserError."""
     root = None if config.data.index else _root_of(config)
     index = open_index(root, config.data.index, config.run.root / "index", progress)
     if training:

@@ -182,10 +182,7 @@ def rgb(image: Image.Image) -> Image.Image:
 
 
 def full_region(encoded: bytes | BadImageError, size: Ints) -> Region | BadImageError:
-    """Decodes the full image and checks its indexed height and width; returns the reason if it is bad.
-
-    Raises MemoryError and OSError like :func:`opened`.
-    """
+    """Decodes the full image of indexed height and width, or returns why it is bad. Raises like :func:`opened`."""
     if isinstance(encoded, BadImageError):
         return encoded
     try:

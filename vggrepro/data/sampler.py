@@ -61,7 +61,7 @@ def dropout_masks(
 
     Args:
         seed: Seed of the run.
-        step: Iteration, from 0.
+        step: Iteration, counted from 0.
         batch: Number of images in the global batch.
         rows: Rows of the global batch to draw for.
         units: Number of units in each layer with dropout.
@@ -178,7 +178,7 @@ class MicroBatches:
 
     Args:
         sampler: Source of the views.
-        batch: Images in the global batch.
+        batch: Number of images in the global batch.
         rows: Rows of the global batch in each micro-batch of the rank.
         first_step: Number of iterations already done.
         last_step: Number of iterations done at the end.

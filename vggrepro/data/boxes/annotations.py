@@ -66,10 +66,7 @@ Read = Iterator[Annotation | Unread]
 
 
 def annotation_files(source: Path) -> list[Path]:
-    """Lists the annotation files of a source: itself, or all with known names in a folder, at any depth.
-
-    Raises UserError if there are none.
-    """
+    """Lists a source's annotation files: itself, or those with known names in a folder. Raises UserError if none."""
     if not source.exists():
         raise UserError(f"{source} does not exist; give a file or folder of boxes: {', '.join(KNOWN)}")
     if not source.is_dir():
@@ -147,10 +144,7 @@ class _Window(io.RawIOBase):
 def _in_archive(
     stream: IO[bytes] | _Window, place: str, folders: tuple[str, ...], depth: int, size: int | None = None
 ) -> Read:
-    """Reads the XML files of a tar of `size` bytes at the position of the stream, and of nested tars.
-
-    The tar is read front to back, so that nothing is uncompressed twice.
-    """
+    """Reads the XML files of a tar of `size` bytes at the position of the stream, front to back, and of nested tars."""
     try:
         head = stream.read(_MAGIC)
         opened = _Window(stream, size, head)

@@ -35,10 +35,9 @@ _KAGGLE = ("CLS-LOC", "Data", "ILSVRC")  # folders of Kaggle's tree, below the o
 
 
 def read_boxes(index: Index, sources: Sequence[Path], progress: Progress = lambda annotations: None) -> BoxSet:
-    """Reads the boxes of an index's images (formats: :mod:`vggrepro.data.boxes.annotations`).
+    """Reads the boxes of an index's images; calls `progress` with the number of annotations read so far.
 
-    Calls `progress` with the number of annotations read so far. Raises UserError for a source without any readable
-    annotation; all other oddities are in the result.
+    Raises UserError for a source without readable annotations. All other oddities are in the result.
     """
     images, found = _Images(index), _Collected()
     for source in sources:

@@ -80,11 +80,8 @@ class _Links:
 
 
 def _members(file: Path, stream: IO[bytes], end: int) -> Iterator[tarfile.TarInfo]:
-    """Yields the members of a tar from the position of a stream to `end`; the caller may read in between.
-
-    Raises UserError if the tar is damaged: Python's reader fails in many ways, loops, or takes a torn header for the
-    end.
-    """
+    """Yields the members of a tar from the position of a stream to `end`. Raises UserError if it is damaged."""
+    # with a damaged tar, Python's reader fails in many ways, loops, or takes a torn header for the end
     remedy = "download or copy it again"
     at, opened = stream.tell(), False
     try:

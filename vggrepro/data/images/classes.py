@@ -42,10 +42,8 @@ def _with_numbers_for_folders(members: Members, listed: Sequence[str]) -> Member
 def _labelled(
     members: Members, listed: Sequence[str], labels: Labels, notes: Notes
 ) -> tuple[Members, set[str], LabelFile | None]:
-    """Returns the members with the classes of a label file, the classes in the file, and the file.
-
-    Folders of val that are not classes, such as Tiny ImageNet's `images`, hold images that a file labels.
-    """
+    """Returns the members with the classes of a label file, the classes in the file, and the file."""
+    # folders of val that are not classes, such as Tiny ImageNet's `images`, hold images that a file labels
     val = members.take(members.rows_of("val"))
     folders = {member.class_name for member in val if _has_class_folder(member)} - {UNLABELLED}
     classes = set(listed) or members.class_names("train")

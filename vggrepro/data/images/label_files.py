@@ -89,9 +89,9 @@ class LabelFile:
 
 
 def read_labels(file: Path, content: bytes | None = None) -> LabelFile:
-    """Reads a development kit, torchvision's `meta.bin`, a table, or lines of `image class`.
+    """Reads a development kit, `meta.bin`, a table or lines of `image class`. Raises UserError.
 
-    `content` is given for a file in a tar. Raises UserError for a file without labels.
+    `content` is given for a file in a tar.
     """
     try:
         if file.name.endswith("gz"):

@@ -130,11 +130,7 @@ def _findings(members: Members, how: How, mean: bool, journal: Path | None, prog
 
 
 def _resumed(journal: Path | None, listing: str, findings: Findings) -> IO[bytes]:
-    """Adds the journal's findings on a listing, and opens it after them; without a journal opens /dev/null.
-
-    Each line contains the listing's hash and its first row, because several processes may have written to the journal.
-    Raises UserError.
-    """
+    """Adds the journal's findings on a listing, and opens it after them, or else /dev/null. Raises UserError."""
     if journal is None:
         return open(os.devnull, "wb")
     try:
@@ -145,6 +141,7 @@ def _resumed(journal: Path | None, listing: str, findings: Findings) -> IO[bytes
     file.seek(0)
     end = 0
     with suppress(ValueError, TypeError):  # the line is torn, or of an earlier version
+        # a line contains its listing and first row, because several processes may have written to the journal
         while (line := file.readline()).endswith(b"\n"):
             *position, chunk = json.loads(line)
             if position != [listing, len(findings)]:
@@ -199,10 +196,7 @@ def _mean_rgb(members: Members, findings: Findings) -> tuple[float, float, float
 
 
 def open_index(root: str | None, index: Path | None, cache: Path, progress: Progress) -> Index:
-    """Opens the index of a configuration: `data.index`, or a scan of `data.root`, stored in `cache` for reuse.
-
-    A stored scan is valid as long as the listing (names, sizes, modification times) is the same. Raises UserError.
-    """
+    """Opens `data.index`, or scans `data.root` unless `cache` has the index of the same listing. Raises UserError."""
     if index is not None:
         return load(index)
     if root is None:
@@ -221,10 +215,7 @@ def open_index(root: str | None, index: Path | None, cache: Path, progress: Prog
 def open_members(
     members: Sequence[Member], classes: Sequence[str], source: Path, cache: Path, progress: Progress
 ) -> Index:
-    """Scans found images by header, and stores the index in `cache` for reuse.
-
-    It is valid as long as images (paths, sizes, modification times) and classes are the same. Raises UserError.
-    """
+    """Scans found images by header unless `cache` has the index of the same images and classes. Raises UserError."""
     for member in members:
         require_readable_name(member)
     digest = hashlib.sha256(repr(tuple(classes)).encode())

@@ -37,10 +37,7 @@ class FoundImages(NamedTuple):
 
 
 def signature(sources: Sequence[Path]) -> str:
-    """Computes a hash (hex) that changes when an archive or an image in a folder is added, removed or changed.
-
-    Archives are not opened. Raises like :func:`find`.
-    """
+    """Computes a hash (hex) that changes with any archive, and any image in a folder. Raises like :func:`find`."""
     digest, notes = hashlib.sha256(_READER_VERSION), Notes()
 
     def stamp(files: Iterable[Path]) -> None:
@@ -105,10 +102,7 @@ def find(sources: Sequence[Path], class_list: str | None = None, count: Count = 
 def _members(
     files: Mapping[Path, Folder | None], notes: Notes, texts: dict[Path, Member], stated: list[str]
 ) -> Iterator[Member]:
-    """Yields the images of all files and folders; fills `texts` with texts in tars, `stated` with classes of tables.
-
-    Raises UserError.
-    """
+    """Yields images; adds texts in tars to `texts`, and classes of tables to `stated`. Raises UserError."""
     for file, folder in files.items():
         if file.suffix == SUFFIX and not folder:
             table = Table(file)
@@ -151,10 +145,7 @@ def _sorted(members: Members, labels: Mapping[str, int]) -> Members:
 
 
 def _with_stated_classes(members: Members, stated: Sequence[str], listed: Sequence[str]) -> Members:
-    """Maps the classes of tables to those of the list: by name, or by order if both have the same number.
-
-    Raises UserError if neither is possible.
-    """
+    """Maps the classes of tables to listed ones by name, or else by order. Raises UserError if their numbers differ."""
     if set(stated) <= set(listed):
         return members.with_class_names({f"{NUMBERED}{number}": name for number, name in enumerate(stated)})
     if len(stated) != len(listed):
@@ -199,10 +190,7 @@ _MD5 = {  # published beside the archives
 
 
 def check_md5(sources: Sequence[Path], progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-    """Checks the MD5 of ILSVRC's archives, known by their names; calls `progress(done, total)` in MiB.
-
-    Raises UserError for an archive that differs from the published one, and if no source is such an archive.
-    """
+    """Checks the MD5 of ILSVRC's archives; calls `progress(done, total)` in MiB. Raises UserError, also if none."""
     archives = [file for file in _expanded(sources, Notes()) if file.name in _MD5]
     if not archives:
         raise UserError(f"--md5: none of {', '.join(map(str, sources))} is {' or '.join(_MD5)}; leave --md5 out")

@@ -37,10 +37,7 @@ class Tree(ABC):
 
     @abstractmethod
     def listing(self, path: str) -> tuple[list[str], Files]:
-        """Lists names of folders, and files, in a folder, sorted; both are empty if the folder does not exist.
-
-        Raises UserError for a folder that cannot be read.
-        """
+        """Lists names of folders, and files, in a folder, sorted; empty if it does not exist. Raises UserError."""
 
     def folders(self, path: str) -> list[str]:
         """Lists names of the folders in a folder, sorted. Raises like :meth:`listing`."""

@@ -52,10 +52,7 @@ class Finding(NamedTuple):
 
 
 def verify(chunks: Iterable[Sequence[Member]], how: How, *, mean: bool = False) -> Iterator[list[Finding]]:
-    """Yields findings for each chunk of images, in order; `full` decodes every image, `header` none.
-
-    Raises UserError if the machine fails.
-    """
+    """Yields findings per chunk of images, in order; `full` decodes every image, `header` none. Raises UserError."""
     number = len(os.sched_getaffinity(0))
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
 

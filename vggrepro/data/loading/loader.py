@@ -272,10 +272,7 @@ def _note_stripped() -> None:
 
 
 def make_loader(data: Data, device: torch.device, cores: int | None = None) -> Loader:
-    """Creates the loader of a configuration, by default with a thread per core that this process may run on.
-
-    Raises UserError if the requested backend is missing, or cannot be used.
-    """
+    """Creates a configuration's loader; `cores` defaults to those usable. Raises UserError for an unusable backend."""
     present = has_dali()
     if data.backend in ("dali", "dali_gpu") and not present:
         raise UserError(

@@ -77,11 +77,8 @@ def shared_empty(shape: Sequence[int]) -> torch.Tensor:
 
 
 def _killed(processes: set[BaseProcess]) -> str:
-    """Describes how the first process that failed has ended; empty if none has within a second.
-
-    Receiving a tensor from a process that is being killed fails before its exit code is known.
-    """
-    deadline = time.monotonic() + 1
+    """Describes how the first process that failed has ended; empty if none has within a second."""
+    deadline = time.monotonic() + 1  # receiving a tensor from a killed process fails before its exit code is known
     while True:
         for process in processes:
             if process.exitcode:

@@ -91,10 +91,7 @@ def _drawn(index: Index, drawing: Drawing, number: int) -> Partition:
 
 
 def listed(name: str, source: Path) -> dict[Member, str]:
-    """Lists the files that should be images, with their sample names, in index order, without reading them.
-
-    Raises UserError if there are none.
-    """
+    """Lists the files that should be images, with their sample names, in index order. Raises UserError if none."""
     tree = tree_of(source, _WANTED)
     top = _above_classes(tree, _DOWNLOADED_FOLDER.get(name))
     folders = tree.folders(top)

@@ -19,10 +19,7 @@ from vggrepro.paper import Measure
 
 @dataclass(frozen=True)
 class Drawing:
-    """Settings of the random splits of a folder of classes; for data sets with published splits only the seed matters.
-
-    Raises UserError for numbers that leave no images for training or testing.
-    """
+    """Settings of random splits; only the seed matters if splits are published. Raises UserError for small numbers."""
 
     seed: int
     splits: int

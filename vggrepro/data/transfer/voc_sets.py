@@ -96,10 +96,7 @@ class Kit:
         return archives.get(part, archives["trainval"]) if part else " and ".join(archives.values())
 
     def samples(self) -> tuple[tuple[str, ...], dict[SampleKey, Sample]]:
-        """Returns the classes, sorted, and all samples of the labelled sets, by image and person.
-
-        If `test` is present but not labelled, its samples have no labels. Raises UserError.
-        """
+        """Returns sorted classes, and samples by image and person; `test` may have no labels. Raises UserError."""
         folder, labelled = f"ImageSets/{self.challenge.folder}", self.challenge.labelled
         files, shown = self.files(folder), f"{folder} of {self.source}"
         set_files: dict[str, dict[str, Member]] = {name: {} for name in _SETS}
