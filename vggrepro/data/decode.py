@@ -38,14 +38,12 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.uint8]
 T = TypeVar("T")
 _GROUP = 4
-_WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-"""Seconds between attempts to read."""
+_WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds between attempts to read
 _FILE_ERRORS = {errno.EISDIR, errno.ELOOP}
 _LASTING = {errno.EACCES, errno.EPERM}
 _REMEDIES = dict.fromkeys(_LASTING, "change its permissions")
 _REMEDIES |= {number: MACHINE_REMEDIES[number] for number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)}
-_warned: dict[int, float] = {}
-"""Time of the last warning about an errno."""
+_warned: dict[int, float] = {}  # time of the last warning about an errno
 _given_up: dict[int, float] = {}
 """Time at which retrying after an errno was given up: images requested in the meantime do not wait again."""
 _lock = threading.Lock()
@@ -64,18 +62,14 @@ class BadImageError(Exception):
 class Region:
     """A decoded part of an image."""
 
-    image: Image.Image | torch.Tensor
-    """RGB; a uint8 tensor, shape (h, w, 3), if it was decoded on a GPU."""
-    top: int
+    image: Image.Image | torch.Tensor  # RGB; a uint8 tensor, shape (h, w, 3), if it was decoded on a GPU
+    top: int  # position of the part in the image, px
     left: int
-    """Position of the part in the image, px."""
 
 
 def read(path: str, offset: int, length: int, least: int | None = None) -> bytes:
-    """Reads up to `length` bytes of a file; fewer than `least` (default: all) only at its end.
-
-    A file that is not read from its start is taken for an archive. Raises like `patiently`.
-    """
+    """Reads up to `length` bytes; fewer than `least` (default: all) only at the end. Raises like :func:`patiently`."""
+    # a file that is not read from its start is an archive
     return patiently(path, partial(read_now, path, offset, length, least), archive=offset > 0)
 
 

@@ -60,7 +60,6 @@ def dropout_masks(
     split over ranks and micro-batches.
 
     Args:
-        seed: Seed of the run.
         step: Iteration, counted from 0.
         batch: Number of images in the global batch.
         rows: Rows of the global batch to draw for.
@@ -99,7 +98,6 @@ class TrainingSampler:
         sizes: Height and width of the training images, px, shape (images, 2).
         data: Settings of the training scale S, mirroring and colour shift.
         crop: Side of the square crop, px.
-        seed: Seed of the run.
         boxes: Left, top, right and bottom of an object in each image, px, shape (images, 4). Every crop shows the
             centre of its object (Appendix A is silent). None: crops are placed anywhere.
     """
@@ -177,7 +175,6 @@ class MicroBatches:
     The step alone determines the views, so every process that iterates over this object sees the same ones.
 
     Args:
-        sampler: Source of the views.
         batch: Number of images in the global batch.
         rows: Rows of the global batch in each micro-batch of the rank.
         first_step: Number of iterations already done.

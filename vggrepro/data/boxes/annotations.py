@@ -26,8 +26,7 @@ KNOWN = ("*.xml", "*_boxes.txt", "val_annotations.txt", "LOC_*_solution.csv", "*
 """Names of the files in a folder that are read."""
 _IS_KNOWN = re.compile("|".join(fnmatch.translate(name) for name in KNOWN))
 NUMBERS = ("xmin", "ymin", "xmax", "ymax")
-XML_MOST = 1 << 20
-"""Maximum bytes of an XML file; ILSVRC's largest has some 10,000."""
+XML_MOST = 1 << 20  # maximum bytes of an XML file; ILSVRC's largest has some 10,000
 _LINE_MOST = 1 << 20  # bytes
 _READ_MOST = 16 << 20  # bytes that an archive's headers may request at once
 _MAGIC = 6  # bytes that identify the compression of a file
@@ -35,23 +34,16 @@ _DEEPEST = 3  # archives in archives
 _OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 _BLOCK = 512  # bytes of a tar's header and of its end
 _ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
-
-
-Objects = Sequence[tuple[str | None, Sequence[str]]]
-"""Class, if stated, and xmin, ymin, xmax, ymax as written."""
+Objects = Sequence[tuple[str | None, Sequence[str]]]  # class, if stated, and xmin, ymin, xmax, ymax as written
 
 
 class Annotation(NamedTuple):
     """The objects of an image in an XML file, or in a row of a table."""
 
-    place: str
-    """Path and line, for messages."""
-    folders: tuple[str, ...]
-    """Folders and archives between the named source and the annotation, outermost first."""
-    name: str
-    """The image's file name without folders, with or without its suffix."""
-    size: tuple[int, int] | None
-    """Height and width of the image, px, if stated."""
+    place: str  # path and line, for messages
+    folders: tuple[str, ...]  # folders and archives between the named source and the annotation, outermost first
+    name: str  # the image's file name without folders, with or without its suffix
+    size: tuple[int, int] | None  # height and width of the image, px, if stated
     objects: Objects
 
 
@@ -114,8 +106,7 @@ class _Window(io.RawIOBase):
         """`head` has already been read: seeking back would uncompress the stream from its start again."""
         self._stream, self._size, self._head, self._start = stream, size, head, stream.tell() - len(head)
         self._at = 0
-        self.last = b""
-        """Result of the last read."""
+        self.last = b""  # result of the last read
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= _READ_MOST:

@@ -26,8 +26,7 @@ from vggrepro.files import why_unwritable
 
 Progress = Callable[[int], None]
 Edges = tuple[float, float, float, float]
-Cut = tuple[Edges, bool]
-"""The part of a box inside its image, and whether more than a pixel was cut off."""
+Cut = tuple[Edges, bool]  # the part of a box inside its image, and whether more than a pixel was cut off
 _READER_VERSION = 1  # increases when the same files give other boxes, so that cached ones are read again
 _UNIQUE_NAME = re.compile(r"n\d{8}_\d+|ILSVRC\d+_val_\d+")  # ILSVRC gave each of these names to a single image
 _SHOWN = 80  # characters of a file's content in messages
@@ -202,10 +201,7 @@ class _Collected:
 
 
 def edges_of(numbers: Sequence[str], first: int = 0) -> Edges | str:
-    """Converts published numbers to edges in px, or returns why it cannot; `first` is the number of the first pixel.
-
-    Published numbers are the first and the last pixel, inclusive: ILSVRC's width is xmax - xmin + 1.
-    """
+    """Converts inclusive pixel numbers, counted from `first`, to edges in px, or returns the reason why it cannot."""
     try:
         left, top, right, bottom = (math.nan if "_" in number else float(number) for number in numbers)
     except ValueError:
@@ -231,10 +227,7 @@ def cut_to_image(edges: Edges, width: int, height: int) -> Cut | None:
 
 
 def beside(root: Path) -> list[Path]:
-    """Finds known annotations beside the images of a folder or archive: boxes.tsv, or the first match per split.
-
-    The order is ILSVRC's archives, Kaggle's XML, Kaggle's tables, and Tiny ImageNet's tables.
-    """
+    """Finds known annotations beside the images of a folder or archive: boxes.tsv, or the first kind per split."""
     root = root.resolve() if root.is_dir() else root.resolve().parent
     places = [root, root / "ILSVRC"]
     while root.name in _KAGGLE:
@@ -271,10 +264,9 @@ def _roots(index: Index) -> Iterator[Path]:
 def open_boxes(
     index: Index, boxes: Path | None, root: Path | None, cache: Path, progress: Progress = lambda annotations: None
 ) -> BoxSet:
-    """Opens the boxes of a configuration: `data.boxes`, or those beside its images, stored in `cache` for reuse.
+    """Opens `data.boxes`, or reads the boxes beside the images of `root` or else of the index. Raises UserError.
 
-    Stored boxes are valid as long as the images and the annotation files (names, sizes, modification times) are the
-    same. Without `root`, boxes are searched beside the containers of the index. Raises UserError.
+    Boxes are stored in `cache` for reuse until the images or the annotation files change.
     """
     if boxes is not None:
         return load(boxes, index)

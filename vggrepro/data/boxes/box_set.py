@@ -104,13 +104,8 @@ class BoxSet:
 
     def save(self, path: Path) -> None:
         """Writes the boxes to an .npz file, atomically. Raises UserError."""
-        about = {
-            "version": _FORMAT_VERSION,
-            "index": self.index,
-            "sources": self.sources,
-            "counts": self.counts,
-            "flagged": self.flagged,
-        }
+        about = {"version": _FORMAT_VERSION}
+        about |= {key: getattr(self, key) for key in ("index", "sources", "counts", "flagged")}
         arrays = {f"{part}_{name}": getattr(self.split(name), part) for name in SPLITS for part in ("start", "box")}
         try:
             with replacing(path) as temporary, temporary.open("wb") as stream:

@@ -21,15 +21,12 @@ class Member(NamedTuple):
 
     split: str
     class_name: str
-    container: str
-    """Path of its folder, or of the archive."""
-    name: str
-    """File name; in an archive, the path inside it."""
+    container: str  # path of its folder, or of the archive
+    name: str  # file name; in an archive, the path inside it
     offset: int
     length: int
     archive: bool
-    mtime_ns: int = 0
-    """Modification time of a separate file."""
+    mtime_ns: int = 0  # modification time of a separate file
 
     @property
     def file_name(self) -> str:

@@ -23,8 +23,7 @@ _COMPRESSED = {  # first bytes of a file, and the program that uncompresses it
 def files_in(file: Path, notes: Notes) -> Iterator[tuple[str, int, int]]:
     """Yields (path, offset, bytes) of every file in an uncompressed tar and in nested tars. Raises UserError.
 
-    A nested tar is a folder of its name. A hard link is the file that it links to. Other links, sparse and hidden files
-    are left out and noted.
+    A nested tar is a folder of its name, a hard link its target. Other links, sparse and hidden files are left out.
     """
     try:
         stream = file.open("rb")

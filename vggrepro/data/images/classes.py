@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from vggrepro.data.images.archive_members import NUMBERED, UNLABELLED, Member, Notes, is_number, is_wnid
@@ -76,7 +76,11 @@ def _labelled(
     if first:
         notes.add(f"classes of validation images are those of {file.file}")
         if file.ordered:
-            _require_numbers(val, file)
+            number, n = Counter(number_of(member.file_name) for member in val).most_common(1)[0]
+            if n > 1:
+                raise UserError(
+                    f"{n} images have the number {number}, which identifies images in {file.file}; use their names"
+                )
     rows = members.rows_of("val", flat)
     labelled = members.with_classes_of(rows, (file.require(_path_of(member)) for member in members.take(rows)))
     return labelled, file.classes, file
@@ -85,14 +89,6 @@ def _labelled(
 def _path_of(member: Member) -> str:
     """Name and folders of an image; a label file may contain any last part of it."""
     return member.name if member.archive else "/".join((*Path(member.container).parts[-2:], member.name))
-
-
-def _require_numbers(members: Iterable[Member], file: LabelFile) -> None:
-    """Raises UserError if several images have the same number, because the label file identifies images by number."""
-    numbers = Counter(number_of(member.file_name) for member in members)
-    number, n = numbers.most_common(1)[0]
-    if n > 1:
-        raise UserError(f"{n} images have the number {number}, which identifies images in {file.file}; use their names")
 
 
 def _has_class_folder(member: Member) -> bool:

@@ -22,8 +22,7 @@ from vggrepro.errors import UserError, reason_of
 
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 """File of the development kit, whose class numbers have a special order."""
-LONGEST = 64 << 20
-"""Maximum bytes of a label file; ILSVRC's for training images has 40 million."""
+LONGEST = 64 << 20  # maximum bytes of a label file; ILSVRC's for training images has 40 million
 _NAME_COLUMNS = {
     *("imageid", "image", "image_id", "image_name", "image name", "img", "img_path", "filename", "file_name", "fname"),
     *("file", "filepath", "file_path", "path", "name", "id"),
@@ -44,10 +43,8 @@ class LabelFile:
     def __init__(self, file: Path, rows: Sequence[tuple[str, str]], *, ordered: bool = False) -> None:
         """`rows` are (path or name of the image, class), or if `ordered`, (number of the image from 1, class)."""
         self.file = file
-        self.ordered = ordered
-        """Whether images are known by number only."""
-        self.classes = {class_name for _, class_name in rows}
-        """All classes, including those of missing images."""
+        self.ordered = ordered  # whether images are known by number only
+        self.classes = {class_name for _, class_name in rows}  # all classes, including those of missing images
         self._class_of_path: dict[str, str] = {}
         self._class_of_stem: dict[str, str | None] = {}  # None: several images with different classes
         for row, class_name in rows:
@@ -89,10 +86,7 @@ class LabelFile:
 
 
 def read_labels(file: Path, content: bytes | None = None) -> LabelFile:
-    """Reads a development kit, `meta.bin`, a table or lines of `image class`. Raises UserError.
-
-    `content` is given for a file in a tar.
-    """
+    """Reads labels in any known format; `content` is given for a file in a tar. Raises UserError."""
     try:
         if file.name.endswith("gz"):
             return _ordered(file, _devkit(file))

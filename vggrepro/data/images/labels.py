@@ -15,23 +15,13 @@ from vggrepro.errors import UserError
 from vggrepro.paper import ilsvrc_classes
 
 _LABEL_FILES = (
-    "LOC_val_solution.csv",
-    "meta.bin",
-    "ILSVRC2012_devkit_t12.tar.gz",
-    "ILSVRC2012_devkit_t12/data/" + GROUND_TRUTH,
-    "data/" + GROUND_TRUTH,
-    GROUND_TRUTH,
-    "imagenet_2012_validation_synset_labels.txt",
-    "val_labels.txt",
-    "val_labels.csv",
-    "val_annotations.txt",
-    "val.txt",
-    "meta/val.txt",
-    "caffe_ilsvrc12/val.txt",
+    *("LOC_val_solution.csv", "meta.bin", "ILSVRC2012_devkit_t12.tar.gz"),
+    *(folder + GROUND_TRUTH for folder in ("ILSVRC2012_devkit_t12/data/", "data/", "")),
+    *("imagenet_2012_validation_synset_labels.txt", "val_labels.txt", "val_labels.csv", "val_annotations.txt"),
+    *("val.txt", "meta/val.txt", "caffe_ilsvrc12/val.txt"),
 )
 _TEXTS = (".txt", ".csv", ".tsv")  # suffixes of files that may contain labels
-ILSVRC = "ilsvrc2012"
-"""Stands for the 1000 classes of ILSVRC-2012 in place of a class list."""
+ILSVRC = "ilsvrc2012"  # stands for the 1000 classes of ILSVRC-2012 in place of a class list
 _LABELS_WANTED = (
     "ILSVRC2012_devkit_t12.tar.gz, meta.bin, LOC_val_solution.csv or a text file with `image class` on a line"
 )
@@ -42,10 +32,7 @@ class NoLabelsError(UserError):
 
 
 def listed_classes(class_list: str) -> tuple[str, ...]:
-    """Reads all classes, sorted, from a list with a class per line, or from a label file. Raises UserError.
-
-    After a WordNet id the rest of a line is ignored. A label file, such as a development kit, must contain every class.
-    """
+    """Reads all classes, sorted, from a list, or from a label file with every class. Raises UserError."""
     if class_list == ILSVRC:
         return ilsvrc_classes()
     file = Path(class_list)
@@ -60,6 +47,7 @@ def listed_classes(class_list: str) -> tuple[str, ...]:
         lines = [line.strip() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--classes {file} cannot be read ({error}); give a text file, one class per line") from None
+    # a WordNet id may be followed by names
     names = [line.split()[0] if re.match(r"n\d{8}\s", line) else line for line in lines]
     if twice := [name for name, n in Counter(names).items() if n > 1]:
         raise UserError(f"--classes {file} names {twice[0]} twice; give each class once")
@@ -85,11 +73,9 @@ def is_label_file(file: Path) -> bool:
 class Labels:
     """Files that may contain the classes of validation images."""
 
-    given: Sequence[Path]
-    """Files named by the user; if empty, those in tars and beside the images are searched."""
+    given: Sequence[Path]  # files named by the user; if empty, those in tars and beside the images are searched
     sources: Sequence[Path]
-    inside: Mapping[Path, Member]
-    """Text files in tars by path, as of :func:`texts_in`."""
+    inside: Mapping[Path, Member]  # text files in tars by path, as of :func:`texts_in`
 
     def find(self, path: str, place: Path) -> LabelFile:
         """Finds the first file that labels an image, and so all images, in or beside `place`. Raises UserError."""

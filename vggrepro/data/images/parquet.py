@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SUFFIX = ".parquet"
-SUMS = "SHA256SUMS"
-"""Checksum file beside repacked tables, in the format of `sha256sum --check`."""
+SUMS = "SHA256SUMS"  # checksum file beside repacked tables, in the format of `sha256sum --check`
 _STATE = ".repacked.json"  # the source of each table
 _ROWS = 64  # rows read or written at once
 _SHARD = re.compile(r"(.*-)(\d+)-of-(\d+)(-[0-9a-f]+)?\.parquet")
@@ -138,10 +137,7 @@ def _find(mapped: mmap.mmap, content: memoryview, first: int, last: int) -> int:
 
 
 def wnids_of(members: Iterable[Member]) -> tuple[str, ...]:
-    """Infers the WordNet ids of labels 0, 1, ... from image names; empty unless they are consistent and complete.
-
-    Nets and label files know the classes of ILSVRC-2012 by their WordNet ids.
-    """
+    """Infers the WordNet ids of labels 0, 1, ... from image names; empty unless they are consistent and complete."""
     found: dict[int, str] = {}
     for member in members:
         match = _WNID.fullmatch(member.file_name)

@@ -19,17 +19,13 @@ ROOT = "builtin:digits"
 TRAIN_IMAGES, VAL_IMAGES = 8000, 3000
 _VERSION = 2  # increases when the images change, so that an old set is not used
 
-Box = tuple[int, int, int, int]
-"""First and last pixel of a digit, inclusive: left, top, right, bottom."""
+Box = tuple[int, int, int, int]  # first and last pixel of a digit, inclusive: left, top, right, bottom
 _INK = (1 / (1 + np.exp(-14 * (np.arange(256) / 255 - 0.45)))).astype(np.float32)
 """Fraction of ink by grey level: a soft threshold that gives clean edges at any size."""
 
 
 def ensure(folder: Path) -> Path:
-    """Makes the sample set in `folder` unless it exists: 8,000 + 3,000 images, classes "0" to "9", with boxes.
-
-    Images of the two splits show different originals (scikit-learn's digits: 1,797 scans from 43 writers).
-    """
+    """Makes the sample set in `folder` unless it exists: 8,000 + 3,000 images, classes "0" to "9", with boxes."""
     path = folder / f"digits-v{_VERSION}"
     if path.is_dir():
         return path
@@ -50,7 +46,7 @@ def ensure(folder: Path) -> Path:
 
 
 def _images() -> Iterator[tuple[str, Image.Image, Box]]:
-    """Yields the relative path of every image, the image, and the box of its digit."""
+    """Yields path, image, and box of the digit; the splits show different originals (1,797 scans by 43 writers)."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()

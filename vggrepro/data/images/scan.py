@@ -30,8 +30,7 @@ from vggrepro.progress import warn
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Progress = Callable[[int, int], None]
-"""Is called with the number of inspected images and their total."""
+Progress = Callable[[int, int], None]  # is called with the number of inspected images and their total
 _NO_MEAN = (math.nan,) * 3
 _CHUNK = 64  # images sent to a worker at once
 
@@ -89,14 +88,11 @@ class Findings:
     """A growing list of findings, in columns."""
 
     def __init__(self, findings: Iterable[Finding] = ()) -> None:
-        self.size = array("q")
-        """Height and width of each image in turn."""
+        self.size = array("q")  # height and width of each image in turn
         self.format, self.status = array("q"), array("q")
-        self.formats: dict[str, int] = {}
-        """Numbers in `format` by name."""
+        self.formats: dict[str, int] = {}  # numbers in `format` by name
         self.statuses: dict[str, int] = {}
-        self.mean = array("d")
-        """Mean R, G and B of each image in turn, or NaN."""
+        self.mean = array("d")  # mean R, G and B of each image in turn, or NaN
         self.add(findings)
 
     def __len__(self) -> int:

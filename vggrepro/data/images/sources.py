@@ -26,14 +26,10 @@ _READER_VERSION = b"2"  # increases when the same files give other labels, so th
 class FoundImages(NamedTuple):
     """The images of sources, with their classes."""
 
-    members: Members
-    """Every image, ordered by split, class and name."""
-    classes: tuple[str, ...]
-    """Class names in label order."""
-    notes: tuple[str, ...]
-    """Remarks on files that are left out, and on how class numbers were read; a line each."""
-    label_file: Path | None
-    """The file with the classes of images that are not in class folders."""
+    members: Members  # every image, ordered by split, class and name
+    classes: tuple[str, ...]  # class names in label order
+    notes: tuple[str, ...]  # remarks on files that are left out, and on how class numbers were read; a line each
+    label_file: Path | None  # the file with the classes of images that are not in class folders
 
 
 def signature(sources: Sequence[Path]) -> str:

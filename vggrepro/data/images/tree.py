@@ -31,8 +31,7 @@ class Tree(ABC):
     """Folders and files below a root."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        """The folder, or the archive."""
+        self.root = root  # the folder, or the archive
         self.notes = Notes()
 
     @abstractmethod
@@ -121,8 +120,7 @@ class Tar(Tree):
         numbers = np.asarray(folder_numbers)
         rows, counts = np.argsort(numbers, kind="stable"), np.bincount(numbers, minlength=len(folders))
         self._rows = dict(zip(folders, np.split(rows, np.cumsum(counts)[:-1]), strict=True))
-        self.repeated = ""
-        """A path that several members share, if any."""
+        self.repeated = ""  # a path that several members share, if any
         if len(np.unique(hashes)) < len(hashes):
             paths: set[str] = set()
             for member in self._members:

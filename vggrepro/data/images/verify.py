@@ -45,10 +45,8 @@ class Finding(NamedTuple):
     width: int
     height: int
     format: str
-    status: str
-    """ok; ok-odd: the oddities; rejected: the reason."""
-    mean: tuple[float, float, float] | None = None
-    """Mean RGB, grey levels, if requested."""
+    status: str  # ok; ok-odd: the oddities; rejected: the reason
+    mean: tuple[float, float, float] | None = None  # mean RGB, grey levels, if requested
 
 
 def verify(chunks: Iterable[Sequence[Member]], how: How, *, mean: bool = False) -> Iterator[list[Finding]]:

@@ -26,8 +26,7 @@ from vggrepro.data.loading.prefetch import AHEAD, made_ahead
 from vggrepro.data.views import Ints
 from vggrepro.progress import warn
 
-MOST = 64
-"""Maximum number of images in a batch, and the default size of a piece of the loader."""
+MOST = 64  # maximum number of images in a batch, and the default size of a piece of the loader
 
 
 def regions(

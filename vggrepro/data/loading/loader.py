@@ -53,8 +53,7 @@ class BadImages:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.reasons: dict[str, str] = {}
-        """Reasons by the path of the image."""
+        self.reasons: dict[str, str] = {}  # reasons by the path of the image
 
     def note(self, split: Split, image: int, reason: BadImageError) -> None:
         """Counts and reports a bad image, the first time only. Raises UserError beyond the limit."""
@@ -83,7 +82,6 @@ class Loader:
         backend: Decoder; `dali_gpu` decodes and resamples on `device`.
         mean: Mean RGB to subtract, grey levels (0-255).
         workers: Decoding threads of all processes together.
-        device: Device of the batches.
         std: Divisor of R, G and B after subtraction, for weights that were trained with one.
         dtype: Type of the images; a half-precision type gives what autocast would cast them to.
         readers: Threads that wait for files, of all processes together.
@@ -235,10 +233,7 @@ class Loader:
 def _full_regions(
     split: Split, wanted: Iterator[Ints], pool: ThreadPoolExecutor, readers: ThreadPoolExecutor
 ) -> Iterator[list[Region | BadImageError]]:
-    """Decodes full images with PIL in threads, like torchvision's folder data sets: the torchvision backend.
-
-    PIL releases the interpreter's lock while it decodes, so threads scale and nothing is forked.
-    """
+    """Decodes full images for the torchvision backend, in threads: PIL releases the interpreter's lock."""
 
     def decoded(image: int, reading: Future[bytes | BadImageError]) -> Region | BadImageError:
         return full_region(reading.result(), split.size[image])

@@ -10,8 +10,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
-AHEAD = 2
-"""Number of items that are prepared, or begun, ahead of the requested one."""
+AHEAD = 2  # number of items that are prepared, or begun, ahead of the requested one
 
 
 class OnDevice(Protocol):

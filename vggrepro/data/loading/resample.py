@@ -16,8 +16,7 @@ from vggrepro.data.decode import Region
 from vggrepro.data.loading.prefetch import to_device
 from vggrepro.data.views import Ints
 
-_MOST_VALUES = 2**27
-"""Maximum number of padded grey levels in a product: half a gigabyte in float32."""
+_MOST_VALUES = 2**27  # maximum number of padded grey levels in a product: half a gigabyte in float32
 
 _STEPS = 2**16
 """Fixed-point steps per grey level. Weights are multiples of its inverse, so that a sum of grey levels times weights

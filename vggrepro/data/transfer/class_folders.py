@@ -25,10 +25,9 @@ _WANTED = "a folder of classes (<class>/<image>) or an uncompressed tar of one"
 
 
 def open_class_folders(name: str, source: Path, drawing: Drawing, cache: Path, progress: Progress) -> TransferSet:
-    """Opens a folder of classes, split at random and measured by mean class recall.
+    """Opens a folder of classes, split at random and measured by mean class recall. Raises UserError.
 
-    Images of `train/<class>/` and `val/<class>/` are pooled. Files that are not images are not samples. Raises
-    UserError, also for a class with too few images.
+    Images of `train/<class>/` and `val/<class>/` are pooled. Files that are not images are not samples.
     """
     sample_names = listed(name, source)
     members = list(sample_names)

@@ -13,8 +13,7 @@ def open_transfer(
 ) -> TransferSet:
     """Opens a downloaded data set: a key of `paper.facts().transfer`, or a folder of classes under any other name.
 
-    Nothing is extracted. The index is stored in `cache` for reuse. Calls `progress` with the number of inspected images
-    and their total. Raises UserError.
+    The index is stored in `cache` for reuse. Calls `progress(done, total)` in images. Raises UserError.
     """
     if name in voc.CHALLENGES:
         return voc.open_voc(name, source, settings.seed, cache, progress)
@@ -26,8 +25,7 @@ class Listing(NamedTuple):
 
     classes: int
     images: int
-    samples: int
-    """Images, or persons in them."""
+    samples: int  # images, or persons in them
 
 
 def list_transfer(name: str, source: Path, settings: Drawing) -> Listing:

@@ -30,20 +30,16 @@ class Challenge(NamedTuple):
     """A task of a year."""
 
     year: str
-    folder: str
-    """Subfolder of `ImageSets`."""
-    labelled: tuple[str, ...]
-    """Sets whose labels are public."""
-    persons: bool
-    """Whether a sample is a person, not an image."""
+    folder: str  # subfolder of `ImageSets`
+    labelled: tuple[str, ...]  # sets whose labels are public
+    persons: bool  # whether a sample is a person, not an image
 
 
 class SampleKey(NamedTuple):
     """An image, or a person in an image."""
 
     image: str
-    person: int
-    """Number of the object in the image's XML, from 1; 0: the sample is the image."""
+    person: int  # number of the object in the image's XML, from 1; 0: the sample is the image
 
     def __str__(self) -> str:
         image = f"image {self.image[:_SHOWN]}"
@@ -53,12 +49,9 @@ class SampleKey(NamedTuple):
 class Sample(NamedTuple):
     """A sample in the image sets."""
 
-    set: str
-    """`train`, `val` or `test`."""
-    place: str
-    """Path and line that name it first, for messages."""
-    labels: tuple[int, ...]
-    """1, -1 or 0 (difficult) per class; empty without labels."""
+    set: str  # `train`, `val` or `test`
+    place: str  # path and line that name it first, for messages
+    labels: tuple[int, ...]  # 1, -1 or 0 (difficult) per class; empty without labels
 
 
 _Lines = dict[SampleKey, tuple[str, int | None]]
