@@ -298,11 +298,13 @@ def test_reads_are_retried_while_files_are_away(
     using, away = loader(backend), place.with_name("away")
 
     def go_and_come() -> None:
-        for _ in range(4):
+        for n in range(100):
             place.rename(away)
             time.sleep(0.1)
             away.rename(place)
             time.sleep(0.01)
+            if n >= 3 and decode._warned:  # a reader was there in time, also on a busy machine
+                break
 
     mover = threading.Thread(target=go_and_come)
     mover.start()
