@@ -40,7 +40,7 @@ def test_a_way_that_says_something_else_is_seen(images: Path, tmp_path: Path, mo
         finally:
             bench.config.evaluation.__dict__["flip"] = True
 
-    monkeypatch.setattr(Bench, "one_by_one", careless)
+    monkeypatch.setattr(Bench, "per_image", careless)
     assert run(small(images, tmp_path), (37,), 5, 1)["details"]["largest_difference"] > 1e-3
 
 

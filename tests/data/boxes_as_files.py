@@ -1,4 +1,4 @@
-"""The same boxes in every format that boxes are published in."""
+"""Writes the same boxes in every published format."""
 
 import io
 import tarfile
@@ -6,38 +6,38 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 Objects = dict[str, list[tuple[int, int, int, int]]]
-"""xmin, ymin, xmax, ymax, both ends included, by the image's place: split/class/name."""
+"""xmin, ymin, xmax, ymax, inclusive, by the path of the image: split/class/name."""
 
 
 def voc(boxes: Iterable[Sequence[object]], wnid: str, size: tuple[int, int] | None = None, name: str = "%s") -> bytes:
-    """An XML file as ILSVRC distributes it."""
-    said = f"<size><width>{size[1]}</width><height>{size[0]}</height><depth>3</depth></size>" if size else ""
+    """Builds an XML file as ILSVRC distributes it."""
+    size_element = f"<size><width>{size[1]}</width><height>{size[0]}</height><depth>3</depth></size>" if size else ""
     objects = "".join(
         f"<object><name>{wnid}</name><pose>Unspecified</pose><bndbox><xmin>{a}</xmin><ymin>{b}</ymin><xmax>{c}</xmax>"
         f"<ymax>{d}</ymax></bndbox></object>"
         for a, b, c, d in boxes
     )
-    return f"<annotation><folder>x</folder><filename>{name}</filename>{said}{objects}</annotation>\n".encode()
+    return f"<annotation><folder>x</folder><filename>{name}</filename>{size_element}{objects}</annotation>\n".encode()
 
 
 def tar_of(members: Iterable[tuple[str, bytes]], mode: str = "w") -> bytes:
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode=mode) as tar:  # type: ignore[call-overload]
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as tar:  # type: ignore[call-overload]
         for name, content in members:
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-    return made.getvalue()
+    return buffer.getvalue()
 
 
 def _xml(objects: Objects, split: str) -> list[tuple[str, str, bytes]]:
-    """(class, name of the XML, content) of a split."""
+    """Lists (class, name of the XML, content) of a split."""
     places = [(Path(place), boxes) for place, boxes in objects.items() if place.startswith(split)]
     return [(place.parent.name, f"{place.stem}.xml", voc(boxes, place.parent.name)) for place, boxes in places]
 
 
 def put_archives(objects: Objects, to: Path) -> list[Path]:
-    """ILSVRC's two archives: train in a folder a class, val flat."""
+    """Writes ILSVRC's two archives: train with a folder per class, val flat."""
     train, val = to / "ILSVRC2012_bbox_train_v2.tar.gz", to / "ILSVRC2012_bbox_val_v3.tgz"
     train.write_bytes(tar_of([(f"{wnid}/{name}", xml) for wnid, name, xml in _xml(objects, "train")], "w:gz"))
     val.write_bytes(tar_of([(f"val/{name}", xml) for _, name, xml in _xml(objects, "val")], "w:gz"))
@@ -45,7 +45,7 @@ def put_archives(objects: Objects, to: Path) -> list[Path]:
 
 
 def put_nested_archives(objects: Objects, to: Path) -> list[Path]:
-    """A tar of one tar a class, compressed or not, as ImageNet's Annotation.tar.gz."""
+    """Writes a tar of tars, one per class, compressed or not, like ImageNet's Annotation.tar.gz."""
     files = []
     for split in ("train", "val"):
         xml = _xml(objects, split)
@@ -65,7 +65,7 @@ def put_nested_archives(objects: Objects, to: Path) -> list[Path]:
 
 
 def put_xml_tree(objects: Objects, to: Path) -> list[Path]:
-    """Kaggle's tree."""
+    """Writes Kaggle's tree."""
     for split in ("train", "val"):
         for wnid, name, content in _xml(objects, split):
             file = to / "Annotations" / "CLS-LOC" / split / (wnid if split == "train" else "") / name
@@ -75,20 +75,20 @@ def put_xml_tree(objects: Objects, to: Path) -> list[Path]:
 
 
 def put_kaggle(objects: Objects, to: Path) -> list[Path]:
-    """Kaggle's tables."""
+    """Writes Kaggle's tables."""
     files = [to / f"LOC_{split}_solution.csv" for split in ("train", "val")]
     for split, file in zip(("train", "val"), files, strict=True):
         rows = ["ImageId,PredictionString"]
         for place, boxes in reversed(objects.items()):
             if place.startswith(split):
-                one = Path(place)
-                rows.append(f"{one.stem},{''.join(f'{one.parent.name} {a} {b} {c} {d} ' for a, b, c, d in boxes)}")
+                image = Path(place)
+                rows.append(f"{image.stem},{''.join(f'{image.parent.name} {a} {b} {c} {d} ' for a, b, c, d in boxes)}")
         file.write_text("\n".join(rows) + "\n")
     return files
 
 
 def put_tiny(objects: Objects, to: Path) -> list[Path]:
-    """Tiny ImageNet's tables."""
+    """Writes Tiny ImageNet's tables."""
     for place, boxes in objects.items():
         split, wnid, name = place.split("/")
         file = to / split / wnid / f"{wnid}_boxes.txt" if split == "train" else to / "val" / "val_annotations.txt"
@@ -100,7 +100,7 @@ def put_tiny(objects: Objects, to: Path) -> list[Path]:
 
 
 def put_table(objects: Objects, to: Path) -> list[Path]:
-    """A table of one's own."""
+    """Writes boxes.tsv."""
     rows = [(place, *box) for place, boxes in objects.items() for box in boxes]
     lines = ["file\txmin\tymin\txmax\tymax", *("\t".join(map(str, row)) for row in rows)]
     (to / "boxes.tsv").write_text("\n".join(lines) + "\n")

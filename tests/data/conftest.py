@@ -1,4 +1,4 @@
-"""Photographs to test on: made from scikit-learn's two images, and the shared ones where they are."""
+"""Photographs for tests: cut from scikit-learn's two images, and the shared ones if present."""
 
 import shutil
 import tarfile
@@ -17,33 +17,33 @@ from vggrepro.data.decode import BadImageError, patiently
 from vggrepro.data.images.archive_members import Member
 from vggrepro.data.images.index import Split
 from vggrepro.data.images.scan import scan_folder
-from vggrepro.data.images.verify import Finding, How, look
+from vggrepro.data.images.verify import Finding, How, inspect
 
 
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An ImageNet-style folder of 24 + 8 photographs of two classes, of many sizes, cut from two real ones."""
+    """ImageNet-style folder of 24 + 8 photographs of two classes and many sizes, cut from two real ones."""
     root = tmp_path_factory.mktemp("photographs")
     random = np.random.default_rng(0)
     for split, count in (("train", 24), ("val", 8)):
         for number in range(count):
             label = number % 2
-            whole = Image.fromarray(load_sample_images().images[label])
+            photo = Image.fromarray(load_sample_images().images[label])
             scale = random.uniform(0.3, 1.0)
-            width, height = (int(side * scale * random.uniform(0.6, 1.0)) for side in whole.size)
+            width, height = (int(side * scale * random.uniform(0.6, 1.0)) for side in photo.size)
             left, top = (
-                int(random.uniform(0, side - cut)) for side, cut in zip(whole.size, (width, height), strict=True)
+                int(random.uniform(0, side - cut)) for side, cut in zip(photo.size, (width, height), strict=True)
             )
             file = root / split / ("church", "flower")[label] / f"{number:03d}.JPEG"
             file.parent.mkdir(parents=True, exist_ok=True)
             # both chroma subsamplings that are common in the wild
-            whole.crop((left, top, left + width, top + height)).save(file, quality=92, subsampling=2 * (number % 2))
+            photo.crop((left, top, left + width, top + height)).save(file, quality=92, subsampling=2 * (number % 2))
     return root
 
 
 @pytest.fixture(scope="session")
 def folders(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The photographs under ILSVRC's names, in folders: train/<wnid>/<wnid>_<n>.JPEG, val/<wnid>/ILSVRC2012_val_<n>."""
+    """Copies of the photographs with ILSVRC's names, train/<wnid>/<wnid>_<n> and val/<wnid>/ILSVRC2012_val_<n>."""
     root = tmp_path_factory.mktemp("folders")
     for source in sorted(photographs.rglob("*.JPEG")):
         split, wnid, number = source.parts[-3], WNIDS[source.parts[-2]], int(source.stem)
@@ -55,24 +55,24 @@ def folders(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture
-def looked_at_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images are looked at in this process: a test of names and labels has no need of processes that may die."""
+def inspected_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inspects images in this process, because tests of names and labels do not need worker processes."""
 
-    def seen(image: Member, how: How) -> Finding:
+    def inspected(image: Member, how: How) -> Finding:
         try:
-            return patiently(image.file, partial(look, image, how, False), archive=image.offset > 0)
+            return patiently(image.file, partial(inspect, image, how, False), archive=image.offset > 0)
         except BadImageError as error:
             return Finding(0, 0, "", f"rejected: {error}")
 
     def verify(chunks: Iterable[Sequence[Member]], how: How, **_: object) -> Iterator[list[Finding]]:
-        return ([seen(image, how) for image in chunk] for chunk in chunks)
+        return ([inspected(image, how) for image in chunk] for chunk in chunks)
 
     monkeypatch.setattr("vggrepro.data.images.scan.verify", verify)
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where indices of data sets are kept."""
+    """Folder for cached indices."""
     return tmp_path_factory.mktemp("cache")
 
 
@@ -94,7 +94,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 def unpacked(name: str, folder: Path) -> Path:
-    """A shared archive, unpacked; skips the test where it is absent."""
+    """Unpacks a shared archive; skips the test if it is absent."""
     with tarfile.open(shared(name)) as tar:
         tar.extractall(folder, filter="data")
     return folder
@@ -102,11 +102,11 @@ def unpacked(name: str, folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def clothing(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """1,249 phone photographs of ten classes, shorter side 400 px."""
+    """Folder of 1,249 phone photographs of ten classes, shorter side 400 px."""
     return unpacked("clothing10-400-cc0-1k.tar", tmp_path_factory.mktemp("clothing"))
 
 
 @pytest.fixture(scope="session")
 def hard_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """248 files that trouble decoders, with a manifest of what is wrong with them."""
+    """Folder of 248 files that trouble decoders, with a manifest of their defects."""
     return unpacked("hard-files.tar", tmp_path_factory.mktemp("hard_files"))

@@ -1,4 +1,4 @@
-"""The same images in every layout, with the same labels in every file."""
+"""Writes the same images in every layout, with the same labels in every file."""
 
 import io
 import shutil
@@ -17,18 +17,18 @@ WNIDS = {"church": "n03028079", "flower": "n11669921"}
 
 
 def tar_of(members: Iterable[tuple[str, bytes]], mode: Literal["w", "w:gz"] = "w") -> bytes:
-    """An archive of files by name and content."""
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode=mode) as tar:
+    """Builds an archive of files given by name and content."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as tar:
         for name, content in members:
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-    return made.getvalue()
+    return buffer.getvalue()
 
 
 def flat(files: Iterable[Path]) -> list[tuple[str, bytes]]:
-    """Files under their names, without their folders."""
+    """Returns names, without folders, and contents of files."""
     return [(file.name, file.read_bytes()) for file in files]
 
 
@@ -37,7 +37,7 @@ def val_images(folders: Path) -> list[Path]:
 
 
 def ilsvrc_archives(folders: Path, to: Path) -> None:
-    """The nested layout of the original: a tar of one tar per class, a flat tar of validation images."""
+    """Writes the original layout: a tar of a tar per class, and a flat tar of validation images."""
     classes = sorted((folders / "train").iterdir())
     inner = [(f"{folder.name}.tar", tar_of(flat(sorted(folder.iterdir())))) for folder in classes]
     (to / "ILSVRC2012_img_train.tar").write_bytes(tar_of(inner))
@@ -45,7 +45,7 @@ def ilsvrc_archives(folders: Path, to: Path) -> None:
 
 
 def ground_truth(folders: Path) -> dict[str, bytes]:
-    """The devkit's files: validation labels by its own numbers, which run against the order of wnids, and meta.mat."""
+    """Builds the development kit's files: meta.mat, and labels in an order opposite to that of the wnids."""
     number = {wnid: n for n, wnid in enumerate(sorted(WNIDS.values(), reverse=True), 1)}
     kind = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O")]
     synsets = np.array([(n, wnid, "crane") for wnid, n in number.items()], dtype=kind)
@@ -90,12 +90,12 @@ LABELS = [put_devkit, put_unpacked_devkit, put_meta_bin, put_kaggle_labels, put_
 
 
 def same_images(left: Index, right: Index, splits: Sequence[str] = ("train", "val")) -> bool:
-    """Whether they have the same classes, and in these splits the same images and labels."""
+    """Whether two indices have the same classes, and in these splits the same images and labels."""
 
-    def same(one: Split, other: Split) -> bool:
+    def same(first: Split, second: Split) -> bool:
         columns = ("label", "length", "size", "ordinary")
-        alike = all(np.array_equal(getattr(one, column), getattr(other, column)) for column in columns)
-        return alike and [one.read(n) for n in range(len(one))] == [other.read(n) for n in range(len(other))]
+        alike = all(np.array_equal(getattr(first, column), getattr(second, column)) for column in columns)
+        return alike and [first.read(n) for n in range(len(first))] == [second.read(n) for n in range(len(second))]
 
     return left.classes == right.classes and all(same(left.split(name), right.split(name)) for name in splits)
 

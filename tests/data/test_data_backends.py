@@ -1,4 +1,4 @@
-"""The backends against PIL's plain "rescale the whole image, then crop", and against one another."""
+"""Compares the backends with PIL's "rescale the full image, then crop", and with each other."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ from vggrepro.data.images.scan import scan_folder
 from vggrepro.data.loading import loader
 from vggrepro.data.loading.loader import Batch, Loader, make_loader
 from vggrepro.data.sampler import TrainingSampler
-from vggrepro.data.views import Views, centre, rescaled_size, whole
+from vggrepro.data.views import Views, centre, rescaled_size, uncropped
 from vggrepro.errors import UserError
 
 needs_dali = pytest.mark.skipif(importlib.util.find_spec("nvidia.dali") is None, reason="DALI is not installed")
-# dali_gpu on a CPU: all of it but the decoder, which is libjpeg-turbo's then
+# dali_gpu on a CPU: everything except the decoder, which is libjpeg-turbo there
 BACKENDS = [pytest.param("dali", marks=needs_dali), pytest.param("dali_gpu", marks=needs_dali), "torchvision"]
 Backend = Literal["dali", "dali_gpu", "torchvision"]
 NO_MEAN = (0.0, 0.0, 0.0)
@@ -40,7 +40,7 @@ def loaded(
 
 
 def rescaled_then_cropped(split: Split, views: Views) -> NDArray[np.float32]:
-    """(N, h, w, 3): the definition of a view, without its colours."""
+    """Renders views by definition, without colour shift, shape (N, h, w, 3)."""
     crops = []
     for row, size, (top, left), flip in zip(views.image, views.rescaled, views.corner, views.flip, strict=True):
         with Image.open(split.name_of(row)) as encoded:
@@ -51,12 +51,12 @@ def rescaled_then_cropped(split: Split, views: Views) -> NDArray[np.float32]:
 
 
 def pixels(batch: Batch) -> NDArray[np.float32]:
-    """(N, h, w, 3)"""
+    """Pixels of a batch, shape (N, h, w, 3)."""
     return batch.images.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def assert_close(found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
-    """At most one grey level, but for one pixel in 100,000: PIL takes a window's borders in single precision."""
+    """Allows a grey level, and more for 1 pixel in 100,000: PIL takes a window's borders in single precision."""
     error = np.abs(found - expected)
     assert error.mean() < 0.05
     assert error.max() <= 2.001
@@ -81,8 +81,8 @@ def test_training_crops_are_plain_crops(train_split: Split, backend: Backend, S:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_borders_are_as_good_as_the_middle(train_split: Split, backend: Backend) -> None:
-    """Crops at all four corners of strongly reduced images, where a missing margin shows most."""
+def test_window_borders_are_as_exact_as_the_middle(train_split: Split, backend: Backend) -> None:
+    """Crops at the corners of strongly reduced images, where a missing margin shows most."""
     image = np.repeat(np.arange(4), 5)
     size = train_split.size[image]
     rescaled = rescaled_size(size, 48)
@@ -95,13 +95,13 @@ def test_borders_are_as_good_as_the_middle(train_split: Split, backend: Backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_dense_views_are_the_whole_rescaled_images(val_split: Split, backend: Backend) -> None:
+def test_dense_views_are_uncropped_rescaled_images(val_split: Split, backend: Backend) -> None:
     rescaled = rescaled_size(val_split.size, 96)
     shapes = sorted({(int(h), int(w)) for h, w in rescaled})
     assert len(shapes) > 2
     assert any(side % 2 for shape in shapes for side in shape)
     of_shape = [(rescaled == shape).all(axis=1).nonzero()[0] for shape in shapes]
-    stream = [whole(rows, val_split.size[rows], rescaled[rows]) for rows in sorted(of_shape, key=len, reverse=True)]
+    stream = [uncropped(rows, val_split.size[rows], rescaled[rows]) for rows in sorted(of_shape, key=len, reverse=True)]
     batches = loaded(val_split, stream, backend)
     for views, batch in zip(stream, batches, strict=True):
         assert batch.images.shape[2:] == views.shape
@@ -111,7 +111,7 @@ def test_dense_views_are_the_whole_rescaled_images(val_split: Split, backend: Ba
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_flips_mirror_left_and_right(val_split: Split, backend: Backend) -> None:
+def test_flips_mirror_left_to_right(val_split: Split, backend: Backend) -> None:
     straight = centre(np.arange(4), val_split.size[:4], 80, 64)
     views = Views(*(getattr(straight, f) for f in ("image", "size", "rescaled", "corner", "shape")),
                   np.array([True, False, True, False]), straight.shift)  # fmt: skip
@@ -161,7 +161,7 @@ def test_half_precision(train_split: Split, backend: Backend) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize(("S", "crop"), [((64, 128), 64), ((224, 512), 224)])
 def test_decoded_on_a_gpu_crops_are_plain_crops(train_split: Split, S: tuple[int, int], crop: int) -> None:
-    """The GPU's decoder rounds in its own way, and interpolates chroma in its own way at edges of colour."""
+    """The GPU's decoder rounds, and interpolates chroma at edges of colour, differently."""
     stream = training_views(train_split, 48, 16, S, crop)
     batches = list(Loader("dali_gpu", NO_MEAN, 2, torch.device("cuda", 0)).batches(train_split, stream))
     for views, batch in zip(stream, batches, strict=True):
@@ -172,20 +172,20 @@ def test_decoded_on_a_gpu_crops_are_plain_crops(train_split: Split, S: tuple[int
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_any_batch_split_and_any_number_of_threads_give_the_same_images(train_split: Split, backend: Backend) -> None:
-    in_one = loaded(train_split, training_views(train_split, 40, 40, (64, 128), 64), backend, workers=1)
+def test_images_do_not_depend_on_batch_split_or_threads(train_split: Split, backend: Backend) -> None:
+    unsplit = loaded(train_split, training_views(train_split, 40, 40, (64, 128), 64), backend, workers=1)
     in_parts = loaded(train_split, training_views(train_split, 40, 16, (64, 128), 64), backend, workers=3)
-    assert torch.equal(torch.cat([b.images for b in in_one]), torch.cat([b.images for b in in_parts]))
+    assert torch.equal(torch.cat([b.images for b in unsplit]), torch.cat([b.images for b in in_parts]))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_stream_may_be_left_early_or_be_empty(train_split: Split, backend: Backend) -> None:
+def test_a_stream_may_be_abandoned_or_empty(train_split: Split, backend: Backend) -> None:
     stream = training_views(train_split, 480, 16, (64, 128), 64)
     batches = Loader(backend, MEAN, 2, torch.device("cpu")).batches(train_split, stream)
     first = next(batches)
     del batches
-    (again,) = loaded(train_split, stream[:1], backend, MEAN)
-    assert torch.equal(first.images, again.images)
+    (repeated,) = loaded(train_split, stream[:1], backend, MEAN)
+    assert torch.equal(first.images, repeated.images)
     assert loaded(train_split, [], backend) == []
 
 
@@ -199,7 +199,7 @@ def test_crops_of_real_photographs_are_plain_crops(clothing: Path, backend: Back
 
 @needs_dali
 def test_pixels_do_not_depend_on_the_precision_of_training(train_split: Split) -> None:
-    """In double precision, which TF32's switch does not touch, sums are what they are in float32: exact."""
+    """Sums in double precision, which the TF32 setting does not affect, are as exact as in float32."""
     stream = training_views(train_split, 16, 8, (64, 128), 64)
     plain = loaded(train_split, stream, "dali_gpu")
     torch.backends.cuda.matmul.allow_tf32 = True
@@ -207,14 +207,14 @@ def test_pixels_do_not_depend_on_the_precision_of_training(train_split: Split) -
         doubled = loaded(train_split, stream, "dali_gpu")
     finally:
         torch.backends.cuda.matmul.allow_tf32 = False
-    assert all(torch.equal(one.images, other.images) for one, other in zip(plain, doubled, strict=True))
+    assert all(torch.equal(first.images, second.images) for first, second in zip(plain, doubled, strict=True))
 
 
 @needs_dali
-def test_without_docstrings_there_is_no_dali(
+def test_dali_is_not_used_without_docstrings(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """DALI adds to its docstrings when it is imported, and `python -OO` leaves none."""
+    """DALI extends its docstrings on import, but `python -OO` removes them."""
     monkeypatch.setattr(loader, "sys", SimpleNamespace(flags=SimpleNamespace(optimize=2)))
     loader._note_stripped.cache_clear()
     cpu = torch.device("cpu")

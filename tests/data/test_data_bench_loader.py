@@ -1,4 +1,4 @@
-"""The loader's benchmark: that it compares like with like, and says what a benchmark says."""
+"""The loader's benchmark compares equal work, and reports what a benchmark reports."""
 
 import importlib.util
 from pathlib import Path
@@ -19,7 +19,7 @@ def config(root: Path | None = None, **data: object) -> Config:
 
 
 @pytest.mark.slow
-def test_it_reports_the_keys_of_a_benchmark(photographs: Path) -> None:
+def test_the_report_has_the_keys_of_a_benchmark(photographs: Path) -> None:
     found = run(config(photographs), images=20, batch=4, batches=3, rounds=2)
     assert {"name", "ours", "usual", "ratio", "unit", "ceiling", "details"} <= found.keys()
     assert found["ours"] > 0
@@ -29,8 +29,8 @@ def test_it_reports_the_keys_of_a_benchmark(photographs: Path) -> None:
         assert found["ceiling"] > 0
 
 
-def test_the_usual_way_is_the_same_augmentation() -> None:
-    """Its crops are those of the rescaled image, its colours are shifted as ours are."""
+def test_the_baseline_is_the_same_augmentation() -> None:
+    """Crops are taken from the rescaled image, and colours are shifted like ours."""
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8))
     plain = config(S=64, flip=False, colour_shift=ColourShift(mode="off"))
     mean = torch.tensor(plain.data.mean)

@@ -1,4 +1,4 @@
-"""Boxes: what every format says, how they find their images, what is kept, and the verb."""
+"""Boxes: formats, matching with images, storage, and the command."""
 
 import gzip
 import os
@@ -32,7 +32,7 @@ from vggrepro.data.images.index import Index
 from vggrepro.data.images.scan import open_index, scan, scan_folder
 from vggrepro.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("looked_at_here")
+pytestmark = pytest.mark.usefixtures("inspected_in_process")
 
 WNIDS = ("n03028079", "n11669921")
 Put = Callable[[Objects, Path], list[Path]]
@@ -40,7 +40,7 @@ Put = Callable[[Objects, Path], list[Path]]
 
 @pytest.fixture(scope="module")
 def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of 40 px and more under ILSVRC's names: 2 x 4 to train on, 2 x 2 to validate."""
+    """Images of at least 40 px with ILSVRC's names: 2 x 4 for training, 2 x 2 for validation."""
     root = tmp_path_factory.mktemp("pictured")
     number = 0
     for split, count in (("train", 4), ("val", 2)):
@@ -59,26 +59,26 @@ def index(pictured: Path) -> Index:
 
 
 def places(index: Index, split: str) -> list[str]:
-    """split/class/name of the images of a split, in index order."""
+    """Lists split/class/name of the images of a split, in index order."""
     part = index.split(split)
     return ["/".join(Path(part.name_of(n)).parts[-3:]) for n in range(len(part))]
 
 
 @pytest.fixture(scope="module")
 def objects(index: Index) -> Objects:
-    """No box, one, two or three in an image; the last one runs to the image's width and height themselves."""
-    said: Objects = {}
+    """Zero to three boxes per image; the last extends to the image's width and height."""
+    boxes_of_image: Objects = {}
     for split in ("train", "val"):
         for n, place in enumerate(places(index, split)):
             height, width = index.split(split).size[n].tolist()
             boxes = [(n, 2, n + 10, 20), (5, 6 + n, 5, 6 + n), (7, 8, width, height)]
             if n % 4:
-                said[place] = boxes[: n % 4]
-    return said
+                boxes_of_image[place] = boxes[: n % 4]
+    return boxes_of_image
 
 
 def expected(index: Index, objects: Objects, split: str) -> Boxes:
-    """Edges, in index order."""
+    """Edges of the boxes in index order."""
     found, start = [], [0]
     for n, place in enumerate(places(index, split)):
         height, width = index.split(split).size[n].tolist()
@@ -96,7 +96,7 @@ def same(found: BoxSet, index: Index, objects: Objects) -> bool:
 
 
 @pytest.mark.parametrize("put", FORMATS)
-def test_every_format_says_the_same_boxes(index: Index, objects: Objects, tmp_path: Path, put: Put) -> None:
+def test_all_formats_give_the_same_boxes(index: Index, objects: Objects, tmp_path: Path, put: Put) -> None:
     found = read_boxes(index, put(objects, tmp_path))
     assert same(found, index, objects)
     assert found.flagged == ()
@@ -113,12 +113,12 @@ def test_boxes_are_found_beside_their_images(
     root = tmp_path / "imagenet"
     shutil.copytree(pictured, root)
     sources = put(objects, root)
-    own = scan_folder(root)
-    assert own.fingerprint == index.fingerprint, "annotations are no images"
+    scanned = scan_folder(root)
+    assert scanned.fingerprint == index.fingerprint, "annotations are not images"
     assert beside(root) == sources
     for folder in (root, None):
-        found = open_boxes(own, None, folder, tmp_path / "cache")
-        assert same(found, own, objects)
+        found = open_boxes(scanned, None, folder, tmp_path / "cache")
+        assert same(found, scanned, objects)
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
@@ -134,7 +134,7 @@ def test_boxes_are_found_in_kaggles_tree_from_any_folder_of_it(
         assert same(open_boxes(scan_folder(root), None, root, tmp_path / "cache"), scan_folder(root), objects)
 
 
-def test_archives_of_images_and_of_boxes_may_lie_in_one_folder(
+def test_archives_of_images_and_boxes_may_share_a_folder(
     pictured: Path, index: Index, objects: Objects, tmp_path: Path
 ) -> None:
     def images(split: str) -> Iterator[tuple[str, bytes]]:
@@ -143,9 +143,9 @@ def test_archives_of_images_and_of_boxes_may_lie_in_one_folder(
 
     (tmp_path / "images.tar").write_bytes(tar_of([*images("train"), *images("val")]))
     put_archives(objects, tmp_path)
-    own = open_index(str(tmp_path), None, tmp_path / "cache", lambda done, total: None)
+    scanned = open_index(str(tmp_path), None, tmp_path / "cache", lambda done, total: None)
     for root in (tmp_path, None):
-        found = open_boxes(own, None, root, tmp_path / "cache")
+        found = open_boxes(scanned, None, root, tmp_path / "cache")
         assert all(
             np.array_equal(found.split(s).box, expected(index, objects, s).box) and not found.flagged
             for s in ("train", "val")
@@ -154,8 +154,8 @@ def test_archives_of_images_and_of_boxes_may_lie_in_one_folder(
 
 
 @pytest.mark.parametrize("put", [put_archives, put_kaggle])
-def test_ilsvrcs_own_folder(pictured: Path, index: Index, objects: Objects, tmp_path: Path, put: Put) -> None:
-    """Images, labels and boxes as they were downloaded, the boxes uncompressed or not."""
+def test_ilsvrcs_download_folder(pictured: Path, index: Index, objects: Objects, tmp_path: Path, put: Put) -> None:
+    """Images, labels and boxes as downloaded, with the boxes uncompressed or not."""
 
     def flat(folder: Path) -> list[tuple[str, bytes]]:
         return [(file.name, file.read_bytes()) for file in sorted(folder.rglob("*.JPEG"))]
@@ -165,25 +165,25 @@ def test_ilsvrcs_own_folder(pictured: Path, index: Index, objects: Objects, tmp_
     (tmp_path / "ILSVRC2012_img_val.tar").write_bytes(tar_of(flat(pictured / "val")))
     labels = [f"{file.name} {file.parent.name}\n" for file in sorted((pictured / "val").rglob("*.JPEG"))]
     (tmp_path / "val_labels.txt").write_text("".join(labels))
-    said = {place: [(1, 1, 5, 5)] for split in ("train", "val") for place in places(index, split)} | objects
-    for file in put(said, tmp_path):
+    all_objects = {place: [(1, 1, 5, 5)] for split in ("train", "val") for place in places(index, split)} | objects
+    for file in put(all_objects, tmp_path):
         if file.suffix == ".tgz":
             file.with_suffix(".tar").write_bytes(gzip.decompress(file.read_bytes()))
             file.unlink()
-    own = open_index(str(tmp_path), None, tmp_path / "cache", lambda done, total: None)
-    assert own.fingerprint == index.fingerprint
-    found = open_boxes(own, None, tmp_path, tmp_path / "cache")
+    scanned = open_index(str(tmp_path), None, tmp_path / "cache", lambda done, total: None)
+    assert scanned.fingerprint == index.fingerprint
+    found = open_boxes(scanned, None, tmp_path, tmp_path / "cache")
     for split in ("train", "val"):
-        assert np.array_equal(found.split(split).box, expected(index, said, split).box)
+        assert np.array_equal(found.split(split).box, expected(index, all_objects, split).box)
 
 
-def test_a_table_of_ones_own_takes_the_place_of_others(pictured: Path, objects: Objects, tmp_path: Path) -> None:
+def test_boxes_tsv_overrides_other_annotations(pictured: Path, objects: Objects, tmp_path: Path) -> None:
     put_archives(objects, tmp_path)
     assert beside(tmp_path) == [tmp_path / "ILSVRC2012_bbox_train_v2.tar.gz", tmp_path / "ILSVRC2012_bbox_val_v3.tgz"]
     assert beside(tmp_path) != put_table(objects, tmp_path) == beside(tmp_path)
 
 
-def test_boxes_of_an_image_largest_and_some(index: Index, objects: Objects, tmp_path: Path) -> None:
+def test_boxes_per_image_largest_and_subsets(index: Index, objects: Objects, tmp_path: Path) -> None:
     boxes = read_boxes(index, put_table(objects, tmp_path)).split("train")
     assert boxes.counts.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
     assert boxes.has.tolist() == [False, True, True, True] * 2
@@ -203,7 +203,7 @@ def test_boxes_of_an_image_largest_and_some(index: Index, objects: Objects, tmp_
     assert equal.largest().tolist() == [[0, 0, 2, 3]]
 
 
-def test_a_box_said_twice_counts_once(index: Index, objects: Objects, tmp_path: Path) -> None:
+def test_duplicate_boxes_count_once(index: Index, objects: Objects, tmp_path: Path) -> None:
     found = read_boxes(index, [*put_table(objects, tmp_path), *put_archives(objects, tmp_path)])
     assert same(found, index, objects)
     assert found.counts["left_out"] == {"said before": sum(map(len, objects.values()))}
@@ -230,11 +230,11 @@ def with_boxes(found: BoxSet, index: Index) -> dict[str, list[list[float]]]:
     }
 
 
-def test_images_of_one_name_are_told_by_class_split_and_suffix(alike: Index, tmp_path: Path) -> None:
+def test_images_with_the_same_name_differ_by_class_split_or_suffix(alike: Index, tmp_path: Path) -> None:
     named = ["train/cat/1.png", "train/dog/1.jpg", "train/dog/1.png", "val/cat/1.png", "val/dog/1.png"]
     table = put_table({place: [(n, n, 20, 20)] for n, place in enumerate(named)}, tmp_path)
     assert with_boxes(read_boxes(alike, table), alike) == {p: [[n, n, 21, 21]] for n, p in enumerate(named)}
-    for split, wnid, told in (
+    for split, wnid, is_named in (
         ("val", "dog", True),
         ("train", "cat", True),
         ("train", "dog", False),
@@ -244,7 +244,7 @@ def test_images_of_one_name_are_told_by_class_split_and_suffix(alike: Index, tmp
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(voc([(1, 1, 20, 20)], wnid))
         found = read_boxes(alike, [tmp_path / "xml"])
-        if told:
+        if is_named:
             assert with_boxes(found, alike) == {f"{split}/{wnid}/1.png": [[1, 1, 21, 21]]}
         else:
             assert with_boxes(found, alike) == {}
@@ -252,7 +252,7 @@ def test_images_of_one_name_are_told_by_class_split_and_suffix(alike: Index, tmp
         file.unlink()
 
 
-def test_another_split_or_class_is_not_taken_for_the_image(alike: Index, tmp_path: Path) -> None:
+def test_boxes_do_not_match_images_of_another_split_or_class(alike: Index, tmp_path: Path) -> None:
     table = put_table({"val/cat/2.png": [(1, 1, 9, 9)], "train/cat/1.png": [(1, 1, 9, 9)]}, tmp_path)
     found = read_boxes(alike, table)
     assert list(with_boxes(found, alike)) == ["train/cat/1.png"]
@@ -263,49 +263,47 @@ def test_another_split_or_class_is_not_taken_for_the_image(alike: Index, tmp_pat
     assert found.counts["left_out"] == {"of another class than the image": 1}
 
 
-def test_ilsvrcs_own_names_are_found_in_another_split(pictured: Path, objects: Objects, tmp_path: Path) -> None:
-    """Who validates on a part of the training images still has their boxes."""
+def test_ilsvrc_names_match_in_another_split(pictured: Path, objects: Objects, tmp_path: Path) -> None:
+    """Boxes are found if training images are used for validation."""
     root = tmp_path / "own"
     shutil.copytree(pictured / "train", root / "train")
     moved = root / "val" / WNIDS[0] / f"{WNIDS[0]}_1.JPEG"
     moved.parent.mkdir(parents=True)
     shutil.move(root / "train" / WNIDS[0] / moved.name, moved)
-    own = scan_folder(root)
-    found = read_boxes(own, put_archives(objects, tmp_path))
+    scanned = scan_folder(root)
+    found = read_boxes(scanned, put_archives(objects, tmp_path))
     assert found.split("val").of(0).tolist() == [[1, 2, 12, 21]]
-    assert found.counts["unknown"] == 3, "of the validation images that are not there"
+    assert found.counts["unknown"] == 3, "of the missing validation images"
 
 
-def test_rejected_images_and_those_that_are_not_there_are_counted(
-    pictured: Path, objects: Objects, tmp_path: Path
-) -> None:
+def test_rejected_and_missing_images_are_counted(pictured: Path, objects: Objects, tmp_path: Path) -> None:
     root = tmp_path / "own"
     shutil.copytree(pictured, root)
     with_box = [place for place in objects if place.startswith("train")]
     (root / with_box[0]).write_bytes(b"no image")
     (root / with_box[1]).unlink()
-    own = scan_folder(root)
+    scanned = scan_folder(root)
     left = {place: boxes for place, boxes in objects.items() if place not in with_box[:2]}
-    found = read_boxes(own, put_xml_tree(objects, tmp_path))
-    assert same(found, own, left)
+    found = read_boxes(scanned, put_xml_tree(objects, tmp_path))
+    assert same(found, scanned, left)
     assert (found.counts["rejected"], found.counts["unknown"]) == (1, 1)
 
 
-def test_boxes_are_kept_in_a_file(index: Index, objects: Objects, tmp_path: Path) -> None:
+def test_boxes_are_saved_and_loaded(index: Index, objects: Objects, tmp_path: Path) -> None:
     found = read_boxes(index, [*put_table({**objects, places(index, "val")[0]: [(9, 9, 3, 3)]}, tmp_path)])
     file = tmp_path / "new" / "boxes.npz"
     found.save(file)
-    again = load(file, index)
-    assert (again.fingerprint, again.summary(), again.flagged) == (found.fingerprint, found.summary(), found.flagged)
-    assert len(again.flagged) == 1
-    assert np.array_equal(again.split("train").box, found.split("train").box)
+    loaded = load(file, index)
+    assert (loaded.fingerprint, loaded.summary(), loaded.flagged) == (found.fingerprint, found.summary(), found.flagged)
+    assert len(loaded.flagged) == 1
+    assert np.array_equal(loaded.split("train").box, found.split("train").box)
     assert open_boxes(index, file, None, tmp_path / "unused").fingerprint == found.fingerprint
     assert not (tmp_path / "unused").exists()
     other = read_boxes(index, put_table({place: boxes[:1] for place, boxes in objects.items()}, tmp_path))
     assert other.fingerprint != found.fingerprint
 
 
-def test_files_that_are_none_or_of_other_images(pictured: Path, index: Index, objects: Objects, tmp_path: Path) -> None:
+def test_invalid_and_foreign_files_are_refused(pictured: Path, index: Index, objects: Objects, tmp_path: Path) -> None:
     file = tmp_path / "boxes.npz"
     with pytest.raises(UserError, match=r"does not exist; make it with `vggrepro boxes"):
         load(file, index)
@@ -313,12 +311,12 @@ def test_files_that_are_none_or_of_other_images(pictured: Path, index: Index, ob
     shutil.copytree(pictured / "val", tmp_path / "other" / "val")
     with pytest.raises(UserError, match="is of other images than"):
         load(file, scan_folder(tmp_path / "other"))
-    whole = file.read_bytes()
-    for damaged in (b"", whole[:100], whole[: len(whole) // 2], whole[:-30], b"x" * 1000, b"PK" + bytes(500)):
+    saved = file.read_bytes()
+    for damaged in (b"", saved[:100], saved[: len(saved) // 2], saved[:-30], b"x" * 1000, b"PK" + bytes(500)):
         file.write_bytes(damaged)
         with pytest.raises(UserError, match=r"cannot be read .*; make it again"):
             load(file, index)
-    with np.load(put_again(file, whole)) as stored:
+    with np.load(overwritten(file, saved)) as stored:
         arrays = dict(stored)
     for name, wrong in {
         "start_train": arrays["start_train"][::-1],
@@ -331,12 +329,12 @@ def test_files_that_are_none_or_of_other_images(pictured: Path, index: Index, ob
             load(file, index)
 
 
-def put_again(file: Path, content: bytes) -> Path:
+def overwritten(file: Path, content: bytes) -> Path:
     file.write_bytes(content)
     return file
 
 
-def test_kept_boxes_are_read_again_when_a_file_or_an_image_changes(
+def test_cached_boxes_are_renewed_when_a_file_or_an_image_changes(
     pictured: Path, objects: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, cache = tmp_path / "own", tmp_path / "cache"
@@ -356,20 +354,20 @@ def test_kept_boxes_are_read_again_when_a_file_or_an_image_changes(
         return len(readings) - before
 
     assert (reads(), reads()) == (1, 0)
-    one = next((root / "Annotations").rglob("*.xml"))
-    os.utime(one, ns=(1, 1))
+    xml_file = next((root / "Annotations").rglob("*.xml"))
+    os.utime(xml_file, ns=(1, 1))
     assert (reads(), reads()) == (1, 0)
-    one.unlink()
+    xml_file.unlink()
     assert (reads(), reads()) == (1, 0)
     image = next((root / "train").rglob("*.JPEG"))
     Image.new("RGB", (99, 99)).save(image)
     assert (reads(), reads()) == (1, 0)
-    for kept in cache.iterdir():
-        kept.write_bytes(b"torn")
+    for cached in cache.iterdir():
+        cached.write_bytes(b"torn")
     assert (reads(), reads()) == (1, 0)
 
 
-def test_without_any_boxes_it_says_what_is_looked_for(index: Index, pictured: Path, tmp_path: Path) -> None:
+def test_missing_boxes_are_an_error_that_lists_the_formats(index: Index, pictured: Path, tmp_path: Path) -> None:
     for root in (pictured, None):
         with pytest.raises(UserError, match=r"no boxes beside its images \(boxes.tsv, .* in data.boxes$"):
             open_boxes(index, None, root, tmp_path)
@@ -379,7 +377,7 @@ def test_without_any_boxes_it_says_what_is_looked_for(index: Index, pictured: Pa
         read_boxes(index, [pictured])
 
 
-def test_the_verb(
+def test_the_command_vggrepro_boxes(
     pictured: Path, index: Index, objects: Objects, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -415,7 +413,7 @@ def test_tiny_imagenets_real_boxes(tmp_path: Path) -> None:
     assert largest.max() == 64
 
 
-def test_the_digits_know_their_boxes(digits: Path, tmp_path: Path) -> None:
+def test_the_sample_set_has_boxes(digits: Path, tmp_path: Path) -> None:
     index = scan_folder(digits)
     found = open_boxes(index, None, digits, tmp_path)
     assert found.flagged == ()
@@ -424,7 +422,7 @@ def test_the_digits_know_their_boxes(digits: Path, tmp_path: Path) -> None:
 
 
 def test_the_box_of_a_digit_is_tight(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a plain background the digit is what differs by more than half of what differs most."""
+    """On a uniform background, the digit differs by more than half of the maximum difference."""
     monkeypatch.setattr(sample_set, "_texture", lambda height, width, random: np.full((height, width, 3), 127.0))
     for _, image, box in islice(sample_set._images(), 60):
         difference = np.abs(np.asarray(image, np.float64) - 127).sum(axis=2)

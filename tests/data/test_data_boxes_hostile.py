@@ -1,4 +1,4 @@
-"""Boxes that do not fit, files that are torn, and files that mean harm: each is named, and none ends the reading."""
+"""Misfit boxes, torn files and malicious files are reported, and never stop the reading."""
 
 import bz2
 import gzip
@@ -31,7 +31,7 @@ CUT_OFF = "archive cut off or damaged"
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
-    """0.png to 9.png, cats to train on, and a dog; one cat to validate."""
+    """Training images of cats, 0.png to 9.png, and of a dog; a validation image of a cat."""
     root = tmp_path_factory.mktemp("images")
     for place in (*(f"train/cat/{n}.png" for n in range(10)), "train/dog/dog.png", "val/cat/val.png"):
         (root / place).parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def table(to: Path, *rows: str, header: str = "file\txmin\tymin\txmax\tymax") ->
 
 
 def read_xml(index: Index, to: Path, content: bytes) -> BoxSet:
-    """One XML file of 0.png, beside a good one of 1.png."""
+    """Reads an XML file of 0.png, beside a valid one of 1.png."""
     (to / "0.xml").write_bytes(content)
     (to / "1.xml").write_bytes(GOOD)
     found = read_boxes(index, [to])
@@ -102,21 +102,21 @@ def test_boxes_that_are_left_out(index: Index, tmp_path: Path, numbers: str, rea
 def test_boxes_that_reach_beyond_the_image_are_clipped(
     index: Index, tmp_path: Path, numbers: str, box: list[float], clipped: bool
 ) -> None:
-    """One pixel beyond is ILSVRC's own way of counting, and is not worth a word."""
+    """A pixel beyond the image is ILSVRC's way of counting, and is not reported."""
     found = read_boxes(index, [table(tmp_path, "0.png\t" + numbers.replace(" ", "\t"))])
     assert found.split("train").of(0).tolist() == [box]
     assert found.counts["clipped"] == clipped == len(found.flagged)
     assert found.counts["left_out"] == {}
 
 
-def test_of_another_class_or_another_size(index: Index, tmp_path: Path) -> None:
+def test_boxes_of_another_class_or_image_size_are_left_out(index: Index, tmp_path: Path) -> None:
     other = voc([(1, 2, 10, 20)], "dog", (HEIGHT, WIDTH))
     assert read_xml(index, tmp_path, other).counts["left_out"] == {"of another class than the image": 1}
     unknown = voc([(1, 2, 10, 20)], "n01", (HEIGHT, WIDTH))
     assert read_xml(index, tmp_path, unknown).counts["left_out"] == {"of another class than the image": 1}
     turned = voc([(1, 2, 10, 20), (3, 3, 4, 4)], "cat", (WIDTH, HEIGHT))
     assert read_xml(index, tmp_path, turned).counts["left_out"] == {"of another image size": 2}
-    for size in ((0, 0), None):  # not said
+    for size in ((0, 0), None):  # not stated
         assert read_xml(index, tmp_path, voc([(1, 2, 10, 20)], "cat", size)).counts["boxes"] == 2
 
 
@@ -136,14 +136,14 @@ EXTERNAL = (
         (b"<annotation>\xff\xfe</annotation>", "torn or invalid XML"),
         (b'<?xml version="1.0" encoding="no-such"?>' + GOOD, "torn or invalid XML"),
         (b'<?xml version="1.0" encoding="utf-7"?>' + GOOD, "torn or invalid XML"),
-        (b"<a/>", "no annotation of PASCAL VOC"),
+        (b"<a/>", "not an annotation of PASCAL VOC"),
         (BOMB, "declares a DTD or entities"),
         (EXTERNAL, "declares a DTD or entities"),
         (b'<!DOCTYPE a SYSTEM "http://localhost/a.dtd"><annotation/>', "declares a DTD or entities"),
         (b"<annotation>" + b" " * (1 << 20) + b"</annotation>", "longer than 1 MiB"),
     ],
 )
-def test_xml_that_is_not_read(index: Index, tmp_path: Path, content: bytes, reason: str) -> None:
+def test_invalid_xml_is_unread(index: Index, tmp_path: Path, content: bytes, reason: str) -> None:
     started = time.monotonic()
     found = read_xml(index, tmp_path, content)
     assert found.flagged == ((f"unread: {reason}", str(tmp_path / "0.xml")),)
@@ -158,10 +158,10 @@ def test_deep_xml_and_xml_in_other_encodings_are_read(index: Index, tmp_path: Pa
     assert read_xml(index, tmp_path, GOOD.replace(b"<bndbox>", b"<bndbax>").replace(b"</bndbox>", b"</bndbax>")).counts[
         "left_out"
     ] == {"not four numbers": 1}
-    assert read_xml(index, tmp_path, b"<annotation/>").flagged == (), "an image without objects"
+    assert read_xml(index, tmp_path, b"<annotation/>").flagged == (), "the image without objects counts"
 
 
-def test_files_that_cannot_be_opened(index: Index, tmp_path: Path) -> None:
+def test_unreadable_annotation_files_are_reported(index: Index, tmp_path: Path) -> None:
     (tmp_path / "0.xml").symlink_to(tmp_path / "nowhere")
     (tmp_path / "1.xml").write_bytes(GOOD)
     found = read_boxes(index, [tmp_path])
@@ -170,7 +170,7 @@ def test_files_that_cannot_be_opened(index: Index, tmp_path: Path) -> None:
     assert open_boxes(index, None, put_beside(tmp_path), tmp_path / "cache").counts == found.counts
 
 
-def test_folders_that_cannot_be_listed(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_folders_are_reported(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("closed", "open"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.xml").write_bytes(GOOD)
@@ -188,13 +188,13 @@ def test_folders_that_cannot_be_listed(index: Index, tmp_path: Path, monkeypatch
 
 
 def put_beside(files: Path) -> Path:
-    """A folder of images with these XML files where Kaggle has them."""
+    """Writes these XML files where Kaggle has them."""
     root = files / "root"
     shutil.copytree(files, root / "Annotations" / "CLS-LOC" / "train", symlinks=True, ignore=lambda *_: ["root"])
     return root
 
 
-def test_tables_that_are_damaged(index: Index, tmp_path: Path) -> None:
+def test_damaged_tables_of_boxes(index: Index, tmp_path: Path) -> None:
     file = tmp_path / "LOC_train_solution.csv"
     file.write_bytes(
         b"ImageId,PredictionString\r\n0,cat 1 2 3 4 cat 5 6 7\r\n\r\n,cat 1 2 3 4\n1\n2,\n3,cat 1 2 3 4\xff\n"
@@ -204,7 +204,7 @@ def test_tables_that_are_damaged(index: Index, tmp_path: Path) -> None:
     assert found.split("train").counts.tolist() == [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0]
     assert found.counts["left_out"] == {"not four numbers": 2}
     assert found.counts["unread"] == {
-        "a line longer than 1 MiB, where reading ended": 1,
+        "a line longer than 1 MiB, where reading stopped": 1,
         "names no image": 1,
         "not UTF-8": 1,
     }
@@ -232,10 +232,10 @@ def test_a_table_may_have_folders_classes_and_more_columns_in_any_order(index: I
         b"\xff" * 999,
     ],
 )
-def test_files_that_say_nothing_of_boxes_are_a_mistake(index: Index, tmp_path: Path, content: bytes) -> None:
+def test_files_without_boxes_are_an_error(index: Index, tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "boxes.txt"
     file.write_bytes(content)
-    with pytest.raises(UserError, match=r"says nothing of boxes.*; give "):
+    with pytest.raises(UserError, match=r"contains no boxes.*; give "):
         read_boxes(index, [file])
 
 
@@ -244,33 +244,31 @@ def archive_of(numbers: range, mode: str = "w") -> bytes:
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_an_archive_that_is_cut_off_counts_as_far_as_it_goes(index: Index, tmp_path: Path, compressed: bool) -> None:
+def test_a_truncated_archive_is_read_up_to_the_cut(index: Index, tmp_path: Path, compressed: bool) -> None:
     file = tmp_path / "boxes.tar"
-    whole = archive_of(range(10))
+    complete = archive_of(range(10))
     for end in (1024 * 4, 1024 * 4 + 100, 1024 * 4 + 512, 1024 * 4 + 700, 1024 * 9 + 600):
-        cut = whole[:end]
+        cut = complete[:end]
         file.write_bytes(gzip.compress(cut) if compressed else cut)
         found = read_boxes(index, [file])
         assert found.split("train").has.sum() == end // 1024
         assert found.flagged == ((f"unread: {CUT_OFF}", str(file)),)
-    file.write_bytes(gzip.compress(whole)[:30] if compressed else whole[:300])
-    with pytest.raises(UserError, match=f"says nothing of boxes .*{CUT_OFF}"):
+    file.write_bytes(gzip.compress(complete)[:30] if compressed else complete[:300])
+    with pytest.raises(UserError, match=f"contains no boxes .*{CUT_OFF}"):
         read_boxes(index, [file])
 
 
-def test_a_damaged_header_within_an_archive_is_not_its_end(index: Index, tmp_path: Path) -> None:
-    whole = bytearray(archive_of(range(10)))
-    whole[1024 * 5 + 150] ^= 0xFF  # the checksum of 5.xml
-    (tmp_path / "boxes.tar").write_bytes(whole)
+def test_a_damaged_header_is_not_the_end_of_an_archive(index: Index, tmp_path: Path) -> None:
+    complete = bytearray(archive_of(range(10)))
+    complete[1024 * 5 + 150] ^= 0xFF  # the checksum of 5.xml
+    (tmp_path / "boxes.tar").write_bytes(complete)
     found = read_boxes(index, [tmp_path / "boxes.tar"])
     assert found.split("train").has.sum() == 5
     assert found.counts["unread"] == {CUT_OFF: 1}
 
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress, bz2.compress, lzma.compress])
-def test_a_tar_of_tars_that_is_cut_off_within_one(
-    index: Index, tmp_path: Path, compress: Callable[[bytes], bytes]
-) -> None:
+def test_a_tar_of_tars_truncated_inside_a_tar(index: Index, tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
     inner = [
         ("a.tar", archive_of(range(3))),
         ("b.tgz", archive_of(range(3, 6), "w:gz")),
@@ -286,7 +284,7 @@ def test_a_tar_of_tars_that_is_cut_off_within_one(
     assert f"{file}/c.tar" in {place for _, place in found.flagged}
 
 
-def test_one_damaged_archive_among_others_does_not_end_the_reading(index: Index, tmp_path: Path) -> None:
+def test_a_damaged_archive_does_not_stop_the_reading(index: Index, tmp_path: Path) -> None:
     damaged = bytearray(archive_of(range(3, 6), "w:gz"))
     damaged[40:60] = bytes(20)
     inner = [("a.tar", archive_of(range(3))), ("b.tgz", bytes(damaged)), ("c.tgz", archive_of(range(6, 10), "w:gz"))]
@@ -302,11 +300,11 @@ def declaring(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
     return member.tobuf(tarfile.GNU_FORMAT)
 
 
-def test_headers_that_promise_too_much(index: Index, tmp_path: Path) -> None:
-    """A file of 100 MB is never read, nor a name of 100 MB, and nothing points back."""
-    file, one = tmp_path / "boxes.tar", archive_of(range(1))[:1024]
+def test_headers_with_excessive_sizes(index: Index, tmp_path: Path) -> None:
+    """A file or name of 100 MB is never read, and no header points back."""
+    file, start = tmp_path / "boxes.tar", archive_of(range(1))[:1024]
     file.write_bytes(
-        gzip.compress(one + declaring("cat/1.xml", 100 << 20) + bytes(100 << 20) + archive_of(range(2, 3)))
+        gzip.compress(start + declaring("cat/1.xml", 100 << 20) + bytes(100 << 20) + archive_of(range(2, 3)))
     )
     found = read_boxes(index, [file])
     assert found.split("train").has.tolist()[:3] == [True, False, True]
@@ -319,23 +317,23 @@ def test_headers_that_promise_too_much(index: Index, tmp_path: Path) -> None:
         declaring("x", -1024, tarfile.GNUTYPE_LONGNAME),
         declaring("x", 1 << 62, tarfile.GNUTYPE_SPARSE),
     ):
-        file.write_bytes(one + header + bytes(2048))
+        file.write_bytes(start + header + bytes(2048))
         started = time.monotonic()
         assert read_boxes(index, [file]).split("train").has.tolist()[:2] == [True, False]
         assert time.monotonic() - started < 5
 
 
-def test_archives_in_archives_have_an_end(index: Index, tmp_path: Path) -> None:
+def test_the_nesting_of_archives_is_limited(index: Index, tmp_path: Path) -> None:
     inner = archive_of(range(1))
     for depth in range(3):
         inner = tar_of([(f"deeper{depth}.tar", inner), (f"cat/{depth + 1}.xml", voc([(1, 2, 20, 20)], "cat"))])
     (tmp_path / "boxes.tar").write_bytes(inner)
     found = read_boxes(index, [tmp_path / "boxes.tar"])
     assert found.split("train").has.tolist()[:4] == [False, True, True, True]
-    assert found.counts["unread"] == {"too many archives in one another": 1}
+    assert found.counts["unread"] == {"too many nested archives": 1}
 
 
-def test_names_that_terminals_obey(index: Index, tmp_path: Path) -> None:
+def test_control_characters_in_names_are_escaped(index: Index, tmp_path: Path) -> None:
     members = [("cat/\x1b[2J\n.xml", b"torn"), ("cat/\udcff.xml", b"torn"), ("cat/0.xml", GOOD), ("._0.xml", b"x")]
     (tmp_path / "boxes.tar").write_bytes(tar_of(members))
     found = read_boxes(index, [tmp_path / "boxes.tar"])
@@ -344,7 +342,7 @@ def test_names_that_terminals_obey(index: Index, tmp_path: Path) -> None:
     found.save(tmp_path / "boxes.npz")
 
 
-def test_random_damage_ends_in_boxes_or_in_one_line(index: Index, tmp_path: Path) -> None:
+def test_random_damage_never_ends_in_a_traceback(index: Index, tmp_path: Path) -> None:
     draw = random.Random(0)
     xml = [(f"cat/{n}.xml", voc([(n, 2, 20, 20), (1, 1, 5, 5)], "cat", (HEIGHT, WIDTH))) for n in range(10)]
     rows = "".join(f"{n}.png\t{n}\t2\t20\t20\n" for n in range(10))
@@ -397,7 +395,7 @@ def test_random_damage_ends_in_boxes_or_in_one_line(index: Index, tmp_path: Path
 
 
 def test_a_stream_is_read_front_to_back_once(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A compressed archive would be uncompressed anew by every step back."""
+    """Every step back would uncompress an archive again from the start."""
     inner = [(f"{k}.tgz", archive_of(range(k, k + 5), "w:gz")) for k in (0, 5)]
     (tmp_path / "boxes.tgz").write_bytes(tar_of([*inner, ("9.tar", archive_of(range(9, 10)))], "w:gz"))
     places, original = [], gzip.GzipFile.seek

@@ -1,4 +1,4 @@
-"""What grows with the number of images: arrays, and no object of Python's."""
+"""Only arrays grow with the number of images, not the number of Python objects."""
 
 import gc
 import json
@@ -27,7 +27,7 @@ FEW, MANY = 2_000, 20_000
 
 
 def saved(images: int, file: Path) -> Path:
-    """An index of so many images that are nowhere."""
+    """Builds an index of `n` images without files."""
     rows = range(images)
     words = pa.dictionary(pa.int16(), pa.string())
     table = pa.table(
@@ -50,16 +50,16 @@ def saved(images: int, file: Path) -> Path:
 
 
 def objects_left(make: Callable[[], object]) -> int:
-    """How many blocks of memory what is made has, as long as it is there."""
-    before = kept = None
-    for _ in range(3):  # the first times fill caches
-        kept = None
+    """Counts the memory blocks of the result of `make`."""
+    before = result = None
+    for _ in range(3):  # the first calls fill caches
+        result = None
         gc.collect()
         before = sys.getallocatedblocks()
-        kept = make()
+        result = make()
         gc.collect()
     assert before is not None
-    assert kept is not None
+    assert result is not None
     return sys.getallocatedblocks() - before
 
 
@@ -71,19 +71,19 @@ def opened(file: Path) -> object:
 
 
 @pytest.mark.parametrize("make", [opened, lambda file: box_scan._Images(load(file))])
-def test_an_open_index_has_no_object_an_image(make: Callable[[Path], object], tmp_path: Path) -> None:
+def test_an_open_index_has_no_object_per_image(make: Callable[[Path], object], tmp_path: Path) -> None:
     few, many = (saved(images, tmp_path / str(images)) for images in (FEW, MANY))
     assert abs(objects_left(lambda: make(many)) - objects_left(lambda: make(few))) < 100
 
 
-def test_splits_are_views_made_once(tmp_path: Path) -> None:
+def test_splits_are_cached_views(tmp_path: Path) -> None:
     index = load(saved(FEW, tmp_path / "index"))
     train = index.split("train")
     assert train is index.split("train")
     assert not any(column.flags.owndata for column in (train.offset, train.length, train.label, train.size))
 
 
-def test_every_step_costs_one_permutation() -> None:
+def test_a_permutation_is_computed_once_per_epoch() -> None:
     sampler = TrainingSampler(np.full((FEW, 2), 300), Data(S=(256, 512)), 224, seed=0)
     for step in (0, 300_000):
         permutation.cache_clear()
@@ -93,7 +93,7 @@ def test_every_step_costs_one_permutation() -> None:
 
 @pytest.fixture
 def archives(tmp_path: Path) -> Path:
-    """A tar of 50 tars of 40 files each, and a flat one of 50 with their labels."""
+    """Tar of 50 tars of 40 files each, and a flat tar of 50 files with labels."""
     root = tmp_path / "data"
     root.mkdir()
     wnids = [f"n{number:08}" for number in range(50)]
@@ -106,15 +106,15 @@ def archives(tmp_path: Path) -> Path:
 
 
 def alive(kind: type) -> int:
-    return sum(type(one) is kind for one in gc.get_objects())
+    return sum(type(item) is kind for item in gc.get_objects())
 
 
 def verify_here(chunks: Iterable[Sequence[Member]], how: str, mean: bool = False) -> Iterator[list[Finding]]:
-    """Every image has a width of its own, by which its finding is known."""
-    return ([Finding(one.length + one.offset % 7919 + 1, 30, "JPEG", "ok") for one in chunk] for chunk in chunks)
+    """Gives every image a distinct width, which identifies its finding."""
+    return ([Finding(image.length + image.offset % 7919 + 1, 30, "JPEG", "ok") for image in chunk] for chunk in chunks)
 
 
-def test_a_scan_has_few_images_in_hand(archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scan_holds_few_images_in_memory(archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(columns, "_AT_ONCE", 64)
     monkeypatch.setattr(scan_module, "verify", verify_here)
     listed, seen = [], []
@@ -125,7 +125,7 @@ def test_a_scan_has_few_images_in_hand(archives: Path, tmp_path: Path, monkeypat
     assert max(seen) < 200
 
 
-def test_chunks_are_taken_as_they_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_are_consumed_as_they_are_inspected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "_AHEAD", 3)
     monkeypatch.setattr(verify._Worker, "findings", lambda worker, images: list(images))
     taken: list[int] = []
@@ -135,9 +135,7 @@ def test_chunks_are_taken_as_they_are_looked_at(monkeypatch: pytest.MonkeyPatch)
     assert list(found) == [[n] for n in range(1, 100)]
 
 
-def test_a_journal_goes_on_behind_its_last_line(
-    archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_journal_resumes_after_its_last_line(archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = tmp_path / "journal"
     monkeypatch.setattr(scan_module, "verify", verify_here)
 
@@ -157,7 +155,7 @@ def test_a_journal_goes_on_behind_its_last_line(
     assert len(after[-1].splitlines()) == -(-2050 // 64)
 
 
-def test_a_journal_of_before_is_begun_anew(archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_outdated_journal_is_restarted(archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = tmp_path / "journal"
     monkeypatch.setattr(scan_module, "verify", verify_here)
     journal.write_text(f"{'0' * 64}\n{json.dumps([[1, 1, 'PNG', 'rejected: long ago', None]])}\n")
@@ -165,10 +163,10 @@ def test_a_journal_of_before_is_begun_anew(archives: Path, tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("stopped", [(3, 3), (9, 5), (30, 31)])
-def test_two_scans_that_share_a_journal_spoil_nothing(
+def test_two_scans_may_share_a_journal(
     archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: tuple[int, int]
 ) -> None:
-    """Of the first, the second begins in the middle; both are stopped, and a third goes on from what they left."""
+    """A second scan starts midway through the first; both are stopped, and a third resumes."""
     monkeypatch.setattr(scan_module, "verify", verify_here)
     right, journal, calls = scan([archives]), tmp_path / "journal", {"first": 0, "second": 0}
 
@@ -190,7 +188,7 @@ def test_two_scans_that_share_a_journal_spoil_nothing(
     assert scan([archives], journal=journal).table.equals(right.table)
 
 
-def test_one_process_scans_and_others_wait(archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_single_process_scans(archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scans = []
 
     def noted(chunks: Iterable[Sequence[Member]], how: str, mean: bool = False) -> Iterator[list[Finding]]:
@@ -202,8 +200,8 @@ def test_one_process_scans_and_others_wait(archives: Path, tmp_path: Path, monke
     assert scans == ["header"]
 
 
-def test_reasons_may_be_as_many_as_images(archives: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than two bytes can number."""
+def test_every_image_may_have_a_different_reason(archives: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are more reasons than 16 bits can number."""
     images = find([archives]).members
     many = images.take(np.arange(40_000) % len(images))
     findings = scan_module.Findings(Finding(0, 0, "", f"rejected: {number}") for number in range(40_000))

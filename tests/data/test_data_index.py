@@ -1,4 +1,4 @@
-"""The index: what it finds in every layout, what it says of users' mistakes, and that it is kept and renewed."""
+"""The index: layouts, messages about users' mistakes, caching and renewal."""
 
 import hashlib
 import os
@@ -43,9 +43,9 @@ from vggrepro.storage.checkpoint import newest
 from vggrepro.storage.directory import RunDirectory
 
 
-@pytest.mark.usefixtures("looked_at_here")
+@pytest.mark.usefixtures("inspected_in_process")
 @pytest.mark.parametrize("put_labels", LABELS)
-def test_original_archives_are_the_same_as_folders(
+def test_original_archives_equal_folders(
     folders: Path, tmp_path: Path, put_labels: Callable[[Path, Path], None]
 ) -> None:
     ilsvrc_archives(folders, tmp_path)
@@ -57,7 +57,7 @@ def test_original_archives_are_the_same_as_folders(
     assert archives.fingerprint == unpacked.fingerprint
 
 
-def test_original_archives_give_the_batches_that_folders_give(folders: Path, tmp_path: Path, backend: str) -> None:
+def test_original_archives_give_the_same_batches_as_folders(folders: Path, tmp_path: Path, backend: str) -> None:
     ilsvrc_archives(folders, tmp_path)
     put_devkit(folders, tmp_path)
     of: list[list[torch.Tensor]] = []
@@ -71,8 +71,8 @@ def test_original_archives_give_the_batches_that_folders_give(folders: Path, tmp
     assert all(torch.equal(left, right) for left, right in zip(*of, strict=True))
 
 
-def test_training_on_original_archives_is_training_on_folders(folders: Path, tmp_path: Path) -> None:
-    """To the bit: weights and momentum, losses and validation errors."""
+def test_training_on_original_archives_equals_training_on_folders(folders: Path, tmp_path: Path) -> None:
+    """Weights and momentum, losses and validation errors are equal bit for bit."""
     ilsvrc_archives(folders, tmp_path)
     put_devkit(folders, tmp_path)
     runs = []
@@ -86,9 +86,11 @@ def test_training_on_original_archives_is_training_on_folders(folders: Path, tmp
         runs.append(RunDirectory(stage.directory))
     states = []
     for run in runs:
-        kept = newest(run.checkpoints)
-        assert kept is not None
-        states.append(kept.weights | {f"momentum {name}": tensor for name, tensor in kept.training["momentum"].items()})
+        saved = newest(run.checkpoints)
+        assert saved is not None
+        states.append(
+            saved.weights | {f"momentum {name}": tensor for name, tensor in saved.training["momentum"].items()}
+        )
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     for kind, what in (("train", "loss"), ("validation", "top1_error")):
@@ -97,7 +99,7 @@ def test_training_on_original_archives_is_training_on_folders(folders: Path, tmp
         assert courses[0] == courses[1]
 
 
-def test_archives_may_be_named_one_by_one_with_labels_elsewhere(folders: Path, tmp_path: Path) -> None:
+def test_archives_and_labels_may_be_named_individually(folders: Path, tmp_path: Path) -> None:
     archives, elsewhere = tmp_path / "archives", tmp_path / "elsewhere"
     archives.mkdir(), elsewhere.mkdir()
     ilsvrc_archives(folders, archives)
@@ -106,7 +108,7 @@ def test_archives_may_be_named_one_by_one_with_labels_elsewhere(folders: Path, t
     assert same_images(scan(files, "header"), scan_folder(folders))
 
 
-@pytest.mark.usefixtures("looked_at_here")
+@pytest.mark.usefixtures("inspected_in_process")
 @pytest.mark.parametrize("given", ["", "ILSVRC", "ILSVRC/Data/CLS-LOC"])
 def test_kaggles_tree(folders: Path, tmp_path: Path, given: str) -> None:
     flat_val(folders, tmp_path / "ILSVRC/Data/CLS-LOC")
@@ -120,7 +122,7 @@ def test_a_flat_val_folder_with_labels(folders: Path, tmp_path: Path) -> None:
     assert same_images(scan_folder(tmp_path), scan_folder(folders))
 
 
-@pytest.mark.usefixtures("looked_at_here")
+@pytest.mark.usefixtures("inspected_in_process")
 @pytest.mark.parametrize("top", ["", "./", "imagenet/"])
 def test_a_folder_in_a_tar(folders: Path, tmp_path: Path, top: str) -> None:
     members = [(f"{top}{file.relative_to(folders)}", file.read_bytes()) for file in sorted(folders.rglob("*.JPEG"))]
@@ -132,14 +134,14 @@ def test_a_folder_in_a_tar(folders: Path, tmp_path: Path, top: str) -> None:
 
 
 def only_val(folders: Path, to: Path) -> Path:
-    """The original archive of validation images, alone."""
+    """The original archive of validation images suffices for testing."""
     to.mkdir()
     ilsvrc_archives(folders, to)
     (to / "ILSVRC2012_img_train.tar").unlink()
     return to / "ILSVRC2012_img_val.tar"
 
 
-@pytest.mark.usefixtures("looked_at_here")
+@pytest.mark.usefixtures("inspected_in_process")
 @pytest.mark.parametrize("put_labels", LABELS)
 @pytest.mark.parametrize("named_in_full", [False, True])
 def test_the_validation_archive_alone(
@@ -162,31 +164,31 @@ def test_the_validation_archive_alone(
 def test_a_folder_with_val_only(folders: Path, tmp_path: Path) -> None:
     shutil.copytree(folders / "val", tmp_path / "data" / "val")
     assert same_images(scan_folder(tmp_path / "data"), scan_folder(folders), ["val"])
-    with pytest.raises(UserError, match=r"--mean is of training images, and .*data has none"):
+    with pytest.raises(UserError, match=r"--mean needs training images, but .*data has none"):
         scan([tmp_path / "data"], mean=True)
 
 
-@pytest.mark.usefixtures("looked_at_here")
+@pytest.mark.usefixtures("inspected_in_process")
 @pytest.mark.parametrize("put_labels", LABELS)
-def test_labels_of_more_images_than_are_there_say_all_classes(
+def test_labels_of_missing_images_add_classes(
     folders: Path, tmp_path: Path, put_labels: Callable[[Path, Path], None]
 ) -> None:
-    """A part of the validation set is of the classes of all of it."""
+    """A part of the validation set has the classes of the full set."""
     (tmp_path / "data" / "val").mkdir(parents=True)
-    of_one_class = val_images(folders)[::2]
-    for file in of_one_class:
+    churches = val_images(folders)[::2]
+    for file in churches:
         shutil.copy(file, tmp_path / "data" / "val")
     put_labels(folders, tmp_path / "data")
-    part, whole = scan_folder(tmp_path / "data"), scan_folder(folders)
-    assert part.classes == whole.classes
-    assert {file.parent.name for file in of_one_class} == {WNIDS["church"]}
+    part, complete = scan_folder(tmp_path / "data"), scan_folder(folders)
+    assert part.classes == complete.classes
+    assert {file.parent.name for file in churches} == {WNIDS["church"]}
     names = part.split("val").names.to_pylist()
-    label = dict(zip(whole.split("val").names.to_pylist(), whole.split("val").label.tolist(), strict=True))
+    label = dict(zip(complete.split("val").names.to_pylist(), complete.split("val").label.tolist(), strict=True))
     assert part.split("val").label.tolist() == [label[name] for name in names]
 
 
 def class_lists(to: Path) -> Iterator[str]:
-    """All classes in every form that they are kept in, with one that no image has."""
+    """Writes all classes in every format, including a class without images."""
     wnids = [*sorted(WNIDS.values(), reverse=True), "n99999999"]
     (to / "wnids.txt").write_text("\n".join(wnids) + "\n")
     (to / "LOC_synset_mapping.txt").write_text("".join(f"{wnid} a name, another one\n" for wnid in wnids))
@@ -196,8 +198,8 @@ def class_lists(to: Path) -> Iterator[str]:
         yield str(file)
 
 
-@pytest.mark.usefixtures("looked_at_here")
-def test_a_list_says_all_classes(folders: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("inspected_in_process")
+def test_a_class_list_determines_all_classes(folders: Path, tmp_path: Path) -> None:
     shutil.copytree(folders / "val" / WNIDS["church"], tmp_path / "data" / "val" / WNIDS["church"])
     assert scan_folder(tmp_path / "data").classes == (WNIDS["church"],)
     (tmp_path / "lists").mkdir()
@@ -206,14 +208,14 @@ def test_a_list_says_all_classes(folders: Path, tmp_path: Path) -> None:
         part = scan([tmp_path / "data"], "header", classes=class_list)
         assert part.classes == every, class_list
         assert set(part.split("val").label.tolist()) == {every.index(WNIDS["church"])}
-        assert scan([folders], "header", classes=class_list).classes == every, "beside training images, too"
+        assert scan([folders], "header", classes=class_list).classes == every, "also beside training images"
     part = scan([tmp_path / "data"], "header", classes="ilsvrc2012")
     assert len(part.classes) == 1000
     assert hashlib.sha256("\n".join(part.classes).encode()).hexdigest() == ILSVRC_CLASSES_SHA256
     assert part.against_ilsvrc() == ["0 train images, ILSVRC-2012 has 1281167", "4 val images, ILSVRC-2012 has 50000"]
 
 
-def test_numbers_of_shards_are_places_in_the_list_of_classes(folders: Path, tmp_path: Path) -> None:
+def test_class_numbers_in_shards_are_positions_in_the_class_list(folders: Path, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("\n".join(f"class {n:02}" for n in range(12)))
     members: list[tuple[str, bytes]] = []
     for number, file in enumerate(val_images(folders)[:3]):
@@ -223,32 +225,32 @@ def test_numbers_of_shards_are_places_in_the_list_of_classes(folders: Path, tmp_
     assert part.split("val").label.tolist() == [0, 4, 8]
     assert part.classes[8] == "class 08"
     (tmp_path / "names.txt").write_text("\n".join(f"class {n}" for n in range(8)))
-    with pytest.raises(UserError, match="an image is of class 8, but there are 8 classes; give the whole list"):
+    with pytest.raises(UserError, match="an image has the class 8, but there are 8 classes; give the complete list"):
         scan([tmp_path / "val-0.tar"], "header", classes=str(tmp_path / "names.txt"))
 
 
-@pytest.mark.usefixtures("looked_at_here")
+@pytest.mark.usefixtures("inspected_in_process")
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
-        (None, "--classes .*list is not a file; give a list of all classes, one a line, or ilsvrc2012"),
+        (None, "--classes .*list is not a file; give a list of all classes, one per line, or ilsvrc2012"),
         (b"", "--classes .*list is empty"),
         (b"cat\ndog\ncat\n", "--classes .*list names cat twice"),
         (b"\xff\xfe\x00", "--classes .*list cannot be read"),
-        (b"n00000001\n", r"class n\d+ of .* is none of the 1 listed"),
+        (b"n00000001\n", r"class n\d+ of .* is not among the 1 listed"),
     ],
 )
-def test_a_wrong_list_of_classes(folders: Path, tmp_path: Path, content: bytes | None, said: str) -> None:
+def test_a_wrong_list_of_classes(folders: Path, tmp_path: Path, content: bytes | None, message: str) -> None:
     if content is not None:
         (tmp_path / "list").write_bytes(content)
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(UserError, match=message) as error:
         scan([folders], "header", classes=str(tmp_path / "list"))
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.usefixtures("looked_at_here")
+@pytest.mark.usefixtures("inspected_in_process")
 def test_webdataset_shards(folders: Path, tmp_path: Path) -> None:
-    """Class numbers are labels, in the order of the folders' names; shards of a split are put together."""
+    """Class numbers are labels in the order of the folders' names; shards of a split are joined."""
     number = {wnid: str(n) for n, wnid in enumerate(sorted(WNIDS.values()))}
     for split in ("train", "val"):
         files = sorted((folders / split).rglob("*.JPEG"))
@@ -265,7 +267,7 @@ def test_webdataset_shards(folders: Path, tmp_path: Path) -> None:
         assert np.array_equal(index.split(name).size, scan_folder(folders).split(name).size)
 
 
-# Users' mistakes: one line that names the thing
+# Users' mistakes
 
 
 def emptied(folders: Path, to: Path) -> Path:
@@ -303,13 +305,13 @@ def archives_with_few_labels(folders: Path, to: Path) -> Path:
     return to
 
 
-def only_one_archive(folders: Path, to: Path) -> Path:
+def only_training_archive(folders: Path, to: Path) -> Path:
     archives_without_labels(folders, to)
     return to / "ILSVRC2012_img_train.tar"
 
 
 def half_copied(folders: Path, to: Path) -> Path:
-    archive = only_one_archive(folders, to)
+    archive = only_training_archive(folders, to)
     os.truncate(archive, archive.stat().st_size // 3)
     return to
 
@@ -339,9 +341,9 @@ def broken_labels(folders: Path, to: Path) -> Path:
     return to
 
 
-@pytest.mark.usefixtures("looked_at_here")
+@pytest.mark.usefixtures("inspected_in_process")
 @pytest.mark.parametrize(
-    ("mistake", "said"),
+    ("mistake", "message"),
     [
         (lambda folders, to: to, "wrong does not exist"),
         (no_class_folders, "train has no class folders"),
@@ -350,7 +352,7 @@ def broken_labels(folders: Path, to: Path) -> Path:
         (unknown_val_class, "n99999999 .* no train images"),
         (archives_without_labels, "labels of the validation images .* are missing; put ILSVRC2012_devkit_t12.tar.gz"),
         (archives_with_few_labels, r"val_labels.txt has no label for ILSVRC2012_val_00000002.JPEG \(1 labels\)"),
-        (only_one_archive, "ILSVRC2012_img_train.tar has no val images"),
+        (only_training_archive, "ILSVRC2012_img_train.tar has no val images"),
         (half_copied, "ILSVRC2012_img_train.tar is cut off"),
         (compressed, "train.tar is compressed"),
         (not_a_tar, "train.tar is not a tar archive"),
@@ -358,10 +360,10 @@ def broken_labels(folders: Path, to: Path) -> Path:
         (broken_labels, "meta.bin cannot be read"),
     ],
 )
-def test_mistakes_end_in_one_line(
-    folders: Path, tmp_path: Path, mistake: Callable[[Path, Path], Path], said: str
+def test_user_mistakes_are_single_line_errors(
+    folders: Path, tmp_path: Path, mistake: Callable[[Path, Path], Path], message: str
 ) -> None:
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(UserError, match=message) as error:
         scan([mistake(folders, tmp_path / "wrong")], "header")
     assert "\n" not in str(error.value)
 
@@ -383,16 +385,16 @@ def test_wrong_md5(folders: Path, tmp_path: Path) -> None:
         check_md5([folders])
 
 
-# Kept and renewed
+# Caching and renewal
 
 
-def test_saved_and_loaded_it_is_the_same_and_mapped(folders: Path, tmp_path: Path) -> None:
-    made = scan([folders], "full", mean=True)
-    made.save(tmp_path / "x.idx")
+def test_a_saved_index_is_loaded_as_a_memory_map(folders: Path, tmp_path: Path) -> None:
+    scanned = scan([folders], "full", mean=True)
+    scanned.save(tmp_path / "x.idx")
     loaded = load(tmp_path / "x.idx")
-    assert loaded.summary() == made.summary()
-    assert loaded.mean_rgb == made.mean_rgb
-    assert same_images(made, loaded)
+    assert loaded.summary() == scanned.summary()
+    assert loaded.mean_rgb == scanned.mean_rgb
+    assert same_images(scanned, loaded)
     for column in ("label", "offset", "length", "size", "container"):
         assert not getattr(loaded.split("train"), column).flags.owndata  # shared by all processes of a machine
 
@@ -412,10 +414,10 @@ def test_an_index_older_than_its_files_is_refused(folders: Path, tmp_path: Path)
     load(path)
     archive = tmp_path / "ILSVRC2012_img_val.tar"
     os.utime(archive, (1, 1))
-    with pytest.raises(UserError, match=r"is older than .*ILSVRC2012_img_val.tar"):
+    with pytest.raises(UserError, match=r"ILSVRC2012_img_val.tar has changed since index .* was made"):
         load(path)
     archive.unlink()
-    with pytest.raises(UserError, match=r"ILSVRC2012_img_val.tar of index .* is gone"):
+    with pytest.raises(UserError, match=r"ILSVRC2012_img_val.tar of index .* is missing"):
         load(path)
 
 
@@ -423,7 +425,7 @@ def test_an_index_older_than_its_folders_is_refused(folders: Path, tmp_path: Pat
     shutil.copytree(folders, tmp_path / "data")
     scan_folder(tmp_path / "data").save(tmp_path / "x.idx")
     next((tmp_path / "data/train").rglob("*.JPEG")).unlink()
-    with pytest.raises(UserError, match="is older than"):
+    with pytest.raises(UserError, match="has changed since index"):
         load(tmp_path / "x.idx")
 
 
@@ -434,7 +436,7 @@ def test_a_torn_index_is_refused(tmp_path: Path, content: bytes) -> None:
         load(tmp_path / "x.idx")
 
 
-def test_a_kept_scan_is_used_again_and_renewed_when_a_file_changes(
+def test_a_cached_scan_is_reused_until_a_file_changes(
     folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, cache = tmp_path / "data", tmp_path / "cache"
@@ -458,7 +460,7 @@ def test_a_kept_scan_is_used_again_and_renewed_when_a_file_changes(
     assert len(scans) == 3
 
 
-def test_an_interrupted_scan_goes_on(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_scan_resumes(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan_module, "_CHUNK", 4)
     journal = tmp_path / "journal"
 
@@ -503,7 +505,7 @@ def test_an_image_that_grew_or_shrank_is_bad(folders: Path, tmp_path: Path) -> N
         split.read(2)
 
 
-def test_a_data_set_with_ilsvrcs_classes_is_held_against_ilsvrc(folders: Path) -> None:
+def test_a_data_set_with_ilsvrcs_classes_is_compared_with_ilsvrc(folders: Path) -> None:
     index = scan_folder(folders)
     assert index.against_ilsvrc() is None
     claims = Index(index.table, tuple(f"n{n:08d}" for n in range(1000)), "", "full", ())

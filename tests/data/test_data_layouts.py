@@ -1,4 +1,4 @@
-"""Every layout and every label file of docs/data.md, row by row: the same images and labels as from plain folders."""
+"""Every layout and label file in docs/data.md gives the same images and labels as plain folders."""
 
 import json
 import os
@@ -35,20 +35,20 @@ from vggrepro.data.images.parquet import SUMS, repack
 from vggrepro.data.images.scan import open_index, scan, scan_folder
 from vggrepro.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("looked_at_here")
+pytestmark = pytest.mark.usefixtures("inspected_in_process")
 Make = Callable[[Path, Path], Path | None]
 CLASSES = sorted(WNIDS.values())
 
 
 def rows_of(title: str) -> set[str]:
-    """First cells of the table of docs/data.md with that head."""
+    """Lists the first cells of the table in docs/data.md with a given header."""
     page = (REPOSITORY / "docs" / "data.md").read_text()
     table = page[page.index(f"| {title} |") :].partition("\n\n")[0]
     return {re.sub("`", "", row.split("|")[1]).strip() for row in table.splitlines()[2:]}
 
 
 def renamed(train: str, val: str) -> Make:
-    """The folders under other names; one of val may be flat."""
+    """Copies the folders under other names; that of val may be flat."""
 
     def make(folders: Path, to: Path) -> None:
         shutil.copytree(folders / "train", to / train)
@@ -107,7 +107,7 @@ def kaggle(folders: Path, to: Path) -> None:
     put_kaggle_labels(folders, to)
 
 
-def one_tar(folders: Path, to: Path) -> Path:
+def single_tar(folders: Path, to: Path) -> Path:
     with tarfile.open(to / "all.tar", "w") as tar:
         tar.add(folders, "some/data")
     return to / "all.tar"
@@ -137,7 +137,7 @@ def tables(
     with_wnids: bool = True,
     **options: object,
 ) -> None:
-    """As the hub of ImageNet-1k has them: three shards of a split, the images shuffled, in groups of few rows."""
+    """Writes tables like the hub of ImageNet-1k: three shards per split, shuffled images, small row groups."""
     features = {"image": {"_type": "Image"}, "label": {"names": list(names), "_type": "ClassLabel"}}
     metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()} if names else {}
     (to / "data").mkdir(parents=True)
@@ -176,7 +176,7 @@ LAYOUTS: dict[str, Make] = {
     "train/train/<class>/* and val/val/<class>/*": renamed("train/train", "val/val"),
     "train/<wnid>/images/* and val/images/*": tiny_imagenet,
     "ILSVRC/Data/CLS-LOC/{train,val}": kaggle,
-    "<anything>.tar with train/<class>/* and val/<class>/*": one_tar,
+    "<anything>.tar with train/<class>/* and val/<class>/*": single_tar,
     "train.tar and val.tar with <class>/*": a_tar_of_each,
     "*train*.tar and *val*.tar with <key>.jpg and <key>.cls": shards,
     "train-*.parquet and validation-*.parquet": tables,
@@ -184,7 +184,7 @@ LAYOUTS: dict[str, Make] = {
 
 
 def put_numbers(folders: Path, to: Path) -> None:
-    """Caffe's: a place among the sorted wnids."""
+    """Writes Caffe's labels: positions among the sorted wnids."""
     to.mkdir(exist_ok=True)
     (to / "val.txt").write_text("".join(f"{f.name} {CLASSES.index(f.parent.name)}\n" for f in val_images(folders)))
 
@@ -226,7 +226,7 @@ LABELS: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
-def test_the_page_lists_what_is_tested() -> None:
+def test_the_documentation_lists_the_tested_layouts() -> None:
     assert rows_of("images") == LAYOUTS.keys()
     assert rows_of("labels of validation images") == LABELS.keys()
 
@@ -234,28 +234,28 @@ def test_the_page_lists_what_is_tested() -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(folders: Path, tmp_path: Path, layout: str) -> None:
     (tmp_path / "data").mkdir()
-    made = scan([LAYOUTS[layout](folders, tmp_path / "data") or tmp_path / "data"], "header")
+    index = scan([LAYOUTS[layout](folders, tmp_path / "data") or tmp_path / "data"], "header")
     plain = scan_folder(folders)
-    assert same_images(made, plain)
-    assert made.fingerprint == plain.fingerprint
-    names = [[Path(name).stem for name in index.split("val").names.to_pylist()] for index in (made, plain)]
+    assert same_images(index, plain)
+    assert index.fingerprint == plain.fingerprint
+    names = [[Path(name).stem for name in each.split("val").names.to_pylist()] for each in (index, plain)]
     assert names[0] == names[1]
 
 
-@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if LAYOUTS[layout] is not one_tar])
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if LAYOUTS[layout] is not single_tar])
 def test_layouts_as_data_root(folders: Path, tmp_path: Path, layout: str) -> None:
     (tmp_path / "data").mkdir()
     LAYOUTS[layout](folders, tmp_path / "data")
     for _ in range(2):
-        made = open_index(str(tmp_path / "data"), None, tmp_path / "cache", lambda done, total: None)
-        assert made.fingerprint == scan_folder(folders).fingerprint
+        index = open_index(str(tmp_path / "data"), None, tmp_path / "cache", lambda done, total: None)
+        assert index.fingerprint == scan_folder(folders).fingerprint
     assert len(list((tmp_path / "cache").glob("*.arrow"))) == 1
 
 
 @pytest.mark.parametrize("labels", LABELS)
 @pytest.mark.parametrize("where", ["beside", "above", "named", "in a tar", "without train", "of all classes"])
 def test_label_files(folders: Path, tmp_path: Path, labels: str, where: str) -> None:
-    """Beside train/ or without it; numbers are then places in a list that is named, or the labels themselves."""
+    """Numbers are positions in a given list, or the labels themselves if there is no train/."""
     data = tmp_path / "data"
     data.mkdir()
     flat_val(folders, data)
@@ -279,16 +279,16 @@ def test_label_files(folders: Path, tmp_path: Path, labels: str, where: str) -> 
     if where == "of all classes":
         listed = str(tmp_path / "wnids.txt")
         (tmp_path / "wnids.txt").write_text("\n".join(reversed(CLASSES)))
-    made, plain = scan(sources, "header", classes=listed), scan_folder(folders)
-    assert np.array_equal(made.split("val").label, plain.split("val").label)
-    assert made.split("val").names.to_pylist()[0].endswith(plain.split("val").names.to_pylist()[0])
+    index, plain = scan(sources, "header", classes=listed), scan_folder(folders)
+    assert np.array_equal(index.split("val").label, plain.split("val").label)
+    assert index.split("val").names.to_pylist()[0].endswith(plain.split("val").names.to_pylist()[0])
     numbered = LABELS[labels] in (put_numbers, put_numbers_in_meta, put_any) and where == "without train"
-    assert made.classes == (("0", "1") if numbered else plain.classes)
-    assert len(made.split("train")) == (0 if "train" not in os.listdir(data) else 24)
+    assert index.classes == (("0", "1") if numbered else plain.classes)
+    assert len(index.split("train")) == (0 if "train" not in os.listdir(data) else 24)
 
 
 @pytest.mark.parametrize("in_tar", [False, True])
-def test_labels_that_change_are_read_again(folders: Path, tmp_path: Path, in_tar: bool) -> None:
+def test_changed_labels_are_read_again(folders: Path, tmp_path: Path, in_tar: bool) -> None:
     data = tmp_path / "data"
     shutil.copytree(folders / "train", data / "train")
     (data / "val").mkdir()
@@ -315,7 +315,7 @@ def test_labels_that_change_are_read_again(folders: Path, tmp_path: Path, in_tar
         text.replace(CLASSES[0], "x").replace(CLASSES[1], CLASSES[0]).replace("x", CLASSES[1])
     )
     assert opened() != first
-    with pytest.raises(UserError, match=r"index is older than .*val_labels.txt, which has changed since"):
+    with pytest.raises(UserError, match=r"val_labels.txt has changed since index .* was made"):
         load(tmp_path / "index")
 
 
@@ -323,7 +323,7 @@ def test_labels_that_change_are_read_again(folders: Path, tmp_path: Path, in_tar
 
 
 def twelve(to: Path, split: str = "val", images: int = 22) -> list[tuple[str, int]]:
-    """Images of classes 0 to 11, a distinct size each: (name, number)."""
+    """Writes images of classes 0 to 11 with distinct sizes: (name, number)."""
     from PIL import Image
 
     rows = []
@@ -341,29 +341,29 @@ def numbers_of(index: Index, split: str = "val") -> dict[str, int]:
 
 
 @pytest.mark.parametrize("in_tar", [False, True])
-def test_numbers_without_names_are_the_labels(tmp_path: Path, in_tar: bool) -> None:
-    """Sorted as text 10 and 11 came before 2, and an error of 50 % was printed as 95 %."""
+def test_numbers_without_class_names_are_labels(tmp_path: Path, in_tar: bool) -> None:
+    """Sorted as text, 10 and 11 came before 2, and an error of 50 % was printed as 95 %."""
     rows = twelve(tmp_path / "data")
     (tmp_path / "data" / "val_labels.txt").write_text("".join(f"{name} {number}\n" for name, number in rows))
     if in_tar:
         files = [(file.name, file.read_bytes()) for file in (tmp_path / "data" / "val").iterdir()]
         (tmp_path / "data" / "val.tar").write_bytes(tar_of(files))
         shutil.rmtree(tmp_path / "data" / "val")
-    made = scan([tmp_path / "data"], "header")
-    assert made.classes == tuple(f"{number:02}" for number in range(12))
-    assert numbers_of(made) == dict(rows)
+    index = scan([tmp_path / "data"], "header")
+    assert index.classes == tuple(f"{number:02}" for number in range(12))
+    assert numbers_of(index) == dict(rows)
 
 
-def test_a_number_stays_the_label_where_smaller_ones_have_no_image(tmp_path: Path) -> None:
+def test_a_number_is_the_label_even_if_smaller_ones_have_no_images(tmp_path: Path) -> None:
     rows = twelve(tmp_path / "data")
     (tmp_path / "data" / "val_labels.txt").write_text("".join(f"{name} {3 + 2 * number}\n" for name, number in rows))
-    made = scan([tmp_path / "data"], "header")
-    assert len(made.classes) == 26
-    assert numbers_of(made) == {name: 3 + 2 * number for name, number in rows}
+    index = scan([tmp_path / "data"], "header")
+    assert len(index.classes) == 26
+    assert numbers_of(index) == {name: 3 + 2 * number for name, number in rows}
 
 
 def test_numbers_beside_folders_of_training_images(tmp_path: Path) -> None:
-    """Places among their sorted names; where these are numbers, the names themselves."""
+    """Numbers are positions among the sorted folder names, or the names if these are numbers."""
     rows = twelve(tmp_path / "data")
     (tmp_path / "data" / "val.txt").write_text("".join(f"{name} {number}\n" for name, number in rows))
     for kind, names in {
@@ -374,51 +374,51 @@ def test_numbers_beside_folders_of_training_images(tmp_path: Path) -> None:
         shutil.copytree(tmp_path / "data", tmp_path / kind)
         for name in names:
             shutil.copytree(tmp_path / "data" / "val", tmp_path / kind / "train" / name)
-        made = scan([tmp_path / kind], "header")
-        assert {name: made.classes[label] for name, label in numbers_of(made).items()} == {
+        index = scan([tmp_path / kind], "header")
+        assert {name: index.classes[label] for name, label in numbers_of(index).items()} == {
             name: names[number] for name, number in rows
         }, kind
-        assert any("numbers of classes are places among 12" in note for note in made.notes)
+        assert any("class numbers are positions among 12" in note for note in index.notes)
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "message"),
     [
-        ("image_0.png 12\nimage_1.png 1\n", "an image is of class 12, but there are 12 classes counted from 0"),
-        ("image_0.png 13\nimage_1.png 0\n", "an image is of class 13, but there are 12 classes;"),
-        ("image_0.png -1\n", "class -1 is neither a name nor a place from 0 on"),
-        ("image_0.png 1.0\n", "class 1.0 is neither a name nor a place from 0 on"),
+        ("image_0.png 12\nimage_1.png 1\n", "an image has the class 12, but there are 12 classes counted from 0"),
+        ("image_0.png 13\nimage_1.png 0\n", "an image has the class 13, but there are 12 classes;"),
+        ("image_0.png -1\n", "class -1 is neither a name nor an integer from 0"),
+        ("image_0.png 1.0\n", "class 1.0 is neither a name nor an integer from 0"),
         ("image_0.png 1\nval/image_0.png 2\n", "val.txt has no label for image_1.png"),
-        ("image_0.png 1\nimage_0.png 2\n", "labels .* say two classes of image_0.png"),
-        ("image_0.png 1 2\n", "which class 'image_0.png 1 2' says is not clear"),
-        ("image_0.png,1,7\n", "which class 'image_0.png 1 7' says is not clear"),
-        ("filename,width,height\nimage_0.png,1,7\n", "is not clear"),
+        ("image_0.png 1\nimage_0.png 2\n", "labels .* give image_0.png two classes"),
+        ("image_0.png 1 2\n", "the class in 'image_0.png 1 2' is ambiguous"),
+        ("image_0.png,1,7\n", "the class in 'image_0.png 1 7' is ambiguous"),
+        ("filename,width,height\nimage_0.png,1,7\n", "is ambiguous"),
         ("3\n4\n", "numbers without names of images"),
-        ("image_0.png\n", "a line says 'image_0.png', which is no class"),
+        ("image_0.png\n", "'image_0.png' in a line is not a class"),
         ("", "it is empty"),
         ("image_0.png class_b\n", "val.txt has no label for image_1.png"),
     ],
 )
-def test_labels_that_say_nothing_clear(tmp_path: Path, rows: str, said: str) -> None:
+def test_ambiguous_labels_are_refused(tmp_path: Path, rows: str, message: str) -> None:
     twelve(tmp_path / "data", images=2)
     for letter in "abcdefghijkl":
         twelve(tmp_path / "data", f"train/class_{letter}", 1)
     (tmp_path / "data" / "val.txt").write_text(rows)
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(UserError, match=message) as error:
         scan([tmp_path / "data"], "header")
     assert "\n" not in str(error.value)
 
 
-def test_folders_called_by_numbers(tmp_path: Path) -> None:
-    """ImageNet-V2 has folders 0 to 999: places in a list that has other names, else names in the order of text."""
+def test_folders_with_numbers_as_names(tmp_path: Path) -> None:
+    """ImageNet-V2 has folders 0 to 999: positions in a list with other names, or else names sorted as text."""
     for number in range(12):
         twelve(tmp_path, f"imagenetv2-val/{number}", 1)
-    made = scan([tmp_path], "header")
-    assert made.classes[:4] == ("0", "1", "10", "11")
-    assert made.notes == ("classes are called by numbers, and are in the order of text: 0, 1, 10, 11, ...",)
+    index = scan([tmp_path], "header")
+    assert index.classes[:4] == ("0", "1", "10", "11")
+    assert index.notes == ("class names are numbers, sorted as text: 0, 1, 10, 11, ...",)
     (tmp_path / "wnids.txt").write_text("\n".join(f"n{number:08}" for number in range(13)))
-    made = scan([tmp_path], "header", classes=str(tmp_path / "wnids.txt"))
-    split = made.split("val")
+    index = scan([tmp_path], "header", classes=str(tmp_path / "wnids.txt"))
+    split = index.split("val")
     assert {Path(split.name_of(image)).parent.name: label for image, label in enumerate(split.label.tolist())} == {
         str(number): number for number in range(12)
     }
@@ -432,11 +432,11 @@ def test_names_with_spaces_and_dots(tmp_path: Path) -> None:
     for form in ("{0} {1}", "{0}\t{1}", '"{0}","{1}"'):
         file = tmp_path / "data" / "labels.txt"
         file.write_text("".join(form.format(*row) + "\n" for row in rows.items()))
-        made = scan([tmp_path / "data"], "header")
-        assert {name: made.classes[label] for name, label in numbers_of(made).items()} == rows, form
+        index = scan([tmp_path / "data"], "header")
+        assert {name: index.classes[label] for name, label in numbers_of(index).items()} == rows, form
 
 
-def test_folders_decide_where_two_images_have_one_name(tmp_path: Path) -> None:
+def test_folders_distinguish_images_with_the_same_name(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         twelve(tmp_path / "tree" / "val", folder, 1)
         twelve(tmp_path / "tree" / "train", f"class_{folder}", 1)
@@ -444,19 +444,19 @@ def test_folders_decide_where_two_images_have_one_name(tmp_path: Path) -> None:
     (tmp_path / "val_labels.txt").write_text("".join(lines))
     with tarfile.open(tmp_path / "all.tar", "w") as tar:
         tar.add(tmp_path / "tree", ".")
-    made = scan([tmp_path / "all.tar", tmp_path / "val_labels.txt"], "header")
-    named = zip(made.split("val").names.to_pylist(), made.split("val").label.tolist(), strict=True)
-    assert {Path(name).parent.name: made.classes[label] for name, label in named} == {
+    index = scan([tmp_path / "all.tar", tmp_path / "val_labels.txt"], "header")
+    named = zip(index.split("val").names.to_pylist(), index.split("val").label.tolist(), strict=True)
+    assert {Path(name).parent.name: index.classes[label] for name, label in named} == {
         "one": "class_one",
         "two": "class_two",
     }
 
 
-# What is no image and no class
+# Files that are not images, folders that are not classes
 
 
-def test_what_systems_and_editors_leave_is_no_image(folders: Path, tmp_path: Path) -> None:
-    """`._X.JPEG` were images that no decoder reads, `.ipynb_checkpoints` was a class."""
+def test_files_of_systems_and_editors_are_not_images(folders: Path, tmp_path: Path) -> None:
+    """`._X.JPEG` used to be undecodable images, and `.ipynb_checkpoints` a class."""
     data = tmp_path / "data"
     shutil.copytree(folders, data)
     for file in sorted(data.rglob("*.JPEG")):
@@ -467,16 +467,16 @@ def test_what_systems_and_editors_leave_is_no_image(folders: Path, tmp_path: Pat
     with tarfile.open(tmp_path / "all.tar", "w") as tar:
         tar.add(data, ".")
     for source, left_out in ((data, 32 + 3), (tmp_path / "all.tar", 32 + 3)):
-        made = scan([source], "header")
-        assert made.fingerprint == scan_folder(folders).fingerprint
-        assert made.classes == tuple(CLASSES)
-        assert [note for note in made.notes if note.startswith(f"left out: {left_out} hidden files")], made.notes
-        made.save(tmp_path / "index")
-        assert load(tmp_path / "index").notes == made.notes == tuple(made.summary()["notes"])
+        index = scan([source], "header")
+        assert index.fingerprint == scan_folder(folders).fingerprint
+        assert index.classes == tuple(CLASSES)
+        assert [note for note in index.notes if note.startswith(f"left out: {left_out} hidden files")], index.notes
+        index.save(tmp_path / "index")
+        assert load(tmp_path / "index").notes == index.notes == tuple(index.summary()["notes"])
 
 
 @pytest.mark.parametrize("in_tar", [False, True])
-def test_images_and_folders_that_no_class_has_are_counted(folders: Path, tmp_path: Path, in_tar: bool) -> None:
+def test_images_and_folders_outside_classes_are_counted(folders: Path, tmp_path: Path, in_tar: bool) -> None:
     data = tmp_path / "data"
     shutil.copytree(folders, data)
     shutil.copy(val_images(folders)[0], data / "train" / "loose.JPEG")
@@ -485,11 +485,11 @@ def test_images_and_folders_that_no_class_has_are_counted(folders: Path, tmp_pat
     if in_tar:
         with tarfile.open(tmp_path / "all.tar", "w") as tar:
             tar.add(data, "data")
-    made = scan([tmp_path / "all.tar" if in_tar else data], "header")
-    assert made.fingerprint == scan_folder(folders).fingerprint
-    assert sorted(re.sub(" as /.*/", " as ", note) for note in made.notes) == [
-        "left out: 1 folders inside those of classes, as more",
-        "left out: 1 images of train beside the folders of classes, as loose.JPEG",
+    index = scan([tmp_path / "all.tar" if in_tar else data], "header")
+    assert index.fingerprint == scan_folder(folders).fingerprint
+    assert sorted(re.sub(" as /.*/", " as ", note) for note in index.notes) == [
+        "left out: 1 folders inside those of classes, such as more",
+        "left out: 1 images of train beside the folders of classes, such as loose.JPEG",
     ]
 
 
@@ -504,28 +504,28 @@ def test_hard_links_in_a_tar_are_files_and_other_links_are_counted(folders: Path
     third.symlink_to(first.name)
     with tarfile.open(tmp_path / "all.tar", "w") as tar:
         tar.add(data, "data")
-    made = scan([tmp_path / "all.tar"], "header")
-    split = made.split("train")
+    index = scan([tmp_path / "all.tar"], "header")
+    split = index.split("train")
     names = [Path(name).name for name in split.names.to_pylist()]
     assert split.read(names.index(first.name)) == split.read(names.index(second.name)) == first.read_bytes()
     assert len(split) == 23
-    assert [note for note in made.notes if note.startswith("left out: 1 links, sparse and special files")]
-    assert len(scan_folder(data).split("train")) == 24, "a folder's links are followed"
+    assert [note for note in index.notes if note.startswith("left out: 1 links, sparse and special files")]
+    assert len(scan_folder(data).split("train")) == 24, "links in a folder are followed"
 
 
-def test_pipes_are_not_opened_and_links_to_nothing_are_rejected(folders: Path, tmp_path: Path) -> None:
+def test_pipes_are_not_opened_and_broken_links_are_rejected(folders: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(folders, data)
     os.mkfifo(data / "train" / CLASSES[0] / "pipe.JPEG")
     (data / "train" / CLASSES[0] / "nowhere.JPEG").symlink_to("gone.JPEG")
     (data / "train" / CLASSES[0] / "loop.JPEG").symlink_to("loop.JPEG")
-    made = scan_folder(data)
-    assert made.split("train").rejected == 2
-    assert [note for note in made.notes if note.startswith("left out: 1 pipes, sockets and devices")]
+    index = scan_folder(data)
+    assert index.split("train").rejected == 2
+    assert [note for note in index.notes if note.startswith("left out: 1 pipes, sockets and devices")]
 
 
 @pytest.mark.parametrize("in_tar", [False, True])
-def test_a_name_that_is_not_utf_8_is_named_before_anything_is_decoded(
+def test_names_that_are_not_utf_8_are_refused_before_decoding(
     folders: Path, tmp_path: Path, in_tar: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = tmp_path / "data"
@@ -541,75 +541,75 @@ def test_a_name_that_is_not_utf_8_is_named_before_anything_is_decoded(
         open_index(str(tmp_path / "data"), None, tmp_path / "cache", lambda done, total: None)
 
 
-def test_a_sample_of_a_shard_that_comes_again_is_refused(folders: Path, tmp_path: Path) -> None:
-    """46 of 48 images were lost."""
+def test_a_repeated_sample_of_a_shard_is_refused(folders: Path, tmp_path: Path) -> None:
+    """Shards with repeated samples used to lose 46 of 48 images."""
     members = []
     for file in sorted(folders.glob("train/*/*")):
         members += [("same.jpg", file.read_bytes()), ("same.cls", b"0")]
     (tmp_path / "train-0.tar").write_bytes(tar_of(members))
     (tmp_path / "val-0.tar").write_bytes(tar_of([("a.jpg", members[0][1]), ("a.cls", b"0")]))
-    with pytest.raises(UserError, match=r"train-0.tar holds same.(jpg|cls) several times; give every sample a name"):
+    with pytest.raises(UserError, match=r"train-0.tar holds same.(jpg|cls) several times; give every sample"):
         scan([tmp_path], "header")
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
-        (b"", "a.cls of .* says no class; write one into it"),
-        (b"\0" * 9, "a.cls of .* says no class; write one into it"),
+        (b"", "a.cls of .* contains no class; write one into it"),
+        (b"\0" * 9, "a.cls of .* contains no class; write one into it"),
         ("²".encode(), None),
         (b" 7\n", None),
         (b"x" * 2000, "a.cls is longer than"),
     ],
 )
-def test_what_a_class_file_may_hold(folders: Path, tmp_path: Path, content: bytes, said: str | None) -> None:
+def test_contents_of_a_class_file(folders: Path, tmp_path: Path, content: bytes, message: str | None) -> None:
     image = val_images(folders)[0].read_bytes()
     (tmp_path / "val-0.tar").write_bytes(tar_of([("a.jpg", image), ("a.cls", content)]))
-    if said:
-        with pytest.raises(UserError, match=said):
+    if message:
+        with pytest.raises(UserError, match=message):
             scan([tmp_path / "val-0.tar"], "header")
     else:
-        made = scan([tmp_path / "val-0.tar"], "header")
-        assert made.classes[made.split("val").label[0]] == content.decode().strip()
+        index = scan([tmp_path / "val-0.tar"], "header")
+        assert index.classes[index.split("val").label[0]] == content.decode().strip()
 
 
-def test_archives_that_hold_the_same_images_are_refused(folders: Path, tmp_path: Path) -> None:
-    """ILSVRC2012_img_train_t3.tar repeats the dogs, and tar of one split may lie beside the other's folder."""
+def test_archives_with_the_same_images_are_refused(folders: Path, tmp_path: Path) -> None:
+    """ILSVRC2012_img_train_t3.tar repeats the dogs; a tar of a split may be beside the other split's folder."""
     archives(folders, tmp_path)
     shutil.copy(tmp_path / "ILSVRC2012_img_train.tar", tmp_path / "ILSVRC2012_img_train_t3.tar")
     with pytest.raises(
-        UserError, match=r"train.tar and .*train_t3.tar both hold n\d+_\d+.JPEG of class n\d+; name one"
+        UserError, match=r"train.tar and .*train_t3.tar both hold n\d+_\d+.JPEG of class n\d+; name only one"
     ):
         scan([tmp_path], "header")
     (tmp_path / "ILSVRC2012_img_train_t3.tar").unlink()
     (tmp_path / "ILSVRC2012_img_val.tar").rename(tmp_path / "ILSVRC2012_img_test_v10102019.tar")
     shutil.copytree(folders / "val", tmp_path / "val")
-    made = scan([tmp_path], "header")
-    assert made.fingerprint == scan_folder(folders).fingerprint
-    assert [note for note in made.notes if note.startswith("left out: 1 archives of a test set")]
+    index = scan([tmp_path], "header")
+    assert index.fingerprint == scan_folder(folders).fingerprint
+    assert [note for note in index.notes if note.startswith("left out: 1 archives of a test set")]
 
 
 # Folders near the right one
 
 
-def test_the_folder_that_fits_is_named(folders: Path, tmp_path: Path) -> None:
+def test_a_fitting_folder_is_suggested(folders: Path, tmp_path: Path) -> None:
     shutil.copytree(folders, tmp_path / "above" / "data")
     for wrong in ("above", "above/data/train", f"above/data/val/{CLASSES[0]}"):
         with pytest.raises(UserError, match=rf"give {re.escape(str(tmp_path / 'above' / 'data'))}, which does"):
             scan_folder(tmp_path / wrong)
 
 
-def test_a_folder_of_folders_is_not_to_be_removed(folders: Path, tmp_path: Path) -> None:
+def test_the_error_about_nested_folders_does_not_suggest_removal(folders: Path, tmp_path: Path) -> None:
     shutil.copytree(folders, tmp_path / "data")
     shutil.copytree(folders / "train", tmp_path / "data" / "train" / "train")
     with pytest.raises(
         UserError, match=r"train/train holds folders \(n\d+\), no images; .* move what is in train"
-    ) as said:
+    ) as error:
         scan_folder(tmp_path / "data")
-    assert "remove it" not in str(said.value)
+    assert "remove it" not in str(error.value)
 
 
-def test_two_folders_of_one_split_are_refused(folders: Path, tmp_path: Path) -> None:
+def test_two_folders_of_the_same_split_are_refused(folders: Path, tmp_path: Path) -> None:
     shutil.copytree(folders, tmp_path / "data")
     shutil.copytree(folders / "val", tmp_path / "data" / "validation")
     with pytest.raises(UserError, match="holds val and validation, both val by their names"):
@@ -617,8 +617,8 @@ def test_two_folders_of_one_split_are_refused(folders: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("in_tar", [False, True])
-def test_the_only_folder_of_val_is_no_class_without_a_reason(folders: Path, tmp_path: Path, in_tar: bool) -> None:
-    """Twelve images of Tiny ImageNet were of one class, `images`."""
+def test_the_only_folder_of_val_is_ambiguous(folders: Path, tmp_path: Path, in_tar: bool) -> None:
+    """Tiny ImageNet's images used to be of a single class, `images`."""
     (tmp_path / "data" / "val").mkdir(parents=True)
     shutil.copytree(folders / "val" / CLASSES[0], tmp_path / "data" / "val" / "images")
     source = tmp_path / "data"
@@ -627,32 +627,33 @@ def test_the_only_folder_of_val_is_no_class_without_a_reason(folders: Path, tmp_
         with tarfile.open(source, "w") as tar:
             tar.add(tmp_path / "data", ".")
     with pytest.raises(
-        UserError, match=r"the only folder of val: a class, or the images of all\? Put a file of labels"
+        UserError, match=r"the only folder of val: a class, or images of all classes\? Put a label file"
     ):
         scan([source], "header")
     (tmp_path / "names").write_text("images\nothers\n")
     assert scan([source], "header", classes=str(tmp_path / "names")).classes == ("images", "others")
     put_named_labels(folders, tmp_path if in_tar else tmp_path / "data")
-    made = scan([source], "header")
-    assert made.classes == tuple(CLASSES)
-    assert set(made.split("val").label.tolist()) == {0}
-    assert [note for note in made.notes if note.startswith("classes of validation images are those of ")]
+    index = scan([source], "header")
+    assert index.classes == tuple(CLASSES)
+    assert set(index.split("val").label.tolist()) == {0}
+    assert [note for note in index.notes if note.startswith("classes of validation images are those of ")]
 
 
-def test_folders_of_val_and_labels_that_contradict_them(folders: Path, tmp_path: Path) -> None:
+def test_labels_that_contradict_folders_of_val(folders: Path, tmp_path: Path) -> None:
     shutil.copytree(folders / "val", tmp_path / "data" / "val")
     other = {CLASSES[0]: CLASSES[1], CLASSES[1]: CLASSES[0]}
     lines = [f"{file.name} {other[file.parent.name]}\n" for file in val_images(folders)]
     (tmp_path / "data" / "val_labels.txt").write_text("".join(lines))
-    made = scan_folder(tmp_path / "data")
+    index = scan_folder(tmp_path / "data")
     assert (
-        made.fingerprint == scan([folders / ".." / folders.name], "header").fingerprint or len(made.split("train")) == 0
+        index.fingerprint == scan([folders / ".." / folders.name], "header").fingerprint
+        or len(index.split("train")) == 0
     )
-    assert np.array_equal(made.split("val").label, scan_folder(folders).split("val").label)
-    assert made.notes == (f"{tmp_path / 'data' / 'val_labels.txt'} is not used: folders or archives say the classes",)
+    assert np.array_equal(index.split("val").label, scan_folder(folders).split("val").label)
+    assert index.notes == (f"{tmp_path / 'data' / 'val_labels.txt'} is not used: folders or archives name the classes",)
 
 
-# Tables of Parquet
+# Parquet tables
 
 
 @pytest.mark.parametrize(
@@ -664,20 +665,20 @@ def test_folders_of_val_and_labels_that_contradict_them(folders: Path, tmp_path:
         {"data_page_size": 20000, "write_page_checksum": True},
     ],
 )
-def test_tables_are_read_in_place_however_their_pages_are(
+def test_tables_are_read_in_place_with_any_page_layout(
     folders: Path, tmp_path: Path, options: dict[str, object]
 ) -> None:
     tables(folders, tmp_path, **options)
     assert same_images(scan([tmp_path], "full"), scan_folder(folders))
 
 
-def test_names_of_classes_come_from_the_schema_in_its_order(folders: Path, tmp_path: Path) -> None:
+def test_class_names_come_from_the_schema_in_its_order(folders: Path, tmp_path: Path) -> None:
     tables(folders, tmp_path, names=("zebra", "ant, emmet"), with_wnids=False)
-    made = scan([tmp_path], "header")
-    assert made.classes == ("zebra", "ant, emmet")
-    assert np.array_equal(made.split("val").label, scan_folder(folders).split("val").label)
-    made.save(tmp_path / "index")
-    assert same_images(load(tmp_path / "index"), made)
+    index = scan([tmp_path], "header")
+    assert index.classes == ("zebra", "ant, emmet")
+    assert np.array_equal(index.split("val").label, scan_folder(folders).split("val").label)
+    index.save(tmp_path / "index")
+    assert same_images(load(tmp_path / "index"), index)
     (tmp_path / "wnids").write_text("\n".join(CLASSES))
     assert scan([tmp_path], "header", classes=str(tmp_path / "wnids")).classes == tuple(CLASSES)
     tables(folders, tmp_path / "unnamed", names=(), with_wnids=False)
@@ -686,21 +687,19 @@ def test_names_of_classes_come_from_the_schema_in_its_order(folders: Path, tmp_p
 
 def test_compressed_tables_are_rewritten_once(folders: Path, tmp_path: Path) -> None:
     tables(folders, tmp_path, compression="snappy")
-    with pytest.raises(
-        UserError, match=r"parquet is compressed, so its images have no place in it; .*`vggrepro repack`"
-    ):
+    with pytest.raises(UserError, match=r"parquet is compressed, not readable in place; .*`vggrepro repack`"):
         scan([tmp_path], "header")
     out, steps = tmp_path / "out", []
-    made = repack([tmp_path / "data"], out, lambda done, total: steps.append((done, total)))
-    assert [file.name for file in made] == sorted(file.name for file in (tmp_path / "data").iterdir())
+    repacked = repack([tmp_path / "data"], out, lambda done, total: steps.append((done, total)))
+    assert [file.name for file in repacked] == sorted(file.name for file in (tmp_path / "data").iterdir())
     assert len(steps) == 6
-    for file in made:
+    for file in repacked:
         assert pq.read_table(file).equals(pq.read_table(tmp_path / "data" / file.name), check_metadata=True)
     assert same_images(scan([out], "header"), scan_folder(folders))
     subprocess.run(["sha256sum", "--check", "--strict", SUMS], cwd=out, check=True, capture_output=True)
 
 
-def test_an_interrupted_repack_goes_on(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_repack_resumes(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tables(folders, tmp_path, compression="zstd")
     out = tmp_path / "out"
 
@@ -723,12 +722,12 @@ def test_an_interrupted_repack_goes_on(folders: Path, tmp_path: Path, monkeypatc
     assert same_images(scan([out], "header"), scan_folder(folders))
 
 
-def test_mistakes_with_tables(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_tables_are_refused(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tables(folders, tmp_path, compression="snappy")
     data = tmp_path / "data"
 
-    def refused(said: str, *sources: Path, out: Path = tmp_path / "out") -> None:
-        with pytest.raises(UserError, match=said) as error:
+    def refused(message: str, *sources: Path, out: Path = tmp_path / "out") -> None:
+        with pytest.raises(UserError, match=message) as error:
             repack(sources, out, lambda done, total: None)
         assert "\n" not in str(error.value)
 
@@ -743,21 +742,21 @@ def test_mistakes_with_tables(folders: Path, tmp_path: Path, monkeypatch: pytest
     refused(r"x.parquet has the columns text, label; a table of images has image", tmp_path / "x.parquet")
     monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(0, 0, 5 << 20))
     monkeypatch.setattr("vggrepro.data.images.parquet._size", lambda table: 1 << 20)
-    refused("has 5 MiB free and 6 are needed", data)
+    refused("has 5 MiB free, but 6 are needed", data)
     assert not (tmp_path / "out" / SUMS).exists()
 
 
-def test_tables_that_are_not_there_are_counted(folders: Path, tmp_path: Path) -> None:
+def test_missing_tables_are_counted(folders: Path, tmp_path: Path) -> None:
     tables(folders, tmp_path)
     (tmp_path / "data" / "train-00001-of-00003.parquet").unlink()
     (tmp_path / "data" / "test-00000-of-00001.parquet").write_bytes(b"not looked at")
     notes = " ".join(scan([tmp_path], "header").notes)
     assert "1 of 3 tables " in notes
-    assert "train-* are not there, the first is number 1" in notes
+    assert "train-* are missing, the first is number 1" in notes
     assert "left out: 1 archives of a test set" in notes
     shutil.copy(tmp_path / "data" / "train-00000-of-00003.parquet", tmp_path / "table.tar")
     with pytest.raises(
-        UserError, match=r"table.tar is a table of Parquet, not a tar archive; let its name end in .parquet"
+        UserError, match=r"table.tar is a Parquet table, not a tar archive; rename it to end in .parquet"
     ):
         scan([tmp_path / "table.tar"], "header")
     (tmp_path / "table.tar").unlink()
@@ -772,7 +771,7 @@ def test_tables_that_are_not_there_are_counted(folders: Path, tmp_path: Path) ->
     ("magic", "program"),
     [(b"PK\x03\x04", "unzip"), (b"\x1f\x8b", "gunzip"), (b"BZh", "bunzip2"), (b"\xfd7zXZ", "unxz")],
 )
-def test_what_undoes_a_compression_is_named(tmp_path: Path, magic: bytes, program: str) -> None:
+def test_the_program_that_uncompresses_is_named(tmp_path: Path, magic: bytes, program: str) -> None:
     (tmp_path / "train.tar").write_bytes(magic + bytes(600))
     with pytest.raises(UserError, match=rf"train.tar is compressed, .* once \({program}\)"):
         scan([tmp_path / "train.tar"], "header")
@@ -781,16 +780,16 @@ def test_what_undoes_a_compression_is_named(tmp_path: Path, magic: bytes, progra
         scan([tmp_path / "imagenet.zip"], "header")
 
 
-# Places that cannot be written to
+# Read-only folders
 
 
-def test_a_read_only_place_names_its_setting(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_folder_names_its_setting(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vggrepro.config.settings import Config
     from vggrepro.pipeline.session import open_session
 
     monkeypatch.setattr("vggrepro.files.os.access", lambda place, mode: False)
-    made = open_index(str(folders), None, tmp_path / "cache", lambda done, total: None)
-    assert made.fingerprint == scan_folder(folders).fingerprint
+    index = open_index(str(folders), None, tmp_path / "cache", lambda done, total: None)
+    assert index.fingerprint == scan_folder(folders).fingerprint
     assert not (tmp_path / "cache").exists()
     config = Config(model={"net": "A"}, run={"root": tmp_path / "runs"})
     with (

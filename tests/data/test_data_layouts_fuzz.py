@@ -1,6 +1,6 @@
-"""Random trees of files, read by the index and by a slow reader that knows nothing of it.
+"""Random trees of files, read by the index and by an independent slow reader.
 
-What is accepted has the labels that the slow reader gives; what neither takes is said in a line; nothing ends in a
+An accepted tree has the labels that the slow reader finds; a refused tree gives an error in one line, never a
 traceback.
 """
 
@@ -34,19 +34,19 @@ SPLIT_NAMES = {"train", "val", "validation", "valid"}
 LABEL_FILES = ("val_labels.txt", "val.txt", "meta/val.txt", "l.csv", "some list.txt", "val_annotations.txt", "a.tsv")
 FORMS = ("{name} {label}", "{name}\t{label}", "{name},{label}", "val/{name} {label}", '"{name}","{label}"')
 HIDDEN = ("._{name}", ".ipynb_checkpoints/{name}", "__MACOSX/{name}", ".{name}", "@eaDir/{name}")
-OTHERS = ("README.txt", "notes.md", "Thumbs.db", "x.JPEG.bak", "x.jpg~", "wnids.txt", "model.pth", "JPEG")
+OTHER_FILES = ("README.txt", "notes.md", "Thumbs.db", "x.JPEG.bak", "x.jpg~", "wnids.txt", "model.pth", "JPEG")
 
 
 def picture(number: int, suffix: str) -> bytes:
-    """An image like no other, small and fast to read."""
-    made = io.BytesIO()
+    """Builds a small unique image."""
+    buffer = io.BytesIO()
     kind = {"jpg": "JPEG", "jpeg": "JPEG", "bmp": "BMP", "tiff": "TIFF"}.get(suffix[1:].lower(), "PNG")
-    Image.new("RGB", (9 + number % 7, 8 + number // 7), (number * 5 % 256, 3, 200)).save(made, kind)
-    return made.getvalue()
+    Image.new("RGB", (9 + number % 7, 8 + number // 7), (number * 5 % 256, 3, 200)).save(buffer, kind)
+    return buffer.getvalue()
 
 
 class RandomTree:
-    """A tree on the disk, near one of the layouts that are known, and what is there on purpose to disturb it."""
+    """A tree on disk that resembles a known layout, with deliberate disturbances."""
 
     def __init__(self, draw: random.Random, root: Path) -> None:
         self.draw, self.root, self.number = draw, root, 0
@@ -95,7 +95,7 @@ class RandomTree:
         lines = [
             form.format(name=name, label=ordered.index(of) if numbered else of)
             for name, of in rows
-            # a comma in a name needs a form that quotes
+            # a comma in a name needs a quoting format
             if "," not in of or numbered or form != "{name},{label}"
         ]
         if self.draw.random() < 0.15:
@@ -131,7 +131,7 @@ class RandomTree:
                 hidden = draw.choice(HIDDEN).format(name=f"image_{self.number}.JPEG")
                 self.path(folder, hidden).write_bytes(draw.choice([b"\0\5", picture(self.number, ".JPEG")]))
             case 3:
-                self.path(folder, draw.choice(OTHERS)).write_text("a b c\n\nd e\n")
+                self.path(folder, draw.choice(OTHER_FILES)).write_text("a b c\n\nd e\n")
             case 4:
                 self.images(folder, 1)
             case 5:
@@ -160,10 +160,10 @@ class RandomTree:
 
 
 def slow_reader(root: Path, in_tar: bool) -> tuple[dict[bytes, str], int]:
-    """(class by an image's bytes, number of images that are of no class), by walking through everything.
+    """Reads a tree by walking: (class by an image's bytes, number of images without a class).
 
-    Classes are names as they stand, and `label 3` where nothing names classes; what no line labels has a class
-    that there is not.
+    Classes are names, or `label 3` if nothing names classes; an unlabelled image has a class that does not
+    exist.
     """
     images: dict[str, list[tuple[str, ...]]] = {"train": [], "val": []}
     aside = 0
@@ -174,7 +174,7 @@ def slow_reader(root: Path, in_tar: bool) -> tuple[dict[bytes, str], int]:
         for name in files:
             file = Path(folder, name)
             split = "train" if parts[:1] == ("train",) else "val"
-            if name.endswith((".txt", ".csv", ".tsv")) and not hidden and name not in OTHERS:
+            if name.endswith((".txt", ".csv", ".tsv")) and not hidden and name not in OTHER_FILES:
                 lines += file.read_text(encoding="utf-8-sig").splitlines()
             elif not re.search(r"\.(jpe?g|png|bmp|tiff?)$", name, re.IGNORECASE):
                 pass
@@ -202,25 +202,25 @@ def slow_reader(root: Path, in_tar: bool) -> tuple[dict[bytes, str], int]:
 
 
 def labelled(name: str, lines: Sequence[str], train: set[str]) -> str:
-    """The class that a line says of an image."""
-    said = set()
+    """Finds the class of an image in lines of labels."""
+    found = set()
     for line in lines:
         if match := re.match(rf'"?(?:val/)?{re.escape(name)}"?[\s,]+(.*)', line):
-            said.add(match[1].strip().strip('"'))
-    if len(said) != 1:
-        return f"{len(said)} labels of {name}"
-    label = said.pop()
+            found.add(match[1].strip().strip('"'))
+    if len(found) != 1:
+        return f"{len(found)} labels of {name}"
+    label = found.pop()
     if not label.isdecimal() or label in train:
         return label
     return dict(enumerate(sorted(train))).get(int(label), label) if train else f"label {int(label)}"
 
 
-pytestmark = pytest.mark.usefixtures("looked_at_here")
+pytestmark = pytest.mark.usefixtures("inspected_in_process")
 
 
 @pytest.fixture(autouse=True)
 def _locked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Folders called `locked` may not be entered, whoever asks."""
+    """Makes folders called `locked` unreadable, even for root."""
     scandir = os.scandir
 
     def locked(place: object = ".") -> Iterator[os.DirEntry[str]]:
@@ -243,14 +243,14 @@ def accepted(source: Path, draw: random.Random, cache: Path) -> Index | None:
             return scan([source], "header")
         return open_index(str(source), None, cache, lambda done, total: None)
     except UserError as error:
-        said = str(error)
-    assert said.isprintable(), said
-    assert len(said) > 30, said
+        message = str(error)
+    assert message.isprintable(), message
+    assert len(message) > 30, message
     return None
 
 
 def validated(index: Index) -> Iterator[tuple[bytes, int]]:
-    """(bytes, label) of the images that a first validation sees."""
+    """Lists (bytes, label) of the images that a first validation reads."""
     split = index.split("val")
     if not len(split):
         return
@@ -263,7 +263,7 @@ def validated(index: Index) -> Iterator[tuple[bytes, int]]:
 
 
 def check(seed: int, place: Path) -> str:
-    """What became of a random tree: refused, labelled, or unclear to the slow reader."""
+    """Classifies a random tree: refused, labelled, or ambiguous to the slow reader."""
     draw = random.Random(seed)
     root = place / "tree"
     RandomTree(draw, root)

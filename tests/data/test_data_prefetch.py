@@ -1,4 +1,4 @@
-"""What is made ahead of its use: in order, on a thread and a stream of its own, and never in use twice."""
+"""Prefetching: order, a separate thread and stream, and no reuse of memory in use."""
 
 import threading
 from collections.abc import Generator
@@ -24,38 +24,38 @@ class Item:
         self.used_by.append(stream)
 
 
-def items(n: int, closed: list[bool] | None = None, made: list[int] | None = None) -> Generator[Item]:
+def items(n: int, closed: list[bool] | None = None, produced: list[int] | None = None) -> Generator[Item]:
     try:
         for number in range(n):
-            if made is not None:
-                made.append(number)
+            if produced is not None:
+                produced.append(number)
             yield Item(number)
     finally:
         if closed is not None:
             closed.append(True)
 
 
-def test_in_order_and_to_the_end() -> None:
+def test_all_items_are_yielded_in_order() -> None:
     assert [item.number for item in prefetch(items(7), CPU)] == list(range(7))
     assert list(prefetch(items(0), CPU)) == []
 
 
-def test_a_few_are_made_ahead_and_no_more() -> None:
-    made: list[int] = []
-    with closing(prefetch(items(100, made=made), CPU)) as ahead:
+def test_only_a_few_items_are_prepared_ahead() -> None:
+    produced: list[int] = []
+    with closing(prefetch(items(100, produced=produced), CPU)) as ahead:
         for _ in range(3):
             next(ahead)
-    assert len(made) <= 3 + module.AHEAD
+    assert len(produced) <= 3 + module.AHEAD
 
 
-def test_closing_closes_what_makes_them() -> None:
+def test_closing_closes_the_source() -> None:
     closed: list[bool] = []
     with closing(prefetch(items(100, closed), CPU)) as ahead:
         next(ahead)
     assert closed == [True]
 
 
-def test_what_goes_wrong_in_making_is_raised_where_it_is_used() -> None:
+def test_errors_of_the_source_are_raised_to_the_consumer() -> None:
     def broken() -> Generator[Item]:
         yield Item(0)
         raise OSError("disk")
@@ -67,7 +67,7 @@ def test_what_goes_wrong_in_making_is_raised_where_it_is_used() -> None:
 
 
 class Cuda:
-    """Stands in for `torch.cuda`: device and stream are a thread's own, as there."""
+    """Simulates `torch.cuda`: device and stream are thread-local."""
 
     def __init__(self) -> None:
         self.of_thread: dict[int, dict[str, Any]] = {}
@@ -89,39 +89,39 @@ class Cuda:
         self.Stream = Stream
 
     @property
-    def own(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         return self.of_thread.setdefault(threading.get_ident(), {})
 
     def set_device(self, device: torch.device) -> None:
-        self.own["device"] = device
+        self.state["device"] = device
 
     def set_stream(self, stream: Any) -> None:
-        self.own["stream"] = stream
+        self.state["stream"] = stream
 
     def current_stream(self, device: torch.device) -> Any:
-        return self.own.setdefault("stream", self.Stream(device))
+        return self.state.setdefault("stream", self.Stream(device))
 
 
-def test_on_cuda_it_has_a_stream_of_its_own_which_the_users_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the fourth GPU of a machine; the thread would else work on the first."""
+def test_on_cuda_the_consumer_waits_for_a_separate_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fourth GPU of a machine is used; a new thread would use the first."""
     cuda, device = Cuda(), torch.device("cuda", 3)
     monkeypatch.setattr(module.torch, "cuda", cuda)
     seen: list[dict[str, Any]] = []
 
     def watched() -> Generator[Item]:
         for item in items(4):
-            seen.append(dict(cuda.own))
+            seen.append(dict(cuda.state))
             yield item
 
     users = cuda.current_stream(device)
     found = list(prefetch(watched(), device))
     assert [item.number for item in found] == [0, 1, 2, 3]
-    (stream,) = {one["stream"] for one in seen}
-    assert {one["device"] for one in seen} == {device}
+    (stream,) = {state_then["stream"] for state_then in seen}
+    assert {state_then["device"] for state_then in seen} == {device}
     assert stream is not users
-    assert all(item.used_by == [users] for item in found), "its memory waits for the stream that uses it"
-    made = [event for kind, (event, *_) in cuda.events if kind == "recorded"]
+    assert all(item.used_by == [users] for item in found), "the memory waits for the stream that uses it"
+    produced = [event for kind, (event, *_) in cuda.events if kind == "recorded"]
     waited = [event for kind, (event, *_) in cuda.events if kind == "waited"]
-    assert waited == made[:4], "the user's stream waits for each item, and for the host to do so there is no need"
+    assert waited == produced[:4], "the consumer's stream waits for each item, so the host need not"
     for kind, (_, of, *_) in cuda.events:
         assert of is (stream if kind == "recorded" else users)

@@ -1,4 +1,4 @@
-"""Decoding in other processes: the same images, the same replacements, and no process left behind."""
+"""Decoding in other processes: the same images and replacements, and no process left over."""
 
 import multiprocessing
 import os
@@ -21,7 +21,7 @@ from vggrepro.data.images.scan import open_index, scan_folder
 from vggrepro.data.loading.loader import BadImages, Batch, Loader, make_loader
 from vggrepro.data.loading.processes import in_order
 from vggrepro.data.sampler import MicroBatches, TrainingSampler
-from vggrepro.data.views import rescaled_size, whole
+from vggrepro.data.views import rescaled_size, uncropped
 from vggrepro.errors import UserError
 
 BATCH = 10
@@ -38,21 +38,19 @@ def stream(split: Split, steps: int = 4) -> MicroBatches:
     return MicroBatches(sampler, 2 * BATCH, of_the_second_rank, 3, 3 + steps)
 
 
-def assert_same(some: Iterator[Batch], others: Iterator[Batch]) -> int:
+def assert_same(actual: Iterator[Batch], expected: Iterator[Batch]) -> int:
     count = 0
-    for one, other in zip(some, others, strict=True):
-        assert torch.equal(one.images, other.images)
-        assert torch.equal(one.labels, other.labels)
-        assert np.array_equal(one.views.image, other.views.image)
+    for left, right in zip(actual, expected, strict=True):
+        assert torch.equal(left.images, right.images)
+        assert torch.equal(left.labels, right.labels)
+        assert np.array_equal(left.views.image, right.views.image)
         count += 1
     return count
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_batches_are_those_of_threads_whatever_the_number_of_processes(
-    train_split: Split, backend: str, processes: int
-) -> None:
-    """Micro-batches of several pieces, too."""
+def test_batches_do_not_depend_on_the_number_of_processes(train_split: Split, backend: str, processes: int) -> None:
+    """Micro-batches may consist of several pieces."""
     views, beside = stream(train_split), replace(loader(backend, processes), piece=4)
     assert assert_same(beside.batches(train_split, views), loader(backend, 0).batches(train_split, views)) == 8
 
@@ -64,11 +62,11 @@ def test_uncropped_images_of_many_shapes_from_an_archive(photographs: Path, tmp_
     split = index.split("val")
     rescaled = rescaled_size(split.size, 96)
     rows = np.arange(len(split))
-    views = [whole(rows[row : row + 1], split.size[row : row + 1], rescaled[row : row + 1]) for row in rows]
+    views = [uncropped(rows[row : row + 1], split.size[row : row + 1], rescaled[row : row + 1]) for row in rows]
     assert assert_same(loader(backend, 2).batches(split, views), loader(backend, 0).batches(split, views)) == len(split)
 
 
-def test_images_that_go_bad_are_replaced_and_counted_as_ever(photographs: Path, tmp_path: Path, backend: str) -> None:
+def test_processes_replace_and_count_bad_images_like_threads(photographs: Path, tmp_path: Path, backend: str) -> None:
     shutil.copytree(photographs, tmp_path / "data")
     split = scan_folder(tmp_path / "data").split("train")
     for image in (2, 9):
@@ -91,12 +89,12 @@ def test_closing_leaves_no_process(train_split: Split) -> None:
     assert not multiprocessing.active_children()
 
 
-def test_a_killed_process_is_one_line_and_signals_to_stop_are_not_for_them(train_split: Split) -> None:
+def test_a_killed_process_is_an_error_and_stop_signals_are_ignored(train_split: Split) -> None:
     with closing(loader("torchvision", 2).batches(train_split, stream(train_split, 10_000))) as batches:
         next(batches)
         children = multiprocessing.active_children()
         for child in children:
-            for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):  # as SLURM sends them, to every process
+            for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):  # to every process, like SLURM
                 os.kill(child.pid, number)  # type: ignore[arg-type]
         for _ in range(20):
             next(batches)
@@ -111,8 +109,8 @@ class Numbers:
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError, FileNotFoundError, EOFError])
-def test_killed_in_the_middle_of_handing_a_tensor_over(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel takes a dying process's sockets away before anyone may know that it is dead."""
+def test_a_process_killed_while_sending_a_tensor(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel closes a dying process's sockets before its exit code is known."""
     items = in_order(Numbers().part, 2)
     assert next(items) == 0
 
@@ -134,7 +132,7 @@ class Broken:
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, RuntimeError, OSError])
-def test_a_mistake_of_ours_in_a_process_is_a_traceback(error: type[Exception]) -> None:
+def test_a_bug_in_a_process_is_a_traceback(error: type[Exception]) -> None:
     with pytest.raises(error, match="process 0 of 1"):
         list(in_order(Broken(error).part, 1))
 

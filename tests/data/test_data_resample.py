@@ -1,4 +1,4 @@
-"""Resampling by matrix products: how images are put together for one product."""
+"""Resampling by matrix products: grouping of images."""
 
 from itertools import pairwise
 
@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from vggrepro.data.loading import resample
 
 
-def test_a_product_has_as_many_images_as_fit_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    most = 30_000  # the largest image is of 3 * 99 * 99 grey levels
+def test_the_memory_of_a_product_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    most = 30_000  # the largest image has 3 * 99 * 99 grey levels
     monkeypatch.setattr(resample, "_MOST_VALUES", most)
     extent = np.random.default_rng(0).integers(10, 100, (50, 2))
 
@@ -22,4 +22,4 @@ def test_a_product_has_as_many_images_as_fit_its_memory(monkeypatch: pytest.Monk
     assert sorted(np.concatenate(pieces)) == list(range(50))
     assert max(values(rows) for rows in pieces) <= most
     for rows, following in pairwise(pieces):
-        assert values(np.append(rows, following[0])) > most, "one more would fit"
+        assert values(np.append(rows, following[0])) > most, "another image would fit"

@@ -1,4 +1,4 @@
-"""The sampler: what it draws, that it draws evenly, and that it depends on nothing but seed and place."""
+"""The sampler: its draws, their uniformity, and their dependence on nothing but seed and position."""
 
 import numpy as np
 import pytest
@@ -31,21 +31,21 @@ def test_each_epoch_shows_every_image_once(images: int) -> None:
     assert np.array_equal(np.sort(order, axis=1), np.tile(np.arange(images), (3, 1)))
 
 
-def test_a_batch_that_straddles_epochs_takes_the_end_of_one_and_the_start_of_the_next() -> None:
+def test_a_batch_may_straddle_epochs() -> None:
     views = sampler(50).views(45, 10)
     assert np.array_equal(views.image, np.concatenate([permutation(0, 0, 50)[45:], permutation(0, 1, 50)[:5]]))
 
 
 @pytest.mark.parametrize("splits", [[20, 20, 20, 20], [1] * 80, [7, 33, 40], [80]])
-def test_views_do_not_depend_on_how_they_are_asked_for(splits: list[int]) -> None:
-    whole = sampler(50).views(13, 80)
+def test_views_do_not_depend_on_how_they_are_requested(splits: list[int]) -> None:
+    complete = sampler(50).views(13, 80)
     first = 0
     for count in splits:
-        assert same(sampler(50).views(13 + first, count), whole[first : first + count])
+        assert same(sampler(50).views(13 + first, count), complete[first : first + count])
         first += count
 
 
-def test_ordinals_far_into_training_are_as_cheap_and_distinct() -> None:
+def test_large_ordinals_are_cheap_and_distinct() -> None:
     far = sampler(50).views(10**12, 5)
     assert not same(far, sampler(50).views(0, 5))
     assert same(far[2:], sampler(50).views(10**12 + 2, 3))
@@ -60,7 +60,7 @@ def test_draws_are_in_range() -> None:
     assert np.array_equal(views.rescaled, rescaled_size(views.size, drawn_S(views)))
     assert (views.corner >= 0).all()
     assert (views.corner + 32 <= views.rescaled).all()
-    assert (views.corner + 32 == views.rescaled).any()  # the last place is drawn, too
+    assert (views.corner + 32 == views.rescaled).any()  # the last position is drawn, too
     assert views.shape == (32, 32)
 
 
@@ -69,7 +69,7 @@ def test_S_is_uniform_on_the_integers_of_its_range() -> None:
     assert stats.chisquare(counts).pvalue > 1e-4
 
 
-def test_corners_are_uniform_on_the_places_that_fit() -> None:
+def test_corners_are_uniform_on_the_positions_that_fit() -> None:
     sizes = np.full((1000, 2), (40, 50))
     views = TrainingSampler(sizes, Data(S=40), crop=32, seed=0).views(0, 40_000)
     assert np.array_equal(views.rescaled, sizes[views.image])
@@ -97,14 +97,14 @@ def test_colour_shifts_follow_the_components_of_the_paper() -> None:
     assert not sampler(colour_shift=ColourShift(mode="off")).views(0, 100).shift.any()
 
 
-def test_lambda_mode_is_krizhevskys_text() -> None:
+def test_lambda_mode_follows_krizhevskys_text() -> None:
     sqrt, by_lambda = (np.linalg.norm(colour_components(ColourShift(mode=m)), axis=1) for m in ("sqrt", "lambda"))
     assert np.allclose(by_lambda, 0.1 * 255 * (sqrt / 0.1 / 255) ** 2, rtol=1e-3)
 
 
 @pytest.mark.parametrize("other", ["seed", "epoch"])
 def test_seeds_and_epochs_are_independent(other: str) -> None:
-    """Draws of the same images under two seeds, or in two epochs, are uncorrelated, and so are the orders."""
+    """Draws and orders for two seeds, or for two epochs, are uncorrelated."""
     n = 20_000
     first = sampler(n).views(0, n)
     second = sampler(n, seed=1).views(0, n) if other == "seed" else sampler(n).views(n, n)
@@ -123,27 +123,27 @@ def test_orders_of_few_images_are_uniform() -> None:
     assert stats.chisquare([orders.count(order) for order in set(orders)]).pvalue > 1e-4
 
 
-def test_dropout_masks_of_rows_are_rows_of_the_whole() -> None:
+def test_dropout_masks_of_rows_are_rows_of_the_batchs_masks() -> None:
     units = (64, 37)
-    whole = dropout_masks(3, 17, 24, slice(0, 24), units, 0.5)
+    complete = dropout_masks(3, 17, 24, slice(0, 24), units, 0.5)
     for rows in (slice(0, 8), slice(8, 24), slice(23, 24), slice(None)):
-        for part, all_rows in zip(dropout_masks(3, 17, 24, rows, units, 0.5), whole, strict=True):
+        for part, all_rows in zip(dropout_masks(3, 17, 24, rows, units, 0.5), complete, strict=True):
             assert np.array_equal(part, all_rows[rows])
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.25, 0.5])
-def test_dropout_drops_at_its_rate_and_anew_each_step(rate: float) -> None:
+def test_dropout_has_its_rate_and_differs_between_steps(rate: float) -> None:
     first, second = (dropout_masks(0, step, 64, slice(0, 64), (4096, 4096), rate) for step in (0, 1))
-    kept = np.concatenate(first)
-    sigma = np.sqrt(rate * (1 - rate) / kept.size)
-    assert abs(1 - rate - kept.mean()) <= 5 * sigma
+    retained = np.concatenate(first)
+    sigma = np.sqrt(rate * (1 - rate) / retained.size)
+    assert abs(1 - rate - retained.mean()) <= 5 * sigma
     if rate:
         assert abs(np.corrcoef(first[0].ravel(), first[1].ravel())[0, 1]) < 0.01
         assert abs(np.corrcoef(first[0].ravel(), second[0].ravel())[0, 1]) < 0.01
 
 
 def test_the_stream_is_pinned() -> None:
-    """These values must never change: a checkpoint resumed by a later version must see the images it would have."""
+    """Pinned values must never change: a run resumed by a later version must see the same images."""
     sizes = np.array([[400, 500], [333, 500], [500, 375], [256, 256], [1200, 600]])
     views = TrainingSampler(sizes, Data(S=(256, 512)), crop=224, seed=2014).views(3, 4)
     assert views.image.tolist() == [0, 2, 4, 3]

@@ -1,14 +1,14 @@
-"""Geometry of views: sizes after rescaling, where a window lies in the image, which pixels its filter reads."""
+"""Geometry of views: sizes after rescaling, positions of windows, and pixels that the filter reads."""
 
 import numpy as np
 import pytest
 
-from vggrepro.data.views import Views, centre, plain, rescaled_size, whole
+from vggrepro.data.views import Views, centre, rescaled_size, unaugmented, uncropped
 
 
-def one(size: tuple[int, int], rescaled: tuple[int, int], corner: tuple[int, int], shape: tuple[int, int]) -> Views:
+def view(size: tuple[int, int], rescaled: tuple[int, int], corner: tuple[int, int], shape: tuple[int, int]) -> Views:
     image, *rest = (np.array([row]) for row in (0, size, rescaled, corner))
-    return plain(image, *rest, shape)
+    return unaugmented(image, *rest, shape)
 
 
 @pytest.mark.parametrize(
@@ -32,24 +32,24 @@ def test_rescaled_size_takes_a_short_side_for_each_image() -> None:
     assert rescaled_size(np.array([(10, 20), (10, 20)]), np.array([5, 20])).tolist() == [[5, 10], [20, 40]]
 
 
-def test_source_window_of_a_whole_image_is_the_image() -> None:
-    views = whole(np.arange(2), np.array([(375, 500), (376, 501)]), np.array([(256, 341), (256, 341)]))
+def test_source_window_of_an_uncropped_image_is_the_image() -> None:
+    views = uncropped(np.arange(2), np.array([(375, 500), (376, 501)]), np.array([(256, 341), (256, 341)]))
     assert views.shape == (256, 341)
     assert np.allclose(views.source_window(), [[0, 0, 375, 500], [0, 0, 376, 501]])
     assert views.decode_box().tolist() == [[0, 0, 375, 500], [0, 0, 376, 501]]
 
 
 def test_source_window_of_a_crop() -> None:
-    views = one((100, 200), (50, 100), (10, 20), (30, 40))  # everything is halved
+    views = view((100, 200), (50, 100), (10, 20), (30, 40))  # everything is halved
     assert np.allclose(views.source_window(), [[20, 40, 80, 120]])
 
 
 @pytest.mark.parametrize("rescaled", [(37, 56), (120, 180), (111, 167), (400, 600)])
-def test_decode_box_holds_every_pixel_the_filter_reads(rescaled: tuple[int, int]) -> None:
-    """The support of the triangle filter, written out pixel by pixel, against the box."""
+def test_decode_box_contains_every_pixel_the_filter_reads(rescaled: tuple[int, int]) -> None:
+    """Compares the box with the support of the triangle filter, computed pixel by pixel."""
     size, shape = (120, 180), (32, 24)
     for corner in [(0, 0), (5, 32), (rescaled[0] - 32, rescaled[1] - 24), (3, 0)]:
-        views = one(size, rescaled, corner, shape)
+        views = view(size, rescaled, corner, shape)
         top, left, bottom, right = views.decode_box()[0]
         for axis, (low, high) in enumerate(((top, bottom), (left, right))):
             scale = size[axis] / rescaled[axis]
@@ -68,7 +68,7 @@ def test_centre_crop_is_in_the_middle() -> None:
     assert not views.shift.any()
 
 
-def test_slices_are_views() -> None:
+def test_slices_of_views_are_views() -> None:
     views = centre(np.arange(5), np.full((5, 2), 300), 256, 224)
     assert len(views[1:3]) == 2
     assert views[1:3].image.tolist() == [1, 2]

@@ -1,4 +1,4 @@
-"""Boxes go where their pixels go: the same rescaling, cropping and mirroring, tested on pixels and as a property."""
+"""Boxes are rescaled, cropped and mirrored like their pixels."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from vggrepro.data.images.index import Index
 from vggrepro.data.images.scan import scan_folder
 from vggrepro.data.loading.loader import Loader
 from vggrepro.data.sampler import TrainingSampler
-from vggrepro.data.views import Views, plain, whole
+from vggrepro.data.views import Views, unaugmented, uncropped
 
 CROP = 48
 IMAGES = 40
@@ -18,7 +18,7 @@ IMAGES = 40
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, np.ndarray]:
-    """Black images of many shapes with one white box each, and the boxes (images, 4) in the index's order."""
+    """Black images of many shapes with a white box each, and the boxes, shape (images, 4), in index order."""
     root = tmp_path_factory.mktemp("drawn")
     random = np.random.default_rng(0)
     boxes = []
@@ -38,30 +38,30 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Index, np.ndarray]:
 
 
 def seen(image: torch.Tensor) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of what is more white than black in (3, h, w) grey levels, px."""
+    """Finds left, top, right and bottom, px, of the white area in grey levels, shape (3, h, w)."""
     rows, columns = np.nonzero(image[0].numpy() > 127)
     return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
 
 
-def assert_seen_where_said(index: Index, views: Views, boxes: np.ndarray) -> int:
-    """Renders the views and finds each box again; returns how many of them could be seen."""
+def assert_visible_in_place(index: Index, views: Views, boxes: np.ndarray) -> int:
+    """Renders the views and compares each visible box; returns the number of visible boxes."""
     split = index.split("train")
     loader = Loader("torchvision", (0.0, 0.0, 0.0), 1, torch.device("cpu"))
     (batch,) = loader.batches(split, [views])
     height, width = views.shape
-    said = views.boxes_in_window(boxes[views.image]).clip(0, [width, height, width, height])
+    expected = views.boxes_in_window(boxes[views.image]).clip(0, [width, height, width, height])
     found = 0
-    for image, box in zip(batch.images, said, strict=True):
-        if (box[2:] - box[:2] < 3).any():  # hardly anything of it is in the window
+    for image, box in zip(batch.images, expected, strict=True):
+        if (box[2:] - box[:2] < 3).any():  # hardly any part of it is in the window
             continue
         found += 1
-        np.testing.assert_allclose(seen(image), box, atol=1.0)  # px: an edge lies between two
+        np.testing.assert_allclose(seen(image), box, atol=1.0)  # px: an edge is between two
     return found
 
 
 @pytest.mark.parametrize("S", [48, 64, (50, 120)])
 @pytest.mark.parametrize("around", [False, True], ids=["anywhere", "around the box"])
-def test_a_box_is_found_again_in_training_crops(
+def test_a_box_follows_its_object_in_training_crops(
     drawn: tuple[Index, np.ndarray], S: int | tuple[int, int], around: bool
 ) -> None:
     index, boxes = drawn
@@ -70,18 +70,18 @@ def test_a_box_is_found_again_in_training_crops(
     views = sampler.views(0, 5 * IMAGES)
     assert views.flip.any()
     assert not views.flip.all()
-    assert assert_seen_where_said(index, views, boxes) > (4.5 if around else 3) * IMAGES
+    assert assert_visible_in_place(index, views, boxes) > (4.5 if around else 3) * IMAGES
 
 
-def test_a_box_is_found_again_in_whole_images(drawn: tuple[Index, np.ndarray]) -> None:
+def test_a_box_follows_its_object_in_uncropped_images(drawn: tuple[Index, np.ndarray]) -> None:
     index, boxes = drawn
     size = index.split("train").size
     for row in range(IMAGES):
-        views = whole(np.array([row]), size[[row]], 2 * size[[row]])
-        assert assert_seen_where_said(index, views, boxes) == 1
+        views = uncropped(np.array([row]), size[[row]], 2 * size[[row]])
+        assert assert_visible_in_place(index, views, boxes) == 1
 
 
-def test_there_and_back_again() -> None:
+def test_boxes_survive_the_round_trip() -> None:
     random = np.random.default_rng(2)
     sizes = random.integers(40, 500, (300, 2))
     views = TrainingSampler(sizes, Data(S=(64, 200)), 64, seed=0).views(0, 300)
@@ -90,9 +90,9 @@ def test_there_and_back_again() -> None:
         np.testing.assert_allclose(views.boxes_in_image(views.boxes_in_window(boxes)), boxes, atol=1e-9)
 
 
-def test_by_hand() -> None:
-    """An image twice as large as what it is rescaled to, cropped, and mirrored."""
-    views = plain(np.array([0]), np.array([[100, 200]]), np.array([[50, 100]]), np.array([[10, 20]]), (30, 40))
+def test_boxes_computed_by_hand() -> None:
+    """An image is rescaled to half its size, cropped, and mirrored."""
+    views = unaugmented(np.array([0]), np.array([[100, 200]]), np.array([[50, 100]]), np.array([[10, 20]]), (30, 40))
     box = np.array([[60.0, 40.0, 100.0, 60.0]])
     assert views.boxes_in_window(box).tolist() == [[10, 10, 30, 20]]
     mirrored = Views(**vars(views) | {"flip": np.array([True])})
@@ -101,7 +101,7 @@ def test_by_hand() -> None:
     assert mirrored.boxes_in_window(box).tolist() == [[20, 10, 30, 20]]
 
 
-def test_every_crop_shows_the_centre_of_its_box_and_all_such_crops_are_drawn() -> None:
+def test_crops_are_uniform_among_those_with_the_centre_of_the_box() -> None:
     sizes = np.full((1000, 2), (60, 90))
     boxes = np.tile([[50.0, 10.0, 70.0, 30.0]], (1000, 1))  # its centre at x = 60, y = 20
     views = TrainingSampler(sizes, Data(S=60), 32, seed=0, boxes=boxes).views(0, 40_000)
@@ -112,10 +112,10 @@ def test_every_crop_shows_the_centre_of_its_box_and_all_such_crops_are_drawn() -
         drawn = np.bincount(views.corner[:, axis])
         assert set(np.flatnonzero(drawn)) == set(places)
         counts = drawn[list(places)]
-        assert counts.min() > 0.8 * counts.mean()  # evenly
+        assert counts.min() > 0.8 * counts.mean()  # uniformly
 
 
-def test_a_centre_on_the_images_border_leaves_crops_to_be_drawn() -> None:
+def test_a_centre_on_the_border_of_the_image_permits_crops() -> None:
     sizes = np.array([(40, 40)] * 4)
     boxes = np.array([(0, 0, 0.5, 0.5), (39.5, 39.5, 40, 40), (0, 39, 40, 40), (39, 0, 40, 40)], float)
     views = TrainingSampler(sizes, Data(S=40), 32, seed=0, boxes=boxes).views(0, 400)
@@ -124,12 +124,12 @@ def test_a_centre_on_the_images_border_leaves_crops_to_be_drawn() -> None:
     assert (views.corner[views.image == 0] == 0).all()
 
 
-def test_other_draws_are_those_without_boxes() -> None:
-    """Mirroring, colours and the order of the images do not change with the task."""
+def test_boxes_do_not_change_other_draws() -> None:
+    """Mirroring, colours and the order of the images are the same with boxes."""
     sizes = np.random.default_rng(1).integers(40, 90, (50, 2))
     boxes = np.tile([[5.0, 5.0, 20.0, 20.0]], (50, 1))
     plainly, around = (
-        TrainingSampler(sizes, Data(S=40), 32, seed=5, boxes=one).views(100, 60) for one in (None, boxes)
+        TrainingSampler(sizes, Data(S=40), 32, seed=5, boxes=given).views(100, 60) for given in (None, boxes)
     )
     for name in ("image", "flip", "shift", "rescaled"):
         np.testing.assert_array_equal(getattr(plainly, name), getattr(around, name))

@@ -201,7 +201,7 @@ def test_mistakes(run: Path, images: Path, tmp_path: Path, command: Command) -> 
     assert f"{file} is bad since it was indexed" in line
     assert "an error rate counts every image" in line
     file.unlink()
-    assert "has changed since; make it again" in command.mistake("crosscheck", run, *on_index, "-q")
+    assert "make the index again" in command.mistake("crosscheck", run, *on_index, "-q")
 
 
 def test_an_export_is_torchvisions_net(run: Path, tmp_path: Path) -> None:

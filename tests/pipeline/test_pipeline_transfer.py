@@ -356,7 +356,7 @@ MISTAKES = [
     (("features", "D", "-d", "mine={mine}", "-o", "{x}.csv"), "features are written as .npz; choose that suffix"),
     (("features", "D", "-d", "mine={mine}", "-o", "{mine}/ant/0.png/x.npz"), "x.npz cannot be written ("),
     (("features", "D", "-d", "mine={mine}", "-o", "/proc/x.npz"), "--out /proc/x.npz cannot be written"),
-    (("transfer", "D", "-d", "mine={mine}", "--set", "transfer.train_per_class=9"), "has 9 usable images, and 9 to"),
+    (("transfer", "D", "-d", "mine={mine}", "--set", "transfer.train_per_class=9"), "has 9 usable images, but 9 for"),
     (("transfer", "D", "-d", "mine={mine}", "--submission", "{x}.d"), "no test images without labels"),
     (("transfer", "D", "-d", "voc2007={mine}"), "{mine}"),
     (("transfer", "nothing", "-d", "mine={mine}"), "nothing"),

@@ -319,11 +319,11 @@ def test_folders_of_classes_that_features_are_tested_on(tmp_path: Path) -> None:
     short = data_set_check(tmp_path, "birds", folder, "transfer.train_per_class=4")
     assert (short.status, short.remedy) == (
         "fail",
-        f"class robin of {folder} has 4 usable images, and 4 to train on with one to test on need 5; add images, or "
+        f"class robin of {folder} has 4 usable images, but 4 for training and one for testing need 5; add images, or "
         f"lower transfer.train_per_class",
     )
     shutil.rmtree(folder / "robin")
-    assert "has one class only, finch; give a folder" in data_set_check(tmp_path, "birds", folder, few).remedy
+    assert "has only one class, finch; give a folder" in data_set_check(tmp_path, "birds", folder, few).remedy
     assert not [name for name in checks_of(tmp_path) if name.startswith("data set")]
 
 
@@ -340,7 +340,7 @@ def test_voc_that_features_are_tested_on(tmp_path: Path) -> None:
             (year / "ImageSets" / kind / f"cat_{part}.txt").write_text(text)
     lacking = data_set_check(tmp_path, "voc2012", year.parent)
     assert lacking.status == "fail"
-    assert "image 2008_000001 is not in JPEGImages (of 2 images 2 are not)" in lacking.remedy
+    assert "image 2008_000001 is not in JPEGImages (2 of 2 images are missing)" in lacking.remedy
     for number in (1, 2):
         (year / "JPEGImages" / f"2008_00000{number}.jpg").touch()
     assert data_set_check(tmp_path, "voc2012", year.parent).found == f"{year.parent}: 2 images, 1 classes"

@@ -48,7 +48,9 @@ def of_the_paper(report: Report) -> set[tuple[object, ...]]:
     }
 
 
-@pytest.mark.parametrize("name", ["docs/evidence.md", "REPRODUCTION.md", "benchmarks/results/2026-11-27-imagenette/README.md"])
+@pytest.mark.parametrize(
+    "name", ["docs/evidence.md", "REPRODUCTION.md", "benchmarks/results/2026-11-27-imagenette/README.md"]
+)
 def test_the_documents_are_fresh(name: str) -> None:
     assert is_fresh(REPOSITORY / name), (
         f"a generated section of {name} is stale or was edited; renew it with "

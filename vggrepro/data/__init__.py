@@ -1,1 +1,1 @@
-"""One way for bytes: index -> sampler -> views -> backend -> tensor."""
+"""Data: the path of every image from index to sampler, views, backend and tensor."""

@@ -1,4 +1,4 @@
-"""The data set that a configuration names, held against it: its index, and its boxes where they are predicted."""
+"""Opens the data set of a configuration: its index, checked against the configuration, and its boxes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +15,8 @@ from vggrepro.paper import value
 
 
 def open_data(config: Config, progress: Progress = lambda done, total: None, *, training: bool = True) -> Index:
-    """The data set of a configuration, checked against it. Without `training` validation images are enough.
-
-    Raises UserError.
-    """
-    root = None if config.data.index else _root_of(config)  # which an index takes the place of
+    """Opens a configuration's index and checks it; `training` requires training images. Raises UserError."""
+    root = None if config.data.index else _root_of(config)
     index = open_index(root, config.data.index, config.run.root / "index", progress)
     if training:
         require_training_images(index)
@@ -27,23 +24,23 @@ def open_data(config: Config, progress: Progress = lambda done, total: None, *, 
         remedy = (
             f"set model.classes={len(index.classes)} or another data.root"
             if training
-            else "a net is tested on images of its own classes; where they are of some of these only, name all of "
-            f"them: `vggrepro index ... --classes {ILSVRC if config.model.classes == value('classes') else 'FILE'}`"
+            else "a net is tested on images of its own classes; if the images cover only some of them, list all: "
+            f"`vggrepro index ... --classes {ILSVRC if config.model.classes == value('classes') else 'FILE'}`"
         )
         raise UserError(f"model.classes={config.model.classes}, but {index.source} has {len(index.classes)}; {remedy}")
     if not len(index.split("val")):
-        raise UserError(f"{index.source} has no usable image in val; `vggrepro index` with --report says why")
+        raise UserError(f"{index.source} has no usable image in val; `vggrepro index --report` lists the reasons")
     if (rejected := index.split("val").rejected) > config.data.max_rejected_val:
         raise UserError(
-            f"{rejected} validation images of {index.source} cannot be read, and an error rate counts all of them; "
-            f"`vggrepro index --report` names them: replace them, or set data.max_rejected_val={rejected} to test on "
+            f"{rejected} validation images of {index.source} cannot be read, but an error rate counts every image; "
+            f"replace those that `vggrepro index --report` lists, or set data.max_rejected_val={rejected} to test on "
             f"the others"
         )
     return index
 
 
 def open_boxes_of(config: Config, index: Index, progress: Callable[[int], None]) -> BoxSet:
-    """The boxes of a configuration's images; `progress` is told the annotations read. Raises UserError."""
+    """Opens the boxes of a configuration's images; calls `progress(annotations read)`. Raises UserError."""
     root, cache = _root_of(config), config.run.root / "index"
     return open_boxes(index, config.data.boxes, None if root is None else Path(root), cache, progress)
 

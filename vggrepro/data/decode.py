@@ -1,11 +1,11 @@
-"""From files to bytes, to pixels, and to the window a view shows. What all backends share.
+"""Reading, decoding and resampling, shared by all backends.
 
-One definition of an image's pixels: what PIL decodes, converted to RGB, never rotated by EXIF. One resampling: PIL's
-anti-aliased bilinear filter on exactly the window, reading beyond it, which is rescaling all and then cropping. (The
-GPU's decoder differs by a few grey levels; `resample.py` is the same filter there.)
+The pixels of an image are defined as what PIL decodes, converted to RGB and never rotated by EXIF. The resampling is
+PIL's anti-aliased bilinear filter on exactly the window, with reads beyond it, which equals rescaling the full image
+and then cropping. (The GPU's decoder differs by a few grey levels; `resample.py` is the same filter on a device.)
 
-What the machine fails at (open files, memory, permissions, file systems that are away) is never a property of an image:
-it may pass, or it ends the command. Only what a file itself lacks makes it a bad image.
+Only defects of the file make an image bad. Failures of the machine (open files, memory, permissions, unmounted file
+systems) pass, or they end the command.
 """
 
 from __future__ import annotations
@@ -38,49 +38,43 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.uint8]
 T = TypeVar("T")
 _GROUP = 4
-_WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-"""Between attempts to read; what still fails after all of them has failed."""
-_OF_THE_FILE = {errno.EISDIR, errno.ELOOP}
+_WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds between attempts to read
+_FILE_ERRORS = {errno.EISDIR, errno.ELOOP}
 _LASTING = {errno.EACCES, errno.EPERM}
 _REMEDIES = dict.fromkeys(_LASTING, "change its permissions")
 _REMEDIES |= {number: MACHINE_REMEDIES[number] for number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)}
-_mentioned: dict[int, float] = {}
-"""When the user last read that reading fails for a reason, by errno."""
+_warned: dict[int, float] = {}  # time of the last warning about an errno
 _given_up: dict[int, float] = {}
-"""When waiting for a reason to pass ended in vain: images that were asked for meanwhile do not wait once more."""
+"""Time at which retrying after an errno was given up: images requested in the meantime do not wait again."""
 _lock = threading.Lock()
 
-# PIL imports what reads a format when it first meets one, and calls a file broken where that fails: for want of file
-# descriptors, say. The common formats come first, as they would later.
+# PIL imports a format's plugin when it first meets the format, and reports the file as broken if the import fails, for
+# example because file descriptors ran out. preinit() keeps the common formats first.
 Image.preinit()
 Image.init()
 
 
 class BadImageError(Exception):
-    """An image that cannot be read or decoded; the text says why."""
+    """An image cannot be read or decoded; the text is the reason."""
 
 
 @dataclass(frozen=True)
 class Region:
     """A decoded part of an image."""
 
-    image: Image.Image | torch.Tensor
-    """RGB; a tensor (h, w, 3) uint8 where it was decoded on a GPU."""
-    top: int
+    image: Image.Image | torch.Tensor  # RGB; a uint8 tensor, shape (h, w, 3), if it was decoded on a GPU
+    top: int  # position of the part in the image, px
     left: int
-    """Where the part lies in the image, px."""
 
 
 def read(path: str, offset: int, length: int, least: int | None = None) -> bytes:
-    """At most `length` bytes of a file, fewer than `least` (all) only where it ends.
-
-    A file that is not read from its start is an archive. Raises as `patiently`.
-    """
+    """Reads up to `length` bytes; fewer than `least` (default: all) only at the end. Raises like :func:`patiently`."""
+    # a file that is not read from its start is an archive
     return patiently(path, partial(read_now, path, offset, length, least), archive=offset > 0)
 
 
 def read_now(path: str, offset: int, length: int, least: int | None = None) -> bytes:
-    """The same, without patience. Raises OSError."""
+    """Reads like :func:`read`, but in a single attempt. Raises OSError."""
     file = os.open(path, os.O_RDONLY)
     try:
         return read_at(file, offset, length, length if least is None else least)
@@ -89,30 +83,30 @@ def read_now(path: str, offset: int, length: int, least: int | None = None) -> b
 
 
 def read_at(file: int, offset: int, length: int, least: int) -> bytes:
-    """The same of a file that is open. Raises OSError."""
-    found = os.pread(file, length, offset)
-    while len(found) < least and (more := os.pread(file, length - len(found), offset + len(found))):
-        found += more  # a file system that fails in the middle gives what it has, and the error when asked for the rest
-    return found
+    """Reads like :func:`read_now` from a file descriptor. Raises OSError."""
+    content = os.pread(file, length, offset)
+    while len(content) < least and (more := os.pread(file, length - len(content), offset + len(content))):
+        content += more  # a file system that fails midway returns a part, and the error only on the next read
+    return content
 
 
 def patiently(path: str, attempt: Callable[[], T], *, archive: bool = False) -> T:
-    """What an attempt to read a file gives; made again, at once and then for a minute, while the machine fails.
+    """Calls `attempt` to read a file, and retries, at once and then for a minute, while the machine fails.
 
-    The first wait for a reason is a line on standard error. Raises BadImageError for what is the file's: it is gone
-    although its folder is there, or it is none; an archive is to be there. Raises UserError for what does not pass.
+    The first retry is reported on standard error. Raises BadImageError if a file that is not an archive is missing from
+    its folder, or is not a regular file, and UserError if another failure does not pass.
     """
     for wait in (*_WAITS_S, None):
         try:
             try:
                 return attempt()
-            except OSError:  # of a link, the folder that it leads to
-                there = os.path.isdir(os.path.dirname(os.path.realpath(path)))
-            return attempt()  # the folder may have come back between the two, and archives may have been closed
+            except OSError:
+                folder_exists = os.path.isdir(os.path.dirname(os.path.realpath(path)))
+            return attempt()  # the folder may have come back since, and archives may have been closed
         except MemoryError as error:
             raise failure(f"{path} cannot be read", error) from None
         except OSError as error:
-            if not archive and (error.errno in _OF_THE_FILE or (there and error.errno == errno.ENOENT)):
+            if not archive and (error.errno in _FILE_ERRORS or (folder_exists and error.errno == errno.ENOENT)):
                 raise BadImageError(f"unreadable ({error.strerror})") from None
             reason, failed = error.errno or 0, failure(f"{path} cannot be read", error)
         now, patience = time.monotonic(), sum(_WAITS_S)
@@ -121,15 +115,15 @@ def patiently(path: str, attempt: Callable[[], T], *, archive: bool = False) -> 
                 _given_up[reason] = now
             if wait is None or reason in _LASTING or now - _given_up.get(reason, -math.inf) < patience:
                 raise failed
-            if now - _mentioned.get(reason, -math.inf) > patience:
-                _mentioned[reason] = now
+            if now - _warned.get(reason, -math.inf) > patience:
+                _warned[reason] = now
                 warn(f"{path} cannot be read ({os.strerror(reason)}); trying again for {patience:.0f} s")
         time.sleep(wait)
     raise AssertionError
 
 
 def failure(what: str, error: OSError | MemoryError) -> UserError:
-    """What the machine fails at, why, and the remedy, in one line."""
+    """Creates a UserError that states a failure of the machine, its reason and the remedy."""
     number = error.errno if isinstance(error, OSError) else errno.ENOMEM
     reason = os.strerror(number) if number else str(error)
     return UserError(f"{what} ({reason}); {_REMEDIES.get(number or 0, 'is the file system mounted?')}")
@@ -137,7 +131,7 @@ def failure(what: str, error: OSError | MemoryError) -> UserError:
 
 @contextmanager
 def blaming_the_machine() -> Iterator[None]:
-    """Raises UserError where memory, or the right to open one more file, runs out while images are decoded."""
+    """Turns a lack of memory or file descriptors during decoding into a UserError."""
     try:
         yield
     except (OSError, MemoryError) as error:
@@ -148,15 +142,15 @@ def blaming_the_machine() -> Iterator[None]:
 
 @contextmanager
 def opened(encoded: bytes) -> Iterator[Image.Image]:
-    """The image in its own mode, not yet decoded.
+    """Opens an encoded image without decoding it; the mode is that of the file.
 
-    Whatever goes wrong inside becomes a BadImageError; but for MemoryError, and OSError with a number: bytes in memory
-    give no reason for one, so it is the machine's.
+    Turns every exception inside the context into a BadImageError, except MemoryError and OSError with an errno: for
+    bytes in memory, these are failures of the machine.
     """
     if not encoded:
         raise BadImageError("empty file")
     try:
-        # warnings are about metadata, which do not touch the pixels, and about large images
+        # warnings concern metadata, which do not affect the pixels, and large images
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(encoded)) as image:
             yield image
     except (BadImageError, MemoryError):
@@ -168,24 +162,21 @@ def opened(encoded: bytes) -> Iterator[Image.Image]:
     except Exception as error:  # PIL raises whatever a broken file provokes
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        if "out of memory" in str(error):  # of a decoder, which says it as it says that a file is broken
+        if "out of memory" in str(error):  # a decoder reports it like a broken file
             raise MemoryError from None
         truncated = "truncated" in str(error).lower()
         raise BadImageError("truncated" if truncated else f"broken ({type(error).__name__})") from None
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as RGB: grey repeated, palettes looked up, alpha dropped, CMYK converted by PIL."""
+    """Converts an image of any mode to RGB: repeats grey, applies palettes, drops alpha, converts CMYK as PIL does."""
     if image.mode.startswith("I"):  # 16-bit grey, which PIL would clip at 255 instead of scaling
         return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
 
 
 def full_region(encoded: bytes | BadImageError, size: Ints) -> Region | BadImageError:
-    """The whole image, held to the size it is indexed with, or what is wrong with it.
-
-    Raises MemoryError and OSError as `opened`.
-    """
+    """Decodes the full image of indexed height and width, or returns why it is bad. Raises like :func:`opened`."""
     if isinstance(encoded, BadImageError):
         return encoded
     try:
@@ -194,19 +185,19 @@ def full_region(encoded: bytes | BadImageError, size: Ints) -> Region | BadImage
     except BadImageError as error:
         return error
     if image.size != (size[1], size[0]):
-        return BadImageError(f"it has {image.width}x{image.height} px, its index says {size[1]}x{size[0]}")
+        return BadImageError(f"it has {image.width}x{image.height} px, but {size[1]}x{size[0]} in the index")
     return Region(image, 0, 0)
 
 
 def resample(region: Region, box: Ints, window: NDArray[np.float64], flip: bool, out: Pixels) -> None:
-    """Fills `out` (h, w, 3) with a window of an image, given the box that the filter reads.
+    """Resamples a window of an image into `out`, shape (h, w, 3), given the box that the filter reads.
 
-    Box and window are top, left, bottom, right in the image's px. PIL takes the window in single precision, so it is
-    given relative to the box: the result does not depend on how much more than the box was decoded.
+    Box and window are top, left, bottom, right in pixels of the image. PIL takes the window in single precision, so it
+    is passed relative to the box: the result does not depend on how much more than the box was decoded.
     """
     top, left, bottom, right = (int(edge) for edge in box - np.array([region.top, region.left] * 2))
     image = region.image
-    assert isinstance(image, Image.Image), "pixels on a GPU are resampled there"
+    assert isinstance(image, Image.Image), "pixels on a GPU are resampled by resample_on_device"
     if (left, top, right, bottom) != (0, 0, image.width, image.height):
         image = image.crop((left, top, right, bottom))
     low_y, low_x, high_y, high_x = window - np.tile(box[:2], 2)
@@ -216,10 +207,10 @@ def resample(region: Region, box: Ints, window: NDArray[np.float64], flip: bool,
 
 
 def groups(n: int) -> list[range]:
-    """Rows 0 to n - 1 in groups: a task for a pool that is worth the handing over."""
+    """Divides rows 0 to n - 1 into groups large enough to be worth a task of a thread pool."""
     return [range(start, min(start + _GROUP, n)) for start in range(0, n, _GROUP)]
 
 
 def in_groups(pool: ThreadPoolExecutor, function: Callable[[int], T], n: int) -> list[T]:
-    """[function(0), ..., function(n - 1)], computed by a pool."""
-    return [one for group in pool.map(lambda rows: [function(row) for row in rows], groups(n)) for one in group]
+    """Computes [function(0), ..., function(n - 1)] in a pool."""
+    return [result for group in pool.map(lambda rows: list(map(function, rows)), groups(n)) for result in group]

@@ -1,4 +1,4 @@
-"""What an index holds, and what boxes there are, for people."""
+"""Text reports on the contents of an index and of a box set."""
 
 from collections.abc import Iterator, Mapping
 
@@ -8,13 +8,13 @@ from vggrepro.paper import value
 
 
 def render(index: Index, *, names: bool) -> Iterator[str]:
-    """Lines of text; with `names`, one for every image that is odd or rejected."""
+    """Yields lines that summarise an index; with `names`, also a line per odd or rejected image."""
     found = index.summary()
     how = "decoded" if index.verified == "full" else "headers read"
     yield f"{index.source}: {found['images']:,} images of {found['classes']:,} classes, all {how}"
     for split, n in found["splits"].items():
         yield f"  {split:6} {n:>9,}"
-    yield f"  usable {found['usable']:>9,}, of these odd but decoded to RGB alike by every backend: {found['odd']:,}"
+    yield f"  usable {found['usable']:>9,}, including odd ones that every backend decodes alike: {found['odd']:,}"
     yield from _reasons(found["by_reason"]["odd"])
     yield f"  rejected {found['rejected']:>7,}"
     yield from _reasons(found["by_reason"]["rejected"])
@@ -23,15 +23,14 @@ def render(index: Index, *, names: bool) -> Iterator[str]:
         yield f"  ILSVRC-2012: {differences}"
     yield from (f"  {note}" for note in index.notes)
     if index.mean_rgb:
-        own, paper = (", ".join(f"{x:.3f}" for x in mean) for mean in (index.mean_rgb, value("mean_rgb")))
-        yield f"  mean RGB of training images {own} (the paper's nets subtract {paper})"
+        measured, paper = (", ".join(f"{x:.3f}" for x in mean) for mean in (index.mean_rgb, value("mean_rgb")))
+        yield f"  mean RGB of training images {measured} (the paper's nets subtract {paper})"
     if names:
-        for status, place in index.flagged():
-            yield f"{status}\t{place}"
+        yield from map("\t".join, index.flagged())
 
 
 def render_boxes(boxes: BoxSet, *, names: bool) -> Iterator[str]:
-    """Lines of text; with `names`, one for every box and file that is not simply ok."""
+    """Yields lines that summarise a box set; with `names`, also a line per box and file that is not ok."""
     found = boxes.counts
     yield f"{', '.join(boxes.sources)}: {found['boxes']:,} boxes, of {found['annotations']:,} annotations"
     for split, images in found["images"].items():
@@ -40,10 +39,9 @@ def render_boxes(boxes: BoxSet, *, names: bool) -> Iterator[str]:
     for kind, title in (("left_out", "left out"), ("unread", "unread")):
         yield f"  {title:8} {sum(found[kind].values()):>7,}"
         yield from _reasons(found[kind])
-    yield f"  of rejected images {found['rejected']:,}, of images that the index does not have {found['unknown']:,}"
+    yield f"  of rejected images {found['rejected']:,}, of images missing from the index {found['unknown']:,}"
     if names:
-        for status, place in boxes.flagged:
-            yield f"{status}\t{place}"
+        yield from map("\t".join, boxes.flagged)
 
 
 def _reasons(counts: Mapping[str, int]) -> Iterator[str]:

@@ -1,13 +1,13 @@
-"""The sampler: every random draw of training, as a pure function of (seed, ordinal); and of data sets' splits.
+"""Every random draw of training and of data set splits, as a pure function of the seed and the position in the run.
 
 Training reads one endless sequence of samples: epoch after epoch, each a fresh permutation of the training set. The
-*ordinal* of a sample is its place in that sequence, so sample `ordinal` belongs to epoch `ordinal // images`, global
-step `t` takes the ordinals [t * batch, (t + 1) * batch), and the whole state of the data is the step. A batch may
-straddle two epochs; no image is dropped, repeated or padded.
+*ordinal* of a sample is its position in that sequence. Sample `ordinal` belongs to epoch `ordinal // images`, and
+global step `t` takes the ordinals [t * batch, (t + 1) * batch), so the step is the complete state of the sampler. A
+batch may straddle two epochs; no image is dropped, repeated or padded.
 
-Draws come from Philox4x64 (Salmon et al., SC 2011), a counter-based generator: sample `ordinal` owns a fixed range of
-counters, whoever asks for it, in whatever order. NumPy guarantees the raw stream of its bit generators across versions
-(NEP 19), which it does not for distributions: those are built here.
+Draws come from Philox4x64 (Salmon et al., SC 2011), a counter-based generator. Each ordinal owns a fixed range of
+counters, so its draws do not depend on who requests them, or in which order. NumPy guarantees the raw stream of its bit
+generators across versions (NEP 19), but not its distributions, which are therefore implemented here.
 """
 
 from collections.abc import Iterator
@@ -22,61 +22,67 @@ from vggrepro.config.settings import ColourShift, Data
 from vggrepro.data.views import Ints, Views, rescaled_size
 from vggrepro.paper import value
 
-# One stream a purpose, so that adding a purpose never disturbs another's draws.
+# One stream per purpose, so that a new purpose never disturbs the draws of another.
 _ORDER, _VIEWS, _DROPOUT, _CLASS = 1, 2, 3, 4
 _WORDS_PER_COUNTER = 4
 
 
 def _words(seed: int, stream: int, first_counter: int, counters: int, page: int = 0) -> NDArray[np.uint64]:
-    """(counters, 4) raw 64-bit words."""
+    """Raw 64-bit words, shape (counters, 4)."""
     generator = np.random.Philox(key=[seed, stream], counter=[first_counter, page, 0, 0])
     return generator.random_raw(counters * _WORDS_PER_COUNTER).reshape(counters, _WORDS_PER_COUNTER)
 
 
-def _uniform(words: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Uniform on [0, 1), from the upper 53 bits."""
-    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-@lru_cache(maxsize=2)  # an epoch's end and the next one's start are asked for in turn
-def permutation(seed: int, epoch: int, images: int) -> Ints:
-    """(images,) the order of one epoch."""
+def _shuffled(seed: int, stream: int, page: int, images: int) -> Ints:
     counters = -(-images // _WORDS_PER_COUNTER)
-    order = np.argsort(_words(seed, _ORDER, 0, counters, page=epoch).ravel()[:images], kind="stable")
+    return np.argsort(_words(seed, stream, 0, counters, page).ravel()[:images], kind="stable")
+
+
+@lru_cache(maxsize=2)  # a batch may straddle two epochs
+def permutation(seed: int, epoch: int, images: int) -> Ints:
+    """Draws the order in which an epoch visits the training images: int64, shape (images,), read-only."""
+    order = _shuffled(seed, _ORDER, epoch, images)
     order.flags.writeable = False
     return order
 
 
-def class_permutation(seed: int, split: int, place: int, images: int) -> Ints:
-    """(images,) the order in which a class's images are drawn for a split (Appendix B); `place`: the class's own."""
-    counters = -(-images // _WORDS_PER_COUNTER)
-    words = _words(seed, _CLASS, 0, counters, page=(split << 32) + place)
-    return np.argsort(words.ravel()[:images], kind="stable")
+def class_permutation(seed: int, split: int, label: int, images: int) -> Ints:
+    """Draws the order in which the images of a class are assigned to a random split (Appendix B), shape (images,)."""
+    return _shuffled(seed, _CLASS, (split << 32) + label, images)
 
 
 def dropout_masks(
     seed: int, step: int, batch: int, rows: slice, units: tuple[int, ...], rate: float
 ) -> list[NDArray[np.bool_]]:
-    """Masks (len(rows), n) for each n of `units`, True where a unit is kept, for some rows of the global batch.
+    """Draws dropout masks for some rows of the global batch.
 
-    They are drawn for the batch as a whole, one counter range a row, so the trajectory does not depend on how the batch
-    is split over ranks or micro-batches. The rate is resolved to 2^-16.
+    Each row of the global batch has a separate counter range, so the trajectory does not depend on how the batch is
+    split over ranks and micro-batches.
+
+    Args:
+        step: Iteration, counted from 0.
+        batch: Number of images in the global batch.
+        rows: Rows of the global batch to draw for.
+        units: Number of units in each layer with dropout.
+        rate: Probability of dropping a unit, resolved to 2^-16.
+
+    Returns:
+        A mask for each layer, shape (rows, units of the layer), True where the unit is retained.
     """
     start, stop, _ = rows.indices(batch)
-    per_row = -(-sum(units) // (4 * _WORDS_PER_COUNTER))  # 16 bits a unit
+    per_row = -(-sum(units) // (4 * _WORDS_PER_COUNTER))  # 16 bits per unit
     words = _words(seed, _DROPOUT, start * per_row, (stop - start) * per_row, page=step)
     # The byte order is fixed so that the same seed drops the same units everywhere.
     draws = words.astype("<u8", copy=False).view("<u2").reshape(stop - start, -1)
-    keep = draws >= round(rate * 2**16)
-    edges = np.cumsum((0, *units))
-    return [keep[:, low:high] for low, high in pairwise(edges)]
+    retained = draws >= round(rate * 2**16)
+    return [retained[:, low:high] for low, high in pairwise(np.cumsum((0, *units)))]
 
 
 def colour_components(shift: ColourShift) -> NDArray[np.float64]:
-    """(3, 3) RGB shift in grey levels for one standard deviation of each principal component, by row (Section 3.1).
+    """RGB shift per standard deviation of each principal component (row), in grey levels, shape (3, 3) (Section 3.1).
 
-    `sqrt` scales component i by sigma * sqrt(lambda_i), with lambda in squared grey levels, as Krizhevsky's code does;
-    `lambda` scales by sigma * lambda_i with pixels in [0, 1], as his text has it.
+    `sqrt` scales component i by sigma * sqrt(lambda_i), with lambda in squared grey levels, as Krizhevsky's code does.
+    `lambda` scales it by sigma * lambda_i with pixels in [0, 1], as his paper states.
     """
     vectors = np.array(value("colour_shift_eigenvectors"), np.float64)
     roots = np.array(value("colour_shift_sqrt_eigenvalues"), np.float64)
@@ -86,41 +92,48 @@ def colour_components(shift: ColourShift) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class TrainingSampler:
-    """Which view of which image each ordinal is (Section 3.1: one random crop per image per iteration)."""
+    """Maps each ordinal to a random view of an image (Section 3.1: one random crop per image per iteration).
+
+    Args:
+        sizes: Height and width of the training images, px, shape (images, 2).
+        data: Settings of the training scale S, mirroring and colour shift.
+        crop: Side of the square crop, px.
+        boxes: Left, top, right and bottom of an object in each image, px, shape (images, 4). Every crop shows the
+            centre of its object (Appendix A is silent). None: crops are placed anywhere.
+    """
 
     sizes: Ints
-    """(images, 2) height and width of the training images, px."""
     data: Data
     crop: int
     seed: int
     boxes: NDArray[np.float64] | None = None
-    """(images, 4) left, top, right, bottom in px of an object whose centre every crop shows (Appendix A is silent)."""
 
     @property
     def images(self) -> int:
-        """Images in one epoch."""
+        """Number of images in an epoch."""
         return len(self.sizes)
 
     def order(self, ordinals: Ints) -> Ints:
-        """The image each ordinal stands for."""
+        """Returns the image number at each ordinal, shape (n,)."""
         epochs = ordinals // self.images
         image = np.empty_like(ordinals)
         for epoch in np.unique(epochs):
-            of_epoch = epochs == epoch
-            order = permutation(self.seed, int(epoch), self.images)
-            image[of_epoch] = order[ordinals[of_epoch] % self.images]
+            in_epoch = epochs == epoch
+            image[in_epoch] = permutation(self.seed, int(epoch), self.images)[ordinals[in_epoch] % self.images]
         return image
 
     def views(self, first: int, count: int) -> Views:
-        """The views of the ordinals [first, first + count).
+        """Draws the views of the ordinals [first, first + count).
 
-        The replacement of an ordinal is its place in the next epoch, or the one after: as good as drawn at random, and
-        the same on every rank and after every resumption.
+        A bad image is replaced by the image at the same position of the next epoch, or of the epoch after. That is as
+        good as a random draw, and the same on every rank and after every resumption.
         """
         ordinals = np.arange(first, first + count, dtype=np.int64)
         image = self.order(ordinals)
-        # Two counters, eight words: S, top, left, flip, and four uniforms for three normals.
-        u = _uniform(_words(self.seed, _VIEWS, 2 * first, 2 * count)).reshape(count, 8)
+        # Two counters, eight words: S, top, left, flip, and four uniforms for three normals. The upper 53 bits of a
+        # word are uniform on [0, 1).
+        words = _words(self.seed, _VIEWS, 2 * first, 2 * count).reshape(count, 8)
+        u = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
         low, high = self.data.S_range
         S = low + (u[:, 0] * (high - low + 1)).astype(np.int64)
         size = self.sizes[image]
@@ -142,7 +155,7 @@ class TrainingSampler:
         )
 
     def _corners(self, image: Ints, scale: NDArray[np.float64], rescaled: Ints) -> tuple[Ints, Ints]:
-        """(N, 2) the first and the last place, top and left in px, of crops that may be shown of rescaled images."""
+        """First and last permitted corner of a crop in the rescaled image (top, left), px, shapes (N, 2)."""
         first, last = np.zeros_like(rescaled), rescaled - self.crop
         if self.boxes is None:
             return first, last
@@ -157,17 +170,21 @@ class TrainingSampler:
 
 @dataclass(frozen=True)
 class MicroBatches:
-    """The views of some rows of every global batch in turn, from one step to another: what a rank trains on.
+    """Yields the views of a rank's micro-batches, step by step.
 
-    Its place in the epochs is a matter of the step alone, so each process that iterates over it sees the same.
+    The step alone determines the views, so every process that iterates over this object sees the same ones.
+
+    Args:
+        batch: Number of images in the global batch.
+        rows: Rows of the global batch in each micro-batch of the rank.
+        first_step: Number of iterations already done.
+        last_step: Number of iterations done at the end.
     """
 
     sampler: TrainingSampler
     batch: int
     rows: tuple[slice, ...]
-    """Of the global batch: one slice a micro-batch."""
     first_step: int
-    """Iterations already done."""
     last_step: int
 
     def __iter__(self) -> Iterator[Views]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from vggrepro.config.settings import Evaluation
 from vggrepro.data.images.index import Split
 from vggrepro.data.loading.loader import Batch
-from vggrepro.data.views import Ints, Views, centre, region, region_shape, rescaled_size, whole
+from vggrepro.data.views import Ints, Views, centre, region, region_shape, rescaled_size, uncropped
 from vggrepro.evaluation.errors import ErrorRate, true_class_rank
 from vggrepro.evaluation.run_split import SplitPass
 from vggrepro.models.dense import class_scores, feature_map, score_map
@@ -112,7 +112,7 @@ def uncropped_views(split: Split, Q: int, batch: int, crop: int) -> list[Views]:
     correspondingly fewer larger ones, but at least one.
     """
     rescaled = rescaled_size(split.size, Q)
-    return _in_batches(rescaled, lambda rows: whole(rows, split.size[rows], rescaled[rows]), batch * crop**2)
+    return _in_batches(rescaled, lambda rows: uncropped(rows, split.size[rows], rescaled[rows]), batch * crop**2)
 
 
 def region_views(split: Split, boxes: NDArray[np.float64], Q: int, batch: int, crop: int) -> list[Views]:

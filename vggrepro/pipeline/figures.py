@@ -9,7 +9,7 @@ import numpy as np
 from vggrepro.config.settings import Config
 from vggrepro.data.images.index import Index
 from vggrepro.data.sampler import TrainingSampler
-from vggrepro.data.views import rescaled_size, whole
+from vggrepro.data.views import rescaled_size, uncropped
 from vggrepro.evaluation.boxes import Found
 from vggrepro.evaluation.localise import Annotated
 from vggrepro.pipeline.session import Session
@@ -29,7 +29,7 @@ def draw_box_figures(config: Config, run: RunDirectory, found: Found, test: Anno
     loader, images, boxes = replace(session.loader(config), processes=0), [], []
     for row in shown:  # one by one, as each has a shape of its own
         size = test.split.size[[row]]
-        view = whole(np.array([row]), size, rescaled_size(size, config.single_Q[0]))
+        view = uncropped(np.array([row]), size, rescaled_size(size, config.single_Q[0]))
         batch = next(iter(loader.batches(test.split, [view])))
         images.append(batch.images[0].permute(1, 2, 0).float().cpu().numpy() + np.array(config.data.mean, np.float32))
         both = (test.boxes.of(int(row)), found.boxes[row, -1:].astype(np.float64))

@@ -95,15 +95,15 @@ def data_sets(graph: Graph) -> Iterator[Check]:
 
 
 def _data_set(name: str, path: Path, config: Config) -> Check:
-    from vggrepro.data.transfer.transfer_scan import look
+    from vggrepro.data.transfer.transfer_scan import list_transfer
     from vggrepro.evaluation.feature_spec import drawing_of
 
     try:
-        there = look(name, path, drawing_of(name, config.transfer))
+        found = list_transfer(name, path, drawing_of(name, config.transfer))
     except UserError as error:
         return Check(f"data set {name}", "fail", str(path), str(error))
-    persons = f", {there.samples:,} persons" if there.samples != there.images else ""
-    return Check(f"data set {name}", "ok", f"{path}: {there.images:,} images{persons}, {there.classes} classes")
+    persons = f", {found.samples:,} persons" if found.samples != found.images else ""
+    return Check(f"data set {name}", "ok", f"{path}: {found.images:,} images{persons}, {found.classes} classes")
 
 
 def _reading(index: Index) -> Iterator[Check]:

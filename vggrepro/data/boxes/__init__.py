@@ -1,1 +1,1 @@
-"""Boxes of objects in images (Appendix A): annotations and the file that is made of them."""
+"""Boxes of objects in images (Appendix A): reading annotations, and storing boxes."""

@@ -1,7 +1,7 @@
-"""What annotation files say of boxes: each format told apart by looking, archives read where they lie.
+"""Reads annotation files of boxes, in a detected format, including those in archives.
 
-Nothing is believed here: numbers stay as they are written, and whether they fit an image is found out in
-:mod:`vggrepro.data.boxes.box_scan`. What cannot be read is named and never ends the reading.
+Numbers are not interpreted here; :mod:`vggrepro.data.boxes.box_scan` checks them against images. A file that cannot be
+read is reported and never stops the reading.
 """
 
 from __future__ import annotations
@@ -23,40 +23,32 @@ from vggrepro.data.images.archive_members import is_hidden, stem_of
 from vggrepro.errors import UserError
 
 KNOWN = ("*.xml", "*_boxes.txt", "val_annotations.txt", "LOC_*_solution.csv", "*boxes.tsv", "ILSVRC*_bbox_*.t*")
-"""Names of the files in a folder that are looked at."""
+"""Names of the files in a folder that are read."""
 _IS_KNOWN = re.compile("|".join(fnmatch.translate(name) for name in KNOWN))
 NUMBERS = ("xmin", "ymin", "xmax", "ymax")
-XML_MOST = 1 << 20
-"""Bytes of an XML file that are read; ILSVRC's largest has some 10,000."""
+XML_MOST = 1 << 20  # maximum bytes of an XML file; ILSVRC's largest has some 10,000
 _LINE_MOST = 1 << 20  # bytes
-_READ_MOST = 16 << 20  # bytes that an archive's own headers may ask for at once
-_MAGIC = 6  # bytes that say how a file is compressed
+_READ_MOST = 16 << 20  # bytes that an archive's headers may request at once
+_MAGIC = 6  # bytes that identify the compression of a file
 _DEEPEST = 3  # archives in archives
 _OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-_BLOCK = 512  # bytes of a tar's header, and of its end
+_BLOCK = 512  # bytes of a tar's header and of its end
 _ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
-
-
-Objects = Sequence[tuple[str | None, Sequence[str]]]
-"""Class, where it is said, and xmin, ymin, xmax, ymax as written."""
+Objects = Sequence[tuple[str | None, Sequence[str]]]  # class, if stated, and xmin, ymin, xmax, ymax as written
 
 
 class Annotation(NamedTuple):
-    """What one XML file, or one row of a table, says of the objects of an image."""
+    """The objects of an image in an XML file, or in a row of a table."""
 
-    place: str
-    """Where it stands, for messages."""
-    folders: tuple[str, ...]
-    """Folders and archives that it lies in, outermost first, of those that were named or found inside them."""
-    name: str
-    """The image's file name without folders, with or without its suffix."""
-    size: tuple[int, int] | None
-    """Height and width of the image, px, where it is said."""
+    place: str  # path and line, for messages
+    folders: tuple[str, ...]  # folders and archives between the named source and the annotation, outermost first
+    name: str  # the image's file name without folders, with or without its suffix
+    size: tuple[int, int] | None  # height and width of the image, px, if stated
     objects: Objects
 
 
 class Unread(NamedTuple):
-    """A file, or a part of one, that could not be read."""
+    """A file, or a part of a file, that could not be read."""
 
     reason: str
     place: str
@@ -66,16 +58,13 @@ Read = Iterator[Annotation | Unread]
 
 
 def annotation_files(source: Path) -> list[Path]:
-    """The files that a source stands for: itself, or all in a folder that look like annotations, at any depth.
-
-    Raises UserError where there is none.
-    """
+    """Lists a source's annotation files: itself, or those with known names in a folder. Raises UserError if none."""
     if not source.exists():
         raise UserError(f"{source} does not exist; give a file or folder of boxes: {', '.join(KNOWN)}")
     if not source.is_dir():
         return [source]
     found: list[Path] = []
-    # a folder that cannot be listed cannot be opened either, which is said when its turn comes
+    # read_annotations will report a folder that cannot be listed
     for folder, inside, names in os.walk(source, onerror=lambda error: found.append(Path(error.filename))):
         inside[:] = [name for name in inside if not is_hidden(name)]
         found.extend(Path(folder, name) for name in names if _IS_KNOWN.match(name) and not is_hidden(name))
@@ -85,7 +74,7 @@ def annotation_files(source: Path) -> list[Path]:
 
 
 def read_annotations(source: Path) -> Read:
-    """Everything that a file or a folder says, in the order of names. Raises UserError where there is no such file."""
+    """Yields all annotations of a file or folder, ordered by file name. Raises UserError if there are no files."""
     for file in annotation_files(source):
         place = str(file)
         folders = file.relative_to(source.parent).parts[:-1] if source.is_dir() else ()
@@ -103,26 +92,25 @@ def read_annotations(source: Path) -> Read:
 
 
 def _opener(head: bytes) -> Callable[[Any], IO[bytes]] | None:
-    """What uncompresses a file that starts so."""
+    """Returns the function that uncompresses a file with these first bytes, if any."""
     return next((opener for start, opener in _OPENERS.items() if head.startswith(start)), None)
 
 
 class _Window(io.RawIOBase):
-    """So many bytes of a stream from where it stands, or all; gives no more at once than an annotation needs.
+    """A stream of the next `size` bytes of another stream, or of all; rejects reads larger than `_READ_MOST`.
 
-    tarfile's own reader of a member gives nothing of the last 10 KiB before a cut.
+    The file object of a tarfile member returns nothing of the last 10 KiB before a cut.
     """
 
     def __init__(self, stream: IO[bytes] | _Window, size: int | None = None, head: bytes = b"") -> None:
-        """`head` has been read from the stream already: a step back would uncompress all from its start again."""
+        """`head` has already been read: seeking back would uncompress the stream from its start again."""
         self._stream, self._size, self._head, self._start = stream, size, head, stream.tell() - len(head)
         self._at = 0
-        self.last = b""
-        """What was read last."""
+        self.last = b""  # result of the last read
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= _READ_MOST:
-            raise tarfile.ReadError("a header asks for too much")
+            raise tarfile.ReadError("a header requests too much")
         if self._size is not None:
             size = min(size, self._size - self._at)
         self.last = self._head[self._at : self._at + size]
@@ -147,10 +135,7 @@ class _Window(io.RawIOBase):
 def _in_archive(
     stream: IO[bytes] | _Window, place: str, folders: tuple[str, ...], depth: int, size: int | None = None
 ) -> Read:
-    """The XML files of a tar of `size` bytes, from where the stream stands, and of the tars in it.
-
-    All is read front to back, so that nothing is uncompressed twice.
-    """
+    """Reads the XML files of a tar of `size` bytes at the position of the stream, front to back, and of nested tars."""
     try:
         head = stream.read(_MAGIC)
         opened = _Window(stream, size, head)
@@ -159,7 +144,7 @@ def _in_archive(
         last = -1
         with tarfile.open(fileobj=watched, mode="r:") as tar:
             while member := tar.next():
-                tar.members = []  # type: ignore[attr-defined]  # else it remembers all of them
+                tar.members = []  # type: ignore[attr-defined]  # otherwise it grows with every member
                 if member.size < 0 or member.offset <= last:
                     raise tarfile.ReadError("a header points back")
                 last = member.offset
@@ -173,11 +158,11 @@ def _in_archive(
                     elif content := tar.extractfile(member):
                         yield parse_voc(content.read(), where, inside, name[:-4])
                 elif name.endswith(_ARCHIVES) and depth == _DEEPEST:
-                    yield Unread("too many archives in one another", where)
+                    yield Unread("too many nested archives", where)
                 elif name.endswith(_ARCHIVES):
                     watched.seek(member.offset_data)
                     yield from _in_archive(watched, where, (*inside, name), depth + 1, member.size)
-            # Python's reader takes damage for the end, which is a block of zeros
+            # Python's reader takes damage for the end, but a real end is a block of zeros
             if len(watched.last) < _BLOCK or any(watched.last):
                 yield Unread("archive cut off or damaged", place)
     except Exception:  # tars and compressed streams break in many ways
@@ -190,7 +175,7 @@ def _parts(folder: str) -> tuple[str, ...]:
 
 
 def parse_voc(content: bytes, place: str, folders: tuple[str, ...], name: str) -> Annotation | Unread:
-    """PASCAL VOC's XML. Its own <filename> is not asked: ILSVRC's is `%s` in some files."""
+    """Parses PASCAL VOC's XML. Ignores <filename>, which is `%s` in some of ILSVRC's files."""
     from defusedxml import DefusedXmlException
     from defusedxml.ElementTree import ParseError, fromstring
 
@@ -200,30 +185,30 @@ def parse_voc(content: bytes, place: str, folders: tuple[str, ...], name: str) -
         root = fromstring(content, forbid_dtd=True)
     except DefusedXmlException:
         return Unread("declares a DTD or entities", place)
-    except (ParseError, ValueError, LookupError):  # the last two: of encodings
+    except (ParseError, ValueError, LookupError):  # encodings cause the last two
         return Unread("torn or invalid XML", place)
     if root.tag != "annotation":
-        return Unread("no annotation of PASCAL VOC", place)
+        return Unread("not an annotation of PASCAL VOC", place)
     size = None
-    if (said := root.find("size")) is not None:
-        height, width = (said.findtext(side, "").strip() for side in ("height", "width"))
+    if (element := root.find("size")) is not None:
+        height, width = (element.findtext(side, "").strip() for side in ("height", "width"))
         if len(height) < 10 and len(width) < 10 and height.isdecimal() and width.isdecimal():
             size = (int(height), int(width))
     objects = []
-    for one in root.iterfind("object"):
-        box = one.find("bndbox")
+    for element in root.iterfind("object"):
+        box = element.find("bndbox")
         numbers = [""] * 4 if box is None else [box.findtext(number, "").strip() for number in NUMBERS]
-        objects.append((one.findtext("name", "").strip() or None, numbers))
+        objects.append((element.findtext("name", "").strip() or None, numbers))
     return Annotation(place, folders, stem_of(name), size if size and min(size) > 0 else None, objects)
 
 
 def _in_text(stream: IO[bytes], name: str, place: str, folders: tuple[str, ...]) -> Read:
-    """A table, told by its first line: one's own, Kaggle's or Tiny ImageNet's."""
+    """Reads a table in a format that its first line determines: boxes.tsv, Kaggle's or Tiny ImageNet's."""
     columns: list[str] | None = None
     for number, line in enumerate(iter(lambda: stream.readline(_LINE_MOST + 1), b""), 1):
         where = f"{place}:{number}"
         if len(line) > _LINE_MOST:
-            yield Unread(f"a line longer than {_LINE_MOST >> 20} MiB, where reading ended", where)
+            yield Unread(f"a line longer than {_LINE_MOST >> 20} MiB, where reading stopped", where)
             return
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
@@ -245,11 +230,8 @@ def _in_text(stream: IO[bytes], name: str, place: str, folders: tuple[str, ...])
         if text.strip():
             file, objects = _row(dict(zip(columns, cells, strict=False))) if columns else _kaggle(text)
             above, _, image = file.strip().replace("\\", "/").rpartition("/")
-            yield (
-                Annotation(where, folders + _parts(above), image, None, objects)
-                if image
-                else Unread("names no image", where)
-            )
+            found = Annotation(where, folders + _parts(above), image, None, objects)
+            yield found if image else Unread("names no image", where)
 
 
 def _row(cells: dict[str, str]) -> tuple[str, Objects]:
@@ -258,7 +240,7 @@ def _row(cells: dict[str, str]) -> tuple[str, Objects]:
 
 
 def _kaggle(text: str) -> tuple[str, Objects]:
-    """`ImageId,wnid xmin ymin xmax ymax wnid xmin ...`."""
+    """Parses `ImageId,wnid xmin ymin xmax ymax wnid xmin ...`."""
     name, _, rest = text.partition(",")
     words = rest.strip(' "').split()
     return name, [(words[n], words[n + 1 : n + 5]) for n in range(0, len(words), 5)]

@@ -1,6 +1,6 @@
-"""How the boxes of a data set are found: every annotation held against the image that it is of.
+"""Finds the boxes of a data set, and checks every annotation against its image.
 
-What does not fit is left out and named; nothing that an annotation says can end the reading.
+Boxes that do not fit are left out and reported. No annotation can stop the reading.
 """
 
 from __future__ import annotations
@@ -26,39 +26,37 @@ from vggrepro.files import why_unwritable
 
 Progress = Callable[[int], None]
 Edges = tuple[float, float, float, float]
-Cut = tuple[Edges, bool]
-"""What of a box lies in its image, and whether more than a pixel was cut off."""
-_READER_VERSION = 1  # counts up when the same files give other boxes, so that kept ones are read again
-_BY_ITSELF = re.compile(r"n\d{8}_\d+|ILSVRC\d+_val_\d+")  # names that ILSVRC gave to one image only
-_SHOWN = 80  # characters of what a file says, in messages
+Cut = tuple[Edges, bool]  # the part of a box inside its image, and whether more than a pixel was cut off
+_READER_VERSION = 1  # increases when the same files give other boxes, so that cached ones are read again
+_UNIQUE_NAME = re.compile(r"n\d{8}_\d+|ILSVRC\d+_val_\d+")  # ILSVRC gave each of these names to a single image
+_SHOWN = 80  # characters of a file's content in messages
 _KAGGLE = ("CLS-LOC", "Data", "ILSVRC")  # folders of Kaggle's tree, below the one that holds LOC_*_solution.csv
 
 
 def read_boxes(index: Index, sources: Sequence[Path], progress: Progress = lambda annotations: None) -> BoxSet:
-    """The boxes that files and folders say of an index's images (formats: :mod:`vggrepro.data.boxes.annotations`).
+    """Reads the boxes of an index's images; calls `progress` with the number of annotations read so far.
 
-    `progress(annotations)` is called with the number read so far. Raises UserError for a source of which nothing can
-    be read; all else that is odd is in the result.
+    Raises UserError for a source without readable annotations. All other oddities are in the result.
     """
     images, found = _Images(index), _Collected()
     for source in sources:
         before, problem = found.annotations, ""
-        for one in read_annotations(source):
-            if isinstance(one, Unread):
-                problem = problem or f" ({one.place}: {one.reason})"
-                found.flag(f"unread: {one.reason}", one.place)
+        for annotation in read_annotations(source):
+            if isinstance(annotation, Unread):
+                problem = problem or f" ({annotation.place}: {annotation.reason})"
+                found.flag(f"unread: {annotation.reason}", annotation.place)
                 continue
-            found.add(one, images)
+            found.add(annotation, images)
             if found.annotations % 1000 == 0:
                 progress(found.annotations)
         if found.annotations == before:
-            raise UserError(f"{source} says nothing of boxes{problem}; give {', '.join(KNOWN)}")
+            raise UserError(f"{source} contains no boxes{problem}; give {', '.join(KNOWN)}")
     progress(found.annotations)
     return found.box_set(index, sources)
 
 
 class _Images:
-    """The images of an index, looked up by name. A row is an image of any split, usable or rejected."""
+    """Finds images of an index by name. A row is an image of any split, usable or rejected."""
 
     def __init__(self, index: Index) -> None:
         self._splits = [index.split(name) for name in SPLITS]
@@ -68,7 +66,7 @@ class _Images:
         stems = (hash(stem_of(without_folders(path.as_py()))) for path in self._path)
         by_row = np.fromiter(stems, np.int64, len(self._path))
         self._order = np.argsort(by_row, kind="stable")
-        self._hash = by_row[self._order]  # a dictionary of a million names would take half a gigabyte
+        self._hash = by_row[self._order]  # a dictionary of a million names would take 0.5 GB
 
     def _name(self, row: int) -> str:
         return without_folders(self._path[row].as_py())
@@ -78,19 +76,19 @@ class _Images:
         return [row for row in self._order[first:last].tolist() if stem_of(self._name(row)) == stem]
 
     def at(self, row: int) -> tuple[Split, int]:
-        """Split and number of the image in a row; not below the length of the split where it is rejected."""
+        """Returns split and image number of a row; the number of a rejected image is not below the split's length."""
         train, val = self._splits
-        of_train = len(train) + train.rejected
-        return (train, row) if row < of_train else (val, row - of_train)
+        n_train = len(train) + train.rejected
+        return (train, row) if row < n_train else (val, row - n_train)
 
     def find(self, annotation: Annotation) -> list[int]:
-        """The rows that an annotation may be of: one, if all is well."""
+        """Finds the rows that an annotation may belong to: a single row, unless it is ambiguous."""
         stem = stem_of(annotation.name)
         rows = self._rows(stem)
         if split := next(filter(None, map(_split_of, reversed(annotation.folders))), None):
-            of_split = [row for row in rows if self.at(row)[0].name == split]
-            # ILSVRC's training images may have become somebody's validation images; 1.jpg of train/ is not val's
-            rows = of_split or (rows if _BY_ITSELF.fullmatch(stem) else [])
+            in_split = [row for row in rows if self.at(row)[0].name == split]
+            # ILSVRC's training images may be used for validation, but 1.jpg of train/ is not the one of val/
+            rows = in_split or (rows if _UNIQUE_NAME.fullmatch(stem) else [])
         if len(rows) > 1:
             named = {self._number.get(name) for name, _ in annotation.objects if name}
             labels = named or {self._label_of(annotation.folders)}
@@ -99,7 +97,7 @@ class _Images:
         return rows
 
     def fitted(self, row: int, annotation: Annotation, name: str | None, numbers: Sequence[str]) -> Cut | str:
-        """An object's box in the image of a row, or why it is left out."""
+        """Returns an object's box in the image of a row, or the reason to leave it out."""
         split, image = self.at(row)
         height, width = split.size[image].tolist()
         label = self._label_of(annotation.folders) if name is None else self._number.get(name, -1)
@@ -112,18 +110,18 @@ class _Images:
         return cut_to_image(edges, width, height) or "outside the image"
 
     def _label_of(self, folders: tuple[str, ...]) -> int | None:
-        """The label that folders say, the innermost first."""
+        """Returns the label of the innermost folder that is a class, if any."""
         return next((self._number[folder] for folder in reversed(folders) if folder in self._number), None)
 
 
 def _split_of(folder: str) -> str | None:
-    """The split that a folder's name says; none where it says both."""
+    """Returns the split in a folder's name; None if it contains both or neither."""
     train, val = "train" in words_of(folder), not VAL_WORDS.isdisjoint(words_of(folder))
     return None if train == val else "train" if train else "val"
 
 
 class _Collected:
-    """Boxes and verdicts as they come in."""
+    """Collects boxes and oddities."""
 
     def __init__(self) -> None:
         self.annotations = 0
@@ -134,12 +132,12 @@ class _Collected:
         self._places = {name: Texts() for name in SPLITS}
 
     def flag(self, status: str, place: str, words: Sequence[str] = ()) -> None:
-        """Notes a verdict, of the object that these words describe."""
+        """Records an oddity of an annotation, or of its object with these words."""
         shown = f"{place}: {' '.join(words)[:_SHOWN]}" if words else place
         self._flagged.append((status, printable(shown)))
 
     def add(self, annotation: Annotation, images: _Images) -> None:
-        """Takes what fits of an annotation."""
+        """Adds the boxes of an annotation that fit its image."""
         self.annotations += 1
         rows = images.find(annotation)
         split, image = images.at(rows[0]) if rows else (None, 0)
@@ -148,8 +146,8 @@ class _Collected:
             return
         for name, numbers in annotation.objects:
             words = [name, *numbers] if name else numbers
-            several = len(rows) > 1
-            found = "of one of several images" if several else images.fitted(rows[0], annotation, name, numbers)
+            ambiguous = len(rows) > 1
+            found = "of one of several images" if ambiguous else images.fitted(rows[0], annotation, name, numbers)
             if isinstance(found, str):
                 self.flag(f"left out: {found}", annotation.place, words)
                 continue
@@ -161,12 +159,12 @@ class _Collected:
             self._places[split.name].append(annotation.place)
 
     def box_set(self, index: Index, sources: Sequence[Path]) -> BoxSet:
-        """All of it in index order; a box that was said twice of an image counts once."""
+        """Returns all boxes in index order, without duplicates."""
         splits = {name: self._in_order(name, len(index.split(name))) for name in SPLITS}
-        verdicts = Counter(status for status, _ in self._flagged)
+        statuses = Counter(status for status, _ in self._flagged)
 
         def by_reason(kind: str) -> dict[str, int]:
-            return {status[len(kind) + 2 :]: n for status, n in sorted(verdicts.items()) if status.startswith(kind)}
+            return {status[len(kind) + 2 :]: n for status, n in sorted(statuses.items()) if status.startswith(kind)}
 
         return BoxSet(
             splits=splits,
@@ -189,24 +187,21 @@ class _Collected:
         )
 
     def _in_order(self, split: str, images: int) -> Boxes:
-        of = np.array(self._images[split], np.int64)
+        image = np.array(self._images[split], np.int64)
         box = np.array(self._boxes[split], np.float64).reshape(-1, 4)
-        order = np.lexsort((*box.T, of))  # stable: of equals the one that was said first comes first
-        again = np.zeros(len(of), np.bool_)
-        again[order[1:]] = (np.diff(of[order]) == 0) & (np.diff(box[order], axis=0) == 0).all(axis=1)
-        for number in again.nonzero()[0].tolist():
+        order = np.lexsort((*box.T, image))  # stable, so the first of equal boxes comes first
+        repeated = np.zeros(len(image), np.bool_)
+        repeated[order[1:]] = (np.diff(image[order]) == 0) & (np.diff(box[order], axis=0) == 0).all(axis=1)
+        for number in repeated.nonzero()[0].tolist():
             numbers = [f"{edge:g}" for edge in box[number] - (0, 0, 1, 1)]
             self.flag("left out: said before", self._places[split][number], numbers)
-        kept = (~again).nonzero()[0]
-        kept = kept[np.argsort(of[kept], kind="stable")]
-        return Boxes(np.searchsorted(of[kept], np.arange(images + 1)).astype(np.int64), box[kept])
+        distinct = (~repeated).nonzero()[0]
+        distinct = distinct[np.argsort(image[distinct], kind="stable")]
+        return Boxes(np.searchsorted(image[distinct], np.arange(images + 1)).astype(np.int64), box[distinct])
 
 
 def edges_of(numbers: Sequence[str], first: int = 0) -> Edges | str:
-    """Edges in px of published numbers, or why they have none; `first` is the number of an image's first pixel.
-
-    Those name the first and the last pixel, both included: ILSVRC's development kit takes xmax - xmin + 1 for a width.
-    """
+    """Converts inclusive pixel numbers, counted from `first`, to edges in px, or returns the reason why it cannot."""
     try:
         left, top, right, bottom = (math.nan if "_" in number else float(number) for number in numbers)
     except ValueError:
@@ -222,21 +217,17 @@ def edges_of(numbers: Sequence[str], first: int = 0) -> Edges | str:
 
 
 def cut_to_image(edges: Edges, width: int, height: int) -> Cut | None:
-    """The part of a box in its image; None where nothing is left."""
+    """Returns the part of a box inside its image; None if nothing is left."""
     left, top, right, bottom = edges
     cut = max(0.0, left), max(0.0, top), min(float(width), right), min(float(height), bottom)
     if cut[2] <= cut[0] or cut[3] <= cut[1]:
         return None
-    # ILSVRC's numbers run to the width itself in places, one pixel too far
+    # some of ILSVRC's numbers include the width itself, a pixel too far
     return cut, max(-left, -top, right - width, bottom - height) > 1
 
 
 def beside(root: Path) -> list[Path]:
-    """The known annotations beside the images of a folder or of an archive; for each split those that are found first.
-
-    boxes.tsv takes the place of all others; then come ILSVRC's archives, Kaggle's XML, Kaggle's tables and those of
-    Tiny ImageNet.
-    """
+    """Finds known annotations beside the images of a folder or archive: boxes.tsv, or the first kind per split."""
     root = root.resolve() if root.is_dir() else root.resolve().parent
     places = [root, root / "ILSVRC"]
     while root.name in _KAGGLE:
@@ -245,7 +236,7 @@ def beside(root: Path) -> list[Path]:
     for place in places:
         if (place / "boxes.tsv").is_file():
             return [place / "boxes.tsv"]
-    found = []
+    found: list[Path] = []
     for split in SPLITS:
         for pattern in (f"ILSVRC*_bbox_{split}*.t*", f"Annotations/CLS-LOC/{split}", f"LOC_{split}_solution.csv"):
             if files := [file for place in places for file in sorted(place.glob(pattern))]:
@@ -261,22 +252,21 @@ def beside(root: Path) -> list[Path]:
 
 
 def _roots(index: Index) -> Iterator[Path]:
-    """The folders that an index's images lie in, above train/ and val/; those of its archives."""
-    for container in index.containers:
-        folder = Path(container)
-        if container in index.archives:
-            yield folder.parent
+    """Yields the folders that hold an index's archives, or its train/ and val/."""
+    for container in map(Path, index.containers):
+        if str(container) in index.archives:
+            yield container.parent
         else:
-            yield from (one.parent for one in (folder, *folder.parents[:2]) if one.name.lower() in SPLIT_FOLDERS)
+            folders = (container, *container.parents[:2])
+            yield from (folder.parent for folder in folders if folder.name.lower() in SPLIT_FOLDERS)
 
 
 def open_boxes(
     index: Index, boxes: Path | None, root: Path | None, cache: Path, progress: Progress = lambda annotations: None
 ) -> BoxSet:
-    """The boxes a configuration means: `data.boxes`, or those beside its images, kept in `cache` for the next time.
+    """Opens `data.boxes`, or reads the boxes beside the images of `root` or else of the index. Raises UserError.
 
-    Kept boxes are used again while the annotation files (names, sizes, times of change) are what they were and the
-    images are the same. Without `root` the index says where its images are. Raises UserError.
+    Boxes are stored in `cache` for reuse until the images or the annotation files change.
     """
     if boxes is not None:
         return load(boxes, index)
@@ -288,17 +278,17 @@ def open_boxes(
             f"Annotations/CLS-LOC, LOC_*_solution.csv, *_boxes.txt); put them there, or name a file made by "
             f"`vggrepro boxes` in data.boxes"
         )
-    kept = cache / f"boxes-{_signature(index, sources)[:16]}.npz"
-    with suppress(UserError):  # not there, of an earlier version, or torn
-        return load(kept, index)
-    made = read_boxes(index, sources, progress)
+    cached = cache / f"boxes-{_signature(index, sources)[:16]}.npz"
+    with suppress(UserError):  # missing, of an earlier version, or torn
+        return load(cached, index)
+    box_set = read_boxes(index, sources, progress)
     if not why_unwritable(cache):
-        made.save(kept)
-    return made
+        box_set.save(cached)
+    return box_set
 
 
 def _signature(index: Index, sources: Sequence[Path]) -> str:
-    """A hash (hex) that changes with the images and with any annotation file."""
+    """Computes a hash (hex) that changes with the images and with any annotation file."""
     digest = hashlib.sha256(f"{_READER_VERSION} {index.fingerprint}\n".encode())
     for source in sources:
         for file in annotation_files(source):

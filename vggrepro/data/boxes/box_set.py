@@ -1,4 +1,4 @@
-"""Boxes of objects (Appendix A), beside an index: which parts of an image show what its label says."""
+"""Boxes of the objects in the images of an index (Appendix A)."""
 
 from __future__ import annotations
 
@@ -23,45 +23,45 @@ _FORMAT_VERSION = 1
 
 
 def spans(start: Ints, counts: Ints) -> Ints:
-    """(sum of counts,) the numbers start[i] .. start[i] + counts[i] - 1 of every i in turn."""
+    """Concatenates the numbers start[i] .. start[i] + counts[i] - 1 of every i, shape (sum of counts,)."""
     ends = np.cumsum(counts)
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(start - ends + counts, counts)
 
 
 @dataclass(frozen=True)
 class Boxes:
-    """Boxes of the objects in the usable images of one split, in index order."""
+    """Boxes of the objects in the usable images of a split, in index order."""
 
     start: Ints
-    """(images + 1,): `box[start[i]:start[i + 1]]` are image i's."""
+    """First box of each image, shape (images + 1,): image i has `box[start[i]:start[i + 1]]`."""
     box: NDArray[np.float64]
-    """(boxes, 4) left, top, right, bottom in px of the image as it is; edges: pixel i reaches from i to i + 1."""
+    """Left, top, right and bottom in the stored image, px, shape (boxes, 4); pixel i extends from i to i + 1."""
 
     def of(self, image: int) -> NDArray[np.float64]:
-        """(k, 4) the boxes of one image."""
+        """Returns the boxes of an image, shape (k, 4)."""
         return self.box[self.start[image] : self.start[image + 1]]
 
     @property
     def counts(self) -> Ints:
-        """(images,) how many boxes each has."""
+        """Number of boxes per image, shape (images,)."""
         return np.diff(self.start)
 
     @property
     def has(self) -> NDArray[np.bool_]:
-        """(images,) whether it has any."""
+        """Whether an image has boxes, shape (images,)."""
         return self.counts > 0
 
     def largest(self) -> NDArray[np.float64]:
-        """(images, 4) each image's box of largest area, the first of equals; NaN where there is none."""
-        of_image = np.repeat(np.arange(len(self.start) - 1), self.counts)
+        """Returns each image's box of largest area, the first of equal ones, or NaN, shape (images, 4)."""
+        image = np.repeat(np.arange(len(self.start) - 1), self.counts)
         area = (self.box[:, 2] - self.box[:, 0]) * (self.box[:, 3] - self.box[:, 1])
-        order = np.lexsort((-area, of_image))  # stable, so the first of equals stays first
+        order = np.lexsort((-area, image))  # stable, so the first of equal boxes stays first
         largest = np.full((len(self.start) - 1, 4), np.nan)
         largest[self.has] = self.box[order[self.start[:-1][self.has]]]
         return largest
 
     def take(self, rows: Ints) -> Boxes:
-        """The boxes of some images, (n,) numbers of them, in that order."""
+        """Returns the boxes of the images `rows`, shape (n,), in this order."""
         rows = np.asarray(rows, np.int64)
         counts = self.counts[rows]
         start = np.concatenate(([0], np.cumsum(counts)))
@@ -70,20 +70,19 @@ class Boxes:
 
 @dataclass(frozen=True)
 class BoxSet:
-    """The boxes of a data set, and what was odd about the files that say them."""
+    """The boxes of a data set, and the oddities of the annotation files."""
 
     splits: Mapping[str, Boxes]
-    """`train` and `val`."""
+    """Boxes of `train` and `val`."""
     index: str
-    """Fingerprint of the index whose images these are."""
+    """Fingerprint of the index."""
     sources: tuple[str, ...]
-    """Files and folders that were read."""
+    """Annotation files and folders."""
     counts: dict[str, Any]
     """annotations (XML files and rows of tables), boxes (used), clipped (of these), left_out and unread by reason,
-    images by split (`with` boxes, `without`), rejected and unknown: annotations of images that the index has as
-    rejected, or not at all."""
+    images by split (`with` boxes, `without`), rejected and unknown (annotations of rejected and unindexed images)."""
     flagged: tuple[tuple[str, str], ...] = field(repr=False)
-    """(status, place) of every box and file that is not simply ok."""
+    """Status and path of every box and file that is not ok."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -96,22 +95,17 @@ class BoxSet:
         return digest.hexdigest()
 
     def split(self, name: str) -> Boxes:
-        """The boxes of `train` or `val`."""
+        """Returns the boxes of `train` or `val`."""
         return self.splits[name]
 
     def summary(self) -> dict[str, Any]:
-        """What was found, for JSON: `counts`, the sources and both fingerprints."""
+        """Summarises the set for JSON: `counts`, sources, and the fingerprints of index and boxes."""
         return {"sources": list(self.sources), **self.counts, "index": self.index, "fingerprint": self.fingerprint}
 
     def save(self, path: Path) -> None:
-        """Writes the boxes as one .npz, atomically. Raises UserError."""
-        about = {
-            "version": _FORMAT_VERSION,
-            "index": self.index,
-            "sources": self.sources,
-            "counts": self.counts,
-            "flagged": self.flagged,
-        }
+        """Writes the boxes to an .npz file, atomically. Raises UserError."""
+        about = {"version": _FORMAT_VERSION}
+        about |= {key: getattr(self, key) for key in ("index", "sources", "counts", "flagged")}
         arrays = {f"{part}_{name}": getattr(self.split(name), part) for name in SPLITS for part in ("start", "box")}
         try:
             with replacing(path) as temporary, temporary.open("wb") as stream:
@@ -121,13 +115,13 @@ class BoxSet:
 
 
 def load(path: Path, index: Index) -> BoxSet:
-    """Boxes written by :meth:`BoxSet.save`, checked against the index that they are used with. Raises UserError."""
-    again = f"make it again with `vggrepro boxes IMAGES --out {path}`"
+    """Reads boxes written by :meth:`BoxSet.save` and checks them against an index. Raises UserError."""
+    remedy = f"make it again with `vggrepro boxes IMAGES --out {path}`"
     try:
         with np.load(path, allow_pickle=False) as stored:
             about = json.loads(stored["about"].tobytes())
             if about["version"] != _FORMAT_VERSION:
-                raise UserError(f"boxes {path} is of another version; {again}")
+                raise UserError(f"boxes {path} has another format version; {remedy}")
             splits = {name: Boxes(stored[f"start_{name}"], stored[f"box_{name}"]) for name in SPLITS}
         loaded = BoxSet(
             splits,
@@ -136,21 +130,21 @@ def load(path: Path, index: Index) -> BoxSet:
             about["counts"],
             tuple((status, place) for status, place in about["flagged"]),
         )
-        whole = all(map(_whole, splits.values()))
+        valid = all(map(_is_valid, splits.values()))
     except UserError:
         raise
     except FileNotFoundError:
         raise UserError(f"boxes {path} does not exist; make it with `vggrepro boxes IMAGES --out {path}`") from None
-    except Exception as error:  # zip files and what is in them break in many ways
-        raise UserError(f"boxes {path} cannot be read ({reason_of(error, 100)}); {again}") from None
+    except Exception as error:  # damaged zip files and arrays raise many types
+        raise UserError(f"boxes {path} cannot be read ({reason_of(error, 100)}); {remedy}") from None
     if loaded.index != index.fingerprint:
-        raise UserError(f"boxes {path} is of other images than {index.source}; {again}")
-    if not whole or any(len(boxes.counts) != len(index.split(name)) for name, boxes in splits.items()):
-        raise UserError(f"boxes {path} is damaged; {again}")
+        raise UserError(f"boxes {path} is of other images than {index.source}; {remedy}")
+    if not valid or any(len(boxes.counts) != len(index.split(name)) for name, boxes in splits.items()):
+        raise UserError(f"boxes {path} is damaged; {remedy}")
     return loaded
 
 
-def _whole(boxes: Boxes) -> bool:
+def _is_valid(boxes: Boxes) -> bool:
     start, box = boxes.start, boxes.box
     return (
         (start.dtype, box.dtype) == (np.int64, np.float64)

@@ -1,1 +1,1 @@
-"""Images: where they are, what they are called, whether they can be read, and their index."""
+"""Images: finding, labelling, inspecting and indexing them."""

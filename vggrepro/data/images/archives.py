@@ -1,4 +1,4 @@
-"""Files inside tars: an uncompressed tar is a list of offsets, and so is a tar of tars."""
+"""Lists the files in an uncompressed tar, or in a tar of tars, with their offsets."""
 
 import os
 import tarfile
@@ -10,8 +10,8 @@ from typing import IO
 from vggrepro.data.images.archive_members import Notes, is_hidden
 from vggrepro.errors import UserError
 
-_LONGEST_END = 1 << 20  # bytes of zeros; tar writes 10 KiB, and a download that is not done has many
-_COMPRESSED = {  # how a file starts, and what undoes it
+_LONGEST_END = 1 << 20  # bytes of zeros; tar writes 10 KiB, an unfinished download has many
+_COMPRESSED = {  # first bytes of a file, and the program that uncompresses it
     b"\x1f\x8b": "gunzip",
     b"BZh": "bunzip2",
     b"\xfd7zXZ": "unxz",
@@ -21,10 +21,9 @@ _COMPRESSED = {  # how a file starts, and what undoes it
 
 
 def files_in(file: Path, notes: Notes) -> Iterator[tuple[str, int, int]]:
-    """(path, offset, bytes) of every file in an uncompressed tar and in the tars inside it. Raises UserError.
+    """Yields (path, offset, bytes) of every file in an uncompressed tar and in nested tars. Raises UserError.
 
-    What a tar inside holds lies in a folder of that tar's name. A hard link is the file that it links to. Other links,
-    sparse and hidden files are left out and noted.
+    A nested tar is a folder of its name, a hard link its target. Other links, sparse and hidden files are left out.
     """
     try:
         stream = file.open("rb")
@@ -34,11 +33,9 @@ def files_in(file: Path, notes: Notes) -> Iterator[tuple[str, int, int]]:
         start = stream.read(6)
         for magic, program in _COMPRESSED.items():
             if start.startswith(magic):
-                raise UserError(
-                    f"{file} is compressed, so its images have no place in it; uncompress it once ({program})"
-                )
+                raise UserError(f"{file} is compressed, not readable in place; uncompress it once ({program})")
         if start.startswith(b"PAR1"):
-            raise UserError(f"{file} is a table of Parquet, not a tar archive; let its name end in .parquet")
+            raise UserError(f"{file} is a Parquet table, not a tar archive; rename it to end in .parquet")
         stream.seek(0)
         yield from _files(file, stream, notes, os.fstat(stream.fileno()).st_size)
 
@@ -65,36 +62,34 @@ def _files(file: Path, stream: IO[bytes], notes: Notes, end: int, above: str = "
 
 
 class _Links:
-    """Where the files of a tar lie by their names, for hard links: until there is one, 24 bytes a file."""
+    """Locations of the files in a tar by name, for hard links: 24 bytes per file until the first link."""
 
     def __init__(self) -> None:
-        self._files = array("q")  # hash, offset and bytes of each that is not among the places
+        self._files = array("q")  # hash, offset and bytes of files that are not yet in `_places`
         self._places: dict[int, tuple[int, int]] = {}
 
     def add(self, name: str, offset: int, size: int) -> None:
         self._files.extend((hash(name), offset, size))
 
     def place_of(self, name: str) -> tuple[int, int] | None:
-        """Offset and bytes of the last file of a name."""
+        """Returns offset and bytes of the last file with a name."""
         files, self._files = self._files, array("q")
         self._places.update(zip(files[::3], zip(files[1::3], files[2::3], strict=True), strict=True))
         return self._places.get(hash(name))
 
 
 def _members(file: Path, stream: IO[bytes], end: int) -> Iterator[tarfile.TarInfo]:
-    """Members of the tar that reaches from where a stream of a file stands to `end`; the caller may read in between.
-
-    Raises UserError, where Python's reader fails in many ways, loops, or takes a torn header for the end.
-    """
+    """Yields the members of a tar from the position of a stream to `end`. Raises UserError if it is damaged."""
+    # with a damaged tar, Python's reader fails in many ways, loops, or takes a torn header for the end
     remedy = "download or copy it again"
     at, opened = stream.tell(), False
     try:
         with tarfile.open(fileobj=stream, mode="r:") as tar:
             opened = True
             while member := tar.next():
-                tar.members = []  # type: ignore[attr-defined]  # else it remembers a million of them
+                tar.members = []  # type: ignore[attr-defined]  # otherwise it grows to a million members
                 if member.size < 0 or tar.offset <= member.offset or "\0" in member.name:
-                    raise tarfile.ReadError("a header that means nothing")
+                    raise tarfile.ReadError("invalid header")
                 if (last := member.offset_data + member.size) > end and not member.islnk():
                     raise tarfile.ReadError(f"end of data at byte {end}, but {member.name} should end at {last}")
                 at = tar.offset
@@ -103,7 +98,7 @@ def _members(file: Path, stream: IO[bytes], end: int) -> Iterator[tarfile.TarInf
         cut_off = "is cut off" if "end of data" in str(error) else ""
         damaged = f"is damaged at byte {at}" if opened else "is not a tar archive"
         raise UserError(f"{file} {cut_off or damaged} ({error}); {remedy}") from None
-    stream.seek(at)  # the end is a block of zeros, after which come some more
+    stream.seek(at)  # the end is at least a block of zeros
     rest = stream.read(max(0, min(_LONGEST_END, end - at)))
     if len(rest) < tarfile.BLOCKSIZE:
         raise UserError(f"{file} is cut off at byte {at}; {remedy}")

@@ -1,9 +1,9 @@
-"""The index: one row per image, saying where its bytes are, what it is labelled, how large it is and what is odd.
+"""The index: the location, label, size and oddities of every image, a row per image.
 
-Training and evaluation read nothing else about a data set, so an unpacked folder and any archive whose members are
-stored uncompressed are the same thing to them: a container, an offset and a length. Rows are ordered by split, by
-usability and then by class and name, so the same images make the same rows wherever they lie, and a split's usable
-images are one slice of a file that all processes of a machine share in memory.
+Training and evaluation read nothing else about a data set. An unpacked folder and an archive whose members are stored
+uncompressed are the same to them: a container, an offset and a length. Rows are ordered by split, by usability, and
+then by class and name. So the same images make the same rows wherever they are stored, and the usable images of a split
+are a single slice of a file that all processes of a machine share in memory.
 """
 
 from __future__ import annotations
@@ -37,53 +37,59 @@ _METADATA = ("classes", "source", "verified", "archives", "mean_rgb", "seen", "n
 
 @dataclass(frozen=True)
 class Split:
-    """The usable images of one split, in index order. Arrays are (images,) unless said otherwise."""
+    """The usable images of a split in index order. Arrays have the shape (images,) unless stated otherwise."""
 
     name: str
+    """`train` or `val`."""
     containers: Sequence[str]
-    """Archives and folders that hold images; an image names its own by number."""
+    """Archives and folders that hold images."""
     container: NDArray[np.int32]
+    """Position of an image's archive or folder in `containers`."""
     names: pa.ChunkedArray
-    """File names; in an archive with the folders there."""
+    """File names; in an archive, paths inside it."""
     offset: Ints
-    """Byte where the image starts in its archive; 0 in a file of its own."""
+    """First byte of the image in its archive; 0 in a separate file."""
     length: Ints
-    """Bytes."""
+    """Bytes of the encoded image."""
     label: Ints
+    """Class numbers, positions in `Index.classes`."""
     size: Ints
-    """(images, 2) height and width, px."""
+    """Height and width, px, shape (images, 2)."""
     ordinary: NDArray[np.bool_]
-    """Whether nothing is odd about the image: a JPEG whose pixels every decoder gives alike."""
+    """Whether nothing is odd about the image: a JPEG that every decoder decodes to the same pixels."""
     rejected: int
-    """Images of this split that cannot be used, and are not in the arrays."""
+    """Number of images of this split that cannot be used and are not in the arrays."""
     _archives: OpenArchives
 
     def __len__(self) -> int:
         return len(self.label)
 
     def take(self, rows: Ints) -> Split:
-        """Some of the images, in that order, as a split of their own."""
-        taken = {
-            key: getattr(self, key)[rows] for key in ("container", "offset", "length", "label", "size", "ordinary")
-        }
-        return replace(self, names=self.names.take(rows), **taken)
+        """Returns the images `rows`, shape (n,), in this order as a split."""
+        columns = ("container", "offset", "length", "label", "size", "ordinary")
+        return replace(self, names=self.names.take(rows), **{key: getattr(self, key)[rows] for key in columns})
 
     def name_of(self, image: int) -> str:
-        """Where an image is, for messages."""
+        """Path of an image for messages; in an archive, the archive's path followed by the path inside."""
         return os.path.join(self.containers[self.container[image]], self.names[image].as_py())
 
     def read(self, image: int) -> bytes:
-        """The encoded image. Raises BadImageError for what is its own fault, UserError for what is the machine's."""
+        """Reads the encoded image.
+
+        Raises:
+            BadImageError: The file is missing, or its length is not the indexed one.
+            UserError: The machine cannot read it.
+        """
         container, length = self.containers[self.container[image]], int(self.length[image])
         if self._archives.is_archive(container):
             return self._archives.read(container, int(self.offset[image]), length)
-        encoded = read(os.path.join(container, self.names[image].as_py()), 0, length + 1, least=length)
+        encoded = read(self.name_of(image), 0, length + 1, least=length)
         if len(encoded) != length:
             raise BadImageError(f"{len(encoded)} bytes long, {length} when it was indexed")
         return encoded
 
     def read_or_reason(self, image: int) -> bytes | BadImageError:
-        """The encoded image, or what is wrong with it. Raises UserError."""
+        """Reads the encoded image, or returns the reason why it is bad. Raises UserError."""
         try:
             return self.read(image)
         except BadImageError as error:
@@ -92,31 +98,28 @@ class Split:
 
 @dataclass(frozen=True)
 class Index:
-    """A data set.
-
-    `table` has the columns container, name, offset, length, split, label, size (height and width), format and status.
-    """
+    """The images of a data set, its classes, and the outcome of the scan."""
 
     table: pa.Table
+    """Columns: container, name, offset, length, split, label, size (height and width, px), format and status."""
     classes: tuple[str, ...]
-    """Class names (WordNet ids for ImageNet) in label order, which is their sorted order but for tables of Parquet."""
+    """Class names (WordNet ids for ImageNet) in label order: sorted, except those of Parquet tables."""
     source: str
-    """What was scanned."""
+    """The scanned folders and archives."""
     verified: str
-    """`full` where every image was decoded once, `header` where only its header was read."""
+    """`full` if every image was decoded once, `header` if only headers were read."""
     archives: tuple[str, ...]
     """The containers that are archives; the others are folders."""
     mean_rgb: tuple[float, float, float] | None = None
-    """Mean of the usable training images' mean colours, grey levels, where it was asked for."""
+    """Mean of the mean colours of the usable training images, grey levels, if requested."""
     seen: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """(bytes, time of change in ns) of archives and a label file when they were scanned, (0, time of change) of
-    folders."""
+    """Size and modification time of archives, folders and a label file at the time of the scan, as of `stamp_of`."""
     notes: tuple[str, ...] = ()
-    """A line each: what was left out of the source, how numbers of classes were read."""
+    """Remarks on files that were left out, and on how class numbers were read; a line each."""
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of what the images are, wherever they lie: labels, lengths, sizes, splits, in order."""
+        """SHA-256 (hex) of classes, splits, labels, lengths and sizes in index order, independent of paths."""
         digest = hashlib.sha256("\n".join(self.classes).encode())
         for name in SPLITS:
             split = self.split(name)
@@ -126,7 +129,7 @@ class Index:
         return digest.hexdigest()
 
     def split(self, name: str) -> Split:
-        """The usable images of `train` or `val`. Arrays are views of the table, not copies."""
+        """Returns the usable images of `train` or `val`; the arrays are views of the table, not copies."""
         return self._splits[name]
 
     @cached_property
@@ -134,10 +137,10 @@ class Index:
         return {name: self._split(name) for name in SPLITS}
 
     def _split(self, name: str) -> Split:
-        of_split = _codes(self.table["split"]) == SPLITS.index(name)
-        usable = of_split & self._with_status(lambda status: status.startswith("ok"))
-        start, n = int(of_split.argmax()), int(usable.sum())
-        assert usable[start : start + n].all(), "usable images of a split must be one slice"
+        in_split = _codes(self.table["split"]) == SPLITS.index(name)
+        usable = in_split & self._with_status(lambda status: status.startswith("ok"))
+        start, n = int(in_split.argmax()), int(usable.sum())
+        assert usable[start : start + n].all(), "usable images of a split must be a single slice"
         rows = slice(start, start + n)
         table = self.table.slice(start, n)
         return Split(
@@ -150,13 +153,13 @@ class Index:
             label=numbers_of(self.table["label"].chunk(0))[rows],
             size=numbers_of(self.table["size"].chunk(0).values).reshape(-1, 2)[rows],
             ordinary=self._with_status(lambda status: status == "ok")[rows],
-            rejected=int(of_split.sum() - n),
+            rejected=int(in_split.sum() - n),
             _archives=OpenArchives(self.archives),
         )
 
     @property
     def containers(self) -> list[str]:
-        """Archives and folders that hold images, each once."""
+        """Distinct archives and folders that hold images."""
         return self.table["container"].chunk(0).dictionary.to_pylist()
 
     @property
@@ -164,11 +167,11 @@ class Index:
         return self.table["status"].chunk(0).dictionary.to_pylist()
 
     def _with_status(self, holds: Callable[[str], bool]) -> NDArray[np.bool_]:
-        """(images,) whether something holds of an image's status."""
+        """Whether `holds` is true of the status, per image, shape (images,)."""
         return np.array(list(map(holds, self._statuses)), np.bool_)[_codes(self.table["status"])]
 
     def summary(self) -> dict[str, Any]:
-        """Counts: images, usable, odd, rejected, by_reason (of these two), splits, rejected_splits, classes, ..."""
+        """Summarises the index for JSON: counts in total, by reason and by split, differences from ILSVRC, notes."""
         counts = np.bincount(_codes(self.table["status"]), minlength=len(self._statuses))
         statuses = {status: int(n) for status, n in zip(self._statuses, counts, strict=True) if n}
         by_reason = {
@@ -195,26 +198,26 @@ class Index:
         }
 
     def against_ilsvrc(self) -> list[str] | None:
-        """Where a data set with the classes of ILSVRC-2012 departs from it; None for any other data set."""
+        """Lists differences from ILSVRC-2012, if the data set has the same number of WordNet ids; None otherwise."""
         if len(self.classes) != value("classes") or not all(map(is_wnid, self.classes)):
             return None
         found = np.bincount(_codes(self.table["split"]), minlength=len(SPLITS))
         expected = (value("train_images"), value("val_images"))
         return [
-            f"{n} {name} images, ILSVRC-2012 has {wanted}"
-            for name, n, wanted in zip(SPLITS, found, expected, strict=True)
-            if n != wanted
+            f"{n} {name} images, ILSVRC-2012 has {published}"
+            for name, n, published in zip(SPLITS, found, expected, strict=True)
+            if n != published
         ]
 
     def flagged(self) -> Iterator[tuple[str, str]]:
-        """(status, place) of every image that is not simply ok."""
+        """Yields (status, path) of every image whose status is not `ok`."""
         containers, container = self.containers, _codes(self.table["container"])
         for status in sorted(set(self._statuses) - {"ok"}):
             for row in self._with_status(status.__eq__).nonzero()[0].tolist():
                 yield status, os.path.join(containers[container[row]], self.table["name"][row].as_py())
 
     def save(self, path: Path) -> None:
-        """Writes the index as one Arrow IPC file, atomically. Raises UserError."""
+        """Writes the index to an Arrow IPC file, atomically. Raises UserError."""
         import pyarrow as pa
 
         about = {key: getattr(self, key) for key in _METADATA}
@@ -229,7 +232,7 @@ class Index:
 
 
 def load(path: Path) -> Index:
-    """An index written by :meth:`Index.save`, mapped into memory and checked against its files. Raises UserError."""
+    """Maps an index written by :meth:`Index.save` into memory and checks it against its files. Raises UserError."""
     import pyarrow as pa
 
     try:
@@ -242,15 +245,14 @@ def load(path: Path) -> Index:
         ) from None
     metadata = {key.decode(): item.decode() for key, item in (table.schema.metadata or {}).items()}
     if metadata.get("version") != _FORMAT_VERSION:
-        raise UserError(f"index {path} is of another version; make it again with `vggrepro index`")
+        raise UserError(f"index {path} has another format version; make it again with `vggrepro index`")
     mean = json.loads(metadata["mean_rgb"])
     seen = {file: (size, changed) for file, (size, changed) in json.loads(metadata["seen"]).items()}
-    for file, then in seen.items():
-        now = stamp_of(file)
-        if now is None:
-            raise UserError(f"{file} of index {path} is gone; restore it, or make the index again")
-        if now != then:
-            raise UserError(f"index {path} is older than {file}, which has changed since; make it again")
+    for file, indexed in seen.items():
+        if (current := stamp_of(file)) is None:
+            raise UserError(f"{file} of index {path} is missing; restore it, or make the index again")
+        if current != indexed:
+            raise UserError(f"{file} has changed since index {path} was made; make the index again")
     return Index(
         table=table,
         classes=tuple(json.loads(metadata["classes"])),
@@ -264,7 +266,7 @@ def load(path: Path) -> Index:
 
 
 def stamp_of(file: str) -> tuple[int, int] | None:
-    """(bytes, time of change in ns) of an archive, (0, time of change) of a folder; None where there is neither."""
+    """Size in bytes (0 for a folder) and modification time in ns of a file; None if it does not exist."""
     try:
         stat = os.stat(file)
     except OSError:
@@ -273,21 +275,21 @@ def stamp_of(file: str) -> tuple[int, int] | None:
 
 
 def _codes(column: pa.ChunkedArray) -> NDArray[Any]:
-    """The dictionary codes of a column, without copying."""
+    """Returns the dictionary codes of a column without copying."""
     return numbers_of(column.chunk(0).indices)
 
 
 def numbers_of(array: pa.Array) -> NDArray[Any]:
-    """The numbers of an array, without copying. (Arrow's own `to_numpy` imports pandas: seconds.)"""
+    """Returns the numbers of an Arrow array without copying; Arrow's `to_numpy` would import pandas for seconds."""
     values = np.frombuffer(array.buffers()[1], str(array.type))
     return values[array.offset : array.offset + len(array)]
 
 
 def require_training_images(index: Index) -> None:
-    """Raises UserError for an index without training images, which is enough for testing only."""
+    """Raises UserError for an index without usable training images."""
     train = index.split("train")
     if train.rejected and not len(train):
-        raise UserError(f"{index.source} has no usable image in train; `vggrepro index` with --report says why")
+        raise UserError(f"{index.source} has no usable image in train; `vggrepro index --report` lists the reasons")
     if not len(train):
         raise UserError(
             f"{index.source} has no training images, only validation images: enough for `vggrepro evaluate`, not for "

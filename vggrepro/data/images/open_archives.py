@@ -1,4 +1,4 @@
-"""Archives, open for reading: opening is what network file systems are slow at, but there may be thousands of them."""
+"""Keeps archives open for reading, because opening files is slow on network file systems."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ _MOST_OPEN = 256
 
 
 class OpenArchives:
-    """Some archives; of all that a process reads, those read last stay open: 256, or a quarter of what it may open."""
+    """Archives of which the most recently read stay open: 256, or a quarter of the file descriptors, per process."""
 
-    # Nothing here waits for a lock: each step on an ordered dictionary is one for all threads.
+    # No lock is needed: each operation on an ordered dictionary is atomic.
     _open: ClassVar[OrderedDict[tuple[int, str], _File]] = OrderedDict()
 
     def __init__(self, paths: Sequence[str]) -> None:
         self._paths = frozenset(paths)
 
     def __reduce__(self) -> tuple[type[OpenArchives], tuple[Sequence[str]]]:
-        return OpenArchives, (tuple(self._paths),)  # another process opens them for itself
+        return OpenArchives, (tuple(self._paths),)  # another process opens the files itself
 
     def is_archive(self, container: str) -> bool:
-        """Whether a container is one of these."""
+        """Whether a container is among the archives."""
         return container in self._paths
 
     def read(self, path: str, offset: int, length: int) -> bytes:
-        """Bytes of one of these. Raises BadImageError where it ends before them, UserError where it cannot be read."""
+        """Reads bytes of an archive. Raises BadImageError if it is too short, UserError if it cannot be read."""
         encoded = patiently(path, partial(self._read, path, offset, length), archive=True)
         if len(encoded) < length:
             raise BadImageError("the archive ends early")
@@ -51,14 +51,14 @@ class OpenArchives:
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 self._open.clear()
-            self._open.pop(key, None)  # what a file system has forgotten can be opened anew
+            self._open.pop(key, None)  # a stale handle can be opened again
             raise
 
     def _opened(self, key: tuple[int, str]) -> _File:
         file = self._open[key] = _File(os.open(key[1], os.O_RDONLY))
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         most = _MOST_OPEN if limit == resource.RLIM_INFINITY else max(1, min(_MOST_OPEN, limit // 4))
-        with suppress(KeyError):  # another thread has closed them all
+        with suppress(KeyError):  # another thread has closed all files
             while len(self._open) > most:
                 self._open.popitem(last=False)
         return file
@@ -69,7 +69,7 @@ class OpenArchives:
 
 
 class _File:
-    """An open file, closed when the last thread that reads it is done."""
+    """An open file, which is closed after the last thread has read it."""
 
     def __init__(self, number: int) -> None:
         self.number = number

@@ -1,7 +1,7 @@
-"""Images in tables of Parquet, as hubs serve ImageNet-1k: columns `image` = {bytes, path} and `label`.
+"""Reads images in Parquet tables, as hubs serve ImageNet-1k: columns `image` = {bytes, path} and `label`.
 
-In a table that is not compressed each image's bytes lie in the file as they are, and an index says where. A compressed
-one is rewritten once (:func:`repack`); what else is in the table, its schema and the names of classes stay.
+An uncompressed table stores the bytes of each image contiguously, and an index stores their offsets. A compressed table
+is rewritten once (:func:`repack`); its other columns, its schema and the class names do not change.
 """
 
 from __future__ import annotations
@@ -27,16 +27,15 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SUFFIX = ".parquet"
-SUMS = "SHA256SUMS"
-"""What :func:`repack` leaves beside its tables, as `sha256sum --check` reads it."""
-_STATE = ".repacked.json"  # of what each table was made
-_ROWS = 64  # read and written at once
+SUMS = "SHA256SUMS"  # checksum file beside repacked tables, in the format of `sha256sum --check`
+_STATE = ".repacked.json"  # the source of each table
+_ROWS = 64  # rows read or written at once
 _SHARD = re.compile(r"(.*-)(\d+)-of-(\d+)(-[0-9a-f]+)?\.parquet")
-_WNID = re.compile(r"(?:.*_)?(n\d{8})(?:_\d+)?\.\w+")  # ends or begins the names of ILSVRC's images
+_WNID = re.compile(r"(?:.*_)?(n\d{8})(?:_\d+)?\.\w+")  # at the start or end of the names of ILSVRC's images
 
 
 class Table:
-    """One file. Raises UserError for what is no table of images with labels."""
+    """A Parquet file. Raises UserError if it is not a table of images with labels."""
 
     def __init__(self, file: Path) -> None:
         import pyarrow as pa
@@ -55,13 +54,13 @@ class Table:
         of_bytes = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
         if not (any(kind(content) for kind in of_bytes) and path == pa.string() and pa.types.is_integer(label)):
             raise UserError(
-                f"{file} has the columns {', '.join(columns)}; a table of images has image = {{bytes, path}} and a "
-                f"whole number, label"
+                f"{file} has the columns {', '.join(columns)}; a table of images has image = {{bytes, path}} and an "
+                f"integer, label"
             )
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes in the order of labels, where the schema's metadata say them, each for one class."""
+        """Class names in label order; empty unless the schema's metadata contain distinct ones."""
         try:
             stated = json.loads((self.schema.metadata or {})[b"huggingface"])
             names = tuple(map(str, stated["info"]["features"]["label"]["names"]))
@@ -77,7 +76,7 @@ class Table:
                     yield group, column
 
     def batches(self, groups: Sequence[int] | None = None, columns: Sequence[str] | None = None) -> Iterator[Any]:
-        """Rows of the table, few at a time. Raises UserError where the file is damaged."""
+        """Yields batches of a few rows. Raises UserError if the file is damaged."""
         import pyarrow as pa
 
         try:
@@ -86,14 +85,12 @@ class Table:
             raise UserError(f"{self.path} is damaged ({reason_of(error, 100)}); download it again") from None
 
     def members(self) -> Iterator[Member]:
-        """Every image with its number for a class. Raises UserError for a table whose bytes lie nowhere as they are."""
+        """Yields every image with its class number. Raises UserError if images are not stored contiguously."""
         split = split_of_table(self.path)
         if split not in SPLITS:
             raise UserError(f"{self.path} is neither train nor val by its name; rename it, e.g. train-{self.path.name}")
         if any(column.compression != "UNCOMPRESSED" for _, column in self._byte_columns()):
-            raise UserError(
-                f"{self.path} is compressed, so its images have no place in it; rewrite it once with `vggrepro repack`"
-            )
+            raise UserError(f"{self.path} is compressed, not readable in place; rewrite it once with `vggrepro repack`")
         row = 0
         with self.path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             for group, column in self._byte_columns():
@@ -105,12 +102,12 @@ class Table:
                         if content is None or label is None or label < 0:
                             what = "bytes" if content is None else "label"
                             raise UserError(f"{self.path}: row {row} has no {what}; give a table that has")
-                        # in order, but for what a dictionary has already
+                        # images are in order, except those that a dictionary page already holds
                         at = _find(mapped, content, at, last)
                         at = _find(mapped, content, first, last) if at < 0 else at
                         if at < 0:
                             raise UserError(
-                                f"{self.path}: image {row} does not lie in the file as it is; rewrite it once with "
+                                f"{self.path}: image {row} is not stored contiguously; rewrite it once with "
                                 f"`vggrepro repack`"
                             )
                         shown = f"{row:07d}/{name}" if name else f"{row:07d}"
@@ -120,20 +117,17 @@ class Table:
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[tuple[str, memoryview | None, int | None]]:
-    """(path, bytes, label) of each row."""
+    """Yields (path, bytes, label) of each row."""
     struct = batch.column("image")
     fields = dict(zip((field.name for field in struct.type), struct.flatten(), strict=True))
     paths = fields["path"].to_pylist() if "path" in fields else [None] * len(struct)
     for path, content, label in zip(paths, fields["bytes"], batch.column("label").to_pylist(), strict=True):
-        yield (
-            without_folders(path or ""),
-            memoryview(content.as_buffer()).cast("B") if content.is_valid else None,
-            label,
-        )
+        encoded = memoryview(content.as_buffer()).cast("B") if content.is_valid else None
+        yield without_folders(path or ""), encoded, label
 
 
 def _find(mapped: mmap.mmap, content: memoryview, first: int, last: int) -> int:
-    """Where some bytes lie between two places of a file; -1: nowhere."""
+    """Finds bytes between two offsets of a file; -1 if they are not there."""
     head = bytes(content[:64])
     while (first := mapped.find(head, first, last)) >= 0:
         if mapped[first : first + len(content)] == content and first + len(content) <= last:
@@ -143,10 +137,7 @@ def _find(mapped: mmap.mmap, content: memoryview, first: int, last: int) -> int:
 
 
 def wnids_of(members: Iterable[Member]) -> tuple[str, ...]:
-    """The wnids that the names of images say for the labels 0, 1, ...; nothing unless they say all of them alike.
-
-    So labels of ILSVRC-2012 become its wnids, by which nets and label files know them.
-    """
+    """Infers the WordNet ids of labels 0, 1, ... from image names; empty unless they are consistent and complete."""
     found: dict[int, str] = {}
     for member in members:
         match = _WNID.fullmatch(member.file_name)
@@ -157,56 +148,51 @@ def wnids_of(members: Iterable[Member]) -> tuple[str, ...]:
 
 
 def split_of_table(file: Path) -> str | None:
-    """Train, val or test, by the name of a table or else of its folder."""
+    """Infers `train`, `val` or `test` from the name of a table, or else of its folder."""
     return split_of(file.stem) or split_of(file.parent.name)
 
 
 def note_gaps(files: Iterable[Path], notes: Notes) -> None:
-    """Notes tables of a series (`train-00000-of-00294.parquet`) that are not there."""
+    """Notes missing tables of a series (`train-00000-of-00294.parquet`)."""
     series: dict[tuple[Path, str, int], set[int]] = {}
     for file in files:
         if match := _SHARD.fullmatch(file.name):
             series.setdefault((file.parent, match[1], int(match[3])), set()).add(int(match[2]))
-    for (folder, name, n), there in series.items():
-        if lacking := sorted(set(range(n)) - there):
-            notes.add(f"{len(lacking)} of {n} tables {folder / name}* are not there, the first is number {lacking[0]}")
+    for (folder, name, n), present in series.items():
+        if missing := sorted(set(range(n)) - present):
+            notes.add(f"{len(missing)} of {n} tables {folder / name}* are missing, the first is number {missing[0]}")
 
 
 def repack(sources: Sequence[Path], out: Path, progress: Callable[[int, int], None]) -> list[Path]:
-    """Writes tables once more, not compressed, so that images can be read in place; nothing else changes.
+    """Rewrites tables without compression, so that images can be read in place; nothing else changes.
 
-    Each is read back and compared with its source by SHA-256 before it takes its name. Tables that an earlier call has
-    made of the same files are not made again. `progress(done, total)` is given MiB.
-
-    Returns:
-        The tables in `out`.
-
-    Raises:
-        UserError: no table of images, too little room (before anything is written), or a place that cannot be written.
+    Each table is read back and compared with its source by SHA-256 before it gets its name. Tables that an earlier call
+    has made from the same files are not made again. Calls `progress(done, total)` in MiB, and returns the tables in
+    `out`. Raises UserError for other tables, and before anything is written if disk space is insufficient.
     """
     tables = [Table(file) for source in sources for file in _tables_in(source)]
     if twice := [name for name, n in Counter(table.path.name for table in tables).items() if n > 1]:
-        raise UserError(f"two tables are called {twice[0]}; repack them into folders of their own")
+        raise UserError(f"two tables are called {twice[0]}; repack them into separate folders")
     if same := [table.path for table in tables if table.path.parent == out.resolve()]:
         raise UserError(f"--out {out} holds {same[0].name} itself; name another folder")
     try:
-        made: dict[str, dict[str, Any]] = {}  # by earlier calls, by name
+        made: dict[str, dict[str, Any]] = {}  # tables of earlier calls, by name
         with suppress(FileNotFoundError, ValueError):
             made = json.loads((out / _STATE).read_bytes())
-        left = [table for table in tables if made.get(table.path.name, {}).get("of") != _of(table, out)]
-        for table in left:
+        pending = [table for table in tables if made.get(table.path.name, {}).get("of") != _stamps(table, out)]
+        for table in pending:
             if (origin := made.get(table.path.name, {}).get("from", str(table.path))) != str(table.path):
                 raise UserError(f"--out {out} holds {table.path.name} of {origin}; name another folder")
-        total = sum(map(_size, left))
+        total = sum(map(_size, pending))
         out.mkdir(parents=True, exist_ok=True)
         if (free := shutil.disk_usage(out).free) < total:
             raise UserError(
-                f"--out {out} has {free >> 20:,} MiB free and {total >> 20:,} are needed; name another folder"
+                f"--out {out} has {free >> 20:,} MiB free, but {total >> 20:,} are needed; name another folder"
             )
         written = 0
-        for table in left:
+        for table in pending:
             digest = _rewrite(table, out / table.path.name)
-            made[table.path.name] = {"from": str(table.path), "of": _of(table, out), "sha256": digest}
+            made[table.path.name] = {"from": str(table.path), "of": _stamps(table, out), "sha256": digest}
             sums = "".join(f"{entry['sha256']}  {name}\n" for name, entry in made.items())
             for name, text in {_STATE: json.dumps(made), SUMS: sums}.items():
                 with replacing(out / name) as temporary:
@@ -218,8 +204,8 @@ def repack(sources: Sequence[Path], out: Path, progress: Callable[[int, int], No
     return [out / table.path.name for table in tables]
 
 
-def _of(table: Table, out: Path) -> list[Any]:
-    """What a table was made of, and is: sizes and times of change. None fits where one is not there."""
+def _stamps(table: Table, out: Path) -> list[Any]:
+    """Size and modification time of a table and of its rewritten copy; None for a missing file."""
     stamps = [stamp_of(str(file)) for file in (table.path, out / table.path.name)]
     return [stamp and list(stamp) for stamp in stamps]
 
@@ -234,12 +220,12 @@ def _tables_in(source: Path) -> list[Path]:
 
 
 def _size(table: Table) -> int:
-    """Bytes of a table that is not compressed, about."""
+    """Approximate bytes of a table without compression."""
     return sum(table.metadata.row_group(group).total_byte_size for group in range(table.metadata.num_row_groups))
 
 
 def _rewrite(table: Table, to: Path) -> str:
-    """Writes one table, and returns its SHA-256 (hex)."""
+    """Rewrites a table and returns its SHA-256 (hex)."""
     import pyarrow.parquet as pq
 
     before, after = hashlib.sha256(), hashlib.sha256()
@@ -251,7 +237,7 @@ def _rewrite(table: Table, to: Path) -> str:
         for batch in Table(temporary).batches():
             _digest(after, batch)
         if before.digest() != after.digest():
-            raise UserError(f"{temporary} is not what was written to it; check the disk and repack {table.path} again")
+            raise UserError(f"{temporary} differs from what was written; check the disk and repack {table.path} again")
         with temporary.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -1,8 +1,7 @@
-"""The built-in sample set: real handwritten digits at random size and place on textured, coloured backgrounds.
+"""The built-in sample set: real handwritten digits of random size and position on textured, coloured backgrounds.
 
-Made on the spot, deterministic, without network, as JPEG files in ImageNet's layout, with the box of each digit in
-boxes.tsv. Images have shorter sides of 80 to 160 px and digits of very different sizes, so that S and Q matter as they
-do in the paper.
+It is made on first use, deterministically, as JPEG files in ImageNet's layout with boxes.tsv. Images have shorter sides
+of 80 to 160 px and digits of very different sizes, so that S and Q matter as in the paper.
 """
 
 import os
@@ -18,22 +17,18 @@ from vggrepro.progress import progress
 
 ROOT = "builtin:digits"
 TRAIN_IMAGES, VAL_IMAGES = 8000, 3000
-_VERSION = 2  # counts up when the images change, so that an old set is not taken for the new one
+_VERSION = 2  # increases when the images change, so that an old set is not used
 
-Box = tuple[int, int, int, int]
-"""The first and the last pixel of a digit: left, top, right, bottom, all included."""
+Box = tuple[int, int, int, int]  # first and last pixel of a digit, inclusive: left, top, right, bottom
 _INK = (1 / (1 + np.exp(-14 * (np.arange(256) / 255 - 0.45)))).astype(np.float32)
-"""Share of ink by grey level: a soft threshold, for strokes with clean edges at any size."""
+"""Fraction of ink by grey level: a soft threshold that gives clean edges at any size."""
 
 
 def ensure(folder: Path) -> Path:
-    """The sample set under `folder`, made if it is not there: 8,000 + 3,000 images, classes "0" to "9", with boxes.
-
-    Images of the two splits show different originals (scikit-learn's digits: 1,797 scans from 43 writers).
-    """
-    done = folder / f"digits-v{_VERSION}"
-    if done.is_dir():
-        return done
+    """Makes the sample set in `folder` unless it exists: 8,000 + 3,000 images, classes "0" to "9", with boxes."""
+    path = folder / f"digits-v{_VERSION}"
+    if path.is_dir():
+        return path
     work = folder / f".digits-v{_VERSION}.{os.getpid()}"
     rows = ["file\txmin\tymin\txmax\tymax"]
     with progress("making digits", TRAIN_IMAGES + VAL_IMAGES) as update:
@@ -44,14 +39,14 @@ def ensure(folder: Path) -> Path:
             update(len(rows) - 1, "")
     (work / "boxes.tsv").write_text("\n".join(rows) + "\n")
     try:
-        work.replace(done)
+        work.replace(path)
     except OSError:  # another process was first
         shutil.rmtree(work)
-    return done
+    return path
 
 
 def _images() -> Iterator[tuple[str, Image.Image, Box]]:
-    """Every image under its name below the folder, with the box of its digit."""
+    """Yields path, image, and box of the digit; the splits show different originals (1,797 scans by 43 writers)."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -69,7 +64,7 @@ def _images() -> Iterator[tuple[str, Image.Image, Box]]:
 
 
 def _draw(scan: NDArray[np.float64], random: np.random.Generator) -> tuple[Image.Image, Box]:
-    """One image: a scan in [0, 1] enlarged, inked and pasted on a background; and where more than half of it is ink."""
+    """Enlarges a scan in [0, 1] and pastes it on a background; returns the image and the box around its ink."""
     short = int(random.integers(80, 161))
     long = int(short * random.uniform(1.0, 1.5))
     height, width = (short, long) if random.random() < 0.5 else (long, short)
@@ -90,7 +85,7 @@ def _draw(scan: NDArray[np.float64], random: np.random.Generator) -> tuple[Image
 
 
 def _texture(height: int, width: int, random: np.random.Generator) -> NDArray[np.float32]:
-    """(height, width, 3) smooth colour blotches with some grain, in grey levels."""
+    """Draws smooth colour blotches with some grain, in grey levels, shape (height, width, 3)."""
     coarse = random.integers(256, size=(*random.integers(2, 6, 2), 3), dtype=np.uint8)
     blotches = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
     grain = Image.fromarray(random.integers(256, size=(height, width), dtype=np.uint8))

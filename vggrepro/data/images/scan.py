@@ -1,6 +1,6 @@
-"""How an index is made: every image of the sources looked at once.
+"""Scans sources: inspects every image once, and makes an index.
 
-What has been looked at is kept in a journal, so that a scan that was interrupted goes on where it was.
+Results are stored in a journal, so that an interrupted scan resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from vggrepro.data.images.archive_members import SPLITS, Member
 from vggrepro.data.images.columns import Members, column_of, in_order
 from vggrepro.data.images.index import Index, load, stamp_of
-from vggrepro.data.images.sources import FoundImages, find, require_readable_names, signature
+from vggrepro.data.images.sources import FoundImages, find, require_readable_name, signature
 from vggrepro.data.images.verify import Finding, How, verify
 from vggrepro.errors import UserError
 from vggrepro.files import exclusive, why_unwritable
@@ -30,10 +30,9 @@ from vggrepro.progress import warn
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Progress = Callable[[int, int], None]
-"""Is told how many images are done, and of how many."""
+Progress = Callable[[int, int], None]  # is called with the number of inspected images and their total
 _NO_MEAN = (math.nan,) * 3
-_CHUNK = 64  # images that a verifying process is given at once
+_CHUNK = 64  # images sent to a worker at once
 
 
 def scan(
@@ -46,24 +45,23 @@ def scan(
     found: Callable[[int], None] = lambda images: None,
     progress: Progress = lambda done, total: None,
 ) -> Index:
-    """Indexes sources of any layout (see :func:`vggrepro.data.images.sources.find`), looking at every image.
+    """Indexes sources of any layout (see :func:`vggrepro.data.images.sources.find`) and inspects every image.
 
-    `how="full"` decodes each once, `"header"` reads headers only. `classes` lists all classes, where the images may
-    be of some of them only. `mean` (with full) computes the mean colour of the training images. What has been
-    looked at is kept in `journal` until the end, so that a scan that was interrupted goes on where it was.
-    `found(images)` and `progress(done, total)` report. Raises UserError.
+    `how="full"` decodes every image, `"header"` reads headers only. `classes` lists all classes, if the images may have
+    only some of them. `mean` (with `full`) computes the mean colour of the training images. `journal` stores the
+    results until the end. Calls `found(images)` and `progress(done, total)`. Raises UserError.
     """
     images, source = find(sources, classes, found), ", ".join(map(str, sources))
     if mean and not len(images.members.rows_of("train")):
-        raise UserError(f"--mean is of training images, and {source} has none; leave it out")
+        raise UserError(f"--mean needs training images, but {source} has none; leave it out")
     return _indexed(images, source, how, mean, journal, progress)
 
 
 def _indexed(images: FoundImages, source: str, how: How, mean: bool, journal: Path | None, progress: Progress) -> Index:
-    """Indexes images that were found, in the order of the index. Else as :func:`scan`."""
+    """Indexes found images, which are in the order of the index; otherwise like :func:`scan`."""
     members = images.members
     containers = [members.containers[code] for code in in_order(members.container)]
-    labels = [str(images.label_file)] if images.label_file else []  # one in a tar has the stamp of the tar
+    labels = [str(images.label_file)] if images.label_file else []  # without a stamp if it is in a tar
     seen = {file: stamp for file in (*(place for place, _ in containers), *labels) if (stamp := stamp_of(file))}
     findings = _findings(members, how, mean, journal, progress)
     table = _table(members, findings, images.classes)
@@ -82,29 +80,26 @@ def _indexed(images: FoundImages, source: str, how: How, mean: bool, journal: Pa
 
 
 def scan_folder(root: Path) -> Index:
-    """A scan of one source by header. Raises UserError."""
+    """Scans a folder by header. Raises UserError."""
     return scan([root], "header")
 
 
 class Findings:
-    """What was seen of images, in columns: to be added to."""
+    """A growing list of findings, in columns."""
 
     def __init__(self, findings: Iterable[Finding] = ()) -> None:
-        self.size = array("q")
-        """Height and width of each."""
+        self.size = array("q")  # height and width of each image in turn
         self.format, self.status = array("q"), array("q")
-        self.formats: dict[str, int] = {}
-        """What `format` numbers."""
+        self.formats: dict[str, int] = {}  # numbers in `format` by name
         self.statuses: dict[str, int] = {}
-        self.mean = array("d")
-        """Three for each; NaN where there is none."""
+        self.mean = array("d")  # mean R, G and B of each image in turn, or NaN
         self.add(findings)
 
     def __len__(self) -> int:
         return len(self.status)
 
     def add(self, findings: Iterable[Finding]) -> None:
-        """Adds those of the next images."""
+        """Adds the findings of the next images."""
         for width, height, format_name, status, mean in findings:
             self.size.extend((height, width))
             self.format.append(self.formats.setdefault(format_name, len(self.formats)))
@@ -113,14 +108,14 @@ class Findings:
 
 
 def _findings(members: Members, how: How, mean: bool, journal: Path | None, progress: Progress) -> Findings:
-    """What is seen of each member; taken from the journal as far as it goes, which has a line a chunk."""
+    """Inspects every member that has no finding in the journal, which has a line per chunk."""
     listing = hashlib.sha256(repr((how, mean, members.containers)).encode())
     for column in (members.container, members.offset, members.length, members.mtime_ns):
         listing.update(column.tobytes())
     for name in members.name.buffers()[1:]:
         listing.update(name)
     findings, digest = Findings(), listing.hexdigest()[:16]
-    with _continued(journal, digest, findings) as file:
+    with _resumed(journal, digest, findings) as file:
         starts = range(len(findings), len(members), _CHUNK)
         for chunk in verify((members.part(start, start + _CHUNK) for start in starts), how, mean=mean):
             file.write(f"{json.dumps([digest, len(findings), chunk])}\n".encode())
@@ -130,12 +125,8 @@ def _findings(members: Members, how: How, mean: bool, journal: Path | None, prog
     return findings
 
 
-def _continued(journal: Path | None, listing: str, findings: Findings) -> IO[bytes]:
-    """The journal, open behind what it has of a listing, which is added to the findings.
-
-    Each line names the listing and its first row: several processes may have written to it. Without a journal, a file
-    that keeps nothing. Raises UserError.
-    """
+def _resumed(journal: Path | None, listing: str, findings: Findings) -> IO[bytes]:
+    """Adds the journal's findings on a listing, and opens it after them, or else /dev/null. Raises UserError."""
     if journal is None:
         return open(os.devnull, "wb")
     try:
@@ -145,10 +136,11 @@ def _continued(journal: Path | None, listing: str, findings: Findings) -> IO[byt
         raise UserError(f"{journal.parent} cannot be written to ({error.strerror}); choose another --out") from None
     file.seek(0)
     end = 0
-    with suppress(ValueError, TypeError):  # a line that was torn or is of an earlier version
+    with suppress(ValueError, TypeError):  # the line is torn, or of an earlier version
+        # a line contains its listing and first row, because several processes may have written to the journal
         while (line := file.readline()).endswith(b"\n"):
-            *place, chunk = json.loads(line)
-            if place != [listing, len(findings)]:
+            *position, chunk = json.loads(line)
+            if position != [listing, len(findings)]:
                 break
             findings.add(chunk)
             end = file.tell()
@@ -181,7 +173,7 @@ def _table(members: Members, findings: Findings, classes: Sequence[str]) -> pa.T
 
 
 def _encoded(codes: NDArray[Any], texts: Sequence[str], kind: type[np.integer[Any]]) -> pa.DictionaryArray:
-    """Texts in few bytes each, numbered by where they come first."""
+    """Dictionary-encodes texts, numbered in the order of first occurrence."""
     import pyarrow as pa
 
     used = in_order(codes)
@@ -200,10 +192,7 @@ def _mean_rgb(members: Members, findings: Findings) -> tuple[float, float, float
 
 
 def open_index(root: str | None, index: Path | None, cache: Path, progress: Progress) -> Index:
-    """The index a configuration means: `data.index`, or a scan of `data.root` kept in `cache` for the next time.
-
-    A kept scan is used again while the listing (names, sizes, times of change) is what it was. Raises UserError.
-    """
+    """Opens `data.index`, or scans `data.root` unless `cache` has the index of the same listing. Raises UserError."""
     if index is not None:
         return load(index)
     if root is None:
@@ -213,7 +202,7 @@ def open_index(root: str | None, index: Path | None, cache: Path, progress: Prog
     folder = Path(root)
     if not folder.exists():
         raise UserError(f"data.root={root} does not exist; give a folder with train/ and val/, or with the archives")
-    return _kept(
+    return _cached(
         cache / f"{folder.resolve().name}-{signature([folder])[:16]}",
         lambda journal: scan([folder], "header", journal=journal, progress=progress),
     )
@@ -222,35 +211,32 @@ def open_index(root: str | None, index: Path | None, cache: Path, progress: Prog
 def open_members(
     members: Sequence[Member], classes: Sequence[str], source: Path, cache: Path, progress: Progress
 ) -> Index:
-    """A scan by header of images that were found already, kept in `cache` for the next time.
-
-    It is used again while the images (places, sizes, times of change) and classes are what they were. Raises UserError.
-    """
-    columns = Members.of(members)
-    require_readable_names(columns)
+    """Scans found images by header unless `cache` has the index of the same images and classes. Raises UserError."""
+    for member in members:
+        require_readable_name(member)
     digest = hashlib.sha256(repr(tuple(classes)).encode())
     for archive in sorted({member.container for member in members if member.archive}):
         digest.update(f"{archive} {stamp_of(archive)}\n".encode())
     for member in members:
         digest.update("\0".join(map(str, member)).encode())
-    images = FoundImages(columns, tuple(classes), (), None)
-    return _kept(
+    images = FoundImages(Members.of(members), tuple(classes), (), None)
+    return _cached(
         cache / f"{source.resolve().name}-{digest.hexdigest()[:16]}",
         lambda journal: _indexed(images, str(source), "header", False, journal, progress),
     )
 
 
-def _kept(name: Path, make: Callable[[Path | None], Index]) -> Index:
-    """The index of that name, or one that is made with a journal beside it, and kept where that is possible."""
-    kept = name.with_name(f"{name.name}.arrow")
-    with suppress(UserError):  # not there, of an earlier version, or torn
-        return load(kept)
+def _cached(name: Path, make: Callable[[Path | None], Index]) -> Index:
+    """Loads the index at a path without suffix, or makes it with a journal beside it, and saves it if possible."""
+    path = name.with_name(f"{name.name}.arrow")
+    with suppress(UserError):  # missing, of an earlier version, or torn
+        return load(path)
     if reason := why_unwritable(name.parent):
-        warn(f"{name.parent} cannot be written to ({reason}), so the index is not kept; set another run.root")
+        warn(f"{name.parent} cannot be written to ({reason}), so the index is not stored; set another run.root")
         return make(None)
     with exclusive(name.with_name(f".{name.name}.lock")):
-        with suppress(UserError):  # another process has made it by now
-            return load(kept)
-        made = make(name.with_name(f"{name.name}.partial"))
-        made.save(kept)
-        return made
+        with suppress(UserError):  # another process has made it in the meantime
+            return load(path)
+        index = make(name.with_name(f"{name.name}.partial"))
+        index.save(path)
+        return index

@@ -1,7 +1,4 @@
-"""Where images are: archives as downloaded and folders of every common layout, told apart by looking.
-
-Nothing is extracted.
-"""
+"""Finds images in downloaded archives and in folders of every common layout, which is detected; extracts nothing."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,27 +20,20 @@ from vggrepro.data.images.tree import Folder, Tar, absolute
 from vggrepro.errors import UserError
 
 Count = Callable[[int], None]
-_READER_VERSION = b"2"  # counts up when the same files give other labels, so that kept indices are made again
+_READER_VERSION = b"2"  # increases when the same files give other labels, so that cached indices are made again
 
 
 class FoundImages(NamedTuple):
-    """What sources hold."""
+    """The images of sources, with their classes."""
 
-    members: Members
-    """Every image, ordered by split, class and name."""
-    classes: tuple[str, ...]
-    """In the order of labels."""
-    notes: tuple[str, ...]
-    """A line each: what is left out, how numbers of classes were read."""
-    label_file: Path | None
-    """What says the classes of images that lie flat."""
+    members: Members  # every image, ordered by split, class and name
+    classes: tuple[str, ...]  # class names in label order
+    notes: tuple[str, ...]  # remarks on files that are left out, and on how class numbers were read; a line each
+    label_file: Path | None  # the file with the classes of images that are not in class folders
 
 
 def signature(sources: Sequence[Path]) -> str:
-    """A hash (hex) that changes when an archive or an image in a folder is added, removed or written to.
-
-    Archives are not opened. Raises as :func:`find`.
-    """
+    """Computes a hash (hex) that changes with any archive, and any image in a folder. Raises like :func:`find`."""
     digest, notes = hashlib.sha256(_READER_VERSION), Notes()
 
     def stamp(files: Iterable[Path]) -> None:
@@ -67,20 +57,18 @@ def signature(sources: Sequence[Path]) -> str:
 
 
 def find(sources: Sequence[Path], class_list: str | None = None, count: Count = lambda found: None) -> FoundImages:
-    """Every image of the sources with its split and class, all classes, and what a person should know of them.
+    """Finds every image of the sources with its split and class, and all classes.
 
-    A source is a folder (train/<class>/*, val/<class>/* or a flat val, Tiny ImageNet's, Kaggle's tree, or one that
-    holds archives), an archive (ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, WebDataset shards, a folder in a
-    tar), a table of Parquet, or a file with labels of validation images. `count` is called with the number found so
-    far.
+    Sources are folders (train/<class>/* with val/<class>/* or a flat val, Tiny ImageNet's, Kaggle's, or one that holds
+    archives), archives (ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, WebDataset shards, a folder in a tar),
+    Parquet tables, and files with labels of validation images. Calls `count` with the number of images found so far.
 
-    The classes are those of the training images, sorted. Validation images alone, which are enough for testing, have
-    the classes that their label file names, even of images that are not there, or else their own. `class_list`, a file
-    or `ilsvrc2012`, says them in either case: a net of 1000 classes is tested on a part of them as one of 1000. Tables
-    say them in an order of their own.
+    The classes are those of the training images, sorted. If there are only validation images, which are enough for
+    testing, the classes are those in the label file, even if some have no images, or else those of the images. A
+    `class_list`, a file or `ilsvrc2012`, overrides both, so that a net of 1000 classes can be tested on images of some
+    of them. Parquet tables name the classes in an order of their own.
 
-    Raises UserError for what is none of these, for half-copied archives, for the same image in two archives, and for
-    validation images without labels.
+    Raises UserError for an unknown layout, an incomplete archive, an image in two archives, and missing labels.
     """
     notes = Notes()
     texts: dict[Path, Member] = {}
@@ -89,39 +77,33 @@ def find(sources: Sequence[Path], class_list: str | None = None, count: Count = 
     note_gaps(files, notes)
     members = Members.of(_counted(_members(files, notes, texts, stated), count))
     source = ", ".join(map(str, sources))
-    require_readable_names(members)
     tables = [code for code, (place, _) in enumerate(members.containers) if place.endswith(SUFFIX)]
     wnids = wnids_of(members.take(np.flatnonzero(np.isin(members.container, tables))))
     if wnids and len(wnids) == len(stated or wnids):
-        # under ILSVRC's own names they are known to label files, boxes and nets
+        # label files, boxes and nets know the classes by their WordNet ids
         stated[:] = wnids
         members = Members.of(member._replace(name=without_wnid(member.name)) for member in members)
     listed = listed_classes(class_list) if class_list else stated
     if class_list and stated:
         members = _with_stated_classes(members, stated, listed)
     if not len(members.rows_of("val")):
-        raise UserError(f"{source} has no val images; name the archive or folder that holds them as well")
+        raise UserError(f"{source} has no val images; also name the archive or folder that holds them")
     labels = Labels(list(filter(is_label_file, sources)), list(files), texts)
     members, classes, label_file = with_classes(members, listed, labels, notes, source)
     members = _sorted(members, {name: number for number, name in enumerate(classes)})
-    _require_each_once(members)
+    _require_distinct(members)
     return FoundImages(members, classes, notes.lines(), label_file)
 
 
 def _members(
     files: Mapping[Path, Folder | None], notes: Notes, texts: dict[Path, Member], stated: list[str]
 ) -> Iterator[Member]:
-    """The images of all files and folders; with texts in tars by their places, and names of classes that tables state.
-
-    Raises UserError.
-    """
+    """Yields images; adds texts in tars to `texts`, and classes of tables to `stated`. Raises UserError."""
     for file, folder in files.items():
         if file.suffix == SUFFIX and not folder:
             table = Table(file)
             if stated and list(table.classes) != stated:
-                raise UserError(
-                    f"{file} names other classes than the tables before it; name only what belongs together"
-                )
+                raise UserError(f"{file} and the tables before it name different classes; name only tables of one set")
             stated[:] = table.classes
             yield from table.members()
         elif not is_label_file(file):
@@ -134,21 +116,22 @@ def _members(
 def _counted(members: Iterable[Member], count: Count) -> Iterator[Member]:
     found = 0
     for found, member in enumerate(members, 1):
+        require_readable_name(member)
         if found % 1000 == 0:
             count(found)
         yield member
     count(found)
 
 
-def _sorted(members: Members, place: Mapping[str, int]) -> Members:
-    """By split, place of the class, name without folders, container and offset."""
+def _sorted(members: Members, labels: Mapping[str, int]) -> Members:
+    """Sorts by split, label, name without folders, container and offset."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     containers = {container: number for number, container in enumerate(sorted(members.containers))}
     keys = {
         "split": column_of(members.split),
-        "class": column_of(np.array([place.get(name, -1) for name in members.classes])[members.class_name]),
+        "class": column_of(np.array([labels.get(name, -1) for name in members.classes])[members.class_name]),
         "name": pc.replace_substring_regex(members.name, "(?s).*/", ""),
         "container": column_of(np.array([containers[name] for name in members.containers])[members.container]),
         "offset": column_of(members.offset),
@@ -158,35 +141,29 @@ def _sorted(members: Members, place: Mapping[str, int]) -> Members:
 
 
 def _with_stated_classes(members: Members, stated: Sequence[str], listed: Sequence[str]) -> Members:
-    """The members of tables with the list's classes: of the same names, or as many in the same order.
-
-    Raises UserError for names of others.
-    """
+    """Maps the classes of tables to listed ones by name, or else by order. Raises UserError if their numbers differ."""
     if set(stated) <= set(listed):
         return members.with_class_names({f"{NUMBERED}{number}": name for number, name in enumerate(stated)})
     if len(stated) != len(listed):
         raise UserError(
-            f"the tables name {len(stated)} classes ({stated[0]}, ...), which are not those of --classes; leave it out"
+            f"the tables name {len(stated)} classes ({stated[0]}, ...) that differ from --classes; leave --classes out"
         )
     return members
 
 
-def require_readable_names(members: Members) -> None:
-    """Raises UserError for an image whose path or class is not UTF-8, which no index can hold."""
-    if members.names_are_text():
-        return
-    for member in members:
-        for text in member[1:4]:
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise UserError(f"{member.place} has a name that is not UTF-8; rename it") from None
-            if "\0" in text[1:]:
-                raise UserError(f"{member.place} has a name that is not text; rename it")
+def require_readable_name(member: Member) -> None:
+    """Raises UserError if an image's path or class is not UTF-8, because an index cannot store it."""
+    for text in member[1:4]:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{member.place} has a name that is not UTF-8; rename it") from None
+        if "\0" in text[1:]:  # the first character may be NUMBERED
+            raise UserError(f"{member.place} has a name that is not text; rename it")
 
 
-def _require_each_once(members: Members) -> None:
-    """Raises UserError where two archives hold the same image, as ILSVRC's archives for several tasks do."""
+def _require_distinct(members: Members) -> None:
+    """Raises UserError if two archives hold the same image, like ILSVRC's archives for several tasks."""
     alike = np.diff(members.container) != 0
     for column in (members.split, members.class_name, members.length):
         alike &= np.diff(column) == 0
@@ -194,11 +171,11 @@ def _require_each_once(members: Members) -> None:
         first, second = members.part(row, row + 2)
         if first.file_name != second.file_name:
             continue
-        with suppress(BadImageError):  # which is found when all are looked at
+        with suppress(BadImageError):  # which the inspection of all images will find
             if read(first.file, first.offset, first.length) == read(second.file, second.offset, second.length):
                 raise UserError(
                     f"{first.container} and {second.container} both hold {first.file_name} of class "
-                    f"{first.class_name}; name one of them only"
+                    f"{first.class_name}; name only one of them"
                 )
 
 
@@ -209,10 +186,7 @@ _MD5 = {  # published beside the archives
 
 
 def check_md5(sources: Sequence[Path], progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-    """Holds ILSVRC's archives, told by their names, against their MD5; `progress(done, total)` in MiB.
-
-    Raises UserError for an archive that is not the published one, and where there is none.
-    """
+    """Checks the MD5 of ILSVRC's archives; calls `progress(done, total)` in MiB. Raises UserError, also if none."""
     archives = [file for file in _expanded(sources, Notes()) if file.name in _MD5]
     if not archives:
         raise UserError(f"--md5: none of {', '.join(map(str, sources))} is {' or '.join(_MD5)}; leave --md5 out")
@@ -229,7 +203,7 @@ def check_md5(sources: Sequence[Path], progress: Callable[[int, int], None] = la
 
 
 def _expanded(sources: Sequence[Path], notes: Notes) -> dict[Path, Folder | None]:
-    """The sources, with what is in it for a folder that holds archives; of folders also the tree."""
+    """Replaces folders of archives by the archives; maps other folders to their trees, and files to None."""
     found: dict[Path, Folder | None] = {}
     for source in sources:
         if not source.exists():
@@ -246,7 +220,7 @@ def _in_folder(tree: Folder, notes: Notes) -> dict[Path, Folder | None]:
         if name.endswith((".tar", SUFFIX)) and "_bbox_" not in name
     }
     if not archives and not splits and any(name.endswith(SUFFIX) for name in tree.files("data")):
-        return _in_folder(Folder(tree.root / "data"), notes)  # a hub's
+        return _in_folder(Folder(tree.root / "data"), notes)  # the layout of hubs
     used: dict[Path, Folder | None] = {}
     for file, split in archives.items():
         if split == "test" or split in splits:

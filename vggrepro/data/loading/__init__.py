@@ -1,1 +1,1 @@
-"""Views become tensors: by DALI or torchvision, in processes of their own, ahead of their use."""
+"""Loading: turns views into tensors with DALI or torchvision, in separate processes, ahead of use."""

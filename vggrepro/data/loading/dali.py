@@ -1,9 +1,9 @@
-"""The DALI backends: of each image, only the region that its views read is decoded, on the CPU or on a GPU.
+"""The DALI backends: decode only the region of each image that its views read, on the CPU or on a GPU.
 
-Only this module imports DALI. On the CPU its decoder gives PIL's pixels for ordinary JPEGs (libjpeg-turbo in both).
-Resampling is left to others, `decode.resample` and `resample.py`: DALI's resize repeats the image's edge where the
-anti-aliasing filter reaches beyond it, PIL's leaves those taps out, and the borders of strongly reduced images differ
-by more than 10 grey levels. On the CPU both cost the same.
+Only this module imports DALI. On the CPU its decoder and PIL's give the same pixels for ordinary JPEGs (libjpeg-turbo).
+Resampling is left to `decode.resample` and `resample.py`: where the anti-aliasing filter extends beyond the image,
+DALI's resize repeats the edge and PIL omits the taps, so that the borders of strongly reduced images differ by more
+than 10 grey levels. On the CPU both cost the same.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from vggrepro.data.loading.prefetch import AHEAD, made_ahead
 from vggrepro.data.views import Ints
 from vggrepro.progress import warn
 
-MOST = 64
-"""Images in one batch at most: what a piece of the loader has."""
+MOST = 64  # maximum number of images in a batch, and the default size of a piece of the loader
 
 
 def regions(
@@ -39,13 +38,12 @@ def regions(
     readers: ThreadPoolExecutor,
     device: torch.device | None = None,
 ) -> Iterator[list[Region | BadImageError]]:
-    """Decodes batches of (images, boxes), at most MOST images each, in `threads` threads; reads in `readers`.
+    """Decodes batches of (images, boxes), at most MOST images each, in `threads` threads; reads files in `readers`.
 
-    Without a device pixels are PIL's images, with one they are tensors there, which a GPU has helped to decode. PIL
-    decodes what is not an ordinary JPEG, so that grey, CMYK and PNG files become RGB in one way; and every image
-    of a batch at which DALI fails. That kills its pipeline, which is built again for the batches after.
-
-    Tensors are good for what torch's current stream is given before the next batch is asked for.
+    The regions are PIL images, or tensors if a device is given. Tensors are valid for work that is queued on torch's
+    current stream before the next batch is requested. PIL decodes all files that are not ordinary JPEGs, so that every
+    backend converts grey, CMYK and PNG files to RGB alike. It also decodes every image of a batch on which DALI fails;
+    that kills DALI's pipeline, which is built again for the batches that follow.
     """
     batches = made_ahead(_Decoded(split, pool, readers, *batch) for batch in wanted)
     with _in_use(device) as keep:
@@ -58,7 +56,7 @@ def regions(
                 try:
                     pipe.schedule_run()
                     (outputs,) = pipe.share_outputs()
-                    if device is None:  # copied into PIL's own layout
+                    if device is None:  # copied into PIL's layout
                         images = in_groups(pool, partial(_image, outputs), len(outputs))
                     else:  # torch's current stream waits for DALI's
                         images = [torch.from_dlpack(outputs[row]) for row in range(len(outputs))]
@@ -66,10 +64,10 @@ def regions(
                 except StopIteration:
                     yield from (batch.regions([]) for batch in decoding)
                     return
-                except RuntimeError as error:  # what DALI raises for a file it cannot decode
+                except RuntimeError as error:  # DALI cannot decode a file
                     if not decoding:
                         raise
-                    warn(f"DALI fails to decode ({_reason(error)}); PIL takes its batch")
+                    warn(f"DALI fails to decode ({_reason(error)}); PIL decodes the batch instead")
                     dead = True
                 while not decoding[0].for_dali:
                     yield decoding.popleft().regions([])
@@ -80,14 +78,14 @@ def regions(
 
 @contextmanager
 def _in_use(device: torch.device | None) -> Iterator[Callable[[Sequence[Any]], None]]:
-    """What keeps images decoded on a GPU until torch's kernels have read them; nothing on the CPU.
+    """Yields a function that retains images decoded on a GPU until torch's kernels have read them; no-op on a CPU.
 
-    DALI fills a buffer again once no tensor holds it any more: on the host, where kernels that are queued do not count.
-    Images are given when the current stream has been given all its work on them; the host waits for earlier ones.
+    DALI reuses a buffer as soon as no tensor on the host refers to it, even if kernels that read it are still queued.
+    The function must be called after all work on the images has been queued; it waits for earlier images.
     """
     unread: deque[tuple[torch.cuda.Event, Sequence[Any]]] = deque()
 
-    def let_go(most: int) -> None:
+    def release(most: int) -> None:
         while len(unread) > most:
             unread[0][0].synchronize()
             unread.popleft()
@@ -95,12 +93,12 @@ def _in_use(device: torch.device | None) -> Iterator[Callable[[Sequence[Any]], N
     def keep(images: Sequence[Any]) -> None:
         if device is not None and device.type == "cuda":
             unread.append((torch.cuda.current_stream(device).record_event(), images))
-            let_go(AHEAD)
+            release(AHEAD)
 
     try:
         yield keep
     finally:
-        let_go(0)
+        release(0)
 
 
 def _image(outputs: Any, row: int) -> Image.Image:
@@ -108,7 +106,7 @@ def _image(outputs: Any, row: int) -> Image.Image:
 
 
 class _Decoded:
-    """Images on their way, their bytes being read since it was made."""
+    """A batch of images whose files are being read."""
 
     def __init__(
         self, split: Split, pool: ThreadPoolExecutor, readers: ThreadPoolExecutor, images: Ints, boxes: Ints
@@ -123,36 +121,35 @@ class _Decoded:
 
     @cached_property
     def encoded(self) -> list[bytes | BadImageError]:
-        """The bytes of every row, or why there are none."""
+        """Encoded image, or the reason why it is bad, per row."""
         return [encoded for group in self._reading for encoded in group.result()]
 
     @cached_property
     def for_dali(self) -> list[int]:
-        """The rows that DALI is to decode: ordinary JPEGs whose bytes could be read."""
+        """Rows for DALI to decode: ordinary JPEGs that could be read."""
         ordinary = self._split.ordinary[self._images]
         return [row for row, encoded in enumerate(self.encoded) if ordinary[row] and isinstance(encoded, bytes)]
 
     def regions(self, images: Sequence[Image.Image | torch.Tensor]) -> list[Region | BadImageError]:
-        """All rows, given what DALI decoded of its own (nothing where it failed)."""
+        """Completes the images that DALI decoded (none if it failed) with those that PIL decodes here."""
         found: dict[int, Region | BadImageError] = {}
         if images:
             for row, image in zip(self.for_dali, images, strict=True):
                 found[row] = Region(image, *map(int, self.boxes[row, :2]))
-        left = [row for row in range(len(self._images)) if row not in found]
-        sizes = self._split.size[self._images[left]]
-        found |= zip(left, self._pool.map(full_region, [self.encoded[row] for row in left], sizes), strict=True)
+        others = [row for row in range(len(self._images)) if row not in found]
+        sizes = self._split.size[self._images[others]]
+        found |= zip(others, self._pool.map(full_region, [self.encoded[row] for row in others], sizes), strict=True)
         return [found[row] for row in range(len(self._images))]
 
 
 def _inputs(batches: Iterable[_Decoded], decoding: deque[_Decoded]) -> Iterator[tuple[Any, ...]]:
-    """What DALI is fed. Every batch is put down in `decoding`, those that hold nothing for DALI as well."""
+    """Yields DALI's inputs, and appends every batch to `decoding`, including those without images for DALI."""
     for batch in batches:
         decoding.append(batch)
-        rows = batch.for_dali
-        if rows:
+        if rows := batch.for_dali:
             boxes = batch.boxes[rows].astype(np.int32)
-            # all of them are bytes, which only the type checker does not know
-            encoded = [np.frombuffer(one, np.uint8) for row in rows if isinstance(one := batch.encoded[row], bytes)]
+            # the condition is always true, and is for the type checker
+            encoded = [np.frombuffer(file, np.uint8) for row in rows if isinstance(file := batch.encoded[row], bytes)]
             yield encoded, np.ascontiguousarray(boxes[:, :2]), boxes[:, 2:] - boxes[:, :2]
 
 
@@ -173,7 +170,7 @@ def _build(inputs: Iterator[tuple[Any, ...]], threads: int, device: torch.device
             device="cpu" if gpu is None else "mixed",
             axis_names="HW",
             output_type=types.RGB,
-            adjust_orientation=False,  # neither PIL nor the paper's time rotates by EXIF
+            adjust_orientation=False,  # PIL does not rotate by EXIF either
         )
 
     pipe = regions()
@@ -182,13 +179,13 @@ def _build(inputs: Iterator[tuple[Any, ...]], threads: int, device: torch.device
 
 
 def version() -> str:
-    """DALI's version."""
+    """Version of DALI."""
     from nvidia import dali
 
     return dali.__version__
 
 
 def _reason(error: RuntimeError) -> str:
-    """DALI's message is a page; what is wrong stands below the line "encountered:"."""
+    """Extracts the reason from DALI's page-long message: the first line below "encountered:"."""
     _, _, below = str(error).partition("encountered:")
     return next((line.strip() for line in below.splitlines() if line.strip()), "unknown")

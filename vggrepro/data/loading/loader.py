@@ -1,4 +1,4 @@
-"""From views to batches on a device, by whichever backend."""
+"""The loader: renders views as batches on a device, with any backend."""
 
 import importlib.util
 import os
@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from itertools import count, islice, tee
+from itertools import islice, tee
 from typing import Literal
 
 import numpy as np
@@ -28,36 +28,35 @@ from vggrepro.progress import warn
 
 @dataclass(frozen=True)
 class Batch:
-    """Images as the net sees them."""
+    """A batch of images as the net sees them."""
 
     images: torch.Tensor
-    """(N, 3, h, w) float32, channels last in memory, RGB 0-255 minus mean, divided by std; see `Loader`."""
+    """RGB in grey levels (0-255), minus the mean, divided by std, shape (N, 3, h, w), channels last in memory."""
     labels: torch.Tensor
-    """(N,) int64."""
+    """Class numbers, int64, shape (N,)."""
     views: Views
-    """What is shown: the views asked for, but for the places of bad images."""
+    """The rendered views: those requested, with replacements in the rows of bad images."""
     dropout_masks: tuple[torch.Tensor, torch.Tensor] | None = None
-    """In training with dropout, which units of fc6 and fc7 each image keeps: bool (N, units)."""
+    """Retained units of fc6 and fc7 in training with dropout, bool, shapes (N, units)."""
     targets: torch.Tensor | None = None
-    """In training on boxes, what is to be predicted: (N, 4) float32, as of `models.boxes.encode`."""
+    """Encoded boxes in training on boxes, float32, shape (N, 4), as of `models.boxes.encode`."""
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
-        """Keeps the memory from being used again before what `stream` has been given so far is done."""
+        """Prevents reuse of the memory until all work queued on `stream` so far is done."""
         for tensor in (self.images, self.labels, self.targets, *(self.dropout_masks or ())):
             if tensor is not None:
                 tensor.record_stream(stream)
 
 
 class BadImages:
-    """The training images of one rank that turned out to be bad after indexing, up to a limit."""
+    """Counts the training images of a rank that have gone bad since they were indexed, up to a limit."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.reasons: dict[str, str] = {}
-        """What was wrong, by image."""
+        self.reasons: dict[str, str] = {}  # reasons by the path of the image
 
     def note(self, split: Split, image: int, reason: BadImageError) -> None:
-        """Counts and reports an image once. Raises UserError beyond the limit."""
+        """Counts and reports a bad image, the first time only. Raises UserError beyond the limit."""
         name = split.name_of(image)
         if name in self.reasons:
             return
@@ -67,47 +66,54 @@ class BadImages:
                 f"{name} is bad since it was indexed ({reason}), and data.max_bad={self.limit}; "
                 f"restore the data, or index it again, or raise data.max_bad"
             )
-        warn(f"{name} is bad since it was indexed ({reason}); another takes its place ({len(self.reasons)} so far)")
+        warn(f"{name} is bad since it was indexed ({reason}); another image replaces it ({len(self.reasons)} so far)")
 
 
 _Piece = tuple[Views, slice, Callable[[torch.Tensor], dict[int, BadImageError]]]
-"""A batch's views, the rows of the piece, and what fills these rows' places with grey levels (n, h, w, 3) and returns
-those whose images are bad, counted within the piece."""
+"""Views of a batch, the rows of the piece, and a function that writes the grey levels of these rows to a tensor, shape
+(n, h, w, 3), and returns why images are bad, by row in the piece."""
 
 
 @dataclass(frozen=True)
 class Loader:
-    """Renders views of one data set; the same for training and testing, so that both see one decoder and one filter."""
+    """Renders views as batches. Training and testing share this class, and so the decoder and the resampling filter.
+
+    Args:
+        backend: Decoder; `dali_gpu` decodes and resamples on `device`.
+        mean: Mean RGB to subtract, grey levels (0-255).
+        workers: Decoding threads of all processes together.
+        std: Divisor of R, G and B after subtraction, for weights that were trained with one.
+        dtype: Type of the images; a half-precision type gives what autocast would cast them to.
+        readers: Threads that wait for files, of all processes together.
+        processes: Other processes that decode and resample; 0: this process does.
+        piece: Maximum number of images decoded at once, which limits the memory for dense evaluation's large images.
+        bad: Counter of bad images, shared by all batches.
+    """
 
     backend: Literal["dali", "dali_gpu", "torchvision"]
-    """`dali_gpu` decodes and resamples on `device`."""
     mean: tuple[float, float, float]
     workers: int
-    """Decoding threads, of all processes together."""
     device: torch.device
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """What the images are divided by, for weights that were trained so."""
     dtype: torch.dtype = torch.float32
-    """Of the images; a half-precision one is what autocast would make of them."""
     readers: int = 16
-    """Threads that wait for files, likewise."""
     processes: int = 0
-    """That decode and resample beside this one; 0: this one does."""
     piece: int = dali.MOST
-    """Most images decoded at once: bounds the memory that dense evaluation's large ones take."""
     bad: BadImages = field(default_factory=lambda: BadImages(0), compare=False)
 
     def batches(self, split: Split, stream: Iterable[Views]) -> Generator[Batch]:
-        """The batches of a stream of views, in its order; rendered ahead of their use, in the background.
+        """Renders a stream of views in the background, ahead of use, and yields a batch per `Views`, in order.
 
-        An image that has gone bad since it was indexed gives its place to the sampler's replacement. Raises UserError
-        where there is none (in testing, where every image counts), when more than `data.max_bad` have gone bad, and
-        for what the machine fails at.
+        An image that has gone bad since it was indexed is replaced as the sampler decides.
+
+        Raises:
+            UserError: A bad image has no replacement (in testing, where every image counts), more than `data.max_bad`
+                images have gone bad, or the machine fails to read or decode.
         """
         return prefetch(self.render(split, stream), self.device)
 
     def render(self, split: Split, stream: Iterable[Views]) -> Generator[Batch]:
-        """As :meth:`batches`, in the foreground: for what is itself prefetched."""
+        """Renders like :meth:`batches`, but in the foreground, for callers that prefetch themselves."""
         pieces = self._by_processes(split, stream) if self.processes else self._by_threads(split, self._cut(stream))
         with closing(pieces), blaming_the_machine():
             for views, rows, fill in pieces:
@@ -115,34 +121,34 @@ class Loader:
                     shown = views
                     pixels = self._empty((len(views), *views.shape, 3))
                 for row, reason in fill(pixels[rows]).items():
-                    place = rows.start + row
-                    shown, region = self._replaced(split, shown, place, reason)
-                    self._fill([region], shown[place : place + 1], None, pixels[place : place + 1])
+                    replaced = slice(rows.start + row, rows.start + row + 1)
+                    shown, region = self._replaced(split, shown, replaced.start, reason)
+                    self._fill([region], shown[replaced], None, pixels[replaced])
                 if rows.stop == len(views):
                     labels = torch.from_numpy(split.label[shown.image])
                     yield Batch(self._images(shown, pixels), to_device(labels, self.device), shown)
 
     def _images(self, views: Views, pixels: torch.Tensor) -> torch.Tensor:
-        """The images of a batch, from grey levels (N, h, w, 3) in pinned memory or on the device."""
+        """Normalises grey levels, shape (N, h, w, 3), in pinned memory or on the device."""
         if self.device.type == "cpu":
             images = _huge(pixels.shape, np.float32).copy_(pixels)
         else:
             images = to_device(pixels, self.device).float()
         offset = to_device(torch.from_numpy(np.array(self.mean, np.float32) - views.shift), self.device)
-        # rows of w * 3 numbers at once: three at a time are no work for vector units
+        # rows of w * 3 numbers, because vector units gain nothing from three at a time
         images.view(len(views), views.shape[0], -1).sub_(offset.repeat(1, views.shape[1])[:, None])
         if self.std != (1.0, 1.0, 1.0):
             images /= to_device(torch.tensor(self.std), self.device)
         return images.to(self.dtype).permute(0, 3, 1, 2)
 
     def _cut(self, stream: Iterable[Views]) -> Iterator[tuple[Views, slice]]:
-        """Each Views with the rows of every piece of it."""
+        """Yields each `Views` with the rows of every piece."""
         for views in stream:
             for first in range(0, len(views), self.piece):
                 yield views, slice(first, min(first + self.piece, len(views)))
 
     def _by_threads(self, split: Split, cut: Iterable[tuple[Views, slice]]) -> Generator[_Piece]:
-        """Decoded ahead, and resampled when they are asked for, by threads of this process."""
+        """Yields pieces that threads of this process decode ahead of use, and resample on request."""
         pieces, ahead = tee((views, rows, *views[rows].decode_boxes()) for views, rows in cut)
         wanted = ((images, boxes) for _, _, images, boxes, _ in ahead)
         # waiting for disks and networks takes more threads than decoding
@@ -156,53 +162,48 @@ class Loader:
                 yield views, rows, partial(self._fill, [regions[number] for number in which], views[rows], pool)
 
     def _by_processes(self, split: Split, stream: Iterable[Views]) -> Generator[_Piece]:
-        """The same by other processes, each of which iterates over the stream and renders its share of the pieces."""
-        alone = replace(
+        """Yields pieces of other processes, each of which iterates over the stream and renders every n-th piece."""
+        worker = replace(
             self,
             device=torch.device("cpu"),
             workers=-(-self.workers // self.processes),
             readers=-(-self.readers // self.processes),
             processes=0,
         )
-        with closing(in_order(partial(alone._share, split, stream), self.processes)) as arrived:
+        with closing(in_order(partial(worker._share, split, stream), self.processes)) as arrived:
             for views, rows in self._cut(stream):
                 yield views, rows, partial(_copied, *next(arrived))
 
     def _share(
         self, split: Split, stream: Iterable[Views], number: int, processes: int
     ) -> Iterator[tuple[torch.Tensor, dict[int, BadImageError]]]:
-        """(grey levels, bad rows) of every n-th piece, in order, for process `number` of n."""
+        """Yields grey levels and bad rows of the pieces number, number + processes, ..."""
         for views, rows, fill in self._by_threads(split, islice(self._cut(stream), number, None, processes)):
             pixels = shared_empty((rows.stop - rows.start, *views.shape, 3))
             yield pixels, fill(pixels)
 
     def _fill(
-        self,
-        regions: Sequence[Region | BadImageError],
-        rows: Views,
-        pool: ThreadPoolExecutor | None,
-        places: torch.Tensor,
+        self, regions: Sequence[Region | BadImageError], rows: Views, pool: ThreadPoolExecutor | None, out: torch.Tensor
     ) -> dict[int, BadImageError]:
-        """Resamples into the rows' places; returns the rows that cannot be, with the reasons."""
+        """Resamples the good regions into rows of `out`; returns the reasons for bad ones, by row."""
         good = {row: region for row, region in enumerate(regions) if isinstance(region, Region)}
         boxes, windows = rows.decode_box(), rows.source_window()
         if self.backend == "dali_gpu":
-            whole = len(good) == len(regions)
-            for some in [slice(None)] if whole else [slice(row, row + 1) for row in good]:
-                of_some = [good[row] for row in range(len(regions))[some]]
-                resample_on_device(of_some, boxes[some], windows[some], rows.flip[some], places[some])
+            for part in [slice(None)] if len(good) == len(regions) else [slice(row, row + 1) for row in good]:
+                selected = [good[row] for row in range(len(regions))[part]]
+                resample_on_device(selected, boxes[part], windows[part], rows.flip[part], out[part])
         else:
-            pixels = places.numpy()
-            work = [(good[row], boxes[row], windows[row], rows.flip[row], pixels[row]) for row in good]
+            pixels = out.numpy()
+            tasks = [(region, boxes[row], windows[row], rows.flip[row], pixels[row]) for row, region in good.items()]
             if pool:
-                in_groups(pool, lambda n: resample(*work[n]), len(work))
+                in_groups(pool, lambda n: resample(*tasks[n]), len(tasks))
             else:
-                for one in work:
-                    resample(*one)
+                for task in tasks:
+                    resample(*task)
         return {row: region for row, region in enumerate(regions) if isinstance(region, BadImageError)}
 
     def _empty(self, shape: Sequence[int]) -> torch.Tensor:
-        """Room for grey levels, where they are resampled."""
+        """Allocates grey levels on the device that resamples them."""
         if self.backend == "dali_gpu":
             return torch.empty(shape, dtype=torch.uint8, device=self.device)
         if self.device.type == "cuda":
@@ -210,14 +211,14 @@ class Loader:
         return _huge(shape, np.uint8)
 
     def _replaced(self, split: Split, views: Views, row: int, reason: BadImageError) -> tuple[Views, Region]:
-        """The views with a good image in a row, and that image."""
+        """Returns views in which a good image replaces a bad row, and that image."""
         if views.replacement is None:
             raise UserError(
                 f"{split.name_of(int(views.image[row]))} is bad since it was indexed ({reason}), and an error rate "
                 f"counts every image; restore it, or index the data again"
             )
         self.bad.note(split, int(views.image[row]), reason)
-        for attempt in count(1):
+        for attempt in range(1, 2 * len(split) + 2):
             other = views.replacement(row, attempt)
             image = int(other.image[0])
             if image in views.image and attempt < len(split):
@@ -226,18 +227,13 @@ class Loader:
             if isinstance(region, Region):
                 return views.with_row(row, other), region
             self.bad.note(split, image, region)
-            if attempt > 2 * len(split):
-                raise UserError(f"no image of {split.name} is left that can be read; restore the data")
-        raise AssertionError
+        raise UserError(f"{split.name} has no readable image left; restore the data")
 
 
 def _full_regions(
     split: Split, wanted: Iterator[Ints], pool: ThreadPoolExecutor, readers: ThreadPoolExecutor
 ) -> Iterator[list[Region | BadImageError]]:
-    """The torchvision backend: whole images decoded by PIL, as torchvision's folder data sets do, in a pool of threads.
-
-    PIL lets go of the interpreter's lock while it decodes, so threads scale and nothing is forked.
-    """
+    """Decodes full images for the torchvision backend, in threads: PIL releases the interpreter's lock."""
 
     def decoded(image: int, reading: Future[bytes | BadImageError]) -> Region | BadImageError:
         return full_region(reading.result(), split.size[image])
@@ -250,34 +246,28 @@ def _full_regions(
         yield [future.result() for future in batch]
 
 
-def _copied(pixels: torch.Tensor, bad: dict[int, BadImageError], places: torch.Tensor) -> dict[int, BadImageError]:
-    places.copy_(pixels)
+def _copied(pixels: torch.Tensor, bad: dict[int, BadImageError], out: torch.Tensor) -> dict[int, BadImageError]:
+    out.copy_(pixels)
     return bad
 
 
 def _huge(shape: Sequence[int], dtype: type[np.generic]) -> torch.Tensor:
-    """An empty tensor made by NumPy, which asks the system for huge pages: fewer faults, a fifth of a batch's time."""
+    """Allocates with NumPy, which requests huge pages: fewer page faults save a fifth of a batch's time."""
     return torch.from_numpy(np.empty(shape, dtype))
 
 
 def has_dali() -> bool:
     """Whether DALI is installed."""
-    try:
-        return importlib.util.find_spec("nvidia.dali") is not None
-    except ModuleNotFoundError:  # no package of NVIDIA's at all
-        return False
+    return all(importlib.util.find_spec(name) for name in ("nvidia", "nvidia.dali"))
 
 
 @cache
 def _note_stripped() -> None:
-    warn("DALI cannot be used under python -OO, which drops docstrings: PIL decodes the images, slower")
+    warn("DALI cannot be used under python -OO, which drops docstrings; PIL decodes the images, more slowly")
 
 
 def make_loader(data: Data, device: torch.device, cores: int | None = None) -> Loader:
-    """The loader a configuration asks for; with as many threads as `cores`, by default those this process may run on.
-
-    Raises UserError when DALI is asked for and missing, or cannot be used.
-    """
+    """Creates a configuration's loader; `cores` defaults to those usable. Raises UserError for an unusable backend."""
     present = has_dali()
     if data.backend in ("dali", "dali_gpu") and not present:
         raise UserError(
@@ -295,12 +285,12 @@ def make_loader(data: Data, device: torch.device, cores: int | None = None) -> L
         raise UserError("data.backend=dali_gpu needs a CUDA device, and this rank has none; set data.backend=dali")
     workers = data.workers or cores or len(os.sched_getaffinity(0))
     if device.type == "cpu" and data.processes and not data.workers:
-        workers = min(workers, data.processes)  # a core each: the others compute
+        workers = min(workers, data.processes)  # a core per process: the other cores compute
     processes = data.processes
     if processes is None:
         processes = -(-workers // 2) if device.type == "cuda" else 0
     found: Literal["dali", "torchvision"] = "dali" if present else "torchvision"
     backend = found if data.backend == "auto" else data.backend
     if backend == "dali_gpu":
-        processes = 0  # its work is on the device
+        processes = 0  # the device does the work
     return Loader(backend, data.mean, workers, device, processes=min(processes, workers), bad=BadImages(data.max_bad))

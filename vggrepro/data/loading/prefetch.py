@@ -1,4 +1,4 @@
-"""Batches made ahead of their use, by a thread of their own and, on a CUDA device, a stream of their own."""
+"""Prepares batches ahead of use in a separate thread and, on a CUDA device, on a separate stream."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from typing import Protocol, TypeVar
 
 import torch
 
-AHEAD = 2
-"""Items made, or begun, ahead of the one asked for."""
+AHEAD = 2  # number of items that are prepared, or begun, ahead of the requested one
 
 
 class OnDevice(Protocol):
-    """What is prefetched."""
+    """An item that can be prefetched."""
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
-        """Keeps the memory of its tensors from being used again before what `stream` has been given so far is done."""
+        """Prevents reuse of the memory of its tensors until all work queued on `stream` so far is done."""
 
 
 Item = TypeVar("Item", bound=OnDevice)
@@ -26,7 +25,7 @@ Begun = TypeVar("Begun")
 
 
 def made_ahead(items: Iterator[Begun]) -> Iterator[Begun]:
-    """The items, each taken from the iterator AHEAD of its turn: for what others work on from then on."""
+    """Yields the items, each taken from the iterator AHEAD items early, for iterators that start background work."""
     ahead = deque(islice(items, AHEAD))
     while ahead:
         ahead.extend(islice(items, 1))
@@ -34,10 +33,10 @@ def made_ahead(items: Iterator[Begun]) -> Iterator[Begun]:
 
 
 def prefetch(items: Generator[Item], device: torch.device) -> Generator[Item]:
-    """The items, made by another thread, a few ahead of the one asked for. Closing waits for the one being made.
+    """Yields the items, which another thread prepares a few ahead of use; closing waits for the item in preparation.
 
-    On a CUDA device the thread works on a stream beside the caller's, so that copies to the device and conversions run
-    under the kernels of the step before. The caller's stream waits until an item is there, the host does not.
+    On a CUDA device the thread uses a separate stream, so that copies to the device and conversions overlap with the
+    kernels of the previous step. The caller's stream waits until an item is ready; the host does not.
     """
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
@@ -55,7 +54,7 @@ def prefetch(items: Generator[Item], device: torch.device) -> Generator[Item]:
                 if made:
                     taker = torch.cuda.current_stream(device)
                     taker.wait_event(made)
-                    item.record_stream(taker)  # the allocator knows the stream that made it, not the one that uses it
+                    item.record_stream(taker)  # the allocator only knows the stream that made the item
                 yield item
         finally:
             for future in ahead:
@@ -64,14 +63,14 @@ def prefetch(items: Generator[Item], device: torch.device) -> Generator[Item]:
 
 
 def _enter(stream: torch.cuda.Stream | None) -> None:
-    """Device and stream are a thread's own: without this it would work on device 0, behind the kernels of training."""
+    """Sets device and stream of the thread, which would otherwise use device 0 and queue behind training's kernels."""
     if stream:
         torch.cuda.set_device(stream.device)
         torch.cuda.set_stream(stream)
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the host's on a device; the host does not wait for the copy."""
+    """Copies a host tensor to a device without making the host wait."""
     if device.type == "cuda":
-        tensor = tensor.pin_memory()  # from pageable memory it would wait
+        tensor = tensor.pin_memory()  # a copy from pageable memory is synchronous
     return tensor.to(device, non_blocking=True)

@@ -1,1 +1,1 @@
-"""Other data sets (Appendix B): VOC, Caltech, folders of classes."""
+"""Data sets of Appendix B: PASCAL VOC, Caltech, folders of classes."""

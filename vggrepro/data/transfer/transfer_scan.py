@@ -1,4 +1,4 @@
-"""A data set of Appendix B by its name: opened, or only looked at."""
+"""Opens or lists a data set of Appendix B by its name."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -11,10 +11,9 @@ from vggrepro.data.transfer.transfer_set import Drawing, TransferSet
 def open_transfer(
     name: str, source: Path, settings: Drawing, cache: Path, progress: Progress = lambda done, total: None
 ) -> TransferSet:
-    """A key of `paper.facts().transfer`, or a folder of classes of any other name, as it is downloaded.
+    """Opens a downloaded data set: a key of `paper.facts().transfer`, or a folder of classes under any other name.
 
-    Nothing is extracted. The index is kept in `cache`, so that the next time is quick; `progress(done, total)` is told
-    the images looked at. Raises UserError.
+    The index is stored in `cache` for reuse. Calls `progress(done, total)` in images. Raises UserError.
     """
     if name in voc.CHALLENGES:
         return voc.open_voc(name, source, settings.seed, cache, progress)
@@ -22,16 +21,15 @@ def open_transfer(
 
 
 class Listing(NamedTuple):
-    """What is there by lists of files."""
+    """The size of a data set according to its file lists."""
 
     classes: int
     images: int
-    samples: int
-    """Images, or persons in them."""
+    samples: int  # images, or persons in them
 
 
-def look(name: str, source: Path, settings: Drawing) -> Listing:
-    """What :func:`open_transfer` will find if all images are sound; none is read. Raises UserError where it would."""
+def list_transfer(name: str, source: Path, settings: Drawing) -> Listing:
+    """Predicts what :func:`open_transfer` will find if all images are usable. Raises UserError where it would."""
     if name in voc.CHALLENGES:
         return Listing(*voc.listed(name, source))
     members = class_folders.listed(name, source)

@@ -1,4 +1,4 @@
-"""Data sets that features are tested on (Appendix B): their images, what is to be recognised, how they are split."""
+"""Data sets that features are tested on (Appendix B): images, targets and splits."""
 
 from __future__ import annotations
 
@@ -19,68 +19,65 @@ from vggrepro.paper import Measure
 
 @dataclass(frozen=True)
 class Drawing:
-    """How a folder of classes is split at random. Where a data set has splits of its own only the seed counts.
-
-    Raises UserError for numbers that leave nothing to learn from, or nothing to test on.
-    """
+    """Settings of random splits; only the seed matters if splits are published. Raises UserError for small numbers."""
 
     seed: int
     splits: int
     train_per_class: int
-    """Images; some of them decide hyper-parameters."""
+    """Training images per class, including those that select hyper-parameters."""
     test_per_class: int | None
-    """Most of a class; None: all the rest."""
+    """Maximum number of test images per class; None: all that remain."""
 
     def __post_init__(self) -> None:
         least = {"splits": 1, "train_per_class": 2, "test_per_class": 1}
         for name, lowest in least.items():
             if (number := getattr(self, name)) is not None and number < lowest:
-                raise UserError(f"{name}={number} is too few; give {lowest} or more")
+                raise UserError(f"{name}={number} must be at least {lowest}")
 
 
 @dataclass(frozen=True)
 class Partition:
-    """Rows of a data set's samples: those that are learnt from, and those that the result is measured on."""
+    """Rows of the training, validation and test samples of a data set."""
 
     fit: Ints
-    """Learnt from while hyper-parameters are chosen."""
+    """Training samples while hyper-parameters are selected."""
     validation: Ints
-    """Decide hyper-parameters, and are learnt from after that."""
+    """Samples that select hyper-parameters, and are training samples after that."""
     test: Ints
 
     @property
     def train(self) -> Ints:
-        """All that the final classifier learns from."""
+        """Training samples of the final classifier."""
         return np.concatenate([self.fit, self.validation])
 
 
 @dataclass(frozen=True)
 class TransferSet:
-    """A data set as it is downloaded. A sample is an image, or a person in one."""
+    """A downloaded data set. A sample is an image, or a person in an image."""
 
     name: str
-    """A key of `paper.facts().transfer`, or the user's own for a folder of classes."""
+    """A key of `paper.facts().transfer`, or the user's name for a folder of classes."""
     index: Index
-    """All its images, in `val`."""
+    """All images, in `val`."""
     classes: tuple[str, ...]
     measure: Measure
     image: Ints
-    """(samples,) rows of `index.split("val")`."""
+    """Image numbers in `index.split("val")`, shape (samples,)."""
     targets: NDArray[np.int8]
-    """(samples, classes) 1: of the class; -1: not; 0: difficult, which counts neither way."""
+    """1: positive; -1: negative; 0: difficult, which is ignored; shape (samples, classes)."""
     partitions: Sequence[Partition]
     submission: Partition | None = None
     """All labelled samples, and as `test` those whose labels only the challenge's server has."""
     boxes: NDArray[np.float64] | None = None
-    """(samples, 4) left, top, right, bottom of the person, px."""
+    """Left, top, right and bottom of the persons, px, shape (samples, 4)."""
     names: Sequence[str] = ()
-    """(samples,) what each is called: `accordion/image_0001.jpg`, `2007_000032`, `2010_006215 1`."""
+    """Sample names, shape (samples,): `accordion/image_0001.jpg`, `2007_000032`, `2010_006215 1`."""
     rejected: int = 0
-    """Files of a folder of classes that cannot be used as images, and are no samples."""
+    """Number of files in a folder of classes that are not usable as images, and are not samples."""
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of images, classes, targets and boxes, wherever the files lie; not of how they are split."""
+        """SHA-256 (hex) of images, classes, targets and boxes, independent of paths and splits."""
         names = "\n".join([self.index.fingerprint, *self.classes, ""])
         return _sha256(
             names.encode(), _raw(self.targets, "<i1"), _raw(self.image, "<i8"), self.boxes_fingerprint.encode()
@@ -88,13 +85,13 @@ class TransferSet:
 
     @cached_property
     def boxes_fingerprint(self) -> str:
-        """SHA-256 (hex) of the persons' boxes, and of which images they are in; empty without."""
+        """SHA-256 (hex) of the persons' boxes and image numbers; empty without boxes."""
         return "" if self.boxes is None else _sha256(_raw(self.boxes, "<f8"), _raw(self.image, "<i8"))
 
     @cached_property
     def split_fingerprint(self) -> str:
-        """SHA-256 (hex) of how the samples are split."""
-        parts = [rows for one in self.partitions for rows in (one.fit, one.validation, one.test)]
+        """SHA-256 (hex) of the splits."""
+        parts = [rows for split in self.partitions for rows in (split.fit, split.validation, split.test)]
         return _sha256(*(len(rows).to_bytes(8, "little") + _raw(rows, "<i8") for rows in parts))
 
 

@@ -1,4 +1,4 @@
-"""PASCAL VOC's data sets of Appendix B: the classification of VOC 2007 and of VOC 2012, and actions of VOC 2012."""
+"""Opens PASCAL VOC's data sets of Appendix B: classification of VOC 2007 and 2012, and actions of VOC 2012."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vggrepro.errors import UserError
 from vggrepro.paper import facts, value
 
 _IMAGES = "JPEGImages"
-_DISTRACTORS = "other"  # persons of no action, whom the development kit neither trains nor measures a class for
+_DISTRACTORS = "other"  # persons without an action; the development kit neither trains nor measures this class
 CHALLENGES = {
     "voc2007": Challenge("2007", "Main", ("train", "val", "test"), persons=False),
     "voc2012": Challenge("2012", "Main", ("train", "val"), persons=False),
@@ -31,11 +31,11 @@ CHALLENGES = {
 
 
 def open_voc(name: str, source: Path, seed: int, cache: Path, progress: Progress) -> TransferSet:
-    """A key of `CHALLENGES`, from a folder (VOCdevkit, one year's, one that holds those or their tars) or one tar.
+    """Opens a key of `CHALLENGES` from VOCdevkit, a year's folder, a folder that holds these or their tars, or a tar.
 
-    VOC 2007 is learnt from train, val decides, and test is tested on. The labels of VOC 2012's test images are not
-    public: val is tested on, and images drawn from train decide; test images that are there are samples without
-    labels, which `submission` tests on. Samples are ordered by image and person. Raises UserError.
+    For VOC 2007, val selects hyper-parameters. The labels of VOC 2012's test images are not public, so val is the test
+    set, and images drawn from train select hyper-parameters; test images, if present, are samples without labels, the
+    test set of `submission`. Samples are ordered by image and person. Raises UserError.
     """
     kit = Kit(source, CHALLENGES[name])
     classes, samples = kit.samples()
@@ -44,10 +44,10 @@ def open_voc(name: str, source: Path, seed: int, cache: Path, progress: Progress
     row_of = {image: row for row, image in enumerate(members)}
     image = np.array([row_of[key.image] for key in samples], np.int64)
     labels = [sample.labels or (0,) * len(classes) for sample in samples.values()]
-    learnt = _learnt(kit, classes)
+    learnt = _learnt_classes(kit, classes)
     sets = np.array([sample.set for sample in samples.values()])
     train, val, test = (np.flatnonzero(sets == part) for part in ("train", "val", "test"))
-    whole = Partition(train, val, test)
+    published = Partition(train, val, test)
     public, persons = "test" in kit.challenge.labelled, kit.challenge.persons
     return TransferSet(
         name=name,
@@ -56,50 +56,50 @@ def open_voc(name: str, source: Path, seed: int, cache: Path, progress: Progress
         measure=facts().transfer[name].measure,
         image=image,
         targets=np.array(labels, np.int8)[:, learnt],
-        partitions=[whole if public else Partition(*_drawn(train, image, seed), val)],
-        submission=None if public or not len(test) else whole,
+        partitions=[published if public else Partition(*_drawn(train, image, seed), val)],
+        submission=None if public or not len(test) else published,
         boxes=_boxes(kit, samples, index.split("val").size[image]) if persons else None,
         names=[f"{key.image} {key.person}" if persons else key.image for key in samples],
     )
 
 
 def listed(name: str, source: Path) -> tuple[int, int, int]:
-    """Classes, images and samples that :func:`open_voc` will find; no image and no box is read. Raises UserError."""
+    """Counts classes, images and samples without reading images or boxes. Raises UserError."""
     kit = Kit(source, CHALLENGES[name])
     classes, samples = kit.samples()
-    return len(_learnt(kit, classes)), len(_members(kit, samples)), len(samples)
+    return len(_learnt_classes(kit, classes)), len(_members(kit, samples)), len(samples)
 
 
-def _learnt(kit: Kit, classes: Sequence[str]) -> list[int]:
-    """Numbers of the classes that are learnt."""
+def _learnt_classes(kit: Kit, classes: Sequence[str]) -> list[int]:
+    """Returns the numbers of the classes that classifiers are trained for."""
     return [n for n, name in enumerate(classes) if not (kit.challenge.persons and name == _DISTRACTORS)]
 
 
 def _drawn(rows: Ints, image: Ints, seed: int) -> tuple[Ints, Ints]:
-    """(fit, held out): rows of which some images, with all that is in them, are held out."""
+    """Divides rows into fit and validation by image, so that persons in the same image stay together."""
     images = np.unique(image[rows])
     if len(images) < 2:
-        raise UserError("image set train has one image, and one to learn from and one to decide need two; add images")
+        raise UserError("image set train has one image, but fitting and validation need one each; add images")
     n = max(1, round(value("transfer_held_out") * len(images)))
-    held = np.isin(image[rows], images[class_permutation(seed, 0, 0, len(images))[:n]])
-    return rows[~held], rows[held]
+    is_validation = np.isin(image[rows], images[class_permutation(seed, 0, 0, len(images))[:n]])
+    return rows[~is_validation], rows[is_validation]
 
 
 def _members(kit: Kit, samples: Mapping[SampleKey, Sample]) -> dict[str, Member]:
-    """The files of the images that samples are in, by image in order. Raises UserError where one is not there."""
-    there = kit.files(_IMAGES)
+    """Returns the image files of all samples, by image in order. Raises UserError if a file is missing."""
+    files = kit.files(_IMAGES)
     images = dict.fromkeys(key.image for key in samples)
-    if lacking := [image for image in images if f"{image}.jpg" not in there]:
-        sample = next(sample for key, sample in samples.items() if key.image == lacking[0])
+    if missing := [image for image in images if f"{image}.jpg" not in files]:
+        sample = next(sample for key, sample in samples.items() if key.image == missing[0])
         raise UserError(
-            f"{sample.place}: image {lacking[0][:80]} is not in {_IMAGES} (of {len(images)} images {len(lacking)} are "
-            f"not); add {kit.archive_of(sample.set)}"
+            f"{sample.place}: image {missing[0][:80]} is not in {_IMAGES} ({len(missing)} of {len(images)} images are "
+            f"missing); add {kit.archive_of(sample.set)}"
         )
-    return {image: there[f"{image}.jpg"]._replace(class_name=_IMAGES) for image in images}
+    return {image: files[f"{image}.jpg"]._replace(class_name=_IMAGES) for image in images}
 
 
 def _indexed(kit: Kit, members: Sequence[Member], cache: Path, progress: Progress) -> Index:
-    """The index of images, all of them usable."""
+    """Indexes images. Raises UserError unless all are usable."""
     index = open_members(members, (_IMAGES,), kit.source, cache, progress)
     if rejected := index.split("val").rejected:
         status, place = next(flagged for flagged in index.flagged() if flagged[0].startswith("rejected"))
@@ -111,14 +111,14 @@ def _indexed(kit: Kit, members: Sequence[Member], cache: Path, progress: Progres
 
 
 def _boxes(kit: Kit, samples: Mapping[SampleKey, Sample], sizes: Ints) -> NDArray[np.float64]:
-    """(samples, 4) each person's box in its image, of that size; edges, px."""
-    there = kit.files("Annotations")
+    """Reads the persons' boxes, px, shape (samples, 4), given the sizes of the samples' images. Raises UserError."""
+    files = kit.files("Annotations")
     boxes = np.empty((len(samples), 4))
     annotations: dict[str, Annotation] = {}
     for row, ((key, sample), (height, width)) in enumerate(zip(samples.items(), sizes.tolist(), strict=True)):
         archive = kit.archive_of(sample.set)
-        if key.image not in annotations:  # persons of one image follow one another
-            annotations = {key.image: _annotation(key, sample, there.get(f"{key.image}.xml"), archive)}
+        if key.image not in annotations:  # persons in the same image are consecutive
+            annotations = {key.image: _annotation(key, sample, files.get(f"{key.image}.xml"), archive)}
         annotation = annotations[key.image]
         if key.person > len(annotation.objects):
             raise UserError(
@@ -141,7 +141,7 @@ def _boxes(kit: Kit, samples: Mapping[SampleKey, Sample], sizes: Ints) -> NDArra
 def _annotation(key: SampleKey, sample: Sample, file: Member | None, archive: str) -> Annotation:
     if file is None:
         raise UserError(
-            f"{sample.place}: Annotations has no {key.image}.xml, which says person {key.person}'s box; add {archive}"
+            f"{sample.place}: Annotations has no {key.image}.xml with person {key.person}'s box; add {archive}"
         )
     found = parse_voc(contents(file, XML_MOST), file.place, (), key.image)
     if isinstance(found, Unread):

@@ -1,7 +1,7 @@
-"""PASCAL VOC's development kits: where one year's files are, and what its image sets say.
+"""Finds the files of a year in PASCAL VOC's development kits, and reads its image sets.
 
-Image sets are text files: `ImageSets/Main/<class>_<set>.txt` says of every image of a set whether it shows the class
-(`id label`), `ImageSets/Action/<class>_<set>.txt` of every person (`id number label`).
+Image sets are text files. `ImageSets/Main/<class>_<set>.txt` labels every image of a set as showing the class or not
+(`id label`), `ImageSets/Action/<class>_<set>.txt` every person (`id number label`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from vggrepro.errors import UserError
 
 _LABELS = {"-1": -1, "0": 0, "1": 1}
 _SETS = ("train", "val", "trainval", "test")
-_DEEPEST = 3  # folders around that of a year: VOCtrainval_06-Nov-2007/VOCdevkit/VOC2007
+_DEEPEST = 3  # folders down to that of a year: VOCtrainval_06-Nov-2007/VOCdevkit/VOC2007
 _SET_MOST = 16 << 20  # bytes of a set file; the largest has some 300,000
-_SHOWN = 80  # characters of what a file says, in messages
+_SHOWN = 80  # characters of a file's content in messages
 _ARCHIVES = {
     "2007": {"trainval": "VOCtrainval_06-Nov-2007.tar", "test": "VOCtest_06-Nov-2007.tar"},
     "2012": {"trainval": "VOCtrainval_11-May-2012.tar", "test": "VOC2012test.tar"},
@@ -27,23 +27,19 @@ _ARCHIVES = {
 
 
 class Challenge(NamedTuple):
-    """A task of one year's."""
+    """A task of a year."""
 
     year: str
-    folder: str
-    """Of `ImageSets`."""
-    labelled: tuple[str, ...]
-    """Sets whose labels are public."""
-    persons: bool
-    """Whether a sample is a person, not an image."""
+    folder: str  # subfolder of `ImageSets`
+    labelled: tuple[str, ...]  # sets whose labels are public
+    persons: bool  # whether a sample is a person, not an image
 
 
 class SampleKey(NamedTuple):
-    """An image, or a person in it."""
+    """An image, or a person in an image."""
 
     image: str
-    person: int
-    """Number of the object in the image's XML, from 1; 0: the image itself."""
+    person: int  # number of the object in the image's XML, from 1; 0: the sample is the image
 
     def __str__(self) -> str:
         image = f"image {self.image[:_SHOWN]}"
@@ -51,77 +47,71 @@ class SampleKey(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """What the image sets say of one."""
+    """A sample in the image sets."""
 
-    set: str
-    """train, val or test."""
-    place: str
-    """Where it is named first, for messages."""
-    labels: tuple[int, ...]
-    """One a class: 1, -1 or 0 (difficult); none without labels."""
+    set: str  # `train`, `val` or `test`
+    place: str  # path and line that name it first, for messages
+    labels: tuple[int, ...]  # 1, -1 or 0 (difficult) per class; empty without labels
 
 
 _Lines = dict[SampleKey, tuple[str, int | None]]
-"""Of each sample of an image set the line that names it, for messages, and its label there."""
+"""Path and line, for messages, and label of each sample in an image set."""
 
 
 class Kit:
-    """The files of one year, of as many folders and archives as they lie in; of two of one name the first counts."""
+    """The files of a year in any number of folders and archives; of files with the same name the first counts."""
 
     def __init__(self, source: Path, challenge: Challenge) -> None:
-        """Raises UserError where the year is not there."""
+        """Raises UserError if the year is missing."""
         self.source, self.challenge = source, challenge
         year = challenge.year
         archives = _ARCHIVES[year].values()
         tree = tree_of(source, f"VOCdevkit, or a folder with {' and '.join(archives)}")
         trees: list[Tree] = [tree]
         trees += map(Tar, _worth_reading(archives_in(tree), year, unpacked=any(_years(tree))))
-        found = [(one, path, named) for one in trees for path, named in _years(one)]
-        self._parts = [(one, path) for one, path, named in found if named in (year, None)]
+        found = [(tree, path, named) for tree in trees for path, named in _years(tree)]
+        self._parts = [(tree, path) for tree, path, named in found if named in (year, None)]
         self._year_is_known = any(named for _, _, named in found)
         if not self._parts:
-            there = ", ".join(sorted({f"VOC{named}" for _, _, named in found})) or "nothing of PASCAL VOC"
-            raise UserError(f"{source} holds {there}, not VOC{year}; give VOCdevkit/VOC{year}, or {self.archive_of()}")
+            others = ", ".join(sorted({f"VOC{named}" for _, _, named in found})) or "nothing of PASCAL VOC"
+            raise UserError(f"{source} holds {others}, not VOC{year}; give VOCdevkit/VOC{year}, or {self.archive_of()}")
 
     def files(self, folder: str) -> Files:
-        """The files of a folder of the year, by name, sorted."""
+        """Lists the files in a folder of the year, by name, sorted."""
         found: dict[str, Member] = {}
         for tree, path in reversed(self._parts):
             found.update(tree.files(below(path, folder)))
         return dict(sorted(found.items()))
 
     def archive_of(self, part: str | None = None) -> str:
-        """Names of the archives that hold a set, or all, for messages."""
+        """Names the archive that holds a set, or all archives, for messages."""
         archives = _ARCHIVES[self.challenge.year]
         return archives.get(part, archives["trainval"]) if part else " and ".join(archives.values())
 
     def samples(self) -> tuple[tuple[str, ...], dict[SampleKey, Sample]]:
-        """The classes, sorted, and all samples of the labelled sets, by image and person.
-
-        Where `test` is none of these and there, its samples come without labels. Raises UserError.
-        """
+        """Returns sorted classes, and samples by image and person; `test` may have no labels. Raises UserError."""
         folder, labelled = f"ImageSets/{self.challenge.folder}", self.challenge.labelled
         files, shown = self.files(folder), f"{folder} of {self.source}"
-        of_set: dict[str, dict[str, Member]] = {name: {} for name in _SETS}
+        set_files: dict[str, dict[str, Member]] = {name: {} for name in _SETS}
         for name, file in files.items():
             class_name, _, part = name.removesuffix(".txt").rpartition("_")
-            if class_name and part in of_set and name.endswith(".txt"):
-                of_set[part][class_name] = file
-        classes = tuple(sorted({name for part in {*labelled, "trainval"} for name in of_set[part]}))
+            if class_name and part in set_files and name.endswith(".txt"):
+                set_files[part][class_name] = file
+        classes = tuple(sorted({name for part in {*labelled, "trainval"} for name in set_files[part]}))
         if not classes:
             raise UserError(f"{shown} has no image sets (<class>_train.txt); add {self.archive_of('trainval')}")
         found: dict[SampleKey, Sample] = {}
         for part in labelled:
             archive = self.archive_of(part)
-            if not of_set[part]:
+            if not set_files[part]:
                 raise UserError(f"{shown} has no image set {part} (<class>_{part}.txt); add {archive}")
-            if missing := sorted(set(classes).difference(of_set[part])):
+            if missing := sorted(set(classes).difference(set_files[part])):
                 raise UserError(f"{shown} has no {missing[0]}_{part}.txt; restore it from {archive}")
-            columns = self._columns([of_set[part][name] for name in classes])
+            columns = self._columns([set_files[part][name] for name in classes])
             if not columns[0]:
                 raise UserError(f"{shown}: image set {part} is empty; restore it from {archive}")
             self._add(found, part, columns)
-        list_of_all = files.get("test.txt") or next(iter(of_set["test"].values()), None)
+        list_of_all = files.get("test.txt") or next(iter(set_files["test"].values()), None)
         if "test" not in labelled and list_of_all:
             self._add(found, "test", [self._lines(list_of_all, labelled=False)])
         return classes, dict(sorted(found.items()))
@@ -130,14 +120,14 @@ class Kit:
         for key, (place, _) in columns[0].items():
             if (other := found.get(key)) is not None:
                 raise UserError(
-                    f"{place}: {key} is in set {other.set} as well ({other.place}); restore both files from "
+                    f"{place}: {key} is also in set {other.set} ({other.place}); restore both files from "
                     f"{self.archive_of(part)}"
                 )
             labels = (column[key][1] for column in columns)
             found[key] = Sample(part, place, tuple(label for label in labels if label is not None))
 
     def _columns(self, files: Sequence[Member]) -> list[_Lines]:
-        """The lines of each of a set's files. Raises UserError where they do not name the same."""
+        """Reads the files of a set. Raises UserError if they name different samples."""
         columns = [self._lines(file) for file in files]
         for file, column in zip(files, columns, strict=True):
             if different := sorted(columns[0].keys() ^ column.keys()):
@@ -146,7 +136,7 @@ class Kit:
         return columns
 
     def _lines(self, file: Member, *, labelled: bool = True) -> _Lines:
-        """Raises UserError for what does not read so."""
+        """Reads an image set. Raises UserError for an invalid line."""
         persons, year = self.challenge.persons, self.challenge.year
         restore = f"restore the file from {self.archive_of('test' if file.name.endswith('test.txt') else 'trainval')}"
         columns = ["id", *(["number"] if persons else []), *(["label"] if labelled else [])]
@@ -159,29 +149,28 @@ class Kit:
                 raise UserError(f"{place}: not UTF-8; {restore}") from None
             if not words:
                 continue
-            # where there should be no labels, some have one that says nothing
+            # a file that should have no labels may have meaningless ones
             if len(words) != len(columns) and (labelled or len(words) != len(columns) + 1):
                 shown = f"`{' '.join(words)[:_SHOWN]}`"
                 raise UserError(f"{place}: {shown} is not `{' '.join(columns)}`; {restore}")
             if labelled and words[-1] not in _LABELS:
-                raise UserError(f"{place}: label {words[-1][:_SHOWN]} is none of -1, 0 and 1; {restore}")
+                raise UserError(f"{place}: label {words[-1][:_SHOWN]} must be -1, 0 or 1; {restore}")
             if persons and not re.fullmatch(r"[1-9][0-9]{0,5}", words[1]):
-                raise UserError(f"{place}: {words[1][:_SHOWN]} is no number of an object, from 1; {restore}")
+                raise UserError(f"{place}: {words[1][:_SHOWN]} must be an object's number, from 1; {restore}")
             key = SampleKey(words[0], int(words[1]) if persons else 0)
             if key in found:
                 first = found[key][0].rpartition(":")[2]
-                raise UserError(f"{place}: {key} is named twice, in line {first} first; {restore}")
+                raise UserError(f"{place}: {key} is named twice, first in line {first}; {restore}")
             if not self._year_is_known and ("_" in key.image) != (year == "2012"):
                 raise UserError(
-                    f"{place}: image {key.image[:_SHOWN]} is none of VOC{year}; give VOC{year}, or the data set that "
-                    f"this is"
+                    f"{place}: image {key.image[:_SHOWN]} is not from VOC{year}; give VOC{year}, or name this data set"
                 )
             found[key] = place, _LABELS[words[-1]] if labelled else None
         return found
 
 
 def _years(tree: Tree) -> Iterator[tuple[str, str | None]]:
-    """(path, year) of the folders of years in a tree; without a year where only its layout says what it is."""
+    """Yields (path, year) of the folders of years in a tree; the year is None if only the layout identifies it."""
     level = [""]
     for _ in range(_DEEPEST + 1):
         deeper = []
@@ -192,11 +181,11 @@ def _years(tree: Tree) -> Iterator[tuple[str, str | None]]:
                 year = re.fullmatch(r"VOC(\d{4})", name)
                 yield path, year[1] if year else None
             else:
-                deeper += [below(path, one) for one in inside if one.upper().startswith("VOC")]
+                deeper += [below(path, folder) for folder in inside if folder.upper().startswith("VOC")]
         level = deeper
 
 
 def _worth_reading(archives: Sequence[Path], year: str, *, unpacked: bool) -> Sequence[Path]:
-    """Archives of a year by their names, or all; beside what is unpacked only those that may add to it."""
+    """Selects archives with the year in their names, or else all; if files are unpacked, only uncompressed ones."""
     named = [file for file in archives if year in file.name]
     return [file for file in named if file.suffix == ".tar"] if unpacked else named or archives
