@@ -66,7 +66,7 @@ run_command("vggrepro", command)
     ("error", "status", "said"),
     [
         ("UserError('S=100: raise it')", 2, "vggrepro: S=100: raise it\n"),
-        ("Interrupted('SIGTERM')", 75, "vggrepro: stopped (SIGTERM); the same command goes on from there\n"),
+        ("Interrupted('SIGTERM')", 75, "vggrepro: stopped (SIGTERM); run the same command again to resume\n"),
         ("ZeroDivisionError('ours')", 1, "ZeroDivisionError: ours\n"),
         ("SystemExit('S is missing')", 1, "S is missing\n"),
         ("SystemExit(76)", 76, ""),
@@ -98,7 +98,7 @@ def test_what_the_file_system_refuses_is_said_in_one_line(capsys: pytest.Capture
         run_command("vggrepro", command)
     said = capsys.readouterr().err
     assert (left.value.code, said.count("\n")) == (2, 1)
-    assert "File name too long; choose another place" in said
+    assert "File name too long; write elsewhere, or remove the cause" in said
 
 
 def test_a_file_that_this_program_lost_is_a_fault_of_its_own(tmp_path: Path) -> None:
@@ -119,9 +119,9 @@ def test_a_message_never_breaks_a_line_or_moves_the_cursor() -> None:
         (errno.EAGAIN, None, "`ulimit -u`"),
         (errno.ENOMEM, None, "Cannot allocate memory; free some memory"),
         (errno.EIO, None, "`dmesg`"),
-        (errno.ESTALE, "x.idx", "x.idx: Stale file handle; its file server has lost it"),
-        (errno.ENOSPC, None, "No space left on device; make room"),
-        (errno.ENOSPC, "x.idx", "x.idx: No space left on device; choose another place"),
+        (errno.ESTALE, "x.idx", "x.idx: Stale file handle; the file server has lost it"),
+        (errno.ENOSPC, None, "No space left on device; free some space"),
+        (errno.ENOSPC, "x.idx", "x.idx: No space left on device; write elsewhere"),
     ],
 )
 def test_what_the_machine_refuses_has_a_remedy(
@@ -168,7 +168,7 @@ def test_an_output_that_cannot_be_written_is_one_line(words: str, buffered: str)
         )
     line = done.stderr.splitlines()[-1]
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 2 if "tables" in words else 1), done.stderr
-    assert line == "vggrepro: standard output: No space left on device; choose another place, or make it fit"
+    assert line == "vggrepro: standard output: No space left on device; write elsewhere, or remove the cause"
 
 
 @pytest.mark.parametrize("words", ["summary", "summary D --json"])

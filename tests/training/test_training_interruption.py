@@ -50,7 +50,7 @@ def test_seven_kill_six_term_seven_is_twenty_steps(stage_file: StageFile, twenty
     interrupted(file, Fault("step 8", signal.SIGKILL))
     assert last(run_of(file)).step in (6, 7)  # the seventh may not have been written yet
     stopped = interrupted(file, Fault("step 13", signal.SIGTERM))
-    assert "stopped (SIGTERM; saved at step 13); the same command goes on" in stopped.text()
+    assert "stopped (SIGTERM; saved at step 13); run the same command again" in stopped.text()
     assert last(run_of(file)).step == 13
     run_to_the_end(file)
     assert_same_course(run_of(file), twenty)
