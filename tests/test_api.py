@@ -144,7 +144,7 @@ def test_a_published_net_is_tested_as_it_was_at_home(graph: Graph, run: Path, tm
     ("make", "said"),
     [
         (lambda folder: folder / "none", "none cannot be read"),
-        (lambda folder: folder, "is no run directory"),
+        (lambda folder: folder, "is not a run directory"),
         (lambda folder: (folder / "x.pt").write_bytes(b"PK\x03\x04 torn") and folder / "x.pt", "cannot be read"),
     ],
 )

@@ -88,7 +88,7 @@ def without_class(images: Path, root: Path) -> Path:
         (["model.net=F"], "F"),
         (["model.crop=33", "data.S=40"], "33"),
         (["run.device=cuda"], "run.device=cuda, but no CUDA device is visible"),
-        (["tracking.uri=./mlruns"], "is a folder, which MLflow no longer takes"),
+        (["tracking.uri=./mlruns"], "is a folder, which MLflow no longer supports"),
     ],
 )
 def test_each_mistake_is_one_line_and_status_2(

@@ -260,7 +260,7 @@ def test_places_lie_in_the_order_of_the_map(whole: Graph) -> None:
         (["localise", "{runs}/nothing"], "nothing does not exist; name the run directory of a finished stage"),
         (["localise", "{runs}/boxes", "--classes-from", "{runs}/D", "--method", "both"], "has no both posteriors of"),
         (["compare", "{runs}/boxes", "{runs}/boxes-fine"], "predicts boxes"),
-        (["weights", "export", "{runs}/boxes", "--out", "{runs}/x.pth"], "predicts boxes, which no other program"),
+        (["weights", "export", "{runs}/boxes", "--out", "{runs}/x.pth"], "predicts boxes, which other programs"),
     ],
 )
 def test_mistakes_are_one_line(whole: Graph, command: Command, words: list[str], said: str) -> None:

@@ -24,7 +24,7 @@ from vggrepro.data.images.scan import scan, scan_folder
 from vggrepro.models.table1 import architecture
 from vggrepro.models.vgg import VGG
 from vggrepro.models.weights import PREPROCESSING, Preprocessing, write
-from vggrepro.pipeline.crosscheck import Crosscheck, crosscheck, their_name, torchvision_evaluation
+from vggrepro.pipeline.crosscheck import Crosscheck, crosscheck, external_name, torchvision_evaluation
 from vggrepro.pipeline.weights import export_weights, import_weights
 from vggrepro.storage import checkpoint
 
@@ -123,7 +123,7 @@ def test_a_person_reads_a_table(run: Path, index_file: Path, command: Command, m
 
     monkeypatch.setattr(metadata, "version", missing)
     without = command(*words)[1].splitlines()
-    assert without[-1] == "timm is not installed, so its row is left out; for it: pip install 'vggrepro[timm]'"
+    assert without[-1] == "timm is not installed, so its row is left out; run: pip install 'vggrepro[timm]'"
     assert [line for line in without if line.startswith("| ")] == rows[:-1]
 
 
@@ -178,7 +178,7 @@ def test_mistakes(run: Path, images: Path, tmp_path: Path, command: Command) -> 
     assert "data.root is not set" in command.mistake("crosscheck", run, *here, "-q")
     gone = set_words(f"data.root={tmp_path / 'gone'}")
     assert "gone does not exist; give a folder" in command.mistake("crosscheck", run, *here, *gone, "-q")
-    assert "is no run directory" in command.mistake("crosscheck", tmp_path, *here)
+    assert "is not a run directory" in command.mistake("crosscheck", tmp_path, *here)
     assert "--limit" in command.mistake("crosscheck", run, *here, "--limit", 0)
     with pytest.MonkeyPatch.context() as patched:
         for name, text in rank_variables(0, 2, 1).items():
@@ -199,7 +199,7 @@ def test_mistakes(run: Path, images: Path, tmp_path: Path, command: Command) -> 
     on_index = [*here, *set_words(f"data.index={index}")]
     line = command.mistake("crosscheck", run, *on_index, "--limit", 12, "-q")
     assert f"{file} is bad since it was indexed" in line
-    assert "an error rate counts every image" in line
+    assert "error rates need every image" in line
     file.unlink()
     assert "has changed since; make it again" in command.mistake("crosscheck", run, *on_index, "-q")
 
@@ -233,7 +233,7 @@ def test_the_module_is_theirs_where_they_have_the_net(
     stored = checkpoint.load(made / "checkpoints" / "final.pt")
     config = Config(model=Model(net=net, classes=7, **options)).model_dump(mode="json")
     full = replace(stored, weights=weights, config=config)
-    assert their_name(full.stage.model) == name
+    assert external_name(full.stage.model) == name
     if name is None:
         return
     found = torchvision_evaluation(full)

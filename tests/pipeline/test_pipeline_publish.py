@@ -142,20 +142,20 @@ def test_what_would_be_lost_is_not_overwritten(run: Path, tmp_path: Path, comman
     edited = card.replace("# license: yours", "license: apache-2.0  # yours")
     (out / "README.md").write_text(edited)
     status, printed, _ = command("publish", run, "--to", out)
-    assert (status, "its README.md there was edited by hand and stays as it is" in printed) == (0, True)
+    assert (status, "its README.md was edited by hand and is unchanged" in printed) == (0, True)
     assert (out / "README.md").read_text() == edited
     shutil.move(run / "posteriors", tmp_path / "posteriors")
     before = contents(out)
     line = command.mistake("publish", run, "--to", out)
-    assert f"--to {out} holds the answers of this net, which {run} lacks: they would be lost" in line
+    assert f"--to {out} has results of this net, which {run} lacks and which would be lost" in line
     shutil.move(tmp_path / "posteriors", run / "posteriors")
     another_net(run)
     line = command.mistake("publish", run, "--to", out)
     weights = json.loads(before["config.json"])["vggrepro"]["weights"]
-    assert f"--to {out} holds another net (weights {weights[:12]}; this one has " in line
+    assert f"--to {out} has another net (weights {weights[:12]}; this one has " in line
     assert contents(out) == before
     status, printed, _ = command("publish", run, "--to", out, "--replace")
-    assert (status, f"no answers are published: {run} is not tested" in printed) == (0, True)
+    assert (status, f"no results are published: {run} is not tested" in printed) == (0, True)
     assert contents(out).keys() == FILES - {"evidence.jsonl", "ranks.npz"}
     assert "Not evaluated" in (out / "README.md").read_text()
     assert json.loads((out / "config.json").read_text())["vggrepro"]["weights"] != weights
@@ -167,14 +167,14 @@ def test_folders_that_hold_anything_else_are_refused(run: Path, tmp_path: Path, 
     (full / "notes.txt").write_text("mine")
     for replace in ((), ("--replace",)):
         line = command.mistake("publish", run, "--to", full, *replace)
-        assert f"--to {full} holds other files (notes.txt); choose a new folder" in line
+        assert f"--to {full} has other files (notes.txt); choose a new folder" in line
     line = command.mistake("publish", run, "--to", full / "notes.txt")
     assert f"--to {full / 'notes.txt'} is a file" in line
     assert contents(full) == {"notes.txt": b"mine"}
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     (theirs / "model.safetensors").write_bytes(b"theirs")
-    assert "holds another net (of no config.json that was made here;" in command.mistake("publish", run, "--to", theirs)
+    assert "has another net (without a config.json of vggrepro;" in command.mistake("publish", run, "--to", theirs)
     assert contents(theirs) == {"model.safetensors": b"theirs"}
 
 
@@ -192,10 +192,10 @@ def test_a_folder_is_all_or_nothing(
     with monkeypatch.context() as patched:
         patched.setattr(publishing, "sha256_of", full)  # after the weights, before the card
         line = command.mistake("publish", run, "--to", out, "--replace")
-        assert f"--to {out} cannot be written: No space left on device; choose another place" in line
+        assert f"--to {out} cannot be written: No space left on device; choose another folder" in line
         patched.setattr(publishing.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 100_000))
         line = command.mistake("publish", run, "--to", out, "--replace")
-        assert re.search(rf"{out.parent} has room for 0 MB, and the files take \d+ MB; make room, or choose", line)
+        assert re.search(rf"{out.parent} has 0 MB of free space, and the files need \d+ MB; free some", line)
     assert contents(out.parent) == before
 
 
@@ -205,9 +205,9 @@ def test_nets_that_cannot_be_published(run: Path, tmp_path: Path, images: Path, 
     line = command.mistake("publish", final_file(run), *to)
     assert "final.pt is a file; name the run directory of a finished stage" in line
     assert f"--private with the folder {tmp_path / 'out'}" in command.mistake("publish", run, *to, "--private")
-    assert "written as hf:owner/name" in command.mistake("publish", run, "--to", "hf:net")
+    assert "write hf:owner/name" in command.mistake("publish", run, "--to", "hf:net")
     (run / "final.json").write_text(json.dumps({"weights": "0" * 64, "step": 6}))
-    assert "final.json is of another net than" in command.mistake("publish", run, *to)
+    assert "final.json belongs to another net than" in command.mistake("publish", run, *to)
     config = boxes.config | {"localisation": {"regression": "SCR"}, "run": boxes.config["run"] | {"parent": "A"}}
     checkpoint.save(Checkpoint(**vars(boxes) | {"config": config}), final_file(run))
     assert f"{run} predicts boxes, not classes; name the net it was trained from" in command.mistake(
@@ -225,7 +225,7 @@ def test_an_untested_import_is_published_without_answers(tmp_path: Path, command
     write(tmp_path / "theirs.safetensors", weights, **described)  # type: ignore[arg-type]
     import_weights(tmp_path / "theirs.safetensors", tmp_path / "imported" / "C")
     status, printed, err = command("publish", tmp_path / "imported" / "C", "--to", tmp_path / "out")
-    assert (status, "is not tested; `vggrepro evaluate" in printed) == (0, True), err
+    assert (status, "is not tested; run `vggrepro evaluate" in printed) == (0, True), err
     assert contents(tmp_path / "out").keys() == FILES - {"evidence.jsonl", "ranks.npz"}
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert "architecture" not in config, "timm has no C"
@@ -263,18 +263,18 @@ def test_what_a_repository_holds_is_not_overwritten(run: Path, hub: Hub, command
     hub.repositories["me/net"] = Repository(files={"README.md": b"---\nlicense: mit\n---\n", ".gitattributes": b""})
     repository = hub.repositories["me/net"]
     status, printed, _ = command("publish", run, "--to", "hf:me/net")
-    assert (status, "its README.md there was edited by hand" in printed) == (0, True)
+    assert (status, "its README.md was edited by hand" in printed) == (0, True)
     assert repository.files["README.md"].startswith(b"---\nlicense: mit"), "as the site has made it"
     before = dict(repository.files)
     another_net(run)
-    assert "--to hf:me/net holds another net (weights " in command.mistake("publish", run, "--to", "hf:me/net")
+    assert "--to hf:me/net has another net (weights " in command.mistake("publish", run, "--to", "hf:me/net")
     assert repository.files == before
     assert command("publish", run, "--to", "hf:me/net", "--replace")[0] == 0
     assert repository.files.keys() == FILES - {"evidence.jsonl", "ranks.npz"} | {".gitattributes"}
     assert len(repository.commits) == 2
     hub.repositories["me/theirs"] = Repository(files={"model.safetensors": b"theirs"})
     line = command.mistake("publish", run, "--to", "hf:me/theirs")
-    assert "--to hf:me/theirs holds another net (of no config.json that was made here;" in line
+    assert "--to hf:me/theirs has another net (without a config.json of vggrepro;" in line
 
 
 def test_the_command_itself_reads_the_environment(run: Path, tmp_path: Path, hub: Hub) -> None:
@@ -283,7 +283,7 @@ def test_the_command_itself_reads_the_environment(run: Path, tmp_path: Path, hub
     place = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
     done = fork_program(*words, HF_TOKEN="hf_wrong", **place)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert "vggrepro: hf:me/net: the Hub does not know the token" in done.stderr
+    assert "vggrepro: hf:me/net: the token is missing or invalid" in done.stderr
     done = fork_program(*words, HF_TOKEN=TOKEN, **place)
     assert (done.returncode, done.stderr) == (0, "")
     assert hub.repositories["me/net"].files.keys() >= FILES

@@ -274,7 +274,7 @@ def test_a_set_without_positives_is_one_line(nets: Path, sets: Path, tmp_path: P
         file.write_text(re.sub(r"  1$", " -1", file.read_text(), flags=re.MULTILINE))
     status, _, err = command("transfer", nets / "D", "-d", f"voc2007={devkit}", *set_words(*HERE))
     assert status == 2
-    assert re.search(r"voc2007: none of the 4 samples of .* that decide C is of any class; give the whole", err)
+    assert re.search(r"voc2007: none of the 4 validation samples of .* belongs to a class; give the", err)
     assert "Traceback" not in err
 
 
@@ -341,10 +341,10 @@ MISTAKES = [
     (("transfer", "D", "-d", "mine={mine}/none"), "{mine}/none does not exist"),
     (("transfer", "D", "-d", "a/b={mine}"), "a name is of letters, digits"),
     (("transfer", "D", "-d", "a={mine}", "-d", "a=x"), "a is {mine} already"),
-    (("transfer", "D"), "names no data set (transfer.sets); say --data NAME=PATH"),
+    (("transfer", "D"), "names no data set (transfer.sets); add --data NAME=PATH"),
     (("transfer", "D", "-d", "mine={mine}", "--scales", "31"), "Q = 31 is smaller than D takes; use 32 or more"),
     (("features", "conv", "-d", "mine={mine}", "--scales", "31", "-o", "{x}"), "use 32 or more"),
-    (("features", "D", "-d", "mine={mine}", "-o", "{x}", "--boxes"), "--boxes: mine has no boxes; leave it out"),
+    (("features", "D", "-d", "mine={mine}", "-o", "{x}", "--boxes"), "--boxes: mine has no boxes; omit the option"),
     (("features", "D", "-d", "mine={mine}", "-o", "{x}.csv"), "features are written as .npz; choose that suffix"),
     (("features", "D", "-d", "mine={mine}", "-o", "{mine}/ant/0.png/x.npz"), "x.npz cannot be written ("),
     (("features", "D", "-d", "mine={mine}", "-o", "/proc/x.npz"), "--out /proc/x.npz cannot be written"),

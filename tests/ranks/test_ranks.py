@@ -171,5 +171,4 @@ def test_gloo_listens_on_an_interface_that_other_nodes_can_reach(monkeypatch: py
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
     group._keep_gloo_off_loopback({"node2"})
     assert os.environ["GLOO_SOCKET_IFNAME"] == "ib0", "the user's setting is unchanged"
-
     assert group.interface_to("no.such.host.invalid") is None

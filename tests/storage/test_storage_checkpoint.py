@@ -51,7 +51,7 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     torch.save({"format": "vggrepro checkpoint 1", "weights": Evil()}, tmp_path / "a.pt")
     (tmp_path / "b.pt").write_bytes(pickle.dumps(Evil()))
     for name in ("a.pt", "b.pt"):
-        with pytest.raises(UserError, match="torn or not a checkpoint"):
+        with pytest.raises(UserError, match="damaged or not a checkpoint"):
             checkpoint.load(tmp_path / name)
     assert not (tmp_path / "run").exists()
 
@@ -62,7 +62,7 @@ def test_a_file_torn_anywhere_is_refused_in_one_line(tmp_path: Path) -> None:
     whole = file.read_bytes()
     for length in {0, 1, 100, len(whole) // 2, len(whole) - 300, len(whole) - 1}:
         file.write_bytes(whole[:length])
-        with pytest.raises(UserError, match="torn or not a checkpoint") as refusal:
+        with pytest.raises(UserError, match="damaged or not a checkpoint") as refusal:
             checkpoint.load(file)
         assert "\n" not in str(refusal.value)
 
@@ -73,7 +73,7 @@ def test_a_hole_in_the_middle_is_found(tmp_path: Path) -> None:
     damaged = bytearray(file.read_bytes())
     damaged[200_000:204_096] = bytes(4096)  # a block that never reached the disk
     file.write_bytes(damaged)
-    with pytest.raises(UserError, match=r"torn or not a checkpoint .checksum of"):
+    with pytest.raises(UserError, match=r"damaged or not a checkpoint .checksum of"):
         checkpoint.load(file)
 
 
@@ -123,7 +123,7 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: py
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"could not be written.*No space left"):
+    with pytest.raises(OSError, match=r"cannot be written.*No space left"):
         checkpoint.save(make(3, fill=2.0), file)
     assert checkpoint.load(file).weights["w"].unique().tolist() == [1.0]
     assert [path.name for path in tmp_path.iterdir()] == [file.name]

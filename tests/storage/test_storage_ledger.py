@@ -58,7 +58,7 @@ def test_each_departure_is_found(setting: str, run: object) -> None:
 def test_descent_is_part_of_it() -> None:
     A, D = Config(model={"net": "A"}), Config(model={"net": "D"})
     assert [str(d) for d in ledger(D, None)] == [
-        "run.parent: none instead of A at S=256 (no reason given; say why in run.why)"
+        "run.parent: none instead of A at S=256 (no reason given; give one in run.why)"
     ]
     assert ledger(D, A) == []
     assert [d.setting for d in ledger(A, D)] == ["run.parent"]

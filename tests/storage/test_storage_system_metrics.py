@@ -89,4 +89,4 @@ def test_a_full_disk_ends_the_samples_and_not_the_run(
         while time.monotonic() < until and not caplog.records:
             time.sleep(0.01)
     (record,) = caplog.records
-    assert "system metrics end here, training goes on" in record.getMessage()
+    assert "system metrics stop, training continues" in record.getMessage()

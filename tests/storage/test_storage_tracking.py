@@ -498,7 +498,7 @@ def test_a_deleted_experiment_stops_the_mirror_until_it_is_restored(
     refused(run, uri, experiment="deleted")  # as a graph's next stage
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"MLflow takes no more, metrics.jsonl is complete: its experiment deleted is deleted; restore it "
+        f"MLflow rejects the copy, metrics.jsonl is complete: its experiment deleted is deleted; restore it "
         f"(`MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow experiments restore --experiment-id {number}`), or set "
         f"another run.experiment"
     )
@@ -522,7 +522,7 @@ def test_an_experiment_that_is_deleted_meanwhile(run: RunDirectory, uri: str, ca
     assert time.monotonic() - begin < LONG_S / 2
     (record,) = caplog.records
     assert "must be in the 'active' state" in record.getMessage()
-    assert record.getMessage().endswith("; mend it there, then start again")
+    assert record.getMessage().endswith("; fix it in MLflow, then start again")
 
 
 def test_a_database_of_another_mlflow(
@@ -538,8 +538,7 @@ def test_a_database_of_another_mlflow(
 
 
 @pytest.mark.parametrize(
-    ("status", "words"),
-    [(401, "set MLFLOW_TRACKING_USERNAME"), (403, "to what may write there"), (404, "tracking.uri")],
+    ("status", "words"), [(401, "set MLFLOW_TRACKING_USERNAME"), (403, "to write access"), (404, "tracking.uri")]
 )
 def test_a_server_that_refuses(run: RunDirectory, caplog: pytest.LogCaptureFixture, status: int, words: str) -> None:
     with answering(status) as address:
@@ -602,7 +601,7 @@ def test_folders_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fo
 
 @pytest.mark.parametrize("address", ["http://server:many", "http://[server:5000"])
 def test_what_is_no_address_is_refused(tmp_path: Path, address: str) -> None:
-    with pytest.raises(UserError, match=r"is no address \(.*; correct it"):
+    with pytest.raises(UserError, match=r"is not a URL \(.*; correct it"):
         resolve_uri(address, tmp_path)
 
 

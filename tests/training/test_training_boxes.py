@@ -127,7 +127,7 @@ def test_images_without_boxes_are_left_out_and_counted(
     run = train_here(file)
     assert run.read_json("dataset.json")["boxes"]["images"]["train"] == {"with": 30, "without": 9}
     assert run.records("train")[-1]["epoch"] == pytest.approx(20 * 8 / 30)
-    assert "boxes: 9 training images without a box are left out" in capsys.readouterr().err
+    assert "boxes: 9 training images without a box are skipped" in capsys.readouterr().err
 
 
 def test_other_boxes_are_another_data_set(box_stage: StageFile, boxed: Path, images: Path, tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ cli.main()
     assert (done.returncode == 0) == (status == 0), done.stderr
     if status:
         assert said[0] == (
-            "vggrepro: the weights of rank 1 are not those of rank 0 any more: their gradients differed "
-            "(train.comm=factor); go on from the newest checkpoint with --set train.comm=ddp, "
-            "and look at that rank's GPU"
+            "vggrepro: the weights of rank 1 differ from those of rank 0, because their gradients differed "
+            "(train.comm=factor); resume from the newest checkpoint with --set train.comm=ddp, "
+            "and check that rank's GPU"
         )

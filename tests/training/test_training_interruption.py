@@ -187,7 +187,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(
     filler.write_bytes(bytes(free - 60_000))  # room for metrics, not for a checkpoint
     with pytest.raises(Exception, match="free some space and run the same command again"):
         train_here(file)
-    assert "the one before it is kept" in caplog.text
+    assert "the previous one is kept" in caplog.text
     assert last(run).step == kept
     assert [path for path in run.checkpoints.iterdir() if path.name.startswith(".")] == []
     filler.unlink()

@@ -344,5 +344,4 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """Serialises every setting, including defaults."""
-
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
