@@ -109,9 +109,9 @@ class _Handler(BaseHTTPRequestHandler):
         if rest[0] == "tree":
             return self._answer(200, [self._entry(*item) for item in repository.files.items()])
         if rest[0] == "preupload":
-            return self._answer(200, {"files": [self._mode(repository, one) for one in json.loads(body)["files"]]})
+            return self._answer(200, {"files": [self._mode(repository, entry) for entry in json.loads(body)["files"]]})
         if rest[:2] == ["info", "lfs"]:
-            return self._answer(200, {"objects": [self._action(one) for one in json.loads(body)["objects"]]})
+            return self._answer(200, {"objects": [self._action(entry) for entry in json.loads(body)["objects"]]})
         if rest[0] == "commit":
             return self._commit(name, repository, [json.loads(line) for line in body.splitlines()])
         return self._refuse(501, f"not here: {path}")
@@ -134,19 +134,19 @@ class _Handler(BaseHTTPRequestHandler):
     def _entry(self, name: str, content: bytes) -> dict[str, Any]:
         return {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
 
-    def _mode(self, repository: Repository, one: dict[str, Any]) -> dict[str, Any]:
-        large, content = one["path"].endswith(_LFS), repository.files.get(one["path"])
+    def _mode(self, repository: Repository, entry: dict[str, Any]) -> dict[str, Any]:
+        large, content = entry["path"].endswith(_LFS), repository.files.get(entry["path"])
         oid = None
         if content is not None:
             blob = b"blob %d\0" % len(content) + content
             oid = hashlib.sha256(content).hexdigest() if large else hashlib.sha1(blob).hexdigest()
         mode = "lfs" if large else "regular"
-        return {"path": one["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid}
+        return {"path": entry["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid}
 
-    def _action(self, one: dict[str, Any]) -> dict[str, Any]:
-        if one["oid"] in self.hub.blobs:
-            return one
-        return one | {"actions": {"upload": {"href": f"{self.hub.address}/lfs/{one['oid']}"}}}
+    def _action(self, entry: dict[str, Any]) -> dict[str, Any]:
+        if entry["oid"] in self.hub.blobs:
+            return entry
+        return entry | {"actions": {"upload": {"href": f"{self.hub.address}/lfs/{entry['oid']}"}}}
 
     def _large_file(self, oid: str) -> None:
         size = int(self.headers["Content-Length"])

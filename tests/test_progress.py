@@ -33,12 +33,12 @@ class Terminal(io.StringIO):
 
 def terminal(monkeypatch: pytest.MonkeyPatch, columns: int = 80, **variables: str) -> Terminal:
     """Standard error from now on, as pytest puts its own there after fixtures are made."""
-    made = Terminal()
+    terminal = Terminal()
     monkeypatch.delenv("NO_COLOR", raising=False)
     for name, text in ({"TERM": "xterm", "COLUMNS": str(columns), "LINES": "50"} | variables).items():
         monkeypatch.setenv(name, text)
-    monkeypatch.setattr(sys, "stderr", made)
-    return made
+    monkeypatch.setattr(sys, "stderr", terminal)
+    return terminal
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def loud() -> Iterator[None]:
     be_quiet(False)
 
 
-def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with progress("A: training", 4) as update:
         for done in range(1, 5):
             update(done, f"loss {done}.5")
@@ -71,7 +71,7 @@ def test_an_unknown_total(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     assert capsys.readouterr().err == "reading 7 of 9\n"
 
 
-def test_nothing_where_it_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_hidden_progress_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with progress("A: training", 4, shown=False) as update:
         update(4, "")
     assert capsys.readouterr().err == ""
@@ -92,12 +92,12 @@ def test_a_bar_on_a_terminal() -> None:
     assert "loss 4.5" in shown
 
 
-def test_say_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_echo_prints_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     echo("a line")
     assert capsys.readouterr() == ("", "a line\n")
 
 
-def test_a_line_that_a_full_disk_does_not_take_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_errors_of_lines_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     class Full(io.StringIO):
         def flush(self) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -125,7 +125,7 @@ def training() -> None:
 @pytest.mark.parametrize(
     ("columns", "note"), [(80, f"{NOTE}  300 h"[:77] + "…"), (120, f"{NOTE}  300 h"), (60, NOTE[:57] + "…")]
 )
-def test_what_a_terminal_shows(columns: int, note: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rows_of_a_terminal(columns: int, note: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = terminal(monkeypatch, columns)
     training()
     seen, wrapped = screens(shown.getvalue(), columns)
@@ -143,7 +143,7 @@ def colours(sent: str) -> set[str]:
     return set(re.findall(r"\x1b\[(?:\d+;)*(3\d|9\d)(?:;\d+)*m", sent))
 
 
-def test_colours_unless_the_user_wants_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colours_unless_no_color_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     coloured = terminal(monkeypatch)
     training()
     plain = terminal(monkeypatch, NO_COLOR="1")
@@ -153,16 +153,14 @@ def test_colours_unless_the_user_wants_none(monkeypatch: pytest.MonkeyPatch) -> 
     assert "102/370000" in plain.getvalue()
 
 
-def test_lines_on_a_terminal_that_cannot_move_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_on_a_terminal_without_cursor_control(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = terminal(monkeypatch, TERM="dumb")
     with progress("A: training", 4) as update:
         update(4, "loss 4.5", times=("1 min left", "2 min with later stages"))
     assert shown.getvalue() == "A: training 4/4 loss 4.5  1 min left, 2 min with later stages\n"
 
 
-def test_a_bar_moves_where_a_line_would_say_nothing_new(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bar_moves_without_a_note(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(module, "_SECONDS_BETWEEN_LINES", 0)
     with progress("A", 4) as update:
         update(2, "loss 4.5")
@@ -179,14 +177,14 @@ def test_a_bar_moves_where_a_line_would_say_nothing_new(
     assert re.fullmatch(r"A ━+ 4/4 0:00:00\n  loss 4.5", last[-1]), "no time is left"
 
 
-def test_where_nothing_is_to_do_no_bar_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bar_without_work_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = terminal(monkeypatch)
     with progress("reading image headers", None):
         pass
     assert screens(shown.getvalue(), 80)[0][-1] == ""
 
 
-def test_a_total_that_is_known_later(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_total_that_becomes_known_later(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = terminal(monkeypatch)
     with progress("looking at images", None) as update:
         update(0, "of 9 found so far")
@@ -195,7 +193,7 @@ def test_a_total_that_is_known_later(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("loud")
-def test_quiet_leaves_warnings(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quiet_still_prints_warnings(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     be_quiet(True)
     echo("information")
     warn("a number may be wrong")
@@ -209,7 +207,7 @@ def test_quiet_leaves_warnings(capsys: pytest.CaptureFixture[str], monkeypatch: 
 
 
 @pytest.mark.usefixtures("loud")
-def test_quiet_verbs(tmp_path: Path, settings: list[str], command: Command) -> None:
+def test_quiet_commands(tmp_path: Path, settings: list[str], command: Command) -> None:
     """They print the same results, and nothing else but mistakes."""
     words = ("--config", "configs/vgg_A.yaml", *set_words(*settings, "train.iterations=2"))
     status, out, err = command("train", *words, "-q")

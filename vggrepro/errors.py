@@ -85,7 +85,6 @@ class _Stream(io.FileIO):
         self._fails = fails
 
     def write(self, data: Any) -> int:
-        """Writes data, and returns its length even if an ignored error loses it."""
         try:
             written = super().write(data)
             if written is None:
@@ -100,10 +99,7 @@ class _Stream(io.FileIO):
 
 
 def make_ready(*logs: str) -> None:
-    """Supplies what the process's environment may lack: open streams, space for `logs`, a home folder, a user name.
-
-    `logs` are the standard streams whose write errors are ignored.
-    """
+    """Supplies open standard streams, a home folder and a user name; write errors of the streams `logs` are ignored."""
     for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
         if getattr(sys, name) is None:  # closed: the next open file would get its number, and the output of C code
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
@@ -126,9 +122,8 @@ def make_ready(*logs: str) -> None:
 def run_command(name: str, command: Callable[[], None]) -> None:
     """Runs a command-line program; a UserError ends it with one line on standard error and status 2.
 
-    Errors of the file system or the machine, such as a long name, a full disk or too many open files, end it in the
-    same way. Interrupted ends it with status 75. The first rank reports a mistake that all ranks find; another rank
-    reports a mistake that only it finds, a few seconds later. Write errors on standard error are ignored.
+    Errors of the file system or the machine, such as a full disk, end it in the same way; Interrupted ends it with
+    status 75. The first rank reports a mistake of all ranks; another rank reports its mistake a few seconds later.
     """
     make_ready("stderr")
     text = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or ""
@@ -195,10 +190,7 @@ def _end(name: str, rank: int, error: UserError) -> NoReturn:
 
 
 def _leave(error: BaseException) -> NoReturn:
-    """Exits immediately from a rank whose process group is still open, with the output and status of a normal exit.
-
-    A normal exit shuts NCCL down, which waits for ranks that no longer respond.
-    """
+    """Exits as usual, but without shutting down NCCL, which would wait for ranks that no longer respond."""
     if not isinstance(error, SystemExit):
         traceback.print_exception(error)
     elif not isinstance(error.code, int):

@@ -38,10 +38,7 @@ def why_unwritable(folder: Path) -> str | None:
 
 @contextmanager
 def exclusive(lock: Path) -> Iterator[None]:
-    """Runs the block in one process at a time with a lock file, or without a lock if that file cannot be locked.
-
-    Creates missing folders.
-    """
+    """Runs the block in one process at a time, unless the lock file cannot be locked; creates missing folders."""
     with ExitStack() as stack:
         with suppress(OSError):
             lock.parent.mkdir(parents=True, exist_ok=True)

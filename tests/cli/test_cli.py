@@ -87,7 +87,7 @@ def without_class(images: Path, root: Path) -> Path:
         (["model.classes=7"], "model.classes=7, but {images} has 3; set model.classes=3"),
         (["model.net=F"], "F"),
         (["model.crop=33", "data.S=40"], "33"),
-        (["run.device=cuda"], "run.device=cuda, but no CUDA device is visible"),
+        (["run.device=cuda"], "run.device=cuda: no CUDA device is visible"),
         (["tracking.uri=./mlruns"], "is a folder, which MLflow no longer supports"),
     ],
 )

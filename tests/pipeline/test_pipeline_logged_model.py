@@ -96,7 +96,7 @@ def compare(found: dict[str, np.ndarray], case: Path) -> dict[str, float]:
     }
 
 
-def test_a_stranger_opens_and_serves_the_net(case: Path, tmp_path: Path) -> None:
+def test_a_net_is_loaded_and_served_without_this_package(case: Path, tmp_path: Path) -> None:
     """A Python that has MLflow, and neither an installation nor a checkout of this package."""
     script, out = tmp_path / "stranger.py", tmp_path / "found.npz"
     script.write_text(STRANGER)

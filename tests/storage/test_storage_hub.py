@@ -26,12 +26,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, Path]:
     contents = {WEIGHTS: b"weights" * 100_000, "ranks.npz": b"ranks" * 99, CONFIG: b"{}", CARD: b"# net\n"}
-    made = {}
+    paths = {}
     for name, content in contents.items():
-        made[name] = tmp_path / "files" / name
-        made[name].parent.mkdir(exist_ok=True)
-        made[name].write_bytes(content)
-    return made
+        paths[name] = tmp_path / "files" / name
+        paths[name].parent.mkdir(exist_ok=True)
+        paths[name].write_bytes(content)
+    return paths
 
 
 def sent(files: dict[str, Path], existing: Publication = Publication(), **changes: object) -> str:  # noqa: B008

@@ -92,9 +92,9 @@ class Data(Section):
     workers: Positive | None = None
     """Decoding threads per rank; default: the node's cores divided by its ranks."""
     processes: Count | None = None
-    """Processes per rank that run the decoding threads, so that these do not compete with training for Python's lock;
-    0: threads of the rank itself. Default: one per two threads if the rank has a GPU, else 0. On a CPU each process has
-    a separate core."""
+    """Processes per rank for the decoding threads, which then do not compete with training for Python's lock; 0: use
+    threads of the rank. Default: one per two threads if the rank has a GPU, else 0. On a CPU each has a separate core.
+    """
     max_bad: Count = 20
     """Maximum number of training images per rank that may prove unreadable after indexing; others replace them."""
     max_rejected_val: Count = 0

@@ -61,10 +61,7 @@ PooledNet = tuple[BoxNet, tuple[int, ...]]
 
 
 def evaluate_boxes(config: Config, parent: Config, session: Session) -> None:
-    """Stores a finished stage's boxes for Tables 8 and 9, and logs the errors. Raises UserError.
-
-    Guessed classes come from the parent's dense posteriors at its Q of Table 4.
-    """
+    """Stores a stage's boxes for Tables 8 and 9, with classes from its parent's dense test. Raises UserError."""
     session.stage_data(config)
     net = BoxNet(Net.of_stage(config), parent)
     run, test = net.net.run, BoxTest.opened(config, session)
@@ -138,10 +135,7 @@ class BoxTest:
         )
 
     def predict(self, net: BoxNet, guesses: Guesses, Q: set[int], *, centre: bool = False) -> None:
-        """Stores a net's boxes at every position, at each Q, and with `centre` the centre crop's. Every rank calls it.
-
-        Raises UserError and Interrupted.
-        """
+        """Stores a net's boxes at all positions and Q, and with `centre` the centre crop's; every rank calls it."""
         results, split, crop = self.results(net), self.images.split, net.config.model.crop
         if self.session.topology.is_first:  # before the boxes, which are never stored without it
             save_truth(self.images.truth, results.run, results.data, results.boxes)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from vggrepro.config.settings import Config, Model
 from vggrepro.data.decode import Region, full_region
 from vggrepro.data.images.index import Split
 from vggrepro.data.loading.loader import Batch
+from vggrepro.data.views import Ints
 from vggrepro.errors import UserError
 from vggrepro.evaluation.errors import ErrorRate
 from vggrepro.evaluation.measure import NetResults, Scored
@@ -67,7 +67,7 @@ class Evaluated:
     scored: Scored
 
     @property
-    def guesses(self) -> NDArray[np.int64]:
+    def guesses(self) -> Ints:
         """Classes with the largest posterior, shape (n,)."""
         return self.scored.values.argmax(axis=1)
 
@@ -109,21 +109,12 @@ def _errors(name: str, rate: ErrorRate) -> dict[str, Any]:
 
 
 def crosscheck(path: Path, limit: int | None = None, overrides: Sequence[str] = ()) -> Crosscheck:
-    """Evaluates a net on its validation images with this package, torchvision and timm (if installed).
+    """Evaluates a net on at most `limit` evenly spaced validation images with this package, torchvision and timm.
 
     This package evaluates the dense test of Table 3 and the centre crop, and stores posteriors of all images in the run
-    directory. torchvision and timm evaluate the centre crop with their own code, with the net's mean and standard
-    deviation, and with their own modules if they have the net.
-
-    Args:
-        path: a run directory, or one of its checkpoints.
-        limit: maximum number of images, evenly spaced in the order of the index.
-        overrides: `section.key=value` changes.
-
-    Raises:
-        UserError: the net predicts boxes or has no class scores, an image is missing or unreadable, the classes differ,
-            or there are several ranks.
-        Interrupted: after a request to stop.
+    directory. torchvision and timm, if installed, evaluate the centre crop with their own code, with the net's mean and
+    standard deviation, and with their own modules if they have the net. Raises UserError, also for several ranks, and
+    Interrupted.
     """
     if (ranks := topology_of(os.environ).world) > 1:
         raise UserError(f"crosscheck works on one rank, not {ranks}; start it without torchrun or srun")
@@ -160,13 +151,7 @@ def crosscheck(path: Path, limit: int | None = None, overrides: Sequence[str] = 
 
 
 def _evaluate(
-    net: Net,
-    results: NetResults,
-    val: Split,
-    rows: NDArray[np.int64],
-    method: str,
-    Q: tuple[int, ...],
-    session: Session,
+    net: Net, results: NetResults, val: Split, rows: Ints, method: str, Q: tuple[int, ...], session: Session
 ) -> Scored:
     """Computes posteriors of some images, or reads them if they are stored."""
     if stored := results.scored(method, Q):

@@ -53,8 +53,7 @@ def evaluate_nets(
     """Evaluates nets, each a run directory or a checkpoint, by several methods; returns None except on rank 0.
 
     `scales` defaults to each configuration's Q of Table 3, or of Table 5 for multi-crop testing. Missing results are
-    computed with the preprocessing of the net's weights and stored in its run directory. The errors of a run's final
-    net are logged with its other metrics. Raises UserError and Interrupted.
+    stored in the run directory, and the errors of a run's final net are logged. Raises UserError and Interrupted.
     """
     nets = [Net.at(path, _changes(overrides, scales)) for path in paths]
     for net in nets:
@@ -119,11 +118,7 @@ def require_classes(net: Net, index: Index) -> None:
 def verify_paper(
     files: Mapping[str, Path], index: Path, runs: Path, overrides: Sequence[str] = ()
 ) -> dict[str, Any] | None:
-    """Measures the rows of Tables 3-6 that the authors' nets determine; returns None except on rank 0.
-
-    `files` are the authors' weights by column of Table 1. Posteriors are stored in `runs`, so that an interrupted
-    verification can resume. Raises UserError and Interrupted.
-    """
+    """Measures the rows of Tables 3-6 from the authors' weights by column of Table 1; returns None except on rank 0."""
     changes = _changes([f"data.index={json.dumps(str(index))}", *overrides], SCALES)
     nets, sources = [], {}
     for name, file in files.items():

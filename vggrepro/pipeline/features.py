@@ -101,7 +101,6 @@ class Descriptors:
         return values
 
     def _blocks(self, net: Net, spec: FeatureSpec) -> Iterator[NDArray[np.float32]]:
-        """Yields blocks of a net's descriptors."""
         image, *boxes = (_descriptors(net, keys, spec.combine) for keys in self._keys(net, spec))
         if not np.array_equal(self.data.image, np.arange(len(self.data.index.split("val")))):
             of_image, chosen = np.concatenate(list(image)), self.data.image
@@ -129,10 +128,7 @@ def _descriptors(net: Net, keys: Iterable[FeaturesKey], combine: Combine) -> Ite
 
 
 def net_at(path: Path, changes: Sequence[str], sets: Mapping[str, str] | None = None) -> Net:
-    """Opens a net by its run directory or checkpoint, with `section.key=value` changes. Raises UserError.
-
-    `sets` replaces the transfer data sets of its configuration.
-    """
+    """Opens a net by its run directory or checkpoint; `sets` replaces its transfer data sets. Raises UserError."""
     net = Net.at(path, changes)
     if net.predicts_boxes:
         raise UserError(f"{path} predicts boxes; name a net that predicts classes")
@@ -149,11 +145,7 @@ def open_set(name: str, config: Config, session: Session) -> TransferSet:
 
 
 def extract(nets: Sequence[Net], name: str, session: Session, *, boxes: bool = False) -> Descriptors | None:
-    """Extracts features of a transfer data set unless they are stored; returns None except on rank 0.
-
-    The nets' configurations specify the features, by default those of the paper; `boxes` adds features of persons.
-    Raises UserError and Interrupted.
-    """
+    """Extracts features of a transfer data set, with `boxes` also those of persons; returns None except on rank 0."""
     specs = tuple(replace(feature_specs(name, net.config)[0], boxes=boxes) for net in nets)
     data = open_set(name, nets[0].config, session)
     if boxes and data.boxes is None:

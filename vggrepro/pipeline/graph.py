@@ -24,12 +24,7 @@ def reproduce(graph: Graph, *, stop_after_s: float | None = None) -> Path | None
         graph: the stages.
         stop_after_s: wall time in seconds after which the work stops; the same call resumes it.
 
-    Returns:
-        File of the tables on rank 0, None on other ranks.
-
-    Raises:
-        UserError: the message names the mistake.
-        Interrupted: after a request to stop, or `stop_after_s` seconds.
+    Returns the file of the tables on rank 0. Raises UserError, and Interrupted after a request to stop.
     """
     stages = list(graph.stages.values())
     for config in stages:

@@ -42,16 +42,10 @@ def localise(
 ) -> Localised | None:
     """Tests nets that predict boxes, and all of them pooled before merging; returns None except on rank 0.
 
-    Missing results are computed and stored in the run directories, pooled ones in the first. Raises UserError and
-    Interrupted.
-
-    Args:
-        runs: run directories of the nets.
-        classifiers: classification runs whose fused posteriors at their Q of Table 4 give the guessed classes; default:
-            those of the best row of the experiment's Tables 4 to 6.
-        method: how `classifiers` are tested.
-        scales: Q in pixels, pooled; default: each configuration's Q of Table 9, one and several pooled.
-        overrides: `section.key=value` changes.
+    `scales` defaults to each configuration's Q of Table 9: one, and several pooled. The fused posteriors of
+    `classifiers` by `method` at their Q of Table 4 give the guessed classes, by default those of the best row of the
+    experiment's Tables 4 to 6. Missing results are stored in the run directories, pooled ones in the first. Raises
+    UserError and Interrupted.
     """
     nets = [_net_at(run, overrides) for run in runs]
     with open_session([net.config for net in nets], training=False) as session:
@@ -94,5 +88,4 @@ def _best(experiment: Path, data: str) -> tuple[list[Config], str]:
     best = min(rows, key=lambda row: (row.top5.measured, row.top1.measured))
     assert best.run is not None
     assert best.method is not None
-    chosen = resolve(best.run.split(labels.FUSED), [experiment])
-    return [relocated(run.config, run.path) for run in chosen], best.method
+    return [relocated(run.config, run.path) for run in resolve(best.run.split(labels.FUSED), [experiment])], best.method

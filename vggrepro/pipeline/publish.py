@@ -109,9 +109,7 @@ def publish(run: Path, to: str, *, dry_run: bool = False, private: bool = False,
         private: whether a new repository is private.
         replace: replace a published net even if it is another one.
 
-    Raises:
-        UserError: the run is not finished or predicts boxes; `to` has another net or other files, or cannot be written;
-            the Hub cannot be reached, or rejects the commit.
+    Raises UserError, also if `to` has another net or other files.
     """
     repository = repository_of(to)
     if private and repository is None:
@@ -149,7 +147,6 @@ def publish(run: Path, to: str, *, dry_run: bool = False, private: bool = False,
 
 
 def _read(run: Path) -> _Net:
-    """Reads the net of a run directory. Raises UserError."""
     if run.is_file():
         raise UserError(f"{run} is a file; name the run directory of a finished stage, e.g. runs/demo/D")
     file, _ = locate(run)
@@ -176,11 +173,7 @@ def _json(tree: Any) -> bytes:
 
 
 def _config(stored_net: Checkpoint, weights: str) -> dict[str, Any]:
-    """Makes the `config.json` of timm and the Hub, with the net, its input and the names of its classes.
-
-    Its grey levels are in [0, 1], and crop_pct gives the size before the crop. A net that timm does not have is
-    omitted.
-    """
+    """Makes the `config.json` of timm and the Hub; `crop_pct` gives the size before the crop."""
     model, preprocessing = stored_net.stage.model, stored_net.preprocessing
     classes = stored_net.provenance["classes"]
     if classes is None and model.classes == value("classes"):  # imported nets for ILSVRC
@@ -197,7 +190,7 @@ def _config(stored_net: Checkpoint, weights: str) -> dict[str, Any]:
         "interpolation": "bilinear",
         "crop_pct": _crop_fraction(model.crop, stored_net.stage.single_Q[0]),
         "crop_mode": "center",
-        "mean": [part / 255 for part in preprocessing["mean"]],
+        "mean": [part / 255 for part in preprocessing["mean"]],  # grey levels in [0, 1]
         "std": [part / 255 for part in preprocessing["std"]],
         "num_classes": model.classes,
     }
@@ -263,7 +256,7 @@ def _keeps_card(net: _Net, existing: Publication, to: str, *, replace: bool) -> 
 
 
 def _to_folder(net: _Net, folder: Path, card: bytes | None) -> dict[str, int]:
-    """Replaces a folder by one with all files; returns their sizes. Raises UserError."""
+    """Replaces a folder atomically; returns the sizes of its files. Raises UserError."""
     folder = folder.resolve()
     new, old = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.{part}") for part in ("new", "old"))
     try:

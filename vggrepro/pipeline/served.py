@@ -53,7 +53,7 @@ class ServedNet:
 
 
 def _decoded(image: Any, name: str) -> Any:
-    """Decodes an encoded image, and returns other images unchanged. Raises UserError."""
+    """Decodes an encoded image; returns other images unchanged. Raises UserError."""
     try:
         if isinstance(image, str):
             image = base64.b64decode(image, validate=True)

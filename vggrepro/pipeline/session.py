@@ -82,16 +82,15 @@ class Session:
         """Opens the data set of a stage with its boxes. Raises UserError if it has changed since the run began."""
         index, boxes = self.index(config), self.boxes(config)
         stored = RunDirectory(config.directory).read_json("dataset.json")
+        changed = ""
         if stored and boxes and stored["boxes"]["fingerprint"] != boxes.fingerprint:
+            changed = f"boxes ({', '.join(stored['boxes']['sources'])}) than {', '.join(boxes.sources)}"
+        elif stored and stored["fingerprint"] != index.fingerprint:
+            changed = f"images ({stored['source']}, {stored['splits']}) than {index.source}"
+        if changed:
             raise UserError(
-                f"run directory {config.directory} was begun with other boxes "
-                f"({', '.join(stored['boxes']['sources'])}) than {', '.join(boxes.sources)} now has; choose another "
-                f"run.experiment, or restore the annotations"
-            )
-        if stored and stored["fingerprint"] != index.fingerprint:
-            raise UserError(
-                f"run directory {config.directory} was begun with other images ({stored['source']}, "
-                f"{stored['splits']}) than {index.source} now has; choose another run.experiment, or restore the images"
+                f"run directory {config.directory} was begun with other {changed} now has; choose another "
+                f"run.experiment, or restore the {changed.partition(' ')[0]}"
             )
         return index, boxes
 

@@ -26,18 +26,10 @@ from vggrepro.training.throughput import training_flop
 def train_stage(
     config: Config, parent: Config | None, session: Session, *, force: bool = False, later: Iterable[Config] = ()
 ) -> None:
-    """Trains a stage unless it is finished.
+    """Trains a stage unless it is finished; with `force` even if activations vanish or explode at initialisation.
 
-    Args:
-        config: the stage.
-        parent: its parent, which must be finished.
-        session: the session.
-        force: train even if the activations vanish or explode at initialisation.
-        later: stages that follow, whose training is included in the time left at the same FLOP/s.
-
-    Raises:
-        UserError: the parent is not finished, or the stage cannot be trained.
-        Interrupted: after a request to stop.
+    The time left includes the training of `later` stages, at the same FLOP/s. Raises UserError, also if the parent is
+    not finished, and Interrupted.
     """
     run = RunDirectory(config.directory)
     if from_first_rank(is_finished(config)):
@@ -63,10 +55,7 @@ def train_stage(
 
 
 def evaluate_stage(config: Config, parent: Config | None, session: Session) -> None:
-    """Stores the results of a finished stage for the tables, and logs its errors. Raises UserError.
-
-    The results are posteriors or boxes at every Q, and tests of features on the transfer data sets.
-    """
+    """Stores posteriors or boxes, and transfer results, of a finished stage, and logs its errors. Raises UserError."""
     require_finished(config)
     if session.topology.is_first:
         _note_testing(config, parent)

@@ -85,11 +85,7 @@ def _model(config: Config, run: RunDirectory) -> ModelDescription | None:
 
 
 def catch_up(stages: Iterable[Config], topology: Topology) -> None:
-    """Completes the copies of finished stages in MLflow, e.g. after a failure of its server.
-
-    Stops at the first stage that fails. Only rank 0 calls it, for stages that no other process works on. Raises
-    UserError.
-    """
+    """Completes the copies of finished stages in MLflow until one fails; only rank 0 calls it. Raises UserError."""
     for config in stages:
         run = RunDirectory(config.directory)
         logged = _model(config, run) is not None

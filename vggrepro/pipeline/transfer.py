@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,30 +70,20 @@ def transfer_together(stages: Iterable[Config], session: Session) -> None:
 def _writable(nets: Iterable[Net]) -> Net | None:
     """Returns the first net whose run directory this job may write to, or None."""
     for net in nets:
-        try:
+        with suppress(lease.LeaseLost):
             lease.require(net.run.path)
-        except lease.LeaseLost:
-            continue
-        return net
+            return net
     return None
 
 
 def transfer_nets(
-    runs: Sequence[Path],
-    changes: Sequence[str],
-    submission: Path | None = None,
-    *,
-    sets: Mapping[str, str] | None = None,
+    runs: Sequence[Path], changes: Sequence[str], submission: Path | None = None, sets: Mapping[str, str] | None = None
 ) -> list[Transferred] | None:
     """Tests nets separately, then with stacked descriptors; returns None except on rank 0.
 
-    The figures of runs' final nets are logged with their other metrics. Raises UserError and Interrupted.
-
-    Args:
-        runs: run directories or checkpoints.
-        changes: `section.key=value` changes. All nets use the transfer settings of the first.
-        submission: folder for the files of all nets together for the challenge's server.
-        sets: data sets by name; default: those of the first net's configuration.
+    All use the transfer settings of the first net, with its data sets unless `sets` replaces them. The figures of runs'
+    final nets are logged with their other metrics. `submission` is a folder for files of all nets together for the
+    challenge's server. Raises UserError and Interrupted.
     """
     nets = [net_at(run, changes, sets) for run in runs]
     config = nets[0].config
@@ -143,10 +134,7 @@ def _test(nets: Sequence[Net], data: TransferSet, session: Session) -> list[Tran
 
 
 def _figures(nets: Sequence[Net], tests: Iterable[Transferred], owner: Net) -> dict[str, float]:
-    """Returns the figures by their names in the metrics of `owner`, e.g. `transfer_mine_stack_3Q_recall`.
-
-    Configured scales are named, e.g. `Q_40_50`. The names of other nets follow the data set's, e.g. `_and_E`.
-    """
+    """Returns the figures by their names in the metrics of `owner`, e.g. `transfer_mine_and_E_stack_Q_40_50_recall`."""
     figures: dict[str, float] = {}
     others = "".join(f"_and_{net.config.name.replace('+', '_')}" for net in nets if net is not owner)
     for test in tests:
@@ -161,10 +149,7 @@ def _figures(nets: Sequence[Net], tests: Iterable[Transferred], owner: Net) -> d
 
 
 def transfer(samples: Descriptors, session: Session) -> None:
-    """Tests nets on a data set, unless that is done, and stores the scores in the first net's run.
-
-    Every rank must call it. Raises UserError, and Interrupted between splits.
-    """
+    """Tests nets on a data set unless that is done; stores the scores in the first net's run. Every rank calls it."""
     data, run, protocol = samples.data, samples.nets[0].run, samples.protocol
     if from_first_rank(all(file.exists() for file in protocol.files(run))):
         return

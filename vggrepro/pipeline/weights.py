@@ -27,20 +27,10 @@ from vggrepro.storage.status import final_file, locate, note_weights
 def import_weights(
     file: Path, run: Path, *, net: str | None = None, preprocessing: Preprocessing | None = None, key: str | None = None
 ) -> dict[str, Any]:
-    """Makes a run directory from a weight file of another program, or from a published net.
+    """Makes a run directory from a weight file, or from a published net: a folder or `hf:owner/name`.
 
-    Args:
-        file: the weight file, a folder of `vggrepro publish`, or `hf:owner/name`.
-        run: the new run directory.
-        net: name of the architecture; default: from the file.
-        preprocessing: input of the net; default: from the file.
-        key: key of the state dict in the file.
-
-    Returns:
-        net, blocks, classes, crop, width, parameters, source, sha256, preprocessing, weights (the net's hash) and run.
-
-    Raises:
-        UserError: the file cannot be read, or the run directory has a net.
+    Returns net, blocks, classes, crop, width, parameters, source, sha256, preprocessing, weights (the net's hash) and
+    run. Raises UserError, also if the run directory already has a net.
     """
     final = final_file(run)
     if final.exists():
@@ -93,11 +83,7 @@ def checkpoint_of(imported: Imported, run: Path) -> Checkpoint:
 
 
 def export_weights(net: Path, out: Path, *, dense: bool = False) -> list[Path]:
-    """Writes the net of a run directory or checkpoint as .safetensors, .pth or .onnx; returns the files written.
-
-    A .safetensors file gets a model card. With `dense`, an ONNX net applies to uncropped images. Raises UserError, also
-    if an edited card would be lost.
-    """
+    """Writes a net as .safetensors with a model card, .pth or .onnx; with `dense` for uncropped images. See `write`."""
     file, run = locate(net)
     stored = checkpoint.load(file)
     if stored.stage.localisation:

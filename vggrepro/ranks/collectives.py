@@ -49,10 +49,7 @@ def from_every_rank(item: Any) -> list[Any]:
 
 
 def cores_of_rank() -> int:
-    """Counts this rank's cores; a core that several ranks may run on is divided among them.
-
-    SLURM may bind each task to separate cores, or let all tasks of a node share them.
-    """
+    """Counts this rank's cores; a core that several ranks may run on, e.g. under SLURM, is divided among them."""
     local = os.sched_getaffinity(0)
     ranks = from_every_rank((socket.gethostname(), local))
     on_host = [cores for host, cores in ranks if host == socket.gethostname()]

@@ -25,8 +25,7 @@ _SIOCGIFADDR = 0x8915  # linux/sockios.h: get the address of an interface
 def rendezvous(environment: Mapping[str, str]) -> tuple[str, int]:
     """Returns the host and port of the rendezvous: MASTER_ADDR and MASTER_PORT, else derived from the SLURM step.
 
-    The port is below the ephemeral range and differs between jobs, steps and restarts, so that two jobs can share a
-    node, and ranks left over from an earlier attempt cannot join.
+    The port differs between jobs, steps and restarts, so that jobs can share a node and old ranks cannot join.
     """
     job, step, restarts = (
         int(environment.get(name) or 0) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
@@ -42,9 +41,7 @@ def pick_device(setting: Device, local_rank: int) -> torch.device:
     if setting == "cpu" or (setting == "auto" and not count):
         return torch.device("cpu")
     if not count:
-        raise UserError(
-            "run.device=cuda, but no CUDA device is visible; set run.device=cpu or check CUDA_VISIBLE_DEVICES"
-        )
+        raise UserError("run.device=cuda: no CUDA device is visible; set run.device=cpu or check CUDA_VISIBLE_DEVICES")
     # SLURM may make a single device visible to each task, which is then number 0.
     number = 0 if count == 1 else local_rank
     if number >= count:
@@ -59,16 +56,9 @@ def pick_device(setting: Device, local_rank: int) -> torch.device:
 def process_group(topology: Topology, device: torch.device, timeout_s: float = 600.0) -> Iterator[None]:
     """Initialises the process group of all ranks for the block; a single process only sets the device.
 
-    NCCL handles tensors on CUDA devices; gloo handles tensors on the host and objects. Sets MASTER_ADDR and
-    MASTER_PORT.
-
-    Args:
-        topology: this rank.
-        device: the device of the main thread.
-        timeout_s: seconds after which a collective fails if a rank does not join it.
-
-    Raises:
-        ConnectionError: some ranks, which it names, did not connect within five minutes.
+    NCCL handles tensors on CUDA devices; gloo handles host tensors and objects. Sets MASTER_ADDR and MASTER_PORT. A
+    collective fails after `timeout_s` seconds. Raises ConnectionError, which names ranks that do not connect within
+    five minutes.
     """
     cuda = device.type == "cuda"
     if cuda:
@@ -124,10 +114,7 @@ def _meet(topology: Topology) -> Store:
 
 
 def _keep_gloo_off_loopback(others: set[str]) -> None:
-    """Sets gloo's network interface if this host's name resolves to the loopback address, as on Debian (127.0.1.1).
-
-    By default, gloo listens on the address of the host name, where other nodes cannot reach it.
-    """
+    """Sets gloo's network interface if the host name, on which gloo listens, resolves to the loopback address."""
     if not others or "GLOO_SOCKET_IFNAME" in os.environ:
         return
     with suppress(OSError):  # if the name has no address, gloo uses the loopback interface as well

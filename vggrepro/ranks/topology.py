@@ -30,20 +30,15 @@ def divisors(batch: int) -> str:
 def topology_of(environment: Mapping[str, str]) -> Topology:
     """Reads the topology from torchrun's variables, else from those of a SLURM step, else assumes a single process.
 
-    A step may be smaller than its allocation, and a batch script is not a step.
-
-    Raises:
-        UserError: some of the variables are missing, are not numbers, or describe an impossible rank.
+    A step may be smaller than its allocation, and a batch script is not a step. Raises UserError.
     """
     torchrun = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     if any(name in environment for name in torchrun):
-        topology = Topology(*_numbers(environment, torchrun, "start the ranks with torchrun"))
-        if not (
-            0 <= topology.rank < topology.world and 0 <= topology.local_rank < topology.local_world <= topology.world
-        ):
+        rank, world, local_rank, local_world = _numbers(environment, torchrun, "start the ranks with torchrun")
+        if not (0 <= rank < world and 0 <= local_rank < local_world <= world):
             given = _given(environment, torchrun)
             raise UserError(f"{given}: such a rank is impossible (ranks count from 0); start the ranks with torchrun")
-        return topology
+        return Topology(rank, world, local_rank, local_world)
     if "SLURM_STEP_NUM_TASKS" not in environment:
         return Topology()
     names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NODEID")

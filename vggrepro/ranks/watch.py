@@ -93,10 +93,7 @@ class Watch:
             raise SystemExit(ABANDONED_STATUS) from error
 
     def beat(self, doing: str) -> bool:
-        """Reports progress and the work that follows; returns whether this rank has a request to stop.
-
-        Until :meth:`rest`, a rank that does not beat is considered silent.
-        """
+        """Reports progress and the next work; returns whether this rank has a request to stop. See :meth:`rest`."""
         self._beats += 1
         starts, self._doing = not self._doing, doing
         if starts and self.topology.world > 1:
@@ -129,10 +126,7 @@ class Watch:
             yield item
 
     def until_stopped(self, items: Generator[Item], doing: str) -> Iterator[Item]:
-        """Yields items until a request to stop; a collective call, in which each rank has separate items.
-
-        Raises Interrupted on every rank if there was a request, once all ranks have stopped or finished their items.
-        """
+        """Yields a rank's items until a request to stop, which raises Interrupted on every rank."""
         with closing(items):
             for item in items:
                 if self.beat(doing):
@@ -141,11 +135,7 @@ class Watch:
         self.stop_if_requested()
 
     def vote(self) -> bool:
-        """Returns whether any rank has a request to stop; every call returns the same value on all ranks.
-
-        With several ranks the value is that of the previous call, from a separate group, so that neither host nor
-        device waits.
-        """
+        """Returns whether any rank had a request to stop at the previous call, equal on all ranks; without waiting."""
         if self.topology.world == 1:
             return self.reason is not None
         stop = self._last_vote()

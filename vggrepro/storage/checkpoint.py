@@ -58,11 +58,7 @@ def weights_hash(weights: dict[str, torch.Tensor]) -> str:
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Writes a checkpoint atomically.
-
-    Raises:
-        OSError: it cannot be written, e.g. because the disk is full; an existing file is unchanged.
-    """
+    """Writes a checkpoint atomically. Raises OSError, e.g. if the disk is full; an existing file is unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with replacing(path) as temporary, temporary.open("wb") as file:
@@ -83,11 +79,7 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def load(path: Path) -> Checkpoint:
-    """Reads a checkpoint to the CPU.
-
-    Raises:
-        UserError: the file is missing, damaged, or not a checkpoint of this program.
-    """
+    """Reads a checkpoint to the CPU. Raises UserError if it is missing, damaged, or not of this program."""
     try:
         content = read_torch(path)
     except FileNotFoundError:
@@ -135,15 +127,10 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def store(checkpoint: Checkpoint, folder: Path, keep: int, *, best: bool) -> bool:
-    """Saves the checkpoint of a step, and removes all but the newest `keep`; returns whether it was saved.
+    """Saves the checkpoint of a step, with `best` also as the best one, and removes all but the newest `keep`.
 
-    It runs in a thread, so that training does not wait for the disk. If the disk is full, it logs a warning.
-
-    Args:
-        checkpoint: must not change before this returns.
-        folder: the folder of checkpoints.
-        keep: number of step checkpoints to keep.
-        best: also save it as the best checkpoint.
+    It runs in a thread, so the checkpoint must not change before this returns. Returns whether it was saved; if not,
+    e.g. because the disk is full, it logs a warning.
     """
     file = step_file(folder, checkpoint.step)
     try:

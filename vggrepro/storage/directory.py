@@ -73,11 +73,7 @@ class RunDirectory:
         self.write_text(name, json.dumps(_strict(obj), indent=2, allow_nan=False) + "\n")
 
     def read_json(self, name: str) -> Any | None:
-        """Reads a JSON file, or returns None if it does not exist.
-
-        Raises:
-            UserError: the file is not JSON.
-        """
+        """Reads a JSON file, or returns None if it does not exist. Raises UserError if it is not JSON."""
         path = self.path / name
         try:
             return json.loads(path.read_bytes())
@@ -93,9 +89,6 @@ class RunDirectory:
             record: ``step`` (int), ``kind`` (one of ``KINDS``) and any int, float, str or bool values. ``time`` (Unix
                 seconds) is added. NaN and infinities are written as the strings "nan", "inf" and "-inf", which
                 ``float()`` converts back.
-
-        Raises:
-            LeaseLost: another attempt has taken over the run directory.
         """
         assert isinstance(record["step"], int), record
         assert record["kind"] in KINDS, record
@@ -140,9 +133,7 @@ class RunDirectory:
     def rewind(self, step: int, *, validated: bool = True) -> None:
         """Removes the records after ``step`` and incomplete lines, because a resumed run writes those steps again.
 
-        Args:
-            step: iterations done.
-            validated: whether the validation at ``step`` is done; if not, only the training records of ``step`` remain.
+        Unless the validation at ``step`` is done (`validated`), only the training records of ``step`` remain.
         """
 
         def remains(record: dict[str, Any] | None) -> bool:

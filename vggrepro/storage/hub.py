@@ -33,11 +33,7 @@ class Publication:
 
 
 def repository_of(place: str | Path) -> str | None:
-    """Parses `hf:owner/name`; returns None for a folder or file.
-
-    Raises:
-        UserError: the text after `hf:` is not owner/name, or the place is a URL.
-    """
+    """Parses `hf:owner/name`; returns None for a folder or file. Raises UserError for other names and URLs."""
     text = str(place)
     if match := re.fullmatch(_NAME, text):
         return match["repository"]
@@ -49,10 +45,7 @@ def repository_of(place: str | Path) -> str | None:
 def weight_file(source: str | Path) -> Path:
     """Finds the weight file of a net published in a folder or on the Hub (`hf:owner/name`, `hf:owner/name@revision`).
 
-    The Hub's client downloads files to its cache. Any other path is returned unchanged.
-
-    Raises:
-        UserError: the repository does not exist, cannot be read or has no weights, or there is no network.
+    The Hub's client downloads files to its cache. Any other path is returned unchanged. Raises UserError.
     """
     name, _, revision = str(source).partition("@")
     if str(source).startswith("hf") and (repository := repository_of(name)):
@@ -64,11 +57,7 @@ def weight_file(source: str | Path) -> Path:
 
 
 def read_repository(repository: str, *, private: bool) -> Publication:
-    """Reads the content of a repository; an empty Publication if it does not exist.
-
-    Raises:
-        UserError: it cannot be read, or it is public despite `private`.
-    """
+    """Reads a repository, if it exists. Raises UserError if it cannot be read, or is public despite `private`."""
     name = f"hf:{repository}"
     with _client_for(name) as client:
         try:
@@ -97,20 +86,9 @@ def upload(
     removed: Sequence[str],
     message: str,
 ) -> str:
-    """Commits files to a repository, which is created if it does not exist; returns its URL.
+    """Commits files, by name, to a new or existing repository; returns its URL. A repeated call resumes the upload.
 
-    Files that the server has already are not sent again, so that a repeated call resumes an interrupted one.
-
-    Args:
-        repository: owner/name.
-        files: files to write, by their names in the repository.
-        existing: content of the repository before; a commit since then is an error.
-        private: whether a new repository is private.
-        removed: names of files to remove.
-        message: commit message.
-
-    Raises:
-        UserError: there is no network, the token is invalid or lacks rights, or there was another commit.
+    Raises UserError, also if another commit has followed `existing`, the content that was read before.
     """
     with _client_for(f"hf:{repository}") as client:
         if existing.commit is None:
@@ -121,23 +99,17 @@ def upload(
         return f"{client.constants.ENDPOINT}/{repository}"
 
 
-def _client() -> Any:
-    """Imports the Hub's client. Raises UserError if it is not installed."""
-    try:
-        import huggingface_hub  # loads its modules lazily
-        import huggingface_hub.constants
-        import huggingface_hub.errors
-        import huggingface_hub.utils
-    except ImportError:
-        raise UserError("the Hub needs huggingface_hub: `pip install 'vggrepro[hub]'`") from None
-    return huggingface_hub
-
-
 @contextmanager
 def _client_for(name: str) -> Iterator[Any]:
-    """Yields the Hub's client, silenced; its errors become a UserError with one line."""
-    client = _client()
-    log, bars = logging.getLogger("huggingface_hub"), client.utils
+    """Imports the Hub's client and silences it; its errors become a UserError with one line."""
+    try:
+        import huggingface_hub as client  # loads its modules lazily
+        import huggingface_hub.constants
+        import huggingface_hub.errors
+        import huggingface_hub.utils as bars
+    except ImportError:
+        raise UserError("the Hub needs huggingface_hub: `pip install 'vggrepro[hub]'`") from None
+    log = logging.getLogger("huggingface_hub")
     level = log.level
     log.setLevel(logging.ERROR)  # otherwise the client prints a line per retry
     hide_bars = not (sys.stderr.isatty() or bars.are_progress_bars_disabled())
@@ -181,7 +153,6 @@ def _line_of(error: Exception, client: Any) -> str | None:
 
 
 def _describe_response(error: Any) -> str:
-    """Describes an error response of the Hub with its remedy."""
     status = error.response.status_code
     words = " ".join(str(error.server_message or error.response.headers.get("X-Error-Message") or "").split())[:160]
     remark = f" ({words})" if words else ""

@@ -78,10 +78,7 @@ def upload_model(client: MlflowClient, model_id: str, described: ModelDescriptio
 
 
 def write_model(folder: Path, final: Path, run_id: str | None = None, model_id: str | None = None) -> None:
-    """Writes the folder of a model, with a hard link to the checkpoint if possible.
-
-    Raises OSError, and UserError if the checkpoint cannot be read.
-    """
+    """Writes the folder of a model, with a hard link to the checkpoint if possible. Raises OSError and UserError."""
     import numpy as np
     from mlflow import pyfunc
     from mlflow.models import Model, ModelSignature
@@ -114,12 +111,7 @@ def write_model(folder: Path, final: Path, run_id: str | None = None, model_id: 
 def register(
     client: MlflowClient, model_id: str, run_id: str, described: ModelDescription, errors: Mapping[str, float]
 ) -> None:
-    """Registers a logged net as a version with its errors, and makes the best version the champion.
-
-    Only versions tested on the same images are compared, by top-1 error.
-
-    Raises UserError if another program made the registered model; MLflow's exceptions propagate.
-    """
+    """Registers a logged net as a version with its errors; the best version on the same images is the champion."""
     from mlflow.exceptions import MlflowException
     from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
@@ -132,9 +124,7 @@ def register(
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
         if client.get_registered_model(name).tags.get(_TAG) != tags[_TAG]:
-            raise UserError(
-                f"its registered model {name} was not made by vggrepro; set another tracking.register"
-            ) from None
+            raise UserError(f"registered model {name} is not from vggrepro; set another tracking.register") from None
     versions: list[ModelVersion] = list(client.search_model_versions(f"name = '{name}'"))
     version = next((each for each in versions if each.tags.get(f"{_TAG}.model") == model_id), None)
     tags = {f"{_TAG}.model": model_id, f"{_TAG}.data": described.data, "stage": described.name}
@@ -160,8 +150,7 @@ def register(
 
 
 def _best(versions: list[ModelVersion]) -> ModelVersion | None:
-    """Selects the version with the lowest error in the first of HEADLINES that all tested versions have, the oldest
-    of equal ones."""
+    """Selects the oldest version with the lowest error in the first of HEADLINES that all tested versions have."""
     tested = [each for each in versions if any(key in each.tags for key in HEADLINES)]
     for key in HEADLINES:
         if tested and all(key in each.tags for each in tested):
@@ -181,7 +170,6 @@ def _example(crop: int) -> str:
 
 
 def _local_folder(location: str) -> Path | None:
-    """Returns the local folder of artifacts, or None if a server or a bucket stores them."""
     from mlflow.utils.file_utils import local_file_uri_to_path
     from mlflow.utils.uri import is_local_uri
 

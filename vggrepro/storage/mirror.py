@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vggrepro.errors import UserError
 from vggrepro.files import exclusive
-from vggrepro.storage.directory import RunDirectory, parse_record
+from vggrepro.storage.directory import RunDirectory, complete_records, parse_record
 from vggrepro.storage.logged_model import HEADLINES, create_model, register, upload_model
 from vggrepro.storage.mlflow_run import RunDescription, begin, connect, dataset_of, end, graph_of, import_quietly
 from vggrepro.storage.system_metrics import metrics_files
@@ -121,11 +121,7 @@ class MlflowMirror:
         self._thread.start()
 
     def close(self, status: Status, timeout_s: float) -> bool:
-        """Copies the remaining records and ends the MLflow run; returns whether this is done within ``timeout_s``.
-
-        After a timeout, in seconds, the thread stops, and a later mirror of the directory copies the remaining records.
-        Does not wait after a permanent error.
-        """
+        """Copies the remaining records and ends the MLflow run; returns whether that took at most ``timeout_s``."""
         self._status = status
         self._closing.set()
         self._thread.join(timeout_s)
@@ -150,15 +146,11 @@ class MlflowMirror:
                 self._given_up.wait(RETRY_S)
 
     def copy(self, status: Status | None = None) -> None:
-        """Copies the records that MLflow lacks, and with a status ends the run; stops early after a timeout.
-
-        A lock allows one mirror per directory at a time. Otherwise, a mirror that timed out during a slow response and
-        the next mirror could both create a run. MLflow's exceptions propagate.
-        """
+        """Copies the records that MLflow lacks, and with a status ends the run. MLflow's exceptions propagate."""
         if self._client is None:
             self._client, self._experiment_id = connect(self.description)
         client = self._client
-        with exclusive(self.run.path / ".mlflow.lock"):
+        with exclusive(self.run.path / ".mlflow.lock"):  # or a mirror that timed out and the next could create two runs
             if self._given_up.is_set():
                 return
             if not self._state.run_id:
@@ -215,9 +207,7 @@ class MlflowMirror:
                 if not lines:
                     return
                 metrics = [metric for line in lines for metric in _metrics(line, state.last_step)]
-                # A crash before the state is saved repeats these metrics, and MLflow drops exact repetitions.
-                for i in range(0, len(metrics), METRICS_PER_CALL):
-                    client.log_batch(state.run_id, metrics=metrics[i : i + METRICS_PER_CALL])
+                self._log(client, metrics)
                 state.bytes, state.last_line = state.bytes + sum(map(len, lines)), lines[-1].decode("latin-1")
                 for metric in metrics:
                     state.last_step[metric.key] = max(metric.step, state.last_step.get(metric.key, metric.step))
@@ -231,16 +221,19 @@ class MlflowMirror:
             with file.open("rb") as opened:
                 opened.seek(self._state.system.get(file.name, 0))
                 while lines := [line for line in itertools.islice(opened, LINES_PER_BATCH) if line.endswith(b"\n")]:
-                    records = [record for record in map(parse_record, lines) if record]
                     metrics = [
                         Metric(prefix + key, value, int(record["time"] * 1000), record["step"])
-                        for record in records
+                        for record in complete_records(lines)
                         for key, value in record["metrics"].items()
                     ]
-                    for i in range(0, len(metrics), METRICS_PER_CALL):
-                        client.log_batch(self._state.run_id, metrics=metrics[i : i + METRICS_PER_CALL])
+                    self._log(client, metrics)
                     self._state.system[file.name] = self._state.system.get(file.name, 0) + sum(map(len, lines))
                     self._state.save(self.run)
+
+    def _log(self, client: MlflowClient, metrics: list[Metric]) -> None:
+        """Logs metrics; after a crash before the state is saved, MLflow drops the exact repetitions."""
+        for i in range(0, len(metrics), METRICS_PER_CALL):
+            client.log_batch(self._state.run_id, metrics=metrics[i : i + METRICS_PER_CALL])
 
     def _copy_results(self, client: MlflowClient) -> None:
         """Logs the final net as a model, and its errors with the model and the graph's run."""

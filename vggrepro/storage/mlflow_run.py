@@ -18,7 +18,7 @@ from vggrepro.storage.logged_model import ModelDescription
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import DatasetInput, Run
+    from mlflow.entities import Run
 
 KEY_TAG = "vggrepro.run_key"
 GRAPH_TAG = "vggrepro.graph"
@@ -54,10 +54,7 @@ class RunDescription:
 
 
 def connect(described: RunDescription) -> tuple[MlflowClient, str]:
-    """Returns a client and the ID of the experiment, which is created if it does not exist.
-
-    Raises UserError if the experiment is deleted; MLflow's exceptions propagate.
-    """
+    """Returns a client and the ID of the experiment, new or existing. Raises UserError and MLflow's exceptions."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -79,11 +76,8 @@ def connect(described: RunDescription) -> tuple[MlflowClient, str]:
 
 
 def begin(client: MlflowClient, experiment_id: str, described: RunDescription, key: str) -> str:
-    """Finds or creates the run of a key, describes it and returns its ID. MLflow's exceptions propagate.
-
-    The caller saves the key first, so that a run is found again if the response to its creation is lost.
-    """
-    from mlflow.entities import Param, RunTag
+    """Finds or creates the run of a key, describes it and returns its ID. MLflow's exceptions propagate."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
     from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
@@ -107,8 +101,10 @@ def begin(client: MlflowClient, experiment_id: str, described: RunDescription, k
         ],
         tags=[RunTag(key, _shortened(value, MAX_TAG_VAL_LENGTH)) for key, value in tags.items()],
     )
-    if described.dataset and not run.inputs.dataset_inputs:
-        client.log_inputs(run_id, [_dataset_input(described.dataset)])
+    if (dataset := described.dataset) and not run.inputs.dataset_inputs:
+        source, profile = json.dumps({"uri": str(dataset["source"])}), json.dumps(dataset["splits"])
+        entity = Dataset(*dataset_of(dataset), "local", source, profile=profile)
+        client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
     return run_id
 
 
@@ -138,17 +134,6 @@ def _find_or_create(client: MlflowClient, experiment_id: str, tag: str, key: str
 def dataset_of(dataset: Mapping[str, Any]) -> tuple[str, str]:
     """Returns the name and digest of a run's images in MLflow."""
     return Path(dataset["source"]).name, dataset["fingerprint"][:12]  # MLflow allows 36 characters
-
-
-def _dataset_input(dataset: Mapping[str, Any]) -> DatasetInput:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    name, digest = dataset_of(dataset)
-    source = json.dumps({"uri": str(dataset["source"])})
-    return DatasetInput(
-        Dataset(name, digest, "local", source, profile=json.dumps(dataset["splits"])),
-        [InputTag("mlflow.data.context", "training")],
-    )
 
 
 def _shortened(value: str, limit: int) -> str:

@@ -26,10 +26,7 @@ def note_weights(run: RunDirectory, weights: str, step: int) -> None:
 
 
 def is_finished(config: Config) -> bool:
-    """Whether the stage's run directory has a final net that was trained with this configuration.
-
-    Raises UserError, which lists the differences, if the directory belongs to another configuration.
-    """
+    """Whether a stage has a final net. Raises UserError if its directory belongs to another configuration."""
     final, stored = final_file(config.directory), config.directory / "config.yaml"
     if stored.exists() and (changed := differences(load_resolved(stored).trajectory(), config.trajectory())):
         listed = "; ".join(f"{key} was {old}, is {new}" for key, old, new in changed[:4])
@@ -52,10 +49,7 @@ def require_finished(config: Config) -> None:
 
 
 def locate(net: Path) -> tuple[Path, Path]:
-    """Returns (checkpoint, run directory) of a net, given either of them.
-
-    Raises UserError if a directory has no final net.
-    """
+    """Returns (checkpoint, run directory) of a net, given either. Raises UserError if there is no final net."""
     if not net.is_dir():
         return net, net.parent.parent
     final = final_file(net)

@@ -12,8 +12,7 @@ from vggrepro.errors import UserError
 def resolve_uri(configured: str | None, runs_root: Path) -> str:
     """Returns the configured tracking URI, else MLFLOW_TRACKING_URI, else a SQLite database in ``runs_root``.
 
-    Raises:
-        UserError: the URI is invalid, or a folder, which MLflow no longer supports since 3.13.
+    Raises UserError for an invalid URI, and for a folder, which MLflow no longer supports since 3.13.
     """
     database = f"sqlite:///{runs_root.absolute() / 'mlruns.db'}"
     uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or database

@@ -25,12 +25,9 @@ _BUCKET_MIB = 25  # torch's default; the conv gradients of D fill two
 
 
 class Exchange:
-    """Exchange of a net's gradients between ranks; a single rank exchanges nothing.
+    """Exchange of a net's gradients between ranks; a single rank exchanges nothing (`comm` is None).
 
-    Args:
-        net: in `factor` mode, :meth:`finish` instead of autograd sets the gradients of its fully-connected layers.
-        topology: this rank.
-        comm: a mode described in the module's docstring; None for a single rank.
+    In `factor` mode, :meth:`finish` instead of autograd sets the gradients of the fully-connected layers.
     """
 
     def __init__(self, net: VGG, topology: Topology, comm: Comm | None) -> None:

@@ -58,10 +58,7 @@ class Training:
     def begin(
         cls, config: Config, parent: Config | None, index: Index, boxes: BoxSet | None, loader: Loader, watch: Watch
     ) -> Training:
-        """Prepares a stage, from the newest checkpoint of its run directory if there is one.
-
-        Every rank must call it. Removes incomplete files. Raises UserError if ranks see different checkpoints.
-        """
+        """Prepares a stage, from its newest checkpoint if there is one; every rank must call it. Raises UserError."""
         topology = watch.topology
         if topology.is_first:
             checkpoint.clean(RunDirectory(config.directory).checkpoints)
@@ -148,7 +145,6 @@ class Training:
             raise UserError(f"{error}; free some space and run the same command again") from None
 
     def _step(self, micro_batches: Iterator[Batch], update: Update) -> None:
-        """Runs an iteration, followed by a report if it is due."""
         train, state = self.config.train, self.state
         rate = learning_rate(train, state.schedule, state.step)
         self.watch.beat(f"step {state.step + 1}")

@@ -23,13 +23,7 @@ class Plateau:
 
 
 def after_validation(state: Plateau, error: float, settings: Schedule) -> Plateau:
-    """Updates the state after a validation; fixed drops ignore its error.
-
-    Args:
-        state: the state before the validation.
-        error: top-1 error in per cent.
-        settings: the schedule's settings.
-    """
+    """Updates the state after a validation with a top-1 error in per cent, which fixed drops ignore."""
     if settings.kind == "fixed":
         return state
     if state.best is None or error <= state.best - settings.threshold:

@@ -62,10 +62,7 @@ def shard_of(topology: Topology, batch: int, micro_batch: int | None) -> Shard:
 
 
 class Trainer:
-    """Net and optimiser, advanced step by step.
-
-    `boxes` are the targets of the images, shape (n, 4), in pixels of the original image; None trains on classes.
-    """
+    """Net and optimiser; `boxes` are targets in pixels of the original images, shape (n, 4), None for classes."""
 
     def __init__(
         self,
@@ -121,10 +118,7 @@ class Trainer:
                 self._optimiser.state[parameter]["momentum_buffer"] = buffer
 
     def require_equal_nets(self) -> None:
-        """Raises UserError on every rank if the ranks' weights are not bitwise equal; every rank must call it.
-
-        They differ only if `factor`, which computes gradients on each rank, does not give all ranks the same result.
-        """
+        """Raises UserError on every rank if the ranks' weights are not bitwise equal, which `factor` can cause."""
         # The bits are summed as integers, so that the sum does not depend on the order.
         sums = [parameter.detach().view(torch.int32).sum(dtype=torch.int64) for parameter in self._parameters]
         ranks = from_every_rank(torch.stack(sums).tolist())
@@ -174,8 +168,8 @@ class Trainer:
     def step(self, step: int, batches: Iterator[Batch], learning_rate: float) -> None:
         """Runs the iteration after `step` finished ones on its micro-batches, the next of :meth:`batches`.
 
-        The host never waits for the device here, so it does not see a gradient that is not finite. The device then
-        skips this step and all later ones, and :meth:`bad_step` reports it.
+        The host does not wait for the device. After a gradient that is not finite, the device skips this step and all
+        later ones, and :meth:`bad_step` reports it.
         """
         for group in self._optimiser.param_groups:
             group["lr"] = learning_rate * group["rate_factor"]
@@ -220,7 +214,6 @@ class Trainer:
         self._exchange.settled = True
 
     def _accumulate(self, batch: Batch, *, last: bool) -> None:
-        """Adds the gradient of a micro-batch."""
         masks = batch.dropout_masks
         assert (masks is not None) == (self.config.model.dropout > 0), "the sampler, not torch, draws dropout masks"
         with self._exchange.micro_batch(last=last):

@@ -30,12 +30,9 @@ class Validation:
 class Task:
     """Task of a stage, without training state.
 
-    The target is the class of each image (Section 3.1). With boxes, the target is the box of the largest object, on the
-    images that have a box (Appendix A). The paper does not say which of several boxes a crop is trained on, or how
-    crops that do not show it are treated. Here, every crop shows the centre of the largest box, and the net also
-    predicts the part of the box outside the crop.
-
-    Raises UserError if no image has a box.
+    The target is the class of each image (Section 3.1), or the largest box of the images that have one (Appendix A).
+    The paper does not say which box a crop is trained on, or how crops without it are treated. Here, every crop shows
+    the centre of the largest box, and the net also predicts the part outside the crop. Raises UserError without boxes.
     """
 
     def __init__(self, config: Config, index: Index, boxes: BoxSet | None) -> None:
@@ -50,11 +47,7 @@ class Task:
         self.sampler = TrainingSampler(self.images.size, config.data, crop, seed, boxes=self.boxes)
 
     def validate(self, net: VGG, loader: Loader, watch: Watch) -> Validation:
-        """Measures the centre crop's error at Q = S; every rank must call it. Raises Interrupted.
-
-        The error is the top-1 error; the record includes the top-5 error. With boxes it is the error of Table 8: the
-        fraction of crops whose box of the true class is wrong.
-        """
+        """Measures the centre crop's top-1 error at Q = S, or with boxes the error of Table 8. Raises Interrupted."""
         Q, batch = self._config.single_Q[0], self._config.evaluation.batch
         shown = SplitPass(self._validation, loader, watch, self._config.train.precision)
         if self._validation_boxes:

@@ -49,15 +49,7 @@ def training_flop(config: Config) -> float:
 def payload_bytes(
     net: Architecture, batch: int, comm: Comm, precision: Precision = "fp32", *, frozen: bool = False
 ) -> int:
-    """Computes the bytes of a step's collectives: the size of the gradients, or in `factor` mode of gathered factors.
-
-    Args:
-        net: the architecture.
-        batch: images in the global batch.
-        comm: mode of the exchange.
-        precision: bf16 halves the factors, because autocast computes them in bfloat16.
-        frozen: only the FC layers have gradients.
-    """
+    """Computes the bytes of a step's collectives; `batch` is the global one, and `frozen` are the convolutions."""
     total = sum(layer.parameters for layer in net.layers() if layer.kind == "fc" or not frozen)
     if comm != "factor":
         return (4 if comm == "ddp" else 2) * total
@@ -80,10 +72,7 @@ def sent_bytes(
 
 
 def product_flop(net: Architecture, batch: int) -> int:
-    """Counts the floating-point operations of the FC layers' weight gradients for a global batch.
-
-    In `factor` mode each rank does all of them, in the other modes only those of its images.
-    """
+    """Counts the operations of the FC layers' weight gradients for a global batch; `factor` does them on each rank."""
     return 2 * batch * sum(layer.multiply_adds for layer in net.layers() if layer.kind == "fc")
 
 
@@ -142,11 +131,7 @@ class Meter:
     def read(self, waited_s: float, flop: int, peak: float | None, world: int) -> dict[str, float]:
         """Returns images/s with and without waits for images, the fraction of waits, memory, and MFU; resets the meter.
 
-        Args:
-            waited_s: seconds that this rank has waited for images so far.
-            flop: operations per image.
-            peak: FLOP/s of a rank's device; None if unknown, which omits MFU.
-            world: number of ranks.
+        `waited_s` is this rank's total, `flop` the operations per image, and `peak` a rank's FLOP/s (None omits MFU).
         """
         waited = waited_s - self._waited_before
         busy = max(self._seconds - waited, 1e-9)
