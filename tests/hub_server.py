@@ -1,4 +1,4 @@
-"""A stand-in of the Hugging Face Hub: its HTTP interface as far as publishing and reading nets need it."""
+"""Stand-in for the Hugging Face Hub, with the part of its HTTP interface that publishing and reading nets need."""
 
 import base64
 import hashlib
@@ -38,7 +38,7 @@ class Repository:
 
 @dataclass
 class Hub:
-    """The state of the stand-in, and what it was sent."""
+    """State of the stand-in, and the requests that it received."""
 
     address: str = ""
     repositories: dict[str, Repository] = field(default_factory=dict)
@@ -48,11 +48,11 @@ class Hub:
     stored: list[str] = field(default_factory=list)
     """SHA-256 of each large file that has arrived."""
     drops_above: int | None = None
-    """It hangs up on a large file of more bytes, half-way."""
+    """Size in bytes above which it drops the connection half-way through a file."""
     changed: bool = False
-    """Somebody else commits before each commit."""
+    """Whether somebody else commits before each commit."""
     full: bool = False
-    """It answers every commit with 507."""
+    """Whether it responds to every commit with 507."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -192,7 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def hub_server() -> Iterator[Hub]:
-    """The stand-in, at a free port of this machine."""
+    """Runs the stand-in on a free port of this machine."""
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     server.daemon_threads = True
@@ -209,7 +209,7 @@ def hub_server() -> Iterator[Hub]:
 
 
 def use(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch, *, token: str = TOKEN) -> None:
-    """Lets the Hub's client of this process speak to the stand-in, with a cache of its own, and try again at once."""
+    """Connects the Hub's client of this process to the stand-in with a separate cache, and removes pauses."""
     monkeypatch.setattr(constants, "ENDPOINT", hub.address)
     monkeypatch.setattr(
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}"

@@ -25,14 +25,14 @@ with progress("A: training", 4) as update:
 
 
 class Terminal(io.StringIO):
-    """Standard error that is a terminal."""
+    """Terminal as standard error."""
 
     def isatty(self) -> bool:
         return True
 
 
 def terminal(monkeypatch: pytest.MonkeyPatch, columns: int = 80, **variables: str) -> Terminal:
-    """Standard error from now on, as pytest puts its own there after fixtures are made."""
+    """Replaces standard error from now on, because pytest replaces it after fixtures."""
     terminal = Terminal()
     monkeypatch.delenv("NO_COLOR", raising=False)
     for name, text in ({"TERM": "xterm", "COLUMNS": str(columns), "LINES": "50"} | variables).items():
@@ -43,7 +43,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch, columns: int = 80, **variables: st
 
 @pytest.fixture
 def loud() -> Iterator[None]:
-    """After it nothing is silenced any more."""
+    """Restores the output after the test."""
     yield
     be_quiet(False)
 
@@ -111,7 +111,7 @@ NOTE, TIMES = "loss 2.3028  rate 0.01  848 images/s  waits 11%  MFU 45.3% of 989
 
 
 def training() -> None:
-    """A stage, as it shows itself."""
+    """Shows the progress of a stage."""
     with progress("E-384-jitter: training", 370_000, start=100) as update:
         update(101, NOTE, times=TIMES)
         update(102, None)
@@ -222,7 +222,7 @@ def test_quiet_commands(tmp_path: Path, settings: list[str], command: Command) -
 
 
 def test_training_on_a_terminal(settings: list[str], tmp_path: Path) -> None:
-    """One bar, which moves at each step, with the validation in it; epochs above it, whole."""
+    """The bar moves at each step and includes the validation; complete lines for epochs are above it."""
     steps = ("run.root=runs", "train.iterations=7", "train.log_every=6", "train.validate_every=1")
     words = ("train", "--config", REPOSITORY / "configs" / "vgg_A.yaml", *set_words(*settings, *steps))
     status, sent = on_terminal("-m", "vggrepro", *words, columns=80, cwd=tmp_path)

@@ -33,7 +33,7 @@ class UserError(Exception):
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and all ranks have stopped at the same point; the text is the reason."""
+    """Raised on all ranks at the same point after a request to stop; the text is the reason."""
 
 
 INTERRUPTED_STATUS = 75

@@ -1,4 +1,4 @@
-"""The whole story on 36 images: the demo's graph with everything small."""
+"""Graph of the demo on 36 images, with everything small."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def graph_of(settings: list[str], *more: str) -> Graph:
 
 @pytest.fixture(scope="module")
 def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's runs, finished."""
+    """Finished runs of the demo."""
     runs = tmp_path_factory.mktemp("finished") / "runs"
     reproduce(graph_of([*TINY, f"data.root={images}", f"run.root={runs}"]))
     return runs
@@ -47,7 +47,7 @@ def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def rerun(finished: Path, settings: list[str], tmp_path: Path) -> list[str]:
-    """As `settings`, with a copy of the finished runs in their place."""
+    """Settings with a copy of the finished runs."""
     shutil.copytree(finished, tmp_path / "runs")
     return settings
 
@@ -183,7 +183,7 @@ def test_a_session_reserves_a_core_for_each_decoding_process(
 
 @pytest.fixture(scope="module")
 def mirrored(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Graph:
-    """The demo's runs in MLflow, which takes seconds; tests that go on with them do so with a copy."""
+    """Runs of the demo in MLflow, which take seconds; tests that continue them use a copy."""
     settings = [*TINY, f"data.root={images}", f"run.root={tmp_path_factory.mktemp('mirrored') / 'runs'}"]
     graph = graph_of(settings, "tracking.mlflow=true", "train.iterations=2")
     reproduce(graph)

@@ -1,4 +1,4 @@
-"""Appendix A's whole story on 36 images: nets of classes, nets of boxes from them, both tests, the tables."""
+"""Appendix A on 36 images: nets for classes, nets for boxes, both tests, and the tables."""
 
 import json
 import shutil
@@ -51,7 +51,7 @@ SETTINGS = [setting for setting in TINY if not setting.startswith(("data.S", "ev
 
 @pytest.fixture(scope="module")
 def boxed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The images, with a box in the middle of each; one validation image has none, one has two."""
+    """Images with a box in the middle; a validation image has none, and another has two."""
     root = tmp_path_factory.mktemp("boxed") / "images"
     shutil.copytree(images, root)
     lines = ["file\txmin\tymin\txmax\tymax"]
@@ -68,7 +68,7 @@ def boxed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    """The graph as a file."""
+    """Graph file."""
     file = tmp_path / "boxes.yaml"
     file.write_text(yaml.safe_dump(GRAPH, sort_keys=False))
     return file
@@ -84,7 +84,7 @@ def graph_of(recipe: Path, boxed: Path, runs: Path, *more: str) -> Graph:
 
 @pytest.fixture(scope="module")
 def finished(boxed: Path, tmp_path_factory: pytest.TempPathFactory) -> Graph:
-    """The graph, finished."""
+    """Finished graph."""
     folder = tmp_path_factory.mktemp("finished")
     file = folder / "boxes.yaml"
     file.write_text(yaml.safe_dump(GRAPH, sort_keys=False))
@@ -165,7 +165,7 @@ def test_an_interrupted_test_resumes(
 
 
 def test_two_ranks_store_the_same_boxes(finished: Graph, boxed: Path, recipe: Path, tmp_path: Path) -> None:
-    """Of the same nets; how ranks train is another matter."""
+    """Tests the same nets; other tests cover training on ranks."""
     shutil.copytree(finished.stages["D"].run.root, tmp_path / "runs")
     for name in ("boxes", "boxes-fine", "boxes-SCR"):
         shutil.rmtree(tmp_path / "runs" / "boxes" / name / "boxes")
@@ -207,7 +207,7 @@ def test_the_tables_of_a_graph(finished: Graph, command: Command) -> None:
 
 
 def test_an_image_without_a_correct_guess_is_an_error(finished: Graph) -> None:
-    """By hand from the arrays: the error of the report is that of the rule."""
+    """Compares the error of the report with a computation from the arrays."""
     run = RunDirectory(finished.stages["boxes-fine"].directory)
     with np.load(next(run.boxes.glob("truth-*.npz"))) as truth:
         labels, start, box = truth["labels"], truth["start"], truth["box"]
@@ -237,7 +237,7 @@ def test_an_image_without_a_correct_guess_is_an_error(finished: Graph) -> None:
 
 
 def test_boxes_are_in_the_order_of_the_score_map(finished: Graph) -> None:
-    """At Q = 64 a crop of 32 px has 2 x 2 places in a square; more along the longer side."""
+    """A crop of 32 px has 2 x 2 positions in a square image at Q = 64, and more along a longer side."""
     run = RunDirectory(finished.stages["boxes-SCR"].directory)
     (protocol,) = {part for key, _ in FoundKey.listed(run) for part in key.parts if part.method == "dense"}
     places = protocol.load(run)

@@ -1,4 +1,4 @@
-"""torchvision's and timm's evaluation beside ours: the same numbers where they see the same pixels."""
+"""Evaluations of torchvision and timm have our numbers if they see the same pixels."""
 
 import io
 import shutil
@@ -38,7 +38,7 @@ GEOMETRY: dict[str, Any] = {"net": "B", "classes": 3, "crop": 32, "width": 0.062
 
 @cache
 def opinionated(preprocessing: Preprocessing = "torchvision") -> VGG:
-    """With scores of mean 0 and standard deviation 2 on blotches of one colour, in the range of this preprocessing."""
+    """Makes a net whose scores have mean 0 and standard deviation 2 on plain images in the range of a preprocessing."""
     net, random = with_biases(tiny_vgg(**GEOMETRY)), torch.Generator().manual_seed(0)
     colours, grain = (torch.randn(64, 3, side, side, generator=random) for side in (1, 32))
     fc8 = net.named_layers()["fc8"]
@@ -52,7 +52,7 @@ def opinionated(preprocessing: Preprocessing = "torchvision") -> VGG:
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory of a net that takes torchvision's normalisation."""
+    """Run directory of a net with torchvision's normalisation."""
     folder = tmp_path_factory.mktemp("made")
     weights, run = folder / "B.safetensors", folder / "runs" / "mine" / "B"
     write(
@@ -64,7 +64,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(original: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
+    """Copy of the original run directory."""
     return Path(shutil.copytree(original, tmp_path / "runs" / "mine" / "B"))
 
 
@@ -129,7 +129,7 @@ def test_the_output_is_a_table(run: Path, index_file: Path, command: Command, mo
 
 @pytest.mark.parametrize("preprocessing", ["paper", "torchvision"])
 def test_square_images_have_equal_pixels_in_all_evaluations(preprocessing: Preprocessing, tmp_path: Path) -> None:
-    """All cut the same window out of them, so what is left of a difference is arithmetic; timm's at its own scale."""
+    """All evaluations crop the same window, so that only arithmetic differs; timm uses a different scale."""
     random = np.random.default_rng(0)
     for name in CLASSES:
         for side in (37, 50, 74, 111):
@@ -227,7 +227,7 @@ def test_torchvision_loads_an_exported_net(run: Path, tmp_path: Path) -> None:
 def test_other_packages_use_their_modules_if_they_have_the_net(
     original: Path, net: str, options: dict[str, Any], name: str | None
 ) -> None:
-    """At full size, by name and shape alone."""
+    """Compares names and shapes at full size."""
     with torch.device("meta"):
         weights = VGG(architecture(net, classes=7, **options)).state_dict()
     stored = checkpoint.load(original / "checkpoints" / "final.pt")
@@ -246,7 +246,7 @@ def test_other_packages_use_their_modules_if_they_have_the_net(
 
 @pytest.mark.slow
 def test_full_size_modules_of_other_packages(index_file: Path, tmp_path: Path, command: Command) -> None:
-    """A net of the paper's size in torchvision's and timm's code: differences are those of the pixels alone."""
+    """Only pixels differ for a net of the paper's size in torchvision's and timm's code."""
     net = vggrepro.vgg("A", classes=3, init="kaiming").eval()
     weights, run = tmp_path / "A.safetensors", tmp_path / "runs" / "mine" / "A"
     model = {"net": "A", "classes": 3, "crop": 224, "width": 1.0}

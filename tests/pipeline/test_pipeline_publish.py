@@ -1,4 +1,4 @@
-"""A published net: what is in the folder, who loads it, what is not overwritten, and what ends in one line."""
+"""Publication of nets: files, programs that load them, protection of existing content, and errors of one line."""
 
 import json
 import math
@@ -69,7 +69,7 @@ def photographs(images: Path) -> list[Image.Image]:
 
 
 def another_net(run: Path) -> None:
-    """The same run with other weights."""
+    """Same run with other weights."""
     stored = checkpoint.load(final_file(run))
     stored.weights["features.0.bias"] += 1
     checkpoint.save(stored, final_file(run))
@@ -278,7 +278,7 @@ def test_the_content_of_a_repository_is_not_overwritten(run: Path, hub: Hub, com
 
 
 def test_the_command_reads_the_environment(run: Path, tmp_path: Path, hub: Hub) -> None:
-    """In a process of its own: HF_ENDPOINT, HF_TOKEN, and one line for a wrong token and half an upload."""
+    """Uses HF_ENDPOINT and HF_TOKEN in a separate process; a wrong token and an interrupted upload are one line."""
     words = ("-m", "vggrepro", "publish", run, "--to", "hf:me/net")
     place = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
     done = fork_program(*words, HF_TOKEN="hf_wrong", **place)
@@ -290,7 +290,7 @@ def test_the_command_reads_the_environment(run: Path, tmp_path: Path, hub: Hub) 
 
 
 def full_size(net: str, *, batch_norm: bool = False, S: int | tuple[int, int] = 256, **model: Any) -> Checkpoint:
-    """A checkpoint of a net at its true size, without its weights."""
+    """Makes a checkpoint of a full-size net, without its weights."""
     config = Config(model=Model(net=net, batch_norm=batch_norm, **{"classes": 7} | model), data=Data(S=S), run=Run())
     names = [f"class {number}" for number in range(7)]
     return Checkpoint(config.model_dump(mode="json"), 0, {}, PREPROCESSING["paper"], {"classes": names})
@@ -327,7 +327,7 @@ def test_nets_that_timm_lacks_have_no_name(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("S", [256, 384, (256, 512), 300, 299, 257])
 def test_timms_transform_matches_the_papers_centre_crop(S: Any, tmp_path: Path, images: Path) -> None:
-    """The config, read by timm: its transform against ours, rescaled, cropped and normalised; at most 1e-4 of 1."""
+    """Compares timm's transform from the config with our rescaled, cropped and normalised image, within 1e-4."""
     timm = pytest.importorskip("timm")
     stored = full_size("A", S=S)
     (tmp_path / "config.json").write_text(json.dumps(publishing._config(stored, "0" * 64)))
@@ -355,7 +355,7 @@ def test_the_license_is_found_in_a_checkout(monkeypatch: pytest.MonkeyPatch) -> 
 def test_timm_and_torchvision_load_a_full_size_net(
     tmp_path: Path, hub: Hub, images: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half a gigabyte: A, through the folder and the Hub; logits are compared."""
+    """Compares the logits of A, half a gigabyte, from a folder and the Hub."""
     import safetensors.torch
     import timm
     import torchvision

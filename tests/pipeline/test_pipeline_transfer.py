@@ -1,4 +1,4 @@
-"""Appendix B's whole story on a few images: features for other programs, linear SVMs, stages that name data sets."""
+"""Appendix B on a few images: features for other programs and linear SVMs."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def _single_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def _few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Descriptors are put together in several blocks, as those of thousands of images are."""
+    """Splits descriptors into several blocks, as for thousands of images."""
     monkeypatch.setattr(features, "_ROWS", 4)
 
 
@@ -53,7 +53,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run directories of nets that nothing was done with; tests work on copies."""
+    """Unused run directories of nets; tests work on copies."""
     root = tmp_path_factory.mktemp("nets") / "others"
     imported_net(root / "D")
     imported_net(root / "A", "A", seed=1)
@@ -71,7 +71,7 @@ def state_of(run: Path) -> dict[str, torch.Tensor]:
 
 
 def figure_by_hand(features: np.ndarray, labels: np.ndarray, split: np.ndarray) -> float:
-    """Mean class recall of scikit-learn's own classifier for several classes; C is chosen on what is held out."""
+    """Computes the mean class recall of scikit-learn's multi-class classifier, with C chosen on validation samples."""
     from sklearn.svm import LinearSVC
 
     def recall(rows: np.ndarray, on: np.ndarray, C: float) -> float:
@@ -198,7 +198,7 @@ def _leaves(self: Watch) -> None:
 
 
 def test_nets_stacked(nets: Path, sets: Path, tmp_path: Path, command: Command) -> None:
-    """Also where one has no fully-connected layers, and where their own configurations say different scales."""
+    """Includes a net without fully-connected layers, and configurations with different scales."""
     section = {"scales": [64], "combine": "average", "sets": {"gone": "nowhere"}}
     stored = nets / "conv" / "config.yaml"
     tree = yaml.safe_load(stored.read_text())
@@ -226,7 +226,7 @@ def test_nets_stacked(nets: Path, sets: Path, tmp_path: Path, command: Command) 
 
 
 def test_nets_of_different_crops_stacked(nets: Path, sets: Path, command: Command) -> None:
-    """Each sees images in the proportion of its own crop."""
+    """Scales of images are proportional to each net's crop."""
     larger = imported_net(nets / "E", "E", crop=64)
     data = ("-d", f"mine={sets / 'mine'}", *SETTINGS)
     found = command.json("transfer", nets / "D", larger, *data, "--combine", "stack")["tested"]
@@ -399,7 +399,7 @@ def test_names_of_sets_and_emoji(nets: Path, sets: Path, tmp_path: Path, command
 
 @pytest.mark.slow
 def test_a_classifier_may_train_longer_than_the_timeout_of_ranks(nets: Path, sets: Path, tmp_path: Path) -> None:
-    """As for hours on Caltech-256, while the others wait."""
+    """Classification on Caltech-256 takes hours, while the other ranks wait."""
     script = tmp_path / "slow.py"
     script.write_text(
         "import time\n"

@@ -1,4 +1,4 @@
-"""Stages that name data sets of Appendix B: tested with their graph, stacked, and logged; what is missing is redone."""
+"""Stages with transfer data sets (Appendix B) are tested with their graph, separately and stacked, and logged."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def graph_of(images: Path, runs: Path, mine: Path, *changes: str) -> Graph:
 
 
 class Mirror:
-    """Stands in for MLflow's, which takes seconds: notes what is logged while it is open."""
+    """Replaces MLflow's mirror, which takes seconds, and collects the logged figures."""
 
     instances: ClassVar[list["Mirror"]] = []
 
@@ -56,7 +56,7 @@ class Mirror:
 
 @pytest.fixture(scope="module")
 def finished(images: Path, mine: Path, tmp_path_factory: pytest.TempPathFactory) -> Graph:
-    """The demo's two stages, finished and tested."""
+    """Finished and tested graph of the demo's two stages."""
     torch.set_num_threads(1)
     graph = graph_of(images, tmp_path_factory.mktemp("whole") / "runs", mine, "tracking.mlflow=true")
     with pytest.MonkeyPatch.context() as patched:
@@ -67,7 +67,7 @@ def finished(images: Path, mine: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture
 def copied(finished: Graph, images: Path, mine: Path, tmp_path: Path) -> Graph:
-    """A copy of it, without MLflow."""
+    """Copy of the finished graph, without MLflow."""
     shutil.copytree(finished.stages["A"].run.root, tmp_path / "runs")
     return graph_of(images, tmp_path / "runs", mine)
 
@@ -110,7 +110,7 @@ def test_a_second_call_neither_loads_nor_trains(copied: Graph, monkeypatch: pyte
 
 
 def test_missing_results_are_computed_again(finished: Graph, copied: Graph) -> None:
-    """As the message of a torn file says: remove it, and test again."""
+    """Follows the message for a damaged file: remove it, and test again."""
     A, D = (config.directory for config in copied.stages.values())
     shutil.rmtree(D / "transfers")
     next((A / "transfers").glob("truth-*.npz")).unlink()
@@ -128,7 +128,7 @@ def test_other_settings_are_tested_separately(copied: Graph, images: Path, mine:
 
 
 def test_cluster_jobs_log_only_to_their_runs(copied: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each stage is a job of its own; who comes last tests all together, and the first's run is not its own."""
+    """Stages run as separate jobs; the last job tests all nets together, and may not write to the first job's run."""
     A, D = (RunDirectory(config.directory) for config in copied.stages.values())
     lease.take(A.path, "1:0")
     lease.take(D.path, "2:0")

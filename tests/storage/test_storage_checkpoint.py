@@ -1,4 +1,4 @@
-"""A net on disk, all of it or none."""
+"""Checkpoints are written atomically and checked when read."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ from vggrepro.storage.checkpoint import Checkpoint
 
 
 def make(step: int = 3, fill: float = 1.0) -> Checkpoint:
-    """A small checkpoint with everything in it."""
+    """Makes a small checkpoint with all fields."""
     return Checkpoint(
         config=Config(model=Model(net="A")).model_dump(mode="json"),
         step=step,

@@ -1,4 +1,4 @@
-"""The Hub's client against a stand-in of its HTTP interface: one commit, resumed uploads, refusals in one line."""
+"""Publication with the Hub's client to a stand-in for its server: commits, resumed uploads, errors of one line."""
 
 import hashlib
 import re

@@ -1,4 +1,4 @@
-"""An attempt that another has replaced leaves the run directory alone."""
+"""Replaced attempts do not write to the run directory."""
 
 from pathlib import Path
 

@@ -128,7 +128,7 @@ REDUCED = ["demo.yaml", *(f"reduced/{file.name}" for file in (REPOSITORY / "conf
 
 @pytest.mark.parametrize("file", REDUCED)
 def test_the_reduced_configurations_have_several_dense_positions(file: str) -> None:
-    """At one Q the map of a square image has at least 2 x 2 places; S and Q keep the paper's places or proportions."""
+    """Score maps of square images have at least 2 x 2 positions at some Q, and S and Q the paper's proportions."""
     for config in load_graph(REPOSITORY / "configs" / Path(file)).stages.values():
         net, Q = architecture_of(config), config.single_Q[0]
         assert net.places(Q, Q) >= 4

@@ -1,4 +1,4 @@
-"""The final net of a run as a model in MLflow: what is stored, linked, registered, and what may go wrong meanwhile."""
+"""Final nets as models in MLflow: storage, links, registration and failures."""
 
 import errno
 import json
@@ -46,7 +46,7 @@ def final(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A database, whose migration takes seconds."""
+    """Database, whose migration takes seconds."""
     import_quietly()
     from mlflow import MlflowClient
 
@@ -133,7 +133,7 @@ def test_a_net_is_logged_with_its_errors_and_linked(final: Path, tmp_path: Path,
 
 
 def test_the_model_equals_the_net(final: Path, tmp_path: Path) -> None:
-    """Under MLflow's checks of the signature; without the package, see test_pipeline_logged_model.py."""
+    """Includes MLflow's checks of the signature; test_pipeline_logged_model.py tests without this package."""
     from mlflow import pyfunc
 
     from vggrepro.pipeline.pretrained import load
@@ -311,7 +311,7 @@ def test_the_run_of_the_graph_ends_with_its_last_stage(final: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_a_server_of_mlflow_stores_and_loads_models(final: Path, tmp_path: Path) -> None:
-    """Its REST interface, with artifacts that travel through it."""
+    """Uses the REST interface, which also transfers artifacts."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     program = [sys.executable, "-m", "mlflow", "server", "--port", str(port)]

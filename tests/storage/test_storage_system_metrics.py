@@ -1,4 +1,4 @@
-"""What a machine does, sampled into the run directory and mirrored from there."""
+"""System metrics are sampled to the run directory and mirrored."""
 
 import json
 import logging

@@ -36,7 +36,7 @@ def run(tmp_path: Path) -> RunDirectory:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """URI of one migrated database, and what its migration printed."""
+    """URI of a migrated database, and the output of its migration."""
     root = tmp_path_factory.mktemp("with space")
     uri = resolve_uri(str(f"sqlite:///{root}/mlruns.db"), root)
     with contextlib.redirect_stderr(io.StringIO()) as err, contextlib.redirect_stdout(io.StringIO()) as out:
@@ -70,7 +70,7 @@ def mirror_of(run: RunDirectory, uri: str, **changes: Any) -> MlflowMirror:
 
 
 def living(run: RunDirectory, uri: str, **changes: Any) -> MlflowMirror:
-    """A mirror that has shown what there is, and goes on."""
+    """Starts a mirror that has copied all records and is running."""
     mirror = mirror_of(run, uri, **changes)
     mirror.start()
     mirror.copy()
@@ -118,7 +118,7 @@ def test_events_are_not_metrics() -> None:
 
 
 def test_evaluations_have_no_step_in_mlflow() -> None:
-    """Of metrics without steps its chart view draws bars side by side."""
+    """MLflow draws metrics without steps as bars side by side."""
     line = b'{"step": 370, "kind": "evaluation", "dense_multi_Q_top1_error": 24.8, "n": 500, "time": 1.0}'
     metrics = [(metric.key, metric.value, metric.step) for metric in mirror._metrics(line, {})]
     assert metrics == [("evaluation/dense_multi_Q_top1_error", 24.8, 0), ("evaluation/n", 500, 0)]
@@ -144,7 +144,7 @@ def test_non_finite_numbers_are_strings_in_strict_json(run: RunDirectory) -> Non
 
 
 def lines_read(monkeypatch: pytest.MonkeyPatch, module: Any) -> list[bytes]:
-    """The lines of metrics that a module reads from now on."""
+    """Collects the lines of metrics that a module parses from now on."""
     lines, real = list[bytes](), directory.parse_record
 
     def reading(line: bytes) -> dict[str, Any] | None:
@@ -156,7 +156,7 @@ def lines_read(monkeypatch: pytest.MonkeyPatch, module: Any) -> list[bytes]:
 
 
 def test_the_newest_record_is_found_from_the_end(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where 36 runs stand costs 36 lines, and not their millions of iterations."""
+    """The status of 36 runs needs 36 lines, not millions of iterations."""
     train(run, 1, 500)
     run.append({"step": 500, "kind": "validation", "top1_error": 25.5})
     with run.metrics.open("ab") as file:
@@ -304,7 +304,7 @@ def test_a_crash_before_the_state_is_saved_causes_no_duplicates(run: RunDirector
 
 
 def test_a_copy_can_be_repeated_from_any_state(run: RunDirectory, uri: str) -> None:
-    """Also from the state of an older run, which has no last line but a checksum of the bytes that were copied."""
+    """Includes the state of an older run, which has a checksum of the copied bytes instead of the last line."""
     train(run, 1, 3)
     run.append({"step": 3, "kind": "evaluation", "top1_error": 30.0})
     mirrored(run, uri)
@@ -322,7 +322,7 @@ def test_a_copy_can_be_repeated_from_any_state(run: RunDirectory, uri: str) -> N
 def test_a_requeued_job_continues_after_the_last_line(
     run: RunDirectory, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It neither reads what was copied nor sends the figures of an evaluation again."""
+    """The job neither reads copied lines nor sends the figures of an evaluation again."""
     from mlflow import MlflowClient
 
     train(run, 1, 300)
@@ -423,7 +423,7 @@ def test_a_hanging_server_does_not_delay_the_end(run: RunDirectory, uri: str, ha
 def test_a_timed_out_mirror_and_the_next_create_a_single_run(
     run: RunDirectory, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where a slow server has not answered when a net is trained, and is asked again when it is tested."""
+    """For example, a slow server has not responded at the end of training, and gets the next request during testing."""
     from mlflow import MlflowClient
 
     requested, answer = threading.Event(), threading.Event()
@@ -474,7 +474,7 @@ def test_is_behind_detects_records_that_mlflow_lacks(run: RunDirectory, uri: str
 
 
 def refused(run: RunDirectory, uri: str, **changes: Any) -> None:
-    """A mirror that gives up at once, and ends without waiting."""
+    """Starts a mirror that stops at once, and closes it without waiting."""
     mirror = mirror_of(run, uri, **changes)
     mirror.start()
     begin = time.monotonic()
@@ -561,7 +561,7 @@ def test_server_errors_are_retried(run: RunDirectory, caplog: pytest.LogCaptureF
 
 @contextlib.contextmanager
 def answering(status: int) -> Iterator[str]:
-    """A server that has one answer, which is no JSON."""
+    """Server whose only response is not JSON."""
 
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -32,5 +32,5 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stage_file(images: Path, tmp_path: Path) -> Callable[..., Path]:
-    """`write_stage` in this test's folder."""
+    """Returns `write_stage` for this test's folder."""
     return partial(write_stage, tmp_path, images)

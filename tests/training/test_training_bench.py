@@ -1,4 +1,4 @@
-"""The benchmarks of the training step and of the exchange, at the smallest size."""
+"""Benchmarks of the training step and of the exchange at the smallest size."""
 
 import json
 from pathlib import Path

@@ -26,7 +26,7 @@ from vggrepro.storage.status import final_file
 
 CLASSES = ("ant", "bee", "cat")
 StageFile = Callable[..., Path]
-"""The fixture `stage_file`."""
+"""Type of the fixture `stage_file`."""
 BATCH = 8
 
 
@@ -68,9 +68,9 @@ class Fault:
 
 
 class Ranks:
-    """A run on some ranks, each a process and a group of its own; they end with `join`.
+    """Run on ranks that are separate processes and process groups, until `join`.
 
-    With `parents` they may have processes themselves, and are waited for at the end of the tests.
+    With `parents`, ranks may have child processes, and the end of the tests waits for them.
     """
 
     def __init__(

@@ -213,7 +213,7 @@ class Transfer(Section):
     scales: tuple[Positive, ...] = ()
     """Q in pixels; default: the paper's values for the data set, scaled by crop / 224."""
     combine: Combine | None = None
-    """How features at several Q are combined; default: the paper's choice for the data set."""
+    """Combination of features at several Q; default: the paper's choice for the data set."""
     splits: Positive = 3
     """Number of random splits of a folder of classes."""
     train_per_class: Positive | None = None
