@@ -96,8 +96,8 @@ def test_a_reduced_stage_is_compared_with_the_papers_stage_of_its_proportions() 
         return Config(model=model, data={"S": S}, train=train, evaluation={"multi_Q": [160]})
 
     fixed, fine, jitter = stage(160), stage(224, learning_rate=1e-3), stage([160, 288], learning_rate=1e-3)
-    for stage, parent in ((fine, fixed), (jitter, fine)):
-        assert not {"run.parent", "train.learning_rate"} & {d.setting for d in ledger(stage, parent)}
+    for config, parent in ((fine, fixed), (jitter, fine)):
+        assert not {"run.parent", "train.learning_rate"} & {d.setting for d in ledger(config, parent)}
     assert [d.paper for d in ledger(fine, jitter) if d.setting == "run.parent"] == ["D at S=256"]
     assert [d.paper for d in ledger(jitter, None) if d.setting == "run.parent"] == ["D at S=384"]
     assert [(d.paper, d.run) for d in ledger(fine, fixed) if d.setting == "data.S"] == [(384, 224)]

@@ -118,7 +118,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(
     newest = torn.checkpoints / "step-00000010.pt"
     newest.write_bytes(newest.read_bytes()[:-1000])
     train_here(file)
-    assert "step-00000010.pt is torn" in caplog.text
+    assert "step-00000010.pt is damaged" in caplog.text
     assert_same_course(torn, undisturbed)
 
 
