@@ -158,7 +158,7 @@ def test_an_imported_net_keeps_its_test_settings(graph: Graph, run: Path, tmp_pa
     ("make", "message"),
     [
         (lambda folder: folder / "none", "none cannot be read"),
-        (lambda folder: folder, "is no run directory"),
+        (lambda folder: folder, "is not a run directory"),
         (lambda folder: (folder / "x.pt").write_bytes(b"PK\x03\x04 torn") and folder / "x.pt", "cannot be read"),
     ],
 )

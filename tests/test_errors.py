@@ -1,4 +1,4 @@
-"""Ends of commands: one line for a mistake, whichever rank finds it, also on machines that lack something."""
+"""Commands end mistakes with one line, and supply what their environment lacks."""
 
 import errno
 import os
@@ -29,7 +29,7 @@ run_command("vggrepro", command)
 
 
 def lines_of(folder: Path, delays: tuple[float, ...], mistaken: tuple[int, ...]) -> list[str]:
-    """Lines that ranks print under torchrun if those in `mistaken` find a mistake after their delay in seconds."""
+    """Returns the messages of ranks under torchrun, of which some find a mistake after a delay in seconds."""
     program = folder / "program.py"
     program.write_text(COMMAND.format(delays=delays, mistaken=mistaken))
     done = run_program(program, ranks=len(delays))
@@ -42,11 +42,11 @@ def test_the_first_rank_reports_a_mistake_that_another_rank_finds_earlier(tmp_pa
     assert lines_of(tmp_path, delays=(2, 0), mistaken=(0, 1)) == ["vggrepro: S=100: below the crop; raise it"]
 
 
-def test_a_mistake_that_only_one_rank_finds_is_reported_by_that_rank(tmp_path: Path) -> None:
+def test_a_mistake_that_only_another_rank_finds_is_reported_by_that_rank(tmp_path: Path) -> None:
     assert lines_of(tmp_path, delays=(0, 0), mistaken=(1,)) == ["vggrepro: rank 1: S=100: below the crop; raise it"]
 
 
-SLOW_EXIT = """
+BLOCKED = """
 import atexit, sys, time
 from torch import distributed
 from vggrepro.errors import Interrupted, UserError, run_command
@@ -54,7 +54,7 @@ from vggrepro.errors import Interrupted, UserError, run_command
 atexit.register(time.sleep, 60)  # as NCCL may wait for ranks that have gone
 
 def command():
-    print("printed before")
+    print("said before")
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     raise {error}
 
@@ -63,29 +63,29 @@ run_command("vggrepro", command)
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "printed"),
+    ("error", "status", "message"),
     [
         ("UserError('S=100: raise it')", 2, "vggrepro: S=100: raise it\n"),
-        ("Interrupted('SIGTERM')", 75, "vggrepro: stopped (SIGTERM); the same command goes on from there\n"),
+        ("Interrupted('SIGTERM')", 75, "vggrepro: stopped (SIGTERM); run the same command again to resume\n"),
         ("ZeroDivisionError('ours')", 1, "ZeroDivisionError: ours\n"),
         ("SystemExit('S is missing')", 1, "S is missing\n"),
         ("SystemExit(76)", 76, ""),
     ],
 )
-def test_a_rank_that_ends_on_a_mistake_ends_at_once(tmp_path: Path, error: str, status: int, printed: str) -> None:
+def test_a_rank_with_a_mistake_exits_at_once(tmp_path: Path, error: str, status: int, message: str) -> None:
     program = tmp_path / "program.py"
-    program.write_text(SLOW_EXIT.format(error=error))
+    program.write_text(BLOCKED.format(error=error))
     done = fork_program(program, timeout=50, RANK="0")
-    assert (done.returncode, done.stdout) == (status, "printed before\n")
-    assert done.stderr.endswith(printed)
-    assert (printed == "") == (done.stderr == "")
-    assert ("Traceback" in done.stderr) == (status == 1 and "ours" in printed)
+    assert (done.returncode, done.stdout) == (status, "said before\n")
+    assert done.stderr.endswith(message)
+    assert (message == "") == (done.stderr == "")
+    assert ("Traceback" in done.stderr) == (status == 1 and "ours" in message)
 
 
 @pytest.mark.parametrize("rank", ["two", "-1", "1.5", "2"])
-def test_an_impossible_rank_is_a_mistake(rank: str) -> None:
-    variables = {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-    done = fork_program("-m", "vggrepro", "reproduce", "--config", CONFIGS / "demo.yaml", timeout=120, **variables)
+def test_an_impossible_rank_is_an_error_of_one_line(rank: str) -> None:
+    places = {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    done = fork_program("-m", "vggrepro", "reproduce", "--config", CONFIGS / "demo.yaml", timeout=120, **places)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert f"RANK={rank}, WORLD_SIZE=2" in done.stderr
 
@@ -96,9 +96,9 @@ def test_errors_of_the_file_system_are_one_line(capsys: pytest.CaptureFixture[st
 
     with pytest.raises(SystemExit) as left:
         run_command("vggrepro", command)
-    printed = capsys.readouterr().err
-    assert (left.value.code, printed.count("\n")) == (2, 1)
-    assert "File name too long; choose another place" in printed
+    message = capsys.readouterr().err
+    assert (left.value.code, message.count("\n")) == (2, 1)
+    assert "File name too long; write elsewhere, or remove the cause" in message
 
 
 def test_a_missing_internal_file_is_a_traceback(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_missing_internal_file_is_a_traceback(tmp_path: Path) -> None:
         run_command("vggrepro", (tmp_path / "lost").read_text)  # type: ignore[arg-type]
 
 
-def test_a_message_never_breaks_a_line_or_moves_the_cursor() -> None:
+def test_messages_have_no_control_characters() -> None:
     assert str(UserError("x=a\nb\x1b[2J: no")) == r"x=a\nb\x1b[2J: no"
 
 
@@ -119,9 +119,9 @@ def test_a_message_never_breaks_a_line_or_moves_the_cursor() -> None:
         (errno.EAGAIN, None, "`ulimit -u`"),
         (errno.ENOMEM, None, "Cannot allocate memory; free some memory"),
         (errno.EIO, None, "`dmesg`"),
-        (errno.ESTALE, "x.idx", "x.idx: Stale file handle; its file server has lost it"),
-        (errno.ENOSPC, None, "No space left on device; make room"),
-        (errno.ENOSPC, "x.idx", "x.idx: No space left on device; choose another place"),
+        (errno.ESTALE, "x.idx", "x.idx: Stale file handle; the file server has lost it"),
+        (errno.ENOSPC, None, "No space left on device; free some space"),
+        (errno.ENOSPC, "x.idx", "x.idx: No space left on device; write elsewhere"),
     ],
 )
 def test_errors_of_the_machine_have_a_remedy(
@@ -138,7 +138,7 @@ def test_errors_of_the_machine_have_a_remedy(
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EBADF, None])
-def test_errors_that_no_user_can_fix_are_tracebacks(number: int | None) -> None:
+def test_other_errors_are_a_traceback(number: int | None) -> None:
     def command() -> None:
         raise OSError(number, "ours")
 
@@ -146,17 +146,17 @@ def test_errors_that_no_user_can_fix_are_tracebacks(number: int | None) -> None:
         run_command("vggrepro", command)
 
 
-# Standard streams that fail. Python tries again when it ends, so most of these are processes of their own.
+# Failing standard streams. Python writes again at exit, so most of these tests need separate processes.
 
 FULL = Path("/dev/full")
-"""Behaves like a file on a full disk: it can be opened, and every write fails."""
-needs_full = pytest.mark.skipif(not FULL.is_char_device(), reason="there is no /dev/full")
+"""Behaves like a file on a full disk."""
+needs_full = pytest.mark.skipif(not FULL.is_char_device(), reason="/dev/full does not exist")
 
 
 @needs_full
 @pytest.mark.parametrize("buffered", ["", "1"], ids=["buffered", "unbuffered"])
 @pytest.mark.parametrize("words", ["summary", "summary D --json", "--help", "tables --runs configs"])
-def test_an_output_that_cannot_be_written_is_one_line(words: str, buffered: str) -> None:
+def test_an_output_that_cannot_be_written_is_an_error_of_one_line(words: str, buffered: str) -> None:
     with FULL.open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "vggrepro", *words.split()],
@@ -168,12 +168,12 @@ def test_an_output_that_cannot_be_written_is_one_line(words: str, buffered: str)
         )
     line = done.stderr.splitlines()[-1]
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 2 if "tables" in words else 1), done.stderr
-    assert line == "vggrepro: standard output: No space left on device; choose another place, or make it fit"
+    assert line == "vggrepro: standard output: No space left on device; write elsewhere, or remove the cause"
 
 
 @pytest.mark.parametrize("words", ["summary", "summary D --json"])
-def test_a_closed_pipe_is_not_a_mistake(words: str) -> None:
-    """`| head` closes its end of the pipe."""
+def test_a_closed_pipe_is_not_an_error(words: str) -> None:
+    """For example, `| head` closes its pipe."""
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-m", "vggrepro", *words.split()]
@@ -185,10 +185,10 @@ def test_a_closed_pipe_is_not_a_mistake(words: str) -> None:
 @needs_full
 @pytest.mark.parametrize("full", [False, True], ids=["closed", "full"])
 @pytest.mark.parametrize("streams", [("stderr",), ("stdout", "stderr")])
-def test_training_continues_without_standard_streams(
+def test_training_continues_without_its_standard_streams(
     settings: list[str], tmp_path: Path, streams: tuple[str, ...], full: bool
 ) -> None:
-    """A job's log may be on a full disk."""
+    """For example, the disk of a job's log is full."""
     program = tmp_path / "program.py"
     program.write_text(f"{stream_breaking_code(*streams, full=full)}\nfrom vggrepro.cli.main import main\nmain()\n")
     prints = "stdout" not in streams
@@ -231,14 +231,14 @@ run_command("vggrepro", command)
 
 @needs_full
 @pytest.mark.parametrize("full", [False, True], ids=["closed", "full"])
-def test_writing_to_a_full_standard_error_is_not_an_error(tmp_path: Path, full: bool) -> None:
+def test_a_full_standard_error_is_ignored(tmp_path: Path, full: bool) -> None:
     program = tmp_path / "program.py"
     program.write_text(stream_breaking_code("stderr", full=full) + WAYS_TO_SPEAK)
     done = run_program(program)
     assert (done.returncode, done.stdout) == (0, "done\n")
 
 
-def test_standard_error_stays_that_of_the_tests(capsys: pytest.CaptureFixture[str]) -> None:
+def test_replaced_standard_streams_are_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
     before = sys.stderr
     run_command("vggrepro", lambda: echo("a line"))
     assert sys.stderr is before
@@ -267,11 +267,11 @@ run_command("vggrepro", command)
 
 
 def test_a_user_without_name_and_home_gets_both(tmp_path: Path) -> None:
-    """A container may run under a numeric user."""
+    """For example, a container runs as a user ID without a name."""
     program = tmp_path / "program.py"
     program.write_text(HOMELESS)
     done = fork_program(program)
     assert (done.returncode, done.stderr) == (0, "")
     home, mode, name = done.stdout.split()
     assert (mode, name) == ("0o40700", str(os.getuid()))
-    assert not Path(home).exists(), "it is removed at the end"
+    assert not Path(home).exists(), "the folder is removed at exit"

@@ -25,25 +25,25 @@ with progress("A: training", 4) as update:
 
 
 class Terminal(io.StringIO):
-    """Stand-in for a terminal as standard error."""
+    """Terminal as standard error."""
 
     def isatty(self) -> bool:
         return True
 
 
 def terminal(monkeypatch: pytest.MonkeyPatch, columns: int = 80, **variables: str) -> Terminal:
-    """Replaces standard error; not a fixture, because pytest sets its stream after fixtures are made."""
-    made = Terminal()
+    """Replaces standard error from now on, because pytest replaces it after fixtures."""
+    terminal = Terminal()
     monkeypatch.delenv("NO_COLOR", raising=False)
     for name, text in ({"TERM": "xterm", "COLUMNS": str(columns), "LINES": "50"} | variables).items():
         monkeypatch.setenv(name, text)
-    monkeypatch.setattr(sys, "stderr", made)
-    return made
+    monkeypatch.setattr(sys, "stderr", terminal)
+    return terminal
 
 
 @pytest.fixture
 def loud() -> Iterator[None]:
-    """Restores the output that a test silences."""
+    """Restores the output after the test."""
     yield
     be_quiet(False)
 
@@ -92,12 +92,12 @@ def test_a_bar_on_a_terminal() -> None:
     assert "loss 4.5" in shown
 
 
-def test_say_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_echo_prints_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     echo("a line")
     assert capsys.readouterr() == ("", "a line\n")
 
 
-def test_a_line_for_a_full_disk_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_errors_of_lines_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     class Full(io.StringIO):
         def flush(self) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -111,7 +111,7 @@ NOTE, TIMES = "loss 2.3028  rate 0.01  848 images/s  waits 11%  MFU 45.3% of 989
 
 
 def training() -> None:
-    """Prints the progress of a stage."""
+    """Shows the progress of a stage."""
     with progress("E-384-jitter: training", 370_000, start=100) as update:
         update(101, NOTE, times=TIMES)
         update(102, None)
@@ -125,7 +125,7 @@ def training() -> None:
 @pytest.mark.parametrize(
     ("columns", "note"), [(80, f"{NOTE}  300 h"[:77] + "…"), (120, f"{NOTE}  300 h"), (60, NOTE[:57] + "…")]
 )
-def test_what_a_terminal_shows(columns: int, note: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rows_of_a_terminal(columns: int, note: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = terminal(monkeypatch, columns)
     training()
     seen, wrapped = screens(shown.getvalue(), columns)
@@ -143,7 +143,7 @@ def colours(sent: str) -> set[str]:
     return set(re.findall(r"\x1b\[(?:\d+;)*(3\d|9\d)(?:;\d+)*m", sent))
 
 
-def test_colours_unless_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colours_unless_no_color_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     coloured = terminal(monkeypatch)
     training()
     plain = terminal(monkeypatch, NO_COLOR="1")
@@ -153,16 +153,14 @@ def test_colours_unless_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "102/370000" in plain.getvalue()
 
 
-def test_lines_on_a_terminal_that_cannot_move_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_on_a_terminal_without_cursor_control(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = terminal(monkeypatch, TERM="dumb")
     with progress("A: training", 4) as update:
         update(4, "loss 4.5", times=("1 min left", "2 min with later stages"))
     assert shown.getvalue() == "A: training 4/4 loss 4.5  1 min left, 2 min with later stages\n"
 
 
-def test_a_bar_moves_where_a_line_would_say_nothing_new(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bar_moves_without_a_note(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(module, "_SECONDS_BETWEEN_LINES", 0)
     with progress("A", 4) as update:
         update(2, "loss 4.5")
@@ -179,14 +177,14 @@ def test_a_bar_moves_where_a_line_would_say_nothing_new(
     assert re.fullmatch(r"A ━+ 4/4 0:00:00\n  loss 4.5", last[-1]), "no time is left"
 
 
-def test_no_bar_remains_if_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bar_without_work_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = terminal(monkeypatch)
     with progress("reading image headers", None):
         pass
     assert screens(shown.getvalue(), 80)[0][-1] == ""
 
 
-def test_a_total_that_is_known_later(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_total_that_becomes_known_later(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = terminal(monkeypatch)
     with progress("looking at images", None) as update:
         update(0, "of 9 found so far")
@@ -195,7 +193,7 @@ def test_a_total_that_is_known_later(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("loud")
-def test_quiet_leaves_warnings(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quiet_still_prints_warnings(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     be_quiet(True)
     echo("information")
     warn("a number may be wrong")
@@ -209,8 +207,8 @@ def test_quiet_leaves_warnings(capsys: pytest.CaptureFixture[str], monkeypatch: 
 
 
 @pytest.mark.usefixtures("loud")
-def test_quiet_verbs(tmp_path: Path, settings: list[str], command: Command) -> None:
-    """Quiet verbs print the same results, and nothing else except mistakes."""
+def test_quiet_commands(tmp_path: Path, settings: list[str], command: Command) -> None:
+    """They print the same results, and nothing else but mistakes."""
     words = ("--config", "configs/vgg_A.yaml", *set_words(*settings, "train.iterations=2"))
     status, out, err = command("train", *words, "-q")
     assert (status, out, err) == (0, "", "")
@@ -224,7 +222,7 @@ def test_quiet_verbs(tmp_path: Path, settings: list[str], command: Command) -> N
 
 
 def test_training_on_a_terminal(settings: list[str], tmp_path: Path) -> None:
-    """A single bar moves at each step and contains the validation; lines of epochs are above it, complete."""
+    """The bar moves at each step and includes the validation; complete lines for epochs are above it."""
     steps = ("run.root=runs", "train.iterations=7", "train.log_every=6", "train.validate_every=1")
     words = ("train", "--config", REPOSITORY / "configs" / "vgg_A.yaml", *set_words(*settings, *steps))
     status, sent = run_on_terminal("-m", "vggrepro", *words, columns=80, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""`python -m vggrepro`, and `torchrun -m vggrepro` for several ranks."""
+"""Entry point of `python -m vggrepro`, and of `torchrun -m vggrepro` for several ranks."""
 
 from vggrepro.cli.main import main
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, locks between processes, and places that cannot be written to."""
+"""Atomic writes, locks between processes, and checks that a folder is writable."""
 
 import errno
 import fcntl
@@ -11,10 +11,10 @@ from pathlib import Path
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A hidden file of the same ending beside `file`, for the block to write; in the end it takes the place of `file`.
+    """Yields a hidden file with the same suffix beside `file` for the block to write; it then replaces `file`.
 
-    Missing folders are made. The file is flushed to the disk before. After an exception, or a crash, what was there
-    before stays. Raises OSError.
+    Creates missing folders, and flushes the file to disk before replacing. After an exception or a crash, `file` is
+    unchanged. Raises OSError.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.stem}.{uuid.uuid4().hex}{file.suffix}")
@@ -28,20 +28,17 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def why_unwritable(folder: Path) -> str | None:
-    """What keeps files from being made in a folder, which need not be there yet; None where nothing does."""
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    if os.access(there, os.W_OK | os.X_OK) and there.is_dir():
+    """Returns the reason why no file can be created in a folder, which need not exist, or None."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if os.access(existing, os.W_OK | os.X_OK) and existing.is_dir():
         return None
-    read_only = os.statvfs(there).f_flag & os.ST_RDONLY
-    return os.strerror(errno.ENOTDIR if not there.is_dir() else errno.EROFS if read_only else errno.EACCES)
+    read_only = os.statvfs(existing).f_flag & os.ST_RDONLY
+    return os.strerror(errno.ENOTDIR if not existing.is_dir() else errno.EROFS if read_only else errno.EACCES)
 
 
 @contextmanager
 def exclusive(lock: Path) -> Iterator[None]:
-    """Runs the block in one process at a time, by a lock file; without it where that cannot be written or locked.
-
-    Missing folders are made.
-    """
+    """Runs the block in one process at a time, unless the lock file cannot be locked; creates missing folders."""
     with ExitStack() as stack:
         with suppress(OSError):
             lock.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a person sees while something runs: a bar on a terminal, plain lines anywhere else. On standard error."""
+"""Progress on standard error: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 _SECONDS_BETWEEN_LINES = 5.0
 _quiet = False
 _bar: Progress | None = None
-"""The bar on the screen: there is never a second one, and lines go above it."""
+"""The only bar on the screen; lines are printed above it."""
 
 
 class Update(Protocol):
-    """How far something is."""
+    """Callback that reports progress."""
 
     def __call__(self, done: int, note: str | None, *, times: Sequence[str] = (), total: int | None = None) -> None:
-        """Shows what is done.
+        """Shows progress.
 
         Args:
-            done: units of work.
-            note: what there is to say of it. None where nothing is new: a bar moves, and no line is due.
-            times: the time left first, in place of an estimate from the bar's own pace; others after it.
-            total: units of work, where they were not known at the beginning.
+            done: units of work done.
+            note: text about them; with None the bar moves, but no line is printed.
+            times: the time left, shown instead of the bar's estimate, and further times.
+            total: total units of work, if they were unknown at the beginning.
         """
 
 
@@ -37,20 +37,20 @@ def _nothing(done: int, note: str | None, *, times: Sequence[str] = (), total: i
 
 
 def be_quiet(quiet: bool) -> None:
-    """Silences progress and information on standard error, for this process; warnings and errors are still printed."""
-    global _quiet  # noqa: PLW0603 (standard error is the process's, too)
+    """Silences progress and information on standard error in this process, except warnings and errors."""
+    global _quiet  # noqa: PLW0603 (standard error belongs to the process as well)
     _quiet = quiet
 
 
 def echo(line: str) -> None:
-    """A line of information to the user, unless `be_quiet` has silenced it; `warn` prints what must be read."""
+    """Prints a line of information, unless silenced by `be_quiet`."""
     if not _quiet:
         warn(line)
 
 
 def warn(line: str) -> None:
-    """A line to the user, above the bar; lost where standard error does not take it, as on a full disk."""
-    with suppress(OSError):  # of a process that decodes images: where commands begin, `make_ready` sees to the rest
+    """Prints a line above the bar; write errors of standard error, such as a full disk, are ignored."""
+    with suppress(OSError):  # in processes that decode images; `make_ready` covers those that run commands
         if _bar:
             from rich.text import Text
 
@@ -60,7 +60,7 @@ def warn(line: str) -> None:
 
 
 def duration(seconds: float) -> str:
-    """A length of time in words: 45 s, 12 min, 3 h 20 min."""
+    """Formats a duration: 45 s, 12 min, 3 h 20 min."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)
@@ -71,16 +71,16 @@ def duration(seconds: float) -> str:
 def progress(
     title: str, total: int | None, *, start: int = 0, shown: bool = True, in_lines: bool = True
 ) -> Iterator[Update]:
-    """Yields an `Update`; on a terminal it moves a bar, elsewhere it prints a line every few seconds.
+    """Yields an `Update`, which moves a bar on a terminal, and prints a line every few seconds elsewhere.
 
-    Within another one it is a row of its bar while it lasts.
+    Nested progress is a temporary row of the outer bar.
 
     Args:
-        title: what is done.
-        total: units of work; None where they are not known beforehand.
-        start: units that were done before.
+        title: name of the work.
+        total: units of work; None if unknown.
+        start: units done before.
         shown: whether anything is shown.
-        in_lines: whether it is worth lines where there is no bar.
+        in_lines: whether lines are printed if there is no bar.
     """
     if _quiet or not shown:
         yield _nothing
@@ -108,8 +108,8 @@ def _lines(title: str, total: int | None) -> Update:
 
 @contextmanager
 def _row(title: str, total: int | None, start: int) -> Iterator[Update]:
-    """A row of the bar, which is made for the first one; the last state of that stays on the screen."""
-    global _bar  # noqa: PLW0603 (as the screen is)
+    """Adds a row to the bar. The first row creates the bar, whose final state remains on the screen."""
+    global _bar  # noqa: PLW0603 (there is one screen)
     outer = _bar
     bar = outer or _new_bar()
     task = bar.add_task(f"  {title}" if outer else title, total=total, completed=start, note="", times=())
@@ -132,7 +132,7 @@ def _row(title: str, total: int | None, start: int) -> Iterator[Update]:
             yield update
         finally:
             _bar = None
-            bar.live.transient = bar.tasks[0].completed == start and bar.tasks[0].total != start  # nothing was to do
+            bar.live.transient = bar.tasks[0].completed == start and bar.tasks[0].total != start  # nothing was done
 
 
 def _new_bar() -> Progress:
@@ -146,7 +146,7 @@ def _new_bar() -> Progress:
             return Text(task.description)
 
     class Pace(ProgressColumn):
-        """The time left; and where that is rich's estimate, the rate that it is made from."""
+        """Column of the time left, with the rate if rich estimates the time."""
 
         max_refresh = 0.5
 
@@ -159,10 +159,10 @@ def _new_bar() -> Progress:
             return Text(", ".join(parts))
 
     class TitledBar(Progress):
-        """A row for each task, and below it what there is to say, cut off where the terminal is narrow."""
+        """Bar with a row per task, followed by its note, which is truncated on a narrow terminal."""
 
         def get_renderables(self) -> Iterator[RenderableType]:
-            """The rows, and the notes."""
+            """Yields the table of rows and the notes."""
             yield self.make_tasks_table(self.tasks)
             for task in self.tasks:
                 words = "  ".join(part for part in (task.fields["note"], *task.fields["times"][1:]) if part)
@@ -178,5 +178,5 @@ def _new_bar() -> Progress:
         TimeElapsedColumn(fixed.copy()),
         Pace(fixed.copy()),
     )
-    # results are for standard output, whatever is on the screen
+    # Results on standard output are not redirected above the bar.
     return TitledBar(*columns, console=console, refresh_per_second=4, redirect_stdout=False)

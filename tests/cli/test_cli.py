@@ -87,8 +87,8 @@ def without_class(images: Path, root: Path) -> Path:
         (["model.classes=7"], "model.classes=7, but {images} has 3; set model.classes=3"),
         (["model.net=F"], "F"),
         (["model.crop=33", "data.S=40"], "33"),
-        (["run.device=cuda"], "run.device=cuda, but no CUDA device is visible"),
-        (["tracking.uri=./mlruns"], "is a folder, which MLflow no longer takes"),
+        (["run.device=cuda"], "run.device=cuda: no CUDA device is visible"),
+        (["tracking.uri=./mlruns"], "is a folder, which MLflow no longer supports"),
     ],
 )
 def test_each_mistake_is_one_line_and_status_2(
@@ -128,10 +128,7 @@ def test_a_world_that_does_not_divide_the_batch(
         (["reproduce", "-c", "nowhere.yaml"], "nowhere.yaml does not exist; name a YAML file, or one of configs/"),
         (["train", "-c", str(CONFIGS)], "cannot be read (Is a directory); name another file"),
         (["reproduce", "-c", str(CONFIGS / "demo.yaml"), "--seeds", "1,x"], "--seeds 1,x: expected whole numbers"),
-        (
-            ["train", "-c", str(CONFIGS / "demo.yaml")],
-            "holds a graph of stages (A, D); run it with `vggrepro reproduce`",
-        ),
+        (["train", "-c", str(CONFIGS / "demo.yaml")], "has a graph of stages (A, D); run it with `vggrepro reproduce`"),
     ],
 )
 def test_mistakes_on_the_command_line(command: Command, arguments: list[str], expected: str) -> None:
@@ -145,13 +142,13 @@ def test_mistakes_on_the_command_line(command: Command, arguments: list[str], ex
     ("arguments", "expected"),
     [
         (["trian"], "'trian'"),
-        (["bench", "nothing"], "'nothing'; `vggrepro bench --help` says what it takes"),
-        (["train"], "'--config' / '-c'; `vggrepro train --help` says what it takes"),
+        (["bench", "nothing"], "'nothing'; see `vggrepro bench --help`"),
+        (["train"], "'--config' / '-c'; see `vggrepro train --help`"),
         (["train", "--config"], "'--config' requires an argument"),
         (["train", "--confg", "x.yaml"], "--confg"),
         (["train", "-c", "x.yaml", "--stop-after", "soon"], "'soon'"),
         (["train", "-c", "x.yaml", "--stop-after", "-1"], "-1"),
-        (["evaluate"], "; `vggrepro evaluate --help` says what it takes"),
+        (["evaluate"], "; see `vggrepro evaluate --help`"),
         (["evaluate", "x", "--method", "dens"], "'dens' is not one of 'centre', 'dense', 'multicrop', 'both'"),
         (["summary", "A", "B"], "(B)"),
     ],

@@ -68,8 +68,8 @@ def test_sections_are_frozen() -> None:
         ("model: {net: A}\nrun: {zzz: 8}", [], "unknown key run.zzz; known: name, experiment, root"),
         ("model: {net: A}", ["train.batch=0"], "train.batch=0 is not allowed: input should be greater than 0"),
         ("model: {net: A}", ["train.batch=many"], "train.batch='many' is not allowed: input should be a valid integer"),
-        ("model: {net: A}", ["train.batch=yes"], "train.batch=True is not allowed: true and false (to YAML"),
-        ("model: {net: A}", ["data.mean=[on,1,2]"], "data.mean=[True, 1, 2] is not allowed: true and false (to YAML"),
+        ("model: {net: A}", ["train.batch=yes"], "train.batch=True is not allowed: true and false (in YAML"),
+        ("model: {net: A}", ["data.mean=[on,1,2]"], "data.mean=[True, 1, 2] is not allowed: true and false (in YAML"),
         ("model: {net: A}\ntrain: {momentum: no}", [], "stage.yaml: train.momentum=False is not allowed: true and"),
         ("model: {net: A}", ["train.batch=1.5e1.5"], "train.batch='1.5e1.5' is not allowed: input should be a valid"),
         ("model: {net: A}", ["train.batch=15e-1"], "train.batch=1.5 is not allowed: input should be a valid integer"),
@@ -77,20 +77,20 @@ def test_sections_are_frozen() -> None:
         ("model: {net: A}", ["data.S=[512,256]"], "data.S=[512, 256] is not allowed: the range must rise"),
         ("model: {net: A}", ["data.S=100"], "data.S=100 is smaller than model.crop=224"),
         ("model: {net: A}", ["evaluation.multi_Q=[200,256]"], "evaluation.multi_Q=200 is smaller than model.crop=224"),
-        ("model: {net: A}", ["train.schedule.kind=fixed"], "kind: fixed goes with drops_at"),
+        ("model: {net: A}", ["train.schedule.kind=fixed"], "kind: fixed needs drops_at"),
         ("model: {net: A}", ["batch"], "--set batch: expected section.key=value"),
         ("train: {batch: 8}", [], "model is missing; set it in the file or with --set model=..."),
         ("modelx: {net: A}", [], "unknown key modelx; did you mean model?"),
-        ("model: {net: A}\nmodel: {net: B}", [], "key 'model' stands twice (line 1); remove one"),
+        ("model: {net: A}\nmodel: {net: B}", [], "key 'model' occurs twice (line 1); remove one"),
         ("model: {net: A", [], "is not YAML"),
         ("- 1", [], "expected sections (model, data,"),
         ("model: {net: A}", ["data.S=[256"], "--set data.S=[256 is not YAML: expected ',' or ']'"),
         ("model: {net: A}", ["data.root=%HOME%"], "--set data.root=%HOME% is not YAML"),
-        ("model: {net: A}", ["x=\0"], r"--set x=\x00 is not YAML: it holds the character U+0000; remove it"),
+        ("model: {net: A}", ["x=\0"], r"--set x=\x00 is not YAML: remove the character U+0000"),
         ("model: {net: A}", ["model.width=1e308"], "model.width='1e308' is not allowed: input should be less than"),
         ("model: {net: A}", ["train.learning_rate=.inf"], "train.learning_rate=inf is not allowed: input should be"),
         ("model: {net: A}\nextends: 3", [], "extends=3 is not allowed: expected a path or a list of paths"),
-        ("model: {net: A}\nextends: stage.yaml", [], "extends leads back to the same files again and again"),
+        ("model: {net: A}\nextends: stage.yaml", [], "extends leads back to this file"),
         ("stages: {A: [1]}", [], "stages.A=[1] is not allowed: expected sections"),
     ],
 )
@@ -99,7 +99,7 @@ def test_a_mistake_is_one_line_with_key_value_and_remedy(write, text: str, overr
 
 
 @pytest.mark.parametrize(
-    ("overrides", "blamed"),
+    ("overrides", "start"),
     [
         (["train.momentum=0.5", "train.batch=0"], "--set train.batch=0: train.batch=0 is not allowed"),
         (["train.batch=8", "train.batch=0"], "--set train.batch=0: "),
@@ -110,21 +110,21 @@ def test_a_mistake_is_one_line_with_key_value_and_remedy(write, text: str, overr
         (["data.colour_shift.sigma=1", "train.momentum=1"], "--set train.momentum=1: "),
     ],
 )
-def test_a_wrong_change_is_blamed_and_not_the_recipe(write, overrides: list[str], blamed: str) -> None:
-    assert refusal(write("model: {net: A}"), *overrides).startswith(blamed)
+def test_a_wrong_override_is_named_instead_of_the_recipe(write, overrides: list[str], start: str) -> None:
+    assert refusal(write("model: {net: A}"), *overrides).startswith(start)
     assert "stage.yaml: train.weight_decay=-1" in refusal(
         write("model: {net: A}\ntrain: {weight_decay: -1}"), "data.S=9"
     )
 
 
-def test_whole_numbers_may_have_an_exponent(write) -> None:
+def test_integers_may_have_an_exponent(write) -> None:
     stage, _ = load_stage(
         write("model: {net: A}\ntrain: {iterations: 37e4}"), ["train.batch=1E2", "data.S=[3e2, 4e+2]"]
     )
     assert (stage.train.iterations, stage.train.batch, stage.data.S) == (370_000, 100, (300, 400))
 
 
-def test_a_missing_file_names_its_neighbour(write) -> None:
+def test_the_error_for_a_missing_file_suggests_a_similar_name(write) -> None:
     file = write("model: {net: A}", "vgg_A.yaml")
     assert "did you mean vgg_A.yaml?" in refusal(file.with_name("vgg_a.yml"))
 
@@ -134,7 +134,7 @@ def test_a_reason_never_hides_a_wrong_value(write) -> None:
     assert "model.crop=-32" in text
 
 
-def test_reasons_of_a_recipe_are_for_what_it_says_itself(write) -> None:
+def test_reasons_of_a_recipe_do_not_cover_overrides(write) -> None:
     file = write(
         "model: {net: A, width: 0.5}\ndata: {root: builtin:digits, S: 300}\nevaluation: {flip: false}\n"
         "run: {why: {model: a laptop, data: digits, data.flip: digits have sides, evaluation.flip: the same}}"
@@ -148,29 +148,29 @@ def test_reasons_of_a_recipe_are_for_what_it_says_itself(write) -> None:
     assert why() == written
     assert why("train.batch=8") == written, "the recipe gives no reason for it"
     assert why("model.width=0.25") == written | {"model.width": "set on the command line"}
-    other = "the recipe's, made for other images"
+    other_images = "the recipe's, made for other images"
     assert why("data.root=elsewhere") == {
         "model": "a laptop",
-        "data": other,
-        "data.flip": other,
-        "evaluation.flip": other,
+        "data": other_images,
+        "data.flip": other_images,
+        "evaluation.flip": other_images,
         "data.root": "set on the command line",
     }
     assert why("data.root=elsewhere", "run.why.data=mine")["data"] == "mine"
 
 
-def test_extends_merges_and_the_file_wins(write) -> None:
+def test_extends_merges_and_the_file_takes_precedence(write) -> None:
     write("train: {batch: 8, momentum: 0.5}\ndata: {flip: false}", "base.yaml")
     stage, parent = load_stage(write("extends: base.yaml\nmodel: {net: A}\ntrain: {batch: 16}"))
     assert (stage.train.batch, stage.train.momentum, stage.data.flip, parent) == (16, 0.5, False, None)
 
 
-def test_overrides_win_over_files(write) -> None:
+def test_overrides_take_precedence_over_files(write) -> None:
     stage, _ = load_stage(write("model: {net: A}\ntrain: {batch: 16}"), ["train.batch=32", "data.S=[256, 512]"])
     assert (stage.train.batch, stage.data.S) == (32, (256, 512))
 
 
-def test_a_stage_file_brings_its_ancestors() -> None:
+def test_a_stage_file_loads_its_ancestors() -> None:
     graph = load_graph(REPOSITORY / "configs" / "vgg_D_jitter.yaml")
     assert list(graph.stages) == ["A-256", "D-256", "D-384", "D-jitter"]
     assert graph.parents == {"A-256": None, "D-256": "A-256", "D-384": "D-256", "D-jitter": "D-384"}
@@ -193,29 +193,32 @@ def test_stages_in_place_share_the_files_sections(write) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("stages: {D: {model: {net: D}, run: {parent: A}}}", "run.parent=A of stage D is not a stage above it"),
+        (
+            "stages: {D: {model: {net: D}, run: {parent: A}}}",
+            "run.parent=A of stage D is not an earlier stage of the file",
+        ),
         ("stages: []", "stages is empty"),
         ("stages: 3", "stages must be a list of stage files or a mapping"),
         ("model: {net: D}\nrun: {parent: stage.yaml}", "run.parent leads back to this file"),
         ("model: {net: D}\nrun: {parent: nowhere.yaml}", "nowhere.yaml does not exist"),
     ],
 )
-def test_a_broken_graph_is_refused(write, text: str, expected: str) -> None:
+def test_an_invalid_graph_is_an_error(write, text: str, expected: str) -> None:
     assert expected in refusal(write(text))
 
 
-def test_two_stages_of_one_name_are_refused(write) -> None:
+def test_two_different_stages_of_the_same_name_are_an_error(write) -> None:
     write("model: {net: A}\nrun: {name: same}", "a.yaml")
     write("model: {net: B}\nrun: {name: same}", "b.yaml")
     assert "two different stages are named same" in refusal(write("stages: [a.yaml, b.yaml]", "graph.yaml"))
 
 
 def test_a_graph_is_not_a_stage(write) -> None:
-    with pytest.raises(UserError, match="holds a graph of stages"):
+    with pytest.raises(UserError, match="has a graph of stages"):
         load_stage(write("stages: {A: {model: {net: A}}}"))
 
 
-def test_seeds_are_whole_graphs_one_after_another() -> None:
+def test_seeds_repeat_the_graph() -> None:
     file = REPOSITORY / "configs" / "vgg_D.yaml"
     graph = load_graph(file, seeds="0,3")
     assert graph.parents == {"A-256": None, "D-256": "A-256", "A-256-seed3": None, "D-256-seed3": "A-256-seed3"}
@@ -226,7 +229,7 @@ def test_seeds_are_whole_graphs_one_after_another() -> None:
     plain = load_graph(file)
     assert {name: graph.stages[name].trajectory() for name in plain.stages} == {
         name: stage.trajectory() for name, stage in plain.stages.items()
-    }, "what was trained without --seeds is the part of its own seed"
+    }, "a run without --seeds is the run of its seed"
     assert list(load_graph(file, ["run.seed=3"], seeds="0,3").stages)[:2] == ["A-256-seed0", "D-256-seed0"]
 
 
@@ -237,11 +240,11 @@ def test_seeds_are_whole_graphs_one_after_another() -> None:
         ("1,,2", "--seeds 1,,2: expected whole numbers"),
         ("-1", "--seeds -1: expected whole numbers"),
         ("1;2", "--seeds 1;2: expected whole numbers"),
-        ("0,1,0", "--seeds 0,1,0: a seed stands twice"),
+        ("0,1,0", "--seeds 0,1,0: a seed is listed twice"),
         (f"{2**63}", f"{2**63} is too large"),
     ],
 )
-def test_seeds_that_cannot_be_are_refused(seeds: str, expected: str) -> None:
+def test_invalid_seeds_are_an_error(seeds: str, expected: str) -> None:
     with pytest.raises(UserError) as mistake:
         load_graph(REPOSITORY / "configs" / "vgg_A.yaml", seeds=seeds)
     assert expected in str(mistake.value)
@@ -250,12 +253,12 @@ def test_seeds_that_cannot_be_are_refused(seeds: str, expected: str) -> None:
 
 def test_a_seeds_name_may_be_taken(write) -> None:
     file = write("stages: {A: {model: {net: A}}, A-seed1: {model: {net: A}, run: {seed: 1}}}")
-    with pytest.raises(UserError, match=r"A-seed1 is a stage already; give that one another run\.name"):
+    with pytest.raises(UserError, match=r"the name A-seed1 is taken; give that stage another run\.name"):
         load_graph(file, seeds="0,1")
 
 
 @pytest.mark.parametrize(
-    ("model", "Q", "places"),
+    ("model", "Q", "positions"),
     [
         ({"net": "D"}, 224, 1),
         ({"net": "D"}, 256, 4),
@@ -263,16 +266,16 @@ def test_a_seeds_name_may_be_taken(write) -> None:
         ({"net": "A", "crop": 64}, 73, 1),
         ({"net": "A", "crop": 128}, 160, 4),
         ({"net": "A", "crop": 128}, 192, 9),
-        ({"net": "own", "crop": 64, "layers": [["conv3-8"], ["conv3-8"]]}, 67, 1),
-        ({"net": "own", "crop": 64, "layers": [["conv3-8"], ["conv3-8"]]}, 68, 4),
+        ({"net": "custom", "crop": 64, "layers": [["conv3-8"], ["conv3-8"]]}, 67, 1),
+        ({"net": "custom", "crop": 64, "layers": [["conv3-8"], ["conv3-8"]]}, 68, 4),
     ],
 )
-def test_places_of_the_dense_map(model: dict, Q: int, places: int) -> None:
+def test_positions_of_the_dense_score_map(model: dict, Q: int, positions: int) -> None:
     config = Config(model=model, data={"S": 512})
-    assert architecture_of(config).places(Q, Q) == places
-    if model["net"] != "own":
+    assert architecture_of(config).places(Q, Q) == positions
+    if model["net"] != "custom":
         net = VGG(architecture_of(config.model_copy(update={"model": config.model.model_copy(update={"width": 0.02})})))
-        assert score_map(net.eval(), torch.zeros(1, 3, Q, Q))[0, 0].numel() == places
+        assert score_map(net.eval(), torch.zeros(1, 3, Q, Q))[0, 0].numel() == positions
 
 
 @pytest.mark.parametrize(
@@ -286,18 +289,18 @@ def test_places_of_the_dense_map(model: dict, Q: int, places: int) -> None:
         (224, (300, 400), (300, 400)),
     ],
 )
-def test_the_papers_scale_that_a_stage_stands_for(crop: int, S: object, papers: object) -> None:
+def test_the_papers_scale_that_a_stage_corresponds_to(crop: int, S: object, papers: object) -> None:
     low = S[0] if isinstance(S, tuple) else S
     config = Config(model={"net": "D", "crop": crop}, data={"S": S}, evaluation={"multi_Q": [max(low, crop)]})
     assert config.papers_S == papers
 
 
-def test_the_resolved_configuration_reads_back(write) -> None:
+def test_the_resolved_configuration_survives_a_round_trip(write) -> None:
     stage, _ = load_stage(REPOSITORY / "configs" / "vgg_D_jitter.yaml", ["run.why={data: a reason}"])
     assert load_resolved(write(stage.to_yaml(), "config.yaml")) == stage
 
 
-def test_the_trajectory_is_what_decides_training_and_nothing_else() -> None:
+def test_the_trajectory_has_only_settings_that_affect_training() -> None:
     base = Config(model={"net": "D"})
     same = Config(model={"net": "D"}, data={"root": "x", "workers": 3}, train={"keep": 9, "micro_batch": 4})
     assert base.trajectory() == same.trajectory()
@@ -316,11 +319,11 @@ def test_a_recipe_is_found_by_name_from_any_folder(tmp_path: Path, monkeypatch: 
     assert load_graph(Path("vgg_D.yaml")) == load_graph(Path("vgg_D"))
     assert load_graph(Path("reduced/imagenette_gpu")).name == "imagenette-gpu"  # extends a file beside it
     assert [config.name for config in load_stage(Path("vgg_D")) if config] == ["D-256", "A-256"]
-    with pytest.raises(UserError, match="holds a graph of stages"):
+    with pytest.raises(UserError, match="has a graph of stages"):
         load_stage(Path("demo"))
 
 
-def test_a_file_goes_before_a_recipe_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_takes_precedence_over_a_recipe_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").mkdir()
     assert list(load_graph(Path("demo")).stages) == ["A", "D"]
@@ -337,7 +340,9 @@ def test_a_file_goes_before_a_recipe_of_its_name(tmp_path: Path, monkeypatch: py
         ("imagenette", "reduced/imagenette"),
     ],
 )
-def test_a_name_that_no_recipe_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, near: str) -> None:
+def test_the_error_for_an_unknown_recipe_suggests_similar_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, near: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     text = refusal(Path(name))
     assert text.startswith(f"configuration {name} does not exist; did you mean ")
@@ -345,45 +350,45 @@ def test_a_name_that_no_recipe_has(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("name", ["", "/", "..", "a" * 5000])
-def test_names_that_no_file_can_have(name: str) -> None:
+def test_impossible_file_names_are_an_error(name: str) -> None:
     refusal(Path(name))
 
 
-def test_only_stages_that_a_file_names_are_tested_on_other_data_sets(tmp_path: Path) -> None:
-    """Not those that they descend from, unless the file names them, too."""
+def test_only_listed_stages_are_tested_on_transfer_data_sets(tmp_path: Path) -> None:
+    """Ancestors are not tested unless the file lists them, too."""
     (tmp_path / "A.yaml").write_text("model: {net: A}")
     (tmp_path / "D.yaml").write_text("model: {net: D}\nrun: {parent: A.yaml}")
     (tmp_path / "both.yaml").write_text("stages: [D.yaml, A.yaml]")
-    (tmp_path / "base.yaml").write_text("transfer: {sets: {own: somewhere}}\nstages: [D.yaml]")
+    (tmp_path / "base.yaml").write_text("transfer: {sets: {pets: somewhere}}\nstages: [D.yaml]")
     (tmp_path / "place.yaml").write_text("stages: {A: {model: {net: A}}, D: {model: {net: D}, run: {parent: A}}}")
 
     def tested(name: str, *changes: str) -> set[str]:
         stages = load_graph(tmp_path / name, changes, seeds="0,1").stages
         return {stage.name for stage in stages.values() if stage.transfer.sets}
 
-    asked = "transfer.sets.own=somewhere"
-    assert tested("D.yaml", asked) == {"D-256", "D-256-seed1"}
+    override = "transfer.sets.pets=somewhere"
+    assert tested("D.yaml", override) == {"D-256", "D-256-seed1"}
     assert tested("base.yaml") == {"D-256", "D-256-seed1"}
-    assert tested("both.yaml", asked) == {"A-256", "D-256", "A-256-seed1", "D-256-seed1"}
-    assert tested("place.yaml", asked) == {"A", "D", "A-seed1", "D-seed1"}
+    assert tested("both.yaml", override) == {"A-256", "D-256", "A-256-seed1", "D-256-seed1"}
+    assert tested("place.yaml", override) == {"A", "D", "A-seed1", "D-seed1"}
     assert tested("D.yaml") == set()
 
 
-def test_leaving_no_block_out_is_the_default() -> None:
-    """The same net has the same description, and so the same run and geometry."""
-    every, named = Model(net="D"), Model(net="D", blocks=5)
-    assert named == every
+def test_all_blocks_is_the_default() -> None:
+    """Equal nets have equal settings, and so the same run and geometry."""
+    default = Model(net="D")
+    assert Model(net="D", blocks=5) == default
     layers = [["conv3-64"], ["conv3-128"], ["conv3-256"]]
     assert Model(net="x", layers=layers, blocks=3) == Model(net="x", layers=layers)
     small = {"crop": 56, "width": 0.25}
     assert Model(net="x", layers=layers, **small).geometry == Model(net="A", blocks=3, **small).geometry
     assert Model(net="A", blocks=3, **small).geometry == "crop 56 px, 3 blocks, width x 0.25"
-    assert Model(net="x", layers=[*layers] * 2, blocks=5).geometry == every.geometry == "crop 224 px"
+    assert Model(net="x", layers=[*layers] * 2, blocks=5).geometry == default.geometry == "crop 224 px"
 
 
 def test_a_registered_net_must_be_logged() -> None:
     recipe = REPOSITORY / "configs/vgg_A.yaml"
-    with pytest.raises(UserError, match="register=vgg needs a logged model, and model=never; leave one of them out"):
+    with pytest.raises(UserError, match="register=vgg needs a logged model; remove it or model=never"):
         load_stage(recipe, ["tracking.register=vgg", "tracking.model=never"])
     with pytest.raises(UserError, match=r"tracking\.register"):
         load_stage(recipe, ["tracking.register=a/b"])

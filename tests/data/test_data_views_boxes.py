@@ -128,9 +128,9 @@ def test_boxes_do_not_change_other_draws() -> None:
     """Mirroring, colours and the order of the images are the same with boxes."""
     sizes = np.random.default_rng(1).integers(40, 90, (50, 2))
     boxes = np.tile([[5.0, 5.0, 20.0, 20.0]], (50, 1))
-    plainly, around = (
+    reference_fc7, around = (
         TrainingSampler(sizes, Data(S=40), 32, seed=5, boxes=given).views(100, 60) for given in (None, boxes)
     )
     for name in ("image", "flip", "shift", "rescaled"):
-        np.testing.assert_array_equal(getattr(plainly, name), getattr(around, name))
-    assert not np.array_equal(plainly.corner, around.corner)
+        np.testing.assert_array_equal(getattr(reference_fc7, name), getattr(around, name))
+    assert not np.array_equal(reference_fc7.corner, around.corner)

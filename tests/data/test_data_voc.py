@@ -73,7 +73,7 @@ def set_files(labels: Mapping[str, Mapping[str, tuple[int, ...]]], classes: tupl
     return files
 
 
-def voc2007() -> tuple[Files, Files]:
+def write_voc2007() -> tuple[Files, Files]:
     """Returns the files of VOC2007's archives, trainval and test."""
     both = []
     for parts in (("train", "val"), ("test",)):
@@ -122,7 +122,7 @@ def put_tar(files: Files, year: str, tar: Path) -> Path:
 def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both years, unpacked into the same devkit."""
     root = tmp_path_factory.mktemp("voc") / "VOCdevkit"
-    for year, parts in (("2007", voc2007()), ("2012", voc2012())):
+    for year, parts in (("2007", write_voc2007()), ("2012", voc2012())):
         for files in parts:
             put(files, root / f"VOC{year}")
     return root
@@ -136,7 +136,7 @@ def tars(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("2007", ("VOCtrainval_06-Nov-2007.tar", "VOCtest_06-Nov-2007.tar")),
         ("2012", ("VOCtrainval_11-May-2012.tar", "VOC2012test.tar")),
     ):
-        for files, name in zip({"2007": voc2007, "2012": voc2012}[year](), names, strict=True):
+        for files, name in zip({"2007": write_voc2007, "2012": voc2012}[year](), names, strict=True):
             put_tar(files, year, root / name)
     return root
 
@@ -215,7 +215,7 @@ def test_actions(devkit: Path, cache: Path) -> None:
 @pytest.mark.parametrize("name", ["voc2007", "voc2012", "voc2012_action"])
 def test_all_layouts_are_the_same_data_set(name: str, devkit: Path, tars: Path, cache: Path, tmp_path: Path) -> None:
     year = name[3:7]
-    files = {"2007": voc2007, "2012": voc2012}[year]()
+    files = {"2007": write_voc2007, "2012": voc2012}[year]()
     apart = tmp_path / "apart"  # as on Kaggle
     for part, content in zip(("trainval", "test"), files, strict=True):
         put(content, apart / f"VOC{part}_06-Nov-{year}" / "VOCdevkit" / f"VOC{year}")
@@ -358,7 +358,7 @@ MALFORMED: list[tuple[str, Spoil, str]] = [
 )
 def test_mistakes_are_single_line_errors(name: str, spoil: Spoil, message: str, cache: Path, tmp_path: Path) -> None:
     year = name[3:7]
-    trainval, test = {"2007": voc2007, "2012": voc2012}[year]()
+    trainval, test = {"2007": write_voc2007, "2012": voc2012}[year]()
     files = trainval | test
     spoil(files)
     with pytest.raises(UserError, match=message) as error:
@@ -405,7 +405,7 @@ def test_the_missing_archive_is_named(tars: Path, cache: Path, tmp_path: Path) -
 @pytest.mark.parametrize("name", ["voc2007", "voc2012_action"])
 def test_random_bytes_never_end_in_a_traceback(name: str, cache: Path, tmp_path: Path) -> None:
     draw = random.Random(0)
-    trainval, test = {"2007": voc2007, "2012": voc2012}[name[3:7]]()
+    trainval, test = {"2007": write_voc2007, "2012": voc2012}[name[3:7]]()
     files = trainval | test
     folder = put(files, tmp_path / f"VOC{name[3:7]}")
     where = (ACTION, "Annotations") if name.endswith("action") else (MAIN,)

@@ -128,7 +128,7 @@ def test_verify_paper(
 def test_mistakes_are_one_line(index_file: Path, files: dict[str, Path], tmp_path: Path, command: Command) -> None:
     out = tmp_path / "authors" / "D"
     command.json("weights", "import", files["D"], "--out", out)
-    assert "holds a net already" in command.mistake("weights", "import", files["D"], "--out", out)
+    assert "already has a net" in command.mistake("weights", "import", files["D"], "--out", out)
     other = command.mistake("weights", "import", files["D"], "--net", "E", "--out", tmp_path / "x" / "E")
     assert "are not of net E" in other
     torn = tmp_path / "torn.caffemodel"
@@ -140,7 +140,7 @@ def test_mistakes_are_one_line(index_file: Path, files: dict[str, Path], tmp_pat
     form = command.mistake("weights", "export", out, "--dense", "--out", tmp_path / "D.pth")
     assert "only .onnx has a dense form" in form
     experiment = command.mistake("evaluate", out.parent)
-    assert f"{out.parent} is no run directory (it has no config.yaml); its runs are {out}" in experiment
+    assert f"{out.parent} is not a run directory (it has no config.yaml); its runs are {out}" in experiment
     (tmp_path / "empty").mkdir()
     assert "name one, e.g. runs/demo/D" in command.mistake("evaluate", tmp_path / "empty")
     assert "needs --weights-16 or --weights-19" in command.mistake("verify-paper", "--index", index_file)

@@ -65,12 +65,12 @@ def test_equal_to_the_plain_way_and_within_the_memory(photographs: Index, loader
                 with Image.open(io.BytesIO(split.read(number))) as opened:
                     image = opened.convert("RGB").resize(batch.views.shape[::-1], Image.Resampling.BILINEAR)
                 pixels = np.asarray(image, np.float32) - np.array(loader.mean, np.float32)
-                expected = plainly(net, method, torch.from_numpy(pixels).permute(2, 0, 1)[None])
+                expected = reference_fc7(net, method, torch.from_numpy(pixels).permute(2, 0, 1)[None])
                 np.testing.assert_allclose(found[row], expected.numpy(), rtol=1e-2, atol=1e-3)
             del seen[count:]
 
 
-def plainly(net: VGG, method: str, images: torch.Tensor) -> torch.Tensor:
+def reference_fc7(net: VGG, method: str, images: torch.Tensor) -> torch.Tensor:
     """One image and its mirror image, whole, through the plain net's own modules."""
     if method == "dense":
         views = [net.features(one) for one in (images, images.flip(3))]

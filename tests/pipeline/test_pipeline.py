@@ -1,4 +1,4 @@
-"""The whole story on 36 images: the demo's graph with everything small."""
+"""Graph of the demo on 36 images, with everything small."""
 
 import json
 import os
@@ -39,15 +39,15 @@ def graph_of(settings: list[str], *more: str) -> Graph:
 
 @pytest.fixture(scope="module")
 def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's runs, finished."""
+    """Finished runs of the demo."""
     runs = tmp_path_factory.mktemp("finished") / "runs"
     reproduce(graph_of([*TINY, f"data.root={images}", f"run.root={runs}"]))
     return runs
 
 
 @pytest.fixture
-def again(finished: Path, settings: list[str], tmp_path: Path) -> list[str]:
-    """As `settings`, with a copy of the finished runs in their place."""
+def rerun(finished: Path, settings: list[str], tmp_path: Path) -> list[str]:
+    """Settings with a copy of the finished runs."""
     shutil.copytree(finished, tmp_path / "runs")
     return settings
 
@@ -56,7 +56,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_the_whole_story(
+def test_a_graph_is_trained_evaluated_and_tabulated(
     settings: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graph, later = graph_of(settings), []
@@ -108,20 +108,20 @@ def test_the_whole_story(
     assert child.preprocessing["mean"] == [123.68, 116.779, 103.939]
 
 
-def test_a_second_call_trains_and_evaluates_nothing(again: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    graph = graph_of(again)
+def test_a_second_call_trains_and_evaluates_nothing(rerun: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    graph = graph_of(rerun)
     root = graph.stages["A"].run.root
     stages = [contents(stage.directory) for stage in graph.stages.values()]
     reproduce(graph)
     assert [contents(stage.directory) for stage in graph.stages.values()] == stages
     before, first = contents(root), capsys.readouterr().out
-    reproduce(graph_of(again))
+    reproduce(graph_of(rerun))
     assert contents(root) == before
     assert capsys.readouterr().out == first
 
 
-def test_what_is_missing_is_made_again(again: list[str]) -> None:
-    graph = graph_of(again)
+def test_missing_results_are_computed_again(rerun: list[str]) -> None:
+    graph = graph_of(rerun)
     run = RunDirectory(graph.stages["D"].directory)
     before = {file.name: file.read_bytes() for file in run.posteriors.iterdir()}
     (lost, *_) = run.posteriors.iterdir()
@@ -130,41 +130,39 @@ def test_what_is_missing_is_made_again(again: list[str]) -> None:
     assert {file.name: file.read_bytes() for file in run.posteriors.iterdir()} == before
 
 
-def test_another_configuration_never_overwrites_a_run(again: list[str]) -> None:
+def test_another_configuration_does_not_overwrite_a_run(rerun: list[str]) -> None:
     with pytest.raises(UserError, match=r"belongs to another configuration \(train.momentum was 0.9, is 0.5\)"):
-        reproduce(graph_of(again, "train.momentum=0.5"))
+        reproduce(graph_of(rerun, "train.momentum=0.5"))
 
 
-def test_other_images_never_mix_with_a_run(again: list[str], images: Path, tmp_path: Path) -> None:
+def test_a_run_cannot_resume_with_other_images(rerun: list[str], images: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     moved.symlink_to(images)
-    reproduce(graph_of(again, f"data.root={moved}"))  # the same images elsewhere are the same images
+    reproduce(graph_of(rerun, f"data.root={moved}"))  # the same images elsewhere are the same images
     fewer = tmp_path / "fewer"
     for file in images.glob("*/*/*_[0-2].JPEG"):
         copy = fewer / file.relative_to(images)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(file.read_bytes())
     with pytest.raises(UserError, match="was begun with other images"):
-        reproduce(graph_of(again, f"data.root={fewer}"))
+        reproduce(graph_of(rerun, f"data.root={fewer}"))
 
 
-def test_the_same_images_under_other_classes_never_mix_with_a_run(
-    again: list[str], images: Path, tmp_path: Path
-) -> None:
+def test_a_run_cannot_resume_with_other_classes(rerun: list[str], images: Path, tmp_path: Path) -> None:
     other = shutil.copytree(images, tmp_path / "other")
     for split in ("train", "val"):
         (other / split / "n01").rename(other / split / "n04")
     with pytest.raises(UserError, match="was begun with other images"):
-        reproduce(graph_of(again, f"data.root={other}"))
+        reproduce(graph_of(rerun, f"data.root={other}"))
 
 
-def test_a_stage_whose_parent_is_not_finished_is_refused(settings: list[str]) -> None:
+def test_a_stage_needs_a_finished_parent(settings: list[str]) -> None:
     stage, parent = load_stage(REPOSITORY / "configs" / "vgg_D.yaml", settings)
     with open_session([stage]) as session, pytest.raises(UserError, match="A-256 is not finished"):
         train_stage(stage, parent, session)
 
 
-def test_a_decoding_process_has_a_core_of_its_own_while_the_session_lasts(
+def test_a_session_reserves_a_core_for_each_decoding_process(
     settings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Threads that compute would wait for the one whose core it shares."""
@@ -185,14 +183,14 @@ def test_a_decoding_process_has_a_core_of_its_own_while_the_session_lasts(
 
 @pytest.fixture(scope="module")
 def mirrored(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Graph:
-    """The demo's runs in MLflow, which takes seconds; tests that go on with them do so with a copy."""
+    """Runs of the demo in MLflow, which take seconds; tests that continue them use a copy."""
     settings = [*TINY, f"data.root={images}", f"run.root={tmp_path_factory.mktemp('mirrored') / 'runs'}"]
     graph = graph_of(settings, "tracking.mlflow=true", "train.iterations=2")
     reproduce(graph)
     return graph
 
 
-def test_runs_stand_side_by_side_in_mlflow(mirrored: Graph, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mlflow_has_the_runs_of_a_graph(mirrored: Graph, capsys: pytest.CaptureFixture[str]) -> None:
     write_tables(mirrored)
     assert "ui --backend-store-uri sqlite:///" in capsys.readouterr().err
     from mlflow import MlflowClient
@@ -224,9 +222,7 @@ def test_runs_stand_side_by_side_in_mlflow(mirrored: Graph, capsys: pytest.Captu
     assert len(client.get_metric_history(runs["A"].info.run_id, "train/loss")) == 2
 
 
-def test_what_mlflow_missed_of_finished_stages_is_made_up_for(
-    settings: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_records_that_mlflow_lacks_are_copied_later(settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
     graph = graph_of(settings, "tracking.mlflow=true", "train.iterations=2")
@@ -246,25 +242,25 @@ def test_what_mlflow_missed_of_finished_stages_is_made_up_for(
             continue
         assert run.data.metrics.keys() >= {"train/loss", "evaluation/dense_multi_Q_top1_error"}
         assert "figures" in {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
-    again = {stage.name: (stage.directory / "mlflow.json").stat().st_mtime_ns for stage in graph.stages.values()}
+    rerun = {stage.name: (stage.directory / "mlflow.json").stat().st_mtime_ns for stage in graph.stages.values()}
     reproduce(graph)
-    assert again == {
+    assert rerun == {
         stage.name: (stage.directory / "mlflow.json").stat().st_mtime_ns for stage in graph.stages.values()
     }
 
 
-def test_what_is_evaluated_later_is_in_the_metrics_and_in_mlflow(mirrored: Graph, tmp_path: Path) -> None:
+def test_later_evaluations_are_logged_in_metrics_and_mlflow(mirrored: Graph, tmp_path: Path) -> None:
     moved = shutil.copytree(mirrored.stages["A"].run.root, tmp_path / "moved")
     path = moved / "demo" / "D"
     before = len(RunDirectory(path).records())
-    for again in range(2):
-        (found,) = evaluate_nets([path], ["both"], None) or []
-        assert found.Q == (32, 37, 42)  # Table 5's
+    for rerun in range(2):
+        (evaluated,) = evaluate_nets([path], ["both"], None) or []
+        assert evaluated.Q == (32, 37, 42)  # Table 5's
         added = RunDirectory(path).records("evaluation")[1:]
-        assert len(RunDirectory(path).records()) == before + 1, f"call {again + 1}"
+        assert len(RunDirectory(path).records()) == before + 1, f"call {rerun + 1}"
     errors = {f"{method}_multi_Q_top{k}_error" for method in ("dense", "multicrop", "both") for k in (1, 5)}
     assert added[0].keys() == errors | {"kind", "step", "n", "time"}
-    assert added[0]["both_multi_Q_top1_error"] == found.results.measured("both", found.Q).top1.percent
+    assert added[0]["both_multi_Q_top1_error"] == evaluated.results.measured("both", evaluated.Q).top1.percent
     evaluate_nets([path], ["centre"], (33, 40))
     evaluate_nets([path], ["centre"], (37,), ["evaluation.flip=true"])  # a protocol that is not the run's
     last = RunDirectory(path).records()[-1]
@@ -279,13 +275,13 @@ def test_what_is_evaluated_later_is_in_the_metrics_and_in_mlflow(mirrored: Graph
     assert len(client.search_runs(["1"])) == 3, "the run that was there goes on, below the graph's"
 
 
-def test_the_run_directory_says_where_the_run_departs(finished: Path) -> None:
+def test_the_run_directory_has_the_ledger(finished: Path) -> None:
     departures = json.loads((finished / "demo" / "D" / "ledger.json").read_text())
     assert {"model.width", "data.images.train"} <= {line["setting"] for line in departures}
 
 
-def test_the_run_directory_says_how_the_run_was_tested_last(again: list[str]) -> None:
-    graph = graph_of(again, "evaluation.flip=false", "evaluation.single_Q=[40]")
+def test_the_run_directory_has_the_latest_test_settings(rerun: list[str]) -> None:
+    graph = graph_of(rerun, "evaluation.flip=false", "evaluation.single_Q=[40]")
     reproduce(graph)
     root = graph.stages["A"].run.root
     rows = [row for row in build_report(find_runs([root])).rows if (row.table, row.net) == (3, "D") and row.run]
@@ -293,11 +289,11 @@ def test_the_run_directory_says_how_the_run_was_tested_last(again: list[str]) ->
     path = graph.stages["D"].directory
     ledger = {line["setting"]: line["run"] for line in RunDirectory(path).read_json("ledger.json")}
     assert (ledger["evaluation.flip"], ledger["model.crop"]) == (False, 32)
-    (found,) = evaluate_nets([path], ["dense"], None) or []
-    assert (found.net.config.evaluation.flip, found.Q) == (False, (40,))
+    (evaluated,) = evaluate_nets([path], ["dense"], None) or []
+    assert (evaluated.net.config.evaluation.flip, evaluated.Q) == (False, (40,))
 
 
-def test_the_graph_over_seeds_has_means_and_spreads(
+def test_the_tables_of_several_seeds_have_means_and_spreads(
     settings: list[str], digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On the built-in digits; the runs of the first seed are those that were there without --seeds."""
@@ -306,10 +302,10 @@ def test_the_graph_over_seeds_has_means_and_spreads(
     reproduce(load_graph(DEMO, changes))
     alone = capsys.readouterr().out
     graph = load_graph(DEMO, changes, "0,1,2")
-    kept = {name: contents(graph.stages[name].directory / "checkpoints") for name in ("A", "D")}
+    stored = {name: contents(graph.stages[name].directory / "checkpoints") for name in ("A", "D")}
     reproduce(graph)
     text = capsys.readouterr().out
-    assert {name: contents(graph.stages[name].directory / "checkpoints") for name in kept} == kept
+    assert {name: contents(graph.stages[name].directory / "checkpoints") for name in stored} == stored
 
     report = build_report(find_runs([graph.stages["A"].run.root]))
     assert len(report.groups) == 1
@@ -322,12 +318,12 @@ def test_the_graph_over_seeds_has_means_and_spreads(
     mean, sd = statistics.mean(measured), statistics.stdev(measured)
     assert f"| D | 37 | 37 | dense | 3 | (27.0) | **{mean:.2f}** | {sd:.2f} |" in text
     assert "Mean and standard deviation over seeds" not in alone
-    (claim,) = [one for one in report.claims if "D is better than A" in one.claim]
+    (claim,) = [each for each in report.claims if "D is better than A" in each.claim]
     assert claim.seeds == 3
     assert claim.spread is not None
 
 
-def test_a_graph_that_was_stopped_goes_on(settings: list[str], finished: Path) -> None:
+def test_an_interrupted_graph_resumes(settings: list[str], finished: Path) -> None:
     graph = graph_of(settings)
     with pytest.raises(Interrupted, match="wall time nearly spent"):
         reproduce(graph, stop_after_s=0.0)

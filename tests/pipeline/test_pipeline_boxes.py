@@ -1,4 +1,4 @@
-"""Appendix A's whole story on 36 images: nets of classes, nets of boxes from them, both tests, the tables."""
+"""Appendix A on 36 images: nets for classes, nets for boxes, both tests, and the tables."""
 
 import json
 import shutil
@@ -46,12 +46,12 @@ GRAPH = {
         },
     },
 }
-SETTINGS = [one for one in TINY if not one.startswith(("data.S", "evaluation.multi_Q", "train.iterations"))]
+SETTINGS = [setting for setting in TINY if not setting.startswith(("data.S", "evaluation.multi_Q", "train.iterations"))]
 
 
 @pytest.fixture(scope="module")
 def boxed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The images, with a box in the middle of each; one validation image has none, one has two."""
+    """Images with a box in the middle; a validation image has none, and another has two."""
     root = tmp_path_factory.mktemp("boxed") / "images"
     shutil.copytree(images, root)
     lines = ["file\txmin\tymin\txmax\tymax"]
@@ -68,7 +68,7 @@ def boxed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    """The graph as a file."""
+    """Graph file."""
     file = tmp_path / "boxes.yaml"
     file.write_text(yaml.safe_dump(GRAPH, sort_keys=False))
     return file
@@ -83,9 +83,9 @@ def graph_of(recipe: Path, boxed: Path, runs: Path, *more: str) -> Graph:
 
 
 @pytest.fixture(scope="module")
-def whole(boxed: Path, tmp_path_factory: pytest.TempPathFactory) -> Graph:
-    """The graph, finished."""
-    folder = tmp_path_factory.mktemp("whole")
+def finished(boxed: Path, tmp_path_factory: pytest.TempPathFactory) -> Graph:
+    """Finished graph."""
+    folder = tmp_path_factory.mktemp("finished")
     file = folder / "boxes.yaml"
     file.write_text(yaml.safe_dump(GRAPH, sort_keys=False))
     graph = graph_of(file, boxed, folder / "runs")
@@ -94,9 +94,9 @@ def whole(boxed: Path, tmp_path_factory: pytest.TempPathFactory) -> Graph:
     return graph
 
 
-def test_every_stage_stores_what_its_tables_need(whole: Graph) -> None:
+def test_every_stage_stores_the_results_for_its_tables(finished: Graph) -> None:
     for name in ("boxes", "boxes-fine", "boxes-SCR"):
-        config = whole.stages[name]
+        config = finished.stages[name]
         run = RunDirectory(config.directory)
         (record,) = run.records("evaluation")
         assert record["n"] == 11  # of 12 images one has no box
@@ -104,17 +104,17 @@ def test_every_stage_stores_what_its_tables_need(whole: Graph) -> None:
         for Q in ("single_Q", "multi_Q"):
             assert 0 <= record[f"dense_{Q}_given_class_error"] <= record[f"dense_{Q}_localisation_error"] <= 100
         assert {file.name for file in (run.path / "figures").iterdir()} == {"learning_curves.png", "boxes.png"}
-        assert is_evaluated(config, whole.parent_of(name))
+        assert is_evaluated(config, finished.parent_of(name))
         # three classes, so three guesses, and the true one
         assert all(
             content["classes"].shape == (11, 4) for key, content in arrays(run.path / "boxes").items() if "dense" in key
         )
 
 
-def test_a_second_call_computes_nothing(whole: Graph, capsys: pytest.CaptureFixture[str]) -> None:
-    root = whole.stages["D"].run.root
+def test_a_second_call_computes_nothing(finished: Graph, capsys: pytest.CaptureFixture[str]) -> None:
+    root = finished.stages["D"].run.root
     before = {file: file.stat().st_mtime_ns for file in root.rglob("*.npz")}
-    reproduce(whole)
+    reproduce(finished)
     assert {file: file.stat().st_mtime_ns for file in root.rglob("*.npz")} == before
     printed = capsys.readouterr().out
     assert "### Table 8: localisation given the class" in printed
@@ -122,21 +122,21 @@ def test_a_second_call_computes_nothing(whole: Graph, capsys: pytest.CaptureFixt
     assert "| a random box |" in printed
 
 
-def test_what_is_missing_is_made_again(whole: Graph, boxed: Path, recipe: Path, tmp_path: Path) -> None:
-    shutil.copytree(whole.stages["D"].run.root, tmp_path / "runs")
+def test_missing_results_are_computed_again(finished: Graph, boxed: Path, recipe: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished.stages["D"].run.root, tmp_path / "runs")
     graph = graph_of(recipe, boxed, tmp_path / "runs")
     run = RunDirectory(graph.stages["boxes-fine"].directory)
     for file in run.boxes.glob("*-Q64*.npz"):
         file.unlink()
     assert not is_evaluated(graph.stages["boxes-fine"], graph.stages["D-fine"])
     reproduce(graph)
-    assert_same_arrays(run.path / "boxes", whole.stages["boxes-fine"].directory / "boxes")
+    assert_same_arrays(run.path / "boxes", finished.stages["boxes-fine"].directory / "boxes")
 
 
-def test_stopped_in_the_middle_of_a_test_it_goes_on(
-    whole: Graph, boxed: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_test_resumes(
+    finished: Graph, boxed: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(whole.stages["D"].run.root, tmp_path / "runs")
+    shutil.copytree(finished.stages["D"].run.root, tmp_path / "runs")
     graph = graph_of(recipe, boxed, tmp_path / "runs")
     run = RunDirectory(graph.stages["boxes-fine"].directory)
     shutil.rmtree(run.path / "boxes")
@@ -161,25 +161,25 @@ def test_stopped_in_the_middle_of_a_test_it_goes_on(
     )
     reproduce(graph)
     assert 0 < len(computed) < 11  # of one Q; the other was done
-    assert_same_arrays(run.path / "boxes", whole.stages["boxes-fine"].directory / "boxes")
+    assert_same_arrays(run.path / "boxes", finished.stages["boxes-fine"].directory / "boxes")
 
 
-def test_two_ranks_store_the_same_boxes(whole: Graph, boxed: Path, recipe: Path, tmp_path: Path) -> None:
-    """Of the same nets; how ranks train is another matter."""
-    shutil.copytree(whole.stages["D"].run.root, tmp_path / "runs")
+def test_two_ranks_store_the_same_boxes(finished: Graph, boxed: Path, recipe: Path, tmp_path: Path) -> None:
+    """Tests the same nets; other tests cover training on ranks."""
+    shutil.copytree(finished.stages["D"].run.root, tmp_path / "runs")
     for name in ("boxes", "boxes-fine", "boxes-SCR"):
         shutil.rmtree(tmp_path / "runs" / "boxes" / name / "boxes")
     words = set_words(*changes(boxed, tmp_path / "runs"))
     done = fork_program("-m", "vggrepro", "reproduce", "--config", recipe, *words, ranks=2)
     assert done.returncode == 0, done.stderr
     for name in ("boxes", "boxes-fine", "boxes-SCR"):
-        assert_same_arrays(tmp_path / "runs" / "boxes" / name / "boxes", whole.stages[name].directory / "boxes")
+        assert_same_arrays(tmp_path / "runs" / "boxes" / name / "boxes", finished.stages[name].directory / "boxes")
 
 
-def test_the_tables_of_a_whole_graph(whole: Graph, command: Command) -> None:
-    runs = [str(whole.stages[name].directory) for name in ("boxes", "boxes-fine")]
+def test_the_tables_of_a_graph(finished: Graph, command: Command) -> None:
+    runs = [str(finished.stages[name].directory) for name in ("boxes", "boxes-fine")]
     found = command.json("localise", *runs)
-    assert [(one["nets"], one["scales"]) for one in found["tested"]] == [
+    assert [(each["nets"], each["scales"]) for each in found["tested"]] == [
         (["boxes"], [[40]]),
         (["boxes-fine"], [[64]]),
         (["boxes-fine"], [[40, 64]]),
@@ -187,7 +187,7 @@ def test_the_tables_of_a_whole_graph(whole: Graph, command: Command) -> None:
     ]
     assert found["n"] == 11
     assert found["classes_top5_error"] == 0  # of three classes
-    report = build_report(find_runs([whole.stages["D"].directory.parent]))
+    report = build_report(find_runs([finished.stages["D"].directory.parent]))
     # nets of boxes are in no table of classes
     assert {row.run for row in report.rows if row.run and row.table < 8} == {"boxes:D", "boxes:D-fine"}
     rows = {(row.table, row.run, row.Q): row for row in report.rows if row.run}
@@ -206,9 +206,9 @@ def test_the_tables_of_a_whole_graph(whole: Graph, command: Command) -> None:
     assert len(measured) == 6  # all but those that need a PCR net with its convolutions kept
 
 
-def test_a_failing_guess_fails_the_image(whole: Graph) -> None:
-    """By hand from the arrays: the error of the report is that of the rule."""
-    run = RunDirectory(whole.stages["boxes-fine"].directory)
+def test_an_image_without_a_correct_guess_is_an_error(finished: Graph) -> None:
+    """Compares the error of the report with a computation from the arrays."""
+    run = RunDirectory(finished.stages["boxes-fine"].directory)
     with np.load(next(run.boxes.glob("truth-*.npz"))) as truth:
         labels, start, box = truth["labels"], truth["start"], truth["box"]
     checked = []
@@ -222,10 +222,10 @@ def test_a_failing_guess_fails_the_image(whole: Graph) -> None:
             right = False
             for guess in range(3):
                 for left, top, end, bottom in box[start[image] : start[image + 1]]:
-                    own = boxes[image, guess]
-                    width = max(0.0, min(end, own[2]) - max(left, own[0]))
-                    height = max(0.0, min(bottom, own[3]) - max(top, own[1]))
-                    areas = (end - left) * (bottom - top) + (own[2] - own[0]) * (own[3] - own[1])
+                    guessed = boxes[image, guess]
+                    width = max(0.0, min(end, guessed[2]) - max(left, guessed[0]))
+                    height = max(0.0, min(bottom, guessed[3]) - max(top, guessed[1]))
+                    areas = (end - left) * (bottom - top) + (guessed[2] - guessed[0]) * (guessed[3] - guessed[1])
                     overlap = width * height / (areas - width * height)
                     right |= bool(classes[image, guess] == label and overlap > 0.5)
             wrong += not right
@@ -236,10 +236,10 @@ def test_a_failing_guess_fails_the_image(whole: Graph) -> None:
     assert set(checked) == {"multi_Q", "single_Q"}
 
 
-def test_places_lie_in_the_order_of_the_map(whole: Graph) -> None:
-    """At Q = 64 a crop of 32 px has 2 x 2 places in a square; more along the longer side."""
-    run = RunDirectory(whole.stages["boxes-SCR"].directory)
-    (protocol,) = {part for one, _ in FoundKey.listed(run) for part in one.parts if part.method == "dense"}
+def test_boxes_are_in_the_order_of_the_score_map(finished: Graph) -> None:
+    """A crop of 32 px has 2 x 2 positions in a square image at Q = 64, and more along a longer side."""
+    run = RunDirectory(finished.stages["boxes-SCR"].directory)
+    (protocol,) = {part for key, _ in FoundKey.listed(run) for part in key.parts if part.method == "dense"}
     places = protocol.load(run)
     assert places is not None
     with np.load(next(run.boxes.glob("truth-*.npz"))) as truth:
@@ -253,36 +253,38 @@ def test_places_lie_in_the_order_of_the_map(whole: Graph) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["localise", "{runs}/D"], "D predicts classes, not boxes; test it with `vggrepro evaluate"),
         (["evaluate", "{runs}/boxes"], "boxes predicts boxes, not classes; test it with `vggrepro localise"),
         (["localise", "{runs}/nothing"], "nothing does not exist; name the run directory of a finished stage"),
         (["localise", "{runs}/boxes", "--classes-from", "{runs}/D", "--method", "both"], "has no both posteriors of"),
         (["compare", "{runs}/boxes", "{runs}/boxes-fine"], "predicts boxes"),
-        (["weights", "export", "{runs}/boxes", "--out", "{runs}/x.pth"], "predicts boxes, which no other program"),
+        (["weights", "export", "{runs}/boxes", "--out", "{runs}/x.pth"], "predicts boxes, which other programs"),
     ],
 )
-def test_mistakes_are_one_line(whole: Graph, command: Command, words: list[str], said: str) -> None:
-    runs = whole.stages["D"].directory.parent
-    assert said in command.mistake(*(word.format(runs=runs) for word in words))
+def test_mistakes_are_one_line(finished: Graph, command: Command, words: list[str], message: str) -> None:
+    runs = finished.stages["D"].directory.parent
+    assert message in command.mistake(*(word.format(runs=runs) for word in words))
 
 
-def test_without_a_box_there_is_nothing_to_test(whole: Graph, boxed: Path, tmp_path: Path, command: Command) -> None:
+def test_a_data_set_without_boxes_cannot_be_tested(
+    finished: Graph, boxed: Path, tmp_path: Path, command: Command
+) -> None:
     shutil.copytree(boxed, tmp_path / "images")
     table = tmp_path / "images" / "boxes.tsv"
     table.write_text("".join(line for line in table.read_text().splitlines(True) if not line.startswith("val/")))
-    shutil.copytree(whole.stages["D"].run.root, tmp_path / "runs")
-    said = command.mistake(
+    shutil.copytree(finished.stages["D"].run.root, tmp_path / "runs")
+    message = command.mistake(
         "localise", tmp_path / "runs" / "boxes" / "boxes", "--set", f"data.root={tmp_path / 'images'}"
     )
-    assert f"none of the validation images of {tmp_path / 'images'} has a box in {table}; name their" in said
+    assert f"none of the validation images of {tmp_path / 'images'} has a box in {table}; name their" in message
 
 
-def test_a_parent_that_was_trained_anew_is_not_taken_for_the_old_one(
-    whole: Graph, boxed: Path, recipe: Path, tmp_path: Path, command: Command
+def test_a_retrained_parent_is_an_error(
+    finished: Graph, boxed: Path, recipe: Path, tmp_path: Path, command: Command
 ) -> None:
-    shutil.copytree(whole.stages["D"].run.root, tmp_path / "runs")
+    shutil.copytree(finished.stages["D"].run.root, tmp_path / "runs")
     runs = tmp_path / "runs" / "boxes"
     shutil.rmtree(runs / "D")
     shutil.copytree(runs / "D-fine", runs / "D")

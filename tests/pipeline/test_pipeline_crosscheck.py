@@ -1,4 +1,4 @@
-"""torchvision's and timm's evaluation beside ours: the same numbers where they see the same pixels."""
+"""Evaluations of torchvision and timm have our numbers if they see the same pixels."""
 
 import io
 import shutil
@@ -24,7 +24,7 @@ from vggrepro.data.images.scan import scan, scan_folder
 from vggrepro.models.table1 import architecture
 from vggrepro.models.vgg import VGG
 from vggrepro.models.weights import PREPROCESSING, Preprocessing, write
-from vggrepro.pipeline.crosscheck import Crosscheck, crosscheck, their_name, torchvision_evaluation
+from vggrepro.pipeline.crosscheck import Crosscheck, crosscheck, external_name, torchvision_evaluation
 from vggrepro.pipeline.weights import export_weights, import_weights
 from vggrepro.storage import checkpoint
 
@@ -38,7 +38,7 @@ GEOMETRY: dict[str, Any] = {"net": "B", "classes": 3, "crop": 32, "width": 0.062
 
 @cache
 def opinionated(preprocessing: Preprocessing = "torchvision") -> VGG:
-    """With scores of mean 0 and standard deviation 2 on blotches of one colour, in the range of this preprocessing."""
+    """Makes a net whose scores have mean 0 and standard deviation 2 on plain images in the range of a preprocessing."""
     net, random = with_biases(tiny_vgg(**GEOMETRY)), torch.Generator().manual_seed(0)
     colours, grain = (torch.randn(64, 3, side, side, generator=random) for side in (1, 32))
     fc8 = net.named_layers()["fc8"]
@@ -51,8 +51,8 @@ def opinionated(preprocessing: Preprocessing = "torchvision") -> VGG:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory of a net that takes torchvision's normalisation."""
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run directory of a net with torchvision's normalisation."""
     folder = tmp_path_factory.mktemp("made")
     weights, run = folder / "B.safetensors", folder / "runs" / "mine" / "B"
     write(
@@ -63,31 +63,31 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(made: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
-    return Path(shutil.copytree(made, tmp_path / "runs" / "mine" / "B"))
+def run(original: Path, tmp_path: Path) -> Path:
+    """Copy of the original run directory."""
+    return Path(shutil.copytree(original, tmp_path / "runs" / "mine" / "B"))
 
 
 def on(index: Path, run: Path, *changes: str, limit: int | None = None) -> Crosscheck:
     return crosscheck(run, limit, [*HERE, f"data.index={index}", *changes])
 
 
-def posteriors(found: Crosscheck) -> list[np.ndarray]:
-    return [row.scored.values for row in found.rows]
+def posteriors(result: Crosscheck) -> list[np.ndarray]:
+    return [row.scored.values for row in result.rows]
 
 
-def test_errors_are_each_programs_own(run: Path, index_file: Path, images: Path, command: Command) -> None:
+def test_each_packages_errors_match_its_evaluation(run: Path, index_file: Path, images: Path, command: Command) -> None:
     here = set_words(*HERE, f"data.index={index_file}")
-    found = command.json("crosscheck", run, *here)
-    dense, centre, torchvisions, timms = found["evaluations"]
-    assert (found["n"], found["of"], found["timm"]) == (12, 12, metadata.version("timm"))
-    assert [row["module"] for row in found["evaluations"]] == ["ours"] * 4, "neither has so narrow a net"
+    result = command.json("crosscheck", run, *here)
+    dense, centre, torchvisions, timms = result["evaluations"]
+    assert (result["n"], result["of"], result["timm"]) == (12, 12, metadata.version("timm"))
+    assert [row["module"] for row in result["evaluations"]] == ["ours"] * 4, "neither has so narrow a net"
     assert torchvisions["preprocessing"] == "resize 37, centre crop 32, bilinear"
     assert timms["preprocessing"] == "crop_pct 0.875, centre crop 32, bilinear", "which makes it 36"
     for row, words in ((dense, ()), (centre, ("--method", "centre", "--scales", 37))):
-        own = command.json("evaluate", run, *words, *here)
+        evaluated = command.json("evaluate", run, *words, *here)
         for name in ("top1_error", "top5_error", "interval_top1", "interval_top5", "n"):
-            assert row[name] == own[name]
+            assert row[name] == evaluated[name]
 
     their_way = transforms.Compose(
         [
@@ -110,7 +110,7 @@ def test_errors_are_each_programs_own(run: Path, index_file: Path, images: Path,
     assert (centre["other_answers"], centre["largest_difference"]) == (None, None)
 
 
-def test_a_person_reads_a_table(run: Path, index_file: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_output_is_a_table(run: Path, index_file: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("crosscheck", run, "--limit", 5, "--quiet", *set_words(*HERE, f"data.index={index_file}"))
     status, out, err = command(*words)
     assert (status, err) == (0, "")
@@ -123,13 +123,13 @@ def test_a_person_reads_a_table(run: Path, index_file: Path, command: Command, m
 
     monkeypatch.setattr(metadata, "version", missing)
     without = command(*words)[1].splitlines()
-    assert without[-1] == "timm is not installed, so its row is left out; for it: pip install 'vggrepro[timm]'"
+    assert without[-1] == "timm is not installed, so its row is left out; run: pip install 'vggrepro[timm]'"
     assert [line for line in without if line.startswith("| ")] == rows[:-1]
 
 
 @pytest.mark.parametrize("preprocessing", ["paper", "torchvision"])
-def test_square_images_have_equal_pixels_everywhere(preprocessing: Preprocessing, tmp_path: Path) -> None:
-    """All cut the same window out of them, so what is left of a difference is arithmetic; timm's at its own scale."""
+def test_square_images_have_equal_pixels_in_all_evaluations(preprocessing: Preprocessing, tmp_path: Path) -> None:
+    """All evaluations crop the same window, so that only arithmetic differs; timm uses a different scale."""
     random = np.random.default_rng(0)
     for name in CLASSES:
         for side in (37, 50, 74, 111):
@@ -151,7 +151,7 @@ def test_square_images_have_equal_pixels_everywhere(preprocessing: Preprocessing
     assert report[0]["largest_difference"] > 1e-4, "the whole image, not its middle"
 
 
-def test_some_images_are_evenly_spaced_and_nothing_is_stored(run: Path, index_file: Path) -> None:
+def test_limited_images_are_evenly_spaced_and_not_stored(run: Path, index_file: Path) -> None:
     some = on(index_file, run, limit=4)
     assert not (run / "posteriors").exists()
     every = on(index_file, run)
@@ -178,7 +178,7 @@ def test_mistakes(run: Path, images: Path, tmp_path: Path, command: Command) -> 
     assert "data.root is not set" in command.mistake("crosscheck", run, *here, "-q")
     gone = set_words(f"data.root={tmp_path / 'gone'}")
     assert "gone does not exist; give a folder" in command.mistake("crosscheck", run, *here, *gone, "-q")
-    assert "is no run directory" in command.mistake("crosscheck", tmp_path, *here)
+    assert "is not a run directory" in command.mistake("crosscheck", tmp_path, *here)
     assert "--limit" in command.mistake("crosscheck", run, *here, "--limit", 0)
     with pytest.MonkeyPatch.context() as patched:
         for name, text in rank_variables(0, 2, 1).items():
@@ -199,12 +199,12 @@ def test_mistakes(run: Path, images: Path, tmp_path: Path, command: Command) -> 
     on_index = [*here, *set_words(f"data.index={index}")]
     line = command.mistake("crosscheck", run, *on_index, "--limit", 12, "-q")
     assert f"{file} is bad since it was indexed" in line
-    assert "an error rate counts every image" in line
+    assert "error rates need every image" in line
     file.unlink()
     assert "make the index again" in command.mistake("crosscheck", run, *on_index, "-q")
 
 
-def test_an_export_is_torchvisions_net(run: Path, tmp_path: Path) -> None:
+def test_torchvision_loads_an_exported_net(run: Path, tmp_path: Path) -> None:
     """torchvision's own class, made as narrow as the net, takes the file strictly and gives the same scores."""
     (file,) = export_weights(run, tmp_path / "B.pth")
     channels = [layer.shape[0] if layer.kind == "conv" else "M" for layer in opinionated().architecture.layers()[:-3]]
@@ -215,46 +215,46 @@ def test_an_export_is_torchvisions_net(run: Path, tmp_path: Path) -> None:
     theirs.load_state_dict(torch.load(file, weights_only=True), strict=True)
     images = torch.randn(4, 3, 32, 32)
     with torch.inference_mode():
-        expected, found = opinionated()(images), theirs.eval()(images)
+        expected, result = opinionated()(images), theirs.eval()(images)
     assert expected.std() > 0.1
-    assert (found - expected).abs().max() < 1e-5
+    assert (result - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(
     ("net", "options", "name"),
     [("A", {}, "vgg11"), ("D", {"batch_norm": True}, "vgg16_bn"), ("C", {}, None), ("A-LRN", {}, None)],
 )
-def test_the_module_is_theirs_where_they_have_the_net(
-    made: Path, net: str, options: dict[str, Any], name: str | None
+def test_other_packages_use_their_modules_if_they_have_the_net(
+    original: Path, net: str, options: dict[str, Any], name: str | None
 ) -> None:
-    """At full size, by name and shape alone."""
+    """Compares names and shapes at full size."""
     with torch.device("meta"):
         weights = VGG(architecture(net, classes=7, **options)).state_dict()
-    stored = checkpoint.load(made / "checkpoints" / "final.pt")
+    stored = checkpoint.load(original / "checkpoints" / "final.pt")
     config = Config(model=Model(net=net, classes=7, **options)).model_dump(mode="json")
     full = replace(stored, weights=weights, config=config)
-    assert their_name(full.stage.model) == name
+    assert external_name(full.stage.model) == name
     if name is None:
         return
-    found = torchvision_evaluation(full)
-    assert found.module_name == f"torchvision's {name}"
-    assert type(found.module) is models.VGG
-    assert {key: tensor.shape for key, tensor in found.module.state_dict().items()} == {
+    result = torchvision_evaluation(full)
+    assert result.module_name == f"torchvision's {name}"
+    assert type(result.module) is models.VGG
+    assert {key: tensor.shape for key, tensor in result.module.state_dict().items()} == {
         key: tensor.shape for key, tensor in weights.items()
     }
 
 
 @pytest.mark.slow
-def test_both_modules_at_full_size(index_file: Path, tmp_path: Path, command: Command) -> None:
-    """A net of the paper's size in torchvision's and timm's code: differences are those of the pixels alone."""
-    own = vggrepro.vgg("A", classes=3, init="kaiming").eval()
+def test_full_size_modules_of_other_packages(index_file: Path, tmp_path: Path, command: Command) -> None:
+    """Only pixels differ for a net of the paper's size in torchvision's and timm's code."""
+    net = vggrepro.vgg("A", classes=3, init="kaiming").eval()
     weights, run = tmp_path / "A.safetensors", tmp_path / "runs" / "mine" / "A"
     model = {"net": "A", "classes": 3, "crop": 224, "width": 1.0}
-    write(weights, own.state_dict(), model=model, preprocessing=PREPROCESSING["paper"], classes=CLASSES)
+    write(weights, net.state_dict(), model=model, preprocessing=PREPROCESSING["paper"], classes=CLASSES)
     import_weights(weights, run)
-    found = on(index_file, run, limit=6)
-    rows = found.report()["evaluations"]
+    result = on(index_file, run, limit=6)
+    rows = result.report()["evaluations"]
     assert [row["module"] for row in rows] == ["ours", "ours", "torchvision's vgg11", "timm's vgg11"]
-    *_, torchvisions, timms = posteriors(found)
+    *_, torchvisions, timms = posteriors(result)
     assert np.abs(torchvisions - timms).max() < 1e-5, "both resize to 256 and cut out 224"
     assert torchvisions.std(axis=0).min() > 0.01

@@ -1,4 +1,4 @@
-"""A logged net where this package is not: opened by `mlflow.pyfunc`, and served over HTTP."""
+"""Logged nets without this package, loaded by `mlflow.pyfunc` and served over HTTP."""
 
 import base64
 import io
@@ -62,7 +62,7 @@ print(refused.text)
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model's folder, three images and what the net says of them."""
+    """Folder with a model, three images and their posteriors."""
     folder = tmp_path_factory.mktemp("logged")
     config = Config(model=Model(net="D", classes=7, crop=32, width=0.0625), data=Data(S=40))
     described = {"classes": [f"class {number}" for number in range(7)], "data": "", "versions": {}, "parent": None}
@@ -87,7 +87,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compare(found: dict[str, np.ndarray], case: Path) -> dict[str, float]:
-    """Largest differences from the net's own posteriors."""
+    """Returns the largest differences from the net's posteriors."""
     expected = np.load(case / "case.npz")
     results = {name: values for name, values in found.items() if name != "status"}
     return {
@@ -96,8 +96,8 @@ def compare(found: dict[str, np.ndarray], case: Path) -> dict[str, float]:
     }
 
 
-def test_a_stranger_opens_and_serves_the_net(case: Path, tmp_path: Path) -> None:
-    """A Python that has MLflow, and neither an installation nor a checkout of this package."""
+def test_a_net_is_loaded_and_served_without_this_package(case: Path, tmp_path: Path) -> None:
+    """Runs a Python with MLflow, but without an installation or checkout of this package."""
     script, out = tmp_path / "stranger.py", tmp_path / "found.npz"
     script.write_text(STRANGER)
     done = subprocess.run(
@@ -119,7 +119,7 @@ def test_a_stranger_opens_and_serves_the_net(case: Path, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_mlflow_serves_the_net_in_a_fresh_environment(case: Path, tmp_path: Path) -> None:
-    """`mlflow models serve` in an environment of the model's own requirements and nothing else."""
+    """Runs `mlflow models serve` in an environment with only the model's requirements."""
     uv, python = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"), tmp_path / "env/bin"
     assert uv
     subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, tmp_path / "env"], check=True)

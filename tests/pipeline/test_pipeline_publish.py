@@ -1,4 +1,4 @@
-"""A published net: what is in the folder, who loads it, what is not overwritten, and what ends in one line."""
+"""Publication of nets: files, programs that load them, protection of existing content, and errors of one line."""
 
 import json
 import math
@@ -69,15 +69,15 @@ def photographs(images: Path) -> list[Image.Image]:
 
 
 def another_net(run: Path) -> None:
-    """The same run with other weights."""
-    kept = checkpoint.load(final_file(run))
-    kept.weights["features.0.bias"] += 1
-    checkpoint.save(kept, final_file(run))
+    """Same run with other weights."""
+    stored = checkpoint.load(final_file(run))
+    stored.weights["features.0.bias"] += 1
+    checkpoint.save(stored, final_file(run))
     shutil.rmtree(run / "posteriors")
     (run / "final.json").unlink()
 
 
-def test_a_folder_has_everything_and_no_place_of_this_machine(
+def test_a_folder_is_complete_and_has_no_local_paths(
     finished: Path, images: Path, tmp_path: Path, command: Command
 ) -> None:
     out = tmp_path / "out"
@@ -95,16 +95,16 @@ def test_a_folder_has_everything_and_no_place_of_this_machine(
     assert 'vggrepro.load("FOLDER")' in card
     assert f"`python -m vggrepro reproduce --set data.root={images.name}`" in card
     assert "`LICENSE` is the license of vggrepro, the program, and not of these weights." in card
-    ours, again = vggrepro.load(finished), vggrepro.load(out)
-    assert (again.weights, again.classes, again.Q, again.mean) == (ours.weights, ours.classes, ours.Q, ours.mean)
-    difference = np.abs(again.predict(photographs(images)) - ours.predict(photographs(images))).max()
+    ours, loaded = vggrepro.load(finished), vggrepro.load(out)
+    assert (loaded.weights, loaded.classes, loaded.Q, loaded.mean) == (ours.weights, ours.classes, ours.Q, ours.mean)
+    difference = np.abs(loaded.predict(photographs(images)) - ours.predict(photographs(images))).max()
     assert difference == 0
     before = contents(out)
     command("publish", finished, "--to", out)
     assert contents(out) == before, "of the same net the same bytes"
 
 
-def test_its_rows_in_the_tables_are_those_of_the_run(finished: Path, tmp_path: Path, command: Command) -> None:
+def test_rows_from_a_published_net_equal_those_of_its_run(finished: Path, tmp_path: Path, command: Command) -> None:
     command("publish", finished, "--to", tmp_path / "out")
     there, here = (build_report(find_runs([place])) for place in (tmp_path / "out", finished))
     assert [row for row in here.rows if row.top1.measured is not None]
@@ -115,13 +115,13 @@ def test_its_rows_in_the_tables_are_those_of_the_run(finished: Path, tmp_path: P
     assert (status, "| A | 37 | 37 | dense |" in text) == (0, True)
 
 
-def test_a_published_net_is_imported_and_so_evaluated(finished: Path, tmp_path: Path, command: Command) -> None:
+def test_a_published_net_can_be_imported_and_evaluated(finished: Path, tmp_path: Path, command: Command) -> None:
     command("publish", finished, "--to", tmp_path / "out")
     found = command.json("weights", "import", tmp_path / "out", "--out", tmp_path / "again" / "A")
     assert found["weights"] == json.loads((finished / "final.json").read_text())["weights"]
 
 
-def test_a_dry_run_lists_the_files_and_touches_nothing(run: Path, tmp_path: Path, hub: Hub, command: Command) -> None:
+def test_a_dry_run_lists_the_files_without_writing(run: Path, tmp_path: Path, hub: Hub, command: Command) -> None:
     before = contents(tmp_path)
     made = {}
     for to in (str(tmp_path / "out"), "hf:me/net"):
@@ -135,50 +135,50 @@ def test_a_dry_run_lists_the_files_and_touches_nothing(run: Path, tmp_path: Path
         assert difference == 0 or (name == "model.safetensors" and 0 < difference < 10_000), "its header"
 
 
-def test_what_would_be_lost_is_not_overwritten(run: Path, tmp_path: Path, command: Command) -> None:
+def test_other_nets_results_and_edited_cards_are_not_overwritten(run: Path, tmp_path: Path, command: Command) -> None:
     out = tmp_path / "out"
     command("publish", run, "--to", out)
     card = (out / "README.md").read_text()
     edited = card.replace("# license: yours", "license: apache-2.0  # yours")
     (out / "README.md").write_text(edited)
     status, printed, _ = command("publish", run, "--to", out)
-    assert (status, "its README.md there was edited by hand and stays as it is" in printed) == (0, True)
+    assert (status, "its README.md was edited by hand and is unchanged" in printed) == (0, True)
     assert (out / "README.md").read_text() == edited
     shutil.move(run / "posteriors", tmp_path / "posteriors")
     before = contents(out)
     line = command.mistake("publish", run, "--to", out)
-    assert f"--to {out} holds the answers of this net, which {run} lacks: they would be lost" in line
+    assert f"--to {out} has results of this net, which {run} lacks and which would be lost" in line
     shutil.move(tmp_path / "posteriors", run / "posteriors")
     another_net(run)
     line = command.mistake("publish", run, "--to", out)
     weights = json.loads(before["config.json"])["vggrepro"]["weights"]
-    assert f"--to {out} holds another net (weights {weights[:12]}; this one has " in line
+    assert f"--to {out} has another net (weights {weights[:12]}; this one has " in line
     assert contents(out) == before
     status, printed, _ = command("publish", run, "--to", out, "--replace")
-    assert (status, f"no answers are published: {run} is not tested" in printed) == (0, True)
+    assert (status, f"no results are published: {run} is not tested" in printed) == (0, True)
     assert contents(out).keys() == FILES - {"evidence.jsonl", "ranks.npz"}
     assert "Not evaluated" in (out / "README.md").read_text()
     assert json.loads((out / "config.json").read_text())["vggrepro"]["weights"] != weights
 
 
-def test_folders_that_hold_anything_else_are_refused(run: Path, tmp_path: Path, command: Command) -> None:
+def test_folders_with_other_files_are_an_error(run: Path, tmp_path: Path, command: Command) -> None:
     full = tmp_path / "full"
     full.mkdir()
     (full / "notes.txt").write_text("mine")
     for replace in ((), ("--replace",)):
         line = command.mistake("publish", run, "--to", full, *replace)
-        assert f"--to {full} holds other files (notes.txt); choose a new folder" in line
+        assert f"--to {full} has other files (notes.txt); choose a new folder" in line
     line = command.mistake("publish", run, "--to", full / "notes.txt")
     assert f"--to {full / 'notes.txt'} is a file" in line
     assert contents(full) == {"notes.txt": b"mine"}
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     (theirs / "model.safetensors").write_bytes(b"theirs")
-    assert "holds another net (of no config.json that was made here;" in command.mistake("publish", run, "--to", theirs)
+    assert "has another net (without a config.json of vggrepro;" in command.mistake("publish", run, "--to", theirs)
     assert contents(theirs) == {"model.safetensors": b"theirs"}
 
 
-def test_a_folder_is_all_or_nothing(
+def test_a_folder_is_written_atomically(
     run: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "place" / "out"
@@ -192,10 +192,10 @@ def test_a_folder_is_all_or_nothing(
     with monkeypatch.context() as patched:
         patched.setattr(publishing, "sha256_of", full)  # after the weights, before the card
         line = command.mistake("publish", run, "--to", out, "--replace")
-        assert f"--to {out} cannot be written: No space left on device; choose another place" in line
+        assert f"--to {out} cannot be written: No space left on device; choose another folder" in line
         patched.setattr(publishing.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 100_000))
         line = command.mistake("publish", run, "--to", out, "--replace")
-        assert re.search(rf"{out.parent} has room for 0 MB, and the files take \d+ MB; make room, or choose", line)
+        assert re.search(rf"{out.parent} has 0 MB of free space, and the files need \d+ MB; free some", line)
     assert contents(out.parent) == before
 
 
@@ -205,9 +205,9 @@ def test_nets_that_cannot_be_published(run: Path, tmp_path: Path, images: Path, 
     line = command.mistake("publish", final_file(run), *to)
     assert "final.pt is a file; name the run directory of a finished stage" in line
     assert f"--private with the folder {tmp_path / 'out'}" in command.mistake("publish", run, *to, "--private")
-    assert "written as hf:owner/name" in command.mistake("publish", run, "--to", "hf:net")
+    assert "write hf:owner/name" in command.mistake("publish", run, "--to", "hf:net")
     (run / "final.json").write_text(json.dumps({"weights": "0" * 64, "step": 6}))
-    assert "final.json is of another net than" in command.mistake("publish", run, *to)
+    assert "final.json belongs to another net than" in command.mistake("publish", run, *to)
     config = boxes.config | {"localisation": {"regression": "SCR"}, "run": boxes.config["run"] | {"parent": "A"}}
     checkpoint.save(Checkpoint(**vars(boxes) | {"config": config}), final_file(run))
     assert f"{run} predicts boxes, not classes; name the net it was trained from" in command.mistake(
@@ -218,14 +218,14 @@ def test_nets_that_cannot_be_published(run: Path, tmp_path: Path, images: Path, 
     assert not (tmp_path / "out").exists()
 
 
-def test_an_untested_import_is_published_without_answers(tmp_path: Path, command: Command) -> None:
+def test_an_untested_import_is_published_without_results(tmp_path: Path, command: Command) -> None:
     small = {"net": "C", "classes": 3, "crop": 32, "width": 0.0625, "batch_norm": False}
     weights = tiny_vgg("C", classes=3).state_dict()
     described = {"model": small, "preprocessing": PREPROCESSING["torchvision"], "classes": None}
     write(tmp_path / "theirs.safetensors", weights, **described)  # type: ignore[arg-type]
     import_weights(tmp_path / "theirs.safetensors", tmp_path / "imported" / "C")
     status, printed, err = command("publish", tmp_path / "imported" / "C", "--to", tmp_path / "out")
-    assert (status, "is not tested; `vggrepro evaluate" in printed) == (0, True), err
+    assert (status, "is not tested; run `vggrepro evaluate" in printed) == (0, True), err
     assert contents(tmp_path / "out").keys() == FILES - {"evidence.jsonl", "ranks.npz"}
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert "architecture" not in config, "timm has no C"
@@ -234,7 +234,7 @@ def test_an_untested_import_is_published_without_answers(tmp_path: Path, command
     assert config["pretrained_cfg"]["std"] == pytest.approx([0.229, 0.224, 0.225])
 
 
-def test_the_hub_gets_one_commit_and_gives_the_net_back(
+def test_a_net_is_published_to_the_hub_and_loaded_back(
     run: Path, images: Path, tmp_path: Path, hub: Hub, command: Command
 ) -> None:
     status, printed, err = command("publish", run, "--to", "hf:me/net", "--private")
@@ -246,9 +246,9 @@ def test_the_hub_gets_one_commit_and_gives_the_net_back(
     card = repository.files["README.md"].decode()
     for words in ('vggrepro.load("hf:me/net")', "hf download me/net --local-dir FOLDER", "import hf:me/net --out"):
         assert words in card
-    ours, again = vggrepro.load(run), vggrepro.load("hf:me/net")
-    assert np.abs(again.predict(photographs(images)) - ours.predict(photographs(images))).max() == 0
-    assert "hf:me/net" in again.source
+    ours, loaded = vggrepro.load(run), vggrepro.load("hf:me/net")
+    assert np.abs(loaded.predict(photographs(images)) - ours.predict(photographs(images))).max() == 0
+    assert "hf:me/net" in loaded.source
     found = command.json("weights", "import", "hf:me/net", "--out", tmp_path / "again" / "A")
     assert found["weights"] == ours.weights
     folder = Path(snapshot_download("me/net", local_dir=tmp_path / "snapshot"))
@@ -259,38 +259,38 @@ def test_the_hub_gets_one_commit_and_gives_the_net_back(
     assert (hub.stored, len(repository.commits)) == ([], 1), "the same net is not sent again"
 
 
-def test_what_a_repository_holds_is_not_overwritten(run: Path, hub: Hub, command: Command) -> None:
+def test_the_content_of_a_repository_is_not_overwritten(run: Path, hub: Hub, command: Command) -> None:
     hub.repositories["me/net"] = Repository(files={"README.md": b"---\nlicense: mit\n---\n", ".gitattributes": b""})
     repository = hub.repositories["me/net"]
     status, printed, _ = command("publish", run, "--to", "hf:me/net")
-    assert (status, "its README.md there was edited by hand" in printed) == (0, True)
+    assert (status, "its README.md was edited by hand" in printed) == (0, True)
     assert repository.files["README.md"].startswith(b"---\nlicense: mit"), "as the site has made it"
     before = dict(repository.files)
     another_net(run)
-    assert "--to hf:me/net holds another net (weights " in command.mistake("publish", run, "--to", "hf:me/net")
+    assert "--to hf:me/net has another net (weights " in command.mistake("publish", run, "--to", "hf:me/net")
     assert repository.files == before
     assert command("publish", run, "--to", "hf:me/net", "--replace")[0] == 0
     assert repository.files.keys() == FILES - {"evidence.jsonl", "ranks.npz"} | {".gitattributes"}
     assert len(repository.commits) == 2
     hub.repositories["me/theirs"] = Repository(files={"model.safetensors": b"theirs"})
     line = command.mistake("publish", run, "--to", "hf:me/theirs")
-    assert "--to hf:me/theirs holds another net (of no config.json that was made here;" in line
+    assert "--to hf:me/theirs has another net (without a config.json of vggrepro;" in line
 
 
-def test_the_command_itself_reads_the_environment(run: Path, tmp_path: Path, hub: Hub) -> None:
-    """In a process of its own: HF_ENDPOINT, HF_TOKEN, and one line for a wrong token and half an upload."""
+def test_the_command_reads_the_environment(run: Path, tmp_path: Path, hub: Hub) -> None:
+    """Uses HF_ENDPOINT and HF_TOKEN in a separate process; a wrong token and an interrupted upload are one line."""
     words = ("-m", "vggrepro", "publish", run, "--to", "hf:me/net")
     place = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
     done = fork_program(*words, HF_TOKEN="hf_wrong", **place)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert "vggrepro: hf:me/net: the Hub does not know the token" in done.stderr
+    assert "vggrepro: hf:me/net: the token is missing or invalid" in done.stderr
     done = fork_program(*words, HF_TOKEN=TOKEN, **place)
     assert (done.returncode, done.stderr) == (0, "")
     assert hub.repositories["me/net"].files.keys() >= FILES
 
 
 def full_size(net: str, *, batch_norm: bool = False, S: int | tuple[int, int] = 256, **model: Any) -> Checkpoint:
-    """A checkpoint of a net at its true size, without its weights."""
+    """Makes a checkpoint of a full-size net, without its weights."""
     config = Config(model=Model(net=net, batch_norm=batch_norm, **{"classes": 7} | model), data=Data(S=S), run=Run())
     names = [f"class {number}" for number in range(7)]
     return Checkpoint(config.model_dump(mode="json"), 0, {}, PREPROCESSING["paper"], {"classes": names})
@@ -298,14 +298,14 @@ def full_size(net: str, *, batch_norm: bool = False, S: int | tuple[int, int] = 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("net", TORCHVISION_NAMES)
-def test_timm_has_every_tensor_of_the_nets_that_it_is_said_to_have(net: str, batch_norm: bool) -> None:
+def test_timm_has_every_tensor_of_the_nets_in_the_configuration(net: str, batch_norm: bool) -> None:
     timm = pytest.importorskip("timm")
     config = publishing._config(full_size(net, batch_norm=batch_norm), "0" * 64)
     with torch.device("meta"):
         theirs = timm.create_model(config["architecture"], num_classes=7).state_dict()
         ours = VGG(architecture(net, classes=7, batch_norm=batch_norm)).state_dict()
     made = timm.models.vgg._filter_fn(ours)
-    assert {name: tensor.shape for name, tensor in made.items()} == {name: one.shape for name, one in theirs.items()}
+    assert {name: tensor.shape for name, tensor in made.items()} == {name: each.shape for name, each in theirs.items()}
 
 
 @pytest.mark.parametrize(
@@ -320,42 +320,42 @@ def test_timm_has_every_tensor_of_the_nets_that_it_is_said_to_have(net: str, bat
         {"net": "D", "layers": (("conv3-64",), ("conv3-64",), ("conv3-64",), ("conv3-64",), ("conv3-64",))},
     ],
 )
-def test_timm_is_not_said_to_have_other_nets(options: dict[str, Any]) -> None:
+def test_nets_that_timm_lacks_have_no_name(options: dict[str, Any]) -> None:
     assert function_of(Model(**options)) is None
     assert "architecture" not in publishing._config(full_size(**options), "0" * 64)
 
 
 @pytest.mark.parametrize("S", [256, 384, (256, 512), 300, 299, 257])
-def test_timm_sees_what_the_paper_shows_at_one_crop(S: Any, tmp_path: Path, images: Path) -> None:
-    """The config, read by timm: its transform against ours, rescaled, cropped and normalised; at most 1e-4 of 1."""
+def test_timms_transform_matches_the_papers_centre_crop(S: Any, tmp_path: Path, images: Path) -> None:
+    """Compares timm's transform from the config with our rescaled, cropped and normalised image, within 1e-4."""
     timm = pytest.importorskip("timm")
-    kept = full_size("A", S=S)
-    (tmp_path / "config.json").write_text(json.dumps(publishing._config(kept, "0" * 64)))
+    stored = full_size("A", S=S)
+    (tmp_path / "config.json").write_text(json.dumps(publishing._config(stored, "0" * 64)))
     found, name, arguments = timm.models._hub.load_model_config_from_path(tmp_path)
     assert (name, arguments, found["num_classes"]) == ("vgg11", {}, 7)
     assert list(found["label_names"]) == [f"class {number}" for number in range(7)]
     settings = timm.data.resolve_data_config(pretrained_cfg=found)
-    Q = kept.stage.single_Q[0]
+    Q = stored.stage.single_Q[0]
     assert math.floor(224 / settings["crop_pct"]) == Q
     photograph = photographs(images)[0].resize((500, 300))
     theirs = timm.data.create_transform(**settings)(photograph)
     pixels = np.asarray(photograph.resize((int(Q * 500 / 300), Q), Image.Resampling.BILINEAR), np.float32)
     top, left = round((Q - 224) / 2), round((pixels.shape[1] - 224) / 2)
-    ours = torch.from_numpy(pixels[top : top + 224, left : left + 224] - np.float32(kept.preprocessing["mean"]))
+    ours = torch.from_numpy(pixels[top : top + 224, left : left + 224] - np.float32(stored.preprocessing["mean"]))
     assert theirs.shape == (3, 224, 224)
     assert float((theirs - ours.permute(2, 0, 1)).abs().max()) < 1e-4 * 255
 
 
-def test_the_license_is_found_where_nothing_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_license_is_found_in_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publishing.importlib.metadata, "files", lambda _: None)
     assert publishing._license() == (REPOSITORY / "LICENSE").read_bytes()
 
 
 @pytest.mark.slow
-def test_timm_and_torchvision_load_a_net_at_its_true_size(
+def test_timm_and_torchvision_load_a_full_size_net(
     tmp_path: Path, hub: Hub, images: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half a gigabyte: A, through the folder and the Hub; logits are compared."""
+    """Compares the logits of A, half a gigabyte, from a folder and the Hub."""
     import safetensors.torch
     import timm
     import torchvision
@@ -369,8 +369,8 @@ def test_timm_and_torchvision_load_a_net_at_its_true_size(
     for to in (out, "hf:me/net"):
         status, printed, err = command("publish", tmp_path / "imported" / "A", "--to", to)
         assert (status, "timm has no such net" in printed) == (0, False), err
-    crop, whole = torch.randn(1, 3, 224, 224) * 60, torch.randn(1, 3, 256, 320) * 60
-    dense = vggrepro.class_scores(net, whole).detach()
+    crop, full = torch.randn(1, 3, 224, 224) * 60, torch.randn(1, 3, 256, 320) * 60
+    dense = vggrepro.class_scores(net, full).detach()
     largest = {}
     with torch.inference_mode():
         for name in (f"local-dir:{out}", "hf-hub:me/net"):
@@ -379,7 +379,7 @@ def test_timm_and_torchvision_load_a_net_at_its_true_size(
             assert (tuple(settings["input_size"]), settings["interpolation"]) == ((3, 224, 224), "bilinear")
             assert list(theirs.pretrained_cfg["label_names"]) == list("abcdefg")
             largest[name] = float((theirs(crop) - net(crop)).abs().max() / net(crop).abs().max())
-            largest[f"{name} dense"] = float((theirs(whole) - dense).abs().max() / dense.abs().max())
+            largest[f"{name} dense"] = float((theirs(full) - dense).abs().max() / dense.abs().max())
         (code,) = re.findall(r"With torchvision.*?```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
         names: dict[str, Any] = {"torchvision": torchvision, "safetensors": safetensors}
         exec(code.replace("FOLDER", str(out)), names)

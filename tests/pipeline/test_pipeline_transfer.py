@@ -1,4 +1,4 @@
-"""Appendix B's whole story on a few images: features for other programs, linear SVMs, stages that name data sets."""
+"""Appendix B on a few images: features for other programs and linear SVMs."""
 
 import json
 import os
@@ -40,13 +40,13 @@ SETTINGS = set_words(*HERE, *FEW)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> None:
+def _single_thread() -> None:
     torch.set_num_threads(1)  # as ranks have: with more, sums have another order
 
 
 @pytest.fixture(autouse=True)
 def _few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Descriptors are put together in several blocks, as those of thousands of images are."""
+    """Splits descriptors into several blocks, as for thousands of images."""
     monkeypatch.setattr(features, "_ROWS", 4)
 
 
@@ -60,8 +60,8 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run directories of nets that nothing was done with; tests work on copies."""
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Unused run directories of nets; tests work on copies."""
     root = tmp_path_factory.mktemp("nets") / "others"
     import_tiny_net(root / "D")
     import_tiny_net(root / "A", "A", seed=1)
@@ -70,8 +70,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def nets(made: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(made, tmp_path / "others")
+def nets(original: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(original, tmp_path / "others")
 
 
 def state_of(run: Path) -> dict[str, torch.Tensor]:
@@ -79,7 +79,7 @@ def state_of(run: Path) -> dict[str, torch.Tensor]:
 
 
 def figure_by_hand(features: np.ndarray, labels: np.ndarray, split: np.ndarray) -> float:
-    """Mean class recall of scikit-learn's own classifier for several classes; C is chosen on what is held out."""
+    """Computes the mean class recall of scikit-learn's multi-class classifier, with C chosen on validation samples."""
     from sklearn.svm import LinearSVC
 
     def recall(rows: np.ndarray, on: np.ndarray, C: float) -> float:
@@ -94,8 +94,13 @@ def figure_by_hand(features: np.ndarray, labels: np.ndarray, split: np.ndarray) 
 
 def test_features_for_other_programs(nets: Path, sets: Path, tmp_path: Path, command: Command) -> None:
     out = tmp_path / "made" / "mine.npz"
-    said = command.json("features", nets / "D", "-d", f"mine={sets / 'mine'}", "-o", out, *SETTINGS)
-    assert (said["samples"], said["dimensions"], said["scales"], said["combine"]) == (27, 768, [[37, 55, 73]], "stack")
+    summary = command.json("features", nets / "D", "-d", f"mine={sets / 'mine'}", "-o", out, *SETTINGS)
+    assert (summary["samples"], summary["dimensions"], summary["scales"], summary["combine"]) == (
+        27,
+        768,
+        [[37, 55, 73]],
+        "stack",
+    )
 
     X, y = (np.load(out)[key] for key in "Xy")  # what a user writes
     from sklearn.svm import LinearSVC
@@ -116,11 +121,11 @@ def test_features_for_other_programs(nets: Path, sets: Path, tmp_path: Path, com
     assert (of["net"], of["layer"], of["Q"], of["combine"]) == ("others:D", "fc7", [37, 55, 73], "stack")
 
 
-def test_the_figure_is_that_of_plain_torch_and_scikit_learn(
+def test_the_figure_equals_that_of_plain_torch_and_scikit_learn(
     nets: Path, sets: Path, tmp_path: Path, command: Command
 ) -> None:
     data = ("-d", f"mine={sets / 'mine'}", "--scales", "37", *SETTINGS)
-    (one,) = command.json("transfer", nets / "D", *data)["tested"]
+    (each,) = command.json("transfer", nets / "D", *data)["tested"]
     files = [sets / "mine" / name / f"{n}.png" for name in CLASSES for n in range(9)]
     plain = reference_fc7(state_of(nets / "D"), [np.asarray(Image.open(file)) for file in files])
     plain /= np.linalg.norm(plain, axis=1, keepdims=True)
@@ -129,30 +134,30 @@ def test_the_figure_is_that_of_plain_torch_and_scikit_learn(
     content = dict(np.load(out))
     np.testing.assert_allclose(content["X"], plain, rtol=1e-4, atol=1e-6)
     expected = [figure_by_hand(plain, content["y"], split) for split in content["split"]]
-    assert one["splits"] == pytest.approx(expected)
-    assert one["figure"] == pytest.approx(np.mean(expected))
-    assert one["spread"] == pytest.approx(np.std(expected, ddof=1))
-    assert (one["measure"], one["scales"], one["train"], one["test"]) == ("recall", [[37]], 15, 9)
+    assert each["splits"] == pytest.approx(expected)
+    assert each["figure"] == pytest.approx(np.mean(expected))
+    assert each["spread"] == pytest.approx(np.std(expected, ddof=1))
+    assert (each["measure"], each["scales"], each["train"], each["test"]) == ("recall", [[37]], 15, 9)
 
 
-def test_two_ranks_and_interruptions_change_nothing(
-    nets: Path, made: Path, sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_ranks_and_interruptions_do_not_change_the_results(
+    nets: Path, original: Path, sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = {"mine": str(sets / "mine")}
-    whole = transfer_nets([nets / "D"], [*HERE, *FEW], sets=folder)
-    assert whole is not None
-    assert [(one.protocol.combine, one.protocol.nets[0].Q) for one in whole] == [
+    reference = transfer_nets([nets / "D"], [*HERE, *FEW], sets=folder)
+    assert reference is not None
+    assert [(each.protocol.combine, each.protocol.nets[0].Q) for each in reference] == [
         ("stack", (37, 55, 73)),
         ("average", (37, 55, 73)),
     ]
 
     words = ("-d", f"mine={sets / 'mine'}", *SETTINGS)
-    two = shutil.copytree(made / "D", tmp_path / "two" / "D")
+    two = shutil.copytree(original / "D", tmp_path / "two" / "D")
     done = run_program("-m", "vggrepro", "transfer", two, *words, "--json", ranks=2)
     assert done.returncode == 0, done.stderr
-    assert [one["figure"] for one in json.loads(done.stdout)["tested"]] == [one.result.mean for one in whole]
+    assert [each["figure"] for each in json.loads(done.stdout)["tested"]] == [each.result.mean for each in reference]
 
-    stopped = shutil.copytree(made / "D", tmp_path / "stopped" / "D")
+    stopped = shutil.copytree(original / "D", tmp_path / "stopped" / "D")
     beat, beats = Watch.beat, []
 
     def stopping(self: Watch, doing: str) -> bool:
@@ -172,11 +177,11 @@ def test_two_ranks_and_interruptions_change_nothing(
         "vggrepro.pipeline.features.features", lambda net, *given: shown.append(len(given[0])) or features(net, *given)
     )
 
-    def asked_meanwhile(*given: object) -> svm.Classified:
+    def stop_during_classification(*given: object) -> svm.Classified:
         monkeypatch.setattr(Watch, "stop_if_requested", _leaves)
         return classify(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("vggrepro.pipeline.transfer.classify", asked_meanwhile)
+    monkeypatch.setattr("vggrepro.pipeline.transfer.classify", stop_during_classification)
     with pytest.raises(Interrupted):
         transfer_nets([stopped], [*HERE, *FEW], sets=folder)
     monkeypatch.undo()
@@ -201,25 +206,25 @@ def _leaves(self: Watch) -> None:
 
 
 def test_nets_stacked(nets: Path, sets: Path, tmp_path: Path, command: Command) -> None:
-    """Also where one has no fully-connected layers, and where their own configurations say different scales."""
-    own = {"scales": [64], "combine": "average", "sets": {"gone": "nowhere"}}
-    kept = nets / "conv" / "config.yaml"
-    tree = yaml.safe_load(kept.read_text())
-    tree["transfer"] |= own
-    kept.write_text(yaml.safe_dump(tree))
+    """Includes a net without fully-connected layers, and configurations with different scales."""
+    section = {"scales": [64], "combine": "average", "sets": {"gone": "nowhere"}}
+    stored = nets / "conv" / "config.yaml"
+    tree = yaml.safe_load(stored.read_text())
+    tree["transfer"] |= section
+    stored.write_text(yaml.safe_dump(tree))
     data, out = (
         ("-d", f"mine={sets / 'mine'}", "--scales", "37,40", "--combine", "average", *SETTINGS),
         tmp_path / "x.npz",
     )
     found = command.json("transfer", nets / "D", nets / "conv", *data)["tested"]
-    assert [one["nets"] for one in found] == [["others:D"], ["others:conv"], ["others:D", "others:conv"]]
+    assert [each["nets"] for each in found] == [["others:D"], ["others:conv"], ["others:D", "others:conv"]]
     assert found[2]["scales"] == [[37, 40], [37, 40]]
-    said = command.json("features", nets / "D", nets / "conv", *data, "-o", out)
-    assert (said["layers"], said["dimensions"]) == (["fc7", "pool5"], 256 + 32)
+    summary = command.json("features", nets / "D", nets / "conv", *data, "-o", out)
+    assert (summary["layers"], summary["dimensions"]) == (["fc7", "pool5"], 256 + 32)
     X = np.load(out)["X"]
     np.testing.assert_allclose(np.linalg.norm(X[:, :256], axis=1), 0.5**0.5, rtol=1e-5)
     split = np.load(out)["split"]
-    assert found[2]["splits"] == pytest.approx([figure_by_hand(X, np.load(out)["y"], one) for one in split])
+    assert found[2]["splits"] == pytest.approx([figure_by_hand(X, np.load(out)["y"], each) for each in split])
     first, _ = command.json("transfer", nets / "conv", nets / "D", "-d", f"mine={sets / 'mine'}", *SETTINGS)["tested"][
         :2
     ]
@@ -229,34 +234,34 @@ def test_nets_stacked(nets: Path, sets: Path, tmp_path: Path, command: Command) 
 
 
 def test_nets_of_different_crops_stacked(nets: Path, sets: Path, command: Command) -> None:
-    """Each sees images in the proportion of its own crop."""
+    """Scales of images are proportional to each net's crop."""
     larger = import_tiny_net(nets / "E", "E", crop=64)
     data = ("-d", f"mine={sets / 'mine'}", *SETTINGS)
     found = command.json("transfer", nets / "D", larger, *data, "--combine", "stack")["tested"]
-    assert [one["scales"] for one in found] == [[[37, 55, 73]], [[73, 110, 146]], [[37, 55, 73], [73, 110, 146]]]
+    assert [each["scales"] for each in found] == [[[37, 55, 73]], [[73, 110, 146]], [[37, 55, 73], [73, 110, 146]]]
 
 
-def test_features_that_are_no_numbers_are_one_line(nets: Path, sets: Path, command: Command) -> None:
+def test_features_that_are_not_finite_are_an_error_of_one_line(nets: Path, sets: Path, command: Command) -> None:
     file = nets / "D" / "checkpoints" / "final.pt"
-    kept = checkpoint.load(file)
+    stored = checkpoint.load(file)
     for key in ("features.0.weight", "features.2.weight", "classifier.0.weight", "classifier.3.weight"):
-        kept.weights[key] *= 1e12
-    checkpoint.save(kept, file)
+        stored.weights[key] *= 1e12
+    checkpoint.save(stored, file)
     status, _, err = command("transfer", nets / "D", "-d", f"mine={sets / 'mine'}", "--scales", "37", *SETTINGS)
-    (*_, said) = err.splitlines()  # after the progress
+    (*_, message) = err.splitlines()  # after the progress
     assert status == 2
-    assert "at Q=37 are not all finite numbers; its weights are damaged" in said
+    assert "at Q=37 are not all finite numbers; its weights are damaged" in message
 
 
 def test_voc_2007(nets: Path, sets: Path, tmp_path: Path, command: Command) -> None:
     data, out = ("-d", f"voc2007={sets / 'VOCdevkit'}", *set_words(*HERE)), tmp_path / "voc.npz"
     found = command.json("transfer", nets / "D", *data)["tested"]
-    assert [(len(one["scales"][0]), one["combine"], one["measure"]) for one in found] == [
+    assert [(len(each["scales"][0]), each["combine"], each["measure"]) for each in found] == [
         (5, "average", "mAP11"),
         (5, "stack", "mAP11"),
         (3, "average", "mAP11"),
     ]
-    assert all(one["spread"] is None and (one["train"], one["test"]) == (10, 8) for one in found)
+    assert all(each["spread"] is None and (each["train"], each["test"]) == (10, 8) for each in found)
     command.json("features", nets / "D", *data, "-o", out)
     content = dict(np.load(out))
     assert content.keys() == {"X", "Y", "names", "classes", "split", "made_of"}
@@ -276,17 +281,19 @@ def test_voc_2007(nets: Path, sets: Path, tmp_path: Path, command: Command) -> N
     assert len(list((nets / "D" / "transfers").glob("*-0.npz"))) > before
 
 
-def test_a_set_without_positives_is_one_line(nets: Path, sets: Path, tmp_path: Path, command: Command) -> None:
+def test_a_set_without_positives_is_an_error_of_one_line(
+    nets: Path, sets: Path, tmp_path: Path, command: Command
+) -> None:
     devkit = shutil.copytree(sets / "VOCdevkit", tmp_path / "VOCdevkit")
     for file in devkit.glob("VOC2007/ImageSets/Main/*_val.txt"):
         file.write_text(re.sub(r"  1$", " -1", file.read_text(), flags=re.MULTILINE))
     status, _, err = command("transfer", nets / "D", "-d", f"voc2007={devkit}", *set_words(*HERE))
     assert status == 2
-    assert re.search(r"voc2007: none of the 4 samples of .* that decide C is of any class; give the whole", err)
+    assert re.search(r"voc2007: none of the 4 validation samples of .* belongs to a class; give the", err)
     assert "Traceback" not in err
 
 
-def test_actions_boxes_and_what_the_server_takes(nets: Path, sets: Path, tmp_path: Path, command: Command) -> None:
+def test_actions_boxes_and_submission_files(nets: Path, sets: Path, tmp_path: Path, command: Command) -> None:
     data = ("-d", f"voc2012_action={sets / 'VOCdevkit'}", "--scales", "40", *set_words(*HERE))
     server, out = tmp_path / "server", tmp_path / "x.npz"
     image, boxes = command.json("transfer", nets / "D", *data, "--submission", server)["tested"]
@@ -296,8 +303,8 @@ def test_actions_boxes_and_what_the_server_takes(nets: Path, sets: Path, tmp_pat
     assert [line.split()[:2] for line in lines] == [[f"2010_{n:06d}", p] for n in (10, 11, 12) for p in "12"]
     assert all(len(line.split()) == 3 and np.isfinite(float(line.split()[2])) for line in lines)
 
-    said = command.json("features", nets / "D", *data, "--boxes", "-o", out)
-    assert (said["samples"], said["dimensions"]) == (24, 512)
+    summary = command.json("features", nets / "D", *data, "--boxes", "-o", out)
+    assert (summary["samples"], summary["dimensions"]) == (24, 512)
     X = np.load(out)["X"]
     assert (X[0, :256] == X[1, :256]).all(), "two persons of one image"
     assert not (X[0, 256:] == X[1, 256:]).all()
@@ -306,10 +313,10 @@ def test_actions_boxes_and_what_the_server_takes(nets: Path, sets: Path, tmp_pat
 
 
 def test_checkpoints_are_not_logged_as_final_nets(nets: Path, sets: Path, command: Command) -> None:
-    kept = checkpoint.load(nets / "D" / "checkpoints" / "final.pt")
-    kept.weights["classifier.3.bias"] += 1
+    stored = checkpoint.load(nets / "D" / "checkpoints" / "final.pt")
+    stored.weights["classifier.3.bias"] += 1
     other = nets / "D" / "checkpoints" / "step.pt"
-    checkpoint.save(kept, other)
+    checkpoint.save(stored, other)
     data = ("-d", f"mine={sets / 'mine'}", "--scales", "37", *SETTINGS)
     (early,) = command.json("transfer", other, *data)["tested"]
     command.json("transfer", nets / "D", *data, "--set", "evaluation.flip=false")
@@ -321,7 +328,7 @@ def test_checkpoints_are_not_logged_as_final_nets(nets: Path, sets: Path, comman
     assert early["nets"] == final["nets"]
 
 
-def test_an_image_gone_bad_after_indexing(nets: Path, sets: Path, tmp_path: Path, command: Command) -> None:
+def test_an_image_damaged_after_indexing_is_an_error(nets: Path, sets: Path, tmp_path: Path, command: Command) -> None:
     mine = shutil.copytree(sets / "mine", tmp_path / "mine")
     data = ("-d", f"mine={mine}", "-o", tmp_path / "x.npz", *SETTINGS)
     command.json("features", nets / "D", *data, "--scales", "37")
@@ -349,10 +356,10 @@ MISTAKES = [
     (("transfer", "D", "-d", "mine={mine}/none"), "{mine}/none does not exist"),
     (("transfer", "D", "-d", "a/b={mine}"), "a name is of letters, digits"),
     (("transfer", "D", "-d", "a={mine}", "-d", "a=x"), "a is {mine} already"),
-    (("transfer", "D"), "names no data set (transfer.sets); say --data NAME=PATH"),
+    (("transfer", "D"), "names no data set (transfer.sets); add --data NAME=PATH"),
     (("transfer", "D", "-d", "mine={mine}", "--scales", "31"), "Q = 31 is smaller than D takes; use 32 or more"),
     (("features", "conv", "-d", "mine={mine}", "--scales", "31", "-o", "{x}"), "use 32 or more"),
-    (("features", "D", "-d", "mine={mine}", "-o", "{x}", "--boxes"), "--boxes: mine has no boxes; leave it out"),
+    (("features", "D", "-d", "mine={mine}", "-o", "{x}", "--boxes"), "--boxes: mine has no boxes; omit the option"),
     (("features", "D", "-d", "mine={mine}", "-o", "{x}.csv"), "features are written as .npz; choose that suffix"),
     (("features", "D", "-d", "mine={mine}", "-o", "{mine}/ant/0.png/x.npz"), "x.npz cannot be written ("),
     (("features", "D", "-d", "mine={mine}", "-o", "/proc/x.npz"), "--out /proc/x.npz cannot be written"),
@@ -365,25 +372,25 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("words", "said"), MISTAKES)
+@pytest.mark.parametrize(("words", "message"), MISTAKES)
 def test_mistakes_are_one_line(
-    made: Path, sets: Path, tmp_path: Path, command: Command, words: tuple[str, ...], said: str
+    original: Path, sets: Path, tmp_path: Path, command: Command, words: tuple[str, ...], message: str
 ) -> None:
     places = {"mine": sets / "mine", "x": tmp_path / "x.npz"}
     first = 2 if words[0] == "weights" else 1
-    given = [made / word if place == first else word.format(**places) for place, word in enumerate(words)]
+    given = [original / word if place == first else word.format(**places) for place, word in enumerate(words)]
     settings = SETTINGS if words[0] in ("features", "transfer") else []
-    assert said.format(**places) in command.mistake(*given[:2], *settings, *given[2:])
-    assert not list(made.glob("*/features/*.npz")), "said before anything is computed"
+    assert message.format(**places) in command.mistake(*given[:2], *settings, *given[2:])
+    assert not list(original.glob("*/features/*.npz")), "said before anything is computed"
 
 
-def test_nets_of_boxes_are_refused(nets: Path, sets: Path, command: Command) -> None:
-    kept = checkpoint.load(nets / "D" / "checkpoints" / "final.pt")
-    kept.config["localisation"] = {}
-    kept.config["run"]["parent"] = "D"
-    checkpoint.save(kept, nets / "D" / "checkpoints" / "final.pt")
-    said = command.mistake("transfer", nets / "D", "-d", f"mine={sets / 'mine'}")
-    assert "predicts boxes; name a net that predicts classes" in said
+def test_nets_for_boxes_are_an_error(nets: Path, sets: Path, command: Command) -> None:
+    stored = checkpoint.load(nets / "D" / "checkpoints" / "final.pt")
+    stored.config["localisation"] = {}
+    stored.config["run"]["parent"] = "D"
+    checkpoint.save(stored, nets / "D" / "checkpoints" / "final.pt")
+    message = command.mistake("transfer", nets / "D", "-d", f"mine={sets / 'mine'}")
+    assert "predicts boxes; name a net that predicts classes" in message
 
 
 def test_names_of_sets_and_emoji(nets: Path, sets: Path, tmp_path: Path, command: Command) -> None:
@@ -399,8 +406,8 @@ def test_names_of_sets_and_emoji(nets: Path, sets: Path, tmp_path: Path, command
 
 
 @pytest.mark.slow
-def test_a_rank_may_learn_longer_than_ranks_may_be_silent(nets: Path, sets: Path, tmp_path: Path) -> None:
-    """As for hours on Caltech-256, while the others wait."""
+def test_a_classifier_may_train_longer_than_the_timeout_of_ranks(nets: Path, sets: Path, tmp_path: Path) -> None:
+    """Classification on Caltech-256 takes hours, while the other ranks wait."""
     script = tmp_path / "slow.py"
     script.write_text(
         "import time\n"

@@ -1,4 +1,4 @@
-"""Stages that name data sets of Appendix B: tested with their graph, stacked, and logged; what is missing is redone."""
+"""Stages with transfer data sets (Appendix B) are tested with their graph, separately and stacked, and logged."""
 
 import json
 import re
@@ -32,20 +32,20 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def graph_of(images: Path, runs: Path, mine: Path, *changes: str) -> Graph:
-    told = ("transfer.train_per_class=5", "transfer.splits=2", f"transfer.sets={json.dumps({'mine': str(mine)})}")
-    few = (*TWO_STEPS, "train.validate_every=1", "data.backend=torchvision", *told)
+    transfer = ("transfer.train_per_class=5", "transfer.splits=2", f"transfer.sets={json.dumps({'mine': str(mine)})}")
+    few = (*TWO_STEPS, "train.validate_every=1", "data.backend=torchvision", *transfer)
     return tiny_graph("demo.yaml", images, runs, *few, *changes)
 
 
 class Mirror:
-    """Stands in for MLflow's, which takes seconds: notes what is logged while it is open."""
+    """Replaces MLflow's mirror, which takes seconds, and collects the logged figures."""
 
-    made: ClassVar[list["Mirror"]] = []
+    instances: ClassVar[list["Mirror"]] = []
 
     def __init__(self, run: RunDirectory, description: RunDescription) -> None:
         self.run, self.name, self.seen, self.status = run, description.name, set[str](), ""
         self._before: set[str] = set()
-        Mirror.made.append(self)
+        Mirror.instances.append(self)
 
     def start(self) -> None:
         self._before = set(figures(self.run))
@@ -55,8 +55,8 @@ class Mirror:
 
 
 @pytest.fixture(scope="module")
-def whole(images: Path, mine: Path, tmp_path_factory: pytest.TempPathFactory) -> Graph:
-    """The demo's two stages, finished and tested."""
+def finished(images: Path, mine: Path, tmp_path_factory: pytest.TempPathFactory) -> Graph:
+    """Finished and tested graph of the demo's two stages."""
     torch.set_num_threads(1)
     graph = graph_of(images, tmp_path_factory.mktemp("whole") / "runs", mine, "tracking.mlflow=true")
     with pytest.MonkeyPatch.context() as patched:
@@ -66,9 +66,9 @@ def whole(images: Path, mine: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
-def again(whole: Graph, images: Path, mine: Path, tmp_path: Path) -> Graph:
-    """A copy of it, without MLflow."""
-    shutil.copytree(whole.stages["A"].run.root, tmp_path / "runs")
+def copied(finished: Graph, images: Path, mine: Path, tmp_path: Path) -> Graph:
+    """Copy of the finished graph, without MLflow."""
+    shutil.copytree(finished.stages["A"].run.root, tmp_path / "runs")
     return graph_of(images, tmp_path / "runs", mine)
 
 
@@ -79,69 +79,69 @@ def figures(run: RunDirectory) -> dict[str, float]:
     return known
 
 
-def test_stages_are_tested_alone_and_stacked(whole: Graph) -> None:
-    A, D = (RunDirectory(config.directory) for config in whole.stages.values())
+def test_stages_are_tested_alone_and_stacked(finished: Graph) -> None:
+    A, D = (RunDirectory(config.directory) for config in finished.stages.values())
     names = [f"transfer_mine_{how}_3Q_recall{end}" for how in ("stack", "average") for end in ("", "_spread")]
     assert figures(D).keys() == set(names)
     assert figures(A).keys() == {*names, *(name.replace("mine", "mine_and_D") for name in names)}
-    tests = {(len(one.protocol.nets), one.protocol.combine): one.result for one in list_transferred(A)}
+    tests = {(len(each.protocol.nets), each.protocol.combine): each.result for each in list_transferred(A)}
     assert tests.keys() == {(1, "stack"), (1, "average"), (2, "stack"), (2, "average")}
     assert figures(A)["transfer_mine_and_D_stack_3Q_recall"] == tests[2, "stack"].mean
     assert figures(A)["transfer_mine_average_3Q_recall_spread"] == tests[1, "average"].spread
-    for name, config in whole.stages.items():
-        assert is_evaluated(config, whole.parent_of(name))
+    for name, config in finished.stages.items():
+        assert is_evaluated(config, finished.parent_of(name))
 
 
-def test_mlflow_is_there_when_figures_are_logged(whole: Graph) -> None:
-    for name, config in whole.stages.items():
-        own = figures(RunDirectory(config.directory)).keys()
-        assert own == {key for mirror in Mirror.made if mirror.name == name for key in mirror.seen}
-        assert all(re.fullmatch(r"[/\w.\- :]*", key) for key in own), "MLflow takes no other names"
-    assert {mirror.status for mirror in Mirror.made} == {"FINISHED"}
+def test_mlflow_is_open_when_figures_are_logged(finished: Graph) -> None:
+    for name, config in finished.stages.items():
+        logged = figures(RunDirectory(config.directory)).keys()
+        assert logged == {key for mirror in Mirror.instances if mirror.name == name for key in mirror.seen}
+        assert all(re.fullmatch(r"[/\w.\- :]*", key) for key in logged), "MLflow takes no other names"
+    assert {mirror.status for mirror in Mirror.instances} == {"FINISHED"}
 
 
-def test_a_second_call_loads_and_learns_nothing(again: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
-    A = RunDirectory(again.stages["A"].directory)
+def test_a_second_call_neither_loads_nor_trains(copied: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    A = RunDirectory(copied.stages["A"].directory)
     before = A.metrics.read_bytes()
     monkeypatch.setattr("vggrepro.pipeline.net.load_final", None)
     monkeypatch.setattr(svm, "classify", None)
-    reproduce(again)
+    reproduce(copied)
     assert A.metrics.read_bytes() == before
 
 
-def test_what_is_missing_is_made_again(whole: Graph, again: Graph) -> None:
-    """As the message of a torn file says: remove it, and test again."""
-    A, D = (config.directory for config in again.stages.values())
+def test_missing_results_are_computed_again(finished: Graph, copied: Graph) -> None:
+    """Follows the message for a damaged file: remove it, and test again."""
+    A, D = (config.directory for config in copied.stages.values())
     shutil.rmtree(D / "transfers")
     next((A / "transfers").glob("truth-*.npz")).unlink()
-    assert not any(is_transferred(config) for config in again.stages.values())
-    reproduce(again)
-    for name, config in again.stages.items():
-        assert_same_arrays(whole.stages[name].directory / "transfers", config.directory / "transfers")
-        assert is_evaluated(config, again.parent_of(name))
+    assert not any(is_transferred(config) for config in copied.stages.values())
+    reproduce(copied)
+    for name, config in copied.stages.items():
+        assert_same_arrays(finished.stages[name].directory / "transfers", config.directory / "transfers")
+        assert is_evaluated(config, copied.parent_of(name))
 
 
-def test_other_settings_are_another_test(again: Graph, images: Path, mine: Path) -> None:
-    changed = graph_of(images, again.stages["A"].run.root, mine, "transfer.seed=1")
+def test_other_settings_are_tested_separately(copied: Graph, images: Path, mine: Path) -> None:
+    changed = graph_of(images, copied.stages["A"].run.root, mine, "transfer.seed=1")
     assert not is_transferred(changed.stages["A"])
     assert not is_evaluated(changed.stages["A"], None)
 
 
-def test_jobs_of_a_cluster_log_where_they_may(again: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each stage is a job of its own; who comes last tests all together, and the first's run is not its own."""
-    A, D = (RunDirectory(config.directory) for config in again.stages.values())
+def test_cluster_jobs_log_only_to_their_runs(copied: Graph, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages run as separate jobs; the last job tests all nets together, and may not write to the first job's run."""
+    A, D = (RunDirectory(config.directory) for config in copied.stages.values())
     lease.take(A.path, "1:0")
     lease.take(D.path, "2:0")
     monkeypatch.setenv(lease.VARIABLE, "2:0")
     before = A.metrics.read_bytes()
-    with open_session(list(again.stages.values())) as session:
-        transfer_together(again.stages.values(), session)
+    with open_session(list(copied.stages.values())) as session:
+        transfer_together(copied.stages.values(), session)
     assert A.metrics.read_bytes() == before
     stacked = figures(A)["transfer_mine_and_D_stack_3Q_recall"]
     assert figures(D)["transfer_mine_and_A_stack_3Q_recall"] == stacked
 
 
-def test_what_cannot_be_tested_is_known_before_it_is_trained(
+def test_invalid_transfer_sets_are_an_error_before_training(
     images: Path, mine: Path, tmp_path: Path, command: Command
 ) -> None:
     graph = graph_of(images, tmp_path / "runs", mine / "none")
@@ -154,11 +154,11 @@ def test_what_cannot_be_tested_is_known_before_it_is_trained(
 
 
 @pytest.mark.parametrize("verb", ["plan", "train", "reproduce"])
-def test_nets_of_convolutions_alone_are_not_trained(
+def test_nets_without_fc_layers_are_not_trained(
     images: Path, tmp_path: Path, command: Command, verb: str, settings: list[str]
 ) -> None:
     words = set_words(*settings, "model.fully_connected=false")
-    said = command.mistake(verb, "-c", "vgg_A.yaml" if verb == "train" else "demo.yaml", *words)
-    assert "has no fully-connected layers (model.fully_connected=false)" in said
-    assert "it gives features: `vggrepro features`" in said
+    message = command.mistake(verb, "-c", "vgg_A.yaml" if verb == "train" else "demo.yaml", *words)
+    assert "has no fully-connected layers (model.fully_connected=false)" in message
+    assert "it gives features: `vggrepro features`" in message
     assert not (tmp_path / "runs").exists()

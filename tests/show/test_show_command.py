@@ -37,7 +37,7 @@ def test_what_is_no_trained_net_of_classes(command: Command, tmp_path: Path, ima
     def mistake(source: object) -> str:
         return command.mistake("show", source, "--port", free_port(), "--no-browser")
 
-    assert f"{tmp_path} is no run directory (it has no config.yaml)" in mistake(tmp_path)
+    assert f"{tmp_path} is not a run directory (it has no config.yaml)" in mistake(tmp_path)
     assert "nowhere.pt cannot be read (No such file or directory)" in mistake(tmp_path / "nowhere.pt")
     graph = tiny_graph("reduced/localisation_digits.yaml", images, tmp_path / "runs")
     boxes = next(stage for stage in graph.stages.values() if stage.localisation)

@@ -1,4 +1,4 @@
-"""An attempt that another has replaced leaves the run directory alone."""
+"""Replaced attempts do not write to the run directory."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from vggrepro.storage import lease
 
 
-def test_the_last_one_to_take_a_directory_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_attempt_to_take_a_directory_holds_the_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert lease.holder(tmp_path / "run") is None
     lease.take(tmp_path / "run", "12:0")
     lease.take(tmp_path / "run", "12:1")
@@ -19,7 +19,7 @@ def test_the_last_one_to_take_a_directory_has_it(tmp_path: Path, monkeypatch: py
         lease.require(tmp_path / "run")
 
 
-def test_without_a_launcher_there_are_no_leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_without_a_launcher_need_no_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lease.take(tmp_path, "12:0")
     monkeypatch.delenv(lease.VARIABLE, raising=False)
     lease.require(tmp_path)

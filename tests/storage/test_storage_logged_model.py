@@ -1,4 +1,4 @@
-"""The final net of a run as a model in MLflow: what is stored, linked, registered, and what may go wrong meanwhile."""
+"""Final nets as models in MLflow: storage, links, registration and failures."""
 
 import errno
 import json
@@ -46,7 +46,7 @@ def final(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A database, whose migration takes seconds."""
+    """Database, whose migration takes seconds."""
     import_quietly()
     from mlflow import MlflowClient
 
@@ -133,7 +133,7 @@ def test_a_net_is_logged_with_its_errors_and_linked(final: Path, tmp_path: Path,
 
 
 def test_the_model_equals_the_net(final: Path, tmp_path: Path) -> None:
-    """Under MLflow's checks of the signature; without the package, see test_pipeline_logged_model.py."""
+    """Includes MLflow's checks of the signature; test_pipeline_logged_model.py tests without this package."""
     from mlflow import pyfunc
 
     from vggrepro.pipeline.pretrained import load
@@ -167,7 +167,7 @@ def test_the_model_equals_the_net(final: Path, tmp_path: Path) -> None:
         (np.array([b"no image"], dtype=object), "image 0 cannot be decoded"),
     ],
 )
-def test_images_that_are_none(final: Path, image: Any, words: str) -> None:
+def test_invalid_images_are_errors(final: Path, image: Any, words: str) -> None:
     from vggrepro.errors import UserError
     from vggrepro.pipeline.pretrained import load
     from vggrepro.pipeline.served import ServedNet
@@ -176,7 +176,7 @@ def test_images_that_are_none(final: Path, image: Any, words: str) -> None:
         ServedNet(load(final)).predict(image)
 
 
-def test_the_best_of_a_net_is_the_champion(final: Path, tmp_path: Path, uri: str, client: Any) -> None:
+def test_the_best_version_of_a_net_is_the_champion(final: Path, tmp_path: Path, uri: str, client: Any) -> None:
     runs = {name: run_with(final, tmp_path / name, top1) for name, top1 in (("one", 20.0), ("two", 10.0), ("x", 5.0))}
 
     def champion() -> str:
@@ -212,14 +212,14 @@ def test_the_best_of_a_net_is_the_champion(final: Path, tmp_path: Path, uri: str
         set_registry_uri(None)
 
 
-def test_a_name_of_another_program_is_left_alone(
+def test_the_registered_model_of_another_program_is_unchanged(
     final: Path, tmp_path: Path, uri: str, client: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     client.create_registered_model("theirs")
     run = run_with(final, tmp_path / "A", 12.5)
     assert not end_of(run, uri, register="theirs")
     (line,) = [record.getMessage() for record in caplog.records if "MLflow" in record.getMessage()]
-    assert "registered model theirs was not made by vggrepro; set another tracking.register" in line
+    assert "registered model theirs is not from vggrepro; set another tracking.register" in line
     assert model_of(run, client).status == "READY", "nothing is lost"
     assert not client.search_model_versions("name = 'theirs'")
     assert end_of(run, uri, register="ours"), "under another name it goes on"
@@ -227,7 +227,7 @@ def test_a_name_of_another_program_is_left_alone(
 
 
 @pytest.mark.parametrize("full", ["the disk", "the server"])
-def test_half_an_upload_is_made_good(
+def test_an_interrupted_upload_is_completed(
     final: Path, tmp_path: Path, uri: str, client: Any, monkeypatch: pytest.MonkeyPatch, full: str
 ) -> None:
     run = run_with(final, tmp_path / "A", 12.5)
@@ -296,7 +296,7 @@ def test_seeds_are_grouped(final: Path, tmp_path: Path, uri: str, client: Any) -
     assert parents["A"] == parents["D"] != parents["A-seed1"]
 
 
-def test_the_graphs_run_ends_with_its_last_stage(final: Path, tmp_path: Path, uri: str, client: Any) -> None:
+def test_the_run_of_the_graph_ends_with_its_last_stage(final: Path, tmp_path: Path, uri: str, client: Any) -> None:
     first, last = (mirror_of(run_with(final, tmp_path / stage), uri) for stage in ("A", "D"))
     for mirror in (first, last):
         mirror.start()
@@ -310,8 +310,8 @@ def test_the_graphs_run_ends_with_its_last_stage(final: Path, tmp_path: Path, ur
 
 
 @pytest.mark.slow
-def test_a_server_of_mlflows_own(final: Path, tmp_path: Path) -> None:
-    """Its REST interface, with artifacts that travel through it."""
+def test_a_server_of_mlflow_stores_and_loads_models(final: Path, tmp_path: Path) -> None:
+    """Uses the REST interface, which also transfers artifacts."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     program = [sys.executable, "-m", "mlflow", "server", "--port", str(port)]

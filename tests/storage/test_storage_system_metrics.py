@@ -1,4 +1,4 @@
-"""What a machine does, sampled into the run directory and mirrored from there."""
+"""System metrics are sampled to the run directory and mirrored."""
 
 import json
 import logging
@@ -34,7 +34,7 @@ def read(run: RunDirectory) -> list[dict]:
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
-def test_a_machine_is_sampled_and_shown_apart(
+def test_system_metrics_are_sampled_and_have_a_separate_prefix(
     run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = sample(run, Topology(), monkeypatch, 3)
@@ -60,7 +60,7 @@ def test_a_machine_is_sampled_and_shown_apart(
     assert points[0].timestamp == int(records[0]["time"] * 1000)
 
 
-def test_each_machine_has_its_first_rank_sampled(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_rank_of_each_node_samples(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     for rank in (0, 2):
         sample(run, Topology(rank, 4, 0, 2), monkeypatch, rank // 2 + 1)
     assert sorted(file.name for file in (run.path / "system").iterdir()) == ["node_0.jsonl", "node_1.jsonl"]
@@ -78,7 +78,7 @@ def test_a_long_run_has_a_line_per_minute(monkeypatch: pytest.MonkeyPatch, run: 
     assert min(gaps[-2:]) > 4 * 0.01 > 0, "six samples in a line, at the length of ten seconds each"
 
 
-def test_a_full_disk_ends_the_samples_and_not_the_run(
+def test_a_full_disk_stops_the_samples_but_not_the_run(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(system_metrics, "SAMPLE_S", 0.01)
@@ -89,4 +89,4 @@ def test_a_full_disk_ends_the_samples_and_not_the_run(
         while time.monotonic() < until and not caplog.records:
             time.sleep(0.01)
     (record,) = caplog.records
-    assert "system metrics end here, training goes on" in record.getMessage()
+    assert "system metrics stop, training continues" in record.getMessage()

@@ -36,7 +36,7 @@ def run(tmp_path: Path) -> RunDirectory:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """URI of one migrated database, and what its migration printed."""
+    """URI of a migrated database, and the output of its migration."""
     root = tmp_path_factory.mktemp("with space")
     uri = resolve_uri(str(f"sqlite:///{root}/mlruns.db"), root)
     with contextlib.redirect_stderr(io.StringIO()) as err, contextlib.redirect_stdout(io.StringIO()) as out:
@@ -70,7 +70,7 @@ def mirror_of(run: RunDirectory, uri: str, **changes: Any) -> MlflowMirror:
 
 
 def living(run: RunDirectory, uri: str, **changes: Any) -> MlflowMirror:
-    """A mirror that has shown what there is, and goes on."""
+    """Starts a mirror that has copied all records and is running."""
     mirror = mirror_of(run, uri, **changes)
     mirror.start()
     mirror.copy()
@@ -111,17 +111,17 @@ def test_append_and_read_back(run: RunDirectory) -> None:
     assert event["what"] == "naïve"
 
 
-def test_events_are_no_metrics() -> None:
+def test_events_are_not_metrics() -> None:
     train = mirror._metrics(b'{"step": 1, "kind": "train", "loss": 6.9, "time": 1.0}', {})
     assert [(metric.key, metric.value) for metric in train] == [("train/loss", 6.9)]
     assert not list(mirror._metrics(b'{"step": 1, "kind": "event", "drop": 1, "time": 1.0}', {}))
 
 
-def test_an_evaluation_has_no_step_in_mlflow() -> None:
-    """Of metrics without steps its chart view draws bars side by side."""
+def test_evaluations_have_no_step_in_mlflow() -> None:
+    """MLflow draws metrics without steps as bars side by side."""
     line = b'{"step": 370, "kind": "evaluation", "dense_multi_Q_top1_error": 24.8, "n": 500, "time": 1.0}'
-    made = [(metric.key, metric.value, metric.step) for metric in mirror._metrics(line, {})]
-    assert made == [("evaluation/dense_multi_Q_top1_error", 24.8, 0), ("evaluation/n", 500, 0)]
+    metrics = [(metric.key, metric.value, metric.step) for metric in mirror._metrics(line, {})]
+    assert metrics == [("evaluation/dense_multi_Q_top1_error", 24.8, 0), ("evaluation/n", 500, 0)]
 
 
 def test_records_of_a_new_directory(run: RunDirectory) -> None:
@@ -144,7 +144,7 @@ def test_non_finite_numbers_are_strings_in_strict_json(run: RunDirectory) -> Non
 
 
 def lines_read(monkeypatch: pytest.MonkeyPatch, module: Any) -> list[bytes]:
-    """The lines of metrics that a module reads from now on."""
+    """Collects the lines of metrics that a module parses from now on."""
     lines, real = list[bytes](), directory.parse_record
 
     def reading(line: bytes) -> dict[str, Any] | None:
@@ -156,7 +156,7 @@ def lines_read(monkeypatch: pytest.MonkeyPatch, module: Any) -> list[bytes]:
 
 
 def test_the_newest_record_is_found_from_the_end(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where 36 runs stand costs 36 lines, and not their millions of iterations."""
+    """The status of 36 runs needs 36 lines, not millions of iterations."""
     train(run, 1, 500)
     run.append({"step": 500, "kind": "validation", "top1_error": 25.5})
     with run.metrics.open("ab") as file:
@@ -170,7 +170,7 @@ def test_the_newest_record_is_found_from_the_end(run: RunDirectory, monkeypatch:
     assert run.newest("train") is None
 
 
-def test_records_of_a_rare_kind_are_all_that_is_read(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_records_of_a_rare_kind_are_parsed(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     train(run, 1, 50)
     run.append({"step": 50, "kind": "event", "event": "validation"})
     run.append({"step": 50, "kind": "validation", "top1_error": 25.5})
@@ -180,7 +180,7 @@ def test_records_of_a_rare_kind_are_all_that_is_read(run: RunDirectory, monkeypa
 
 
 @pytest.mark.parametrize("torn", [b'{"step": 3, "ki', b'{"step": 3, "kind": "train", "what": "na\xc3'])
-def test_a_torn_line_is_passed_over_and_swallows_nothing(run: RunDirectory, torn: bytes) -> None:
+def test_an_incomplete_line_is_skipped_without_losing_the_next(run: RunDirectory, torn: bytes) -> None:
     train(run, 1, 2)
     with run.metrics.open("ab") as file:
         file.write(torn)
@@ -189,13 +189,13 @@ def test_a_torn_line_is_passed_over_and_swallows_nothing(run: RunDirectory, torn
     assert [record["step"] for record in run.records()] == [1, 2, 3]
 
 
-def test_rewind_drops_later_steps_and_the_torn_line(run: RunDirectory) -> None:
+def test_rewind_removes_later_steps_and_incomplete_lines(run: RunDirectory) -> None:
     train(run, 1, 5)
-    kept = run.records()[:3]
+    remaining = run.records()[:3]
     with run.metrics.open("ab") as file:
         file.write(b'{"step": 2')
     run.rewind(3)
-    assert run.records() == kept
+    assert run.records() == remaining
     assert run.metrics.read_bytes().endswith(b"}\n")
     train(run, 4, 4)
     assert [record["step"] for record in run.records()] == [1, 2, 3, 4]
@@ -212,7 +212,7 @@ def test_small_files(run: RunDirectory) -> None:
     assert [path.name for path in run.path.iterdir()] == ["config.json"]
 
 
-def test_reading_makes_no_folders(run: RunDirectory) -> None:
+def test_reading_creates_no_folders(run: RunDirectory) -> None:
     stores = (run.checkpoints, run.posteriors, run.boxes, run.features, run.transfers)
     assert not any(list(store.glob("*")) for store in stores)
     assert run.read_json("final.json") is None
@@ -292,7 +292,7 @@ def test_a_later_mirror_continues_the_same_run(run: RunDirectory, uri: str) -> N
     assert found.data.tags["job"] == "2"
 
 
-def test_nothing_twice_after_a_crash_before_the_state_was_saved(run: RunDirectory, uri: str) -> None:
+def test_a_crash_before_the_state_is_saved_causes_no_duplicates(run: RunDirectory, uri: str) -> None:
     train(run, 1, 3)
     mirrored(run, uri)
     state = run.read_json("mlflow.json")
@@ -304,7 +304,7 @@ def test_nothing_twice_after_a_crash_before_the_state_was_saved(run: RunDirector
 
 
 def test_a_copy_can_be_repeated_from_any_state(run: RunDirectory, uri: str) -> None:
-    """Also from the state of an older run, which has no last line but a checksum of the bytes that were copied."""
+    """Includes the state of an older run, which has a checksum of the copied bytes instead of the last line."""
     train(run, 1, 3)
     run.append({"step": 3, "kind": "evaluation", "top1_error": 30.0})
     mirrored(run, uri)
@@ -319,10 +319,10 @@ def test_a_copy_can_be_repeated_from_any_state(run: RunDirectory, uri: str) -> N
     assert history(run, uri, "evaluation/top1_error") == [(0, 30.0)]
 
 
-def test_a_requeued_job_goes_on_behind_the_last_line(
+def test_a_requeued_job_continues_after_the_last_line(
     run: RunDirectory, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It neither reads what was copied nor sends the figures of an evaluation again."""
+    """The job neither reads copied lines nor sends the figures of an evaluation again."""
     from mlflow import MlflowClient
 
     train(run, 1, 300)
@@ -345,7 +345,7 @@ def test_a_requeued_job_goes_on_behind_the_last_line(
 
 
 @pytest.mark.parametrize("retrained", [2, 12], ids=["shorter than before", "longer than before"])
-def test_no_step_twice_after_a_rewind(run: RunDirectory, uri: str, retrained: int) -> None:
+def test_a_rewind_causes_no_duplicate_steps(run: RunDirectory, uri: str, retrained: int) -> None:
     train(run, 1, 10)
     mirrored(run, uri)
     run.rewind(4)
@@ -356,7 +356,7 @@ def test_no_step_twice_after_a_rewind(run: RunDirectory, uri: str, retrained: in
     assert history(run, uri) == losses(1, 20)
 
 
-def test_rewind_under_a_living_mirror(run: RunDirectory, uri: str) -> None:
+def test_rewind_during_a_running_mirror(run: RunDirectory, uri: str) -> None:
     train(run, 1, 10)
     mirror = living(run, uri)
     run.rewind(4)
@@ -365,14 +365,14 @@ def test_rewind_under_a_living_mirror(run: RunDirectory, uri: str) -> None:
     assert history(run, uri) == losses(1, 12)
 
 
-def test_a_torn_line_waits_for_its_end(run: RunDirectory, uri: str) -> None:
+def test_an_incomplete_line_is_not_copied(run: RunDirectory, uri: str) -> None:
     train(run, 1, 2)
-    whole = run.metrics.read_bytes()
-    run.metrics.write_bytes(whole[:-5])
+    content = run.metrics.read_bytes()
+    run.metrics.write_bytes(content[:-5])
     mirror = living(run, uri)
     assert history(run, uri) == losses(1, 1)
     with run.metrics.open("ab") as file:
-        file.write(whole[-5:])
+        file.write(content[-5:])
     assert mirror.close("FINISHED", LONG_S)
     assert history(run, uri) == losses(1, 2)
 
@@ -392,7 +392,7 @@ def test_another_process_creates_the_experiment_first(
     assert history(run, uri) == losses(1, 1)
 
 
-def test_a_dead_server_costs_training_nothing_and_nothing_is_lost(
+def test_an_unreachable_server_neither_delays_training_nor_loses_records(
     run: RunDirectory, uri: str, closed_port: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     mirror = mirror_of(run, closed_port)
@@ -409,7 +409,7 @@ def test_a_dead_server_costs_training_nothing_and_nothing_is_lost(
     assert history(run, uri) == losses(1, 100)
 
 
-def test_a_hanging_server_does_not_hold_the_end(run: RunDirectory, uri: str, hanging_server: str) -> None:
+def test_a_hanging_server_does_not_delay_the_end(run: RunDirectory, uri: str, hanging_server: str) -> None:
     mirror = mirror_of(run, hanging_server)
     mirror.start()
     train(run, 1, 5)
@@ -420,17 +420,17 @@ def test_a_hanging_server_does_not_hold_the_end(run: RunDirectory, uri: str, han
     assert history(run, uri) == losses(1, 5)
 
 
-def test_a_mirror_that_was_given_up_and_the_next_one_make_one_run(
+def test_a_timed_out_mirror_and_the_next_create_a_single_run(
     run: RunDirectory, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where a slow server has not answered when a net is trained, and is asked again when it is tested."""
+    """For example, a slow server has not responded at the end of training, and gets the next request during testing."""
     from mlflow import MlflowClient
 
-    asked, answer = threading.Event(), threading.Event()
+    requested, answer = threading.Event(), threading.Event()
     real = MlflowClient.create_run
 
     def slow(self: MlflowClient, *arguments: Any, **named: Any) -> Any:
-        asked.set()
+        requested.set()
         answer.wait(LONG_S)
         return real(self, *arguments, **named)
 
@@ -438,7 +438,7 @@ def test_a_mirror_that_was_given_up_and_the_next_one_make_one_run(
     train(run, 1, 3)
     first = mirror_of(run, uri, experiment="slow")
     first.start()
-    assert asked.wait(LONG_S)
+    assert requested.wait(LONG_S)
     assert not first.close("FINISHED", 0.1)
     second = mirror_of(run, uri, experiment="slow")
     second.start()
@@ -452,7 +452,7 @@ def test_a_mirror_that_was_given_up_and_the_next_one_make_one_run(
     assert history(run, uri) == losses(1, 3)
 
 
-def test_what_mlflow_missed_of_the_end_is_known(run: RunDirectory, uri: str, closed_port: str) -> None:
+def test_is_behind_detects_records_that_mlflow_lacks(run: RunDirectory, uri: str, closed_port: str) -> None:
     train(run, 1, 3)
     assert is_behind(run), "it was never asked"
     mirror = mirror_of(run, closed_port)
@@ -474,7 +474,7 @@ def test_what_mlflow_missed_of_the_end_is_known(run: RunDirectory, uri: str, clo
 
 
 def refused(run: RunDirectory, uri: str, **changes: Any) -> None:
-    """A mirror that gives up at once, and ends without waiting."""
+    """Starts a mirror that stops at once, and closes it without waiting."""
     mirror = mirror_of(run, uri, **changes)
     mirror.start()
     begin = time.monotonic()
@@ -498,7 +498,7 @@ def test_a_deleted_experiment_stops_the_mirror_until_it_is_restored(
     refused(run, uri, experiment="deleted")  # as a graph's next stage
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"MLflow takes no more, metrics.jsonl is complete: its experiment deleted is deleted; restore it "
+        f"MLflow rejects the copy, metrics.jsonl is complete: its experiment deleted is deleted; restore it "
         f"(`MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow experiments restore --experiment-id {number}`), or set "
         f"another run.experiment"
     )
@@ -509,7 +509,9 @@ def test_a_deleted_experiment_stops_the_mirror_until_it_is_restored(
     assert not is_behind(run)
 
 
-def test_an_experiment_that_is_deleted_meanwhile(run: RunDirectory, uri: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_experiment_deleted_during_the_run_stops_the_mirror(
+    run: RunDirectory, uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(uri)
@@ -522,10 +524,10 @@ def test_an_experiment_that_is_deleted_meanwhile(run: RunDirectory, uri: str, ca
     assert time.monotonic() - begin < LONG_S / 2
     (record,) = caplog.records
     assert "must be in the 'active' state" in record.getMessage()
-    assert record.getMessage().endswith("; mend it there, then start again")
+    assert record.getMessage().endswith("; fix it in MLflow, then start again")
 
 
-def test_a_database_of_another_mlflow(
+def test_a_database_of_another_version_of_mlflow_stops_the_mirror(
     run: RunDirectory, uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = shutil.copy(uri.removeprefix("sqlite:///"), tmp_path / "other.db")
@@ -538,17 +540,18 @@ def test_a_database_of_another_mlflow(
 
 
 @pytest.mark.parametrize(
-    ("status", "words"),
-    [(401, "set MLFLOW_TRACKING_USERNAME"), (403, "to what may write there"), (404, "tracking.uri")],
+    ("status", "words"), [(401, "set MLFLOW_TRACKING_USERNAME"), (403, "to write access"), (404, "tracking.uri")]
 )
-def test_a_server_that_refuses(run: RunDirectory, caplog: pytest.LogCaptureFixture, status: int, words: str) -> None:
+def test_a_server_that_denies_access_stops_the_mirror(
+    run: RunDirectory, caplog: pytest.LogCaptureFixture, status: int, words: str
+) -> None:
     with answering(status) as address:
         refused(run, address)
     (record,) = caplog.records
     assert words in record.getMessage()
 
 
-def test_a_server_in_trouble_may_yet_take_it(run: RunDirectory, caplog: pytest.LogCaptureFixture) -> None:
+def test_server_errors_are_retried(run: RunDirectory, caplog: pytest.LogCaptureFixture) -> None:
     with answering(503) as address:
         mirror = mirror_of(run, address)
         mirror.start()
@@ -558,7 +561,7 @@ def test_a_server_in_trouble_may_yet_take_it(run: RunDirectory, caplog: pytest.L
 
 @contextlib.contextmanager
 def answering(status: int) -> Iterator[str]:
-    """A server that has one answer, which is no JSON."""
+    """Server whose only response is not JSON."""
 
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -592,7 +595,7 @@ def test_resolve_uri_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("folder", ["mlruns", "./mlruns", "/data/mlruns", "file:///data/mlruns", "file:mlruns"])
-def test_folders_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+def test_a_folder_is_not_a_tracking_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
     with pytest.raises(UserError, match=r"the tracking URI .* use sqlite:///"):
         resolve_uri(folder, tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", folder)
@@ -601,8 +604,8 @@ def test_folders_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fo
 
 
 @pytest.mark.parametrize("address", ["http://server:many", "http://[server:5000"])
-def test_what_is_no_address_is_refused(tmp_path: Path, address: str) -> None:
-    with pytest.raises(UserError, match=r"is no address \(.*; correct it"):
+def test_an_invalid_url_is_not_a_tracking_uri(tmp_path: Path, address: str) -> None:
+    with pytest.raises(UserError, match=r"is not a URL \(.*; correct it"):
         resolve_uri(address, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""A data set of a few dozen images, and a stage that trains a net of a few thousand weights on it."""
+"""Data set of a few dozen images, and a stage that trains a net of a few thousand weights on it."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +17,7 @@ TRAIN_IMAGES, VAL_IMAGES = 39, 12  # 39 images and a batch of 8: steps straddle 
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An ImageNet-style folder; a class is a colour, so that there is something to learn."""
+    """ImageNet-style folder in which each class has a colour."""
     root = tmp_path_factory.mktemp("images")
     random = np.random.default_rng(0)
     for split, count in (("train", TRAIN_IMAGES), ("val", VAL_IMAGES)):
@@ -32,5 +32,5 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stage_file(images: Path, tmp_path: Path) -> Callable[..., Path]:
-    """`write_stage` in this test's folder."""
+    """Returns `write_stage` for this test's folder."""
     return partial(write_stage, tmp_path, images)

@@ -1,4 +1,4 @@
-"""The benchmarks of the training step and of the exchange, at the smallest size."""
+"""Benchmarks of the training step and of the exchange at the smallest size."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def test_step_reports_the_keys_of_a_benchmark() -> None:
     assert "ratio_to_usual_channels_last" in found["details"]["A batch 2"]
 
 
-def test_comm_on_one_rank_says_how_to_start_it() -> None:
+def test_comm_on_a_single_rank_reports_how_to_start_it() -> None:
     from typer.testing import CliRunner
 
     from vggrepro.errors import UserError
@@ -31,7 +31,7 @@ def test_comm_on_one_rank_says_how_to_start_it() -> None:
 
 
 @pytest.mark.slow
-def test_comm_counts_what_two_ranks_exchange() -> None:
+def test_comm_counts_the_bytes_that_two_ranks_exchange() -> None:
     line = "bench comm --net A --steps 1 --rounds 1 --json --set run.device=cpu --set model.width=0.125"
     done = run_program("-m", "vggrepro", *line.split(), ranks=2)
     assert done.returncode == 0, done.stderr

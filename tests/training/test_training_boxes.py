@@ -1,4 +1,4 @@
-"""Nets that predict boxes: what they learn and from what, and that their course depends on nothing else."""
+"""Training of nets that predict boxes."""
 
 import shutil
 import signal
@@ -17,7 +17,7 @@ BOXES = {"train": {"learning_rate": 0.001, "iterations": 20, "log_every": 3}}
 
 
 def write_boxes(root: Path, index: Index, *, without: int = 0) -> None:
-    """A box for every image but the first few of the training images; some have two."""
+    """Writes a box for every image except the first `without` training images; some images have two."""
     random = np.random.default_rng(0)
     lines = ["file\txmin\tymin\txmax\tymax"]
     for split in ("train", "val"):
@@ -33,7 +33,7 @@ def write_boxes(root: Path, index: Index, *, without: int = 0) -> None:
 
 @pytest.fixture(scope="module")
 def boxed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The images, with boxes beside them."""
+    """Images with boxes."""
     root = tmp_path_factory.mktemp("boxed") / "images"
     shutil.copytree(images, root)
     write_boxes(root, scan_folder(root))
@@ -47,20 +47,20 @@ def box_stage(stage_file: StageFile, boxed: Path) -> StageFile:
     train_here(parent)
 
     def write(name: str, **sections: dict) -> Path:
-        own = {
+        defaults = {
             "localisation": {"regression": "PCR"} | sections.pop("localisation", {}),
             "data": {"root": str(boxed)} | sections.pop("data", {}),
             "run": {"parent": "A.yaml"},
             "train": BOXES["train"] | sections.pop("train", {}),
         }
-        return stage_file(name, **own, **sections)
+        return stage_file(name, **defaults, **sections)
 
     return write
 
 
 @pytest.mark.parametrize("regression", ["SCR", "PCR"])
 @pytest.mark.parametrize("fine_tune", ["all", "fc"])
-def test_what_is_trained_is_what_is_asked_for(box_stage: StageFile, regression: str, fine_tune: str) -> None:
+def test_only_the_configured_layers_are_trained(box_stage: StageFile, regression: str, fine_tune: str) -> None:
     file = box_stage("boxes", localisation={"regression": regression, "fine_tune": fine_tune})
     run = train_here(file)
     parent, child = final(run_of(file.with_name("A.yaml"))).weights, final(run).weights
@@ -68,18 +68,18 @@ def test_what_is_trained_is_what_is_asked_for(box_stage: StageFile, regression: 
         if name.startswith("classifier.6"):
             assert tensor.shape[0] == (4 if regression == "SCR" else 12)
         else:
-            kept = fine_tune == "fc" and name.startswith("features")
-            assert torch.equal(tensor, parent[name]) == kept, name
+            frozen = fine_tune == "fc" and name.startswith("features")
+            assert torch.equal(tensor, parent[name]) == frozen, name
     assert losses(run)[-1] < losses(run)[0]
     (*_, last) = run.records("validation")
     assert {"box_error", "mean_iou", "n"} <= last.keys()
     assert last["n"] == 12
     inherited = final(run).provenance["parent"]["layers"]
-    assert [one["child"] for one in inherited if one["parent"] is None] == ["fc8"]
+    assert [record["child"] for record in inherited if record["parent"] is None] == ["fc8"]
 
 
-def test_it_learns_where_boxes_are(box_stage: StageFile) -> None:
-    """Boxes near the middle of the image: after some steps most are overlapped by half."""
+def test_a_net_learns_to_predict_boxes(box_stage: StageFile) -> None:
+    """After some steps, most boxes near the middle of the image overlap by half."""
     train = {"iterations": 120, "learning_rate": 0.003, "schedule": {"kind": "fixed", "drops_at": [90]}}
     run = train_here(box_stage("boxes", train=train, model={"dropout": 0.0}))
     (*_, last) = run.records("validation")
@@ -94,7 +94,7 @@ def test_it_learns_where_boxes_are(box_stage: StageFile) -> None:
         pytest.param([Fault("validation", signal.SIGTERM, 3)], id="in-a-validation"),
     ],
 )
-def test_interruptions_leave_no_trace(box_stage: StageFile, faults: list[Fault]) -> None:
+def test_interruptions_do_not_change_the_run(box_stage: StageFile, faults: list[Fault]) -> None:
     undisturbed = train_here(box_stage("undisturbed"))
     file = box_stage("disturbed")
     for fault in faults:
@@ -106,18 +106,18 @@ def test_interruptions_leave_no_trace(box_stage: StageFile, faults: list[Fault])
 
 
 @pytest.mark.parametrize(("fine_tune", "comm"), [("all", "factor"), ("all", "ddp"), ("fc", "auto")])
-def test_two_ranks_have_the_course_of_one(box_stage: StageFile, fine_tune: str, comm: str) -> None:
+def test_two_ranks_train_like_a_single_rank(box_stage: StageFile, fine_tune: str, comm: str) -> None:
     alone = train_here(box_stage("alone", localisation={"fine_tune": fine_tune}))
     file = box_stage("two", localisation={"fine_tune": fine_tune}, train={"comm": comm, "micro_batch": 3})
     run_to_the_end(file, world=2)
     np.testing.assert_allclose(losses(run_of(file)), losses(alone), rtol=1e-5)
-    errors = [[one["box_error"] for one in run.records("validation")] for run in (run_of(file), alone)]
+    errors = [[record["box_error"] for record in run.records("validation")] for run in (run_of(file), alone)]
     assert errors[0] == errors[1]
-    noted = [one["comm"] for one in run_of(file).records("event") if one["event"] == "gradient exchange"]
-    assert noted == ["ddp" if fine_tune == "fc" else comm]
+    exchanges = [record["comm"] for record in run_of(file).records("event") if record["event"] == "gradient exchange"]
+    assert exchanges == ["ddp" if fine_tune == "fc" else comm]
 
 
-def test_images_without_boxes_are_left_out_and_counted(
+def test_images_without_boxes_are_skipped_and_counted(
     box_stage: StageFile, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "some"
@@ -127,7 +127,7 @@ def test_images_without_boxes_are_left_out_and_counted(
     run = train_here(file)
     assert run.read_json("dataset.json")["boxes"]["images"]["train"] == {"with": 30, "without": 9}
     assert run.records("train")[-1]["epoch"] == pytest.approx(20 * 8 / 30)
-    assert "boxes: 9 training images without a box are left out" in capsys.readouterr().err
+    assert "boxes: 9 training images without a box are skipped" in capsys.readouterr().err
 
 
 def test_other_boxes_are_another_data_set(box_stage: StageFile, boxed: Path, images: Path, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_other_boxes_are_another_data_set(box_stage: StageFile, boxed: Path, ima
         train_here(file, f"data.root={root}")
 
 
-def test_images_without_any_box_are_one_line(box_stage: StageFile, images: Path, tmp_path: Path) -> None:
+def test_a_data_set_without_boxes_is_an_error_of_one_line(box_stage: StageFile, images: Path, tmp_path: Path) -> None:
     root = tmp_path / "none"
     shutil.copytree(images, root)
     (root / "boxes.tsv").write_text("file\txmin\tymin\txmax\tymax\nelsewhere.jpg\t0\t0\t5\t5\n")
@@ -150,20 +150,20 @@ def test_images_without_any_box_are_one_line(box_stage: StageFile, images: Path,
 
 
 @pytest.mark.parametrize(
-    ("sections", "said"),
+    ("sections", "message"),
     [
-        ({"run": {"parent": None}}, "run.parent is missing: a net that predicts boxes starts from one that predicts"),
-        ({"data": {"S": [34, 40]}}, r"data.S=\[34, 40\]: boxes are learnt at one S"),
-        ({"localisation": {"fine_tune": "fc"}, "train": {"comm": "factor"}}, "train.comm=factor needs convolutions"),
-        ({"localisation": {"fine_tune": "fc"}, "model": {"batch_norm": True}}, "keeps the convolutions"),
+        ({"run": {"parent": None}}, "run.parent is missing: a net that predicts boxes starts from a net that"),
+        ({"data": {"S": [34, 40]}}, r"data.S=\[34, 40\]: training on boxes needs a fixed S"),
+        ({"localisation": {"fine_tune": "fc"}, "train": {"comm": "factor"}}, "train.comm=factor needs trainable conv"),
+        ({"localisation": {"fine_tune": "fc"}, "model": {"batch_norm": True}}, "freezes convolutions"),
         ({"localisation": {"regression": "both"}}, "localisation.regression='both' is not allowed"),
         ({"model": {"net": "B"}}, "a net B that predicts boxes starts from a net B .*; parent A has other layers"),
     ],
 )
-def test_mistakes_are_one_line(box_stage: StageFile, sections: dict, said: str) -> None:
+def test_invalid_settings_for_boxes_are_errors_of_one_line(box_stage: StageFile, sections: dict, message: str) -> None:
     run = sections.pop("run", {})
     file = box_stage("boxes", **sections)
     if run:
         file.write_text(file.read_text().replace("  parent: A.yaml\n", ""))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         train_here(file)

@@ -1,4 +1,4 @@
-"""The course of a run does not depend on ranks, micro-batches or interruptions."""
+"""Training does not depend on ranks, micro-batches or interruptions."""
 
 import numpy as np
 import pytest
@@ -10,12 +10,12 @@ from vggrepro.errors import UserError
 from vggrepro.storage import checkpoint
 from vggrepro.storage.directory import RunDirectory
 
-# Other ranks and micro-batches change the order of float32 sums and nothing else: over 50 steps the relative
-# difference of the losses stays below this (8e-7 was seen).
+# Ranks and micro-batches change only the order of float32 sums. Over 50 steps, the relative difference of the losses
+# is below this (8e-7 was measured).
 ROUNDING = 1e-5
 
 
-def test_two_ranks_have_the_loss_curve_of_one(stage_file: StageFile) -> None:
+def test_two_ranks_have_the_loss_curve_of_a_single_rank(stage_file: StageFile) -> None:
     alone = train_here(stage_file("alone", train={"iterations": 50}))
     file = stage_file("two", train={"iterations": 50})
     finished = run_program("-m", "vggrepro", "train", "--config", file, ranks=2)
@@ -29,7 +29,7 @@ def test_two_ranks_have_the_loss_curve_of_one(stage_file: StageFile) -> None:
         torch.testing.assert_close(final(run_of(file)).weights[name], tensor, rtol=1e-3, atol=1e-5)
 
 
-def test_four_ranks_have_the_loss_curve_of_one(stage_file: StageFile) -> None:
+def test_four_ranks_have_the_loss_curve_of_a_single_rank(stage_file: StageFile) -> None:
     alone = train_here(stage_file("alone", train={"iterations": 50}))
     file = stage_file("four", train={"iterations": 50})
     run_to_the_end(file, world=4)
@@ -37,13 +37,13 @@ def test_four_ranks_have_the_loss_curve_of_one(stage_file: StageFile) -> None:
 
 
 def exchanges(run: RunDirectory) -> list[str]:
-    """How the run says that its gradients were exchanged."""
+    """Returns the gradient exchanges in a run's log."""
     noted = [record for record in run.records("event") if record["event"] == "gradient exchange"]
     assert {record["ranks"] for record in noted} <= {2}
     return [record["comm"] for record in noted]
 
 
-def test_the_exchange_by_default_has_the_course_of_ddp(stage_file: StageFile) -> None:
+def test_the_default_exchange_trains_like_ddp(stage_file: StageFile) -> None:
     ddp, auto = (stage_file(comm, train={"iterations": 50, "comm": comm}) for comm in ("ddp", "auto"))
     for file in (ddp, auto):
         run_to_the_end(file, world=2)
@@ -53,32 +53,32 @@ def test_the_exchange_by_default_has_the_course_of_ddp(stage_file: StageFile) ->
     assert (exchanges(run_of(ddp)), exchanges(run_of(auto))) == (["ddp"], ["factor"])
 
 
-def test_a_run_begun_with_ddp_goes_on_with_the_default(stage_file: StageFile) -> None:
-    whole = stage_file("whole", train={"comm": "ddp"})
-    run_to_the_end(whole, world=2)
+def test_a_run_with_ddp_can_resume_with_the_default_exchange(stage_file: StageFile) -> None:
+    uninterrupted = stage_file("whole", train={"comm": "ddp"})
+    run_to_the_end(uninterrupted, world=2)
     run_to_the_end(stage_file("moved", train={"comm": "ddp"}), world=2)
     moved = stage_file("moved")
     back_to(8, run_of(moved))
     run_to_the_end(moved, world=2)
-    np.testing.assert_allclose(losses(run_of(moved)), losses(run_of(whole)), rtol=ROUNDING)
+    np.testing.assert_allclose(losses(run_of(moved)), losses(run_of(uninterrupted)), rtol=ROUNDING)
     assert exchanges(run_of(moved)) == ["ddp", "factor"]
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3])
-def test_micro_batches_have_the_loss_curve_of_the_whole_batch(stage_file: StageFile, micro_batch: int) -> None:
-    whole = train_here(stage_file("whole"))
+def test_micro_batches_have_the_loss_curve_of_the_full_batch(stage_file: StageFile, micro_batch: int) -> None:
+    uninterrupted = train_here(stage_file("whole"))
     parts = train_here(stage_file("parts", train={"micro_batch": micro_batch}))
-    np.testing.assert_allclose(losses(parts), losses(whole), rtol=ROUNDING)
+    np.testing.assert_allclose(losses(parts), losses(uninterrupted), rtol=ROUNDING)
 
 
-def test_dropout_is_on_and_its_seed_matters(stage_file: StageFile) -> None:
+def test_dropout_depends_on_the_seed(stage_file: StageFile) -> None:
     with_dropout = losses(train_here(stage_file("with")))
     without = losses(train_here(stage_file("without", model={"dropout": 0.0})))
     assert with_dropout[0] != without[0]
 
 
 def back_to(step: int, run: RunDirectory) -> None:
-    """Leaves what a run killed after the checkpoint of a step leaves."""
+    """Restores the files of a run that is killed after the checkpoint of a step."""
     (run.checkpoints / "final.pt").unlink(missing_ok=True)
     for file in run.checkpoints.glob("step-*.pt"):
         if int(file.stem.removeprefix("step-")) > step:
@@ -87,7 +87,7 @@ def back_to(step: int, run: RunDirectory) -> None:
 
 # 39 images in batches of 8: epochs end in the 5th and the 10th step, each with a validation and a checkpoint.
 @pytest.mark.parametrize("step", [4, 5, 8, 10])
-def test_a_resumed_run_is_bitwise_the_undisturbed_one(stage_file: StageFile, step: int) -> None:
+def test_a_resumed_run_is_bitwise_equal_to_an_uninterrupted_run(stage_file: StageFile, step: int) -> None:
     undisturbed = train_here(stage_file("undisturbed"))
     file = stage_file("resumed")
     resumed = train_here(file)
@@ -97,7 +97,7 @@ def test_a_resumed_run_is_bitwise_the_undisturbed_one(stage_file: StageFile, ste
     assert_same_course(resumed, undisturbed)
 
 
-def test_the_learning_rate_drop_survives_the_resume(stage_file: StageFile) -> None:
+def test_a_resumed_run_keeps_its_learning_rate_drop(stage_file: StageFile) -> None:
     settings = {"iterations": 30, "learning_rate": 1e-9, "schedule": {"patience": 2}}
     undisturbed = train_here(stage_file("undisturbed", train=settings))
     file = stage_file("resumed", train=settings)
@@ -108,7 +108,7 @@ def test_the_learning_rate_drop_survives_the_resume(stage_file: StageFile) -> No
     assert_same_course(resumed, undisturbed)
 
 
-def test_a_torn_checkpoint_is_passed_over_with_a_warning(
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(
     stage_file: StageFile, caplog: pytest.LogCaptureFixture
 ) -> None:
     undisturbed = train_here(stage_file("undisturbed"))
@@ -118,11 +118,11 @@ def test_a_torn_checkpoint_is_passed_over_with_a_warning(
     newest = torn.checkpoints / "step-00000010.pt"
     newest.write_bytes(newest.read_bytes()[:-1000])
     train_here(file)
-    assert "step-00000010.pt is torn" in caplog.text
+    assert "step-00000010.pt is damaged" in caplog.text
     assert_same_course(torn, undisturbed)
 
 
-def test_a_directory_of_another_configuration_is_refused_naming_what_differs(stage_file: StageFile) -> None:
+def test_a_directory_of_another_configuration_is_an_error_that_lists_the_differences(stage_file: StageFile) -> None:
     file = stage_file("A")
     train_here(file)
     with pytest.raises(UserError, match=r"another configuration \(train.learning_rate was 0.01, is 0.02\)"):
@@ -140,13 +140,13 @@ def test_a_child_records_its_parent(stage_file: StageFile) -> None:
     assert copied == {"conv1_1", "conv2_1", "conv3_1", "conv3_2", "fc6", "fc7", "fc8"}
 
 
-def test_a_child_without_its_parent_says_so(stage_file: StageFile) -> None:
+def test_a_missing_parent_is_an_error(stage_file: StageFile) -> None:
     stage_file("A")
     with pytest.raises(UserError, match="stage A is not finished"):
         train_here(stage_file("B", model={"net": "B"}, run={"name": "B", "parent": "A.yaml"}))
 
 
-def test_a_count_of_ranks_that_does_not_divide_the_batch_ends_in_one_line(stage_file: StageFile) -> None:
+def test_a_number_of_ranks_that_does_not_divide_the_batch_is_an_error_of_one_line(stage_file: StageFile) -> None:
     failed = fork_program("-m", "vggrepro", "train", "--config", stage_file("A", train={"batch": 9}), ranks=2)
     assert failed.returncode != 0
     lines = [line for line in failed.stderr.splitlines() if line.startswith("vggrepro:")]

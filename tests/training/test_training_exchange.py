@@ -1,4 +1,4 @@
-"""Factor exchange: the gradients of DDP, at a fraction of the bytes."""
+"""Factor exchange has the gradients of DDP with a fraction of the bytes."""
 
 import os
 from pathlib import Path
@@ -66,7 +66,7 @@ def exchanged(world: int, comm: Comm, place: Path, micro_batches: int = 1, *, co
 
 
 @pytest.mark.parametrize(("world", "micro_batches"), [(2, 1), (4, 1), (2, 3)])
-def test_factor_exchange_gives_the_gradients_of_ddp_and_of_one_rank(
+def test_factor_exchange_has_the_gradients_of_ddp_and_of_a_single_rank(
     tmp_path: Path, world: int, micro_batches: int
 ) -> None:
     plain = exchanged(world, "ddp", tmp_path, micro_batches)
@@ -77,7 +77,7 @@ def test_factor_exchange_gives_the_gradients_of_ddp_and_of_one_rank(
             torch.testing.assert_close(factor[rank]["gradients"][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
     for name, gradient in factor[0]["gradients"].items():
         for other in factor[1:]:
-            assert torch.equal(other["gradients"][name], gradient), name  # or the ranks would drift apart
+            assert torch.equal(other["gradients"][name], gradient), name  # otherwise the ranks would diverge
     assert plain[0]["bytes"] == payload_bytes(small_net().architecture, BATCH, "ddp")
     assert factor[0]["bytes"] == payload_bytes(small_net().architecture, BATCH, "factor")
 
@@ -108,7 +108,7 @@ def test_bytes_of_a_step_of_net_d_at_the_papers_batch() -> None:
     assert round(payload_bytes(net, 256, "factor", "bf16") / 1e6) == 81
 
 
-def test_auto_takes_what_costs_less_on_the_wire_for_arithmetic_in_proportion() -> None:
+def test_auto_selects_the_cheaper_exchange() -> None:
     for net in ("A", "A-LRN", "B", "C", "D", "E"):
         for ranks in (2, 8, 32, 256):
             assert comm_of("auto", architecture(net), 256, ranks, "fp32") == "factor"
@@ -121,10 +121,10 @@ def test_auto_takes_what_costs_less_on_the_wire_for_arithmetic_in_proportion() -
     assert sent_bytes(architecture("D"), 4096, "factor", 8) < sent_bytes(architecture("D"), 4096, "ddp", 8)
     assert comm_of("auto", architecture("D"), 4096, 8, "fp32") == "ddp"
     assert comm_of("auto", architecture("D"), 256, 1, "fp32") is None
-    assert comm_of("ddp", architecture("D"), 256, 2, "fp32") == "ddp"  # what was asked for
+    assert comm_of("ddp", architecture("D"), 256, 2, "fp32") == "ddp"  # as configured
 
 
-def test_a_ring_sends_all_reduced_bytes_twice_and_gathered_ones_once() -> None:
+def test_a_ring_sends_all_reduced_bytes_twice_and_gathered_bytes_once() -> None:
     net = architecture("D")
     reduced, gathered = (
         payload_bytes(net, 0, "factor"),
@@ -135,10 +135,10 @@ def test_a_ring_sends_all_reduced_bytes_twice_and_gathered_ones_once() -> None:
 
 
 @pytest.mark.parametrize(("kinds", "comm"), [(("H100", "H100"), "factor"), (("H100", "A100"), "ddp")])
-def test_ranks_of_several_kinds_form_no_products_each(
+def test_ranks_on_different_devices_do_not_use_factor_exchange(
     monkeypatch: pytest.MonkeyPatch, kinds: tuple[str, str], comm: Comm
 ) -> None:
-    """They might round them differently, and their weights would drift apart."""
+    """Their products might round differently, so that their weights would diverge."""
     monkeypatch.setattr(step, "from_every_rank", lambda _: list(kinds))
     with torch.device("meta"):
         net = VGG(architecture("A"))
@@ -146,7 +146,7 @@ def test_ranks_of_several_kinds_form_no_products_each(
     assert step._comm(net, config, Topology(0, 2, 0, 1), torch.device("cpu")) == comm
 
 
-def test_one_rank_exchanges_nothing() -> None:
+def test_a_single_rank_exchanges_nothing() -> None:
     net = small_net()
     exchange = Exchange(net, Topology(), "factor")
     assert exchange.forward is net
@@ -157,10 +157,10 @@ def test_one_rank_exchanges_nothing() -> None:
 
 
 @pytest.mark.parametrize(("drifted", "status"), [(None, 0), (1, 2)])
-def test_ranks_whose_weights_drift_apart_stop_and_are_named(
+def test_ranks_with_diverging_weights_stop_and_are_named(
     images: Path, tmp_path: Path, drifted: int | None, status: int
 ) -> None:
-    """One rank's gradient of one bias is off by a little, once."""
+    """A rank's gradient of a bias is slightly wrong."""
     program = tmp_path / "program.py"
     program.write_text(
         f"""
@@ -179,13 +179,13 @@ Exchange.finish = off
 cli.main()
 """
     )
-    own = ["train.iterations=3", "train.comm=factor", f"data.root={images}", f"run.root={tmp_path / 'runs'}"]
-    done = fork_program(program, "train", "--config", CONFIGS / "vgg_A.yaml", *set_words(*TINY, *own), ranks=2)
-    said = [line for line in done.stderr.splitlines() if line.startswith("vggrepro:")]
+    overrides = ["train.iterations=3", "train.comm=factor", f"data.root={images}", f"run.root={tmp_path / 'runs'}"]
+    done = fork_program(program, "train", "--config", CONFIGS / "vgg_A.yaml", *set_words(*TINY, *overrides), ranks=2)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("vggrepro:")]
     assert (done.returncode == 0) == (status == 0), done.stderr
     if status:
-        assert said[0] == (
-            "vggrepro: the weights of rank 1 are not those of rank 0 any more: their gradients differed "
-            "(train.comm=factor); go on from the newest checkpoint with --set train.comm=ddp, "
-            "and look at that rank's GPU"
+        assert lines[0] == (
+            "vggrepro: the weights of rank 1 differ from those of rank 0, because their gradients differed "
+            "(train.comm=factor); resume from the newest checkpoint with --set train.comm=ddp, "
+            "and check that rank's GPU"
         )

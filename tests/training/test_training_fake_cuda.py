@@ -1,4 +1,4 @@
-"""The training step on a fake CUDA device: no waits, no copies, every tensor on the right device."""
+"""Training step on a fake CUDA device: nothing waits, nothing is copied, and tensors have the expected layouts."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,12 +28,12 @@ def config_of(net: str = "A", **train: Any) -> Config:
     return Config(model=model, train=Train(batch=BATCH, **train))
 
 
-def made(config: Config, topology: Topology | None = None) -> Trainer:
+def trainer_of(config: Config, topology: Topology | None = None) -> Trainer:
     return Trainer(on_fake_cuda(lambda: VGG(architecture_of(config))), config, topology or Topology(), CUDA)
 
 
 def batches(trainer: Trainer, log: DeviceLog) -> list[Batch]:
-    """Those of one step, with their masks; how they come to the device is another test's."""
+    """Makes the batches of a step, with their masks, on the device."""
     half = trainer.config.train.precision == "bf16"
     found = []
     for rows in trainer.shard.rows:
@@ -48,7 +48,7 @@ def batches(trainer: Trainer, log: DeviceLog) -> list[Batch]:
 
 
 class Ranks(nn.Module):
-    """In place of DistributedDataParallel, whose reducer is C++ that waits for autograd's own engine."""
+    """Replaces DistributedDataParallel, whose C++ reducer waits for autograd's engine."""
 
     def __init__(self, module: nn.Module, **_: Any) -> None:
         super().__init__()
@@ -70,12 +70,12 @@ class Work:
         pass
 
 
-def gathered(whole: Tensor, part: Tensor, async_op: bool) -> Work:
-    """NCCL takes contiguous tensors on the device, of one type."""
+def gathered(full: Tensor, part: Tensor, async_op: bool) -> Work:
+    """Checks that NCCL gets contiguous tensors of one type on the device."""
     assert async_op
-    assert whole.device == part.device == CUDA
-    assert whole.dtype == part.dtype
-    assert whole.is_contiguous()
+    assert full.device == part.device == CUDA
+    assert full.dtype == part.dtype
+    assert full.is_contiguous()
     assert part.is_contiguous()
     return Work()
 
@@ -91,13 +91,13 @@ def test_a_step_neither_waits_nor_copies(
     monkeypatch.setattr(exchange.distributed, "all_gather_into_tensor", gathered)
     config = config_of(net, precision=precision, micro_batch=micro_batch, comm="factor")
     with fake_cuda() as log:
-        trainer = made(config, Topology(0, ranks, 0, ranks))
+        trainer = trainer_of(config, Topology(0, ranks, 0, ranks))
         assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == (precision == "tf32")
         assert torch.backends.cudnn.benchmark
         for step in range(3):
-            one = iter(batches(trainer, log))
-            trainer.step(step, one, 0.01)
-            assert next(one, None) is None
+            copy = iter(batches(trainer, log))
+            trainer.step(step, copy, 0.01)
+            assert next(copy, None) is None
         assert log.copies == []
         assert log.synchronised == 0
         assert log.strided == [], "a convolution of maps that are not channels-last"
@@ -111,10 +111,10 @@ def test_a_step_neither_waits_nor_copies(
             assert (name, tensor.device, tensor.dtype) == (name, CUDA, torch.float32)
 
 
-def test_what_the_host_asks_of_the_device_at_reports_is_known() -> None:
-    """The loss and whether a gradient was bad are numbers, which fake tensors refuse: so they are asked for outside."""
+def test_reports_read_known_values_from_the_device() -> None:
+    """Fake tensors have no values, so the loss and the bad step are read outside the fake mode."""
     with fake_cuda() as log:
-        trainer = made(config_of())
+        trainer = trainer_of(config_of())
         trainer.step(0, iter(batches(trainer, log)), 0.01)
         for ask in (trainer.loss_sum, trainer.bad_step, trainer.require_equal_nets):
             with pytest.raises(Exception, match=r"_local_scalar_dense|numpy|aten"):
@@ -131,25 +131,25 @@ def test_what_the_host_asks_of_the_device_at_reports_is_known() -> None:
     ],
     ids=["float", "nonzero", "two devices", "bool"],
 )
-def test_the_device_in_the_mind_sees_what_it_is_to_see(wrong: Callable[[Trainer, Batch], object]) -> None:
+def test_the_fake_device_detects_waits_and_copies(wrong: Callable[[Trainer, Batch], object]) -> None:
     with fake_cuda() as log:
-        trainer = made(config_of())
+        trainer = trainer_of(config_of())
         (batch,) = batches(trainer, log)
         with pytest.raises(Exception, match=r"aten|device"):
             wrong(trainer, batch)
         batch.images.cpu()
         torch.zeros(4).to(CUDA, non_blocking=True)
         torch.zeros(4).pin_memory().to(CUDA, non_blocking=True)
-        assert [(one.to, one.waits) for one in log.copies] == [("cpu", True), ("cuda", True), ("cuda", False)]
+        assert [(copy.to, copy.waits) for copy in log.copies] == [("cpu", True), ("cuda", True), ("cuda", False)]
 
 
-def test_masks_and_batches_come_to_the_device_without_a_wait() -> None:
-    """Grey levels from pinned memory, everything else small and pinned on the way; one byte a grey level, not four."""
+def test_masks_and_batches_are_copied_to_the_device_without_waiting() -> None:
+    """Grey levels are copied as bytes from pinned memory, and the other small tensors are pinned."""
     config = config_of(precision="bf16", micro_batch=3)
     sizes = np.full((20, 2), 96)
     sampler = TrainingSampler(sizes, Data(S=80), CROP, 0)
     with fake_cuda() as log:
-        trainer = made(config)
+        trainer = trainer_of(config)
         loader = Loader("torchvision", (123.0, 116.0, 103.0), 1, CUDA, std=(58.0, 57.0, 57.0), dtype=torch.bfloat16)
         log.clear()
         views = sampler.views(0, 3)
@@ -161,21 +161,21 @@ def test_masks_and_batches_come_to_the_device_without_a_wait() -> None:
         assert images.dtype == torch.bfloat16
         assert images.shape == (3, 3, CROP, CROP)
         assert images.is_contiguous(memory_format=torch.channels_last)
-        assert not any(one.waits for one in log.copies)
-        assert max(one.bytes for one in log.copies) == 3 * CROP * CROP * 3
+        assert not any(copy.waits for copy in log.copies)
+        assert max(copy.bytes for copy in log.copies) == 3 * CROP * CROP * 3
         assert log.synchronised == 0
 
 
-def test_a_checkpoint_is_copied_in_one_wait_to_memory_that_is_used_again() -> None:
+def test_a_snapshot_waits_once_and_reuses_its_memory() -> None:
     with fake_cuda() as log:
-        trainer = made(config_of())
+        trainer = trainer_of(config_of())
         trainer.step(0, iter(batches(trainer, log)), 0.01)
         first, momentum = trainer.snapshot()
-        again, _ = trainer.snapshot()
+        repeated, _ = trainer.snapshot()
         tensors = len(first) + len(momentum)
-        assert [(one.to, one.waits) for one in log.copies] == [("cpu", False)] * 2 * tensors
+        assert [(copy.to, copy.waits) for copy in log.copies] == [("cpu", False)] * 2 * tensors
         assert log.synchronised == 2
-        assert all(again[name] is first[name] for name in first)
+        assert all(repeated[name] is first[name] for name in first)
         assert all(tensor.device.type == "cpu" for tensor in (*first.values(), *momentum.values()))
         for name, weight in trainer.net.state_dict().items():
             assert first[name].stride() == weight.stride(), "a copy into another layout is made by the host"
@@ -183,16 +183,16 @@ def test_a_checkpoint_is_copied_in_one_wait_to_memory_that_is_used_again() -> No
 
 def test_activation_scales_are_computed_on_the_device() -> None:
     with fake_cuda() as log:
-        trainer = made(config_of())
+        trainer = trainer_of(config_of())
         (batch,) = batches(trainer, log)
         with pytest.raises(Exception, match=r"aten|numpy|_local"):  # only the numbers themselves are the host's
             activation_scales(trainer.net, batch.images)
         assert log.copies == []
 
 
-def test_kernels_are_timed_unless_a_run_is_to_be_repeated_bit_by_bit() -> None:
+def test_kernels_are_timed_unless_deterministic() -> None:
     with fake_cuda():
         for cudnn in ("benchmark", "deterministic"):
-            made(config_of(cudnn=cudnn))
+            trainer_of(config_of(cudnn=cudnn))
             chosen = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
             assert chosen == (cudnn == "benchmark", cudnn == "deterministic")

@@ -41,13 +41,13 @@ def test_the_device_has_the_loss_curve_of_the_cpu(
     assert found == pytest.approx(expected, rel=tolerance)
 
 
-def test_a_run_begun_on_the_device_goes_on_on_the_cpu(stage_file: StageFile) -> None:
+def test_a_run_on_the_device_can_resume_on_the_cpu(stage_file: StageFile) -> None:
     on_cpu = losses(train_here(stage_file("cpu")))
     file = stage_file("moved", run={"name": "moved", "device": "cuda"})
     run = train_here(file)
-    for kept in run.checkpoints.glob("*.pt"):
-        if kept.name not in ("step-00000004.pt", "best.pt"):
-            kept.unlink()
+    for stored in run.checkpoints.glob("*.pt"):
+        if stored.name not in ("step-00000004.pt", "best.pt"):
+            stored.unlink()
     train_here(file, "run.device=cpu")
     assert losses(run) == pytest.approx(on_cpu, rel=1e-3)
     assert last(run).step == 12
@@ -78,8 +78,8 @@ def test_a_step_does_not_wait_for_the_device(stage_file: StageFile, compiled: bo
 
 
 @pytest.mark.parametrize("processes", [0, 2])
-def test_batches_on_the_device_are_those_on_the_host(images: Path, processes: int) -> None:
-    """Copied and converted on a stream of their own, while the device is kept busy on another."""
+def test_batches_on_the_device_equal_those_on_the_host(images: Path, processes: int) -> None:
+    """Batches are copied and converted on a separate stream, while the device is busy on another."""
     split = scan_folder(images).split("train")
     sampler = TrainingSampler(split.size, Data(S=(40, 60)), 32, 0)
     views = MicroBatches(sampler, 8, (slice(0, 8),), 0, 40)
@@ -96,11 +96,11 @@ def test_batches_on_the_device_are_those_on_the_host(images: Path, processes: in
         assert torch.equal(ours.cpu(), theirs.images * 2)
 
 
-def test_the_deterministic_course_is_repeated_bit_by_bit(stage_file: StageFile) -> None:
+def test_deterministic_training_is_bitwise_repeatable(stage_file: StageFile) -> None:
     settings = {"cudnn": "deterministic"}
-    first, again = (
+    first, second = (
         train_here(stage_file(name, train=settings, run={"name": name, "device": "cuda"})) for name in ("one", "two")
     )
-    assert losses(first) == losses(again)
-    theirs, ours = last(first).weights, last(again).weights
+    assert losses(first) == losses(second)
+    theirs, ours = last(first).weights, last(second).weights
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -32,19 +32,19 @@ def test_scales_are_the_root_mean_square_of_each_layer() -> None:
 @pytest.mark.parametrize(
     ("scores", "word"), [(9.9e-6, "vanish"), (1e-20, "vanish"), (101.0, "explode"), (math.inf, "explode")]
 )
-def test_dead_starts_are_refused_with_advice(scores: float, word: str) -> None:
+def test_vanishing_and_exploding_activations_are_errors_with_advice(scores: float, word: str) -> None:
     net = tiny_vgg("D")
     with pytest.raises(UserError, match=f"{word} at initialisation .*run.parent.*glorot_uniform.*--force"):
         check_start(net, {"conv1_1": 1.0, "fc8": scores})
     check_start(net, {"conv1_1": 1.0, "fc8": 5e-4})  # A in the paper's geometry
 
 
-def test_not_a_number_is_refused() -> None:
+def test_nan_activations_are_an_error() -> None:
     with pytest.raises(UserError, match="explode"):
         check_start(tiny_vgg("A"), {"fc8": math.nan})
 
 
-def test_d_from_scratch_with_the_papers_standard_deviation_is_refused(stage_file: StageFile) -> None:
+def test_d_from_scratch_with_the_papers_standard_deviation_is_an_error(stage_file: StageFile) -> None:
     file = stage_file("D", model={"net": "D", "init": "paper"})
     with pytest.raises(UserError, match="activations of D vanish at initialisation"):
         train_here(file)
@@ -52,13 +52,13 @@ def test_d_from_scratch_with_the_papers_standard_deviation_is_refused(stage_file
 
 
 @pytest.mark.filterwarnings("ignore:init scheme paper_literal_variance")
-def test_the_variance_taken_literally_is_refused_in_the_papers_geometry() -> None:
+def test_the_literal_variance_is_an_error_in_the_papers_geometry() -> None:
     net = tiny_vgg("A", "paper_literal_variance", crop=224, width=0.25)
     with pytest.raises(UserError, match="activations of A explode at initialisation"):
         check_start(net, activation_scales(net, torch.randn(2, 3, 224, 224) * 60))
 
 
-def test_a_warm_start_is_not_judged_by_its_first_activations(stage_file: StageFile) -> None:
+def test_a_warm_start_is_not_checked_for_its_activations(stage_file: StageFile) -> None:
     train_here(stage_file("A"))
     child = stage_file("B", model={"net": "B", "init": "paper"}, run={"name": "B", "parent": "A.yaml"})
     run = train_here(child)
@@ -67,13 +67,13 @@ def test_a_warm_start_is_not_judged_by_its_first_activations(stage_file: StageFi
     assert event["conv1_2"] > 0
 
 
-def test_a_loss_that_stays_at_guessing_stops_the_run_after_some_steps(stage_file: StageFile) -> None:
+def test_a_loss_of_guessing_stops_the_run(stage_file: StageFile) -> None:
     file = stage_file("D", model={"net": "D", "init": "paper"}, train={"iterations": 1000, "stall_after": 6})
     with pytest.raises(UserError, match=r"loss is 1.098\d after 6 iterations.*does not learn.*glorot_uniform"):
         train_here(file, force=True)
 
 
-def test_stalling_is_judged_after_the_given_steps_only() -> None:
+def test_stalling_is_checked_only_after_the_configured_steps() -> None:
     guess = math.log(1000)
     check_learning(guess, 1000, 9_999, 10_000)
     check_learning(guess, 1000, 10**6, 0)
@@ -97,10 +97,10 @@ def test_a_gradient_that_is_not_finite_is_not_applied(stage_file: StageFile, mon
     with pytest.raises(UserError, match=r"gradient of step 6 is not finite and was not applied.*non_finite.json"):
         train_here(file)
     run = healthy.path.parent / "ill"
-    told = json.loads((run / "non_finite.json").read_text())
-    assert told["step"] == 6
-    assert len(told["images"]) == 8
-    assert all(Path(image).is_file() for image in told["images"])
+    report = json.loads((run / "non_finite.json").read_text())
+    assert report["step"] == 6
+    assert len(report["images"]) == 8
+    assert all(Path(image).is_file() for image in report["images"])
 
     monkeypatch.undo()
     recovered = train_here(file)
@@ -109,7 +109,7 @@ def test_a_gradient_that_is_not_finite_is_not_applied(stage_file: StageFile, mon
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_after_a_gradient_that_is_not_finite_the_weights_stay_as_they_were(stage_file: StageFile) -> None:
+def test_weights_are_unchanged_after_a_gradient_that_is_not_finite(stage_file: StageFile) -> None:
     from vggrepro.config.recipes import load_stage
     from vggrepro.data.loading.loader import Batch
     from vggrepro.models.table1 import architecture_of

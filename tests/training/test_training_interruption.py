@@ -1,4 +1,4 @@
-"""Stopped or killed at any instant, a run goes on as if nothing had happened."""
+"""A run that is stopped or killed at any time resumes without a difference."""
 
 import os
 import random
@@ -31,7 +31,7 @@ TWENTY = {"iterations": 20, "log_every": 3}
 
 
 def interrupted(file: Path, fault: Fault, world: int = 1) -> Ranks:
-    """A run with a fault, ended by it."""
+    """Starts a run with a fault, and waits for its end."""
     ranks = Ranks(file, world=world, fault=fault)
     killed = fault.signal == signal.SIGKILL
     assert ranks.join() == [-signal.SIGKILL if killed else INTERRUPTED_STATUS] * world, ranks.text()
@@ -40,17 +40,19 @@ def interrupted(file: Path, fault: Fault, world: int = 1) -> Ranks:
 
 @pytest.fixture(scope="module")
 def twenty(images: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """Twenty steps that nothing happened to; a log line straddles most interruptions of others."""
+    """Run of twenty uninterrupted steps; a log line straddles most interruptions of other runs."""
     folder = tmp_path_factory.mktemp("twenty")
     return train_here(write_stage(folder, images, "undisturbed", train=TWENTY))
 
 
-def test_seven_kill_six_term_seven_is_twenty_steps(stage_file: StageFile, twenty: RunDirectory) -> None:
+def test_a_killed_and_a_terminated_run_resume_to_twenty_equal_steps(
+    stage_file: StageFile, twenty: RunDirectory
+) -> None:
     file = stage_file("disturbed", train=TWENTY | {"checkpoint_every": 1})
     interrupted(file, Fault("step 8", signal.SIGKILL))
     assert last(run_of(file)).step in (6, 7)  # the seventh may not have been written yet
     stopped = interrupted(file, Fault("step 13", signal.SIGTERM))
-    assert "stopped (SIGTERM; saved at step 13); the same command goes on" in stopped.text()
+    assert "stopped (SIGTERM; saved at step 13); run the same command again" in stopped.text()
     assert last(run_of(file)).step == 13
     run_to_the_end(file)
     assert_same_course(run_of(file), twenty)
@@ -70,7 +72,7 @@ def test_seven_kill_six_term_seven_is_twenty_steps(stage_file: StageFile, twenty
         pytest.param([Fault("step 5", signal.SIGTERM), Fault("step 6", signal.SIGKILL)], id="kill-after-a-validation"),
     ],
 )
-def test_interruptions_leave_no_trace(stage_file: StageFile, twenty: RunDirectory, faults: list[Fault]) -> None:
+def test_interruptions_do_not_change_the_run(stage_file: StageFile, twenty: RunDirectory, faults: list[Fault]) -> None:
     file = stage_file("disturbed", train=TWENTY)
     for fault in faults:
         interrupted(file, fault)
@@ -78,16 +80,16 @@ def test_interruptions_leave_no_trace(stage_file: StageFile, twenty: RunDirector
     assert_same_course(run_of(file), twenty)
 
 
-def test_a_run_that_decodes_in_processes_is_the_same_and_interrupted_like_any_other(stage_file: StageFile) -> None:
-    """Signals go to all of its processes, as SLURM sends them."""
-    long = {"iterations": 280, "log_every": 20, "checkpoint_every": 50, "validate_every": 20, "learning_rate": 1e-5}
+def test_a_run_that_decodes_in_processes_can_be_interrupted(stage_file: StageFile) -> None:
+    """Signals go to all its processes, as from SLURM."""
+    long = {"iterations": 400, "log_every": 20, "checkpoint_every": 50, "validate_every": 20, "learning_rate": 1e-5}
     undisturbed = train_here(stage_file("undisturbed", train=long))
     file = stage_file("disturbed", train=long, data={"processes": 1})
     for step, number, status in ((60, signal.SIGKILL, -signal.SIGKILL), (160, signal.SIGTERM, INTERRUPTED_STATUS)):
         ranks = Ranks(file, parents=True)
         (process,) = ranks.processes
         until = time.monotonic() + 60
-        while max((one["step"] for one in run_of(file).records("train")), default=0) < step:
+        while max((record["step"] for record in run_of(file).records("train")), default=0) < step:
             assert process.is_alive(), ranks.text()
             assert time.monotonic() < until
             time.sleep(0.02)
@@ -100,7 +102,7 @@ def test_a_run_that_decodes_in_processes_is_the_same_and_interrupted_like_any_ot
     assert_same_course(run_of(file), undisturbed)
 
 
-def test_what_a_killed_writer_left_half_written_is_removed(stage_file: StageFile) -> None:
+def test_incomplete_files_of_a_killed_writer_are_removed(stage_file: StageFile) -> None:
     file = stage_file("A")
     interrupted(file, Fault("step 5", signal.SIGTERM))
     left = run_of(file).checkpoints / ".step-00000005.0a1b.pt"
@@ -109,7 +111,7 @@ def test_what_a_killed_writer_left_half_written_is_removed(stage_file: StageFile
     assert not left.exists()
 
 
-def test_validation_is_left_within_a_batch_and_done_again(stage_file: StageFile) -> None:
+def test_validation_stops_within_a_batch_and_is_repeated(stage_file: StageFile) -> None:
     file = stage_file("A", train={"checkpoint_every": 100}, evaluation={"batch": 1})
     interrupted(file, Fault("validation", signal.SIGTERM, 2))
     run = run_of(file)
@@ -119,7 +121,7 @@ def test_validation_is_left_within_a_batch_and_done_again(stage_file: StageFile)
     assert [record["step"] for record in run.records("validation")] == [5, 10, 12]
 
 
-def test_wall_time_nearly_spent_is_a_stop_like_any_other(stage_file: StageFile) -> None:
+def test_the_wall_time_limit_stops_the_run(stage_file: StageFile) -> None:
     file = stage_file("A", train={"iterations": 100_000, "stall_after": 0})
     started = time.monotonic()
     with pytest.raises(Interrupted, match=r"wall time nearly spent; saved at step \d+"):
@@ -135,12 +137,12 @@ def test_two_ranks_stop_at_the_same_step(stage_file: StageFile, twenty: RunDirec
     interrupted(file, Fault("validation", signal.SIGTERM, rank=0), world=2)
     run_to_the_end(file, world=2)
     np.testing.assert_allclose(losses(run_of(file)), losses(twenty), rtol=1e-5)
-    noted, *others = run_of(file).records()  # once, however often the ranks begin; one rank exchanges nothing
-    assert (noted["event"], noted["comm"]) == ("gradient exchange", "factor")
+    exchange, *others = run_of(file).records()  # once, however often the ranks begin; one rank exchanges nothing
+    assert (exchange["event"], exchange["comm"]) == ("gradient exchange", "factor")
     assert [r["step"] for r in others] == [r["step"] for r in twenty.records()]
 
 
-def test_four_ranks_then_two_then_one(stage_file: StageFile) -> None:
+def test_a_run_resumes_with_fewer_ranks(stage_file: StageFile) -> None:
     train = {"iterations": 50}
     undisturbed = train_here(stage_file("undisturbed", train=train))
     file = stage_file("fewer", train=train)
@@ -151,19 +153,19 @@ def test_four_ranks_then_two_then_one(stage_file: StageFile) -> None:
 
 
 @pytest.mark.parametrize("comm", ["ddp", "factor"])
-def test_an_interruption_leaves_no_trace_on_four_ranks(stage_file: StageFile, comm: str) -> None:
-    """Of which sums depend on the order, and that on how DDP has laid its buckets out."""
+def test_an_interruption_does_not_change_a_run_on_four_ranks(stage_file: StageFile, comm: str) -> None:
+    """On four ranks, sums depend on their order, and so on the layout of DDP's buckets."""
     train = TWENTY | {"comm": comm}
-    whole, file = (stage_file(name, train=train) for name in ("undisturbed", "disturbed"))
-    run_to_the_end(whole, world=4)
+    uninterrupted, file = (stage_file(name, train=train) for name in ("undisturbed", "disturbed"))
+    run_to_the_end(uninterrupted, world=4)
     interrupted(file, Fault("step 8", signal.SIGTERM), world=4)
     run_to_the_end(file, world=4)
-    assert_same_course(run_of(file), run_of(whole))
+    assert_same_course(run_of(file), run_of(uninterrupted))
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, of 16 MiB."""
+    """Separate file system of 16 MiB."""
     place = tmp_path / "disk"
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place)]
@@ -181,14 +183,14 @@ def test_a_full_disk_keeps_the_previous_checkpoint(
     file = stage_file("full", run={"root": str(small_disk)})
     interrupted(file, Fault("step 5", signal.SIGTERM))
     run = run_of(file)
-    kept = last(run).step
+    stored = last(run).step
     filler = small_disk / "filler"
     free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
     filler.write_bytes(bytes(free - 60_000))  # room for metrics, not for a checkpoint
     with pytest.raises(Exception, match="free some space and run the same command again"):
         train_here(file)
-    assert "the one before it is kept" in caplog.text
-    assert last(run).step == kept
+    assert "the previous one is kept" in caplog.text
+    assert last(run).step == stored
     assert [path for path in run.checkpoints.iterdir() if path.name.startswith(".")] == []
     filler.unlink()
     train_here(file)
@@ -197,7 +199,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # the usual ten minutes are too few beside other work
-def test_killed_at_thirty_random_instants(stage_file: StageFile) -> None:
+def test_a_run_survives_thirty_kills_at_random_times(stage_file: StageFile) -> None:
     often = {"log_every": 7, "checkpoint_every": 1, "keep": 2, "validate_every": 10}
     train = {"iterations": 3000, "stall_after": 0, "learning_rate": 1e-3} | often  # at 1e-2 it diverges
     undisturbed = train_here(stage_file("undisturbed", train=train))
@@ -214,8 +216,8 @@ def test_killed_at_thirty_random_instants(stage_file: StageFile) -> None:
         assert ranks.processes[0].is_alive(), f"the run ended before the last kill: {ranks.text()}"
         ranks.kill()
         in_writing += bool(list(folder.glob(".step-*")))
-        kept = checkpoint.newest(folder)
-        steps.append(kept.step if kept else 0)
+        stored = checkpoint.newest(folder)
+        steps.append(stored.step if stored else 0)
     run_to_the_end(file)
     print(f"killed with checkpoints of steps {steps}, {in_writing} times inside the writing of one")
     assert steps == sorted(steps)

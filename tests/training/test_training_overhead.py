@@ -1,4 +1,4 @@
-"""What the loop costs beyond forward, backward and SGD, measured interleaved with a bare step of the same net."""
+"""Overhead of the training loop, measured against interleaved bare steps of the same net."""
 
 import os
 import statistics
@@ -23,7 +23,7 @@ BATCH, STEPS, TURN = 32, 400, 10
 
 
 class Interleaved(Loader):
-    """Synthetic images; between two turns of the loop it trains a bare net for as many steps."""
+    """Loader of synthetic images that trains a bare net between the turns of the loop."""
 
     bare: list[float]
     ours: list[float]
@@ -49,7 +49,7 @@ class Interleaved(Loader):
 
 
 @pytest.mark.slow
-def test_the_loop_costs_less_than_three_per_cent(stage_file: StageFile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loop_adds_less_than_three_per_cent(stage_file: StageFile, monkeypatch: pytest.MonkeyPatch) -> None:
     file = stage_file(
         "A",
         model={"crop": 64, "width": 0.25},

@@ -1,4 +1,4 @@
-"""When the learning rate falls."""
+"""Learning rate schedules."""
 
 from itertools import accumulate
 
@@ -11,13 +11,13 @@ PATIENT = Schedule(patience=2, threshold=0.1)
 
 
 def states(errors: list[float], settings: Schedule) -> list[Plateau]:
-    """The state after each validation."""
+    """Returns the state after each validation."""
     return list(accumulate(errors, lambda state, error: after_validation(state, error, settings), initial=Plateau()))[
         1:
     ]
 
 
-def test_golden_sequence_of_a_plateau_schedule() -> None:
+def test_states_of_a_plateau_schedule() -> None:
     errors = [60.0, 50.0, 49.95, 49.91, 49.9, 49.0, 49.0, 48.95, 49.5, 49.5, 50.0, 60.0, 60.0, 20.0]
     expected = [
         # (drops, best, waited)
@@ -46,7 +46,7 @@ def test_the_paper_allows_three_drops_by_ten() -> None:
     assert learning_rate(paper, state, step=369_999) == pytest.approx(1e-5)
 
 
-def test_a_state_taken_up_from_a_checkpoint_neither_forgets_nor_repeats_a_drop() -> None:
+def test_a_restored_state_neither_misses_nor_repeats_a_drop() -> None:
     errors = [60.0, 50.0, 50.0, 50.0, 50.0, 50.0, 40.0, 41.0]
     undisturbed = states(errors, PATIENT)
     for cut in range(len(errors)):
@@ -56,7 +56,7 @@ def test_a_state_taken_up_from_a_checkpoint_neither_forgets_nor_repeats_a_drop()
         assert resumed == undisturbed[-1]
 
 
-def test_fixed_drops_take_effect_after_the_named_iterations_whatever_the_errors() -> None:
+def test_fixed_drops_ignore_the_errors() -> None:
     fixed = Train(learning_rate=0.8, schedule=Schedule(kind="fixed", drops_at=(10, 20), factor=0.5))
     assert set(states([50.0] * 20, fixed.schedule)) == {Plateau()}  # else the log would tell of drops that are none
     rates = [learning_rate(fixed, Plateau(drops=7), step) for step in (0, 9, 10, 19, 20, 99)]

@@ -1,4 +1,4 @@
-"""How a global batch is divided over ranks and micro-batches."""
+"""Division of a global batch into ranks' shards and micro-batches."""
 
 import re
 
@@ -11,7 +11,7 @@ from vggrepro.training.step import shard_of
 
 @pytest.mark.parametrize("world", [1, 2, 4, 8, 32, 256])
 @pytest.mark.parametrize("micro_batch", [None, 1, 3, 5, 8, 1000])
-def test_shares_of_all_ranks_are_the_batch_each_row_once_in_order(world: int, micro_batch: int | None) -> None:
+def test_the_shards_of_all_ranks_are_the_batch(world: int, micro_batch: int | None) -> None:
     shares = [shard_of(Topology(rank, world, rank, world), 256, micro_batch) for rank in range(world)]
     rows = [row for share in shares for part in share.rows for row in range(part.start, part.stop)]
     assert rows == list(range(256))
@@ -25,7 +25,7 @@ def test_a_remainder_makes_a_shorter_last_micro_batch() -> None:
     assert share.rows == (slice(10, 14), slice(14, 18), slice(18, 20))
 
 
-def test_ranks_that_do_not_divide_the_batch_are_refused_naming_the_counts_that_do() -> None:
+def test_ranks_that_do_not_divide_the_batch_are_an_error_that_lists_divisors() -> None:
     with pytest.raises(UserError, match=re.escape("start one of 1, 2, 4, 8, 16, 32, 64, 128, 256 ranks")) as refusal:
         shard_of(Topology(0, 24, 0, 8), 256, None)
     assert "train.batch=256" in str(refusal.value)

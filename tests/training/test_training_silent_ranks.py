@@ -1,4 +1,4 @@
-"""Ranks that fall silent or die: the others say which one, and end."""
+"""Silent and dead ranks: the others name them and exit."""
 
 import re
 import signal
@@ -11,9 +11,7 @@ from vggrepro.ranks.watch import ABANDONED_STATUS
 
 
 @pytest.mark.parametrize("fault", [Fault("step 8", signal.SIGSTOP, rank=1), Fault("step 8", None, rank=1)])
-def test_a_silent_rank_is_named_and_the_others_end_and_hear_signals_meanwhile(
-    stage_file: StageFile, fault: Fault
-) -> None:
+def test_a_silent_rank_is_named_and_the_others_handle_signals_and_exit(stage_file: StageFile, fault: Fault) -> None:
     file = stage_file("A", train={"iterations": 100_000, "rank_timeout_s": 6.0, "stall_after": 0})
     ranks = Ranks(file, world=2, fault=fault)
     try:

@@ -1,4 +1,4 @@
-"""Running stages, here, in forked processes with faults, or by the real command; and comparing what they leave."""
+"""Helpers that run stages in this process, in forked processes with faults, or by the command, and compare runs."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ from vggrepro.storage.status import final_file
 
 CLASSES = ("ant", "bee", "cat")
 StageFile = Callable[..., Path]
-"""The fixture `stage_file`."""
+"""Type of the fixture `stage_file`."""
 BATCH = 8
 
 
@@ -48,7 +48,7 @@ def write_stage(folder: Path, images: Path, name: str = "A", **sections: dict[st
 
 
 def train_here(file: Path, *changes: str, force: bool = False, stop_after_s: float | None = None) -> RunDirectory:
-    """Trains a stage in this process, as `vggrepro train` does."""
+    """Trains a stage in this process like `vggrepro train`."""
     torch.set_num_threads(1)
     stage, parent = load_stage(file, changes)
     with open_session([stage], stop_after_s=stop_after_s) as session:
@@ -58,19 +58,19 @@ def train_here(file: Path, *changes: str, force: bool = False, stop_after_s: flo
 
 @dataclass(frozen=True)
 class Fault:
-    """A signal that a rank sends itself when it is about to do something for the nth time; None: it hangs there."""
+    """Signal that a rank sends itself before it does something for the nth time; None: it hangs."""
 
     doing: str
-    """As `Watch.beat` is told: "step 8" (seven are done), "validation"."""
+    """Argument of `Watch.beat`: "step 8" (seven are done) or "validation"."""
     signal: signal.Signals | None
     count: int = 1
     rank: int = 0
 
 
 class Ranks:
-    """A run on some ranks, each a process and a group of its own; they end with `join`.
+    """Run on ranks that are separate processes and process groups, until `join`.
 
-    With `parents` they may have processes themselves, and are waited for at the end of the tests.
+    With `parents`, ranks may have child processes, and the end of the tests waits for them.
     """
 
     def __init__(
@@ -85,25 +85,25 @@ class Ranks:
             self.processes[-1].start()
 
     def join(self, timeout_s: float = 60) -> list[int | None]:
-        """The exit statuses, minus the number of the signal for a killed process; None for one that still runs."""
+        """Returns the exit statuses: negative signal numbers for killed processes, None for running ones."""
         until = time.monotonic() + timeout_s
         for process in self.processes:
             process.join(max(0.0, until - time.monotonic()))
         return [process.exitcode for process in self.processes]
 
     def kill(self) -> None:
-        """Ends what still runs."""
+        """Kills the running processes."""
         for process in self.processes:
             if process.is_alive():
                 process.kill()
                 process.join()
 
     def text(self, rank: int = 0) -> str:
-        """What a rank has said."""
+        """Returns the output of a rank."""
         return self._texts[rank].read_text(encoding="utf-8") if self._texts[rank].exists() else ""
 
     def wait_for(self, words: str, rank: int = 0, timeout_s: float = 60) -> None:
-        """Until a rank has said something."""
+        """Waits until the output of a rank contains some text."""
         until = time.monotonic() + timeout_s
         while words not in self.text(rank):
             assert time.monotonic() < until, f"no {words!r} in: {self.text(rank)}"
@@ -116,9 +116,9 @@ def _rank_main(
     torch.set_num_threads(1)
     set_up_fork()
     os.setsid()
-    said = os.open(text, os.O_WRONLY | os.O_CREAT)
+    log = os.open(text, os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
-        os.dup2(said, stream)
+        os.dup2(log, stream)
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)  # the fork server's own object may be closed
     sys.stdout = sys.stderr
     if world > 1:
@@ -146,41 +146,41 @@ def _arm(fault: Fault) -> None:
 
 
 def run_to_the_end(file: Path, *changes: str, world: int = 1) -> None:
-    """Takes up a run, and sees it finish."""
+    """Resumes a run, and checks that it finishes."""
     ranks = Ranks(file, *changes, world=world)
     assert ranks.join(120) == [0] * world, ranks.text()
 
 
 def run_of(file: Path) -> RunDirectory:
-    """The run directory of a stage file."""
+    """Returns the run directory of a stage file."""
     return RunDirectory(load_stage(file)[0].directory)
 
 
 def final(run: RunDirectory) -> checkpoint.Checkpoint:
-    """The net a run has ended with."""
+    """Loads the final checkpoint of a run."""
     return checkpoint.load(final_file(run.path))
 
 
 def last(run: RunDirectory) -> checkpoint.Checkpoint:
-    """The newest checkpoint, with momentum and schedule."""
-    kept = checkpoint.newest(run.checkpoints)
-    assert kept is not None
-    return kept
+    """Loads the newest checkpoint, with momentum and schedule."""
+    newest = checkpoint.newest(run.checkpoints)
+    assert newest is not None
+    return newest
 
 
 def losses(run: RunDirectory) -> list[float]:
-    """The loss curve, one value a log line."""
+    """Returns the losses of the log lines."""
     return [record["loss"] for record in run.records("train")]
 
 
 def course(run: RunDirectory) -> list[dict[str, Any]]:
-    """The metrics without what depends on the clock and on the machine's memory."""
+    """Returns the metrics without those that depend on time or memory."""
     clock = {"time", "images_per_s", "images_per_s_without_wait", "data_wait", "mfu", "memory_gib", "seconds_left"}
     return [{key: item for key, item in record.items() if key not in clock} for record in run.records()]
 
 
 def assert_same_course(ours: RunDirectory, theirs: RunDirectory) -> None:
-    """Metrics, weights, momentum and schedule, bit for bit."""
+    """Compares metrics, weights, momentum and schedule bit by bit."""
     assert course(ours) == course(theirs)
     _assert_same_state(final(ours), final(theirs))
     _assert_same_state(last(ours), last(theirs))

@@ -167,7 +167,7 @@ def localise(
     if found is None:  # not the first rank
         return
     report: dict[str, Any] = {"tested": []}
-    guesses, whole, random = found.guesses, found.whole_image, found.random
+    guesses, whole, random = found.guesses, found.full_image, found.random
     lines = [f"classes from {guesses.source}, top-5 error {guesses.top5:.2f} %; n = {whole.n}"]
     for one in found.tested:
         rate, given = one.localisation, one.given_class

@@ -1,1 +1,1 @@
-"""The settings of a run, and the reading of recipes."""
+"""Settings of a run, and parsing of recipes."""

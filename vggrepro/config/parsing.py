@@ -1,4 +1,4 @@
-"""Values to typed settings: `--set` laid over them, and what is wrong said in one line."""
+"""Parsing of plain values into typed settings, with `--set` overrides and one-line errors."""
 
 import difflib
 import types
@@ -14,12 +14,12 @@ from vggrepro.config.settings import Config
 from vggrepro.config.strict_yaml import load_yaml
 from vggrepro.errors import UserError
 
-_LONGEST_SHOWN = 80  # characters of a wrong value that a message repeats
+_LONGEST_SHOWN = 80  # maximum number of characters of a wrong value in a message
 AnySection = TypeVar("AnySection", bound=Section)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as {"section.key": value}."""
+    """Flattens nested settings to {"section.key": value}."""
     flat: dict[str, Any] = {}
     for key, item in tree.items():
         flat |= flatten(item, f"{prefix}{key}.") if isinstance(item, Mapping) else {prefix + key: item}
@@ -27,13 +27,13 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(key, left value, right value) for each setting in which two trees of settings differ."""
+    """Returns (key, left value, right value) for each setting that differs between two trees of settings."""
     a, b = flatten(left), flatten(right)
     return [(key, a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """A tree of settings with another laid over it: sections are merged, all else is replaced, lists included."""
+    """Merges `over` into `base`: sections are merged recursively, other values (including lists) are replaced."""
     merged = dict(base)
     for key, item in over.items():
         both = isinstance(item, Mapping) and isinstance(merged.get(key), Mapping)
@@ -42,7 +42,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def checked(kind: type[AnySection], **settings: Any) -> AnySection:
-    """A section of these settings. Raises UserError, naming the first that is not allowed."""
+    """Validates the settings of a section. Raises UserError, which names the first wrong setting."""
     try:
         return kind(**settings)
     except ValidationError as error:
@@ -50,12 +50,12 @@ def checked(kind: type[AnySection], **settings: Any) -> AnySection:
 
 
 def override(config: Config, overrides: Iterable[str], source: Path) -> Config:
-    """A configuration with some `section.key=value` changes. Raises as :func:`parse`."""
+    """Applies `section.key=value` overrides to a configuration. Raises the same errors as :func:`parse`."""
     return parse(config.model_dump(mode="json"), overrides, source)
 
 
 def parse(tree: Mapping[str, Any], overrides: Iterable[str], source: Path) -> Config:
-    """Values as typed settings, with `section.key=value` changes. Raises UserError, naming the change or `source`."""
+    """Parses values, with `section.key=value` overrides. Raises UserError, which names the override or `source`."""
     changed: dict[str, str] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -69,22 +69,22 @@ def parse(tree: Mapping[str, Any], overrides: Iterable[str], source: Path) -> Co
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        wrong = ".".join(map(str, _first_of(error)["loc"])) + "."
-        # of the value itself, of what it lies in, or of a part of it
-        to_blame = [override for key, override in changed.items() if wrong.startswith(key) or key.startswith(wrong)]
-        raise UserError(f"{f'--set {to_blame[-1]}' if to_blame else source}: {_first_problem(error)}") from None
+        wrong = ".".join(map(str, _most_telling(error)["loc"])) + "."
+        # An override is at fault if it sets the wrong value, a section around it, or a part of it.
+        at_fault = [override for key, override in changed.items() if wrong.startswith(key) or key.startswith(wrong)]
+        raise UserError(f"{f'--set {at_fault[-1]}' if at_fault else source}: {_first_problem(error)}") from None
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
 
 
-def _first_of(error: ValidationError) -> Any:
-    """The problem to tell: an unknown key before others, since a key that is misspelt is missing, too."""
-    return min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+def _most_telling(error: ValidationError) -> Any:
+    """Selects the problem to report: an unknown key first, because a misspelt key is also reported as missing."""
+    return min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
 
 
 def _first_problem(error: ValidationError) -> str:
-    """One line: the key, the value, what is allowed; for an unknown key, the nearest known one."""
-    problem = _first_of(error)
+    """Describes a problem in one line: the key, the value and what is allowed, or the closest known key."""
+    problem = _most_telling(error)
     path = [str(part) for part in problem["loc"] if not str(part).startswith(("function-", "tuple[", "constrained-"))]
     if path and path[-1] == "int":
         path.pop()
@@ -103,7 +103,7 @@ def _first_problem(error: ValidationError) -> str:
 
 
 def shown(given: Any) -> str:
-    """A wrong value for a message."""
+    """Formats a wrong value for a message, shortened to 80 characters."""
     text = repr(given)
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 

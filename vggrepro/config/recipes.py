@@ -1,18 +1,18 @@
-"""Recipes: YAML files to stages and graphs of stages.
+"""Recipes: YAML files that describe a stage or a graph of stages.
 
-A *stage* is one training run with its evaluation, described by one :class:`Config`. A YAML file holds either one stage
-or a whole graph of them::
+A *stage* is a training run with its evaluation, described by a :class:`Config`. A YAML file contains either a single
+stage or a graph of stages::
 
     extends: base.yaml            # optional; relative to this file, or a name in configs/; or a list
     model: {net: D}               # any section of Config
     run: {name: D-256, parent: vgg_A.yaml}
 
     stages: [vgg_A.yaml, vgg_D.yaml]              # a graph of stage files, or
-    stages: {A: {model: {net: A}}, D: {...}}      # stages written in place; the file's own sections are their base
+    stages: {A: {model: {net: A}}, D: {...}}      # stages in the same file, which inherit its other sections
 
-``--set section.key=value`` overrides every stage of the file; those that it does not name itself, but that its stages
-descend from, are tested on no other data sets (`transfer`). A file of configs/ is found by its name from any folder,
-as the installed package has them too: ``--config vgg_D``, ``--config reduced/imagenette``.
+``--set section.key=value`` overrides the setting in every stage. Stages that are loaded only as parents of the listed
+stages are not tested on transfer data sets (`transfer`). A recipe in configs/, which the installed package includes,
+is found by its name from any folder: ``--config vgg_D``, ``--config reduced/imagenette``.
 """
 
 import difflib
@@ -29,33 +29,33 @@ from vggrepro.config.strict_yaml import load_yaml
 from vggrepro.errors import UserError
 
 _PACKAGE = Path(__file__).parents[1]
-# Beside the code in an installed package (pyproject.toml puts them there), beside the package in a clone.
+# An installed package contains the recipes (see pyproject.toml); in a clone they are beside the package.
 RECIPES = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 
-_MOST_EXTENDED = 20  # files in a row that extend one another
+_MOST_EXTENDED = 20  # maximum length of a chain of `extends`
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Stages by name, and each one's parent; parents stand before their children."""
+    """Stages and their parents by name. Parents come before their children."""
 
     name: str
     stages: Mapping[str, Config]
     parents: Mapping[str, str | None]
 
     def parent_of(self, name: str) -> Config | None:
-        """The configuration that a stage starts from."""
+        """Returns the configuration of a stage's parent, or None if the stage starts from random weights."""
         parent = self.parents[name]
         return self.stages[parent] if parent else None
 
 
 def _over_seeds(graph: Graph, text: str) -> Graph:
-    """The graph once for each seed, where a stage starts from the parent of that seed; see :func:`load_graph`."""
+    """Repeats the graph for each seed; a stage's parent is the one with the same seed. See :func:`load_graph`."""
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise UserError(f"--seeds {text}: expected whole numbers separated by commas, e.g. 0,1,2")
     seeds = [int(number) for number in text.split(",")]
     if len(set(seeds)) < len(seeds):
-        raise UserError(f"--seeds {text}: a seed stands twice; name each once")
+        raise UserError(f"--seeds {text}: a seed is listed twice; list each seed once")
     if max(seeds) >= 2**63:
         raise UserError(f"--seeds {text}: {max(seeds)} is too large; use numbers below 2^63")
     stages: dict[str, Config] = {}
@@ -64,7 +64,7 @@ def _over_seeds(graph: Graph, text: str) -> Graph:
         named = {name: name if seed == stage.run.seed else f"{name}-seed{seed}" for name, stage in graph.stages.items()}
         for name, stage in graph.stages.items():
             if named[name] in stages:
-                raise UserError(f"--seeds {text}: {named[name]} is a stage already; give that one another run.name")
+                raise UserError(f"--seeds {text}: the name {named[name]} is taken; give that stage another run.name")
             parent = graph.parents[name]
             run = {"name": named[name], "seed": seed} | ({"parent": named[parent]} if parent else {})
             stages[named[name]] = stage.with_settings("run", **run)
@@ -73,18 +73,22 @@ def _over_seeds(graph: Graph, text: str) -> Graph:
 
 
 def recipe(path: Path | str, folder: Path = Path()) -> Path:
-    """The file that `--config` means, or a recipe in a folder: a file as it stands, else that name in configs/."""
+    """Resolves the value of `--config`, or a recipe in `folder`: an existing file, else the recipe in configs/."""
     named = RECIPES / f"{str(path).removesuffix('.yaml')}.yaml"
     return named if os.path.isfile(named) and not os.path.isfile(folder / path) else folder / path
 
 
 def load_graph(path: Path, overrides: Iterable[str] = (), seeds: str | None = None) -> Graph:
-    """Reads a graph file, or a stage file together with the stages it descends from.
+    """Reads a graph file, or a stage file together with its ancestors.
 
-    `seeds`, a list such as "0,1,2", asks for the whole graph once for each seed, one after another: a stage keeps its
-    name under its own seed, so that what was trained before is part of it, and is named NAME-seed1 under another.
+    Args:
+        path: a YAML file, or the name of a recipe in configs/.
+        overrides: `section.key=value` changes, applied to every stage.
+        seeds: seeds such as "0,1,2" for which the graph is repeated. A stage with its recipe's seed keeps its name, so
+            that existing runs are reused; with another seed it is named e.g. NAME-seed1.
 
-    Raises UserError for a missing file, an unknown key, a value that is not allowed, a parent that does not exist.
+    Raises:
+        UserError: a file or parent does not exist, a key is unknown or a value is not allowed.
     """
     changes = list(overrides)
     path = recipe(path)
@@ -92,7 +96,7 @@ def load_graph(path: Path, overrides: Iterable[str] = (), seeds: str | None = No
     listed = source.pop("stages", None)
     stages: dict[str, Config] = {}
     parents: dict[str, str | None] = {}
-    named: set[str] = set()  # by the file itself; the others are there as parents only
+    listed_names: set[str] = set()  # the other stages are loaded only as parents
 
     def add(stage: Config, parent: str | None, file: Path) -> str:
         if stages.setdefault(stage.name, stage) != stage:
@@ -105,15 +109,15 @@ def load_graph(path: Path, overrides: Iterable[str] = (), seeds: str | None = No
         if file.resolve() in below:
             raise UserError(f"{file}: run.parent leads back to this file; remove one of the links")
         if "stages" in tree:
-            raise UserError(f"{file}: a graph cannot be a stage of another graph; list its stage files instead")
+            raise UserError(f"{file}: a graph cannot be a stage of another graph; list its stage files")
         stage = _stage(merge(tree, base), changes, file)
         parent = stage.run.parent and recipe(stage.run.parent, file.parent)
         return add(stage, add_file(parent, base, *below, file.resolve()) if parent else None, file)
 
     if listed is None:
-        named.add(add_file(path, {}))
+        listed_names.add(add_file(path, {}))
     elif isinstance(listed, list):
-        named.update(add_file(recipe(str(item), path.parent), source) for item in listed)
+        listed_names.update(add_file(recipe(str(item), path.parent), source) for item in listed)
     elif isinstance(listed, dict):
         for name, tree in listed.items():
             if not isinstance(tree, dict | None):
@@ -121,38 +125,38 @@ def load_graph(path: Path, overrides: Iterable[str] = (), seeds: str | None = No
             stage = _stage(merge(merge(source, {"run": {"name": str(name)}}), tree or {}), changes, path)
             if stage.run.parent and stage.run.parent not in stages:
                 raise UserError(
-                    f"{path}: run.parent={stage.run.parent} of stage {name} is not a stage above it; "
+                    f"{path}: run.parent={stage.run.parent} of stage {name} is not an earlier stage of the file; "
                     f"known: {', '.join(stages) or 'none'}"
                 )
-            named.add(add(stage, stage.run.parent, path))
+            listed_names.add(add(stage, stage.run.parent, path))
     else:
         raise UserError(f"{path}: stages must be a list of stage files or a mapping of stages")
     if not stages:
-        raise UserError(f"{path}: stages is empty; name at least one")
-    for name in stages.keys() - named:
+        raise UserError(f"{path}: stages is empty; list at least one stage")
+    for name in stages.keys() - listed_names:
         stages[name] = stages[name].model_copy(update={"transfer": Transfer()})
     graph = Graph(name=next(iter(stages.values())).run.experiment, stages=stages, parents=parents)
     return graph if seeds is None else _over_seeds(graph, seeds)
 
 
 def load_stage(path: Path, overrides: Iterable[str] = ()) -> tuple[Config, Config | None]:
-    """The one stage of a stage file, and its parent's configuration where it has one. Raises as load_graph."""
+    """Reads the stage of a stage file and its parent's configuration, if any. Raises UserError as load_graph."""
     graph = load_graph(path, overrides)
     name = list(graph.stages)[-1]
     if "stages" in _read(recipe(path)):
-        raise UserError(f"{path} holds a graph of stages ({', '.join(graph.stages)}); run it with `vggrepro reproduce`")
+        raise UserError(f"{path} has a graph of stages ({', '.join(graph.stages)}); run it with `vggrepro reproduce`")
     return graph.stages[name], graph.parent_of(name)
 
 
 def load_resolved(path: Path) -> Config:
-    """The configuration of a run directory, as written by :meth:`Config.to_yaml`. Raises UserError."""
+    """Reads the configuration of a run directory, as written by :meth:`Config.to_yaml`. Raises UserError."""
     return parse(_read(path), [], path)
 
 
 def _read(path: Path, depth: int = 0) -> dict[str, Any]:
-    """The file's sections over those that it extends; `depth` files extend this one. Raises UserError."""
+    """Reads a file's sections merged over the ones it extends, `depth` files deep. Raises UserError."""
     if depth > _MOST_EXTENDED:
-        raise UserError(f"{path}: extends leads back to the same files again and again; remove one of the links")
+        raise UserError(f"{path}: extends leads back to this file; remove one of the links")
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -181,14 +185,16 @@ def _read(path: Path, depth: int = 0) -> dict[str, Any]:
 
 
 def _stage(tree: Mapping[str, Any], overrides: list[str], source: Path) -> Config:
-    """A stage of a recipe. Its reasons for departures (run.why) are for what it says itself: `--set` has others."""
+    """Parses a stage. The recipe's reasons for departures (run.why) do not cover values set with `--set`."""
     config, data = parse(tree, overrides, source), tree.get("data") or {}
-    changed = {one.partition("=")[0].strip() for one in overrides}
-    given = {key.removeprefix("run.why.") for key in changed if key.startswith("run.why.")}
+    changed = {override.partition("=")[0].strip() for override in overrides}
+    explained = {key.removeprefix("run.why.") for key in changed if key.startswith("run.why.")}
     why = dict(config.run.why)
     if (data.get("root") or data.get("index")) and changed & {"data.root", "data.index"}:
         about_images = {key for key in why if key.split(".")[0] in ("data", "evaluation")}
-        why |= dict.fromkeys(sorted(about_images - given), "the recipe's, made for other images")
-    own = {key for key in changed - given if any(f"{key}.".startswith(f"{known}.") for known in config.run.why)}
-    why |= dict.fromkeys(sorted(own), "set on the command line")
+        why |= dict.fromkeys(sorted(about_images - explained), "the recipe's, made for other images")
+    unexplained = {
+        key for key in changed - explained if any(f"{key}.".startswith(f"{known}.") for known in config.run.why)
+    }
+    why |= dict.fromkeys(sorted(unexplained), "set on the command line")
     return config.with_settings("run", why=why)

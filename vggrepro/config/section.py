@@ -1,4 +1,4 @@
-"""The base of every section of settings, and the numbers that they are made of."""
+"""Base class of the sections of settings, and their number types."""
 
 from contextlib import suppress
 from typing import Annotated, Any
@@ -9,10 +9,10 @@ _TOO_MANY = 2**31
 
 
 def _with_exponent(given: Any) -> Any:
-    """100000 for the text 1e5: YAML 1.1 takes it for a number only where it has a point and a sign, 1.0e+5."""
+    """Converts text such as 1e5, which YAML 1.1 reads as a number only with a point and a sign: 1.0e+5."""
     if isinstance(given, str) and "e" in given.lower():
         with suppress(ValueError):
-            return float(given)  # of which a whole number may be made
+            return float(given)  # pydantic converts it to an int if it is integral
     return given
 
 
@@ -24,18 +24,16 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
-    """Base of every section: frozen; an unknown key is an error."""
+    """Base class of every section: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _truth_is_no_number(cls, given: Any, info: ValidationInfo) -> Any:
-        """Python counts true as 1, and YAML 1.1 reads `yes`, `on` and `no` as true and false."""
+    def _reject_booleans(cls, given: Any, info: ValidationInfo) -> Any:
+        """Rejects booleans in other fields: Python counts true as 1, and YAML 1.1 reads `yes` and `no` as booleans."""
         assert info.field_name is not None
-        several = given if isinstance(given, list | tuple) else [given]
-        if cls.model_fields[info.field_name].annotation is not bool and any(isinstance(one, bool) for one in several):
-            raise ValueError(
-                "true and false (to YAML also yes, on, no, off) are no values here; give a number, or quote a text"
-            )
+        items = given if isinstance(given, list | tuple) else [given]
+        if cls.model_fields[info.field_name].annotation is not bool and any(isinstance(item, bool) for item in items):
+            raise ValueError("true and false (in YAML also yes, on, no, off) are invalid; give a number, or quote text")
         return given

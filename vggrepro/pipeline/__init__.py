@@ -1,1 +1,1 @@
-"""What a command does to the stages of a graph."""
+"""Work of the commands on the stages of a graph, and on nets by name."""

@@ -1,4 +1,4 @@
-"""Nets that predict boxes, tested (Appendix A): what a stage's tables need."""
+"""Tests of nets that predict boxes (Appendix A), for a stage's tables."""
 
 from __future__ import annotations
 
@@ -35,36 +35,33 @@ from vggrepro.training.stage import load_final, net_of, weights_of
 
 @dataclass(frozen=True)
 class BoxNet:
-    """A net that predicts boxes, and the stage that it started from, which predicts classes and scores the places."""
+    """Net that predicts boxes, and its parent stage, which predicts classes and scores the positions."""
 
     net: Net
     parent: Config
 
     @property
     def config(self) -> Config:
-        """How it is tested."""
+        """Configuration under which the net is tested."""
         return self.net.config
 
     def opened(self, session: Session) -> tuple[VGG, VGG]:
-        """The two nets. Raises UserError where the parent is not the one that it started from."""
-        checkpoint, found = self.net.load(), weights_of(self.parent)
-        if (began := checkpoint.provenance["parent"]["weights"]) != found:
+        """Loads both nets. Raises UserError if the parent's weights have changed since."""
+        checkpoint, current = self.net.load(), weights_of(self.parent)
+        if (original := checkpoint.provenance["parent"]["weights"]) != current:
             raise UserError(
-                f"{self.config.name} started from a net {began[:12]}, and {self.parent.directory} holds {found[:12]}; "
+                f"{self.config.name} started from net {original[:12]}, but {self.parent.directory} has {current[:12]}; "
                 f"restore that net, or train {self.config.name} again under another run.name"
             )
         return net_of(checkpoint, session.device), net_of(load_final(self.parent), session.device)
 
 
 PooledNet = tuple[BoxNet, tuple[int, ...]]
-"""A net and the Q at which its boxes are taken, px."""
+"""Net and the Q at which it predicts boxes, in pixels."""
 
 
 def evaluate_boxes(config: Config, parent: Config, session: Session) -> None:
-    """Stores the boxes of a finished stage that Tables 8 and 9 need, and logs the errors. Raises UserError.
-
-    The guessed classes are those of the parent's posteriors, dense at its own Q of Table 4.
-    """
+    """Stores a stage's boxes for Tables 8 and 9, with classes from its parent's dense test. Raises UserError."""
     session.stage_data(config)
     net = BoxNet(Net.of_stage(config), parent)
     run, test = net.net.run, BoxTest.opened(config, session)
@@ -83,20 +80,20 @@ def evaluate_boxes(config: Config, parent: Config, session: Session) -> None:
 
 @dataclass(frozen=True)
 class PooledErrors:
-    """The errors of some nets, whose boxes at some Q are pooled."""
+    """Errors of the pooled boxes of several nets."""
 
     nets: tuple[str, ...]
     Q: tuple[tuple[int, ...], ...]
-    """Of each net."""
+    """Q per net, in pixels."""
     localisation: ErrorRate
-    """Among five guesses there is none of the true class with a right box: ILSVRC's measure, Tables 9 and 10."""
+    """ILSVRC's measure, Tables 9 and 10: none of five guesses has the true class and a correct box."""
     given_class: ErrorRate
-    """The true class's box is wrong: Table 8's measure."""
+    """Measure of Table 8: the box of the true class is wrong."""
 
 
 @dataclass(frozen=True)
 class BoxTest:
-    """The validation images with boxes, and what is done with them."""
+    """Tests on the validation images that have boxes."""
 
     session: Session
     index: Index
@@ -105,45 +102,42 @@ class BoxTest:
 
     @classmethod
     def opened(cls, config: Config, session: Session) -> BoxTest:
-        """Of a stage's data set. Raises UserError."""
+        """Opens the data set of a stage. Raises UserError."""
         index, boxes = session.index(config), session.boxes(config)
         assert boxes is not None
         return cls(session, index, boxes, annotated(index, boxes, "val"))
 
     def results(self, net: BoxNet) -> NetResults:
-        """What is stored of a net for these images."""
+        """Returns the stored results of a net for these images."""
         return net.net.results(self.index.fingerprint, self.boxes.fingerprint)
 
     def guesses(self, stages: Sequence[Config], method: str) -> Guesses:
-        """The classes that some stages name together. Raises UserError while posteriors are missing."""
-        made_of, tests = [], []
+        """Predicts classes from the posteriors of several stages. Raises UserError if posteriors are missing."""
+        sources, tests = [], []
         for stage in stages:
             net, Q = Net.of_stage(stage), stage.multi_Q
             test = net.results(self.index.fingerprint).test(method, Q)
             if test is None:
                 sides = ",".join(map(str, Q))
                 raise UserError(
-                    f"{stage.directory} has no {method} posteriors of {self.index.source} at Q = {sides}, which name "
-                    f"the classes; run `vggrepro evaluate {stage.directory} --method {method} --scales {sides}`"
+                    f"{stage.directory} has no {method} posteriors of {self.index.source} at Q = {sides} to guess the "
+                    f"classes; run `vggrepro evaluate {stage.directory} --method {method} --scales {sides}`"
                 )
-            made_of.append((net.weights, method, Q))
+            sources.append((net.weights, method, Q))
             tests.append(test)
         predicted, rows = predictions(tests), self.images.rows
         scales = " + ".join(dict.fromkeys(", ".join(map(str, stage.multi_Q)) for stage in stages))
         return Guesses(
             classes=predicted.guesses[rows].astype(np.int64),
-            key=guesses_key(made_of),
+            key=guesses_key(sources),
             source=f"{' + '.join(stage.name for stage in stages)}: {method}, Q = {scales}",
             top5=error_of(predicted.right5[rows]).percent,
         )
 
     def predict(self, net: BoxNet, guesses: Guesses, Q: set[int], *, centre: bool = False) -> None:
-        """Stores a net's boxes at every place, at each Q, and with `centre` those of the centre crop; on every rank.
-
-        Raises UserError and Interrupted.
-        """
+        """Stores a net's boxes at all positions and Q, and with `centre` the centre crop's; every rank calls it."""
         results, split, crop = self.results(net), self.images.split, net.config.model.crop
-        if self.session.topology.is_first:  # before any box, so that none is ever without it
+        if self.session.topology.is_first:  # before the boxes, which are never stored without it
             save_truth(self.images.truth, results.run, results.data, results.boxes)
         keys: list[Key[Any]] = [results.centre_boxes(net.config.single_Q[0])] if centre else []
         keys += results.places(sorted(Q), guesses.key)
@@ -173,34 +167,34 @@ class BoxTest:
             shown.store([computation], results.run, views, f"boxes, {key.method} at Q={side}")
 
     def pooled(self, nets: Sequence[PooledNet], guesses: Guesses) -> Found:
-        """The final boxes of some nets at their Q; merged now, unless they are stored. On the first rank."""
+        """Returns the merged boxes of several nets at their Q, and stores them. Only the first rank calls it."""
         first, _ = nets[0]
         assert first.config.localisation is not None
         run, below = first.net.run, first.config.localisation.merge_below
         parts = [(key, net.net.run) for net, Q in nets for key in self.results(net).places(Q, guesses.key)]
         final = FoundKey(tuple(key for key, _ in parts), below)
-        found = final.load(run)
-        if found is None:
+        merged = final.load(run)
+        if merged is None:
             sets = [places for key, folder in parts if (places := key.load(folder))]
             assert len(sets) == len(parts), parts
-            found = merge_places(sets, below)
-            final.save(run, found, guesses=guesses.source, top5=guesses.top5)
-        return found
+            merged = merge_places(sets, below)
+            final.save(run, merged, guesses=guesses.source, top5=guesses.top5)
+        return merged
 
     def errors(self, nets: Sequence[PooledNet], guesses: Guesses) -> PooledErrors:
-        """The errors of some nets, pooled, at their Q."""
-        found, truth = self.pooled(nets, guesses), self.images.truth
+        """Measures the errors of the pooled boxes of several nets at their Q."""
+        boxes, truth = self.pooled(nets, guesses), self.images.truth
         names, Q = tuple(net.config.name for net, _ in nets), tuple(sides for _, sides in nets)
-        return PooledErrors(names, Q, error_of(found.right(truth)), error_of(found.right_given_class(truth)))
+        return PooledErrors(names, Q, error_of(boxes.right(truth)), error_of(boxes.right_given_class(truth)))
 
     def baselines(self) -> tuple[ErrorRate, ErrorRate]:
-        """Given the class: the whole image, and random boxes."""
+        """Measures the errors, given the class, of the full image as the box and of random boxes."""
         truth = self.images.truth
-        whole, random = truth.hits(truth.full_image_boxes()), truth.hits(truth.random_boxes())
-        return error_of(whole[:, 0]), error_of(random[:, 0])
+        full, random = truth.hits(truth.full_image_boxes()), truth.hits(truth.random_boxes())
+        return error_of(full[:, 0]), error_of(random[:, 0])
 
     def errors_by_name(self, net: BoxNet, guesses: Guesses) -> dict[str, float]:
-        """The errors of a stage, per cent, under their names in `metrics.jsonl`, and n."""
+        """Measures a stage's errors in per cent, by their names in `metrics.jsonl`, and n."""
         config, truth = net.config, self.images.truth
         centre = self.results(net).centre_boxes(config.single_Q[0]).load(net.net.run)
         assert centre is not None

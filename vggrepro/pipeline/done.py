@@ -1,4 +1,4 @@
-"""Whether what a stage's tables need is stored: read from its run directory, without torch."""
+"""Checks of which results of a stage are stored, without torch."""
 
 import hashlib
 
@@ -10,21 +10,21 @@ from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.status import is_finished, known_weights
 
 TRANSFERS = "transfers.json"
-"""On which data sets a stage was tested, and the files of the answers: their keys need the images' fingerprints."""
+"""File that lists the transfer results of a stage, because their keys need the fingerprints of the images."""
 
 
 def is_evaluated(config: Config, parent: Config | None) -> bool:
-    """Whether a stage is finished and all that its tables need is stored. Raises as is_finished."""
+    """Whether a stage is finished and the results for its tables are stored. Raises as is_finished."""
     return is_finished(config) and is_stored(config, parent) and is_transferred(config)
 
 
 def tests_of(config: Config) -> list[tuple[str, tuple[int, ...]]]:
-    """The tests of a finished stage by (method, Q): what Tables 3 and 4 need, and a centre crop beside them."""
+    """Lists the tests of a stage as (method, Q): those of Tables 3 and 4, and a centre crop."""
     return [("dense", config.single_Q), ("dense", config.multi_Q), ("centre", config.single_Q)]
 
 
 def is_stored(config: Config, parent: Config | None) -> bool:
-    """Whether the posteriors, or the boxes, that a finished stage's tables need are stored."""
+    """Whether the posteriors or boxes for a finished stage's tables are stored."""
     run = RunDirectory(config.directory)
     weights, dataset = known_weights(run), run.read_json("dataset.json")
     if not (weights and dataset):
@@ -43,7 +43,7 @@ def is_stored(config: Config, parent: Config | None) -> bool:
 
 
 def is_transferred(config: Config) -> bool:
-    """Whether a stage was tested on all data sets that it names now, and the answers are still there."""
+    """Whether the results of a stage on all its transfer data sets are stored."""
     if not config.transfer.sets:
         return True
     run = RunDirectory(config.directory)
@@ -55,6 +55,6 @@ def is_transferred(config: Config) -> bool:
 
 
 def transfers_hash(config: Config, weights: str) -> str:
-    """Equal for tests of the same net on the same data sets in the same way."""
+    """Hashes the tests of a net on its transfer data sets and their settings."""
     tests = (weights, config.transfer.model_dump_json(), config.evaluation.flip, config.evaluation.precision)
     return hashlib.sha256(repr(tests).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Nets tested by name, and the authors' own against the paper."""
+"""Evaluation of nets by name, and of the authors' nets against the paper."""
 
 from __future__ import annotations
 
@@ -27,35 +27,33 @@ from vggrepro.pipeline.weights import checkpoint_of
 
 @dataclass(frozen=True)
 class EvaluatedNet:
-    """A net whose posteriors are stored."""
+    """Net whose posteriors are stored."""
 
     net: Net
     results: NetResults
     Q: tuple[int, ...]
-    """At which it was tested, px."""
+    """Shorter sides at which it was tested, in pixels."""
 
     def test(self, method: str) -> StoredTest:
-        """The stored posteriors of a method that it was tested by."""
-        found = self.results.test(method, self.Q)
-        assert found is not None, (self, method)
-        return found
+        """Returns the stored test by a method."""
+        test = self.results.test(method, self.Q)
+        assert test is not None, (self, method)
+        return test
 
     def scored(self, method: str, Q: tuple[int, ...]) -> Scored:
-        """Posteriors averaged over some of the Q at which it was tested. Raises UserError."""
-        found = self.results.scored(method, Q)
-        assert found is not None, (self, method, Q)
-        return found
+        """Averages the stored posteriors over some Q. Raises UserError."""
+        scored = self.results.scored(method, Q)
+        assert scored is not None, (self, method, Q)
+        return scored
 
 
 def evaluate_nets(
     paths: list[Path], methods: Sequence[str], scales: tuple[int, ...] | None, overrides: Sequence[str] = ()
 ) -> list[EvaluatedNet] | None:
-    """Evaluates nets, each a run directory or a checkpoint, by several methods; None on all ranks but the first.
+    """Evaluates nets, each a run directory or a checkpoint, by several methods; returns None except on rank 0.
 
-    Each is tested at every Q of `scales`, or where that is None at its own configuration's: that of Table 3, and for
-    multi-crop testing those of Table 5. What is not stored yet is computed with the preprocessing that the net's
-    weights were made for, and stored in its run directory; the errors of a run's final net are logged with its other
-    metrics. Raises UserError and Interrupted.
+    `scales` defaults to each configuration's Q of Table 3, or of Table 5 for multi-crop testing. Missing results are
+    stored in the run directory, and the errors of a run's final net are logged. Raises UserError and Interrupted.
     """
     nets = [Net.at(path, _changes(overrides, scales)) for path in paths]
     for net in nets:
@@ -76,8 +74,8 @@ def _evaluate(nets: Sequence[Net], methods: Sequence[str], scales: tuple[int, ..
         for net in nets:
             index = session.index(net.config)
             require_classes(net, index)
-            several = any("multicrop" in methods_of(method) for method in methods)
-            Q = scales or (net.config.multi_Q if several else net.config.single_Q)
+            multi_crop = any("multicrop" in methods_of(method) for method in methods)
+            Q = scales or (net.config.multi_Q if multi_crop else net.config.single_Q)
             results = net.results(index.fingerprint)
             evaluated.append(EvaluatedNet(net, results, Q))
             if is_first:
@@ -88,8 +86,8 @@ def _evaluate(nets: Sequence[Net], methods: Sequence[str], scales: tuple[int, ..
             if not is_first:
                 continue
             dataset = net.run.read_json("dataset.json")
-            if dataset is None:  # imported: trained on nothing known
-                dataset = index.summary() | {"opened_as": _place(net.config.data)}
+            if dataset is None:  # an imported net
+                dataset = index.summary() | {"opened_as": _location(net.config.data)}
                 net.run.write_json("dataset.json", dataset)
             if net.is_as_trained and dataset["fingerprint"] == results.data:
                 tests = [(part, Q) for method in methods for part in dict.fromkeys((*methods_of(method), method))]
@@ -97,8 +95,8 @@ def _evaluate(nets: Sequence[Net], methods: Sequence[str], scales: tuple[int, ..
     return evaluated if session.topology.is_first else None
 
 
-def _place(data: Data) -> dict[str, str]:
-    """Where the images were found, so that they are found again from any working directory."""
+def _location(data: Data) -> dict[str, str]:
+    """Returns the location of the images, independent of the working directory."""
     if data.index is not None:
         return {"index": str(data.index.resolve())}
     assert data.root is not None, "the images were opened"
@@ -106,25 +104,21 @@ def _place(data: Data) -> dict[str, str]:
 
 
 def require_classes(net: Net, index: Index) -> None:
-    """Raises UserError when the index has other classes, or another order of them, than the net was trained on."""
+    """Raises UserError if the classes of the index, or their order, are not those that the net was trained on."""
     provenance = net.load().provenance
-    known, digest = provenance["classes"], provenance.get("classes_sha256")
-    own = hashlib.sha256("\n".join(index.classes).encode()).hexdigest()
-    if (known is not None and list(index.classes) != known) or (digest is not None and digest != own):
+    expected, expected_digest = provenance["classes"], provenance.get("classes_sha256")
+    digest = hashlib.sha256("\n".join(index.classes).encode()).hexdigest()
+    if expected not in (None, list(index.classes)) or expected_digest not in (None, digest):
         raise UserError(
-            f"{index.source} has other classes than {net.path} was trained on; set data.root to the same ones, or, "
-            f"where it has some of them only, index it with --classes and a list of all"
+            f"{index.source} has other classes than {net.path} was trained on; set data.root to the same classes, or "
+            f"if some are missing, index it with --classes and a list of all"
         )
 
 
 def verify_paper(
     files: Mapping[str, Path], index: Path, runs: Path, overrides: Sequence[str] = ()
 ) -> dict[str, Any] | None:
-    """The rows of Tables 3-6 that the authors' nets determine, measured; None on all ranks but the first.
-
-    `files` are the authors' weights by column of Table 1. Posteriors are kept under `runs`, so that an interrupted
-    verification goes on where it was. Raises UserError and Interrupted.
-    """
+    """Measures the rows of Tables 3-6 from the authors' weights by column of Table 1; returns None except on rank 0."""
     changes = _changes([f"data.index={json.dumps(str(index))}", *overrides], SCALES)
     nets, sources = [], {}
     for name, file in files.items():
@@ -132,7 +126,7 @@ def verify_paper(
         checkpoint = checkpoint_of(imported, runs / name)
         nets.append(Net.of_checkpoint(file, checkpoint, checkpoint.stage, runs / name, changes))
         sources[name] = imported.source
-    found = _evaluate(nets, METHODS, SCALES)
-    if found is None:
+    evaluated = _evaluate(nets, METHODS, SCALES)
+    if evaluated is None:
         return None
-    return {"weights": sources} | verify({name: net.scored for name, net in zip(files, found, strict=True)})
+    return {"weights": sources} | verify({name: net.scored for name, net in zip(files, evaluated, strict=True)})

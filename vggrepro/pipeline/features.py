@@ -1,4 +1,4 @@
-"""Nets as feature extractors: how the paper takes features of a data set, and their store (Appendix B)."""
+"""Feature extraction from transfer data sets, and storage of the features (Appendix B)."""
 
 from __future__ import annotations
 
@@ -34,23 +34,20 @@ from vggrepro.pipeline.session import Session
 from vggrepro.ranks.collectives import from_first_rank
 
 _ROWS = 512
-"""Of features, in memory at a time."""
+"""Rows of features in memory at a time."""
 
 
 @dataclass(frozen=True)
 class Descriptors:
-    """Some nets' descriptors of the samples of one data set, those of several stacked."""
+    """Stacked descriptors of the samples of a data set by one or several nets."""
 
     data: TransferSet
     nets: tuple[Net, ...]
     specs: tuple[FeatureSpec, ...]
-    """How each net's are made."""
+    """Specification of each net's descriptors."""
 
     def extract(self, session: Session) -> None:
-        """Computes and stores the features that are not stored yet; every rank calls it.
-
-        Raises UserError, and Interrupted; the same call then goes on.
-        """
+        """Computes and stores the missing features; every rank must call it. Raises UserError and Interrupted."""
         for net, spec in zip(self.nets, self.specs, strict=True):
             keys = [key for keys in self._keys(net, spec) for key in keys]
             if missing := from_first_rank([key for key in keys if not key.exists(net.run)]):
@@ -86,17 +83,17 @@ class Descriptors:
             shown.store([computation], net.run, views, doing)
 
     def _keys(self, net: Net, spec: FeatureSpec) -> list[list[FeaturesKey]]:
-        """The keys at each Q: of the images, and where the spec has boxes after them of these."""
+        """Returns the keys at each Q for the images, followed by those for boxes if the specification has boxes."""
         results = net.results(self.data.index.fingerprint)
         regions = ["", self.data.boxes_fingerprint] if spec.boxes else [""]
         return [[results.features(net.layer, Q, region) for Q in spec.Q] for region in regions]
 
     def values(self) -> NDArray[np.float32]:
-        """(samples, d) of length 1, from what is stored. Raises UserError."""
+        """Reads the descriptors of unit length, shape (samples, d). Raises UserError."""
         values, filled = np.empty((len(self.data.image), 0), np.float32), 0
         for sets in zip(*map(self._blocks, self.nets, self.specs), strict=True):
             block = stacked(sets) if len(sets) > 1 else sets[0]
-            if not filled:  # gigabytes, so they are there once, and put together where they stay
+            if not filled:  # allocated once, because this may take gigabytes
                 values = np.empty((len(values), block.shape[1]), np.float32)
             values[filled : filled + len(block)] = block
             filled += len(block)
@@ -104,7 +101,6 @@ class Descriptors:
         return values
 
     def _blocks(self, net: Net, spec: FeatureSpec) -> Iterator[NDArray[np.float32]]:
-        """One net's descriptors of the samples, some at a time."""
         image, *boxes = (_descriptors(net, keys, spec.combine) for keys in self._keys(net, spec))
         if not np.array_equal(self.data.image, np.arange(len(self.data.index.split("val")))):
             of_image, chosen = np.concatenate(list(image)), self.data.image
@@ -114,7 +110,7 @@ class Descriptors:
 
     @property
     def protocol(self) -> TransferProtocol:
-        """Under which the test of the nets on the data set is stored."""
+        """Protocol under which the tests of the nets on the data set are stored."""
         data, spec, first = self.data, self.specs[0], self.nets[0].config
         nets = tuple(
             NetProtocol(net.weights, net.layer, each.Q, net.config.evaluation.flip, net.config.evaluation.precision)
@@ -126,61 +122,54 @@ class Descriptors:
 
 
 def _descriptors(net: Net, keys: Iterable[FeaturesKey], combine: Combine) -> Iterator[NDArray[np.float32]]:
-    """Descriptors of stored features at several Q, some rows at a time."""
+    """Yields blocks of descriptors, combined from stored features at several Q."""
     readers = [array_rows(key.file(net.run), "values", _ROWS) for key in keys]
     return (descriptors(at_scales, combine) for at_scales in zip(*readers, strict=True))
 
 
 def net_at(path: Path, changes: Sequence[str], sets: Mapping[str, str] | None = None) -> Net:
-    """A net by its run directory or checkpoint, with `section.key=value` changes. Raises UserError.
-
-    `sets` take the place of the data sets that its own configuration names.
-    """
+    """Opens a net by its run directory or checkpoint; `sets` replaces its transfer data sets. Raises UserError."""
     net = Net.at(path, changes)
     if net.predicts_boxes:
-        raise UserError(f"{path} predicts boxes; name a net that predicts classes, whose features are of the image")
+        raise UserError(f"{path} predicts boxes; name a net that predicts classes")
     if not sets:
         return net
     return net.under(checked(Transfer, **net.config.transfer.model_dump() | {"sets": dict(sets)}))
 
 
 def open_set(name: str, config: Config, session: Session) -> TransferSet:
-    """One of a stage's data sets; rank 0 makes what others then find made. Raises UserError."""
+    """Opens a transfer data set of a stage; rank 0 indexes it for the others. Raises UserError."""
     source, drawing, cache = config.transfer.sets[name], drawing_of(name, config.transfer), config.run.root / "index"
     with session.opening(f"reading {name}") as update:
         return open_transfer(name, source, drawing, cache, lambda done, total: update(done, f"of {total}"))
 
 
 def extract(nets: Sequence[Net], name: str, session: Session, *, boxes: bool = False) -> Descriptors | None:
-    """Features of one of the nets' data sets, computed where they are not stored; None on all ranks but the first.
-
-    As the paper takes them, or as the nets' configurations say; with `boxes` those of the persons beside those of the
-    images. Raises UserError and Interrupted.
-    """
+    """Extracts features of a transfer data set, with `boxes` also those of persons; returns None except on rank 0."""
     specs = tuple(replace(feature_specs(name, net.config)[0], boxes=boxes) for net in nets)
     data = open_set(name, nets[0].config, session)
     if boxes and data.boxes is None:
-        raise UserError(f"--boxes: {name} has no boxes; leave it out")
-    found = Descriptors(data, tuple(nets), specs)
-    found.extract(session)
-    return found if session.topology.is_first else None
+        raise UserError(f"--boxes: {name} has no boxes; omit the option")
+    samples = Descriptors(data, tuple(nets), specs)
+    samples.extract(session)
+    return samples if session.topology.is_first else None
 
 
-def write_features(file: Path, found: Descriptors) -> tuple[int, int]:
-    """Writes samples for other programs, all or nothing: an npz of plain arrays, without pickles (docs/transfer.md).
+def write_features(file: Path, samples: Descriptors) -> tuple[int, int]:
+    """Writes samples for other programs atomically, as an npz of plain arrays without pickles (docs/transfer.md).
 
-    X (samples, d) float32; Y (samples, classes) int8, 1, -1, or 0 for difficult; where each sample is of one class also
-    y (samples,) int64; names and classes; split (splits, samples) int8, 1 learnt from, 2 held out, 3 tested, 0 neither;
-    made_of, JSON. Returns (samples, d). Raises UserError.
+    The arrays are X, float32 (samples, d); Y, int8 (samples, classes) with 1, -1, or 0 for difficult; y, int64
+    (samples,), if each sample has one class; names; classes; split, int8 (splits, samples) with 1 for training, 2 for
+    validation, 3 for test, 0 for unused; and made_of, JSON. Returns (samples, d). Raises UserError.
     """
-    data, values = found.data, found.values()
+    data, values = samples.data, samples.values()
     split = np.zeros((len(data.partitions), len(data.image)), np.int8)
     for number, partition in enumerate(data.partitions):
         for code, rows in enumerate((partition.fit, partition.validation, partition.test), 1):
             split[number, rows] = code
-    made = [
+    sources = [
         {"net": net.name, "weights": net.weights, "layer": net.layer} | asdict(spec)
-        for net, spec in zip(found.nets, found.specs, strict=True)
+        for net, spec in zip(samples.nets, samples.specs, strict=True)
     ]
     arrays: dict[str, NDArray[Any]] = {
         "X": values,
@@ -188,7 +177,7 @@ def write_features(file: Path, found: Descriptors) -> tuple[int, int]:
         "names": np.array(data.names),
         "classes": np.array(data.classes),
         "split": split,
-        "made_of": np.array(json.dumps(made)),
+        "made_of": np.array(json.dumps(sources)),
     }
     if data.measure == "recall":
         arrays["y"] = data.targets.argmax(axis=1).astype(np.int64)
@@ -200,7 +189,7 @@ def write_features(file: Path, found: Descriptors) -> tuple[int, int]:
 
 
 def require_writable(file: Path) -> None:
-    """Raises UserError where :func:`write_features` could not write, which is known before features are computed."""
+    """Raises UserError if :func:`write_features` could not write the file, before features are computed."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.is_dir():
@@ -212,4 +201,4 @@ def require_writable(file: Path) -> None:
 
 
 def _unwritable(file: Path, error: OSError) -> UserError:
-    return UserError(f"--out {file} cannot be written ({error.strerror}); choose another place")
+    return UserError(f"--out {file} cannot be written ({error.strerror}); choose another path")

@@ -1,4 +1,4 @@
-"""The stage graph on this machine: what is there already, what is still to be done, the tables at the end."""
+"""Training and evaluation of a graph of stages on this machine, and its tables."""
 
 from pathlib import Path
 
@@ -18,19 +18,22 @@ from vggrepro.storage.tracking_uri import resolve_uri, ui_command
 
 
 def reproduce(graph: Graph, *, stop_after_s: float | None = None) -> Path | None:
-    """Trains what is missing, parents first, evaluates, prints and writes the tables; every rank calls it.
+    """Trains and evaluates the unfinished stages, parents first, and writes the tables; every rank must call it.
 
-    Returns the tables' file on rank 0. Raises UserError, and Interrupted where it was asked to stop or `stop_after_s`
-    seconds have passed; the same call then goes on.
+    Args:
+        graph: the stages.
+        stop_after_s: wall time in seconds after which the work stops; the same call resumes it.
+
+    Returns the file of the tables on rank 0. Raises UserError, and Interrupted after a request to stop.
     """
     stages = list(graph.stages.values())
     for config in stages:
         if not is_finished(config):
             require_sets(config)
     with open_session(stages, stop_after_s=stop_after_s) as session:
-        for place, (name, config) in enumerate(graph.stages.items(), 1):
+        for number, (name, config) in enumerate(graph.stages.items(), 1):
             parent = graph.parent_of(name)
-            train_stage(config, parent, session, later=stages[place:])
+            train_stage(config, parent, session, later=stages[number:])
             evaluate_stage(config, parent, session)
         transfer_together(stages, session)
     if not session.topology.is_first:
@@ -40,19 +43,19 @@ def reproduce(graph: Graph, *, stop_after_s: float | None = None) -> Path | None
 
 
 def write_tables(graph: Graph) -> Path:
-    """Prints and writes the tables of what is evaluated by now; returns their file. Raises UserError."""
+    """Prints and writes the tables of all results so far; returns their file. Raises UserError."""
     stages = list(graph.stages.values())
     folder = RunDirectory(stages[0].run.root / graph.name)
     title = f"{graph.name}: measured beside printed"
     seen, text = None, ""
-    # Stages that run as jobs of their own end when they will: the tables are written last by who has seen all of it.
-    while seen != (found := [RunDirectory(stage.directory).results() for stage in stages]):
-        seen = found
+    # Other stages may run as separate jobs. The tables are rewritten until there are no new results.
+    while seen != (results := [RunDirectory(stage.directory).results() for stage in stages]):
+        seen = results
         report = build_report([StoredRun(config.directory, config) for config in stages])
         text = render(report, Format.markdown, title, counts=False)
         folder.write_text("tables.md", text)
         folder.write_text("tables.html", render(report, Format.html, title, counts=False))
-    print(text, flush=True)  # before the lines below, where both go into one file
+    print(text, flush=True)  # before the lines below if both are redirected to one file
     echo(f"tables written to {folder.path / 'tables.md'} and tables.html")
     if stages[0].tracking.mlflow:
         echo(f"runs side by side in MLflow: {ui_command(resolve_uri(stages[0].tracking.uri, stages[0].run.root))}")

@@ -1,4 +1,4 @@
-"""Nets that predict boxes, each by itself and all pooled, with classes from the best posteriors."""
+"""Tests of nets that predict boxes, each separately and all pooled, with classes from the best posteriors."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from vggrepro.storage.status import relocated, stage_at
 
 @dataclass(frozen=True)
 class Localised:
-    """What `vggrepro localise` found: each net by itself, and after them all together."""
+    """Result of `vggrepro localise`."""
 
     tested: list[PooledErrors]
+    """Errors of each net, followed by those of all nets pooled."""
     guesses: Guesses
-    whole_image: ErrorRate
-    """Where every box is the whole image and the class is given."""
+    full_image: ErrorRate
+    """Baseline, given the class: every box is the full image."""
     random: ErrorRate
-    """Where every box lies between two random points and the class is given."""
+    """Baseline, given the class: every box lies between two random points."""
 
 
 def localise(
@@ -39,13 +40,12 @@ def localise(
     scales: tuple[int, ...] | None = None,
     overrides: Sequence[str] = (),
 ) -> Localised | None:
-    """Tests nets that predict boxes, and all of them pooled before merging; None on all ranks but the first.
+    """Tests nets that predict boxes, and all of them pooled before merging; returns None except on rank 0.
 
-    Each is tested at every Q of `scales`, or where that is None at its own configuration's of Table 9: at one, and at
-    several, which are pooled. The guessed classes are those of `namers`, classification runs that are fused, by a
-    method at their own Q of Table 4; by default those of the best row of the experiment's Tables 4 to 6. What is not
-    stored yet is computed and kept in the run directories; what is pooled, in the first one's. Raises UserError and
-    Interrupted.
+    `scales` defaults to each configuration's Q of Table 9: one, and several pooled. The fused posteriors of
+    `classifiers` by `method` at their Q of Table 4 give the guessed classes, by default those of the best row of the
+    experiment's Tables 4 to 6. Missing results are stored in the run directories, pooled ones in the first. Raises
+    UserError and Interrupted.
     """
     nets = [_net_at(run, overrides) for run in runs]
     with open_session([net.config for net in nets], training=False) as session:
@@ -60,11 +60,11 @@ def localise(
                 _best(runs[0].resolve().parent, test.index.fingerprint) if session.topology.is_first else None
             )
         guesses = test.guesses(stages, method)
-        own = [(net, (scales,) if scales else (net.config.single_Q, net.config.multi_Q)) for net in nets]
-        pools = [[(net, Q)] for net, tests in own for Q in dict.fromkeys(tests)]
+        tests_of_nets = [(net, (scales,) if scales else (net.config.single_Q, net.config.multi_Q)) for net in nets]
+        pools = [[(net, Q)] for net, tests in tests_of_nets for Q in dict.fromkeys(tests)]
         if len(nets) > 1:
             pools.append([(net, scales or net.config.multi_Q) for net in nets])
-        for net, tests in own:
+        for net, tests in tests_of_nets:
             test.predict(net, guesses, {side for Q in tests for side in Q})
         if not session.topology.is_first:
             return None
@@ -72,7 +72,7 @@ def localise(
 
 
 def _net_at(run: Path, changes: Sequence[str]) -> BoxNet:
-    """A finished net that predicts boxes, and its parent beside it. Raises UserError."""
+    """Opens a finished net that predicts boxes, and its parent in the same experiment. Raises UserError."""
     net = Net.at(run, changes)
     if not net.predicts_boxes:
         raise UserError(f"{run} predicts classes, not boxes; test it with `vggrepro evaluate {run}`")
@@ -80,13 +80,12 @@ def _net_at(run: Path, changes: Sequence[str]) -> BoxNet:
 
 
 def _best(experiment: Path, data: str) -> tuple[list[Config], str]:
-    """The runs and the method of an experiment's best row in Tables 4 to 6, by top-5 error. Raises UserError."""
+    """Finds the runs and method of an experiment's best row in Tables 4 to 6 by top-5 error. Raises UserError."""
     runs = [run for run in find_runs([experiment]) if run.dataset.get("fingerprint") == data]
     rows = [row for row in build_report(runs).rows if row.table in (4, 5, 6) and row.top5.measured is not None]
     if not rows:
-        raise UserError(f"no run of {experiment} has posteriors that name classes; say which have: --classes-from RUN")
+        raise UserError(f"no run of {experiment} has posteriors for class guesses; name runs: --classes-from RUN")
     best = min(rows, key=lambda row: (row.top5.measured, row.top1.measured))
     assert best.run is not None
     assert best.method is not None
-    chosen = resolve(best.run.split(labels.FUSED), [experiment])
-    return [relocated(run.config, run.path) for run in chosen], best.method
+    return [relocated(run.config, run.path) for run in resolve(best.run.split(labels.FUSED), [experiment])], best.method

@@ -1,4 +1,4 @@
-"""A net that was trained, with how it was trained and how it is tested."""
+"""Trained nets, with their training and test configurations."""
 
 from __future__ import annotations
 
@@ -24,93 +24,94 @@ from vggrepro.training.stage import load_final, net_of, weights_of
 
 @dataclass(frozen=True)
 class Net:
-    """A trained net, by itself: :meth:`answers` pairs it with images."""
+    """Trained net."""
 
     path: Path
-    """As it was named: its run directory, or a checkpoint."""
+    """Run directory or checkpoint that names it."""
     config: Config
-    """How it is tested."""
+    """Configuration under which it is tested."""
     stage: Config
-    """How it was trained."""
+    """Configuration under which it was trained."""
     weights: str
     """SHA-256 of the net (`checkpoint.weights_hash`)."""
     step: int
-    """Iterations that made it."""
+    """Iterations of training."""
     run: RunDirectory
-    """Where its answers are stored."""
+    """Run directory of its results."""
     load: Callable[[], Checkpoint]
 
     @classmethod
     def of_stage(cls, config: Config) -> Net:
-        """The final net of a finished stage. Raises UserError."""
+        """Opens the final net of a finished stage. Raises UserError."""
         run, step = RunDirectory(config.directory), config.train.iterations
         return cls(run.path, config, config, weights_of(config), step, run, lambda: load_final(config))
 
     @classmethod
     def at(cls, path: Path, changes: Sequence[str]) -> Net:
-        """A net by its run directory or checkpoint, tested with `section.key=value` changes. Raises UserError."""
+        """Opens a net by its run directory or checkpoint, with `section.key=value` changes. Raises UserError."""
         file, folder = locate(path)
-        found = load(file)
-        return cls.of_checkpoint(path, found, stage_at(folder) if path.is_dir() else found.stage, folder, changes)
+        checkpoint = load(file)
+        stage = stage_at(folder) if path.is_dir() else checkpoint.stage
+        return cls.of_checkpoint(path, checkpoint, stage, folder, changes)
 
     @classmethod
     def of_checkpoint(
         cls, path: Path, checkpoint: Checkpoint, stage: Config, folder: Path, changes: Sequence[str]
     ) -> Net:
-        """A checkpoint's net, trained as a stage, whose answers are stored in a run directory. Raises UserError."""
+        """Opens the net of a checkpoint of `stage`, with results in the run directory `folder`. Raises UserError."""
         config, weights = override(stage, changes, path), weights_hash(checkpoint.weights)
         return cls(path, config, stage, weights, checkpoint.step, RunDirectory(folder), lambda: checkpoint)
 
     @property
     def name(self) -> str:
-        """`experiment:stage`."""
+        """Name of the net as `experiment:stage`."""
         return f"{self.config.run.experiment}:{self.config.name}"
 
     @property
     def layer(self) -> str:
-        """Whose activations its features are."""
+        """Name of the layer whose activations are its features."""
         return architecture_of(self.config).feature_layer
 
     @property
     def predicts_boxes(self) -> bool:
-        """Whether its checkpoint is of a net that predicts boxes."""
+        """Whether it predicts boxes instead of classes."""
         return self.load().stage.localisation is not None
 
     def under(self, settings: Transfer) -> Net:
-        """The net, whose features are tested in this way."""
+        """Returns a copy whose features are tested with other settings."""
         return replace(self, config=self.config.model_copy(update={"transfer": settings}))
 
     def results(self, data: str, boxes: str = "") -> NetResults:
-        """What is stored of it for the images, and boxes, of these fingerprints."""
+        """Returns the stored results for images and boxes with these fingerprints."""
         return NetResults(self.run, self.weights, data, self.config.evaluation, boxes)
 
     def opened(self, session: Session) -> tuple[VGG, Loader]:
-        """The net on this rank's device, and the loader with the preprocessing that its weights were made for."""
+        """Loads the net to this rank's device, and returns a loader with the preprocessing of its weights."""
         checkpoint = self.load()
         loader = as_the_net_expects(session.loader(self.config), checkpoint.preprocessing)
         return net_of(checkpoint, session.device), loader
 
     def note_weights(self) -> None:
-        """Notes the hash of a run's final net in the run, where it is not noted yet. First rank only."""
+        """Stores the hash of a run's final net in the run directory. Only the first rank calls it."""
         if self.path.is_dir() and known_weights(self.run) is None:
             note_weights(self.run, self.weights, self.step)
 
     @property
     def is_as_trained(self) -> bool:
-        """Whether it is its run's final net, tested by its own protocol: else its errors are not the run's."""
-        tested, own = self.config.evaluation, self.stage.evaluation
+        """Whether it is its run's final net, tested with the run's protocol, so that its errors are the run's."""
+        tested, trained = self.config.evaluation, self.stage.evaluation
         final = known_weights(self.run) == self.weights
-        return final and (tested.flip, tested.precision) == (own.flip, own.precision)
+        return final and (tested.flip, tested.precision) == (trained.flip, trained.precision)
 
     def new_record(self, figures: Mapping[str, float]) -> dict[str, Any] | None:
-        """Figures as a record for `metrics.jsonl`; None where it has them all."""
+        """Makes a record of figures for `metrics.jsonl`; None if all are logged already."""
         record = {"kind": "evaluation", "step": self.config.train.iterations, **figures}
         return None if self.run.already_logged("evaluation", record) else record
 
     def log(self, figures: Mapping[str, float], session: Session) -> None:
-        """Adds figures to the run's metrics, and to MLflow, unless they are there. First rank only."""
+        """Logs new figures to the run's metrics and to MLflow. Only the first rank calls it."""
         if record := self.new_record(figures):
-            own = {"evaluation": self.stage.evaluation, "transfer": self.stage.transfer}
-            config = relocated(self.config.model_copy(update=own), self.run.path)
+            sections = {"evaluation": self.stage.evaluation, "transfer": self.stage.transfer}
+            config = relocated(self.config.model_copy(update=sections), self.run.path)
             with mirrored(config, self.run, session.topology):
                 self.run.append(record)

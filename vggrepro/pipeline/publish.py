@@ -1,4 +1,4 @@
-"""A finished net as a folder, or a repository of the Hub, that timm, torch.hub and this program load again."""
+"""Publication of a finished net as a folder or a repository of the Hub, for timm, torch.hub and this program."""
 
 from __future__ import annotations
 
@@ -33,62 +33,62 @@ from vggrepro.storage.status import locate
 
 _LICENSE, _LEDGER = "LICENSE", "ledger.json"
 _FILES = frozenset({WEIGHTS, CONFIG, CARD, _LICENSE, _LEDGER, evidence.RUNS, evidence.RANKS})
-"""All that a published net may consist of."""
+"""Files that a published net may have."""
 _MARK = "vggrepro"
-"""The key of `config.json` that tells which net it is of; timm and the Hub pass over it."""
+"""Key of `config.json` that identifies the net; timm and the Hub ignore it."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """What was published, or would be."""
+    """Result of a publication, or of its dry run."""
 
     place: str
-    """The folder, or the address at the Hub."""
+    """Folder, or URL at the Hub."""
     files: dict[str, int]
-    """Bytes by name."""
+    """Sizes of the files in bytes, by name."""
     weights: str
-    """SHA-256 (hex) of the net, whatever file it is in."""
+    """SHA-256 (hex) of the net, see `checkpoint.weights_hash`."""
     timm: str | None
-    """timm's name of the net; None where it has none."""
+    """timm's name of the net; None if timm has no such net."""
     notes: tuple[str, ...]
-    """What a reader should know."""
+    """Remarks for the user."""
 
 
 @dataclass(frozen=True)
 class _Net:
-    """A finished net and what is published beside it."""
+    """Finished net and the files that are published with it."""
 
     run: RunDirectory
     stored_net: Checkpoint
     weights: str
     others: Mapping[str, bytes]
-    """Content by name of all files but the weights and the card."""
+    """Content by name of all files except the weights and the card."""
 
     @property
     def tested(self) -> bool:
         return evidence.RANKS in self.others
 
     def sizes(self, place: str) -> dict[str, int]:
-        """Bytes by name, of the weights without the file's header."""
+        """Returns the sizes of the files in bytes, by name; the weights' without the file header."""
         weights = sum(tensor.nbytes for tensor in self.stored_net.weights.values())
         sizes = {name: len(data) for name, data in self.others.items()}
         return dict(sorted((sizes | {WEIGHTS: weights, CARD: len(self.card("0" * 64, place))}).items()))
 
     def card(self, sha256: str, place: str) -> bytes:
-        """The model card."""
-        made = model_card(
+        """Renders the model card."""
+        text = model_card(
             self.stored_net, self.weights, self.run, WEIGHTS, sha256, published=place, evidence=self.tested
         )
-        return made.encode()
+        return text.encode()
 
     def write(self, folder: Path, place: str) -> None:
-        """Writes all files into a folder. Raises UserError, OSError."""
+        """Writes all files to a folder. Raises UserError and OSError."""
         need, free = sum(self.sizes(place).values()), shutil.disk_usage(folder).free
         if need > free:
-            remedy = "set TMPDIR to another place" if place.startswith("hf:") else "choose another place"
+            remedy = "set TMPDIR to another folder" if place.startswith("hf:") else "choose another folder"
             raise UserError(
-                f"{folder.parent} has room for {free / 1e6:.0f} MB, and the files take {need / 1e6:.0f} MB; "
-                f"make room, or {remedy}"
+                f"{folder.parent} has {free / 1e6:.0f} MB of free space, and the files need {need / 1e6:.0f} MB; "
+                f"free some space, or {remedy}"
             )
         write_net(self.stored_net, folder / WEIGHTS)
         for name, data in self.others.items():
@@ -97,39 +97,37 @@ class _Net:
 
 
 def publish(run: Path, to: str, *, dry_run: bool = False, private: bool = False, replace: bool = False) -> Published:
-    """Publishes the net of a finished run with its card, ledger, license and answers (ranks of the true classes).
+    """Publishes the net of a finished run with its card, ledger, license and results (ranks of the true classes).
 
-    A folder is there with all files or not at all; at the Hub they are one commit, and what an interrupted upload has
-    sent is not sent again. A card that was edited there stays, unless `replace` is true.
+    A folder is written atomically. At the Hub, the files are one commit, and a repeated call resumes an interrupted
+    upload. An edited card is not replaced, unless `replace` is true.
 
     Args:
-        run: the run directory.
-        to: a folder, or `hf:owner/name`, a repository of the Hub, which is made where there is none.
-        dry_run: find out what would be written, and neither write nor contact anything.
-        private: only its owner may read a new repository.
-        replace: what is published there may be of another net.
+        run: run directory.
+        to: folder, or repository of the Hub (`hf:owner/name`), which is created if it does not exist.
+        dry_run: list the files without writing them or contacting the Hub.
+        private: whether a new repository is private.
+        replace: replace a published net even if it is another one.
 
-    Raises:
-        UserError: the run is not finished or predicts boxes; the place holds another net, or files of others; it cannot
-            be written; the Hub cannot be reached, or refuses.
+    Raises UserError, also if `to` has another net or other files.
     """
     repository = repository_of(to)
     if private and repository is None:
-        raise UserError(f"--private with the folder {to}: only a repository of the Hub is private; leave it out")
+        raise UserError(f"--private with the folder {to}: only repositories of the Hub can be private; omit --private")
     net = _read(run)
     place = f"hf:{repository}" if repository else "FOLDER"
     notes = []
     timm = function_of(net.stored_net.stage.model)
     if timm is None:
-        notes.append("timm has no such net: config.json names none, and timm.create_model does not load it")
+        notes.append("timm has no such net: config.json names none, and timm.create_model cannot load it")
     if not net.tested:
-        notes.append(f"no answers are published: {run} is not tested; `vggrepro evaluate {run}` tests it")
+        notes.append(f"no results are published: {run} is not tested; run `vggrepro evaluate {run}`")
     if dry_run:
         return Published(to, net.sizes(place), net.weights, timm, tuple(notes))
     existing = read_repository(repository, private=private) if repository else _read_folder(Path(to))
-    edited = _settle(net, existing, to, replace=replace)
+    edited = _keeps_card(net, existing, to, replace=replace)
     if edited:
-        notes.append(f"its {CARD} there was edited by hand and stays as it is; --replace renews it")
+        notes.append(f"its {CARD} was edited by hand and is unchanged; --replace overwrites it")
     if repository is None:
         files = _to_folder(net, Path(to), existing.card if edited else None)
         return Published(to, files, net.weights, timm, tuple(notes))
@@ -144,12 +142,11 @@ def publish(run: Path, to: str, *, dry_run: bool = False, private: bool = False,
             message = f"{net.stored_net.stage.name}: weights {net.weights[:12]}"
             address = upload(repository, new, existing, private=private, removed=stale, message=message)
     except OSError as error:
-        raise UserError(f"the files for {to} cannot be written: {error}; make room, or set TMPDIR") from None
+        raise UserError(f"the files for {to} cannot be written: {error}; free some space, or set TMPDIR") from None
     return Published(address, sizes, net.weights, timm, tuple(notes))
 
 
 def _read(run: Path) -> _Net:
-    """The net of a run directory. Raises UserError."""
     if run.is_file():
         raise UserError(f"{run} is a file; name the run directory of a finished stage, e.g. runs/demo/D")
     file, _ = locate(run)
@@ -160,7 +157,7 @@ def _read(run: Path) -> _Net:
     directory, weights = RunDirectory(run), checkpoint.weights_hash(stored_net.weights)
     stored = StoredRun(run, load_resolved(run / "config.yaml"))
     if stored.weights not in (None, weights):
-        raise UserError(f"{run / 'final.json'} is of another net than {file}; restore the one or the other")
+        raise UserError(f"{run / 'final.json'} belongs to another net than {file}; restore one of them")
     others = {CONFIG: _json(_config(stored_net, weights)), _LICENSE: _license()}
     departures = read_ledger(directory)
     if departures is not None:
@@ -176,13 +173,10 @@ def _json(tree: Any) -> bytes:
 
 
 def _config(stored_net: Checkpoint, weights: str) -> dict[str, Any]:
-    """timm's `config.json`: the net, its input, and the names of its classes; for the Hub, and to know the net by.
-
-    timm's units are [0, 1], and its size before the crop is crop_pct's. Where it has no such net it names none.
-    """
+    """Makes the `config.json` of timm and the Hub; `crop_pct` gives the size before the crop."""
     model, preprocessing = stored_net.stage.model, stored_net.preprocessing
     classes = stored_net.provenance["classes"]
-    if classes is None and model.classes == value("classes"):  # the only such nets that are published
+    if classes is None and model.classes == value("classes"):  # imported nets for ILSVRC
         classes = ilsvrc_classes()
     function = function_of(model)
     config: dict[str, Any] = {"architecture": function} if function else {}
@@ -194,9 +188,9 @@ def _config(stored_net: Checkpoint, weights: str) -> dict[str, Any]:
         "input_size": [3, model.crop, model.crop],
         "fixed_input_size": False,
         "interpolation": "bilinear",
-        "crop_pct": _crop_share(model.crop, stored_net.stage.single_Q[0]),
+        "crop_pct": _crop_fraction(model.crop, stored_net.stage.single_Q[0]),
         "crop_mode": "center",
-        "mean": [part / 255 for part in preprocessing["mean"]],
+        "mean": [part / 255 for part in preprocessing["mean"]],  # grey levels in [0, 1]
         "std": [part / 255 for part in preprocessing["std"]],
         "num_classes": model.classes,
     }
@@ -206,16 +200,16 @@ def _config(stored_net: Checkpoint, weights: str) -> dict[str, Any]:
     return config
 
 
-def _crop_share(crop: int, Q: int) -> float:
-    """timm's crop_pct, with which it rescales to the shorter side Q, px: floor(crop / crop_pct)."""
-    share = crop / Q
-    while math.floor(crop / share) < Q:
-        share = math.nextafter(share, 0)
-    return share
+def _crop_fraction(crop: int, Q: int) -> float:
+    """Computes timm's crop_pct, so that the shorter side floor(crop / crop_pct) is Q, in pixels."""
+    fraction = crop / Q
+    while math.floor(crop / fraction) < Q:
+        fraction = math.nextafter(fraction, 0)
+    return fraction
 
 
 def _license() -> bytes:
-    """The license of this program, as it is installed or in its checkout. Raises UserError where there is none."""
+    """Reads the license of the installed package or the checkout. Raises UserError if it is missing."""
     with suppress(importlib.metadata.PackageNotFoundError):
         for file in importlib.metadata.files("vggrepro") or ():
             if file.name == _LICENSE and Path(str(file.locate())).is_file():
@@ -227,41 +221,42 @@ def _license() -> bytes:
 
 
 def _read_folder(folder: Path) -> Publication:
-    """What a folder holds. Raises UserError for one that holds anything else than a published net."""
+    """Reads the content of a folder. Raises UserError if it has files that are not of a published net."""
     if not folder.is_dir():
         if folder.exists():
             raise UserError(f"--to {folder} is a file; name a folder, or hf:owner/name")
         return Publication()
     files = frozenset(file.name for file in folder.iterdir())
     if others := sorted(files - _FILES):
-        raise UserError(f"--to {folder} holds other files ({others[0]}); choose a new folder")
+        raise UserError(f"--to {folder} has other files ({others[0]}); choose a new folder")
     config, card = ((folder / name).read_bytes() if name in files else None for name in (CONFIG, CARD))
     return Publication(files, config, card)
 
 
-def _settle(net: _Net, existing: Publication, to: str, *, replace: bool) -> bool:
-    """Whether a card that was edited is to stay. Raises UserError where something there would be lost."""
-    if replace or not existing.files & _FILES - {CARD, _LICENSE}:  # which a new repository may have
-        return bool(existing.card and not replace and not as_made(existing.card.decode(errors="replace")))
-    there = None
-    with suppress(ValueError, KeyError, TypeError):
-        there = json.loads(existing.config or b"")[_MARK]["weights"]
-    if there != net.weights:
-        which = f"weights {there[:12]}" if isinstance(there, str) else f"of no {CONFIG} that was made here"
-        raise UserError(
-            f"--to {to} holds another net ({which}; this one has {net.weights[:12]}); "
-            f"choose another place, or --replace it"
-        )
-    if evidence.RANKS in existing.files and not net.tested:
-        raise UserError(
-            f"--to {to} holds the answers of this net, which {net.run.path} lacks: they would be lost; "
-            f"evaluate it first, or --replace them"
-        )
-    return existing.card is not None and not as_made(existing.card.decode(errors="replace"))
+def _keeps_card(net: _Net, existing: Publication, to: str, *, replace: bool) -> bool:
+    """Whether an edited card must not be replaced. Raises UserError if other content would be lost."""
+    if replace:
+        return False
+    if existing.files & _FILES - {CARD, _LICENSE}:  # a new repository may have these two
+        published = None
+        with suppress(ValueError, KeyError, TypeError):
+            published = json.loads(existing.config or b"")[_MARK]["weights"]
+        if published != net.weights:
+            which = f"weights {published[:12]}" if isinstance(published, str) else f"without a {CONFIG} of vggrepro"
+            raise UserError(
+                f"--to {to} has another net ({which}; this one has {net.weights[:12]}); "
+                f"choose another place, or --replace it"
+            )
+        if evidence.RANKS in existing.files and not net.tested:
+            raise UserError(
+                f"--to {to} has results of this net, which {net.run.path} lacks and which would be lost; "
+                f"evaluate it first, or --replace them"
+            )
+    return bool(existing.card and not as_made(existing.card.decode(errors="replace")))
 
 
 def _to_folder(net: _Net, folder: Path, card: bytes | None) -> dict[str, int]:
-    """Writes all files beside a folder and then puts them in its place; returns their sizes. Raises UserError."""
+    """Replaces a folder atomically; returns the sizes of its files. Raises UserError."""
     folder = folder.resolve()
     new, old = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.{part}") for part in ("new", "old"))
     try:
@@ -278,7 +273,7 @@ def _to_folder(net: _Net, folder: Path, card: bytes | None) -> dict[str, int]:
             old.rename(folder)
             raise
     except OSError as error:
-        raise UserError(f"--to {folder} cannot be written: {error.strerror}; choose another place") from None
+        raise UserError(f"--to {folder} cannot be written: {error.strerror}; choose another folder") from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
@@ -286,5 +281,4 @@ def _to_folder(net: _Net, folder: Path, card: bytes | None) -> dict[str, int]:
 
 
 def _sizes_in(folder: Path) -> dict[str, int]:
-    """Bytes by name."""
     return {file.name: file.stat().st_size for file in sorted(folder.iterdir())}

@@ -1,7 +1,7 @@
-"""What MLflow loads of a net that was logged: images to class probabilities, by the paper's dense test.
+"""Model that MLflow loads: class probabilities of images by the paper's dense test.
 
-`mlflow.pyfunc` imports this module from the copy of the package in the model's folder, so that neither an installation
-nor a checkout is needed. It imports no more than :mod:`vggrepro.pipeline.pretrained` does.
+`mlflow.pyfunc` imports this module from the copy of the package in the model's folder, without an installation or a
+checkout. It has no imports beyond those of :mod:`vggrepro.pipeline.pretrained`.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ def _load_pyfunc(path: str) -> ServedNet:
 
 
 class ServedNet:
-    """The dense test of a net (Section 3.2) behind MLflow's interface."""
+    """Dense test of a net (Section 3.2) with MLflow's interface."""
 
     def __init__(self, net: Pretrained) -> None:
         self.net = net
 
     def predict(self, images: Any, params: Mapping[str, Any] | None = None) -> NDArray[np.float32]:
-        """Posteriors (N, classes) of N images of any sizes.
+        """Computes posteriors, shape (n, classes), of n images of any sizes.
 
         Args:
-            images: arrays (H, W, 3) of RGB grey levels 0-255, uint8 or float, in one array or a list; or encoded files,
-                as bytes or in base64; a data frame has them in its first column.
-            params: `Q`, shorter sides in px (default: the net's own of Table 4); `flip`, whether mirror images are
-                averaged, too.
+            images: an array or list of RGB images, shape (H, W, 3), with grey levels 0-255 as uint8 or float; or
+                encoded files as bytes or in base64. A data frame has images in its first column.
+            params: `Q`, shorter sides in pixels (default: the net's Q of Table 4), and `flip`, whether the posteriors
+                of mirror images are included in the average.
 
         Raises:
-            UserError: an image cannot be decoded, has another shape, or grey levels out of range; Q is too small.
+            UserError: an image cannot be decoded or has another shape or grey levels out of range, or Q is too small.
         """
-        given = dict(params or {})
+        settings = dict(params or {})
         if hasattr(images, "iloc"):
             images = images.iloc[:, 0].tolist()
         require_several(images)
-        Q = [int(side) for side in np.atleast_1d(given.get("Q", self.net.Q))]
+        Q = [int(side) for side in np.atleast_1d(settings.get("Q", self.net.Q))]
         decoded = [_decoded(image, f"image {number}") for number, image in enumerate(images)]
-        return self.net.predict(decoded, Q, flip=bool(given.get("flip", self.net.flip)))
+        return self.net.predict(decoded, Q, flip=bool(settings.get("flip", self.net.flip)))
 
 
 def _decoded(image: Any, name: str) -> Any:
-    """An encoded image as PIL has it, others as they are. Raises UserError."""
+    """Decodes an encoded image; returns other images unchanged. Raises UserError."""
     try:
         if isinstance(image, str):
             image = base64.b64decode(image, validate=True)

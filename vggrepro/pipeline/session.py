@@ -1,4 +1,4 @@
-"""What the stages of one command share."""
+"""State that the stages of a command share."""
 
 from __future__ import annotations
 
@@ -30,34 +30,34 @@ from vggrepro.training.step import shard_of
 
 @dataclass(frozen=True)
 class Session:
-    """What all stages of one command share: this rank's place, device and watch, and the data sets opened so far."""
+    """Rank, device, watch and open data sets of a command."""
 
     device: torch.device
     watch: Watch
     indexes: dict[Data, Index]
     box_sets: dict[Data, BoxSet]
     cores: int
-    """This rank's share of its machine's."""
+    """Number of this rank's CPU cores."""
     training: bool = True
-    """Whether nets are trained: else validation images are enough."""
+    """Whether nets are trained; otherwise validation images are sufficient."""
 
     @property
     def topology(self) -> Topology:
-        """This rank's place."""
+        """Topology of this rank."""
         return self.watch.topology
 
     def loader(self, config: Config) -> Loader:
-        """What renders the images of a stage. Raises UserError."""
+        """Creates the loader of a stage. Raises UserError."""
         return make_loader(config.data, self.device, self.cores)
 
     @contextmanager
     def opening(self, doing: str) -> Iterator[Update]:
-        """Around what rank 0 makes first and the others then find made; progress is shown."""
+        """Runs the block on rank 0 before the others, with progress."""
         with first_rank_first(self.topology), progress(doing, None, shown=self.topology.is_first) as update:
             yield update
 
     def index(self, config: Config) -> Index:
-        """The data set of a stage. Raises UserError."""
+        """Opens the data set of a stage. Raises UserError."""
         if config.data not in self.indexes:
             with self.opening("reading image headers") as update:
                 index = open_data(
@@ -69,7 +69,7 @@ class Session:
         return self.indexes[config.data]
 
     def boxes(self, config: Config) -> BoxSet | None:
-        """The boxes of a stage's data set, where the stage predicts them. Raises UserError."""
+        """Opens the boxes of a stage's data set if the stage predicts boxes. Raises UserError."""
         if config.localisation is None:
             return None
         if config.data not in self.box_sets:
@@ -79,18 +79,18 @@ class Session:
         return self.box_sets[config.data]
 
     def stage_data(self, config: Config) -> tuple[Index, BoxSet | None]:
-        """The data set of a stage, with its boxes: the one that its run directory was begun with. Raises UserError."""
+        """Opens the data set of a stage with its boxes. Raises UserError if it has changed since the run began."""
         index, boxes = self.index(config), self.boxes(config)
-        begun = RunDirectory(config.directory).read_json("dataset.json")
-        if begun and boxes and begun["boxes"]["fingerprint"] != boxes.fingerprint:
+        stored = RunDirectory(config.directory).read_json("dataset.json")
+        changed = ""
+        if stored and boxes and stored["boxes"]["fingerprint"] != boxes.fingerprint:
+            changed = f"boxes ({', '.join(stored['boxes']['sources'])}) than {', '.join(boxes.sources)}"
+        elif stored and stored["fingerprint"] != index.fingerprint:
+            changed = f"images ({stored['source']}, {stored['splits']}) than {index.source}"
+        if changed:
             raise UserError(
-                f"run directory {config.directory} was begun with other boxes ({', '.join(begun['boxes']['sources'])}) "
-                f"than {', '.join(boxes.sources)} now has; choose another run.experiment, or restore the annotations"
-            )
-        if begun and begun["fingerprint"] != index.fingerprint:
-            raise UserError(
-                f"run directory {config.directory} was begun with other images ({begun['source']}, {begun['splits']}) "
-                f"than {index.source} now has; choose another run.experiment, or restore the images"
+                f"run directory {config.directory} was begun with other {changed} now has; choose another "
+                f"run.experiment, or restore the {changed.partition(' ')[0]}"
             )
         return index, boxes
 
@@ -99,10 +99,10 @@ class Session:
 def open_session(
     configs: list[Config], *, training: bool = True, stop_after_s: float | None = None
 ) -> Iterator[Session]:
-    """Checks what can be checked before anything is spent, then joins the ranks. Raises UserError.
+    """Checks configurations before any expensive work, then joins the ranks. Raises UserError.
 
-    Without `training`, any number of ranks will do. After `stop_after_s` seconds of wall time the work is asked to
-    stop, as by a signal; where it can be left, Interrupted is then raised.
+    `training` requires a number of ranks that divides the batch. `stop_after_s` seconds of wall time are a request to
+    stop, like a signal, which raises Interrupted at the next possible point.
     """
     topology = topology_of(os.environ)
     for config in configs:
@@ -111,16 +111,14 @@ def open_session(
             require_class_scores(net)
             shard_of(topology, config.train.batch, config.train.micro_batch)
             if reason := why_unwritable(config.run.root):
-                raise UserError(
-                    f"run.root={config.run.root} cannot be written to ({reason}); set it to a folder that can"
-                )
+                raise UserError(f"run.root={config.run.root} is not writable ({reason}); set it to a folder that is")
         is_finished(config)
         resolve_uri(config.tracking.uri, config.run.root)
     device = pick_device(configs[0].run.device, topology.local_rank)
     silence_s = configs[0].train.rank_timeout_s
     watch = Watch(topology, silence_s=silence_s, stop_after_s=stop_after_s)
     processes = max(make_loader(config.data, device).processes for config in configs)
-    # The watch names a silent rank; a collective's own time-out, which names none, comes later.
+    # The watch names a silent rank; the timeout of a collective, which names none, is longer.
     with process_group(topology, device, timeout_s=max(300.0, 2 * silence_s)), watch:
         cores = cores_of_rank()
         with _cores_for_decoding(processes if device.type == "cpu" else 0, cores):
@@ -129,7 +127,7 @@ def open_session(
 
 @contextmanager
 def _cores_for_decoding(processes: int, cores: int) -> Iterator[None]:
-    """Leaves a core to each decoding process; else threads that compute wait for the one that has to share its core."""
+    """Reserves a core for each decoding process, because a thread that shares its core delays the other threads."""
     threads = torch.get_num_threads()
     if processes:
         torch.set_num_threads(max(1, min(threads, cores - processes)))

@@ -1,4 +1,4 @@
-"""One stage: trained, tested, its errors logged, its figures drawn."""
+"""Training and evaluation of a stage."""
 
 from collections.abc import Iterable
 
@@ -26,10 +26,10 @@ from vggrepro.training.throughput import training_flop
 def train_stage(
     config: Config, parent: Config | None, session: Session, *, force: bool = False, later: Iterable[Config] = ()
 ) -> None:
-    """Trains one stage unless it is finished; `force` also where its activations vanish or explode at the start.
+    """Trains a stage unless it is finished; with `force` even if activations vanish or explode at initialisation.
 
-    The time left is shown, and with it that of the `later` stages, at the same FLOP/s. Raises UserError, also when the
-    parent is not finished, and Interrupted.
+    The time left includes the training of `later` stages, at the same FLOP/s. Raises UserError, also if the parent is
+    not finished, and Interrupted.
     """
     run = RunDirectory(config.directory)
     if from_first_rank(is_finished(config)):
@@ -37,14 +37,14 @@ def train_stage(
             echo(f"{config.name}: already trained ({config.directory})")
         return
     if parent:
-        is_finished(parent)  # raises where its directory belongs to another configuration
+        is_finished(parent)  # raises if its directory belongs to another configuration
         require_finished(parent)
     index, boxes = session.stage_data(config)
     if session.topology.is_first:
         departures = begin(config, parent, index, boxes, session.topology.world)
         echo(f"{config.name}: departs from the paper in {len(departures)} settings, see {run.path / 'ledger.json'}")
         if boxes and (without := int((~boxes.split("train").has).sum())):
-            warn(f"{config.name}: {without:,} training images without a box are left out")
+            warn(f"{config.name}: {without:,} training images without a box are skipped")
     with mirrored(config, run, session.topology):
         session.watch.stop_if_requested()
         training = Training.begin(config, parent, index, boxes, session.loader(config), session.watch)
@@ -55,10 +55,7 @@ def train_stage(
 
 
 def evaluate_stage(config: Config, parent: Config | None, session: Session) -> None:
-    """Stores what the tables need of a finished stage, and logs the figures. Raises UserError.
-
-    Posteriors or boxes at every Q; and where its configuration names other data sets, what its features say of these.
-    """
+    """Stores posteriors or boxes, and transfer results, of a finished stage, and logs its errors. Raises UserError."""
     require_finished(config)
     if session.topology.is_first:
         _note_testing(config, parent)
@@ -71,15 +68,15 @@ def evaluate_stage(config: Config, parent: Config | None, session: Session) -> N
 
 
 def _note_testing(config: Config, parent: Config | None) -> None:
-    """Keeps how a stage is tested now in its run directory: reports go by that, and its ledger tells of it."""
+    """Updates the test settings in the run directory's configuration and ledger, which reports use."""
     run = RunDirectory(config.directory)
-    kept = load_resolved(run.path / "config.yaml")
-    tested = kept.model_copy(update={"evaluation": config.evaluation, "localisation": config.localisation})
-    if tested != kept:
-        others = [one for one in read_ledger(run) or [] if not one.setting.startswith("evaluation.")]
-        own = [one for one in ledger(config, parent) if one.setting.startswith("evaluation.")]
+    stored = load_resolved(run.path / "config.yaml")
+    tested = stored.model_copy(update={"evaluation": config.evaluation, "localisation": config.localisation})
+    if tested != stored:
+        departures = [line for line in read_ledger(run) or [] if not line.setting.startswith("evaluation.")]
+        departures += [line for line in ledger(config, parent) if line.setting.startswith("evaluation.")]
         run.write_text("config.yaml", tested.to_yaml())
-        write_ledger(run, [*others, *own])
+        write_ledger(run, departures)
 
 
 def _evaluate_classes(config: Config, session: Session) -> None:
@@ -98,17 +95,17 @@ def _evaluate_classes(config: Config, session: Session) -> None:
 def errors_by_name(
     config: Config, results: NetResults, tests: Iterable[tuple[str, tuple[int, ...]]]
 ) -> dict[str, float]:
-    """The errors of tests by (method, Q), per cent, under their names in `metrics.jsonl`, and n.
+    """Returns the errors in per cent of tests, given as (method, Q), by their names in `metrics.jsonl`, and n.
 
-    `dense_single_Q_top1_error` at the run's own Q of Table 3, `both_multi_Q_top1_error` at those of Tables 4 and 5,
-    `centre_Q_256_384_top1_error` at others.
+    Examples: `dense_single_Q_top1_error` at the run's Q of Table 3, `both_multi_Q_top1_error` at its Q of Tables 4 and
+    5, `centre_Q_256_384_top1_error` at other Q.
     """
     names = {config.multi_Q: "multi_Q", config.single_Q: "single_Q"}
     errors: dict[str, float] = {}
     for method, Q in tests:
-        found = results.measured(method, Q)
-        assert found is not None, (method, Q)
+        measured = results.measured(method, Q)
+        assert measured is not None, (method, Q)
         name = f"{method}_{names.get(Q) or 'Q_' + '_'.join(map(str, Q))}"
-        errors |= {f"{name}_top1_error": found.top1.percent, f"{name}_top5_error": found.top5.percent}
-        errors["n"] = found.top1.n
+        errors |= {f"{name}_top1_error": measured.top1.percent, f"{name}_top5_error": measured.top5.percent}
+        errors["n"] = measured.top1.n
     return errors

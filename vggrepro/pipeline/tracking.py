@@ -1,4 +1,4 @@
-"""A stage's run in MLflow, for as long as it is worked on."""
+"""Mirroring of a stage's run in MLflow."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,15 +20,12 @@ from vggrepro.storage.tracking_uri import resolve_uri
 
 _MLFLOW_PATIENCE_S = 60.0
 _UPLOAD_BYTES_PER_S = 5e6
-"""Of a model, at least: the end of a run waits so much longer for it."""
+"""Slowest expected upload of a model, by which the wait at the end of a run is extended."""
 
 
 @contextmanager
 def mirrored(config: Config, run: RunDirectory, topology: Topology) -> Iterator[None]:
-    """Mirrors the run in MLflow for as long as the block takes, on rank 0, unless tracking is off.
-
-    The first rank of each machine samples it meanwhile.
-    """
+    """Mirrors the run in MLflow on rank 0 during the block, and samples each node, unless tracking is off."""
     if not config.tracking.mlflow:
         yield
         return
@@ -63,7 +60,7 @@ def _mirror(config: Config, run: RunDirectory) -> Iterator[None]:
         status = "KILLED"
         raise
     finally:
-        # asked to stop, there may be half a minute left for all that follows; the next start copies what is missing
+        # After a request to stop, there may be half a minute left. The next start copies the remaining records.
         upload_s = _bytes(config) / _UPLOAD_BYTES_PER_S if description.model else 0.0
         mirror.close(status, 5.0 if status == "KILLED" else _MLFLOW_PATIENCE_S + upload_s)
 
@@ -73,7 +70,7 @@ def _bytes(config: Config) -> int:
 
 
 def _model(config: Config, run: RunDirectory) -> ModelDescription | None:
-    """The final net as a model; None where it is not logged, and of nets that predict boxes."""
+    """Describes the final net as a model; None if it is not logged, as for nets that predict boxes."""
     tracking, net, dataset = config.tracking, config.model, run.read_json("dataset.json")
     logged = tracking.model == "always" or tracking.register or _bytes(config) <= MOST_BYTES
     if not logged or tracking.model == "never" or config.localisation or not net.fully_connected:
@@ -88,11 +85,7 @@ def _model(config: Config, run: RunDirectory) -> ModelDescription | None:
 
 
 def catch_up(stages: Iterable[Config], topology: Topology) -> None:
-    """Copies to MLflow what it missed of stages that are done, as when its server was down at the end of them.
-
-    Gives up at the first that the server does not take. Rank 0 alone calls it; of a stage that another process works
-    on, there would be two copies at the same time. Raises UserError.
-    """
+    """Completes the copies of finished stages in MLflow until one fails; only rank 0 calls it. Raises UserError."""
     for config in stages:
         run = RunDirectory(config.directory)
         logged = _model(config, run) is not None
@@ -104,17 +97,17 @@ def catch_up(stages: Iterable[Config], topology: Topology) -> None:
 
 
 def _provenance(run: RunDirectory) -> dict[str, str]:
-    """What MLflow shows of a run's making: the command, the code's commit, and the departures from the paper."""
+    """Returns MLflow tags with the command, the commit of the code, and the departures from the paper."""
     departures = read_ledger(run) or []
-    made = run.read_json("environment.json") or {}
+    environment = run.read_json("environment.json") or {}
     tags = {
         "departures": str(len(departures)),
         "mlflow.note.content": "\n".join(
             ["Departures from the paper:" if departures else "No departure from the paper.", ""]
             + [f"- {departure}" for departure in departures]
         ),
-        "mlflow.source.name": made.get("command"),
+        "mlflow.source.name": environment.get("command"),
         "mlflow.source.type": "LOCAL",
-        "mlflow.source.git.commit": made.get("git_commit"),
+        "mlflow.source.git.commit": environment.get("git_commit"),
     }
     return {key: text for key, text in tags.items() if text}

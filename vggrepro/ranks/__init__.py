@@ -1,1 +1,1 @@
-"""How the ranks of a run live together."""
+"""Distributed training: topology, process group, collectives and the watch over ranks."""

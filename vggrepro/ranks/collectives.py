@@ -1,4 +1,4 @@
-"""The few things that ranks must agree on."""
+"""Collectives on host objects, and the division of a node's cores among its ranks."""
 
 import os
 import socket
@@ -17,21 +17,21 @@ _FIRST_RANK_TIMEOUT = timedelta(hours=12)  # rank 0 may be reading the headers o
 
 
 def host_group(timeout: timedelta | None = None) -> ProcessGroup:
-    """A group of all ranks for what is exchanged between hosts, apart from the devices' work."""
+    """Creates a gloo group of all ranks for host data, separate from the collectives of devices."""
     group = distributed.new_group(backend="gloo", timeout=timeout)
     assert isinstance(group, distributed.ProcessGroup)
     return group
 
 
 def sum_over_ranks(values: torch.Tensor, group: ProcessGroup | None = None) -> torch.Tensor:
-    """The sum over ranks, in place; the tensor itself for a single process."""
+    """Sums a tensor over ranks in place and returns it; unchanged for a single process."""
     if distributed.is_initialized():
         distributed.all_reduce(values, group=group)
     return values
 
 
 def from_first_rank(item: Any) -> Any:
-    """Rank 0's object on every rank; it is pickled, so only for what we made ourselves."""
+    """Returns rank 0's object on every rank. Objects are pickled, so they must be trusted."""
     if not distributed.is_initialized():
         return item
     box = [item]
@@ -40,7 +40,7 @@ def from_first_rank(item: Any) -> Any:
 
 
 def from_every_rank(item: Any) -> list[Any]:
-    """Every rank's object in the order of ranks, on all ranks; pickled, like `from_first_rank`."""
+    """Gathers every rank's object on all ranks, in rank order; pickled as in `from_first_rank`."""
     if not distributed.is_initialized():
         return [item]
     items: list[Any] = [None] * distributed.get_world_size()
@@ -49,19 +49,16 @@ def from_every_rank(item: Any) -> list[Any]:
 
 
 def cores_of_rank() -> int:
-    """How many of its machine's cores are this rank's: each that it may run on, shared with the ranks that may as well.
-
-    SLURM may bind every task to cores of its own, or leave all of them to all tasks of a machine.
-    """
-    mine = os.sched_getaffinity(0)
-    ranks = from_every_rank((socket.gethostname(), mine))
-    beside = [cores for host, cores in ranks if host == socket.gethostname()]
-    return max(1, int(sum(1 / sum(core in cores for cores in beside) for core in mine) + 1e-9))
+    """Counts this rank's cores; a core that several ranks may run on, e.g. under SLURM, is divided among them."""
+    local = os.sched_getaffinity(0)
+    ranks = from_every_rank((socket.gethostname(), local))
+    on_host = [cores for host, cores in ranks if host == socket.gethostname()]
+    return max(1, int(sum(1 / sum(core in cores for cores in on_host) for core in local) + 1e-9))
 
 
 @contextmanager
 def first_rank_first(topology: Topology) -> Iterator[None]:
-    """Rank 0 runs the block before the others do: what it makes on disk, they find there."""
+    """Runs the block on rank 0 before the other ranks, which then find its files on disk."""
     if topology.world == 1:
         yield
         return

@@ -1,4 +1,4 @@
-"""How ranks meet: the process group, and the device of each."""
+"""Process group of the ranks, and the device of each rank."""
 
 import fcntl
 import os
@@ -19,14 +19,13 @@ from vggrepro.errors import UserError
 from vggrepro.ranks.topology import Topology, host_names
 
 _JOIN_TIMEOUT_S = 300.0
-_SIOCGIFADDR = 0x8915  # linux/sockios.h: asks an interface for its address
+_SIOCGIFADDR = 0x8915  # linux/sockios.h: get the address of an interface
 
 
-def meeting_point(environment: Mapping[str, str]) -> tuple[str, int]:
-    """Machine and port where the ranks meet: MASTER_ADDR and MASTER_PORT, else from SLURM's step.
+def rendezvous(environment: Mapping[str, str]) -> tuple[str, int]:
+    """Returns the host and port of the rendezvous: MASTER_ADDR and MASTER_PORT, else derived from the SLURM step.
 
-    The port lies below the range that systems hand out by themselves, and differs between jobs, steps and restarts: two
-    jobs can share a machine, and ranks left over from an attempt before cannot join.
+    The port differs between jobs, steps and restarts, so that jobs can share a node and old ranks cannot join.
     """
     job, step, restarts = (
         int(environment.get(name) or 0) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
@@ -36,33 +35,30 @@ def meeting_point(environment: Mapping[str, str]) -> tuple[str, int]:
     return environment.get("MASTER_ADDR") or first, int(environment.get("MASTER_PORT") or port)
 
 
-def pick_device(wanted: Device, local_rank: int) -> torch.device:
-    """The device of a rank. Raises UserError when CUDA is asked for and this rank has no device."""
+def pick_device(setting: Device, local_rank: int) -> torch.device:
+    """Selects the device of a rank. Raises UserError if `setting` is cuda and this rank has no device."""
     count = torch.cuda.device_count()
-    if wanted == "cpu" or (wanted == "auto" and not count):
+    if setting == "cpu" or (setting == "auto" and not count):
         return torch.device("cpu")
     if not count:
-        raise UserError(
-            "run.device=cuda, but no CUDA device is visible; set run.device=cpu or check CUDA_VISIBLE_DEVICES"
-        )
-    # SLURM may show each task only its own device, which is then number 0.
+        raise UserError("run.device=cuda: no CUDA device is visible; set run.device=cpu or check CUDA_VISIBLE_DEVICES")
+    # SLURM may make a single device visible to each task, which is then number 0.
     number = 0 if count == 1 else local_rank
     if number >= count:
         raise UserError(
-            f"local rank {local_rank} finds {count} CUDA devices; start at most {count} ranks on this machine"
+            f"local rank {local_rank} has no device: {count} CUDA devices are visible; start at most {count} ranks "
+            f"on this machine"
         )
     return torch.device("cuda", number)
 
 
 @contextmanager
 def process_group(topology: Topology, device: torch.device, timeout_s: float = 600.0) -> Iterator[None]:
-    """The process group of all ranks, in which the main thread works on `device`; for one process that alone.
+    """Initialises the process group of all ranks for the block; a single process only sets the device.
 
-    What lies on a CUDA device is exchanged by NCCL; what lies on the host, objects included, by gloo. A rank that
-    leaves the others alone in a collective is an error after `timeout_s` seconds. Leaves the meeting point in
-    MASTER_ADDR and MASTER_PORT.
-
-    Raises ConnectionError, naming them, when ranks do not come within five minutes.
+    NCCL handles tensors on CUDA devices; gloo handles host tensors and objects. Sets MASTER_ADDR and MASTER_PORT. A
+    collective fails after `timeout_s` seconds. Raises ConnectionError, which names ranks that do not connect within
+    five minutes.
     """
     cuda = device.type == "cuda"
     if cuda:
@@ -76,55 +72,52 @@ def process_group(topology: Topology, device: torch.device, timeout_s: float = 6
         rank=topology.rank,
         world_size=topology.world,
         timeout=timedelta(seconds=timeout_s),
-        device_id=device if cuda else None,  # or torch guesses which one NCCL is to use
+        device_id=device if cuda else None,  # otherwise torch guesses the device for NCCL
     )
-    # a broken network shows before any data is opened
+    # A broken network fails here, before any data is opened.
     for place in ("cpu", device) if cuda else ("cpu",):
         distributed.all_reduce(torch.zeros(1, device=place))
     yield
-    # Not after an exception: NCCL would wait for what the other ranks no longer answer.
+    # Not after an exception: NCCL would wait for ranks that no longer respond.
     distributed.destroy_process_group()
 
 
 def _meet(topology: Topology) -> Store:
-    """The ranks' common store, once all of them are there. Raises ConnectionError."""
-    host, port = meeting_point(os.environ)
+    """Connects to the ranks' common store and waits for all of them. Raises ConnectionError."""
+    host, port = rendezvous(os.environ)
     os.environ |= {"MASTER_ADDR": _address(host), "MASTER_PORT": str(port)}
-    own = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    serves = topology.is_first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # else torchrun itself
+    node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    serves = topology.is_first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # torchrun may serve it
     limit = timedelta(seconds=_JOIN_TIMEOUT_S)
     try:
         server = distributed.TCPStore(
             os.environ["MASTER_ADDR"], port, topology.world, serves, limit, wait_for_workers=False
         )
     except RuntimeError as error:
-        raise ConnectionError(f"rank {topology.rank} on {own} cannot reach rank 0 at {host}:{port}: {error}") from None
+        raise ConnectionError(f"rank {topology.rank} on {node} cannot reach rank 0 at {host}:{port}: {error}") from None
     store = distributed.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", server)
     names = [f"rank {rank}" for rank in range(topology.world)]
-    store.set(names[topology.rank], own)
+    store.set(names[topology.rank], node)
     try:
         store.wait(names, limit)
     except RuntimeError:
         absent = [name for name in names if not store.check([name])]
         present = {store.get(name).decode() for name in names if name not in absent}
         hosts = [name for name in host_names(os.environ.get("SLURM_STEP_NODELIST", "")) if name not in present]
-        silent = f"; no rank at all on {', '.join(hosts)}" if hosts else ""
+        empty = f"; no rank connected from {', '.join(hosts)}" if hosts else ""
         raise ConnectionError(
-            f"{', '.join(absent)} of {topology.world} did not come to {host}:{port} within "
-            f"{_JOIN_TIMEOUT_S:g} s{silent}"
+            f"{', '.join(absent)} of {topology.world} did not connect to {host}:{port} within "
+            f"{_JOIN_TIMEOUT_S:g} s{empty}"
         ) from None
-    _keep_gloo_off_loopback({store.get(name).decode() for name in names} - {own})
+    _keep_gloo_off_loopback({store.get(name).decode() for name in names} - {node})
     return store
 
 
 def _keep_gloo_off_loopback(others: set[str]) -> None:
-    """Names gloo the interface to the other machines where this one's name leads to itself, as Debian's 127.0.1.1 does.
-
-    By itself gloo listens at the address of the machine's name, where the others cannot reach it.
-    """
+    """Sets gloo's network interface if the host name, on which gloo listens, resolves to the loopback address."""
     if not others or "GLOO_SOCKET_IFNAME" in os.environ:
         return
-    with suppress(OSError):  # of a name without an address: gloo takes the loopback interface, too
+    with suppress(OSError):  # if the name has no address, gloo uses the loopback interface as well
         if not socket.gethostbyname(socket.gethostname()).startswith("127."):
             return
     if interface := interface_to(_address(min(others))):
@@ -132,32 +125,30 @@ def _keep_gloo_off_loopback(others: set[str]) -> None:
 
 
 def interface_to(host: str) -> str | None:
-    """The network interface through which a machine is reached, where it has an IPv4 address of its own."""
+    """Finds the network interface that leads to a host; None if it has no IPv4 address."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect((host, 9))  # nothing is sent: it is a datagram socket
+            probe.connect((host, 9))  # a datagram socket sends nothing here
         except OSError:
             return None
-        own = socket.inet_aton(probe.getsockname()[0])
+        local = socket.inet_aton(probe.getsockname()[0])
         for _, name in socket.if_nameindex():
-            try:
-                answer = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()))
-            except OSError:  # without an address
-                continue
-            if answer[20:24] == own:
-                return name
+            with suppress(OSError):  # the interface has no address
+                request = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()))
+                if request[20:24] == local:
+                    return name
     return None
 
 
 def _address(host: str) -> str:
-    """The name itself where it resolves, else the address that SLURM has for it."""
+    """Returns the host name if it resolves, else the address that SLURM knows for it."""
     with suppress(OSError):
         socket.getaddrinfo(host, None)
         return host
     try:
         command = ["scontrol", "show", "node", host, "--oneliner"]
-        shown = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+        output = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return host
-    found = re.search(r"\bNodeAddr=(\S+)", shown)
-    return found[1] if found else host
+    address = re.search(r"\bNodeAddr=(\S+)", output)
+    return address[1] if address else host

@@ -1,4 +1,4 @@
-"""Where this process stands among the ranks, as the launcher says."""
+"""Topology of the ranks, read from the launcher's environment variables."""
 
 import re
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from vggrepro.errors import UserError
 
 @dataclass(frozen=True)
 class Topology:
-    """This process's place: `rank` of `world`, `local_rank` of `local_world` on its machine."""
+    """Position of this process: `rank` of `world` ranks, `local_rank` of `local_world` on its node."""
 
     rank: int = 0
     world: int = 1
@@ -18,37 +18,32 @@ class Topology:
 
     @property
     def is_first(self) -> bool:
-        """Whether this rank writes files and speaks to the user."""
+        """Whether this rank writes files and messages to the user."""
         return self.rank == 0
 
 
 def divisors(batch: int) -> str:
-    """The numbers of ranks among which a batch can be shared, for a message."""
+    """Lists the numbers of ranks that divide a batch evenly, for a message."""
     return ", ".join(str(n) for n in range(1, batch + 1) if batch % n == 0)
 
 
 def topology_of(environment: Mapping[str, str]) -> Topology:
-    """The topology that a launcher has put into the environment.
+    """Reads the topology from torchrun's variables, else from those of a SLURM step, else assumes a single process.
 
-    torchrun's variables, else those of the SLURM step that this process is a task of, else a single process. A step may
-    be smaller than its allocation, and a batch script is not a step.
-
-    Raises UserError when some of the variables are missing, are not numbers or name no rank.
+    A step may be smaller than its allocation, and a batch script is not a step. Raises UserError.
     """
     torchrun = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     if any(name in environment for name in torchrun):
-        topology = Topology(*_numbers(environment, torchrun, "start the ranks with torchrun"))
-        if not (
-            0 <= topology.rank < topology.world and 0 <= topology.local_rank < topology.local_world <= topology.world
-        ):
+        rank, world, local_rank, local_world = _numbers(environment, torchrun, "start the ranks with torchrun")
+        if not (0 <= rank < world and 0 <= local_rank < local_world <= world):
             given = _given(environment, torchrun)
-            raise UserError(f"{given}: no such rank can be (ranks count from 0); start the ranks with torchrun")
-        return topology
+            raise UserError(f"{given}: such a rank is impossible (ranks count from 0); start the ranks with torchrun")
+        return Topology(rank, world, local_rank, local_world)
     if "SLURM_STEP_NUM_TASKS" not in environment:
         return Topology()
     names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NODEID")
     rank, world, local_rank, node = _numbers(environment, names, "start the ranks with srun")
-    # SLURM's short form: "2(x3),1" is 2, 2, 2, 1
+    # SLURM abbreviates 2, 2, 2, 1 to "2(x3),1".
     counts = re.findall(r"(\d+)(?:\(x(\d+)\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
     tasks_per_node = [int(tasks) for tasks, times in counts for _ in range(int(times or 1))]
     if sum(tasks_per_node) != world or node >= len(tasks_per_node):
@@ -75,7 +70,7 @@ def _given(environment: Mapping[str, str], names: tuple[str, ...]) -> str:
 
 
 def host_names(text: str) -> list[str]:
-    """SLURM's short form of a list of machines: "n[1-2,07],m" is n1, n2, n07, m."""
+    """Expands SLURM's abbreviated lists of nodes: "n[1-2,07],m" is n1, n2, n07, m."""
     names = []
     for item in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
         head, bracket, rest = item.partition("[")

@@ -1,7 +1,7 @@
-"""A net on disk: weights, preprocessing and provenance; and, to go on training, momentum, schedule and step.
+"""Checkpoints: a net's weights, preprocessing and provenance, with momentum and schedule to resume training.
 
-A checkpoint holds plain types and tensors only and loads with `weights_only=True`: no code is ever executed from one.
-It is written under a temporary name, flushed to the disk and renamed, so that a file with its final name is whole.
+A checkpoint contains only plain types and tensors and is loaded with `weights_only=True`, which never executes code.
+It is written to a temporary file, flushed to disk and renamed, so that a file with its final name is complete.
 """
 
 import hashlib
@@ -27,29 +27,29 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What one file holds."""
+    """Content of a checkpoint file."""
 
     config: dict[str, Any]
-    """The stage's whole configuration."""
+    """Complete configuration of the stage."""
     step: int
     """Iterations done."""
     weights: dict[str, torch.Tensor]
     """State dict of the net, on the CPU."""
     preprocessing: dict[str, Any]
-    """What the weights expect: order and range of the channels, and the mean that is subtracted."""
+    """Input of the net: order and range of the channels, and the mean that is subtracted."""
     provenance: dict[str, Any]
-    """Fingerprint and classes of the data set, parent's weights and layer map, versions."""
+    """Fingerprint and classes of the data set, the parent's weights hash and layer map, and versions."""
     training: dict[str, Any] = field(default_factory=dict)
-    """Momentum and schedule; empty in a finished stage's final checkpoint."""
+    """Momentum and state of training; empty in the final checkpoint of a finished stage."""
 
     @property
     def stage(self) -> Config:
-        """The configuration, typed."""
+        """Typed configuration of the stage."""
         return Config.model_validate(self.config)
 
 
 def weights_hash(weights: dict[str, torch.Tensor]) -> str:
-    """SHA-256 (hex) over names, shapes and values: the identity of a net, whatever file it lies in."""
+    """Computes the SHA-256 (hex) of names, shapes and values, which identifies a net independently of its file."""
     digest = hashlib.sha256()
     for name, tensor in weights.items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
@@ -58,18 +58,18 @@ def weights_hash(weights: dict[str, torch.Tensor]) -> str:
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Writes all or nothing. Raises OSError (disk full, say); what was there before stays."""
+    """Writes a checkpoint atomically. Raises OSError, e.g. if the disk is full; an existing file is unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with replacing(path) as temporary, temporary.open("wb") as file:
             torch.save({"format": _FORMAT} | vars(checkpoint), file)
-    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError when the disk is full
-        free = shutil.disk_usage(path.parent).free / 2**20  # torch's writer does not say that the disk was full
-        raise OSError(f"checkpoint {path} could not be written, {free:.0f} MiB are free there: {error}") from error
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError, without the reason, if the disk is full
+        free = shutil.disk_usage(path.parent).free / 2**20
+        raise OSError(f"checkpoint {path} cannot be written, {free:.0f} MiB are free there: {error}") from error
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a file is a checkpoint of this program, whole or not, and not another program's weights."""
+    """Whether a file is a checkpoint of this program, complete or not, rather than another program's weights."""
     try:
         with zipfile.ZipFile(path) as archive:
             (record,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
@@ -79,7 +79,7 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def load(path: Path) -> Checkpoint:
-    """Reads a checkpoint to the CPU. Raises UserError for a file that is missing, torn, or not one of ours."""
+    """Reads a checkpoint to the CPU. Raises UserError if it is missing, damaged, or not of this program."""
     try:
         content = read_torch(path)
     except FileNotFoundError:
@@ -87,36 +87,35 @@ def load(path: Path) -> Checkpoint:
             f"checkpoint {path} does not exist; name the run directory of a finished stage, or one of its checkpoints"
         ) from None
     except Exception as error:
-        raise UserError(
-            f"checkpoint {path} is torn or not a checkpoint ({reason_of(error, 120)}); use another one"
-        ) from None
+        reason = reason_of(error, 120)
+        raise UserError(f"checkpoint {path} is damaged or not a checkpoint ({reason}); use another one") from None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise UserError(f"{path} is not a checkpoint of this program; use one of a run's checkpoints")
+        raise UserError(f"{path} is not a checkpoint of this program; use a checkpoint of a run directory")
     return Checkpoint(**{key: content[key] for key in Checkpoint.__dataclass_fields__})
 
 
 def step_file(folder: Path, step: int) -> Path:
-    """The name of the checkpoint of a step."""
+    """Returns the file of the checkpoint of a step."""
     return folder / f"step-{step:08d}.pt"
 
 
 def best_file(folder: Path) -> Path:
-    """The checkpoint with the lowest validation error."""
+    """Returns the file of the checkpoint with the lowest validation error."""
     return folder / "best.pt"
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that can be read; torn ones are passed over with a warning."""
+    """Loads the newest readable checkpoint, or returns None; skips damaged ones with a warning."""
     for file in reversed(_steps(folder)):
         try:
             return load(file)
         except UserError as error:
-            _log.warning("%s; trying the one before it", error)
+            _log.warning("%s; trying the previous one", error)
     return None
 
 
 def clean(folder: Path) -> None:
-    """Removes what a killed writer has left half written; for the one process that writes here, before it does."""
+    """Removes incomplete files of a killed process; only the process that writes here may call it."""
     for file in folder.glob(".*.pt*"):
         file.unlink(missing_ok=True)
 
@@ -128,20 +127,20 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def store(checkpoint: Checkpoint, folder: Path, keep: int, *, best: bool) -> bool:
-    """Saves the checkpoint of a step, as the best one, too, where it is, and removes all but the newest `keep`.
+    """Saves the checkpoint of a step, with `best` also as the best one, and removes all but the newest `keep`.
 
-    For a thread, so that training does not wait for the disk; the checkpoint must not change until this returns whether
-    it was saved. When the disk is full the one before stays, with a warning.
+    It runs in a thread, so the checkpoint must not change before this returns. Returns whether it was saved; if not,
+    e.g. because the disk is full, it logs a warning.
     """
     file = step_file(folder, checkpoint.step)
     try:
         save(checkpoint, file)
-        if best:  # under a second name, in place of what had it
+        if best:
             with replacing(best_file(folder)) as temporary:
                 os.link(file, temporary)
         prune(folder, keep)
     except OSError as error:
-        _log.warning("%s; the one before it is kept", error)
+        _log.warning("%s; the previous one is kept", error)
         return False
     return True
 

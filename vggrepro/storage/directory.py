@@ -1,4 +1,4 @@
-"""The run directory, whose ``metrics.jsonl`` is the truth of a run."""
+"""Run directory, whose ``metrics.jsonl`` is the authoritative record of a run."""
 
 import json
 import math
@@ -20,64 +20,60 @@ KINDS = ("train", "validation", "evaluation", "event")
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """One run on disk; one process at a time writes to it. Nothing is created before something is written."""
+    """Files of a run; only one process at a time may write to them. Folders are created at the first write."""
 
     path: Path
 
     @property
     def metrics(self) -> Path:
-        """The file with one JSON object per line, see :meth:`append`."""
+        """File with a JSON object per line, see :meth:`append`."""
         return self.path / "metrics.jsonl"
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of checkpoints."""
+        """Folder of checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def posteriors(self) -> Path:
-        """The folder of stored posteriors."""
+        """Folder of stored posteriors."""
         return self.path / "posteriors"
 
     @property
     def boxes(self) -> Path:
-        """The folder of stored boxes."""
+        """Folder of stored boxes."""
         return self.path / "boxes"
 
     @property
     def features(self) -> Path:
-        """The folder of stored features."""
+        """Folder of stored features."""
         return self.path / "features"
 
     @property
     def transfers(self) -> Path:
-        """The folder of what classifiers on features got right."""
+        """Folder of the results of classifiers on features."""
         return self.path / "transfers"
 
     def results(self) -> list[Path]:
-        """Every stored answer of the run, whatever its kind, and every part of those that are not complete yet."""
+        """Lists the stored results of every kind, including parts of incomplete results."""
         stores = (self.posteriors, self.boxes, self.features, self.transfers)
         return sorted(file for store in stores for file in store.rglob("[!.]*.npz"))
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Write a small file so that a reader, or a crash, meets the old content or the new one, never a part."""
+        """Writes a small file atomically: after a crash it has either the old or the new content."""
         with replacing(self.path / name) as temporary:
             temporary.write_bytes(content)
 
     def write_text(self, name: str, text: str) -> None:
-        """Like :meth:`write_bytes`, in UTF-8."""
+        """Writes text in UTF-8, see :meth:`write_bytes`."""
         self.write_bytes(name, text.encode())
 
     def write_json(self, name: str, obj: Any) -> None:
-        """Like :meth:`write_text`, as strict JSON: the numbers that JSON lacks become "nan", "inf" and "-inf"."""
+        """Writes strict JSON, see :meth:`write_bytes`; numbers that JSON lacks become "nan", "inf" and "-inf"."""
         self.write_text(name, json.dumps(_strict(obj), indent=2, allow_nan=False) + "\n")
 
     def read_json(self, name: str) -> Any | None:
-        """The content of a JSON file, or None where there is no such file.
-
-        Raises:
-            UserError: the file is not JSON.
-        """
+        """Reads a JSON file, or returns None if it does not exist. Raises UserError if it is not JSON."""
         path = self.path / name
         try:
             return json.loads(path.read_bytes())
@@ -87,12 +83,12 @@ class RunDirectory:
             raise UserError(f"{path} is not JSON ({error}); restore or remove it") from error
 
     def append(self, record: dict[str, Any]) -> None:
-        """Add one line to ``metrics.jsonl``; it is in the operating system's hands when this returns.
+        """Appends a line to ``metrics.jsonl``, unbuffered.
 
         Args:
-            record: ``step`` (int), ``kind`` (one of ``KINDS``) and any int, float, str or bool values. ``time`` (unix
-                seconds) is added. JSON has no NaN and infinities: they are written as the strings "nan", "inf" and
-                "-inf", which ``float()`` reads back.
+            record: ``step`` (int), ``kind`` (one of ``KINDS``) and any int, float, str or bool values. ``time`` (Unix
+                seconds) is added. NaN and infinities are written as the strings "nan", "inf" and "-inf", which
+                ``float()`` converts back.
         """
         assert isinstance(record["step"], int), record
         assert record["kind"] in KINDS, record
@@ -102,17 +98,17 @@ class RunDirectory:
         with self.metrics.open("ab+") as file:
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # a killed process left a torn line: it must not swallow this one
+                if file.read(1) != b"\n":  # a killed process left an incomplete line
                     line = b"\n" + line
             file.write(line)
 
     def records(self, kind: str | None = None) -> list[dict[str, Any]]:
-        """All records in the order of writing, or those of one kind; torn lines are passed over."""
-        lines = (line for line in self._lines() if kind is None or kind.encode() in line)  # few kinds have many lines
+        """Reads the records, or those of a kind, in the order of writing; skips incomplete lines."""
+        lines = (line for line in self._lines() if kind is None or kind.encode() in line)  # saves parsing most lines
         return [record for record in complete_records(lines) if kind in (None, record["kind"])]
 
     def newest(self, kind: str) -> dict[str, Any] | None:
-        """The last record of a kind, searched from the end of the file; None without one."""
+        """Returns the last record of a kind, searched from the end of the file, or None."""
         with (
             suppress(FileNotFoundError, ValueError),  # an empty file cannot be mapped
             self.metrics.open("rb") as file,
@@ -128,29 +124,27 @@ class RunDirectory:
         return None
 
     def already_logged(self, kind: str, record: Mapping[str, Any]) -> bool:
-        """Whether the newest values among the records of a kind are those of this one."""
-        known: dict[str, Any] = {}
-        for one in self.records(kind):
-            known |= one
-        return record.items() <= known.items()
+        """Whether the newest values in the records of a kind equal those of this record."""
+        newest: dict[str, Any] = {}
+        for logged in self.records(kind):
+            newest |= logged
+        return record.items() <= newest.items()
 
     def rewind(self, step: int, *, validated: bool = True) -> None:
-        """Drop the records after ``step`` and any torn line: a run resumed at ``step`` writes those steps again.
+        """Removes the records after ``step`` and incomplete lines, because a resumed run writes those steps again.
 
-        Args:
-            step: iterations done.
-            validated: False where the run will still validate at ``step``: then only what was trained by then is kept.
+        Unless the validation at ``step`` is done (`validated`), only the training records of ``step`` remain.
         """
 
-        def stays(record: dict[str, Any] | None) -> bool:
+        def remains(record: dict[str, Any] | None) -> bool:
             if record is None or record["step"] > step:
                 return False
             return record["step"] < step or validated or record["kind"] == "train"
 
         lines = self._lines()
-        kept = [line for line in lines if stays(parse_record(line))]
-        if kept != lines:
-            self.write_bytes(self.metrics.name, b"".join(line.rstrip(b"\n") + b"\n" for line in kept))
+        remaining = [line for line in lines if remains(parse_record(line))]
+        if remaining != lines:
+            self.write_bytes(self.metrics.name, b"".join(line.rstrip(b"\n") + b"\n" for line in remaining))
 
     def _lines(self) -> list[bytes]:
         try:
@@ -170,7 +164,7 @@ def _strict(obj: Any) -> Any:
 
 
 def parse_record(line: bytes) -> dict[str, Any] | None:
-    """A line of `metrics.jsonl`; None where it is torn."""
+    """Parses a line of `metrics.jsonl`; returns None if it is incomplete."""
     try:
         return json.loads(line)
     except ValueError:
@@ -178,5 +172,5 @@ def parse_record(line: bytes) -> dict[str, Any] | None:
 
 
 def complete_records(lines: Iterable[bytes]) -> list[dict[str, Any]]:
-    """The objects of JSON lines, without those that are torn."""
+    """Parses JSON lines, and skips incomplete ones."""
     return [record for record in map(parse_record, lines) if record is not None]

@@ -1,4 +1,4 @@
-"""What made a run: versions, machine, command, the code's commit."""
+"""Environment of a run: versions, machine, command, and the commit of the code."""
 
 import importlib.metadata
 import json
@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 
 PATIENCE_S = 10.0
-"""How long another program, or a server, may take to answer."""
+"""Maximum time for the response of another program or a server."""
 
 
 def environment() -> dict[str, str | int | bool | None]:
-    """What a run's numbers may depend on: versions, platform, CPUs of this process, command line, the code's commit.
+    """Collects versions, platform, CPUs of this process, command line and commit, which may affect a run's numbers.
 
-    A package that is not installed is None; so are ``git_commit`` and ``git_dirty`` where the code is no checkout.
+    A package that is not installed is None, as are ``git_commit`` and ``git_dirty`` if the code is not a checkout.
     """
     return {
         "python": platform.python_version(),
@@ -31,7 +31,7 @@ def environment() -> dict[str, str | int | bool | None]:
 
 
 def installed(package: str) -> str | None:
-    """The version of a package; None where it is not installed."""
+    """Returns the version of a package, or None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -39,25 +39,25 @@ def installed(package: str) -> str | None:
 
 
 def without_folders(command: str) -> str:
-    """A command line whose absolute paths are cut to their last part: where they lay is nobody's business."""
+    """Shortens the absolute paths in a command line to their last part, because folders are private."""
     short = re.sub(r"(?<![\w.~:/])/(?:[^\s/'\"]+/)*(?=[^\s/'\"])", "", command)
-    return re.sub(r"^python[\d.]* (?=vggrepro )", "", short)  # the console script, as it was typed
+    return re.sub(r"^python[\d.]* (?=vggrepro )", "", short)  # the console script as it was typed
 
 
 def _commit() -> dict[str, str | bool | None]:
     root = Path(__file__).resolve().parents[2]
-    if (note := root / "commit.json").exists():  # beside the copy of the code that a job runs
-        return json.loads(note.read_bytes())
+    if (snapshot := root / "commit.json").exists():  # beside the copy of the code that a job runs
+        return json.loads(snapshot.read_bytes())
     commit = changes = None
-    if (root / ".git").exists():  # else an installed package would report the checkout around its environment
+    if (root / ".git").exists():  # otherwise an installed package would report a checkout around its environment
         git = ("git", "--no-optional-locks", "-C", str(root))
         commit = output_of(*git, "rev-parse", "HEAD")
-        changes = output_of(*git, "status", "--porcelain", "--untracked-files=no")  # runs and exports may lie there
+        changes = output_of(*git, "status", "--porcelain", "--untracked-files=no")  # ignores runs and exports
     return {"git_commit": commit, "git_dirty": None if changes is None else bool(changes)}
 
 
 def output_of(*command: str) -> str | None:
-    """What a command prints; None where it fails or does not answer in time."""
+    """Returns the standard output of a command, or None if it fails or times out."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):

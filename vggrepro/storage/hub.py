@@ -1,4 +1,4 @@
-"""Published nets: in a folder, or a repository of the Hugging Face Hub, by its own client (extra `hub`)."""
+"""Published nets in a folder or a repository of the Hugging Face Hub, through its client (extra `hub`)."""
 
 import logging
 import re
@@ -13,63 +13,51 @@ from typing import Any
 from vggrepro.errors import UserError, reason_of
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-"""The files by which a published net is recognised; timm and the Hub fix their names."""
+"""Files of a published net; timm and the Hub require these names."""
 
 _NAME = r"hf:(?P<repository>[\w.-]+/[\w.-]+)"
-_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write there"
+_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token with write access"
 
 
 @dataclass(frozen=True)
 class Publication:
-    """What a place of publication holds."""
+    """Content of a published folder or repository."""
 
     files: frozenset[str] = frozenset()
     config: bytes | None = None
-    """Content of its `config.json`."""
+    """Content of `config.json`."""
     card: bytes | None = None
-    """Content of its `README.md`."""
+    """Content of `README.md`."""
     commit: str | None = None
-    """Of the Hub's repository; None where there is none yet."""
+    """Commit of the repository; None if it does not exist, or is a folder."""
 
 
 def repository_of(place: str | Path) -> str | None:
-    """The repository that `hf:owner/name` names; None for a folder or file.
-
-    Raises:
-        UserError: `hf:` with anything else than owner/name after it, or an address.
-    """
+    """Parses `hf:owner/name`; returns None for a folder or file. Raises UserError for other names and URLs."""
     text = str(place)
-    found = re.fullmatch(_NAME, text)
-    if found:
-        return found["repository"]
+    if match := re.fullmatch(_NAME, text):
+        return match["repository"]
     if text.startswith(("hf:", "hf-hub:")) or re.match(r"\w+:/", text):
-        raise UserError(f"{text}: a repository of the Hub is written as hf:owner/name")
+        raise UserError(f"{text} is not a repository of the Hub; write hf:owner/name")
     return None
 
 
 def weight_file(source: str | Path) -> Path:
-    """The weight file of a published net, of the Hub (`hf:owner/name`, `hf:owner/name@revision`) or a folder.
+    """Finds the weight file of a net published in a folder or on the Hub (`hf:owner/name`, `hf:owner/name@revision`).
 
-    The Hub's files come into its client's cache. Any other place is returned as it is.
-
-    Raises:
-        UserError: there is no such repository, or none that may be read, it holds no weights, or there is no network.
+    The Hub's client downloads files to its cache. Any other path is returned unchanged. Raises UserError.
     """
     name, _, revision = str(source).partition("@")
     if str(source).startswith("hf") and (repository := repository_of(name)):
         with _client_for(f"hf:{repository}") as client:
             return Path(client.hf_hub_download(repository, WEIGHTS, revision=revision or None))
     folder = Path(source)
-    published = (folder / WEIGHTS).is_file() and not (folder / "config.yaml").exists()  # which a run directory has
+    published = (folder / WEIGHTS).is_file() and not (folder / "config.yaml").exists()  # run directories have one
     return folder / WEIGHTS if published else folder
 
 
 def read_repository(repository: str, *, private: bool) -> Publication:
-    """What a repository holds; nothing where there is none yet.
-
-    Raises:
-        UserError: it cannot be read, or is public and `private` must not be.
-    """
+    """Reads a repository, if it exists. Raises UserError if it cannot be read, or is public despite `private`."""
     name = f"hf:{repository}"
     with _client_for(name) as client:
         try:
@@ -77,7 +65,7 @@ def read_repository(repository: str, *, private: bool) -> Publication:
         except client.errors.RepositoryNotFoundError:
             return Publication()
         if private and info.private is False:
-            raise UserError(f"--private: {name} is there and public; change that in its settings, or leave it out")
+            raise UserError(f"--private: {name} exists and is public; change its settings, or omit --private")
         files = frozenset(file.rfilename for file in info.siblings or ())
         with TemporaryDirectory(prefix="vggrepro-hub-") as folder:
             config, card = (
@@ -98,20 +86,9 @@ def upload(
     removed: Sequence[str],
     message: str,
 ) -> str:
-    """Makes one commit of files, by name, in a repository, which is made where there is none; returns its address.
+    """Commits files, by name, to a new or existing repository; returns its URL. A repeated call resumes the upload.
 
-    What the server has by now is not sent again, so that the same call goes on where one before was interrupted.
-
-    Args:
-        repository: owner/name.
-        files: what to write.
-        existing: what the repository contained when it was looked at; a commit since then is an error.
-        private: only its owner may read a new repository.
-        removed: names of files to remove.
-        message: the commit's.
-
-    Raises:
-        UserError: no network, no rights, a token that the Hub does not know, or another commit meanwhile.
+    Raises UserError, also if another commit has followed `existing`, the content that was read before.
     """
     with _client_for(f"hf:{repository}") as client:
         if existing.commit is None:
@@ -122,27 +99,21 @@ def upload(
         return f"{client.constants.ENDPOINT}/{repository}"
 
 
-def _client() -> Any:
-    """The Hub's client. Raises UserError where it is missing."""
-    try:
-        import huggingface_hub  # which loads its modules when they are used
-        import huggingface_hub.constants
-        import huggingface_hub.errors
-        import huggingface_hub.utils
-    except ImportError:
-        raise UserError("the Hub needs huggingface_hub: `pip install 'vggrepro[hub]'`") from None
-    return huggingface_hub
-
-
 @contextmanager
 def _client_for(name: str) -> Iterator[Any]:
-    """The Hub's client, quiet: what it raises becomes one line. Raises UserError, also where it is missing."""
-    client = _client()
-    log, bars = logging.getLogger("huggingface_hub"), client.utils
-    before = log.level
-    log.setLevel(logging.ERROR)  # else each of its retries is a line
-    hushed = not (sys.stderr.isatty() or bars.are_progress_bars_disabled())
-    if hushed:
+    """Imports the Hub's client and silences it; its errors become a UserError with one line."""
+    try:
+        import huggingface_hub as client  # loads its modules lazily
+        import huggingface_hub.constants
+        import huggingface_hub.errors
+        import huggingface_hub.utils as bars
+    except ImportError:
+        raise UserError("the Hub needs huggingface_hub: `pip install 'vggrepro[hub]'`") from None
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)  # otherwise the client prints a line per retry
+    hide_bars = not (sys.stderr.isatty() or bars.are_progress_bars_disabled())
+    if hide_bars:
         bars.disable_progress_bars()
     try:
         yield client
@@ -154,51 +125,50 @@ def _client_for(name: str) -> Iterator[Any]:
             raise
         raise UserError(f"{name}: {line}") from None
     finally:
-        log.setLevel(before)
-        if hushed:
+        log.setLevel(level)
+        if hide_bars:
             bars.enable_progress_bars()
 
 
 def _line_of(error: Exception, client: Any) -> str | None:
-    """What the Hub's client met, for a reader, with the remedy; None for a full disk, say, or a mistake of ours."""
-    answered = client.errors.HfHubHTTPError
-    transport = answered.__mro__[1]  # of its HTTP library
+    """Describes an error of the Hub's client with its remedy; None for others, such as a full disk or a bug."""
+    http_error = client.errors.HfHubHTTPError
+    transport = http_error.__mro__[1]  # error of its HTTP library
     chain: list[BaseException] = [error]
     while earlier := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(earlier)
     for cause in chain:
-        if isinstance(cause, answered):
-            return _of_answer(cause)
+        if isinstance(cause, http_error):
+            return _describe_response(cause)
         if isinstance(cause, client.errors.OfflineModeIsEnabled):
             return "HF_HUB_OFFLINE is set; unset it to reach the Hub"
         if isinstance(cause, transport):
             return (
                 f"the connection to {client.constants.ENDPOINT} failed ({reason_of(cause, 120)}); "
-                f"see to the network or HF_ENDPOINT, then the same command goes on where it stopped"
+                f"check the network or HF_ENDPOINT, then run the same command again to resume"
             )
     if isinstance(error, OSError | RuntimeError | ValueError) and getattr(error, "errno", None) is None:
         return f"the Hub's client failed ({reason_of(error, 160)}); try again"
     return None
 
 
-def _of_answer(error: Any) -> str:
-    """A refusal of the Hub, for a reader, with the remedy."""
+def _describe_response(error: Any) -> str:
     status = error.response.status_code
     words = " ".join(str(error.server_message or error.response.headers.get("X-Error-Message") or "").split())[:160]
     remark = f" ({words})" if words else ""
     kind = type(error).__name__
     if kind == "RemoteEntryNotFoundError":
-        return f"the repository holds no {WEIGHTS}{remark}; name one that `vggrepro publish` has made"
+        return f"the repository has no {WEIGHTS}{remark}; name one that `vggrepro publish` wrote"
     if kind == "RevisionNotFoundError":
-        return f"there is no such revision{remark}; name a branch, tag or commit after the @"
+        return f"the revision does not exist{remark}; name a branch, tag or commit after the @"
     if kind in ("RepositoryNotFoundError", "GatedRepoError"):
-        return f"there is no such repository, or it is private or gated{remark}; see to the name, or {_LOG_IN}"
+        return f"the repository does not exist, or is private or gated{remark}; check the name, or {_LOG_IN}"
     if status == 401:
-        return f"the Hub does not know the token, or has none{remark}; {_LOG_IN}"
+        return f"the token is missing or invalid{remark}; {_LOG_IN}"
     if status == 403:
-        return f"the token must not write there{remark}; choose an owner and name of your own, or {_LOG_IN}"
+        return f"the token has no write access{remark}; choose a repository that you own, or {_LOG_IN}"
     if status in (409, 412):
-        return f"the repository has changed meanwhile{remark}; run the same command again"
+        return f"the repository has changed since it was read{remark}; run the same command again"
     if status == 429 or status >= 500:
-        return f"the Hub answers {status}{remark}; later, the same command goes on where it stopped"
-    return f"the Hub answers {status}{remark}; see to the name and the rights of the token"
+        return f"the Hub responds with status {status}{remark}; run the same command again later to resume"
+    return f"the Hub responds with status {status}{remark}; check the name and the rights of the token"

@@ -1,6 +1,7 @@
-"""The fidelity ledger: every setting in which a run departs from the paper, with the paper's value and a reason.
+"""Fidelity ledger: every setting in which a run departs from the paper, with the paper's value and a reason.
 
-Empty for a faithful run. Settings on which the paper is silent are not departures; REPRODUCTION.md lists those choices.
+A faithful run has an empty ledger. Settings that the paper does not mention are not departures; REPRODUCTION.md lists
+those choices.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,8 +13,8 @@ from vggrepro.models.table1 import architecture_of
 from vggrepro.paper import facts, value
 from vggrepro.storage.directory import RunDirectory
 
-_FORMERLY = "data.pictures.", "data.images."  # as runs before November 2026 have it
-# Said where the configuration's run.why says nothing.
+_FORMERLY = "data.pictures.", "data.images."  # runs before November 2026 have the former name
+# Default reasons for settings without one in run.why.
 _REASONS = {
     "model.batch_norm": "batch normalisation came after the paper",
     "model.blocks": "reduced geometry: at a smaller crop fewer poolings leave a last map of the paper's size",
@@ -25,14 +26,14 @@ _REASONS = {
     "data.images": "another data set",
     "data.rejected": "they cannot be read",
     "evaluation": "reduced geometry",
-    "evaluation.dense_places": "of a square image: Q is less than a stride above the crop, so the dense test sees one "
-    "place, and shows nothing of Section 3.2",
+    "evaluation.dense_places": "Q is less than a stride above the crop, so the dense test of a square image has one "
+    "position and shows nothing of Section 3.2",
 }
 
 
 @dataclass(frozen=True)
 class Departure:
-    """One line of the ledger."""
+    """Line of the ledger."""
 
     setting: str
     paper: Any
@@ -44,7 +45,7 @@ class Departure:
 
 
 def ledger(config: Config, parent: Config | None, images: Mapping[str, Any] | None = None) -> list[Departure]:
-    """The departures of a stage; `parent` is the stage it starts from, `images` the index's summary once known."""
+    """Lists the departures of a stage, given its parent stage and, once known, the index's summary as `images`."""
     return [
         Departure(setting, paper, run, _why(setting, config))
         for setting, paper, run in _compared(config, parent, images)
@@ -53,33 +54,32 @@ def ledger(config: Config, parent: Config | None, images: Mapping[str, Any] | No
 
 
 def write_ledger(run: RunDirectory, departures: Sequence[Departure]) -> None:
-    """Keeps the ledger of a run in its directory."""
+    """Stores the ledger in a run directory."""
     run.write_json("ledger.json", [asdict(departure) for departure in departures])
 
 
 def read_ledger(run: RunDirectory) -> list[Departure] | None:
-    """The ledger of a run directory; None where it holds none. Raises UserError."""
+    """Reads the ledger of a run directory, or returns None if there is none. Raises UserError."""
     lines = run.read_json("ledger.json")
     return None if lines is None else departures_in(lines)
 
 
 def departures_in(lines: Sequence[dict[str, Any]]) -> list[Departure]:
-    """The departures that the content of a `ledger.json` tells of."""
+    """Parses the content of a `ledger.json`."""
     return [Departure(**line | {"setting": line["setting"].replace(*_FORMERLY)}) for line in lines]
 
 
 def _compared(
     config: Config, parent: Config | None, images: Mapping[str, Any] | None
 ) -> Iterator[tuple[str, Any, Any]]:
-    """(setting, the paper's value, the run's value)."""
+    """Yields (setting, the paper's value, the run's value)."""
     model, data, train = config.model, config.data, config.train
     table = facts().architectures
     fixed, fine, jitter = value("scales")[0], value("scales")[1], value("jitter")
     scales = [fixed] if model.net in ("A", "A-LRN", "B") else [fixed, fine, jitter]
     if config.localisation:
         scales = [fixed, fine]
-    # at reduced geometry S has another number, and the rest of the recipe is still held to the paper's stage
-    S = config.papers_S
+    S = config.papers_S  # at reduced geometry, the rest of the recipe is compared with the paper's corresponding stage
 
     if not config.localisation:
         yield "model.net", " ".join(table), model.net if model.net not in table else " ".join(table)
@@ -127,7 +127,7 @@ def _compared(
         tested = {Q for row in facts().localisation[9] for member in row.members if member.S == S for Q in member.Q}
         single, multi = (S,), tuple(sorted(tested))
     else:
-        # The paper gives the whole schedule for fixed S = 256, the first rate for S = 384, and nothing for the jitter.
+        # The paper has a complete schedule for fixed S = 256, the first rate for S = 384, and nothing for the jitter.
         if S == fine:
             yield "train.learning_rate", value("learning_rate_384"), train.learning_rate
         elif S != jitter:
@@ -147,7 +147,7 @@ def _compared(
     Q, papers_Q = config.single_Q[0], paper.single_Q[0]
     if architecture_of(config).places(Q, Q) == 1:
         yield "evaluation.dense_places", architecture_of(paper).places(papers_Q, papers_Q), 1
-    if config.localisation or model.net not in ("A", "A-LRN"):  # which Table 4 leaves out
+    if config.localisation or model.net not in ("A", "A-LRN"):  # Table 4 omits these
         yield "evaluation.multi_Q", multi, config.multi_Q
     if not config.localisation:
         yield "evaluation.flip", True, config.evaluation.flip
@@ -155,11 +155,11 @@ def _compared(
 
 
 def _why(setting: str, config: Config) -> str:
-    """The reason of the longest prefix of the setting that has one."""
+    """Selects the reason of the longest prefix of a setting that has one."""
     parts = setting.split(".")
     prefixes = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
-    reasons = (of.get(prefix) for of in (config.run.why, _REASONS) for prefix in prefixes)
-    return next(filter(None, reasons), "no reason given; say why in run.why")
+    candidates = (reasons.get(prefix) for reasons in (config.run.why, _REASONS) for prefix in prefixes)
+    return next(filter(None, candidates), "no reason given; give one in run.why")
 
 
 def _text(item: Any) -> str:

@@ -1,7 +1,7 @@
-"""A run's final net as a model in MLflow: what `mlflow.pyfunc.load_model` and `mlflow models serve` open.
+"""Final nets as MLflow models, for `mlflow.pyfunc.load_model` and `mlflow models serve`.
 
-Its folder has the run's `final.pt`, a copy of this package, which loads it, and what an environment needs. A store on
-the same file system gets a hard link in place of a copy of the net.
+The folder of a model contains the run's `final.pt`, a copy of this package, which loads it, and the requirements. A
+store on the same file system gets a hard link instead of a copy of the net.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 NET = "final.pt"
-"""The checkpoint in a model's folder."""
+"""Checkpoint in a model's folder."""
 LOADER = "vggrepro.pipeline.served"
 CHAMPION = "champion"
 """Alias of the registered version with the lowest top-1 error."""
 HEADLINES = ("dense_multi_Q_top1_error", "dense_single_Q_top1_error")
-"""By which versions are compared, the first that both have."""
+"""Errors by which versions are compared, in order of preference."""
 _TAG = "vggrepro"
 _DISTRIBUTIONS = ("mlflow", "numpy", "pillow", "pydantic", "pyyaml", "safetensors", "torch")
 
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """A net to log, and what MLflow shows of it."""
+    """Description of a net to log."""
 
     final: Path
-    """Its checkpoint, which may not be there yet."""
+    """Checkpoint of the net, which may not exist yet."""
     name: str
-    """On the Models page."""
+    """Name on MLflow's Models page."""
     params: Mapping[str, str]
     data: str
-    """Fingerprint of the images that it was trained and tested on."""
+    """Fingerprint of the images for training and testing."""
     register: str | None = None
-    """Name of the registered model that it becomes a version of; None: of none."""
+    """Registered model of which the net becomes a version; None to log without registering."""
 
 
 def create_model(client: MlflowClient, experiment_id: str, run_id: str, described: ModelDescription) -> str:
-    """Announces a net as the output of a run, and returns its id there. Raises what MLflow raises."""
+    """Creates a logged model as the output of a run, and returns its ID. MLflow's exceptions propagate."""
     from mlflow.entities import LoggedModelOutput
 
     name, params = described.name, dict(described.params)
@@ -61,7 +61,7 @@ def create_model(client: MlflowClient, experiment_id: str, run_id: str, describe
 
 
 def upload_model(client: MlflowClient, model_id: str, described: ModelDescription) -> None:
-    """Stores an announced net, unless it is there. Raises what MLflow raises, and OSError."""
+    """Uploads the net of a logged model unless that is done. Raises OSError; MLflow's exceptions propagate."""
     from mlflow.entities import LoggedModelStatus
 
     model = client.get_logged_model(model_id)
@@ -78,10 +78,7 @@ def upload_model(client: MlflowClient, model_id: str, described: ModelDescriptio
 
 
 def write_model(folder: Path, final: Path, run_id: str | None = None, model_id: str | None = None) -> None:
-    """Makes the folder of a model, with a hard link to a checkpoint where the file system has them.
-
-    Raises OSError, and UserError for a checkpoint that cannot be read.
-    """
+    """Writes the folder of a model, with a hard link to the checkpoint if possible. Raises OSError and UserError."""
     import numpy as np
     from mlflow import pyfunc
     from mlflow.models import Model, ModelSignature
@@ -114,12 +111,7 @@ def write_model(folder: Path, final: Path, run_id: str | None = None, model_id: 
 def register(
     client: MlflowClient, model_id: str, run_id: str, described: ModelDescription, errors: Mapping[str, float]
 ) -> None:
-    """Makes a logged net a version of its registered model, with its errors, and the best version the champion.
-
-    Versions are compared by top-1 error on the same images; those on others have no part in it.
-
-    Raises what MLflow raises, and UserError where the name is another program's.
-    """
+    """Registers a logged net as a version with its errors; the best version on the same images is the champion."""
     from mlflow.exceptions import MlflowException
     from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
@@ -132,34 +124,33 @@ def register(
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
         if client.get_registered_model(name).tags.get(_TAG) != tags[_TAG]:
-            raise UserError(
-                f"its registered model {name} was not made by vggrepro; set another tracking.register"
-            ) from None
+            raise UserError(f"registered model {name} is not from vggrepro; set another tracking.register") from None
     versions: list[ModelVersion] = list(client.search_model_versions(f"name = '{name}'"))
-    mine = next((each for each in versions if each.tags.get(f"{_TAG}.model") == model_id), None)
+    version = next((each for each in versions if each.tags.get(f"{_TAG}.model") == model_id), None)
     tags = {f"{_TAG}.model": model_id, f"{_TAG}.data": described.data, "stage": described.name}
     tags |= {key: str(errors[key]) for key in HEADLINES if key in errors}
-    if mine is None:
+    if version is None:
         model = client.get_logged_model(model_id)
-        mine = client.create_model_version(name, model.artifact_location, run_id, tags=tags, model_id=model_id)
-        registered = [*json.loads(model.tags.get(MLFLOW_MODEL_VERSIONS, "[]")), {"name": name, "version": mine.version}]
+        version = client.create_model_version(name, model.artifact_location, run_id, tags=tags, model_id=model_id)
+        registered = json.loads(model.tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
+        registered.append({"name": name, "version": version.version})
         client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: json.dumps(registered)})
-        versions.append(mine)
+        versions.append(version)
     else:
         for key, text in tags.items():
-            if mine.tags.get(key) != text:
-                client.set_model_version_tag(name, mine.version, key, text)
-    mine.tags.update(tags)
-    rivals = [each for each in versions if each.tags.get(f"{_TAG}.data") == described.data]
-    best = _best(rivals)
-    champion = client.get_registered_model(name).aliases.get(CHAMPION)
-    reigning = next((each for each in versions if str(each.version) == str(champion)), None)
-    if best and (reigning is None or (reigning in rivals and reigning is not best)):
+            if version.tags.get(key) != text:
+                client.set_model_version_tag(name, version.version, key, text)
+    version.tags.update(tags)
+    comparable = [each for each in versions if each.tags.get(f"{_TAG}.data") == described.data]
+    best = _best(comparable)
+    alias = client.get_registered_model(name).aliases.get(CHAMPION)
+    champion = next((each for each in versions if str(each.version) == str(alias)), None)
+    if best and (champion is None or (champion in comparable and champion is not best)):
         client.set_registered_model_alias(name, CHAMPION, best.version)
 
 
 def _best(versions: list[ModelVersion]) -> ModelVersion | None:
-    """The version with the lowest error under the first protocol that all tested ones have; the oldest of equals."""
+    """Selects the oldest version with the lowest error in the first of HEADLINES that all tested versions have."""
     tested = [each for each in versions if any(key in each.tags for key in HEADLINES)]
     for key in HEADLINES:
         if tested and all(key in each.tags for each in tested):
@@ -168,7 +159,7 @@ def _best(versions: list[ModelVersion]) -> ModelVersion | None:
 
 
 def _example(crop: int) -> str:
-    """A small PNG in base64, the form in which images travel in JSON: a ramp of grey levels."""
+    """Encodes a ramp of grey levels as a PNG in base64, the form of images in JSON."""
     import numpy as np
     from PIL import Image
 
@@ -179,7 +170,6 @@ def _example(crop: int) -> str:
 
 
 def _local_folder(location: str) -> Path | None:
-    """The folder of artifacts on this machine; None for a server's or a bucket's."""
     from mlflow.utils.file_utils import local_file_uri_to_path
     from mlflow.utils.uri import is_local_uri
 

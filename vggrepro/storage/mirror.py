@@ -1,8 +1,8 @@
-"""The mirror of a run directory in MLflow.
+"""Mirror of a run directory in MLflow.
 
-Training writes to the run directory and never waits for a server: a daemon thread copies what is new to MLflow, and a
-later process on the same directory continues the same MLflow run. A copy leaves out what MLflow has, so that it can be
-repeated at any time; its state is ``mlflow.json`` in the run directory.
+Training writes to the run directory and never waits for a server. A daemon thread copies new records to MLflow, and a
+later process on the same directory continues the same MLflow run. Copying skips records that MLflow has, so that it can
+be repeated at any time; its state is ``mlflow.json`` in the run directory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vggrepro.errors import UserError
 from vggrepro.files import exclusive
-from vggrepro.storage.directory import RunDirectory, parse_record
+from vggrepro.storage.directory import RunDirectory, complete_records, parse_record
 from vggrepro.storage.logged_model import HEADLINES, create_model, register, upload_model
 from vggrepro.storage.mlflow_run import RunDescription, begin, connect, dataset_of, end, graph_of, import_quietly
 from vggrepro.storage.system_metrics import metrics_files
@@ -33,66 +33,63 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 POLL_S = 5.0
 LONGEST_PAUSE_S = 60.0
 RETRY_S = 1.0
-"""Between the attempts at the end of a run."""
+"""Pause between attempts at the end of a run."""
 LINES_PER_BATCH = 256
 METRICS_PER_CALL = 1000  # MLflow's limit
 _FILE = "mlflow.json"
-_NO_CURVES = ("step", "time", "epoch", "seconds_left", "Q")  # straight lines all of them
-_LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to what may write there"
+_NO_CURVES = ("step", "time", "epoch", "seconds_left", "Q")  # straight lines
+_LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to write access"
 _REMEDIES = {
     **dict.fromkeys(("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"), _LOGIN),
     **dict.fromkeys(("ENDPOINT_NOT_FOUND", "file is not a database"), "correct tracking.uri"),
     "out-of-date database schema": "use the MLflow that made the database, or set tracking.uri to another one",
     **dict.fromkeys(
-        ("INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST"), "mend it there, then start again"
+        ("INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST"), "fix it in MLflow, then start again"
     ),
 }
-"""Of what no waiting mends: by MLflow's error code, or words of its message."""
+"""Remedies for permanent errors, by MLflow's error code or part of its message."""
 _refusals: set[str] = set()
-"""What this process has reported: each of a graph's stages has a mirror, or several, and meets the same."""
+"""Permanent errors that this process has reported; all mirrors of a graph's stages encounter the same ones."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class MirrorState:
-    """How far MLflow has followed a run; ``mlflow.json`` in its directory."""
+    """State of the mirror of a run: ``mlflow.json`` in its directory."""
 
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
     run_id: str = ""
     bytes: int = 0
-    """Of ``metrics.jsonl`` that were copied."""
+    """Copied bytes of ``metrics.jsonl``."""
     last_line: str = ""
-    """Of these, in Latin-1, which has all bytes. It tells whether the file was rewound since: no two lines are alike,
-    as each has its time. Older runs lack it."""
+    """Last copied line in Latin-1, which can represent all bytes. If it differs, the file was rewound, because the
+    time makes lines unique. Older runs lack it."""
     last_step: dict[str, int] = field(default_factory=dict)
-    """Newest step of each metric. MLflow cannot delete points, and the trajectory is deterministic, so those up to
-    here are left out when ``metrics.jsonl`` is copied from its beginning, after a rewind."""
+    """Newest step of each metric. MLflow cannot delete points, and training is deterministic, so steps up to here are
+    skipped when ``metrics.jsonl`` is copied again after a rewind."""
     ended: str = ""
-    """The status that MLflow has of the run since all of it was copied; empty while there is more to come."""
+    """Status in MLflow of a completely copied run; empty for others."""
     system: dict[str, int] = field(default_factory=dict)
-    """Bytes of each machine's system metrics that were copied."""
+    """Copied bytes of each node's system metrics."""
     model_id: str = ""
-    """The final net as a logged model, ready or not."""
+    """ID of the final net as a logged model, ready or not."""
     evaluations: int = 0
-    """Records of evaluations whose errors the graph's run has, and the logged model."""
+    """Number of evaluation records whose errors the graph's run and the logged model have."""
 
     @classmethod
     def of(cls, run: RunDirectory) -> MirrorState:
-        """As the directory has it; a new one where nothing was copied. Raises UserError for a torn file."""
-        stored = run.read_json(_FILE) or {}  # older runs have more than is needed
+        """Reads the state of a run directory, or creates a new one. Raises UserError for a damaged file."""
+        stored = run.read_json(_FILE) or {}  # older runs have further fields
         return cls(**{each.name: stored[each.name] for each in fields(cls) if each.name in stored})
 
     def save(self, run: RunDirectory) -> None:
-        """Write it to the run's directory."""
+        """Writes the state to the run directory."""
         run.write_json(_FILE, asdict(self))
 
 
 def is_behind(run: RunDirectory, *, model: bool = False) -> bool:
-    """Whether MLflow lacks something of a finished run, as when its server was down at the end of it.
-
-    `model` is whether it is to have the net, too.
-    """
+    """Whether MLflow lacks records of a finished run, or with `model` its net, e.g. after a server failure."""
     state = MirrorState.of(run)
     if state.ended != "FINISHED" or (model and not state.model_id):
         return True
@@ -100,11 +97,11 @@ def is_behind(run: RunDirectory, *, model: bool = False) -> bool:
 
 
 class MlflowMirror:
-    """Copies a run's ``metrics.jsonl`` and chosen files to one MLflow run, from a daemon thread.
+    """Copies a run's ``metrics.jsonl`` and selected files to an MLflow run in a daemon thread.
 
-    Numbers become metrics ``<kind>/<key>`` with the record's step and time; strings (so also "nan") and events do not.
-    No error of MLflow's reaches the caller: each cause is logged once as one warning, and the copy is tried again after
-    pauses of at most ``LONGEST_PAUSE_S`` seconds; where no waiting mends it, by the next mirror of the directory.
+    Numbers become metrics ``<kind>/<key>`` with the record's step and time; strings (including "nan") and events do
+    not. MLflow's errors do not reach the caller. Each cause is logged once as a warning, and copying is retried after
+    pauses of at most ``LONGEST_PAUSE_S`` seconds. After a permanent error, the next mirror of the directory retries.
     """
 
     def __init__(self, run: RunDirectory, description: RunDescription) -> None:
@@ -119,24 +116,18 @@ class MlflowMirror:
         self._state = MirrorState()
 
     def start(self) -> None:
-        """Begin to mirror. Imports mlflow here (seconds), since imports racing in two threads can fail."""
+        """Starts the mirror. Imports mlflow here (seconds), because concurrent imports in two threads can fail."""
         import_quietly()
         self._thread.start()
 
     def close(self, status: Status, timeout_s: float) -> bool:
-        """Copy the rest and end the MLflow run, within ``timeout_s`` seconds; whether it was done in time.
-
-        If it was not, the thread gives up, and a later mirror of the same directory copies what is missing. What MLflow
-        has refused for good is not waited for.
-        """
+        """Copies the remaining records and ends the MLflow run; returns whether that took at most ``timeout_s``."""
         self._status = status
         self._closing.set()
         self._thread.join(timeout_s)
         self._given_up.set()
         if not (self._done or self._refused):
-            logger.warning(
-                "MLflow did not take everything within %g s; to be continued from %s", timeout_s, self.run.path
-            )
+            logger.warning("the copy to MLflow took over %g s; a later start continues %s", timeout_s, self.run.path)
         return self._done
 
     def _follow(self) -> None:
@@ -155,26 +146,20 @@ class MlflowMirror:
                 self._given_up.wait(RETRY_S)
 
     def copy(self, status: Status | None = None) -> None:
-        """Copy what MLflow lacks, and with a status what there is at the end; leaves early once given up.
-
-        One mirror of a directory at a time, else one that was given up in the middle of a slow server's answer and the
-        next one would each create a run, as would two jobs that both copy what MLflow missed of a third.
-
-        Raises what MLflow raises.
-        """
+        """Copies the records that MLflow lacks, and with a status ends the run. MLflow's exceptions propagate."""
         if self._client is None:
             self._client, self._experiment_id = connect(self.description)
         client = self._client
-        with exclusive(self.run.path / ".mlflow.lock"):
+        with exclusive(self.run.path / ".mlflow.lock"):  # or a mirror that timed out and the next could create two runs
             if self._given_up.is_set():
                 return
             if not self._state.run_id:
-                self._state = self._take_up_run(client)
+                self._state = self._begin_run(client)
             self._copy_metrics(client)
             self._copy_system_metrics(client)
             if status is None or self._given_up.is_set():
                 return
-            end(client, self._experiment_id, self._state.run_id, status)  # the store of artifacts may fail on its own
+            end(client, self._experiment_id, self._state.run_id, status)  # before artifacts, whose store may fail
             for path in (self.run.path / name for name in self.description.artifacts):
                 if path.exists():
                     client.log_artifact(self._state.run_id, str(path))
@@ -183,12 +168,12 @@ class MlflowMirror:
             self._state.ended = status
             self._state.save(self.run)
 
-    def _take_up_run(self, client: MlflowClient) -> MirrorState:
+    def _begin_run(self, client: MlflowClient) -> MirrorState:
         state = MirrorState.of(self.run)
         state.ended = ""
-        state.save(self.run)  # the key before the run: one whose creation was not acknowledged is found again
+        state.save(self.run)  # before the run is created, so that its key finds it if the response is lost
         run_id = begin(client, self._experiment_id, self.description, state.key)
-        if run_id != state.run_id:  # the first time, another database, or the run was deleted there
+        if run_id != state.run_id:  # a new run, another database, or a run that was deleted
             state = MirrorState(state.key, run_id)
             state.save(self.run)
         return state
@@ -202,9 +187,9 @@ class MlflowMirror:
             refusal = f"{shorten(text, 200, placeholder=' ...')}; {remedy}" if remedy else text
             if refusal not in _refusals:
                 _refusals.add(refusal)
-                logger.warning("MLflow takes no more, metrics.jsonl is complete: %s", refusal)
+                logger.warning("MLflow rejects the copy, metrics.jsonl is complete: %s", refusal)
             return
-        cause = re.sub(r"0x[0-9a-f]+|\d+", "", text)  # addresses and counts differ at each try
+        cause = re.sub(r"0x[0-9a-f]+|\d+", "", text)  # addresses and counts differ between attempts
         if cause not in self._warned and not self._given_up.is_set():
             self._warned.add(cause)
             logger.warning("MLflow lags behind, metrics.jsonl is complete, will try again: %s", text[:300])
@@ -222,10 +207,7 @@ class MlflowMirror:
                 if not lines:
                     return
                 metrics = [metric for line in lines for metric in _metrics(line, state.last_step)]
-                # Sent again after a crash before they are noted, these make no second points: MLflow drops exact
-                # repetitions.
-                for i in range(0, len(metrics), METRICS_PER_CALL):
-                    client.log_batch(state.run_id, metrics=metrics[i : i + METRICS_PER_CALL])
+                self._log(client, metrics)
                 state.bytes, state.last_line = state.bytes + sum(map(len, lines)), lines[-1].decode("latin-1")
                 for metric in metrics:
                     state.last_step[metric.key] = max(metric.step, state.last_step.get(metric.key, metric.step))
@@ -239,19 +221,22 @@ class MlflowMirror:
             with file.open("rb") as opened:
                 opened.seek(self._state.system.get(file.name, 0))
                 while lines := [line for line in itertools.islice(opened, LINES_PER_BATCH) if line.endswith(b"\n")]:
-                    records = [record for record in map(parse_record, lines) if record]
                     metrics = [
                         Metric(prefix + key, value, int(record["time"] * 1000), record["step"])
-                        for record in records
+                        for record in complete_records(lines)
                         for key, value in record["metrics"].items()
                     ]
-                    for i in range(0, len(metrics), METRICS_PER_CALL):
-                        client.log_batch(self._state.run_id, metrics=metrics[i : i + METRICS_PER_CALL])
+                    self._log(client, metrics)
                     self._state.system[file.name] = self._state.system.get(file.name, 0) + sum(map(len, lines))
                     self._state.save(self.run)
 
+    def _log(self, client: MlflowClient, metrics: list[Metric]) -> None:
+        """Logs metrics; after a crash before the state is saved, MLflow drops the exact repetitions."""
+        for i in range(0, len(metrics), METRICS_PER_CALL):
+            client.log_batch(self._state.run_id, metrics=metrics[i : i + METRICS_PER_CALL])
+
     def _copy_results(self, client: MlflowClient) -> None:
-        """Logs the final net as a model, and its errors with it and with the graph's run."""
+        """Logs the final net as a model, and its errors with the model and the graph's run."""
         state, described = self._state, self.description.model
         if described and described.final.exists():
             if not state.model_id:
@@ -275,11 +260,12 @@ class MlflowMirror:
         run_id, now, dataset = self._state.run_id, int(time_s * 1000), self.description.dataset
         images = dict(zip(("dataset_name", "dataset_digest"), dataset_of(dataset), strict=True)) if dataset else {}
         if model := self._state.model_id:
-            linked = {f"evaluation/{key}": value for key, value in errors.items()}
-            client.log_batch(run_id, [Metric(key, value, now, 0, model, **images) for key, value in linked.items()])
+            linked = [Metric(f"evaluation/{key}", value, now, 0, model, **images) for key, value in errors.items()]
+            client.log_batch(run_id, linked)
         if graph := graph_of(client, run_id):
-            shown = {f"{self.description.name}/{key}": errors[key] for key in HEADLINES if key in errors}
-            client.log_batch(graph, [Metric(key, value, now, 0) for key, value in shown.items()])
+            name = self.description.name
+            headlines = [Metric(f"{name}/{key}", errors[key], now, 0) for key in HEADLINES if key in errors]
+            client.log_batch(graph, headlines)
 
 
 def _metrics(line: bytes, last_step: Mapping[str, int]) -> Iterator[Metric]:
@@ -287,14 +273,14 @@ def _metrics(line: bytes, last_step: Mapping[str, int]) -> Iterator[Metric]:
 
     record = parse_record(line) or {}
     kind = record.get("kind")
-    if kind == "event":  # a chart for each number of each event would bury the curves
+    if kind == "event":  # charts of events would hide the curves
         return
     for name, value in record.items():
         if not _is_curve(name, value):
             continue
         key = f"{kind}/{name}"
         if kind == "evaluation" or record["step"] > last_step.get(key, -1):
-            # without a step MLflow draws bars side by side, and not a curve of one point
+            # At step 0 MLflow draws bars side by side instead of curves with a single point.
             step = 0 if kind == "evaluation" else record["step"]
             yield Metric(key, value, timestamp=int(record["time"] * 1000), step=step)
 

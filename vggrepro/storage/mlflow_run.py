@@ -1,4 +1,4 @@
-"""A run in MLflow: its experiment, its entry below the graph's, what describes it. Only its metrics are elsewhere."""
+"""Runs in MLflow: experiment, parent run of the graph and description; `storage/mirror.py` copies the metrics."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ from vggrepro.storage.logged_model import ModelDescription
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import DatasetInput, Run
+    from mlflow.entities import Run
 
 KEY_TAG = "vggrepro.run_key"
 GRAPH_TAG = "vggrepro.graph"
-"""Of the run that a graph's stages are children of."""
+"""Tag of the parent run of a graph's stages."""
 _KIND_TAG = "mlflow.experimentKind"
-"""By which MLflow's pages choose between model training and language models."""
+"""Tag that selects MLflow's pages for model training instead of language models."""
 
 
 @dataclass(frozen=True)
 class RunDescription:
-    """Where a run directory is mirrored, and what MLflow shows of it besides its metrics."""
+    """Destination and description of a mirrored run."""
 
     uri: str
     """Tracking URI, see :func:`resolve_uri`."""
     experiment: str
-    """Name of the MLflow experiment, created if need be."""
+    """Name of the MLflow experiment, which is created if it does not exist."""
     name: str
-    """Of a new MLflow run; a continued one keeps its own."""
+    """Name of a new MLflow run; a continued run keeps its name."""
     params: Mapping[str, str]
-    """A continued run keeps the values that it has. Longer ones than MLflow takes end in an ellipsis, as do tags."""
+    """Parameters; a continued run keeps its values. Parameters and tags that are too long end with an ellipsis."""
     tags: Mapping[str, str]
-    """A continued run gets the new values."""
+    """Tags; a continued run gets the new values."""
     artifact_root: Path
-    """Folder for the artifacts of a new experiment in a SQLite database (a server has its own)."""
+    """Folder for the artifacts of a new experiment in a SQLite database; a server has its own."""
     artifacts: tuple[str, ...] = ()
-    """Files and folders of the run directory that are copied at its end, where they are there."""
+    """Files and folders of the run directory that are copied at the end, if they exist."""
     dataset: Mapping[str, Any] | None = None
-    """`dataset.json`: its source and fingerprint become the run's MLflow dataset; None: it gets none."""
+    """Content of `dataset.json`, whose source and fingerprint become the run's MLflow dataset."""
     graph: str = ""
-    """Which run this one is a child of, by its name: one for each seed of an experiment; empty: of none."""
+    """Name of the parent run, one per seed of an experiment; empty for none."""
     model: ModelDescription | None = None
-    """The final net, where it is logged as a model."""
+    """Final net, if it is logged as a model."""
 
 
 def connect(described: RunDescription) -> tuple[MlflowClient, str]:
-    """A client and the id of the experiment, which it creates at need. Raises what MLflow raises, and UserError."""
+    """Returns a client and the ID of the experiment, new or existing. Raises UserError and MLflow's exceptions."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -65,7 +65,7 @@ def connect(described: RunDescription) -> tuple[MlflowClient, str]:
         try:
             client.create_experiment(name, folder, tags={_KIND_TAG: "custom_model_development"})
         except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # else another run was faster
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # otherwise another run has just created it
                 raise
         experiment = client.get_experiment_by_name(name)
     if experiment.lifecycle_stage == "deleted":
@@ -76,22 +76,19 @@ def connect(described: RunDescription) -> tuple[MlflowClient, str]:
 
 
 def begin(client: MlflowClient, experiment_id: str, described: RunDescription, key: str) -> str:
-    """Finds the run of a key, or creates it, describes it and returns its id. Raises what MLflow raises.
-
-    The key is saved before: a run whose creation was not acknowledged is found again.
-    """
-    from mlflow.entities import Param, RunTag
+    """Finds or creates the run of a key, describes it and returns its ID. MLflow's exceptions propagate."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
     from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
-    run = _found_or_created(client, experiment_id, KEY_TAG, key, described.name)
+    run = _find_or_create(client, experiment_id, KEY_TAG, key, described.name)
     run_id = run.info.run_id
     if run.info.status != "RUNNING":
         client.update_run(run_id, status="RUNNING")
     tags = dict(described.tags)
     if described.graph:
         with exclusive(described.artifact_root.parent / described.experiment / ".mlflow.lock"):
-            graph = _found_or_created(client, experiment_id, GRAPH_TAG, described.graph, described.graph)
+            graph = _find_or_create(client, experiment_id, GRAPH_TAG, described.graph, described.graph)
         tags[MLFLOW_PARENT_RUN_ID] = graph.info.run_id
         if graph.info.status != "RUNNING":
             client.update_run(graph.info.run_id, status="RUNNING")
@@ -104,13 +101,15 @@ def begin(client: MlflowClient, experiment_id: str, described: RunDescription, k
         ],
         tags=[RunTag(key, _shortened(value, MAX_TAG_VAL_LENGTH)) for key, value in tags.items()],
     )
-    if described.dataset and not run.inputs.dataset_inputs:
-        client.log_inputs(run_id, [_dataset_input(described.dataset)])
+    if (dataset := described.dataset) and not run.inputs.dataset_inputs:
+        source, profile = json.dumps({"uri": str(dataset["source"])}), json.dumps(dataset["splits"])
+        entity = Dataset(*dataset_of(dataset), "local", source, profile=profile)
+        client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
     return run_id
 
 
 def end(client: MlflowClient, experiment_id: str, run_id: str, status: str) -> None:
-    """Ends a run, and the graph's when no other of its stages runs. Raises what MLflow raises."""
+    """Ends a run, and the graph's run if no other stage is running. MLflow's exceptions propagate."""
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
     client.set_terminated(run_id, status)
@@ -121,31 +120,20 @@ def end(client: MlflowClient, experiment_id: str, run_id: str, status: str) -> N
 
 
 def graph_of(client: MlflowClient, run_id: str) -> str | None:
-    """The id of the graph's run that a run is a child of. Raises what MLflow raises."""
+    """Returns the ID of a run's parent, the graph's run, or None. MLflow's exceptions propagate."""
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
     return client.get_run(run_id).data.tags.get(MLFLOW_PARENT_RUN_ID)
 
 
-def _found_or_created(client: MlflowClient, experiment_id: str, tag: str, key: str, name: str) -> Run:
-    found = client.search_runs([experiment_id], f"tags.`{tag}` = '{key}'", max_results=1)
-    return found[0] if found else client.create_run(experiment_id, tags={tag: key}, run_name=name)
+def _find_or_create(client: MlflowClient, experiment_id: str, tag: str, key: str, name: str) -> Run:
+    runs = client.search_runs([experiment_id], f"tags.`{tag}` = '{key}'", max_results=1)
+    return runs[0] if runs else client.create_run(experiment_id, tags={tag: key}, run_name=name)
 
 
 def dataset_of(dataset: Mapping[str, Any]) -> tuple[str, str]:
-    """Name and digest of a run's images, as MLflow has them."""
-    return Path(dataset["source"]).name, dataset["fingerprint"][:12]  # of at most 36 characters
-
-
-def _dataset_input(dataset: Mapping[str, Any]) -> DatasetInput:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    name, digest = dataset_of(dataset)
-    source = json.dumps({"uri": str(dataset["source"])})
-    return DatasetInput(
-        Dataset(name, digest, "local", source, profile=json.dumps(dataset["splits"])),
-        [InputTag("mlflow.data.context", "training")],
-    )
+    """Returns the name and digest of a run's images in MLflow."""
+    return Path(dataset["source"]).name, dataset["fingerprint"][:12]  # MLflow allows 36 characters
 
 
 def _shortened(value: str, limit: int) -> str:
@@ -153,22 +141,22 @@ def _shortened(value: str, limit: int) -> str:
 
 
 def import_quietly() -> None:
-    """Import mlflow such that it prints nothing, reports to nobody, and leaves trying again to the mirror."""
+    """Imports mlflow without output, telemetry or retries, which the mirror does instead."""
     for name, value in {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output belongs to --json
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the default of 7 holds a call for minutes
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the default of 7 blocks a call for minutes
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     }.items():
         os.environ.setdefault(name, value)
     try:
         import mlflow
 
-        with suppress(ImportError):  # of psutil: its user says so
+        with suppress(ImportError):  # the sampler reports if psutil is missing
             import mlflow.system_metrics.system_metrics_monitor  # noqa: F401 (before threads import it)
     except ModuleNotFoundError:
         raise UserError("MLflow is not installed; install it, or set tracking.mlflow=false") from None
 
-    # The mirror reports each exception itself; MLflow adds a traceback per try, alembic a line per migration.
+    # The mirror reports exceptions; MLflow would add a traceback per attempt, and alembic a line per migration.
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

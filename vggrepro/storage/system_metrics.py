@@ -1,6 +1,7 @@
-"""What a machine does while a run goes on: GPU, memory, processor, disk and network, by MLflow's own sampler.
+"""System metrics of each node during a run: GPU, memory, CPU, disk and network, from MLflow's sampler.
 
-Rank 0 of each machine appends to a file of the run directory, and the mirror copies it: training waits for no server.
+Local rank 0 appends them to a file of the run directory, which the mirror copies, so that training never waits for a
+server.
 """
 
 from __future__ import annotations
@@ -19,30 +20,30 @@ from vggrepro.storage.directory import RunDirectory
 from vggrepro.storage.mlflow_run import import_quietly
 
 SYSTEM = "system"
-"""The folder of a run directory."""
+"""Folder in the run directory."""
 SAMPLE_S = 10.0
-_ALONE = "machine"
-"""Name of the file of a run's only machine."""
+_SINGLE_NODE = "machine"
+"""Name of the file of a run on a single node."""
 _MOST_SAMPLES = 6
 _LINES_PER_LENGTH = 30
-"""Lines before one more sample is averaged in each: a long run has a line per minute, a short one a line per sample."""
+"""Lines after which each further line averages one more sample, from a line per sample up to a line per minute."""
 
 logger = logging.getLogger(__name__)
 
 
 def metrics_files(run: RunDirectory) -> Iterator[tuple[Path, str]]:
-    """The files of a run's machines, and how the names of their metrics begin: `system/`, which MLflow shows apart."""
+    """Yields the file of each node and the prefix of its metrics; MLflow shows metrics under `system/` separately."""
     for file in sorted((run.path / SYSTEM).glob("*.jsonl")):
-        yield file, "system/" if file.stem == _ALONE else f"system/{file.stem}/"
+        yield file, "system/" if file.stem == _SINGLE_NODE else f"system/{file.stem}/"
 
 
 @contextmanager
 def sampled(run: RunDirectory, topology: Topology) -> Iterator[None]:
-    """Samples this machine for as long as the block takes, on its first rank alone, in a daemon thread."""
+    """Samples this node during the block in a daemon thread, on local rank 0 only."""
     if topology.local_rank:
         yield
         return
-    name = _ALONE if topology.world == topology.local_world else f"node_{topology.rank // topology.local_world}"
+    name = _SINGLE_NODE if topology.world == topology.local_world else f"node_{topology.rank // topology.local_world}"
     stop = threading.Event()
     import_quietly()
     file = run.path / SYSTEM / f"{name}.jsonl"
@@ -74,5 +75,5 @@ def _sample(file: Path, stop: threading.Event) -> None:
                 for part in monitor.monitors:
                     part.clear_metrics()
                 written, samples = written + 1, 0
-    except Exception as error:  # of a driver, a full disk, a package that is missing: training goes on
-        logger.warning("system metrics end here, training goes on: %s", error)
+    except Exception as error:  # training continues without a driver, disk space or a package
+        logger.warning("system metrics stop, training continues: %s", error)

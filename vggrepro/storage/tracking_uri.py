@@ -1,4 +1,4 @@
-"""Where MLflow keeps runs, and what shows them."""
+"""Tracking URI of MLflow, and the command that shows its runs."""
 
 import os
 import shlex
@@ -10,10 +10,9 @@ from vggrepro.errors import UserError
 
 
 def resolve_uri(configured: str | None, runs_root: Path) -> str:
-    """The tracking URI: the configured one, else MLFLOW_TRACKING_URI, else a SQLite database in ``runs_root``.
+    """Returns the configured tracking URI, else MLFLOW_TRACKING_URI, else a SQLite database in ``runs_root``.
 
-    Raises:
-        UserError: the URI is a folder, which MLflow refuses since 3.13, or no address.
+    Raises UserError for an invalid URI, and for a folder, which MLflow no longer supports since 3.13.
     """
     database = f"sqlite:///{runs_root.absolute() / 'mlruns.db'}"
     uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or database
@@ -22,15 +21,15 @@ def resolve_uri(configured: str | None, runs_root: Path) -> str:
         parts = urlsplit(uri)
         _ = parts.port
     except ValueError as error:
-        raise UserError(f"{source} {uri!r} is no address ({error}); correct it") from None
+        raise UserError(f"{source} {uri!r} is not a URL ({error}); correct it") from None
     if parts.scheme in ("", "file"):
-        remedy = f"use {database} or the http:// address of a server"
-        raise UserError(f"{source} {uri!r} is a folder, which MLflow no longer takes; {remedy}")
+        remedy = f"use {database} or the http:// URL of a server"
+        raise UserError(f"{source} {uri!r} is a folder, which MLflow no longer supports; {remedy}")
     return uri
 
 
 def ui_command(uri: str) -> str:
-    """What shows the runs: for a server its address, for a database the command to paste, serving on 127.0.0.1:5000."""
+    """Returns the URL of a server, or the command that shows a database on 127.0.0.1:5000."""
     parts = urlsplit(uri)
     if parts.scheme in ("http", "https"):
         return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # without a password

@@ -1,1 +1,1 @@
-"""The loop, the schedule, and one stage from its configuration to its final checkpoint (Section 3.1)."""
+"""Training of a stage from its configuration to its final checkpoint (Section 3.1)."""

@@ -1,4 +1,4 @@
-"""The training loop: steps, reports, validations and checkpoints, until the iterations are done or a stop is asked."""
+"""Training loop: steps, reports, validations and checkpoints until the last iteration or a request to stop."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ _NAMED_IMAGES = 4
 
 @dataclass
 class Training:
-    """One rank's part in the training of a stage: the net, where it stands, and what is shown and stored of it."""
+    """Training of a stage on a rank, with its progress, log and checkpoints."""
 
     config: Config
     task: Task
     trainer: Trainer
     origin: checkpoint.Checkpoint
-    """What every checkpoint of the run carries besides weights and state."""
+    """Parts that all checkpoints of the run share; weights and state are not among them."""
     state: State
     loader: Loader
     watch: Watch
     writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"))
     later_flop: float = 0.0
-    """Of the training of stages after this, which the same command goes on with."""
+    """Operations to train the later stages of the same command."""
     saving: Future[bool] | None = None
-    """The last checkpoint on its way to the disk; on the first rank."""
+    """Checkpoint that the first rank is writing."""
     meter: Meter = field(default_factory=Meter)
 
     def __post_init__(self) -> None:
@@ -58,10 +58,7 @@ class Training:
     def begin(
         cls, config: Config, parent: Config | None, index: Index, boxes: BoxSet | None, loader: Loader, watch: Watch
     ) -> Training:
-        """Goes on from the newest checkpoint of the run directory, where there is one.
-
-        Removes files that are half written, and agrees with the other ranks: every rank calls it. Raises UserError.
-        """
+        """Prepares a stage, from its newest checkpoint if there is one; every rank must call it. Raises UserError."""
         topology = watch.topology
         if topology.is_first:
             checkpoint.clean(RunDirectory(config.directory).checkpoints)
@@ -74,10 +71,14 @@ class Training:
         return cls(config, task, trainer, origin, state, loader, watch)
 
     def train(self, *, force: bool = False) -> None:
-        """To the end of the stage, which leaves `final.pt`; `force` also where activations vanish or explode.
+        """Trains to the end of the stage, and writes `final.pt`; every rank must call it.
 
-        Raises UserError for a net that does not learn or that diverges, and Interrupted on every rank after one was
-        asked to stop and a checkpoint is written from which the same command goes on.
+        Args:
+            force: train even if the activations vanish or explode at random initialisation.
+
+        Raises:
+            UserError: the net does not learn or diverges, or the disk is full.
+            Interrupted: on every rank after a request to stop, once a checkpoint is written.
         """
         self._note_start()
         if self.state.step == 0:
@@ -85,7 +86,7 @@ class Training:
         batches = self.trainer.batches(self.loader, self.task.images, self.task.sampler, self.state.step)
         with closing(batches), self.writer, _collected_at_reports():
             try:
-                self._iterate(self.watch.apart(batches))  # a mistake is a UserError, and nothing is saved after it
+                self._iterate(self.watch.apart(batches))  # nothing is saved after a UserError
             except Interrupted as request:
                 self._save()
                 saved, step = self.saving is None or self.saving.result(), self.state.step
@@ -97,28 +98,28 @@ class Training:
             self._finish()
 
     def _note_start(self) -> None:
-        """Takes the metrics back to where the checkpoint stands, and notes how gradients are exchanged from here."""
+        """Rewinds the metrics to the checkpoint, and logs a change of the gradient exchange."""
         if not self.topology.is_first:
             return
         self.run.rewind(self.state.step, validated=self.state.step > 0 and not self._validation_is_due())
         comm, ranks = self.trainer.comm, self.topology.world
         if comm:
             echo(f"{self.config.name}: {ranks} ranks exchange gradients by {comm}")
-        noted = [record for record in self.run.records("event") if record["event"] == "gradient exchange"]
-        if (comm, ranks) != ((noted[-1]["comm"], noted[-1]["ranks"]) if noted else (None, 1)):
+        logged = [record for record in self.run.records("event") if record["event"] == "gradient exchange"]
+        if (comm, ranks) != ((logged[-1]["comm"], logged[-1]["ranks"]) if logged else (None, 1)):
             self._log("event", {"event": "gradient exchange", "comm": comm, "ranks": ranks})
 
     def _check_start(self, *, may_fail: bool) -> None:
-        """Logs how large activations are at the start; raises UserError where the net cannot learn and `may_fail`."""
-        alone = replace(self.loader, processes=0)  # for one batch no others are started
-        with closing(alone.batches(self.task.images, self.trainer.views(self.task.sampler, 0))) as batches:
+        """Logs the scales of activations at the start. Raises UserError if `may_fail` and the net cannot learn."""
+        loader = replace(self.loader, processes=0)  # a single batch is not worth starting processes
+        with closing(loader.batches(self.task.images, self.trainer.views(self.task.sampler, 0))) as batches:
             scales = health.activation_scales(self.trainer.net, next(batches).images)
         self._log("event", {"event": "activation scales"} | scales)
         if may_fail:
             health.check_start(self.trainer.net, scales)
 
     def _iterate(self, micro_batches: Iterator[Batch]) -> None:
-        """To the last iteration and its validation. Raises Interrupted on every rank when one was asked to stop."""
+        """Trains to the last iteration and its validation. Raises Interrupted on every rank after a request to stop."""
         last = self.config.train.iterations
         title, shown = f"{self.config.name}: training", self.topology.is_first
         with progress(title, last, start=self.state.step, shown=shown) as update:
@@ -134,7 +135,7 @@ class Training:
                     self._save()
 
     def _finish(self) -> None:
-        """Writes the final net. Raises UserError where the disk is full."""
+        """Writes the final net. Raises UserError if the disk is full."""
         lease.require(self.run.path)
         weights, _ = self.trainer.snapshot()
         final = replace(self.origin, step=self.state.step, weights=weights, training={})
@@ -144,12 +145,11 @@ class Training:
             raise UserError(f"{error}; free some space and run the same command again") from None
 
     def _step(self, micro_batches: Iterator[Batch], update: Update) -> None:
-        """One iteration, and the report that it may end with."""
         train, state = self.config.train, self.state
         rate = learning_rate(train, state.schedule, state.step)
         self.watch.beat(f"step {state.step + 1}")
         self.meter.start()
-        with self.watch.waiting():  # on the CPU in the all-reduces, on CUDA in launching more than a queue holds
+        with self.watch.waiting():  # waits in all-reduces on the CPU, and for space in the launch queue on CUDA
             self.trainer.step(state.step, micro_batches, rate)
         self.state = replace(state, step=state.step + 1, unreported=state.unreported + 1)
         if self.state.step % train.log_every == 0 or self.state.step == train.iterations:
@@ -159,9 +159,9 @@ class Training:
             update(self.state.step, None)
 
     def _report(self, rate: float, update: Update) -> None:
-        """Loss and speed since the last report. Raises UserError for a net that diverges or does not learn."""
+        """Reports loss and speed since the last report. Raises UserError if the net diverges or does not learn."""
         train, state = self.config.train, self.state
-        with self.watch.waiting():  # a device waits for the others' in no call before this one
+        with self.watch.waiting():  # here the host first waits for the other ranks' devices
             loss = self.trainer.loss_sum() / (state.unreported * train.batch)
             bad = int(sum_over_ranks(torch.tensor(len(self.loader.bad.reasons))))
         self.meter.stop(train.batch)
@@ -175,43 +175,42 @@ class Training:
         later = self.later_flop / (speed["images_per_s"] * flop)
         times = [f"{duration(left)} left"] + ([f"{duration(left + later)} with later stages"] if later else [])
         update(state.step, f"loss {loss:.4f}  rate {rate:g}  {describe(speed)}", times=times)
-        if self.task.boxes is None:  # boxes are learnt from a net that has learnt, and what guessing costs is not known
+        if self.task.boxes is None:  # nets for boxes start from a trained net, and the loss of guessing is unknown
             health.check_learning(loss, self.config.model.classes, state.step, train.stall_after)
         self.trainer.restart_loss()
         self.state = replace(state, unreported=0)
         gc.collect()
 
     def _validate(self) -> None:
-        """The centre crop's error, what the schedule makes of it, and a checkpoint."""
+        """Measures the centre crop's error, updates the schedule and saves a checkpoint."""
         config, before = self.config, self.state
         with self.watch.waiting():
             self.trainer.require_equal_nets()
-        found = self.task.validate(self.trainer.net, self.loader, self.watch)
-        best = before.best_error is None or found.error < before.best_error
-        schedule = after_validation(before.schedule, found.error, config.train.schedule)
-        self.state = replace(before, schedule=schedule, validated=before.step)
-        if best:
-            self.state = replace(self.state, best_error=found.error)
-        self._log("validation", {"Q": config.single_Q[0]} | found.record)
-        line = f"{config.name}: epoch {self._epochs(before.step):.1f}  {found.text}"
+        result = self.task.validate(self.trainer.net, self.loader, self.watch)
+        best = before.best_error is None or result.error < before.best_error
+        schedule = after_validation(before.schedule, result.error, config.train.schedule)
+        best_error = result.error if best else before.best_error
+        self.state = replace(before, schedule=schedule, validated=before.step, best_error=best_error)
+        self._log("validation", {"Q": config.single_Q[0]} | result.record)
+        line = f"{config.name}: epoch {self._epochs(before.step):.1f}  {result.text}"
         if schedule.drops > before.schedule.drops:
             self._log("event", {"event": "learning rate drop", "drop": schedule.drops})
-            line += f"; no better for {config.train.schedule.patience} validations: learning rate drop "
+            line += f"; no improvement in {config.train.schedule.patience} validations: learning rate drop "
             line += f"{schedule.drops} of {config.train.schedule.max_drops}"
         if self.topology.is_first:
             echo(line)
         self._save(best=best)
 
     def _save(self, *, best: bool = False) -> None:
-        """Copies the state, and writes it while training goes on; every rank calls it."""
-        with self.watch.waiting():  # for the device, which waits for the others'
+        """Copies the state and writes it in the background; every rank must call it."""
+        with self.watch.waiting():  # the host waits for its device, which waits for the other ranks' devices
             self._require_finite()
             self.state = replace(self.state, loss_sum=self.trainer.loss_sum())
         if not self.topology.is_first:
             return
         lease.require(self.run.path)
         if self.saving:
-            self.saving.result()  # whose memory the snapshot uses again
+            self.saving.result()  # the snapshot reuses its memory
         weights, momentum = self.trainer.snapshot()
         training = {"momentum": momentum, "state": asdict(self.state)}
         content = replace(self.origin, step=self.state.step, weights=weights, training=training)
@@ -219,7 +218,7 @@ class Training:
         self.saving = self.writer.submit(checkpoint.store, content, self.run.checkpoints, keep, best=best)
 
     def _require_finite(self) -> None:
-        """Raises UserError where a gradient was not finite, and lists the images; nothing of it is in the weights."""
+        """Raises UserError and lists the step's images if a gradient was not finite; it was not applied."""
         bad = self.trainer.bad_step()
         if bad is None:
             return
@@ -230,18 +229,18 @@ class Training:
             self.run.write_json("non_finite.json", {"step": bad + 1, "images": images})
         raise UserError(
             f"loss or gradient of step {bad + 1} is not finite and was not applied; its {batch} images are listed in "
-            f"{self.run.path / 'non_finite.json'} ({', '.join(images[:_NAMED_IMAGES])}, ...); the checkpoints before "
-            f"it are intact: lower train.learning_rate, or set train.precision=fp32, in a run of another name"
+            f"{self.run.path / 'non_finite.json'} ({', '.join(images[:_NAMED_IMAGES])}, ...); earlier checkpoints "
+            f"are intact: lower train.learning_rate, or set train.precision=fp32, in a run with another name"
         )
 
     def _epochs(self, step: int) -> float:
         return step * self.config.train.batch / self.task.sampler.images
 
     def _ends_a_period(self) -> bool:
-        """Whether the step that was taken last is followed by a validation."""
+        """Whether a validation follows the last step."""
         step, period = self.state.step, self.config.train.validate_every
-        whole = int(self._epochs(step) / period) > int(self._epochs(step - 1) / period)
-        return step > 0 and (step == self.config.train.iterations or whole)
+        crosses = int(self._epochs(step) / period) > int(self._epochs(step - 1) / period)
+        return step > 0 and (step == self.config.train.iterations or crosses)
 
     def _validation_is_due(self) -> bool:
         return self._ends_a_period() and self.state.validated < self.state.step
@@ -254,9 +253,9 @@ class Training:
 
 @contextmanager
 def _collected_at_reports() -> Iterator[None]:
-    """No garbage collection in the middle of a step, where it would hold up one rank and with it all; see _report."""
+    """Disables garbage collection in steps, where it would delay one rank and so all ranks; `_report` collects."""
     gc.collect()
-    gc.freeze()  # what is there already need not be looked at each time
+    gc.freeze()  # existing objects are not examined again
     gc.disable()
     try:
         yield

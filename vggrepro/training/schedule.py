@@ -1,8 +1,9 @@
-"""When the learning rate falls: a pure function of the validation errors so far (Section 3.1).
+"""Learning rate schedule: a pure function of the validation errors so far (Section 3.1).
 
 "The learning rate was decreased by a factor of 10 when the validation set accuracy stopped improving", three times in
-all. What counts as "stopped" is ours: `patience` validations in a row none of which lowered the best top-1 error by at
-least `threshold` points. The state is part of the checkpoint, so a resumed run neither forgets nor repeats a drop.
+total. The paper does not define "stopped"; here it means `patience` consecutive validations, none of which lowered the
+best top-1 error by at least `threshold` points. Checkpoints include the state, so a resumed run neither misses nor
+repeats a drop.
 """
 
 from dataclasses import dataclass, replace
@@ -12,17 +13,17 @@ from vggrepro.config.settings import Schedule, Train
 
 @dataclass(frozen=True)
 class Plateau:
-    """What the schedule remembers."""
+    """State of the schedule."""
 
     drops: int = 0
     best: float | None = None
-    """Lowest top-1 error so far, per cent."""
+    """Lowest top-1 error so far, in per cent."""
     waited: int = 0
-    """Validations since it was improved upon."""
+    """Validations since the last improvement."""
 
 
 def after_validation(state: Plateau, error: float, settings: Schedule) -> Plateau:
-    """The state after one more validation, whose error is in per cent; fixed drops take no notice of any."""
+    """Updates the state after a validation with a top-1 error in per cent, which fixed drops ignore."""
     if settings.kind == "fixed":
         return state
     if state.best is None or error <= state.best - settings.threshold:
@@ -34,7 +35,7 @@ def after_validation(state: Plateau, error: float, settings: Schedule) -> Platea
 
 
 def learning_rate(settings: Train, state: Plateau, step: int) -> float:
-    """The rate of the iteration that follows `step` finished ones."""
+    """Returns the learning rate of the iteration after `step` finished ones."""
     schedule = settings.schedule
     drops = state.drops if schedule.kind == "plateau" else sum(step >= at for at in schedule.drops_at)
     return settings.learning_rate * schedule.factor**drops

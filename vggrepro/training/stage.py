@@ -1,4 +1,4 @@
-"""One stage in its run directory: how it begins, where it stands, and the net it ends with."""
+"""Stage in its run directory: start, state and final net."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -27,15 +27,15 @@ from vggrepro.training.schedule import Plateau
 
 @dataclass(frozen=True)
 class State:
-    """Where a run stands, besides weights and momentum."""
+    """State of a run, except weights and momentum."""
 
     step: int = 0
     """Iterations done."""
     schedule: Plateau = field(default_factory=Plateau)
     best_error: float | None = None
-    """Lowest validated top-1 error, per cent; `best.pt` has it."""
+    """Lowest validation top-1 error in per cent, that of `best.pt`."""
     validated: int = 0
-    """The step of the last validation."""
+    """Step of the last validation."""
     loss_sum: float = 0.0
     """Sum of the losses of all images since the last report."""
     unreported: int = 0
@@ -43,25 +43,25 @@ class State:
 
 
 def load_final(config: Config) -> checkpoint.Checkpoint:
-    """The final net of a finished stage. Raises UserError when the stage is not finished."""
+    """Loads the final net of a stage. Raises UserError if the stage is not finished."""
     require_finished(config)
     return checkpoint.load(final_file(config.directory))
 
 
 def weights_of(config: Config) -> str:
-    """The hash of a finished stage's net, computed once. Raises UserError when the stage is not finished."""
+    """Returns the weights hash of a stage's final net, which is stored. Raises UserError if it is not finished."""
     run = RunDirectory(config.directory)
-    known = known_weights(run)
-    if known is None:
+    weights = known_weights(run)
+    if weights is None:
         final = load_final(config)
-        known = checkpoint.weights_hash(final.weights)
-        note_weights(run, known, final.step)
-    return known
+        weights = checkpoint.weights_hash(final.weights)
+        note_weights(run, weights, final.step)
+    return weights
 
 
 def net_of(stored: checkpoint.Checkpoint, device: torch.device) -> VGG:
-    """The net of a checkpoint, in evaluation mode, channels last."""
-    with torch.device("meta"):  # whose weights need not be drawn: seconds and half a gigabyte for D
+    """Builds the net of a checkpoint, in evaluation mode and channels last."""
+    with torch.device("meta"):  # saves initialising the weights: seconds and half a gigabyte for D
         net = VGG(architecture_of(stored.stage))
     net.load_state_dict(stored.weights, assign=True)
     return net.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
@@ -70,7 +70,7 @@ def net_of(stored: checkpoint.Checkpoint, device: torch.device) -> VGG:
 def start(
     config: Config, parent: Config | None, index: Index, topology: Topology
 ) -> tuple[VGG, checkpoint.Checkpoint, State]:
-    """The net to go on from, what its checkpoints carry besides, and where it stands; every rank calls it."""
+    """Returns the net to train, the other parts of its checkpoints, and its state; every rank must call it."""
     net = VGG(architecture_of(config))
     folder = RunDirectory(config.directory).checkpoints
     stored = checkpoint.newest(folder)
@@ -81,7 +81,7 @@ def start(
         saved = stored.training["state"]
         state = State(**saved | {"schedule": Plateau(**saved["schedule"])})
         if topology.is_first:
-            echo(f"{config.name}: goes on from step {state.step}")
+            echo(f"{config.name}: resumes from step {state.step}")
         return net, stored, state
     init_weights(net, config.model.init, config.run.seed)
     provenance: dict[str, Any] = {
@@ -95,10 +95,10 @@ def start(
 
 
 def _inherit(net: VGG, parent: Config, index: Index, topology: Topology) -> dict[str, Any]:
-    """Copies the parent's layers into the net; returns the parent's name, weights hash and the layer map."""
+    """Copies the parent's layers into the net; returns the parent's name, weights hash and layer map."""
     origin = load_final(parent)
     if origin.provenance["classes"] != list(index.classes):
-        raise UserError(f"parent {parent.name} was trained on other classes than {index.source} has; train it on these")
+        raise UserError(f"the classes of parent {parent.name} are not those of {index.source}; train it on that data")
     inherited = warm_start(net, origin.weights, architecture_of(origin.stage))
     if topology.is_first:
         echo(f"{net.architecture.name} starts from {parent.name}:")
@@ -109,7 +109,7 @@ def _inherit(net: VGG, parent: Config, index: Index, topology: Topology) -> dict
 
 
 def begin(config: Config, parent: Config | None, index: Index, boxes: BoxSet | None, ranks: int) -> list[Departure]:
-    """Writes what makes the run directory self-contained; returns the fidelity ledger. Rank 0 of some ranks only."""
+    """Writes the descriptive files of the run directory; returns the fidelity ledger. Only rank 0 calls it."""
     run = RunDirectory(config.directory)
     summary = index.summary() | ({"boxes": boxes.summary()} if boxes else {})
     departures = ledger(config, parent, summary)

@@ -1,8 +1,8 @@
-"""One iteration (Section 3.1): mini-batch SGD with momentum on the sampler's batch.
+"""Training iteration (Section 3.1): mini-batch SGD with momentum on the sampler's batch.
 
-The course of a run is a function of (configuration, seed, data set): the views and the dropout units of a step come
-from the sampler, for the global batch, and each rank computes its rows. The number of ranks and of micro-batches
-changes the order of floating-point sums and nothing else.
+A run is a function of (configuration, seed, data set). The sampler draws the views and dropout masks of a step for the
+global batch, and each rank computes its rows. The number of ranks and of micro-batches only changes the order of
+floating-point sums.
 """
 
 import time
@@ -35,20 +35,20 @@ from vggrepro.training.throughput import Comm, comm_of
 
 @dataclass(frozen=True)
 class Shard:
-    """The rows of each global batch that one rank computes, cut into micro-batches."""
+    """Rows of each global batch that a rank computes, divided into micro-batches."""
 
     batch: int
     rows: tuple[slice, ...]
-    """Rows of the global batch, one slice a micro-batch; all but the last are equally long."""
+    """Rows of the global batch, a slice per micro-batch; all except the last have equal length."""
 
     @property
     def size(self) -> int:
-        """Rows of this rank."""
+        """Number of this rank's rows."""
         return self.rows[-1].stop - self.rows[0].start
 
 
 def shard_of(topology: Topology, batch: int, micro_batch: int | None) -> Shard:
-    """This rank's share. Raises UserError when the ranks do not divide the batch, naming the counts that do."""
+    """Computes this rank's shard. Raises UserError if the number of ranks does not divide the batch."""
     if batch % topology.world:
         raise UserError(
             f"train.batch={batch} cannot be split evenly over {topology.world} ranks; "
@@ -62,7 +62,7 @@ def shard_of(topology: Topology, batch: int, micro_batch: int | None) -> Shard:
 
 
 class Trainer:
-    """A net with its momentum, advanced step by step."""
+    """Net and optimiser; `boxes` are targets in pixels of the original images, shape (n, 4), None for classes."""
 
     def __init__(
         self,
@@ -72,7 +72,6 @@ class Trainer:
         device: torch.device,
         boxes: NDArray[np.float64] | None = None,
     ) -> None:
-        """On these ranks, towards the images' classes, or their boxes (images, 4) in px of the image as it is."""
         self.net = net
         self.config = config
         self._boxes = boxes
@@ -94,15 +93,15 @@ class Trainer:
             fused=True,
         )
         self.comm = _comm(net, config, topology, device)
-        """How gradients are exchanged; None on a single rank."""
-        self._exchange = Exchange(net, topology, self.comm)  # behind the optimiser: takes parameters from autograd
+        """Mode of the gradient exchange; None on a single rank."""
+        self._exchange = Exchange(net, topology, self.comm)  # after the optimiser: removes parameters from autograd
         self._parameters = list(net.parameters())
         self._host: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] = ({}, {})
         self._loss_sum = torch.zeros((), device=device)
         self._bad_step = torch.full((), -1, device=device)
 
     def momentum(self) -> dict[str, torch.Tensor]:
-        """Momentum buffers by the parameter's name; empty before the first step."""
+        """Returns the momentum buffers by parameter name; empty before the first step."""
         state = self._optimiser.state
         return {
             name: state[parameter]["momentum_buffer"]
@@ -111,54 +110,51 @@ class Trainer:
         }
 
     def set_momentum(self, buffers: dict[str, torch.Tensor]) -> None:
-        """Takes up where :meth:`momentum` left off."""
+        """Restores the buffers that :meth:`momentum` returned."""
         for name, parameter in self.net.named_parameters():
             if name in buffers:
-                # a copy in the parameter's own memory format, as the optimiser would have made it
+                # a copy in the parameter's memory format, which the optimiser would have used
                 buffer = torch.empty_like(parameter).copy_(buffers[name])
                 self._optimiser.state[parameter]["momentum_buffer"] = buffer
 
     def require_equal_nets(self) -> None:
-        """Raises UserError on every rank where the ranks' weights are not bitwise the same; every rank calls it.
-
-        They are, since all start alike and add the same gradients, which `factor` has each rank compute for itself.
-        """
-        # of the bits as whole numbers, whose sum depends on no order
+        """Raises UserError on every rank if the ranks' weights are not bitwise equal, which `factor` can cause."""
+        # The bits are summed as integers, so that the sum does not depend on the order.
         sums = [parameter.detach().view(torch.int32).sum(dtype=torch.int64) for parameter in self._parameters]
-        of_rank = from_every_rank(torch.stack(sums).tolist())
-        for rank, other in enumerate(of_rank):
-            if other != of_rank[0]:
+        ranks = from_every_rank(torch.stack(sums).tolist())
+        for rank, rank_sums in enumerate(ranks):
+            if rank_sums != ranks[0]:
                 raise UserError(
-                    f"the weights of rank {rank} are not those of rank 0 any more: their gradients differed "
-                    f"(train.comm={self.comm}); go on from the newest checkpoint with --set train.comm=ddp, and look "
-                    f"at that rank's GPU"
+                    f"the weights of rank {rank} differ from those of rank 0, because their gradients differed "
+                    f"(train.comm={self.comm}); resume from the newest checkpoint with --set train.comm=ddp, and "
+                    f"check that rank's GPU"
                 )
 
     def snapshot(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Weights and momentum in host memory, which the next snapshot uses again."""
+        """Copies weights and momentum to host memory, which the next snapshot reuses."""
         for host, tensors in zip(self._host, (self.net.state_dict(), self.momentum()), strict=True):
             for name, tensor in tensors.items():
                 if name not in host:
                     host[name] = torch.empty_like(tensor, device="cpu", pin_memory=self.device.type == "cuda")
                 host[name].copy_(tensor.detach(), non_blocking=True)
-        if self.device.type == "cuda":  # the step and these copies are on this stream; what is prefetched is not
+        if self.device.type == "cuda":  # step and copies are on this stream, prefetching is on another
             torch.cuda.current_stream(self.device).synchronize()
         weights, momentum = self._host
         return dict(weights), dict(momentum)
 
     def views(self, sampler: TrainingSampler, first_step: int) -> MicroBatches:
-        """This rank's micro-batches from `first_step` (iterations already done) to the end."""
+        """Returns this rank's micro-batches from `first_step` (iterations already done) to the end."""
         return MicroBatches(sampler, self.shard.batch, self.shard.rows, first_step, self.config.train.iterations)
 
     def batches(self, loader: Loader, training: Split, sampler: TrainingSampler, first_step: int) -> Generator[Batch]:
-        """What :meth:`step` takes, from `first_step` to the end, prefetched."""
-        if self.config.train.precision == "bf16":  # what autocast would make of the images, in half the memory
+        """Yields prefetched batches for :meth:`step`, from `first_step` to the end."""
+        if self.config.train.precision == "bf16":  # the dtype under autocast, in half the memory
             loader = replace(loader, dtype=torch.bfloat16)
         rendered = loader.render(training, self.views(sampler, first_step))
         return prefetch(self.completed(rendered, first_step), self.device)
 
     def completed(self, batches: Generator[Batch], first_step: int) -> Generator[Batch]:
-        """The batches of :meth:`views`, with the targets of their images and the dropout masks of their place."""
+        """Adds box targets and dropout masks to the batches of :meth:`views`."""
         with closing(batches):
             for number, batch in enumerate(batches):
                 steps, part = divmod(number, len(self.shard.rows))
@@ -170,46 +166,45 @@ class Trainer:
                 yield replace(batch, dropout_masks=masks, targets=targets)
 
     def step(self, step: int, batches: Iterator[Batch], learning_rate: float) -> None:
-        """The iteration after `step` finished ones, on its micro-batches, which are the next of :meth:`batches`.
+        """Runs the iteration after `step` finished ones on its micro-batches, the next of :meth:`batches`.
 
-        Nothing here waits for the device. A gradient that is not finite is therefore not seen by the host: the device
-        itself leaves this step and all later ones out, until :meth:`bad_step` is asked.
+        The host does not wait for the device. After a gradient that is not finite, the device skips this step and all
+        later ones, and :meth:`bad_step` reports it.
         """
         for group in self._optimiser.param_groups:
             group["lr"] = learning_rate * group["rate_factor"]
         for left in reversed(range(len(self.shard.rows))):
-            asked = time.perf_counter()
+            start = time.perf_counter()
             batch = next(batches)
-            self.waited_s += time.perf_counter() - asked
+            self.waited_s += time.perf_counter() - start
             if not self._exchange.settled:
                 self._rehearse(batch)
             self._accumulate(batch, last=not left)
         self._exchange.finish()
-        # The gradients are the global batch's by now, so all ranks find the same.
+        # Gradients are now averaged over the global batch, so all ranks compute the same norm.
         norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         bad = (self._bad_step < 0) & ~norm.isfinite()
         self._bad_step = torch.where(bad, step, self._bad_step)
-        # Were the first step such a one, SGD would keep the momentum that it has just allocated and not filled; no
-        # checkpoint is written after it.
+        # In the first step, SGD would keep an allocated but unfilled momentum; no checkpoint is written after it.
         self._optimiser.found_inf = (self._bad_step >= 0).float()  # type: ignore[attr-defined]
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
 
     def loss_sum(self) -> float:
-        """Sum of the losses of all ranks' images since :meth:`restart_loss`; every rank calls it."""
+        """Sums the losses of all ranks' images since :meth:`restart_loss`; every rank must call it."""
         return float(sum_over_ranks(self._loss_sum.clone()))
 
     def restart_loss(self, start: float = 0.0) -> None:
-        """Starts the sum of losses again, from `start` over all ranks: given to the first rank, and 0 to the others."""
+        """Resets the sum of losses to `start`; the first rank passes the sum over all ranks, the others 0."""
         self._loss_sum.fill_(start)
 
     def bad_step(self) -> int | None:
-        """The first step (iterations finished before it) whose gradient was not finite; it was not applied."""
+        """Returns the first step (iterations before it) whose gradient was not finite and not applied, or None."""
         step = int(self._bad_step)
         return step if step >= 0 else None
 
     def _rehearse(self, batch: Batch) -> None:
-        """A pass whose gradients are thrown away, after which those of every step are summed in the same order."""
+        """Runs a pass and discards its gradients, so that every later step sums gradients in the same order."""
         loss_sum, payload_bytes = self._loss_sum.clone(), self._exchange.payload_bytes
         self._accumulate(batch, last=True)
         self._exchange.finish()
@@ -219,17 +214,16 @@ class Trainer:
         self._exchange.settled = True
 
     def _accumulate(self, batch: Batch, *, last: bool) -> None:
-        """Adds the gradient of one micro-batch."""
         masks = batch.dropout_masks
-        assert (masks is not None) == (self.config.model.dropout > 0), "dropout is the sampler's, never torch's own"
+        assert (masks is not None) == (self.config.model.dropout > 0), "the sampler, not torch, draws dropout masks"
         with self._exchange.micro_batch(last=last):
             with autocast(self.device, self.config.train.precision):
                 outputs = self._exchange.forward(batch.images, masks)
-            if batch.targets is None:  # cross-entropy of classes (Section 3.1)
+            if batch.targets is None:
                 loss = F.cross_entropy(outputs.float(), batch.labels, reduction="sum")
             else:
                 loss = euclidean_loss(outputs.float(), batch.targets, batch.labels)
-            # ranks are averaged, so this makes the mean over the global batch
+            # The average over ranks of these means is the mean over the global batch.
             (loss / self.shard.size).backward()
         self._loss_sum += loss.detach()
 
@@ -243,7 +237,7 @@ class Trainer:
 
 
 def _comm(net: VGG, config: Config, topology: Topology, device: torch.device) -> Comm | None:
-    """As `comm_of`, but for ranks on several kinds of GPU, whose products could differ in rounding."""
+    """Calls `comm_of`, except that `auto` is ddp on different kinds of GPU, whose products could differ in rounding."""
     setting = config.train.comm
     if setting == "auto" and topology.world > 1:
         kinds = from_every_rank(torch.cuda.get_device_name(device) if device.type == "cuda" else device.type)
@@ -254,7 +248,7 @@ def _comm(net: VGG, config: Config, topology: Topology, device: torch.device) ->
 
 
 def _groups(net: VGG, config: Config) -> list[dict[str, Any]]:
-    """Of parameters, each with the factor of its learning rate."""
+    """Groups the trained parameters by the factor of their learning rate."""
     trained = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
     if config.train.biases == "paper":
         return [{"params": list(trained.values()), "rate_factor": 1.0}]

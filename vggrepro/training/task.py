@@ -1,4 +1,4 @@
-"""What a stage is trained for: on which images, towards what, and which error is watched. Classes, or boxes."""
+"""Task of a stage, classes or boxes: training images, targets and validation error."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,27 +17,25 @@ from vggrepro.ranks.watch import Watch
 
 @dataclass(frozen=True)
 class Validation:
-    """What a validation found."""
+    """Result of a validation."""
 
     error: float
-    """Of the centre crop at Q = S, per cent: what the schedule and the best checkpoint go by."""
+    """Error of the centre crop at Q = S in per cent, for the schedule and the best checkpoint."""
     record: dict[str, Any]
-    """For `metrics.jsonl`."""
+    """Fields of the record in `metrics.jsonl`."""
     text: str
-    """For a person."""
+    """Summary for the user."""
 
 
 class Task:
-    """One stage's task, without any state of the training.
+    """Task of a stage, without training state.
 
-    The class of each image (Section 3.1); or with boxes the box of the largest object, on the images that have one
-    (Appendix A). Which of several boxes a crop is trained on, and what becomes of crops that do not show it, the paper
-    does not say: it is the largest, every crop shows its centre, and the part of it that lies beyond the crop is
-    predicted as well.
+    The target is the class of each image (Section 3.1), or the largest box of the images that have one (Appendix A).
+    The paper does not say which box a crop is trained on, or how crops without it are treated. Here, every crop shows
+    the centre of the largest box, and the net also predicts the part outside the crop. Raises UserError without boxes.
     """
 
     def __init__(self, config: Config, index: Index, boxes: BoxSet | None) -> None:
-        """Raises UserError where no image has a box."""
         self._config = config
         self._validation, self._validation_boxes = index.split("val"), None
         self.images, self.boxes = index.split("train"), None
@@ -49,10 +47,7 @@ class Task:
         self.sampler = TrainingSampler(self.images.size, config.data, crop, seed, boxes=self.boxes)
 
     def validate(self, net: VGG, loader: Loader, watch: Watch) -> Validation:
-        """The centre crop's error at Q = S over all ranks, each of which calls it. Raises Interrupted.
-
-        Top-1 error, and top-5 beside it; or the share of crops whose box of the true class is wrong: Table 8's error.
-        """
+        """Measures the centre crop's top-1 error at Q = S, or with boxes the error of Table 8. Raises Interrupted."""
         Q, batch = self._config.single_Q[0], self._config.evaluation.batch
         shown = SplitPass(self._validation, loader, watch, self._config.train.precision)
         if self._validation_boxes:

@@ -1,4 +1,4 @@
-"""Speed, and the peak that it is compared with."""
+"""Training speed, peak speeds of devices, and the cost of gradient exchange."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     import torch
 
 FLOP_PER_SAVED_BYTE = 300
-"""What a rank may compute, at most, to spare its link a byte. While 50 GB/s send one, the 29 TFLOP/s that a step may
-reach on an H100 in fp32 do 575 operations; an A100 at 25 GB/s does 335; and in bf16 it is ten times as many."""
+"""Maximum number of operations that are worth saving a byte on a rank's link. While a link of 50 GB/s sends a byte, an
+H100 at 29 TFLOP/s (a step in fp32) does 575 operations; an A100 at 25 GB/s does 335. In bf16 it is ten times as many.
+"""
 
-# Dense peaks in FLOP/s from the vendors' data sheets, by a part of the device's name; the first match counts.
+# Dense peaks in FLOP/s from the vendors' data sheets, by a part of the device name; the first match is used.
 PEAKS: dict[str, dict[Precision, float]] = {
     "H100 PCIe": {"bf16": 756e12, "tf32": 378e12, "fp32": 51e12},
     "H100": {"bf16": 989.4e12, "tf32": 494.7e12, "fp32": 66.9e12},
@@ -28,10 +29,10 @@ PEAKS: dict[str, dict[Precision, float]] = {
 
 
 def flop_per_image(net: Architecture, *, frozen: bool = False) -> int:
-    """Floating-point operations of one training image, a multiply-add being two.
+    """Counts the floating-point operations to train on an image; a multiply-add counts as two.
 
-    Forward once, backward twice (for inputs and for weights), except that the first trained layer needs no input
-    gradient. `frozen`: only the FC layers are trained. D: 92.65e9, frozen 31.36e9.
+    The backward pass counts twice the forward pass (for inputs and for weights), except that the first trained layer
+    needs no input gradient. With `frozen`, only the FC layers are trained. D: 92.65e9, frozen 31.36e9.
     """
     layers = [layer for layer in net.layers() if layer.multiply_adds]
     trained = [layer.multiply_adds for layer in layers if layer.kind == "fc" or not frozen]
@@ -40,7 +41,7 @@ def flop_per_image(net: Architecture, *, frozen: bool = False) -> int:
 
 
 def training_flop(config: Config) -> float:
-    """Floating-point operations of the training of a stage, from its first iteration to its last. Raises UserError."""
+    """Counts the floating-point operations to train a stage completely. Raises UserError."""
     per_image = flop_per_image(architecture_of(config), frozen=config.keeps_features)
     return float(config.train.iterations * config.train.batch * per_image)
 
@@ -48,29 +49,22 @@ def training_flop(config: Config) -> float:
 def payload_bytes(
     net: Architecture, batch: int, comm: Comm, precision: Precision = "fp32", *, frozen: bool = False
 ) -> int:
-    """Bytes of a step's collectives: the gradients' size, and in `factor` mode the gathered factors' size.
-
-    `batch` is the global batch; with bf16 autocast a factor's number takes 2 bytes in place of 4, since inputs and
-    output gradients of the FC layers are bfloat16 anyway. What crosses the wire depends on the algorithm: a ring of n
-    ranks sends 2 (n - 1) / n of an all-reduce's payload from each rank, and (n - 1) / n of an all-gather's. `frozen`:
-    only the FC layers have gradients.
-    """
-    every = sum(layer.parameters for layer in net.layers() if layer.kind == "fc" or not frozen)
-    if comm == "ddp":
-        return 4 * every
-    if comm == "bf16":
-        return 2 * every
+    """Computes the bytes of a step's collectives; `batch` is the global one, and `frozen` are the convolutions."""
+    total = sum(layer.parameters for layer in net.layers() if layer.kind == "fc" or not frozen)
+    if comm != "factor":
+        return (4 if comm == "ddp" else 2) * total
     fc = [layer for layer in net.layers() if layer.kind == "fc"]
     dense = sum(layer.parameters for layer in fc)
     factors = sum(layer.multiply_adds // layer.shape[0] + layer.shape[0] for layer in fc)
-    return 4 * (every - dense) + (2 if precision == "bf16" else 4) * batch * factors
+    return 4 * (total - dense) + (2 if precision == "bf16" else 4) * batch * factors
 
 
 def sent_bytes(
     net: Architecture, batch: int, comm: Comm, ranks: int, precision: Precision = "fp32", *, frozen: bool = False
 ) -> float:
-    """Bytes that each of some ranks in rings sends in a step: 2 (n - 1) / n of what is all-reduced, (n - 1) / n of what
-    is gathered. Arguments as of :func:`payload_bytes`.
+    """Computes the bytes that each rank sends in a step, with the arguments of :func:`payload_bytes`.
+
+    A ring of n ranks sends 2 (n - 1) / n of an all-reduce's payload from each rank, and (n - 1) / n of an all-gather's.
     """
     payload = payload_bytes(net, batch, comm, precision, frozen=frozen)
     gathered = payload - payload_bytes(net, 0, comm, precision, frozen=frozen)
@@ -78,10 +72,7 @@ def sent_bytes(
 
 
 def product_flop(net: Architecture, batch: int) -> int:
-    """Floating-point operations of the FC layers' weight gradients for a global batch.
-
-    In `factor` mode every rank does them all; in the other modes its share, the images of its own.
-    """
+    """Counts the operations of the FC layers' weight gradients for a global batch; `factor` does them on each rank."""
     return 2 * batch * sum(layer.multiply_adds for layer in net.layers() if layer.kind == "fc")
 
 
@@ -94,11 +85,11 @@ def comm_of(
     *,
     frozen: bool = False,
 ) -> Comm | None:
-    """How some ranks exchange gradients under `train.comm`; None for a single rank, which exchanges nothing.
+    """Selects the gradient exchange for a value of `train.comm`; None for a single rank.
 
-    `auto` is whichever of `ddp` and `factor`, equal up to rounding, costs less: `factor` where each byte that it spares
-    the wire costs at most FLOP_PER_SAVED_BYTE operations (67 for the paper's nets and batch), else `ddp`. With `frozen`
-    convolutions it is `ddp`: the inputs of fc6 have no gradient by which `factor` would see that it is trained.
+    `auto` selects the cheaper of `ddp` and `factor`, which are equal up to rounding: `factor` if each byte saved costs
+    at most FLOP_PER_SAVED_BYTE operations (67 for the paper's nets and batch). With `frozen` convolutions it is `ddp`,
+    because the inputs of fc6 have no gradient, which the hooks of `factor` need.
     """
     if ranks == 1:
         return None
@@ -106,13 +97,13 @@ def comm_of(
         return setting
     if frozen:
         return "ddp"
-    spared = sent_bytes(net, batch, "ddp", ranks) - sent_bytes(net, batch, "factor", ranks, precision)
+    saved = sent_bytes(net, batch, "ddp", ranks) - sent_bytes(net, batch, "factor", ranks, precision)
     added = product_flop(net, batch) * (ranks - 1) / ranks
-    return "factor" if added <= FLOP_PER_SAVED_BYTE * spared else "ddp"
+    return "factor" if added <= FLOP_PER_SAVED_BYTE * saved else "ddp"
 
 
 def peak_flops(device: torch.device, precision: Precision) -> float | None:
-    """The device's peak in FLOP/s as its vendor states it, or None where this is not known (as for CPUs)."""
+    """Returns the peak of a device in FLOP/s according to its vendor, or None if unknown (as for CPUs)."""
     if device.type != "cuda":
         return None
     import torch
@@ -122,25 +113,25 @@ def peak_flops(device: torch.device, precision: Precision) -> float | None:
 
 
 class Meter:
-    """Time spent in steps since the last report; what lies between steps (validation, checkpoints) does not count."""
+    """Time spent in steps since the last report, excluding validations and checkpoints."""
 
     def __init__(self) -> None:
         self._started = self._seconds = self._waited_before = 0.0
         self._images = 0
 
     def start(self) -> None:
-        """Before a step."""
+        """Starts the clock before a step."""
         self._started = time.perf_counter()
 
     def stop(self, images: int) -> None:
-        """After a step of so many images over all ranks; in the report's last step, after the device is done."""
+        """Stops the clock after a step with `images` over all ranks; before a report, wait for the device first."""
         self._seconds += time.perf_counter() - self._started
         self._images += images
 
     def read(self, waited_s: float, flop: int, peak: float | None, world: int) -> dict[str, float]:
-        """images/s with and without the wait for images, the wait's share, memory, and MFU where a peak is known.
+        """Returns images/s with and without waits for images, the fraction of waits, memory, and MFU; resets the meter.
 
-        Starts again from zero. `waited_s` is this rank's waiting so far, `flop` an image's, `peak` one rank's FLOP/s.
+        `waited_s` is this rank's total, `flop` the operations per image, and `peak` a rank's FLOP/s (None omits MFU).
         """
         waited = waited_s - self._waited_before
         busy = max(self._seconds - waited, 1e-9)
@@ -158,7 +149,7 @@ class Meter:
 
 
 def describe(speed: dict[str, float]) -> str:
-    """A report in a few words."""
+    """Formats a report in a few words."""
     text = f"{speed['images_per_s']:.0f} images/s  waits {speed['data_wait']:.0%}"
     if "mfu" in speed:
         text += f"  MFU {speed['mfu']:.1%} of {speed['peak_flops'] / 1e12:.0f} TFLOP/s"
@@ -166,7 +157,7 @@ def describe(speed: dict[str, float]) -> str:
 
 
 def memory_gib() -> float:
-    """Largest memory so far in GiB: of the device where there is one, else of this process."""
+    """Returns the peak memory so far in GiB, of the device if there is one, else of this process."""
     import torch
 
     if torch.cuda.is_initialized():
