@@ -139,7 +139,7 @@ def test_what_cannot_be_read_is_one_line(root: Path) -> None:
         shorter = {"labels": content["labels"][:-1], "size": content["size"][:-1]}
         np.savez(places.with_suffix(".new.npz"), **dict(content) | shorter)
     places.with_suffix(".new.npz").replace(places)
-    with pytest.raises(UserError, match="are of 2000 images and the true ones beside them of 1999; remove "):
+    with pytest.raises(UserError, match="are for 2000 images, the stored true boxes for 1999; remove "):
         report_of(root)
     places.unlink()
     with pytest.raises(

@@ -218,7 +218,7 @@ def test_posteriors_that_do_not_fit_the_run_are_refused(root: Path, shape: tuple
     run = make_run(root, "A")
     key = PosteriorsKey(run.read_json("final.json")["weights"], "f" * 64, "dense", 256, True)
     key.save(run, Posteriors(values, labels()[: shape[0]]))
-    with pytest.raises(UserError, match="remove it and evaluate again"):
+    with pytest.raises(UserError, match="remove them and evaluate again"):
         build_report(find_runs([root]))
 
 
@@ -438,9 +438,9 @@ def test_runs_are_found_by_folder_and_name(root: Path, tmp_path: Path) -> None:
     assert [one.name for one in find_runs([root], ["other"])] == ["other:A"]
     for name in ("paper:A", str(run.path), "0123456789abcdef", "01234567"):
         assert [one.path for one in resolve([name], [root])] == [run.path]
-    with pytest.raises(UserError, match=r"run A is 2 runs \(other:A, paper:A\); say experiment:stage"):
+    with pytest.raises(UserError, match=r"run A matches 2 runs \(other:A, paper:A\); name one as experiment:stage"):
         resolve(["A"], [root])
-    with pytest.raises(UserError, match="run B is no run directory, stage, experiment:stage or MLflow run id"):
+    with pytest.raises(UserError, match="run B is not a run directory, stage, experiment:stage or MLflow run id"):
         resolve(["B"], [root])
     with pytest.raises(UserError, match="is not a folder"):
         find_runs([tmp_path / "nowhere"])
