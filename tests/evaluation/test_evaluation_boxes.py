@@ -141,7 +141,7 @@ def test_places_of_several_nets_and_images_of_several_shapes_are_pooled(
         return merge(boxes, scores, below)
 
     monkeypatch.setattr(box_store, "merge", merging)
-    monkeypatch.setattr(box_store, "_MOST_IMAGES", at_once)
+    monkeypatch.setattr(box_store, "_MAX_IMAGES", at_once)
     random = np.random.default_rng(3)
     classes = np.array([[1, 0], [0, 2], [2, 2], [1, 2]])
 

@@ -133,12 +133,12 @@ def test_mistakes_are_one_line(index_file: Path, files: dict[str, Path], tmp_pat
     assert "are not of net E" in other
     torn = tmp_path / "torn.caffemodel"
     torn.write_bytes(files["D"].read_bytes()[:5000])
-    assert "ends too early" in command.mistake("weights", "import", torn, "--out", tmp_path / "x" / "T")
+    assert "is truncated" in command.mistake("weights", "import", torn, "--out", tmp_path / "x" / "T")
     assert not (tmp_path / "x").exists()
     suffix = command.mistake("weights", "export", out, "--out", tmp_path / "D.h5")
     assert "written as .safetensors, .pth or .onnx" in suffix
     form = command.mistake("weights", "export", out, "--dense", "--out", tmp_path / "D.pth")
-    assert "only .onnx has a dense form" in form
+    assert "must end in .onnx" in form
     experiment = command.mistake("evaluate", out.parent)
     assert f"{out.parent} is no run directory (it has no config.yaml); its runs are {out}" in experiment
     (tmp_path / "empty").mkdir()

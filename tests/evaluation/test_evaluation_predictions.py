@@ -23,7 +23,7 @@ LABELS = np.random.default_rng(5).integers(0, CLASSES, IMAGES)
 
 @pytest.fixture(autouse=True)
 def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predictions_module, "_ROWS", 7)  # so that there are blocks, the last one smaller
+    monkeypatch.setattr(predictions_module, "_ROWS_AT_ONCE", 7)  # so that there are blocks, the last one smaller
 
 
 def net(folder: Path, seed: int) -> NetResults:

@@ -135,6 +135,6 @@ def test_no_warning_in_ordinary_use_and_a_flag_where_there_is_one(monkeypatch: p
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert classify(features, targets, PARTITION, "recall").unfinished == ()
-    monkeypatch.setattr(svm, "_MOST_STEPS", 2)
+    monkeypatch.setattr(svm, "_MAX_STEPS", 2)
     with pytest.warns(ConvergenceWarning):
         assert classify(features, targets, PARTITION, "recall").unfinished == (0, 1, 2, 3, 4)

@@ -72,7 +72,7 @@ def test_shares_the_nets_weights() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(63, 200), (200, 63)])
 def test_too_small_an_image_is_named(height: int, width: int) -> None:
-    with pytest.raises(UserError, match=f"images of {height}x{width} pixels: smaller than this net's crop of 64"):
+    with pytest.raises(UserError, match=f"images of {height}x{width} pixels are smaller than the net's crop of 64"):
         score_map(built(), random_images(height, width))
 
 

@@ -110,10 +110,10 @@ def test_a_net_of_convolutions_alone() -> None:
     refused: list[Callable[[], Tensor]] = [lambda: net(random_images(64, 64)), lambda: score_map(net, images)]
     for one in refused:
         with pytest.raises(
-            UserError, match=r"has no fully-connected layers .*; it gives features: `vggrepro features`"
+            UserError, match=r"has no fully-connected layers .*; compute its features with `vggrepro features`"
         ):
             one()
-    with pytest.raises(UserError, match="images of 31x99 pixels: smaller than its stride of 32; rescale to Q >= 32"):
+    with pytest.raises(UserError, match="31x99 pixels are smaller than the net's stride of 32; rescale to Q >= 32"):
         feature_map(net, random_images(31, 99))
 
 
@@ -162,10 +162,10 @@ def test_batch_norm_of_convolutions_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda state: nan(state, "classifier.0", "classifier.3"), "damaged: classifier.0.weight holds numbers that"),
-        (lambda state: nan(state, "classifier.6.bias"), "damaged: classifier.6.bias holds numbers that are not finite"),
-        (lambda state: nan(of_convolutions(state), "features.0"), "damaged: features.0.weight holds numbers that"),
-        (lambda state: {k: v for k, v in state.items() if "classifier.0" not in k}, "or without all three"),
+        (lambda state: nan(state, "classifier.0", "classifier.3"), "damaged: classifier.0.weight has values that"),
+        (lambda state: nan(state, "classifier.6.bias"), "damaged: classifier.6.bias has values that are not finite"),
+        (lambda state: nan(of_convolutions(state), "features.0"), "damaged: features.0.weight has values that"),
+        (lambda state: {k: v for k, v in state.items() if "classifier.0" not in k}, "layers or none"),
         (lambda state: {k: v for k, v in state.items() if "classifier.3" not in k}, "classifier.3.weight is missing"),
         (lambda state: {k: v for k, v in state.items() if "features.3" not in k}, "features.3.weight is missing"),
     ],

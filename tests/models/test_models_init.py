@@ -99,5 +99,5 @@ def test_leaves_the_global_generator_alone() -> None:
 def test_literal_variance_warns_and_an_unknown_scheme_is_named() -> None:
     with pytest.warns(UserWarning, match="overflows"):
         built(scheme="paper_literal_variance", width=0.01)
-    with pytest.raises(UserError, match="init scheme 'xavier': not known; choose from paper, "):
+    with pytest.raises(UserError, match="init scheme 'xavier' is unknown; choose from paper, "):
         built(scheme="xavier", width=0.01)

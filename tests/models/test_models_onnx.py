@@ -88,6 +88,6 @@ def test_without_the_packages_it_is_one_line(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_net_that_is_too_large_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx, "_MOST_BYTES", 1000)
-    with pytest.raises(UserError, match=r"too many for one ONNX file; export it as .safetensors"):
+    monkeypatch.setattr(onnx, "_MAX_BYTES", 1000)
+    with pytest.raises(UserError, match=r"too many for an ONNX file; export it as .safetensors"):
         onnx.to_onnx(tiny_vgg("A", **GEOMETRY), {}, dense=False)

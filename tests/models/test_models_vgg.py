@@ -202,5 +202,5 @@ def test_compiles_without_graph_breaks() -> None:
 
 
 def test_wrong_input_size_is_named() -> None:
-    with pytest.raises(UserError, match="images of 32x64 pixels: this net takes 32x32"):
+    with pytest.raises(UserError, match="images of 32x64 pixels must be 32x32"):
         tiny_vgg()(torch.zeros(1, 3, 32, 64))

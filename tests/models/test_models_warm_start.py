@@ -68,10 +68,10 @@ def test_batch_norm_stays_where_only_the_child_has_it() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"width": 0.125}, r"conv1_1: \(4, 3, 3, 3\) in the parent A, \(8, 3, 3, 3\) in the child D"),
-        ({"crop": 64}, r"fc6: \(256, 32\) in the parent A, \(256, 128\) in the child D"),
+        ({"width": 0.125}, r"conv1_1 has shape \(4, 3, 3, 3\) in the parent A and \(8, 3, 3, 3\) in the child D"),
+        ({"crop": 64}, r"fc6 has shape \(256, 32\) in the parent A and \(256, 128\) in the child D"),
         ({"blocks": 4, "crop": 16}, "parent A has 5 blocks, child D has 4; give both nets the same number"),
-        ({"classes": 11}, r"fc8: \(10, 256\) in the parent A, \(11, 256\) in the child D"),
+        ({"classes": 11}, r"fc8 has shape \(10, 256\) in the parent A and \(11, 256\) in the child D"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_nothing_copied(options: dict, message: str) -> None:
