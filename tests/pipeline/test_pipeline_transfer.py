@@ -343,7 +343,7 @@ MISTAKES = [
     (("transfer", "D", "-d", "a={mine}", "-d", "a=x"), "a is {mine} already"),
     (("transfer", "D"), "names no data set (transfer.sets); say --data NAME=PATH"),
     (("transfer", "D", "-d", "mine={mine}", "--scales", "31"), "Q = 31 is too small for D; use at least 32"),
-    (("features", "conv", "-d", "mine={mine}", "--scales", "31", "-o", "{x}"), "use 32 or more"),
+    (("features", "conv", "-d", "mine={mine}", "--scales", "31", "-o", "{x}"), "use at least 32"),
     (("features", "D", "-d", "mine={mine}", "-o", "{x}", "--boxes"), "--boxes: mine has no boxes; leave it out"),
     (("features", "D", "-d", "mine={mine}", "-o", "{x}.csv"), "features are written as .npz; choose that suffix"),
     (("features", "D", "-d", "mine={mine}", "-o", "{mine}/ant/0.png/x.npz"), "x.npz cannot be written ("),

@@ -42,7 +42,7 @@ class Places:
 
 @dataclass(frozen=True)
 class PlacesKey(Key[Places]):
-    """Key of the predictions of a net at one Q, at every position or for the centre crop."""
+    """Key of the predictions of a localisation net at one Q; see :class:`PosteriorsKey` for fields of the same name."""
 
     folder = "boxes"
     value_type = Places
@@ -50,11 +50,8 @@ class PlacesKey(Key[Places]):
 
     method: str
     Q: int
-    """Shorter side of the rescaled images, px."""
     weights: str
-    """SHA-256 of the localisation net."""
     data: str
-    """Fingerprint of the index."""
     boxes: str
     """Fingerprint of the true boxes; images without a box are left out."""
     guesses: str = ""
@@ -113,10 +110,7 @@ def load_truth(run: RunDirectory, data: str, boxes: str) -> Truth:
 
 
 def merge_places(sets: Sequence[Places], below: float) -> Found:
-    """Merges all positions of several nets and Q into a box per class and image (Appendix A).
-
-    `below` is the distance at which merging stops.
-    """
+    """Merges all positions of several nets and Q, up to the distance `below`, into a box per class and image."""
     classes = sets[0].classes
     assert all(np.array_equal(places.classes, classes) for places in sets), "boxes of other classes or images"
     n, per_image = classes.shape

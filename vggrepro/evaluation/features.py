@@ -23,21 +23,17 @@ class Features:
 
 @dataclass(frozen=True)
 class FeaturesKey(Key[Features]):
-    """Key of a stored set of features."""
+    """Key of a stored set of features; see :class:`PosteriorsKey` for fields of the same name."""
 
     folder = "features"
     value_type = Features
 
     weights: str
-    """SHA-256 of the net (`checkpoint.weights_hash`)."""
     layer: str
     """fc7, or the last pooling layer of a net without fully-connected layers."""
     data: str
-    """Fingerprint of the index."""
     Q: int
-    """Shorter side of the rescaled images, or boxes, px."""
     flip: bool
-    """Whether features are averaged over the image and its mirror image."""
     precision: str = "fp32"
     boxes: str = ""
     """Fingerprint of the boxes that the features are computed for; empty for full images."""

@@ -58,17 +58,9 @@ def centre_boxes(outputs: Tensor, batch: Batch) -> NDArray[np.float64]:
 
 @torch.inference_mode()
 def boxes_at_places(net: VGG, scorer: VGG, batch: Batch, classes: Ints, pixels_at_once: int) -> NDArray[np.float64]:
-    """Predicts a box and a posterior for each class at every position of full images.
+    """Predicts boxes and posteriors of classes (N, K) at every position of N full images, shape (N, positions, K, 5).
 
-    Args:
-        net: The localisation net.
-        scorer: A classification net of the same geometry, which gives the posteriors.
-        batch: N full images.
-        classes: Class numbers, shape (N, K).
-        pixels_at_once: Limit on the pixels in a forward pass.
-
-    Returns:
-        Left, top, right, bottom in px of the image, and the posterior, shape (N, positions, K, 5).
+    Boxes are in px of the image. The posteriors are those of `scorer`, a classification net of the same geometry.
     """
     crop, stride = net.architecture.crop, net.architecture.stride
     class_numbers = torch.from_numpy(classes).to(batch.images.device)

@@ -36,15 +36,9 @@ def distance(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def merge(boxes: NDArray[Any], scores: NDArray[Any], below: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Merges sets of boxes, each by itself, until no distance is smaller than `below`.
+    """Merges each set of boxes (sets, B, 4) with scores (sets, B) until no distance is smaller than `below`.
 
-    Args:
-        boxes: Shape (sets, boxes, 4).
-        scores: Shape (sets, boxes).
-        below: Distance at which merging stops. Ties go to the first pair, and to the first box.
-
-    Returns:
-        The best box of each set, shape (sets, 4), and its score, shape (sets,).
+    Returns the best box of each set, shape (sets, 4), and its score, shape (sets,). Ties go to the first pair or box.
     """
     sets, n = scores.shape
     best, top = np.empty((sets, 4)), np.empty(sets)

@@ -167,16 +167,10 @@ def centre_views(split: Split, Q: int, batch: int, crop: int) -> list[Views]:
 def centre_sums(
     net: VGG, shown: SplitPass, Q: int, batch: int, count: Callable[[Batch, Tensor], Sequence[float]]
 ) -> list[float]:
-    """Sums two counts over the centre crops of a split and over all ranks; for validation during training.
+    """Sums counts over the centre crops of a split and over all ranks; for validation during training.
 
-    The net is left in its mode.
-
-    Args:
-        net: The net to validate.
-        shown: The split and its loader.
-        Q: Shorter side of the rescaled images, px.
-        batch: Crops in a batch, per rank.
-        count: Maps a batch and the net's outputs (N, units) to two counts and the number of images.
+    `count` maps a batch and the net's outputs (N, units) to two counts and the number of images. Crops are from images
+    rescaled to shorter side Q, px. The mode of the net is restored.
 
     Raises:
         Interrupted: on every rank, if one is asked to stop.

@@ -39,17 +39,11 @@ class SplitScores:
 
 
 def average_precision(scores: NDArray[Any], targets: Targets, weights: NDArray[Any], *, points: bool) -> Floats:
-    """Computes the average precision of a class as VOC's development kit defines it.
+    """Computes the average precision in [0, 1] of a class as VOC's development kit defines it, shape (draws,).
 
-    Args:
-        scores: Shape (n,); ties keep the order of the samples.
-        targets: Shape (n,); samples whose target is 0 are left out. At least one must be positive.
-        weights: Weights of the samples in each draw, not negative, shape (draws, n).
-        points: Whether to average the interpolated precision at the recalls 0, 0.1, ..., 1 (VOC 2007), or to take the
-            area under it (VOC 2010).
-
-    Returns:
-        Average precision in [0, 1], shape (draws,).
+    Samples with target 0 are left out, and at least one target must be positive; scores and targets have shape (n,).
+    Ties keep the order of the samples. `weights` (draws, n) count the samples in each draw. With `points`, interpolated
+    precision is averaged over the recalls 0, 0.1, ..., 1 (VOC 2007); else it is the area under it (VOC 2010).
     """
     counts = np.flatnonzero(targets)
     assert np.isfinite(scores).all(), "a score is not a number"
@@ -70,15 +64,10 @@ def average_precision(scores: NDArray[Any], targets: Targets, weights: NDArray[A
 
 
 def recall_of_classes(scores: NDArray[Any], targets: Targets, weights: NDArray[Any]) -> Floats:
-    """Computes the recall of each class: the fraction of its samples that score highest for it.
+    """Computes the recall in [0, 1] of each class, nan without samples, shape (draws, classes).
 
-    Args:
-        scores: Shape (n, classes); ties go to the lower class number.
-        targets: Shape (n, classes), with one positive per sample.
-        weights: Weights of the samples in each draw, shape (draws, n).
-
-    Returns:
-        Recall in [0, 1], or nan for a class without samples, shape (draws, classes).
+    Scores and targets have shape (n, classes), with one positive target per sample. Ties between scores go to the lower
+    class number. `weights` (draws, n) count the samples in each draw.
     """
     of_class = targets > 0
     assert (of_class.sum(axis=1) == 1).all(), "a sample is not of one class"
@@ -208,7 +197,7 @@ def against_printed(
     """Compares a measured score with a printed one, all in per cent.
 
     They agree if Welch's t-test over our splits and the paper's three finds no difference at 5 %. If either side has no
-    spread, they agree if the printed score lies in the interval.
+    spread, they agree if the printed score is in the interval.
     """
     if spread is not None and printed_spread is not None:
         from scipy.stats import ttest_ind_from_stats

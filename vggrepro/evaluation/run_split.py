@@ -52,11 +52,7 @@ class SplitPass:
     def outputs(
         self, apply: Callable[[Batch], Output], views: Sequence[Views], doing: str
     ) -> Iterator[tuple[Batch, Output]]:
-        """Yields this rank's batches of the views with the outputs of `apply`.
-
-        Raises:
-            Interrupted: on every rank, if one is asked to stop.
-        """
+        """Yields this rank's batches of the views and their outputs. Raises Interrupted on every rank."""
         topology = self.watch.topology
         for batch in self.watch.until_stopped(
             self.loader.batches(self.split, views[topology.rank :: topology.world]), doing

@@ -52,7 +52,6 @@ class Classified:
     """Score on the validation samples by C, per cent. If C is at either end, a wider grid might be better."""
     tested: SplitScores
     unfinished: tuple[int, ...]
-    """`Classifiers.unfinished` of the tested classifiers."""
 
 
 def learn(features: Floats, targets: Targets, C: float, jobs: int = 1) -> Classifiers:
@@ -90,12 +89,9 @@ def _learn_class(features: Floats, target: NDArray[np.int8], C: float) -> tuple[
 def into_span(features: NDArray[Any]) -> tuple[Floats, Floats | None]:
     """Expresses features (n, d) in an orthonormal basis of their span, if n < d.
 
-    The penalty makes the weights a sum of training rows, which lie in this span, where products and lengths are
-    unchanged. So solution and decision values are the same, and the time falls by d / n, and by half again because
-    LIBLINEAR skips the zeros of the triangular matrix.
-
-    Returns:
-        Features (n, n) and basis (d, n), or the features (n, d) and None if n >= d.
+    Returns features (n, n) and basis (d, n), or features (n, d) and None if n >= d. The penalty makes the weights a sum
+    of training rows, and products and lengths in their span are unchanged, so the decision values are the same. The
+    time falls by d / n, and by half again because LIBLINEAR skips the zeros of the triangular matrix.
     """
     from scipy.linalg import qr
 
@@ -112,15 +108,9 @@ def classify(
 ) -> Classified:
     """Chooses C on the validation samples after fitting on `fit`, then fits on both and scores `test`.
 
-    The result is deterministic and does not depend on `jobs`. A class without positives in validation has no influence
-    on C; without positives in training, see `learn`. Ties go to the smallest C.
-
-    Args:
-        features: Features of the full data set, shape (samples, d).
-        targets: Targets of the full data set, shape (samples, classes).
-        partition: Rows to fit on, to validate and to test.
-        measure: Score that chooses C.
-        jobs: Classes to fit at a time.
+    Features (samples, d) and targets (samples, classes) are those of the full data set. Ties go to the smallest C. A
+    class without positives in validation has no influence on C; without positives in training, see `learn`. The result
+    is deterministic and does not depend on `jobs`.
     """
     train = partition.train
     projected, basis = into_span(features[train])

@@ -22,13 +22,11 @@ from vggrepro.storage.directory import RunDirectory
 
 @dataclass(frozen=True)
 class NetProtocol:
-    """A net whose features are used, and how."""
+    """A net whose features are used, and how; see :class:`FeaturesKey`."""
 
     weights: str
-    """SHA-256 of the net."""
     layer: str
     Q: tuple[int, ...]
-    """Shorter sides of the rescaled images, px."""
     flip: bool
     precision: str
 
@@ -38,14 +36,12 @@ class TransferProtocol:
     """Protocol of a test: the data set, the features and the splits."""
 
     set: str
-    """Name of the data set."""
     data: str
     """Fingerprint of the data set."""
     measure: Measure
     nets: tuple[NetProtocol, ...]
     """The nets; the descriptors of several are stacked."""
     combine: Combine
-    """How features at several Q are combined."""
     boxes: bool
     """Whether the descriptor of a box is added to that of its image (Table 12)."""
     drawing: Mapping[str, Any]

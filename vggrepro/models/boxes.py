@@ -40,12 +40,9 @@ def of_classes(outputs: Tensor, classes: Tensor) -> Tensor:
 
 
 def euclidean_loss(outputs: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
-    """Computes half the squared distance between each box and the prediction for its class, summed over N images.
+    """Computes half the squared distance between encoded boxes (N, 4) and outputs, summed over N images.
 
-    Args:
-        outputs: Shape (N, 4) or, with a box per class, (N, 4 * classes); boxes of other classes do not count.
-        targets: Boxes as returned by :func:`encode`, shape (N, 4).
-        labels: Class numbers, shape (N,).
+    Outputs have shape (N, 4) or (N, 4 * classes), of which only the boxes of the labels (N,) count.
     """
     predicted = of_classes(outputs, labels[:, None])[:, 0]
     return (predicted - targets).square().sum() / 2

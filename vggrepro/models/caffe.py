@@ -34,11 +34,7 @@ _MAX_DIMENSIONS = 8
 
 
 def read_layers(file: Path) -> tuple[Layers, str]:
-    """Reads the layers with weights of a Caffe model, and the generation of its messages.
-
-    Raises:
-        ValueError: the file is damaged or not a Caffe model.
-    """
+    """Reads the layers with weights, and the generation of their messages. Raises ValueError for any other file."""
     with file.open("rb") as opened:
         if os.fstat(opened.fileno()).st_size == 0:
             raise ValueError("it is empty")

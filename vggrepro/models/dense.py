@@ -84,16 +84,16 @@ def _features_in_strips(net: VGG, images_NCHW: Tensor, ceil: bool, pixels_at_onc
     stride = net.architecture.stride
     across, along = sorted(images_NCHW.shape[-2:])
     axis = 2 if images_NCHW.shape[2] == along else 3
-    places = -(-along // stride) if ceil else along // stride
+    positions = -(-along // stride) if ceil else along // stride
     low, high = net.architecture.receptive_field(0, 0)
     margin = high - low + stride  # both sides, and the alignment of the strip's start
     step = max(1, (pixels_at_once // (len(images_NCHW) * across) - margin) // stride)
     strips = []
-    for first in range(0, places, step):
-        last = min(first + step, places) - 1
+    for first in range(0, positions, step):
+        last = min(first + step, positions) - 1
         low, high = net.architecture.receptive_field(first, last)
         start = max(0, low // stride * stride)  # aligns pooling windows with those of the full image
-        stop = along if last == places - 1 else min(along, high + 1)
+        stop = along if last == positions - 1 else min(along, high + 1)
         maps = _features(net, images_NCHW.narrow(axis, start, stop - start), ceil)
         strips.append(maps.narrow(axis, first - start // stride, last - first + 1))
     return torch.cat(strips, dim=axis)

@@ -19,10 +19,7 @@ def read_layers(file: Path) -> tuple[Layers, list[float] | None]:
     """Reads the layers of a SimpleNN in Caffe's form, and the mean colour (RGB, 0-255) if the file has one.
 
     In the file, every layer is a convolution of shape (rows, columns, in, out), also fc6 (7 x 7), and conv1_1 takes
-    RGB.
-
-    Raises:
-        Exception: of any kind, for a damaged file or other contents.
+    RGB. Raises exceptions of any kind for a damaged file or other contents.
     """
     content = _variables(file.read_bytes())
     if "layers" not in content:

@@ -30,16 +30,13 @@ class _Dense(nn.Module):
 
 
 def to_onnx(net: VGG, described: Mapping[str, Any], *, dense: bool) -> torch.onnx.ONNXProgram:
-    """Exports a net in eval mode as fp32 ONNX.
+    """Exports a net in eval mode as fp32 ONNX, with `described` as JSON and the `form` in the metadata.
 
-    The metadata have `described` as JSON and the `form`. The input `images`, after subtraction of the mean and division
-    by the standard deviation, has shape (batch, 3, crop, crop), in the dense form (batch, 3, height, width) with sides
-    of at least crop. The outputs are logits: `scores` (batch, classes), in the dense form also the `score_map` (batch,
-    classes, height // stride - fc6_kernel + 1, width // stride - fc6_kernel + 1) that they average.
-
-    Raises:
-        UserError: the exporter's packages are missing, the net is too large for an ONNX file, or it has no class
-            scores.
+    The input `images`, after subtraction of the mean and division by the standard deviation, has shape (batch, 3, crop,
+    crop), in the dense form (batch, 3, height, width) with sides of at least crop. The outputs are logits: `scores`
+    (batch, classes), in the dense form also the `score_map` (batch, classes, height // stride - fc6_kernel + 1,
+    width // stride - fc6_kernel + 1) that they average. Raises UserError if packages or class scores are missing, or
+    the net is too large for an ONNX file.
     """
     require_class_scores(net.architecture)
     if missing := [package for package in ("onnx", "onnxscript") if find_spec(package) is None]:

@@ -39,20 +39,12 @@ def net_in(content: Any, file: Path, key: str | None = None) -> tuple[dict[str, 
     """Finds the net in the content of a file.
 
     A net is a dict of tensors with a `features.0.weight`, after any common prefix and with or without `module` and
-    `_orig_mod` in names. Averaged copies are chosen only if there is no other net.
+    `_orig_mod` in names. Averaged copies are chosen only if there is no other net. `key` has the keys that lead to the
+    net, joined by dots.
 
-    Args:
-        content: Tensors by name, or nested dicts of these among other items.
-        file: The file, for messages.
-        key: Keys that lead to the net, joined by dots.
-
-    Returns:
-        The tensors under torchvision's names, and a description to append to the file's format: which net was chosen,
-        and what was left out. It is empty for a plain state dict.
-
-    Raises:
-        UserError: there is no net or several, none matches `key`, an item of the net is not a tensor, or the file is a
-            checkpoint of this program.
+    Returns the tensors under torchvision's names, and a description to append to the file's format, which is empty for
+    a plain state dict: which net was chosen, and what was left out. Raises UserError if there is no net or several,
+    none matches `key`, an item of the net is not a tensor, or the file is a checkpoint of this program.
     """
     if not isinstance(content, dict):
         raise UserError(

@@ -32,17 +32,11 @@ class _Placeholder(metaclass=_Placeholders):
 
 
 def read_torch(file: Path, *, placeholders: bool = False) -> Any:
-    """Reads a file of tensors and plain values to the CPU.
+    """Reads a file of tensors and plain values, in the zip format or the older one, to the CPU.
 
-    Args:
-        file: File in the zip format or the older one.
-        placeholders: Whether to accept a zip file with other contents, too. Each class or function that it names
-            is replaced by a placeholder of that name, which imports and does nothing.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is damaged, or has contents that would have to be executed.
-        Exception: of any kind, for damaged bytes.
+    With `placeholders`, a zip file may have other contents: each class or function that it names is replaced by a
+    placeholder of that name, which imports and does nothing. Raises ValueError for contents that would have to be
+    executed, and exceptions of any kind for damaged bytes.
     """
     zipped = zipfile.is_zipfile(file)  # all files since 2020
     if zipped:  # torch.load does not verify the checksums

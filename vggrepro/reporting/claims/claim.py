@@ -168,11 +168,11 @@ def judge(
     pooled: Comparison | None = None,
     retraining: SeedSpread | None = None,
 ) -> dict[str, Any]:
-    """Judges a claim by its paired tests.
+    """Judges a claim by its paired tests, comparisons of the worse side with the better one, one per seed.
 
     Args:
         asserted: What the claim asserts of the better side.
-        tests: Comparisons of the worse side with the better one, one per seed.
+        tests: The comparisons.
         pooled: Comparison of all seeds together, if both sides are the same nets.
         retraining: Spread of the effect over other seeds, if known from more nets than these.
 

@@ -12,7 +12,7 @@ from vggrepro.reporting.stored import evidence
 from vggrepro.reporting.stored.runs import StoredRun
 
 
-def find_runs(places: Iterable[Path], experiments: Sequence[str] = ()) -> list[StoredRun]:
+def find_runs(folders: Iterable[Path], experiments: Sequence[str] = ()) -> list[StoredRun]:
     """Returns the runs in some folders, in the paper's order.
 
     A folder may be a run directory, an experiment or the folder of all experiments. Runs stored as evidence are
@@ -21,14 +21,14 @@ def find_runs(places: Iterable[Path], experiments: Sequence[str] = ()) -> list[S
     """
     found: dict[Path, StoredRun] = {}
     archived: dict[Path, list[evidence.ArchivedRun]] = {}
-    for place in places:
-        if not place.is_dir():
-            raise UserError(f"--runs {place} is not a folder; name a run, an experiment or the folder of all runs")
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"--runs {folder} is not a folder; name a run, an experiment or the folder of all runs")
         for depth in ("", "*/", "*/*/"):
-            for file in sorted(place.glob(f"{depth}{evidence.RUNS}")):
+            for file in sorted(folder.glob(f"{depth}{evidence.RUNS}")):
                 if file.parent.resolve() not in archived:
                     archived[file.parent.resolve()] = evidence.read(file.parent)
-            for file in sorted(place.glob(f"{depth}config.yaml")):
+            for file in sorted(folder.glob(f"{depth}config.yaml")):
                 if file.parent.resolve() in found:
                     continue
                 try:
@@ -39,7 +39,7 @@ def find_runs(places: Iterable[Path], experiments: Sequence[str] = ()) -> list[S
                     warn(f"left out: {error}")
     runs = list(found.values())
     complete = {(run.name, run.weights) for run in runs}
-    runs += [run for folder in archived.values() for run in folder if (run.name, run.weights) not in complete]
+    runs += [run for stored in archived.values() for run in stored if (run.name, run.weights) not in complete]
     for experiment in experiments:
         if not any(run.config.run.experiment == experiment for run in runs):
             known = ", ".join(sorted({run.config.run.experiment for run in runs})) or "none"
@@ -48,20 +48,17 @@ def find_runs(places: Iterable[Path], experiments: Sequence[str] = ()) -> list[S
     return sorted(chosen, key=_order)
 
 
-def resolve(names: Sequence[str], places: Sequence[Path]) -> list[StoredRun]:
-    """Returns runs by directory, `experiment:stage`, stage name or MLflow run id (at least its first 8 digits).
-
-    Raises UserError for a name that matches no run, or several.
-    """
+def resolve(names: Sequence[str], folders: Sequence[Path]) -> list[StoredRun]:
+    """Returns runs by directory, `experiment:stage`, stage or MLflow run id (8 digits or more). Raises UserError."""
     known: list[StoredRun] | None = None
     chosen = []
     for name in names:
-        folder = Path(name)
-        if (folder / "config.yaml").exists():
-            chosen.append(StoredRun(folder, load_resolved(folder / "config.yaml")))
+        run_folder = Path(name)
+        if (run_folder / "config.yaml").exists():
+            chosen.append(StoredRun(run_folder, load_resolved(run_folder / "config.yaml")))
             continue
         if known is None:
-            known = find_runs([place for place in places if place.is_dir()])
+            known = find_runs([folder for folder in folders if folder.is_dir()])
         matches = [run for run in known if name in (run.name, run.config.name)] or [
             run for run in known if len(name) >= 8 and (run.mlflow_run or "").startswith(name)
         ]
@@ -71,7 +68,7 @@ def resolve(names: Sequence[str], places: Sequence[Path]) -> list[StoredRun]:
         if not matches:
             raise UserError(
                 f"run {name} is not a run directory, stage, experiment:stage or MLflow run id under "
-                f"{', '.join(map(str, places))}; known: {', '.join(run.name for run in known) or 'none'}"
+                f"{', '.join(map(str, folders))}; known: {', '.join(run.name for run in known) or 'none'}"
             )
         chosen += matches
     return chosen

@@ -210,7 +210,7 @@ NetsTest = tuple[tuple[RunAtQ, ...], str]
 
 @dataclass(frozen=True)
 class Setting:
-    """What runs must share for a common table: experiment, images, classes and geometry."""
+    """Experiment, images, classes and geometry, which runs in a table must share."""
 
     experiment: str
     fingerprint: str

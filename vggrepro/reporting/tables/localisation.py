@@ -60,10 +60,7 @@ def _single_rows(runs: Sequence[StoredRun], cache: BoxCache, table: int, papers:
 
 
 def _Q_of(run: StoredRun, member: TestedNet, method: str, papers: bool) -> tuple[int, ...]:
-    """Returns the Q at which a run is tested for a row of the paper: the row's, or in another geometry the run's.
-
-    () if the run has a single Q and the row several.
-    """
+    """Returns the row's Q, or in another geometry the run's; () if the run has a single Q and the row several."""
     if papers:
         return member.Q
     Q = configured_Q(run, method, several=len(member.Q) > 1)
