@@ -18,7 +18,7 @@ MODES = {3: "L", 6: "CMYK"}  # image number: another mode than RGB
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
+def _single_thread() -> None:
     torch.set_num_threads(1)
 
 

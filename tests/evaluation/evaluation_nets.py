@@ -1,4 +1,4 @@
-"""A tiny net with opinions, for the tests of evaluation, and how they set the program."""
+"""A tiny net with distinct scores, and settings, for the tests of evaluation."""
 
 import torch
 from nets import tiny_vgg, with_biases
@@ -13,7 +13,7 @@ SETTINGS = (
 
 
 def tiny_net(seed: int = 0, *, net: str = "A", classes: int = len(CLASSES)) -> VGG:
-    """Crop 32, so that fc6 is 1x1, with scores that differ plainly between images."""
+    """Returns a net of crop 32, so that fc6 is 1x1, with clearly different scores for different images."""
     built = with_biases(tiny_vgg(net, seed=seed, classes=classes), seed)
     with torch.no_grad():
         built.named_layers()["fc8"].weight.mul_(100)  # type: ignore[operator]

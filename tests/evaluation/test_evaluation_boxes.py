@@ -1,4 +1,4 @@
-"""Boxes: overlap, merging and the rule of five guesses, by hand and against slow versions that share no code."""
+"""Boxes: overlap, merging and the rule of five guesses, by hand and against slow independent versions."""
 
 import math
 from itertools import combinations
@@ -18,7 +18,7 @@ Box = tuple[float, float, float, float]
 
 
 def slow_iou(a: Box, b: Box) -> float:
-    """By counting the unit squares of boxes with whole edges."""
+    """Counts the unit squares of boxes with integer edges."""
     cells = [
         {(x, y) for x in range(int(box[0]), int(box[2])) for y in range(int(box[1]), int(box[3]))} for box in (a, b)
     ]
@@ -52,7 +52,7 @@ def test_iou_against_counting() -> None:
 
 
 def slow_merge(boxes: NDArray[Any], scores: NDArray[Any], below: float) -> tuple[list[float], float]:
-    """The greedy merging as a list of clusters, each with its members; nothing is updated, all is computed anew."""
+    """Merges greedily with a list of clusters and recomputes everything at each step."""
     clusters = [[number] for number in range(len(boxes))]
 
     def mean(cluster: list[int]) -> NDArray[Any]:
@@ -82,7 +82,7 @@ def slow_merge(boxes: NDArray[Any], scores: NDArray[Any], below: float) -> tuple
 
 
 def test_merging_by_hand() -> None:
-    """Two boxes that nearly coincide outweigh a third that alone is surer; merged, they are their mean."""
+    """Two boxes that nearly coincide outweigh a single one with a higher score, and merge to their mean."""
     boxes = np.array([[[0, 0, 10, 10], [50, 50, 60, 60], [1, 0, 11, 10]]], float)
     scores = np.array([[0.4, 0.7, 0.5]])
     best, score = merge(boxes, scores, below=0.5)
@@ -123,17 +123,17 @@ def test_merging_against_the_slow_version(count: int, below: float) -> None:
 def test_merging_leaves_its_input_alone() -> None:
     boxes = np.array([[[0, 0, 10, 10], [1, 0, 11, 10]]], float)
     scores = np.array([[0.4, 0.5]])
-    kept = boxes.copy(), scores.copy()
+    original = boxes.copy(), scores.copy()
     merge(boxes, scores, below=1.0)
-    np.testing.assert_array_equal(boxes, kept[0])
-    np.testing.assert_array_equal(scores, kept[1])
+    np.testing.assert_array_equal(boxes, original[0])
+    np.testing.assert_array_equal(scores, original[1])
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 1024])
 def test_places_of_several_nets_and_images_of_several_shapes_are_pooled(
     monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    """Image by image and class by class, whatever the number of places of each, some images at a time."""
+    """The result is that of each image and class alone, for any number of positions and images at a time."""
     seen: list[int] = []
 
     def merging(boxes: NDArray[Any], scores: NDArray[Any], below: float) -> Any:
@@ -141,7 +141,7 @@ def test_places_of_several_nets_and_images_of_several_shapes_are_pooled(
         return merge(boxes, scores, below)
 
     monkeypatch.setattr(box_store, "merge", merging)
-    monkeypatch.setattr(box_store, "_MOST_IMAGES", at_once)
+    monkeypatch.setattr(box_store, "_MAX_IMAGES", at_once)
     random = np.random.default_rng(3)
     classes = np.array([[1, 0], [0, 2], [2, 2], [1, 2]])
 
@@ -156,7 +156,7 @@ def test_places_of_several_nets_and_images_of_several_shapes_are_pooled(
     np.testing.assert_array_equal(found.classes, classes)
     assert max(seen) == min(at_once, 2)
     for image in range(4):
-        rows = [one.values[one.start[image] : one.start[image + 1]] for one in (first, second)]
+        rows = [places.values[places.start[image] : places.start[image + 1]] for places in (first, second)]
         together = np.concatenate(rows).astype(np.float64)
         for number in range(2):
             expected, _ = slow_merge(together[:, number, :4], together[:, number, 4], 0.7)
@@ -180,16 +180,16 @@ def test_the_best_of_several_objects_counts() -> None:
     assert TRUTH.hits(predicted)[:, 0].tolist() == [True, False, False, True]
 
 
-def test_one_of_five_guesses_must_have_the_class_and_a_right_box() -> None:
+def test_a_guess_must_have_the_class_and_a_correct_box() -> None:
     right, wrong = [0.0, 0, 10, 10], [15.0, 15, 20, 20]
-    whole = [0.0, 0, 30, 30]
+    full_image = [0.0, 0, 30, 30]
     classes = np.array([[3, 1, 2, 4, 5, 3], [0, 2, 3, 4, 1, 1], [1, 0, 3, 4, 5, 2], [5, 4, 3, 2, 0, 0]])
     boxes = np.array(
         [
             [right, wrong, wrong, wrong, wrong, wrong],  # first guess, right box
             [right] * 6,  # no object to be found
             [right] * 6,  # right boxes, the class not guessed
-            [wrong, wrong, wrong, wrong, whole, wrong],  # fifth guess, right box
+            [wrong, wrong, wrong, wrong, full_image, wrong],  # fifth guess, right box
         ],
         np.float32,
     )

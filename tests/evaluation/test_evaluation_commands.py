@@ -1,4 +1,4 @@
-"""The commands: weights import and export, evaluate by every method, verify-paper; mistakes end in one line."""
+"""The commands: weights import and export, evaluate by every method, verify-paper, and one-line errors."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_import_evaluate_export(index_file: Path, files: dict[str, Path], tmp_pa
     (imported,) = report["groups"][0]["runs"]
     (first, *others) = imported["departures"]
     assert (first["setting"], first["why"]) == ("weights", "imported: how it was trained is not known here")
-    assert {"model.crop", "model.width", "model.classes"} <= {one["setting"] for one in others}
+    assert {"model.crop", "model.width", "model.classes"} <= {departure["setting"] for departure in others}
     (line,) = (run_directory / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line)["both_Q_40_36_top1_error"] == both["top1_error"]
     rows = report["rows"]
@@ -67,9 +67,9 @@ def test_export_of_onnx(files: dict[str, Path], tmp_path: Path, command: Command
     exported = command("weights", "export", out, "--dense", "--out", file)
     assert exported == (0, f"wrote {file}\n", ""), "the exporter is quiet"
     session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    said = session.get_modelmeta().custom_metadata_map
-    assert json.loads(said["preprocessing"])["mean"] == [123.68, 116.779, 103.939]
-    assert json.loads(said["model"])["net"] == "D"
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["preprocessing"])["mean"] == [123.68, 116.779, 103.939]
+    assert json.loads(metadata["model"])["net"] == "D"
     (scores, *_) = session.run(None, {"images": np.zeros((2, 3, 40, 99), np.float32)})
     assert scores.shape == (2, 3)
 
@@ -85,10 +85,10 @@ def test_several_nets_are_fused_and_compared(
     found = command.json("evaluate", *runs, "--scales", "40", *here)
     assert found["flip"]
     assert not command.json("evaluate", *runs, "--scales", "40", "--method", "centre", *here)["flip"]
-    assert [one["net"] for one in found["nets"]] == [str(one) for one in runs]
-    for one in found["nets"]:
-        assert one["top1_minus_fused"] == pytest.approx(one["top1_error"] - found["top1_error"])
-        assert 0 <= one["p_value"] <= 1
+    assert [report["net"] for report in found["nets"]] == list(map(str, runs))
+    for report in found["nets"]:
+        assert report["top1_minus_fused"] == pytest.approx(report["top1_error"] - found["top1_error"])
+        assert 0 <= report["p_value"] <= 1
 
 
 def test_images_of_imported_nets_are_found_from_any_folder(
@@ -114,7 +114,7 @@ def test_verify_paper(
     assert found["weights"] == dict.fromkeys("DE", "Caffe model (V1LayerParameter)")
     assert [(row["table"], row["net"], row["method"]) for row in found["rows"]][-1] == (6, "D + E", "both")
     assert len(found["rows"]) == 13
-    assert {one["reading"] for one in found["readings"]} == {"dense", "dense-ceil", "dense-softmax-first"}
+    assert {reading["reading"] for reading in found["readings"]} == {"dense", "dense-ceil", "dense-softmax-first"}
     assert sum(1 for _ in (tmp_path / "verify" / "E" / "posteriors").glob("*.npz")) == 3 * 5
 
     def never(*_: object) -> None:
@@ -125,7 +125,9 @@ def test_verify_paper(
     assert again == found
 
 
-def test_mistakes_are_one_line(index_file: Path, files: dict[str, Path], tmp_path: Path, command: Command) -> None:
+def test_mistakes_are_one_line_errors(
+    index_file: Path, files: dict[str, Path], tmp_path: Path, command: Command
+) -> None:
     out = tmp_path / "authors" / "D"
     command.json("weights", "import", files["D"], "--out", out)
     assert "already has a net" in command.mistake("weights", "import", files["D"], "--out", out)
@@ -133,12 +135,12 @@ def test_mistakes_are_one_line(index_file: Path, files: dict[str, Path], tmp_pat
     assert "are not of net E" in other
     torn = tmp_path / "torn.caffemodel"
     torn.write_bytes(files["D"].read_bytes()[:5000])
-    assert "ends too early" in command.mistake("weights", "import", torn, "--out", tmp_path / "x" / "T")
+    assert "is truncated" in command.mistake("weights", "import", torn, "--out", tmp_path / "x" / "T")
     assert not (tmp_path / "x").exists()
     suffix = command.mistake("weights", "export", out, "--out", tmp_path / "D.h5")
-    assert "written as .safetensors, .pth or .onnx" in suffix
+    assert "must end in .safetensors, .pth or .onnx" in suffix
     form = command.mistake("weights", "export", out, "--dense", "--out", tmp_path / "D.pth")
-    assert "only .onnx has a dense form" in form
+    assert "must end in .onnx" in form
     experiment = command.mistake("evaluate", out.parent)
     assert f"{out.parent} is not a run directory (it has no config.yaml); its runs are {out}" in experiment
     (tmp_path / "empty").mkdir()

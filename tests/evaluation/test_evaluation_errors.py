@@ -50,15 +50,17 @@ def test_interval_is_wilsons(wrong: int, n: int) -> None:
 @pytest.mark.parametrize(
     ("net", "top1", "top5"), [("vgg16", 28.408, 9.618), ("vgg19", 27.624, 9.124), ("vgg11_bn", 29.630, 10.190)]
 )
-def test_real_answers_of_public_nets(public_predictions: PublicPredictions, net: str, top1: float, top5: float) -> None:
+def test_real_predictions_of_public_nets(
+    public_predictions: PublicPredictions, net: str, top1: float, top5: float
+) -> None:
     labels, guesses = public_predictions
     scores = np.zeros((len(labels), 1000), np.float32)
     np.put_along_axis(scores, guesses[net], np.arange(5, 0, -1, dtype=np.float32)[None], axis=1)
     found = ranks(scores, labels)
-    one, five = found.top1, found.top5
-    assert (one.n, five.n) == (50_000, 50_000)
-    assert one.percent == pytest.approx(top1, abs=1e-9)
-    assert five.percent == pytest.approx(top5, abs=1e-9)
-    low, high = one.interval
+    error1, error5 = found.top1, found.top5
+    assert (error1.n, error5.n) == (50_000, 50_000)
+    assert error1.percent == pytest.approx(top1, abs=1e-9)
+    assert error5.percent == pytest.approx(top5, abs=1e-9)
+    low, high = error1.interval
     assert low < top1 < high
     assert high - low == pytest.approx(0.79, abs=0.03)

@@ -1,4 +1,4 @@
-"""Test methods on a fake CUDA device."""
+"""The test methods on a simulated CUDA device."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ CROP, CLASSES = 32, 7
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("batch", [2, 64], ids=["in strips", "whole"])
-def test_a_method_computes_on_the_device_and_nothing_waits(method: str, precision: str, batch: int) -> None:
+def test_a_method_computes_on_the_device_without_waiting(method: str, precision: str, batch: int) -> None:
     n, height, width = 3, 70, 99
     with fake_cuda() as log, torch.no_grad():  # inference mode hides what operations are made of
         set_arithmetic(CUDA, precision)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Features and what is made of them: descriptors, the stores, and the views of boxes."""
+"""Features, descriptors made of them, their stores, and the views of boxes."""
 
 import io
 from dataclasses import replace
@@ -42,7 +42,7 @@ def some(n: int = 7, d: int = 5, seed: int = 0) -> NDArray[np.float32]:
 # descriptors
 
 
-def test_descriptors_have_length_one_whatever_they_are_made_of() -> None:
+def test_descriptors_have_unit_length() -> None:
     one, other = some(), some(seed=1) * 1000
     for combine in ("average", "stack"):
         found = descriptors([one, other], combine)
@@ -52,7 +52,7 @@ def test_descriptors_have_length_one_whatever_they_are_made_of() -> None:
 
 
 def test_each_scale_counts_alike() -> None:
-    """Each is normalised before they are averaged or stacked."""
+    """Features are normalised before they are averaged or stacked."""
     one, other = some().astype(np.float64), some(seed=1).astype(np.float64)
     a, b = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (one, other))
     mean = (a + b) / np.linalg.norm(a + b, axis=1, keepdims=True)
@@ -102,13 +102,13 @@ def test_features_are_stored_as_they_are(run: RunDirectory) -> None:
         {"boxes": "f" * 64},
     ],
 )
-def test_each_protocol_has_a_file_of_its_own(run: RunDirectory, change: dict) -> None:
+def test_each_protocol_has_a_separate_file(run: RunDirectory, change: dict) -> None:
     KEY.save(run, Features(some()))
     assert replace(KEY, **change).load(run) is None
 
 
 def test_a_file_of_another_protocol_is_refused(run: RunDirectory) -> None:
-    """Whose hashes begin alike, so that it has the same name."""
+    """The hashes of both protocols have the same first digits, so that the files have the same name."""
     KEY.save(run, Features(some()))
     other = replace(KEY, weights="a" * 12 + "b" * 52)
     with pytest.raises(UserError, match="are of another protocol; remove the file and evaluate again") as refused:
@@ -117,7 +117,7 @@ def test_a_file_of_another_protocol_is_refused(run: RunDirectory) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
-def test_a_torn_file_is_one_line(run: RunDirectory, share: float) -> None:
+def test_a_truncated_file_is_a_one_line_error(run: RunDirectory, share: float) -> None:
     KEY.save(run, Features(some()))
     file = KEY.file(run)
     content = file.read_bytes()
@@ -132,13 +132,13 @@ def scores(seed: int) -> NDArray[np.float32]:
 
 
 def keep(run: RunDirectory, *splits: int) -> None:
-    """Stores what was said of some splits."""
+    """Stores the scores of some splits."""
     for split in splits:
         note = recognition.SplitScores(np.arange(3) + split, scores(split))
         SplitKey(TEST, split).save(run, note, C=0.1, validated=[(0.1, 50.0)], unfinished=(), runs=["x:D"], images=6)
 
 
-def test_a_test_is_there_when_all_of_it_is(run: RunDirectory) -> None:
+def test_a_test_exists_once_all_splits_do(run: RunDirectory) -> None:
     keep(run, 0)
     save_truth(TARGETS, run, TEST.data)
     assert not all(file.exists() for file in TEST.files(run))
@@ -155,7 +155,7 @@ def test_a_test_is_there_when_all_of_it_is(run: RunDirectory) -> None:
         assert figure == pytest.approx(100 * np.mean(recalls))
 
 
-def test_without_the_truth_it_is_to_be_tested_again(run: RunDirectory) -> None:
+def test_missing_targets_need_another_test(run: RunDirectory) -> None:
     keep(run, 0, 1)
     assert not all(file.exists() for file in TEST.files(run))
     with pytest.raises(UserError, match=r"lack the truth, truth-dddd.*; test again") as refused:
@@ -166,7 +166,7 @@ def test_without_the_truth_it_is_to_be_tested_again(run: RunDirectory) -> None:
 
 @pytest.mark.parametrize("split", [0, 1])
 @pytest.mark.parametrize("content", [b"", b"PK\3\4", "foreign"])
-def test_torn_and_foreign_files_are_one_line(run: RunDirectory, split: int, content: bytes | str) -> None:
+def test_truncated_and_foreign_files_are_one_line_errors(run: RunDirectory, split: int, content: bytes | str) -> None:
     keep(run, 0, 1)
     save_truth(TARGETS, run, TEST.data)
     if isinstance(content, str):
@@ -197,12 +197,12 @@ def made_set(index: Index, **changes: object) -> TransferSet:
     image, n = np.array([0, 0, 1]), np.arange(3)
     boxes = np.array([[0.0, 0, 9, 9], [0, 0, 9, 9], [0, 0, 9, 9]])
     parts = [Partition(n[:1], n[1:2], n[2:])]
-    kept = TransferSet("mine", index, ("a", "b"), "mAP", image, TARGETS[:3], parts, boxes=boxes)
-    return replace(kept, **changes)  # type: ignore[arg-type]
+    built = TransferSet("mine", index, ("a", "b"), "mAP", image, TARGETS[:3], parts, boxes=boxes)
+    return replace(built, **changes)  # type: ignore[arg-type]
 
 
 def test_fingerprints_of_a_data_set(odd_index: Index) -> None:
-    """Boxes that say the same of other images are others, and other splits are said to be so."""
+    """The fingerprints change with the images of the boxes and with the splits."""
     one, other = made_set(odd_index), made_set(odd_index, image=np.array([0, 1, 1]))
     assert one.boxes_fingerprint != other.boxes_fingerprint
     assert one.fingerprint != other.fingerprint
@@ -218,7 +218,7 @@ def test_fingerprints_of_a_data_set(odd_index: Index) -> None:
 
 @pytest.fixture(scope="module")
 def smooth(tmp_path_factory: pytest.TempPathFactory) -> Index:
-    """Two images of 120 x 160 px without sharp edges, of no compression."""
+    """Two smooth images of 120 x 160 px without compression."""
     root = tmp_path_factory.mktemp("smooth")
     for number in range(2):
         coarse = np.random.default_rng(number).integers(0, 256, (4, 5, 3), dtype=np.uint8)
@@ -245,10 +245,8 @@ BOXES = [
 
 @pytest.mark.parametrize("Q", [16, 40, 150])
 @pytest.mark.parametrize("box", BOXES, ids=str)
-def test_a_box_shows_what_it_holds(
-    smooth: Index, loader: Loader, box: tuple[float, float, float, float], Q: int
-) -> None:
-    """As PIL shows it that cuts and rescales, but for the border: PIL sees nothing beyond what it has cut."""
+def test_a_box_shows_its_pixels(smooth: Index, loader: Loader, box: tuple[float, float, float, float], Q: int) -> None:
+    """The view equals PIL's crop and rescale, except for the border, beyond which PIL sees nothing."""
     split = smooth.split("val").take(np.array([0]))
     (views,) = region_views(split, np.array([box], float), Q, 64, 32)
     (batch,) = loader.batches(split, [views])
@@ -270,7 +268,7 @@ def test_a_box_shows_what_it_holds(
     assert inner.mean() < 2 * shrunk
 
 
-def test_boxes_are_whole_pixels_within_the_image() -> None:
+def test_boxes_have_integer_edges_within_the_image() -> None:
     size = np.array([[120, 160]] * 4)
     boxes = np.array([[30.4, 20.6, 77.7, 99.2], [159.2, 119.5, 160, 120], [10, 10, 10, 10], [0, 0, 160, 120]])
     edges, shape = region_shape(size, boxes, 60)
@@ -278,7 +276,7 @@ def test_boxes_are_whole_pixels_within_the_image() -> None:
     assert shape.tolist() == [[100, 60], [60, 60], [60, 60], [60, 80]]
 
 
-def test_a_window_lies_within_the_rescaled_image() -> None:
+def test_a_window_is_within_the_rescaled_image() -> None:
     random = np.random.default_rng(0)
     size = random.integers(1, 700, (500, 2))
     low = (random.random((500, 2)) * size).astype(int)
@@ -297,7 +295,7 @@ def test_a_window_lies_within_the_rescaled_image() -> None:
         )
 
 
-def test_every_box_is_shown_once_whatever_image_it_is_in(smooth: Index) -> None:
+def test_every_box_is_shown_once_for_any_image(smooth: Index) -> None:
     image = np.array([0, 0, 1, 0, 1, 1, 0])
     boxes = np.array(
         [
@@ -312,7 +310,7 @@ def test_every_box_is_shown_once_whatever_image_it_is_in(smooth: Index) -> None:
     )
     split = smooth.split("val").take(image)
     views = region_views(split, boxes, 40, 3, 40)
-    assert sorted(np.concatenate([one.image for one in views]).tolist()) == list(range(7))
-    assert [len(one) for one in views] == sorted((len(one) for one in views), reverse=True)
-    assert all(len(one) == 1 or len(one) * np.prod(one.shape) <= 3 * 40**2 for one in views)
-    assert [split.name_of(row) for row in range(7)] == [smooth.split("val").name_of(one) for one in image]
+    assert sorted(np.concatenate([view.image for view in views]).tolist()) == list(range(7))
+    assert [len(view) for view in views] == sorted((len(view) for view in views), reverse=True)
+    assert all(len(view) == 1 or len(view) * np.prod(view.shape) <= 3 * 40**2 for view in views)
+    assert [split.name_of(row) for row in range(7)] == [smooth.split("val").name_of(view) for view in image]

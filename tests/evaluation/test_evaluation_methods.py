@@ -1,4 +1,4 @@
-"""Views, posteriors and errors of a whole split against an image-by-image reference in NumPy and PIL."""
+"""Views, posteriors and errors of a full split against an image-by-image reference in NumPy and PIL."""
 
 import io
 
@@ -20,7 +20,7 @@ Q = 40
 
 
 def rescaled(split: Split, row: int, side: int) -> np.ndarray:
-    """The image as the paper has it: whole, shorter side Q, RGB 0-255 minus mean; (h, w, 3)."""
+    """Returns the uncropped image at shorter side Q, RGB 0-255 minus the mean, shape (h, w, 3)."""
     image = Image.open(io.BytesIO(split.read(row))).convert("RGB")
     scale = side / min(image.size)
     size = tuple(int(np.floor(length * scale + 0.5 + 1e-9)) for length in image.size)
@@ -34,8 +34,8 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 
 
 @torch.inference_mode()
-def one_dense(net: VGG, pixels: np.ndarray) -> np.ndarray:
-    """Softmax of the mean over every window of the last pooling map, one window at a time."""
+def dense_of_image(net: VGG, pixels: np.ndarray) -> np.ndarray:
+    """Returns the softmax of the mean over all windows of the last pooling map, a window at a time."""
     maps = net.features(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None])
     kernel = net.architecture.fc6_kernel
     scores = [
@@ -48,31 +48,29 @@ def one_dense(net: VGG, pixels: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("batch", [1, 4, 64])
 @pytest.mark.parametrize("side", [32, 40, 64])
-def test_whole_views_show_every_image_once_whole_and_within_the_memory(
-    odd_images: Split, batch: int, side: int
-) -> None:
+def test_uncropped_views_show_every_image_once_within_the_memory(odd_images: Split, batch: int, side: int) -> None:
     views = uncropped_views(odd_images, side, batch, 32)
-    shown = np.concatenate([one.image for one in views])
+    shown = np.concatenate([view.image for view in views])
     assert sorted(shown.tolist()) == list(range(len(odd_images)))
-    for one in views:
-        height, width = one.shape
+    for view in views:
+        height, width = view.shape
         assert min(height, width) == side
-        assert np.array_equal(one.corner, np.zeros_like(one.corner))
-        assert np.array_equal(one.rescaled, np.tile(one.shape, (len(one), 1))), "padded or cropped"
-        np.testing.assert_allclose(one.source_window()[:, 2:], odd_images.size[one.image])
-        assert len(one) == 1 or len(one) * height * width <= batch * 32**2
-    lengths = [len(one) for one in views]
+        assert np.array_equal(view.corner, np.zeros_like(view.corner))
+        assert np.array_equal(view.rescaled, np.tile(view.shape, (len(view), 1))), "padded or cropped"
+        np.testing.assert_allclose(view.source_window()[:, 2:], odd_images.size[view.image])
+        assert len(view) == 1 or len(view) * height * width <= batch * 32**2
+    lengths = [len(view) for view in views]
     assert lengths == sorted(lengths, reverse=True), "backends need the longest batch first"
 
 
-def test_whole_views_fill_their_batches(odd_images: Split) -> None:
-    """Three images of 48x64 and two each of 64x48 and 50x50 go together."""
-    lengths = [len(one) for one in uncropped_views(odd_images, Q, 64, 32)]
+def test_uncropped_views_fill_their_batches(odd_images: Split) -> None:
+    """Three images of 48x64 and two each of 64x48 and 50x50 share batches."""
+    lengths = [len(view) for view in uncropped_views(odd_images, Q, 64, 32)]
     assert lengths == [3, 2, 2, 1, 1, 1, 1]
 
 
 @torch.inference_mode()
-def one_crop(net: VGG, crop: np.ndarray) -> np.ndarray:
+def posterior_of_crop(net: VGG, crop: np.ndarray) -> np.ndarray:
     scores = net(torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1)))[None])
     return softmax(scores[0].numpy().astype(np.float64))
 
@@ -87,7 +85,7 @@ def multicrop_reference(net: VGG, pixels: np.ndarray, *, flip: bool) -> np.ndarr
             crop = pixels[top : top + 32, left : left + 32]
             crops += [crop, crop[:, ::-1]] if flip else [crop]
     assert len(crops) == (50 if flip else 25)
-    return np.mean([one_crop(net, crop) for crop in crops], axis=0)
+    return np.mean([posterior_of_crop(net, crop) for crop in crops], axis=0)
 
 
 def reference(method: str, net: VGG, pixels: np.ndarray, *, flip: bool) -> np.ndarray:
@@ -95,13 +93,13 @@ def reference(method: str, net: VGG, pixels: np.ndarray, *, flip: bool) -> np.nd
         return multicrop_reference(net, pixels, flip=flip)
     if method == "centre":
         top, left = (pixels.shape[0] - 32) // 2, (pixels.shape[1] - 32) // 2
-        return one_crop(net, pixels[top : top + 32, left : left + 32])
-    one = {"dense": one_dense, "dense-softmax-first": one_dense_softmax_first}[method]
-    return (one(net, pixels) + one(net, pixels[:, ::-1])) / 2 if flip else one(net, pixels)
+        return posterior_of_crop(net, pixels[top : top + 32, left : left + 32])
+    apply = {"dense": dense_of_image, "dense-softmax-first": dense_softmax_first_of_image}[method]
+    return (apply(net, pixels) + apply(net, pixels[:, ::-1])) / 2 if flip else apply(net, pixels)
 
 
 @torch.inference_mode()
-def one_dense_softmax_first(net: VGG, pixels: np.ndarray) -> np.ndarray:
+def dense_softmax_first_of_image(net: VGG, pixels: np.ndarray) -> np.ndarray:
     maps = net.features(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None])
     places = maps[0].flatten(1).T  # crop 32: fc6 covers one place
     return np.mean([softmax(score.astype(np.float64)) for score in net.classifier(places).numpy()], axis=0)
@@ -121,17 +119,17 @@ def test_methods_against_the_reference(net: VGG, loader: Loader, odd_images: Spl
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-4)
 
 
-def test_the_methods_are_told_apart_by_the_reference(net: VGG) -> None:
-    """Otherwise the test above could not fail."""
+def test_the_reference_distinguishes_the_methods(net: VGG) -> None:
+    """The test above could not fail otherwise."""
     pixels = (np.random.default_rng(0).random((40, 118, 3)) * 255 - 110).astype(np.float32)
     variants = [(method, flip) for method in ("dense", "dense-softmax-first", "multicrop") for flip in (False, True)]
     posteriors = [reference(method, net, pixels, flip=flip) for method, flip in [("centre", False), *variants]]
-    for number, one in enumerate(posteriors):
+    for number, values in enumerate(posteriors):
         for other in posteriors[:number]:
-            assert np.abs(one - other).max() > 1e-5
+            assert np.abs(values - other).max() > 1e-5
 
 
-def test_ceil_differs_only_where_there_is_a_remainder(net: VGG) -> None:
+def test_ceil_differs_only_with_a_remainder(net: VGG) -> None:
     random = torch.Generator().manual_seed(0)
     settings = Evaluation(flip=False, batch=8)
     with torch.inference_mode():
@@ -169,5 +167,5 @@ def test_centre_error_against_a_direct_computation(loader: Loader, odd_images: S
 
 def test_centre_views_show_every_image_once(odd_images: Split) -> None:
     views = centre_views(odd_images, 48, 4, 32)
-    assert np.concatenate([one.image for one in views]).tolist() == list(range(len(odd_images)))
-    assert {one.shape for one in views} == {(32, 32)}
+    assert np.concatenate([view.image for view in views]).tolist() == list(range(len(odd_images)))
+    assert {view.shape for view in views} == {(32, 32)}

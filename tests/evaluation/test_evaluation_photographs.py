@@ -31,7 +31,7 @@ PIXELS = BATCH * 32**2
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Index:
-    """The odd ones, and a grey 27x800, a CMYK 5000x400 and a plain 400x5000 made of one of them."""
+    """Odd photographs, and a grey 27x800, a CMYK 5000x400 and an RGB 400x5000 made of one of them."""
     root = tmp_path_factory.mktemp("photographs")
     with tarfile.open(shared("hard-files.tar")) as opened:
         for split in ("train", "val"):
@@ -49,7 +49,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Index:
 
 
 @pytest.mark.parametrize("method", ["dense", "multicrop", "centre"])
-def test_equal_to_the_plain_way_and_within_the_memory(photographs: Index, loader: Loader, method: str) -> None:
+def test_equals_the_plain_computation_within_the_memory(photographs: Index, loader: Loader, method: str) -> None:
     net, split = tiny_net(net="D"), photographs.split("val")
     assert len(split) == len(ODD) + 3
     seen: list[int] = []
@@ -65,13 +65,13 @@ def test_equal_to_the_plain_way_and_within_the_memory(photographs: Index, loader
                 with Image.open(io.BytesIO(split.read(number))) as opened:
                     image = opened.convert("RGB").resize(batch.views.shape[::-1], Image.Resampling.BILINEAR)
                 pixels = np.asarray(image, np.float32) - np.array(loader.mean, np.float32)
-                expected = reference_fc7(net, method, torch.from_numpy(pixels).permute(2, 0, 1)[None])
+                expected = plainly(net, method, torch.from_numpy(pixels).permute(2, 0, 1)[None])
                 np.testing.assert_allclose(found[row], expected.numpy(), rtol=1e-2, atol=1e-3)
             del seen[count:]
 
 
-def reference_fc7(net: VGG, method: str, images: torch.Tensor) -> torch.Tensor:
-    """One image and its mirror image, whole, through the plain net's own modules."""
+def plainly(net: VGG, method: str, images: torch.Tensor) -> torch.Tensor:
+    """Applies the modules of the plain net to an uncropped image and its mirror image."""
     if method == "dense":
         views = [net.features(one) for one in (images, images.flip(3))]
         return torch.stack(

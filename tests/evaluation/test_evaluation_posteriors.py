@@ -45,17 +45,17 @@ def test_round_trip(run: RunDirectory) -> None:
         {"precision": "bf16"},
     ],
 )
-def test_every_part_of_the_protocol_keeps_its_own_file(run: RunDirectory, other: dict) -> None:
+def test_every_part_of_the_protocol_has_a_separate_file(run: RunDirectory, other: dict) -> None:
     KEY.save(run, some())
     changed = dataclasses.replace(KEY, **other)
     assert changed.load(run) is None
     changed.save(run, some(seed=1))
-    kept = KEY.load(run)
-    assert kept is not None
-    np.testing.assert_array_equal(kept.values, some().values)
+    stored = KEY.load(run)
+    assert stored is not None
+    np.testing.assert_array_equal(stored.values, some().values)
 
 
-def test_nothing_half_written_is_left(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_partial_file_is_left(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     def full_disk(out: object, **arrays: object) -> None:
         out.write(b"half of it")  # type: ignore[attr-defined]
         raise OSError("No space left on device")
@@ -78,7 +78,7 @@ def test_a_file_of_another_protocol_is_refused(run: RunDirectory) -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 1, 100, -1])
-def test_a_torn_file_is_one_line(run: RunDirectory, cut: int) -> None:
+def test_a_truncated_file_is_a_one_line_error(run: RunDirectory, cut: int) -> None:
     KEY.save(run, some())
     file = KEY.file(run)
     file.write_bytes(file.read_bytes()[:cut])
@@ -99,10 +99,10 @@ def test_a_pickle_is_not_executed(run: RunDirectory) -> None:
 def test_average_against_numpy() -> None:
     sets = [some(seed=seed).values for seed in range(3)]
     expected = np.zeros((7, 10))
-    for one in sets:
+    for values in sets:
         for row in range(7):
             for column in range(10):
-                expected[row, column] += one[row, column] / 3
+                expected[row, column] += values[row, column] / 3
     np.testing.assert_allclose(average(sets), expected, rtol=1e-6)
 
 

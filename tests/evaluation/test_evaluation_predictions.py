@@ -1,4 +1,4 @@
-"""The store of predictions: what a mean of posteriors says of each image, computed and stored once."""
+"""The store of predictions, which are computed once from a mean of posteriors."""
 
 import dataclasses
 from pathlib import Path
@@ -23,11 +23,11 @@ LABELS = np.random.default_rng(5).integers(0, CLASSES, IMAGES)
 
 @pytest.fixture(autouse=True)
 def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predictions_module, "_ROWS", 7)  # so that there are blocks, the last one smaller
+    monkeypatch.setattr(predictions_module, "_ROWS_AT_ONCE", 7)  # so that there are blocks, the last one smaller
 
 
 def net(folder: Path, seed: int) -> NetResults:
-    """A net that is tested dense and by many crops at two Q, with ties in its posteriors."""
+    """A net that is tested dense and multi-crop at two Q, with ties in its posteriors."""
     results = NetResults(RunDirectory(folder), f"{seed:064}", "d" * 64, Evaluation())
     random = np.random.default_rng(seed)
     for method in ("dense", "multicrop"):
@@ -48,9 +48,9 @@ def nets(tmp_path: Path) -> list[NetResults]:
     return [net(tmp_path / "D", 1), net(tmp_path / "E", 2)]
 
 
-def assert_equal(one: Predictions, other: Predictions) -> None:
+def assert_equal(first: Predictions, second: Predictions) -> None:
     for field in dataclasses.fields(Predictions):
-        np.testing.assert_array_equal(getattr(one, field.name), getattr(other, field.name), err_msg=field.name)
+        np.testing.assert_array_equal(getattr(first, field.name), getattr(second, field.name), err_msg=field.name)
 
 
 def forbid_posteriors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,20 +60,20 @@ def forbid_posteriors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predictions_module, "array_rows", refuse)
 
 
-def test_blocks_give_what_all_posteriors_together_give(nets: list[NetResults]) -> None:
-    found = predictions([stored_test(one) for one in nets])
-    whole = fuse([scored for one in nets if (scored := one.scored("both", SIDES))])
+def test_blocks_equal_all_posteriors_at_once(nets: list[NetResults]) -> None:
+    found = predictions([stored_test(net) for net in nets])
+    expected = fuse([scored for net in nets if (scored := net.scored("both", SIDES))])
     by_hand = [
-        np.stack([np.load(key.file(one.run))["values"] for key in over_Q]).mean(axis=0, dtype=np.float64)
-        for one in nets
-        for over_Q in stored_test(one).sets
+        np.stack([np.load(key.file(net.run))["values"] for key in over_Q]).mean(axis=0, dtype=np.float64)
+        for net in nets
+        for over_Q in stored_test(net).sets
     ]
-    np.testing.assert_allclose(whole.values, np.mean(by_hand, axis=0), rtol=1e-6)
+    np.testing.assert_allclose(expected.values, np.mean(by_hand, axis=0), rtol=1e-6)
     np.testing.assert_array_equal(found.labels, LABELS)
-    np.testing.assert_array_equal(found.rank, true_class_rank(whole.values, LABELS))
-    np.testing.assert_array_equal(found.guesses, np.argsort(-whole.values, axis=1, kind="stable")[:, :5])
-    np.testing.assert_array_equal(found.confidence, whole.values[np.arange(IMAGES), LABELS])
-    assert (found.top1, found.top5) == (whole.measured.top1, whole.measured.top5)
+    np.testing.assert_array_equal(found.rank, true_class_rank(expected.values, LABELS))
+    np.testing.assert_array_equal(found.guesses, np.argsort(-expected.values, axis=1, kind="stable")[:, :5])
+    np.testing.assert_array_equal(found.confidence, expected.values[np.arange(IMAGES), LABELS])
+    assert (found.top1, found.top5) == (expected.measured.top1, expected.measured.top5)
 
 
 @pytest.mark.parametrize("classes", [3, 255, 256, 1000])
@@ -90,7 +90,7 @@ def test_the_smallest_integers_hold_classes_and_ranks(classes: int) -> None:
     assert sum(getattr(found, name).itemsize for name in ("labels", "rank", "guesses", "confidence")) <= 10
 
 
-def test_guesses_of_what_is_no_number_are_different_classes() -> None:
+def test_guesses_from_nan_are_different_classes() -> None:
     values = np.full((3, 7), np.nan, np.float32)
     values[1, 4], values[2] = 0.5, [0.1, np.inf, -np.inf, 0.2, -np.inf, np.nan, 0.2]
     found = Predictions.of(values, np.array([0, 4, 1]))
@@ -99,10 +99,10 @@ def test_guesses_of_what_is_no_number_are_different_classes() -> None:
 
 
 def test_posteriors_are_read_once(nets: list[NetResults], monkeypatch: pytest.MonkeyPatch) -> None:
-    fused, alone = predictions([stored_test(one) for one in nets]), predictions([stored_test(nets[1])])
-    assert [len(list((one.run.path / "predictions").glob("*.npz"))) for one in nets] == [1, 1]
+    fused, alone = predictions([stored_test(net) for net in nets]), predictions([stored_test(nets[1])])
+    assert [len(list((net.run.path / "predictions").glob("*.npz"))) for net in nets] == [1, 1]
     forbid_posteriors(monkeypatch)
-    assert_equal(predictions([stored_test(one) for one in nets]), fused)
+    assert_equal(predictions([stored_test(net) for net in nets]), fused)
     assert_equal(predictions([stored_test(nets[1])]), alone)
     assert nets[1].measured("both", SIDES)
     with pytest.raises(AssertionError, match="read again"):
@@ -110,13 +110,13 @@ def test_posteriors_are_read_once(nets: list[NetResults], monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(("method", "Q"), [("dense", SIDES), ("both", SIDES[:1]), ("both", SIDES[::-1])])
-def test_every_mean_has_its_own_predictions(nets: list[NetResults], method: str, Q: tuple[int, ...]) -> None:
+def test_every_mean_has_separate_predictions(nets: list[NetResults], method: str, Q: tuple[int, ...]) -> None:
     predictions([stored_test(nets[0])])
     predictions([stored_test(nets[0], method, Q)])
     assert len(list((nets[0].run.path / "predictions").glob("*.npz"))) == 2
 
 
-def test_posteriors_that_were_computed_anew_are_read_anew(nets: list[NetResults]) -> None:
+def test_recomputed_posteriors_are_read_again(nets: list[NetResults]) -> None:
     before = predictions([stored_test(nets[0])])
     key = nets[0].posteriors("dense", 256)
     values = np.random.default_rng(9).random((IMAGES, CLASSES)).astype(np.float32)
@@ -133,7 +133,7 @@ def test_a_copy_of_the_run_keeps_its_predictions(nets: list[NetResults], monkeyp
     assert_equal(predictions([stored_test(dataclasses.replace(nets[0], run=RunDirectory(moved)))]), before)
 
 
-def test_damaged_predictions_are_made_again(nets: list[NetResults]) -> None:
+def test_damaged_predictions_are_recomputed(nets: list[NetResults]) -> None:
     before = predictions([stored_test(nets[0])])
     (file,) = (nets[0].run.path / "predictions").glob("*.npz")
     file.write_bytes(file.read_bytes()[:100])
@@ -141,16 +141,14 @@ def test_damaged_predictions_are_made_again(nets: list[NetResults]) -> None:
     assert np.load(file)["rank"].tolist() == before.rank.tolist()
 
 
-def test_a_folder_that_cannot_be_written_to_costs_time_only(
-    nets: list[NetResults], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unwritable_folder_only_costs_time(nets: list[NetResults], capsys: pytest.CaptureFixture[str]) -> None:
     (nets[0].run.path / "predictions").write_text("in the way")
     first, second = predictions([stored_test(nets[0])]), predictions([stored_test(nets[0])])
     assert_equal(first, second)
     assert capsys.readouterr().err.count("cannot be written to") == 1
 
 
-def test_one_process_computes_and_others_wait(nets: list[NetResults], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_process_computes_and_others_wait(nets: list[NetResults], monkeypatch: pytest.MonkeyPatch) -> None:
     calls, compute = [], predictions_module._compute
 
     def counted(tests: list[StoredTest]) -> Predictions:

@@ -1,4 +1,4 @@
-"""Average precision, recall, their intervals and comparisons: by hand, by slow loops, and beside scikit-learn."""
+"""Average precision, recall, their intervals and comparisons, against hand calculation, loops and scikit-learn."""
 
 from itertools import pairwise
 from typing import Any
@@ -48,13 +48,13 @@ def slow_average_precision(scores: NDArray[Any], targets: NDArray[Any], points: 
 def average_precision(
     scores: NDArray[Any], targets: NDArray[np.int8], *, points: bool, weights: NDArray[Any] | None = None
 ) -> float:
-    """Of one draw, by default each sample once."""
+    """Returns the average precision of one draw, by default with each sample once."""
     counted = np.ones(len(scores)) if weights is None else weights
     return float(recognition.average_precision(scores, targets, counted[None], points=points)[0])
 
 
 def some(n: int, seed: int, *, ties: bool = False) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
-    """(n,) scores and targets; three in ten are positive, one in ten is difficult."""
+    """Returns scores and targets, shape (n,); three in ten are positive, one in ten is difficult."""
     random = np.random.default_rng(seed)
     targets = random.choice([1, -1, 0], n, p=[0.3, 0.6, 0.1]).astype(np.int8)
     targets[0] = 1
@@ -96,7 +96,7 @@ def test_three_of_ten_reach_a_recall_of_three_tenths() -> None:
     assert found == pytest.approx((4 + 7 * 0.1) / 11)
 
 
-def test_of_equal_scores_the_first_comes_first() -> None:
+def test_equal_scores_keep_their_order() -> None:
     same = np.zeros(2, np.float32)
     assert average_precision(same, np.array([1, -1], np.int8), points=False) == 1
     assert average_precision(same, np.array([-1, 1], np.int8), points=False) == 0.5
@@ -113,7 +113,7 @@ def test_difficult_samples_are_left_out(points: bool) -> None:
 
 @pytest.mark.parametrize("points", [True, False])
 @pytest.mark.parametrize("ties", [True, False])
-def test_a_weight_is_how_often_a_sample_counts(ties: bool, points: bool) -> None:
+def test_a_weight_repeats_a_sample(ties: bool, points: bool) -> None:
     random = np.random.default_rng(5)
     for seed in range(20):
         scores, targets = some(40, seed, ties=ties)
@@ -126,8 +126,8 @@ def test_a_weight_is_how_often_a_sample_counts(ties: bool, points: bool) -> None
         assert average_precision(scores, targets, points=points, weights=np.full(40, 0.3)) == pytest.approx(ones)
 
 
-def test_the_area_is_scikit_learns_where_precision_falls() -> None:
-    """And nowhere else: theirs does not make it fall."""
+def test_the_area_is_scikit_learns_for_falling_precision() -> None:
+    """Elsewhere they differ, because scikit-learn does not make precision monotonic."""
     targets = np.array([1, 1, 1, -1, 1, -1, -1, 1, -1, -1, -1], np.int8)
     scores = -np.arange(len(targets))
     expected = average_precision_score(targets > 0, scores)
@@ -156,7 +156,7 @@ def test_a_score_that_is_not_a_number_is_refused() -> None:
 
 
 def labelled(n: int, seed: int, classes: int = 4) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
-    """(n, classes) scores and targets of samples of one class each."""
+    """Returns scores and targets, shape (n, classes), of samples of one class each."""
     random = np.random.default_rng(seed)
     targets = np.where(np.eye(classes)[random.integers(0, classes, n)], 1, -1).astype(np.int8)
     return (targets + random.standard_normal(targets.shape)).astype(np.float32), targets
@@ -182,7 +182,7 @@ def test_recall_by_hand() -> None:
 
 
 def result(n: int, seed: int, measure: Measure = "recall", noise: float = 0.0) -> Recognition:
-    """One split of all samples; those of one seed differ by noise alone."""
+    """Returns a split of all samples; results with the same seed differ only by noise."""
     scores, targets = labelled(n, seed)
     scores += noise * np.random.default_rng(99).standard_normal(scores.shape).astype(np.float32)
     return Recognition(measure, targets, [SplitScores(np.arange(n), scores)])
@@ -191,8 +191,8 @@ def result(n: int, seed: int, measure: Measure = "recall", noise: float = 0.0) -
 def test_several_splits() -> None:
     scores, targets = labelled(200, 3)
     rows = [np.arange(0, 120), np.arange(60, 180), np.arange(20, 140)]
-    found = Recognition("recall", targets, [SplitScores(one, scores[one]) for one in rows])
-    each = [measured("recall", scores[one], targets[one]) for one in rows]
+    found = Recognition("recall", targets, [SplitScores(tested, scores[tested]) for tested in rows])
+    each = [measured("recall", scores[tested], targets[tested]) for tested in rows]
     assert found.figures == each
     assert found.mean == pytest.approx(np.mean(each))
     assert found.spread == pytest.approx(np.std(each, ddof=1))
@@ -200,8 +200,8 @@ def test_several_splits() -> None:
     assert result(50, 0).spread is None
 
 
-def test_a_split_twice_says_no_more_than_once() -> None:
-    """The same draw of weights for all splits: the interval must not shrink."""
+def test_a_repeated_split_adds_no_information() -> None:
+    """All splits share the draws of weights, so the interval must not shrink."""
     once = result(100, 3)
     twice = Recognition("recall", once.targets, [*once.tested, *once.tested])
     assert twice.interval == pytest.approx(once.interval)
@@ -209,7 +209,7 @@ def test_a_split_twice_says_no_more_than_once() -> None:
 
 
 @pytest.mark.parametrize("measure", ["mAP11", "mAP", "recall"])
-def test_the_interval_has_the_figure_and_shrinks_with_more_samples(measure: Measure) -> None:
+def test_the_interval_contains_the_figure_and_shrinks_with_more_samples(measure: Measure) -> None:
     widths = []
     for n in (100, 400, 1600):
         found = result(n, 0, measure)
@@ -222,7 +222,7 @@ def test_the_interval_has_the_figure_and_shrinks_with_more_samples(measure: Meas
 
 
 def test_the_interval_of_recall_is_the_textbooks() -> None:
-    """Of a mean of shares, whose variances are known."""
+    """The recall is a mean of proportions, whose variances are known."""
     found = result(2000, 5)
     (shares,) = recall_of_classes(found.tested[0].scores, found.targets, np.ones((1, 2000)))
     counts = (found.targets > 0).sum(axis=0)
@@ -232,10 +232,10 @@ def test_the_interval_of_recall_is_the_textbooks() -> None:
 
 
 @pytest.mark.parametrize("measure", ["mAP11", "mAP", "recall"])
-def test_the_interval_covers_what_such_test_sets_have_on_average(measure: Measure) -> None:
+def test_the_interval_covers_the_mean_of_such_test_sets(measure: Measure) -> None:
     found = [result(150, seed, measure) for seed in range(100)]
-    expected = np.mean([one.mean for one in found])
-    covered = sum(low <= expected <= high for low, high in (one.interval for one in found))
+    expected = np.mean([drawn.mean for drawn in found])
+    covered = sum(low <= expected <= high for low, high in (drawn.interval for drawn in found))
     assert 86 <= covered <= 100
 
 
@@ -251,7 +251,7 @@ def test_equal_results_do_not_differ() -> None:
     assert found == Comparison(difference=0, interval=(0, 0), p_value=1, n=80)
 
 
-def test_a_worse_result_is_told_from_a_better_one() -> None:
+def test_a_worse_result_differs_from_a_better_one() -> None:
     better, worse = result(500, 1), result(500, 1, noise=1.0)
     found = compare(worse, better)
     assert found.difference == pytest.approx(better.mean - worse.mean)
@@ -267,30 +267,30 @@ def test_a_worse_result_is_told_from_a_better_one() -> None:
     assert judge("better", [back])["verdict"] == "not supported"
 
 
-def test_by_chance_one_in_twenty_is_told_apart() -> None:
-    """Two results that differ by noise of the same size."""
-    told = 0
+def test_noise_is_significant_once_in_twenty() -> None:
+    """The results differ by noise of the same size."""
+    rejected = 0
     for seed in range(100):
         scores, targets = labelled(150, seed)
         noise = np.random.default_rng(seed + 1000).standard_normal((2, *scores.shape))
-        one, other = (Recognition("recall", targets, [SplitScores(np.arange(150), scores + each)]) for each in noise)
-        told += compare(one, other).p_value < 0.05
-    assert told <= 12
+        first, second = (Recognition("recall", targets, [SplitScores(np.arange(150), scores + each)]) for each in noise)
+        rejected += compare(first, second).p_value < 0.05
+    assert rejected <= 12
 
 
 def test_only_the_same_test_samples_are_compared() -> None:
-    one = result(80, 1)
+    single = result(80, 1)
     with pytest.raises(AssertionError, match="different data sets"):
-        compare(one, result(80, 2))
+        compare(single, result(80, 2))
     with pytest.raises(AssertionError, match="different measures"):
-        compare(one, result(80, 1, "mAP"))
-    fewer = Recognition("recall", one.targets, [SplitScores(np.arange(1, 80), one.tested[0].scores[1:])])
+        compare(single, result(80, 1, "mAP"))
+    fewer = Recognition("recall", single.targets, [SplitScores(np.arange(1, 80), single.tested[0].scores[1:])])
     with pytest.raises(AssertionError, match="different test samples"):
-        compare(one, fewer)
+        compare(single, fewer)
 
 
 def test_a_printed_figure_with_a_spread() -> None:
-    """Caltech-101 of net D is 91.8 +- 1.0; by Welch's formula."""
+    """The figure of net D on Caltech-101 is 91.8 +- 1.0; the test is Welch's."""
     wide = (0.0, 100.0)
     assert against_printed(91.84, 0.1, 3, 91.8, 1.0, wide) == "equal"
     for mean, spread in [(92.6, 0.3), (90.2, 0.9), (94.9, 0.4), (88.1, 0.5), (91.0, 0.2)]:

@@ -32,14 +32,14 @@ def test_the_same_guesses_do_not_differ() -> None:
 
 
 def test_interval_of_a_difference() -> None:
-    """Against the textbook's variance of the mean of (error of first - error of second)."""
+    """The variance is the textbook's, of the mean of (error of first - error of second)."""
     each = np.concatenate([np.ones(25), -np.ones(10), np.zeros(165)])
     half = 1.959963984540054 * each.std() / np.sqrt(200)
     expected = (100 * (each.mean() - half), 100 * (each.mean() + half))
     assert mcnemar(only_first_right=10, only_second_right=25, n=200).interval == pytest.approx(expected)
 
 
-def test_real_answers_of_public_nets(public_predictions: PublicPredictions) -> None:
+def test_real_predictions_of_public_nets(public_predictions: PublicPredictions) -> None:
     labels, guesses = public_predictions
     first = {net: five[:, 0] for net, five in guesses.items()}
     right16, right19 = first["vgg16"] == labels, first["vgg19"] == labels
@@ -55,21 +55,21 @@ def test_real_answers_of_public_nets(public_predictions: PublicPredictions) -> N
 
 
 def test_a_printed_figure_has_rounding_and_sampling_error() -> None:
-    def held(percent: float, n: int = 50_000) -> AgainstPrinted:
+    def against_printed(percent: float, n: int = 50_000) -> AgainstPrinted:
         return AgainstPrinted(ErrorRate(round(percent / 100 * n), n), 25.6)
 
-    assert held(25.64).verdict == "equal"
-    assert held(25.56).verdict == "equal"
-    assert held(25.9).verdict == "agrees"
-    assert held(26.4).verdict == "higher"
-    assert held(24.8).verdict == "lower"
-    assert held(30.0, n=200).verdict == "agrees", "two hundred images say little"
-    low, high = held(25.9).interval
+    assert against_printed(25.64).verdict == "equal"
+    assert against_printed(25.56).verdict == "equal"
+    assert against_printed(25.9).verdict == "agrees"
+    assert against_printed(26.4).verdict == "higher"
+    assert against_printed(24.8).verdict == "lower"
+    assert against_printed(30.0, n=200).verdict == "agrees", "two hundred images say little"
+    low, high = against_printed(25.9).interval
     variance = (0.259 * 0.741 + 0.256 * 0.744) / 50_000
     assert high - low == pytest.approx(2 * (196 * variance**0.5 + 0.05), rel=1e-4)
 
 
-def test_the_mean_of_one_net_is_the_paired_difference() -> None:
+def test_the_mean_of_a_single_net_is_the_paired_difference() -> None:
     random = np.random.default_rng(0)
     first, second = random.random(5000) < 0.7, random.random(5000) < 0.72
     one, mean = paired_right(first, second), paired_mean([(first, second)])
@@ -79,8 +79,8 @@ def test_the_mean_of_one_net_is_the_paired_difference() -> None:
     assert mean.n == 5000
 
 
-def test_the_mean_over_nets_allows_for_what_images_have_in_common() -> None:
-    """Two nets that agree on each image say no more than one; two that do not are two witnesses."""
+def test_the_mean_over_nets_allows_for_correlated_images() -> None:
+    """Two nets that agree on each image add no information; two that differ do."""
     random = np.random.default_rng(1)
     pairs = [(random.random(4000) < 0.5, random.random(4000) < 0.53) for _ in range(2)]
     twice = paired_mean([pairs[0], pairs[0]])
@@ -94,7 +94,7 @@ def test_the_mean_over_nets_allows_for_what_images_have_in_common() -> None:
     assert both.interval == pytest.approx(tuple(stated.confidence_interval()), abs=0.01)
 
 
-def test_nets_that_answer_alike_differ_in_nothing() -> None:
+def test_identical_predictions_do_not_differ() -> None:
     same = np.arange(10) < 4
     none = paired_mean([(same, same), (~same, ~same)])
     assert (none.difference, none.interval, none.p_value) == (0.0, (0.0, 0.0), 1.0)

@@ -1,4 +1,4 @@
-"""Evaluation of a whole split: any number of ranks, interrupted and resumed, from the store."""
+"""Evaluation of a full split: any number of ranks, interrupted and resumed, from the store."""
 
 import os
 import weakref
@@ -58,8 +58,8 @@ def stored(index: Index, run: RunDirectory, Q: int, method: str) -> Posteriors:
 
 
 @pytest.fixture(scope="module")
-def whole(odd_index: Index, loader: Loader, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """An undisturbed evaluation on one rank."""
+def complete(odd_index: Index, loader: Loader, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """An uninterrupted evaluation on a single rank."""
     run = RunDirectory(tmp_path_factory.mktemp("whole"))
     run_evaluation(odd_index, run, loader)
     return run
@@ -75,7 +75,7 @@ def assert_same(index: Index, one: RunDirectory, other: RunDirectory) -> None:
 
 
 def rank(number: int, world: int, port: int, index: Index, folder: Path) -> None:
-    """What each rank of the test below does."""
+    """Runs on each rank of the test below."""
     set_up_fork()
     torch.set_num_threads(1)
     os.environ.update(rank_variables(number, world, port))
@@ -87,16 +87,16 @@ def rank(number: int, world: int, port: int, index: Index, folder: Path) -> None
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_any_number_of_ranks_gives_identical_posteriors(
-    odd_index: Index, whole: RunDirectory, tmp_path: Path, world: int
+    odd_index: Index, complete: RunDirectory, tmp_path: Path, world: int
 ) -> None:
     places = (world, free_port(), odd_index, tmp_path)
     multiprocessing.start_processes(rank, places, nprocs=world, start_method="forkserver")
-    assert_same(odd_index, whole, RunDirectory(tmp_path))
+    assert_same(odd_index, complete, RunDirectory(tmp_path))
 
 
 @pytest.mark.parametrize("when", ["first", "between", "second"])
 def test_interrupted_and_resumed_gives_identical_posteriors(
-    odd_index: Index, whole: RunDirectory, loader: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+    odd_index: Index, complete: RunDirectory, loader: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """The interrupt comes in the first Q, between the two, or in the second."""
     batches = [
@@ -119,12 +119,12 @@ def test_interrupted_and_resumed_gives_identical_posteriors(
     survive = 10**9
     run_evaluation(odd_index, run, loader)
     assert len(seen) == sum(batches), "nothing is computed twice"
-    assert_same(odd_index, whole, run)
+    assert_same(odd_index, complete, run)
     assert not list(run.posteriors.glob("*.parts"))
 
 
-def test_a_signal_is_heeded_and_loses_nothing(
-    odd_index: Index, whole: RunDirectory, loader: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_signal_stops_and_loses_nothing(
+    odd_index: Index, complete: RunDirectory, loader: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, watch, beats = RunDirectory(tmp_path), Watch(), []
     original = Watch.beat
@@ -142,26 +142,24 @@ def test_a_signal_is_heeded_and_loses_nothing(
     done = PartialResults(results(odd_index, run).posteriors("dense", 36).file(run)).done(11)
     assert 3 <= done.sum() < 11
     run_evaluation(odd_index, run, loader)
-    assert_same(odd_index, whole, run)
+    assert_same(odd_index, complete, run)
 
 
-def test_killed_outright_after_some_parts(
-    odd_index: Index, whole: RunDirectory, loader: Loader, tmp_path: Path
-) -> None:
-    """Parts that another number of ranks left, overlapping, and half of a file under its temporary name."""
+def test_killed_after_some_parts(odd_index: Index, complete: RunDirectory, loader: Loader, tmp_path: Path) -> None:
+    """The parts come from another number of ranks and overlap, and half a file has its temporary name."""
     run = RunDirectory(tmp_path)
     for method in METHODS:
-        values = stored(odd_index, whole, 40, method).values
+        values = stored(odd_index, complete, 40, method).values
         for rows in ([0, 2], [2, 3, 9]):
             parts = PartialResults(results(odd_index, run).posteriors(method, 40).file(run))
             parts.add(np.array(rows), values[rows][:, None])
             parts.flush()
         (parts.folder / ".torn.npz.1").write_bytes(b"half")
     run_evaluation(odd_index, run, loader)
-    assert_same(odd_index, whole, run)
+    assert_same(odd_index, complete, run)
 
 
-def test_a_torn_part_is_one_line(odd_index: Index, loader: Loader, tmp_path: Path) -> None:
+def test_a_truncated_part_is_a_one_line_error(odd_index: Index, loader: Loader, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     parts = PartialResults(results(odd_index, run).posteriors("dense", 40).file(run))
     parts.folder.mkdir(parents=True)
@@ -170,7 +168,7 @@ def test_a_torn_part_is_one_line(odd_index: Index, loader: Loader, tmp_path: Pat
         run_evaluation(odd_index, run, loader)
 
 
-def test_rows_that_another_rank_wrote_elsewhere_are_missed(odd_index: Index, tmp_path: Path) -> None:
+def test_rows_written_elsewhere_are_missing(odd_index: Index, tmp_path: Path) -> None:
     parts = PartialResults(
         results(odd_index, RunDirectory(tmp_path)).posteriors("dense", 40).file(RunDirectory(tmp_path))
     )
@@ -180,8 +178,8 @@ def test_rows_that_another_rank_wrote_elsewhere_are_missed(odd_index: Index, tmp
         parts.gather(11)
 
 
-def test_parts_are_put_together_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ILSVRC's 200 MB a set are in memory once, and which rows are there is known without them."""
+def test_parts_are_joined_sequentially(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A set of ILSVRC's 200 MB is in memory once, and finding the rows needs no values."""
     expected = np.random.default_rng(0).random((11, 1, 3), np.float32)
     for rows in np.array_split(np.random.default_rng(1).permutation(11), 4):
         part = PartialResults(tmp_path / "set.npz")
@@ -206,38 +204,38 @@ def test_parts_are_put_together_one_by_one(tmp_path: Path, monkeypatch: pytest.M
     np.testing.assert_array_equal(values, expected[:, 0])
 
 
-def test_what_is_stored_is_not_computed_again(odd_index: Index, whole: RunDirectory) -> None:
+def test_stored_results_are_not_computed_again(odd_index: Index, complete: RunDirectory) -> None:
     def never() -> Any:
         raise AssertionError("the net was made again")
 
     wanted = [(method, (36, 40)) for method in ("dense", "both", "centre")]
-    evaluate(results(odd_index, whole), never, odd_index, Watch(), wanted)
-    lacking = results(odd_index, whole).lacking([("both", (36, 40, 44))])
+    evaluate(results(odd_index, complete), never, odd_index, Watch(), wanted)
+    lacking = results(odd_index, complete).lacking([("both", (36, 40, 44))])
     assert [(key.method, key.Q) for key in lacking] == [("dense", 44), ("multicrop", 44)]
 
 
-def test_averages_against_numpy(odd_index: Index, whole: RunDirectory) -> None:
-    """Over Q inside a method, then over methods, then over nets."""
+def test_averages_against_numpy(odd_index: Index, complete: RunDirectory) -> None:
+    """Averages are over Q inside a method, then over methods, then over nets."""
     labels = odd_index.split("val").label
-    one = {(Q, m): stored(odd_index, whole, Q, m).values.astype(np.float64) for Q in (36, 40) for m in METHODS}
-    dense, crops = ((one[36, m] + one[40, m]) / 2 for m in ("dense", "multicrop"))
+    by_method = {(Q, m): stored(odd_index, complete, Q, m).values.astype(np.float64) for Q in (36, 40) for m in METHODS}
+    dense, crops = ((by_method[36, m] + by_method[40, m]) / 2 for m in ("dense", "multicrop"))
     expected = {"dense": dense, "multicrop": crops, "both": (dense + crops) / 2}
     for method, values in expected.items():
-        found = results(odd_index, whole).scored(method, (36, 40))
+        found = results(odd_index, complete).scored(method, (36, 40))
         assert found is not None
         np.testing.assert_allclose(found.values, values, rtol=1e-6)
         wrong = int((values.argmax(axis=1) != labels).sum())
-        measured = results(odd_index, whole).measured(method, (36, 40))
+        measured = results(odd_index, complete).measured(method, (36, 40))
         assert measured is not None
         assert (measured.top1.wrong, measured.top1.n) == (wrong, len(labels))
-    first = results(odd_index, whole).scored("dense", (36, 40))
-    second = results(odd_index, whole).scored("dense", (40,))
+    first = results(odd_index, complete).scored("dense", (36, 40))
+    second = results(odd_index, complete).scored("dense", (40,))
     assert first is not None
     assert second is not None
     fused = fuse([first, second])
-    np.testing.assert_allclose(fused.values, (dense + one[40, "dense"]) / 2, rtol=1e-6)
+    np.testing.assert_allclose(fused.values, (dense + by_method[40, "dense"]) / 2, rtol=1e-6)
     assert fused.Q == (36, 40)
-    assert results(odd_index, whole).measured("dense", (36, 44)) is None
+    assert results(odd_index, complete).measured("dense", (36, 44)) is None
 
 
 def test_mean_and_std_of_the_weights_are_used(odd_index: Index, loader: Loader) -> None:
@@ -255,7 +253,7 @@ def test_mean_and_std_of_the_weights_are_used(odd_index: Index, loader: Loader) 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("tf32", 1e-2), ("bf16", 5e-2)])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_precisions(odd_index: Index, tmp_path: Path, device: str, precision: Any, tolerance: float) -> None:
-    """Each is stored apart, and near the plain one."""
+    """Each precision has a file, with values near those of fp32."""
     changed = CONFIG.model_copy(update={"evaluation": Evaluation(batch=4, precision=precision)})
     found = {}
     for config, where in ((CONFIG, "cpu"), (changed, device)):
@@ -263,8 +261,8 @@ def test_precisions(odd_index: Index, tmp_path: Path, device: str, precision: An
         run = RunDirectory(tmp_path / where / config.evaluation.precision)
         there, opened = results(odd_index, run, config), (tiny_net().to(where), loader_there)
         evaluate(there, lambda opened=opened: opened, odd_index, Watch(), [("dense", (40,))])
-        kept = there.posteriors("dense", 40).load(run)
-        assert kept is not None
-        found[where, config.evaluation.precision] = kept.values
+        found_posteriors = there.posteriors("dense", 40).load(run)
+        assert found_posteriors is not None
+        found[where, config.evaluation.precision] = found_posteriors.values
     plain, other = found["cpu", "fp32"], found[device, precision]
     assert np.abs(plain - other).max() < tolerance

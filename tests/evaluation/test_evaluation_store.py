@@ -1,4 +1,4 @@
-"""The store of answers: names of files that old runs rely on, what older versions wrote, and damaged files."""
+"""The store of results: file names that old runs rely on, files of older versions, and damaged files."""
 
 import json
 from dataclasses import asdict
@@ -48,8 +48,8 @@ def write(file: Path, **arrays: Any) -> None:
     np.savez(file, **arrays)
 
 
-def test_answers_of_before_december_2026_are_read(tmp_path: Path) -> None:
-    """Posteriors with fields in another order, boxes whose note was always there, and transfers."""
+def test_results_from_before_december_2026_are_read(tmp_path: Path) -> None:
+    """These are posteriors with fields in another order, boxes with an empty note, and transfers."""
     run = RunDirectory(tmp_path)
     key = PosteriorsKey(A, B, "dense", 384, True)
     write(key.file(run), values=np.ones((2, 3)), labels=np.arange(2), protocol=np.array(json.dumps(asdict(key))))
@@ -69,16 +69,16 @@ def test_answers_of_before_december_2026_are_read(tmp_path: Path) -> None:
     scored = split.load(run)
     assert scored is not None
     assert (scored.scores == 1).all()
-    ((first, said),) = SplitKey.listed(run)
+    ((first, note),) = SplitKey.listed(run)
     assert first == SplitKey(TEST, 0)
-    assert said == {"images": 6, "C": 0.1, "validated": [[0.1, 50.0]], "unfinished": []}
+    assert note == {"images": 6, "C": 0.1, "validated": [[0.1, 50.0]], "unfinished": []}
     again = {"C": 1.0, "validated": [[1.0, 60.0]], "unfinished": [3], "images": 7}
     split.save(run, Scores(np.arange(2), np.zeros((2, 3), np.float32)), **again)
     assert split.note(run) == again
 
 
 @pytest.mark.parametrize("damage", ["no protocol", "no values", "of another kind", "no JSON"])
-def test_a_file_that_is_something_else_is_one_line(tmp_path: Path, damage: str) -> None:
+def test_another_kind_of_file_is_a_one_line_error(tmp_path: Path, damage: str) -> None:
     run, key = RunDirectory(tmp_path), PosteriorsKey(A, B, "dense", 384, True)
     key.save(run, Posteriors(np.ones((2, 3), np.float32), np.arange(2)))
     with np.load(key.file(run)) as content:
@@ -92,9 +92,11 @@ def test_a_file_that_is_something_else_is_one_line(tmp_path: Path, damage: str) 
     else:
         arrays["protocol"] = np.array("{")
     write(key.file(run), **arrays)
-    with pytest.raises(UserError, match=r"posteriors .*dense-Q384-.*npz cannot be read \(.*\); remove the fi") as told:
+    with pytest.raises(
+        UserError, match=r"posteriors .*dense-Q384-.*npz cannot be read \(.*\); remove the fi"
+    ) as refused:
         key.load(run)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_notes_and_answers_round_trip(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The SVMs of Appendix B beside scikit-learn's own, and the choice of C."""
+"""The SVMs of Appendix B against scikit-learn's, and the choice of C."""
 
 import warnings
 
@@ -16,7 +16,7 @@ from vggrepro.evaluation.svm import C_GRID, classify, into_span, learn
 
 
 def samples(n: int, d: int, classes: int = 5, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
-    """(n, d) features of length 1, (n, classes) targets of samples of one class each."""
+    """Returns features of length 1, shape (n, d), and targets, shape (n, classes), of samples of one class each."""
     random = np.random.default_rng(seed)
     label = np.arange(n) % classes
     centres = 0.4 * random.standard_normal((classes, d))
@@ -33,8 +33,8 @@ def test_decision_values_are_scikit_learns(C: float) -> None:
     features, targets = samples(120, 30)
     found = learn(features, targets, C)
     assert found.unfinished == ()
-    own = OneVsRestClassifier(LinearSVC(C=C, tol=1e-10, max_iter=1_000_000, random_state=0))  # the dual problem
-    expected = own.fit(features, targets.argmax(axis=1)).decision_function(features)
+    reference = OneVsRestClassifier(LinearSVC(C=C, tol=1e-10, max_iter=1_000_000, random_state=0))  # the dual problem
+    expected = reference.fit(features, targets.argmax(axis=1)).decision_function(features)
     np.testing.assert_allclose(found.scores(features), expected, atol=1e-3)
 
 
@@ -44,16 +44,16 @@ def test_difficult_rows_do_not_matter() -> None:
     found = learn(features, targets, 1.0)
     other = features.copy()
     other[7:40:3] = 5.0
-    kept = targets[:, 2] != 0
-    alone = learn(features[kept], targets[kept], 1.0)
+    easy = targets[:, 2] != 0
+    alone = learn(features[easy], targets[easy], 1.0)
     np.testing.assert_allclose(found.weights[:, 2], alone.weights[:, 2], atol=1e-12)
     assert found.bias[2] == pytest.approx(alone.bias[2])
     np.testing.assert_array_equal(learn(other, targets, 1.0).weights[:, 2], found.weights[:, 2])
 
 
 @pytest.mark.parametrize("side", [-1, 1])
-def test_a_class_with_one_side_only_says_the_same_of_all(side: int) -> None:
-    """The limit of what the solver finds where the other side's only row has next to no weight."""
+def test_a_class_with_a_single_side_scores_all_alike(side: int) -> None:
+    """The solution is the solver's limit for a vanishing weight of the other side's only row."""
     features, targets = samples(60, 20)
     targets[:, 3] = side
     targets[5, 3] = 0
@@ -61,12 +61,14 @@ def test_a_class_with_one_side_only_says_the_same_of_all(side: int) -> None:
     assert not found.weights[:, 3].any()
     weight = np.ones(60)
     weight[5] = 1e-12
-    own = LinearSVC(C=0.3, dual=False, tol=1e-9).fit(0 * features, np.where(np.arange(60) == 5, -side, side), weight)
-    assert found.bias[3] == pytest.approx(own.intercept_[0], abs=1e-6)
+    reference = LinearSVC(C=0.3, dual=False, tol=1e-9).fit(
+        0 * features, np.where(np.arange(60) == 5, -side, side), weight
+    )
+    assert found.bias[3] == pytest.approx(reference.intercept_[0], abs=1e-6)
     assert np.isfinite(found.scores(features)).all()
 
 
-def test_rows_in_their_own_span_are_as_they_were() -> None:
+def test_the_basis_of_the_span_preserves_rows() -> None:
     features, _ = samples(40, 200)
     features[3] = features[4]  # an image twice
     narrow, basis = into_span(features)
@@ -88,8 +90,8 @@ def test_with_and_without_the_span_the_result_is_the_same(monkeypatch: pytest.Mo
     assert (narrow.C, narrow.validated) == (wide.C, wide.validated)
 
 
-def test_held_out_samples_choose_C_and_are_learnt_from_after_that() -> None:
-    """A third of what is learnt from is mislabelled: a large C believes it."""
+def test_validation_samples_choose_C_and_join_the_final_fit() -> None:
+    """A third of the training samples is mislabelled, which misleads a large C."""
     features, targets = samples(1000, 30, classes=2)
     partition = Partition(fit=np.arange(0, 100), validation=np.arange(100, 500), test=np.arange(500, 1000))
     wrong = np.random.default_rng(1).random(100) < 0.35
@@ -108,7 +110,7 @@ def test_held_out_samples_choose_C_and_are_learnt_from_after_that() -> None:
     np.testing.assert_array_equal(found.tested.rows, partition.test)
 
 
-def test_of_equally_good_C_the_smallest_is_taken() -> None:
+def test_ties_between_C_go_to_the_smallest() -> None:
     _, targets = samples(120, 30)
     found = classify((targets > 0).astype(np.float32), targets, PARTITION, "mAP")
     assert set(found.validated.values()) == {100.0}
@@ -122,7 +124,7 @@ def test_threads_do_not_matter() -> None:
     np.testing.assert_array_equal(one.tested.scores, two.tested.scores)
 
 
-def test_a_class_that_is_only_in_the_test_does_no_harm() -> None:
+def test_a_class_only_in_the_test_is_accepted() -> None:
     features, targets = samples(120, 30)
     targets[PARTITION.train, 4] = -1
     found = classify(features, targets, PARTITION, "mAP")
@@ -130,11 +132,11 @@ def test_a_class_that_is_only_in_the_test_does_no_harm() -> None:
     assert len(np.unique(found.tested.scores[:, 4])) == 1
 
 
-def test_no_warning_in_ordinary_use_and_a_flag_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_convergence_warning_sets_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     features, targets = samples(120, 60)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert classify(features, targets, PARTITION, "recall").unfinished == ()
-    monkeypatch.setattr(svm, "_MOST_STEPS", 2)
+    monkeypatch.setattr(svm, "_MAX_STEPS", 2)
     with pytest.warns(ConvergenceWarning):
         assert classify(features, targets, PARTITION, "recall").unfinished == (0, 1, 2, 3, 4)

@@ -1,4 +1,4 @@
-"""Validation images alone: enough to test a net on, be it on some of its classes only, and not to train one."""
+"""Validation images without training images: enough to test a net, also on some of its classes, but not to train."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ PRESENT = sorted(np.random.default_rng(0).permutation(1000)[:725].tolist())
 
 @pytest.fixture(scope="module")
 def validation(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """1,300 images of 725 of ILSVRC's classes, and lines `image wnid` that say which."""
+    """Folder of 1,300 images of 725 of ILSVRC's classes, with lines `image wnid`."""
     root = tmp_path_factory.mktemp("validation")
     random = np.random.default_rng(1)
     (root / "val").mkdir()
@@ -37,7 +37,7 @@ def validation(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A net of 1000 classes without their names, as the authors' and torchvision's are."""
+    """A net of 1000 classes without names, like the authors' and torchvision's."""
     file = tmp_path_factory.mktemp("weights") / "net.pth"
     torch.save(tiny_net(classes=1000).state_dict(), file)
     return file
@@ -46,7 +46,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_net_of_1000_classes_on_images_of_725(
     command: Command, validation: Path, weights: Path, tmp_path: Path
 ) -> None:
-    net, part, whole = tmp_path / "imported" / "A", tmp_path / "part.idx", tmp_path / "whole.idx"
+    net, part, complete = tmp_path / "imported" / "A", tmp_path / "part.idx", tmp_path / "whole.idx"
     command.json("weights", "import", weights, "--out", net)
     found = command.json("index", validation, "--out", part, "--verify", "header")
     assert (found["classes"], found["splits"]) == (725, {"train": 0, "val": IMAGES})
@@ -54,13 +54,13 @@ def test_a_net_of_1000_classes_on_images_of_725(
     evaluate = ("evaluate", net, "--scales", "36", *here)
     assert "model.classes=1000, but" in command.mistake(*evaluate, "--set", f"data.index={part}")
 
-    found = command.json("index", validation, "--out", whole, "--verify", "header", "--classes", "ilsvrc2012")
+    found = command.json("index", validation, "--out", complete, "--verify", "header", "--classes", "ilsvrc2012")
     assert (found["classes"], found["splits"]) == (1000, {"train": 0, "val": IMAGES})
-    measured = command.json(*evaluate, "--set", f"data.index={whole}")
+    measured = command.json(*evaluate, "--set", f"data.index={complete}")
     assert measured["n"] == IMAGES
 
     # the same by hand: every image through the net, the label its class's place among all 1000
-    split, plain = load(whole).split("val"), tiny_net(classes=1000)
+    split, plain = load(complete).split("val"), tiny_net(classes=1000)
     labels = dict(line.split() for line in (validation / "val_labels.txt").read_text().splitlines())
     mean = 255 * torch.tensor([0.485, 0.456, 0.406])
     std = 255 * torch.tensor([0.229, 0.224, 0.225])
@@ -78,8 +78,8 @@ def test_a_net_of_1000_classes_on_images_of_725(
     assert measured["top5_error"] == pytest.approx(100 * np.mean(top5))
 
 
-def test_the_error_of_a_net_that_always_says_ten(command: Command, tmp_path: Path) -> None:
-    """Sorted as text, 10 came before 2: 95.45 % was printed where 50 % is true."""
+def test_the_error_of_a_net_that_always_predicts_ten(command: Command, tmp_path: Path) -> None:
+    """Sorted as text, 10 comes before 2, and the error would be 95.45 % instead of 50 %."""
     net = tiny_net(classes=12)
     with torch.no_grad():
         net.classifier[6].weight.zero_()
@@ -97,7 +97,7 @@ def test_the_error_of_a_net_that_always_says_ten(command: Command, tmp_path: Pat
     assert (measured["n"], measured["top1_error"]) == (22, 50.0)
 
 
-def test_what_needs_no_training_images(command: Command, validation: Path, weights: Path, tmp_path: Path) -> None:
+def test_commands_without_training_images(command: Command, validation: Path, weights: Path, tmp_path: Path) -> None:
     index = tmp_path / "val.idx"
     command.json("index", validation, "--out", index, "--verify", "header", "--classes", "ilsvrc2012")
     here = set_words(*SETTINGS, f"run.root={tmp_path}", f"data.index={index}")
@@ -109,7 +109,7 @@ def test_what_needs_no_training_images(command: Command, validation: Path, weigh
         command.json("evaluate", net, "--scales", "37", "--method", "centre", *here)
     compared = command.json("compare", *nets)
     assert compared["paired"][0]["n"] == IMAGES
-    names = [Path(one["file"]).name for one in compared["disagreements"]]
+    names = [Path(entry["file"]).name for entry in compared["disagreements"]]
     assert names, "the nets differ somewhere"
     assert set(names) <= {file.name for file in (validation / "val").iterdir()}
 
@@ -125,7 +125,7 @@ def test_what_needs_no_training_images(command: Command, validation: Path, weigh
     assert f"{index} has none" in out
 
 
-def test_verify_paper_on_validation_images_alone(command: Command, validation: Path, tmp_path: Path) -> None:
+def test_verify_paper_on_validation_images_only(command: Command, validation: Path, tmp_path: Path) -> None:
     caffe = tmp_path / "D.caffemodel"
     caffe.write_bytes(caffe_model(tiny_net(net="D", classes=1000), "V1LayerParameter").SerializeToString())
     few = tmp_path / "few"
@@ -157,6 +157,6 @@ def test_training_needs_training_images(
     index = tmp_path / "val.idx"
     command.json("index", validation, "--out", index, "--verify", "header", "--classes", "ilsvrc2012")
     geometry = ["model.crop=32", "model.width=0.0625", "data.S=40"]
-    said = command.mistake(*verb, *set_words(*SETTINGS, f"run.root={tmp_path}", f"data.index={index}", *geometry))
-    assert "has no training images, only validation images: enough for `vggrepro evaluate`" in said
+    message = command.mistake(*verb, *set_words(*SETTINGS, f"run.root={tmp_path}", f"data.index={index}", *geometry))
+    assert "has no training images, only validation images: enough for `vggrepro evaluate`" in message
     assert not (tmp_path / "vgg" / "A").exists(), "nothing was begun"

@@ -14,7 +14,7 @@ LABELS = np.arange(N) % 10
 
 
 def with_errors(top1: float, top5: float, method: str, Q: tuple[int, ...], seed: int) -> Scored:
-    """Posteriors of 10 classes with just these errors, per cent."""
+    """Returns posteriors of 10 classes with exactly these errors, per cent."""
     random = np.random.default_rng(seed)
     values = random.random((N, 10)).astype(np.float32)
     rank = np.zeros(N, int)
@@ -24,8 +24,8 @@ def with_errors(top1: float, top5: float, method: str, Q: tuple[int, ...], seed:
     values.sort(axis=1)
     values = values[:, ::-1].copy()  # class c has rank c
     rows = np.arange(N)
-    own, there = values[rows, LABELS].copy(), values[rows, rank].copy()
-    values[rows, LABELS], values[rows, rank] = there, own
+    true_scores, ranked_scores = values[rows, LABELS].copy(), values[rows, rank].copy()
+    values[rows, LABELS], values[rows, rank] = ranked_scores, true_scores
     return Scored(method, Q, values, LABELS)
 
 
@@ -37,7 +37,7 @@ def printed(net: str, method: str, Q: tuple[int, ...]) -> tuple[float, float]:
 
 
 def authors(net: str, method: str, Q: tuple[int, ...]) -> Scored:
-    """What a faithful evaluator finds; the wrong readings are off by a point."""
+    """Results of a faithful evaluation; the wrong readings are off by a point."""
     reading = "dense" if method in READINGS or method == "centre" else method
     top1, top5 = printed(net, reading, (384,) if method == "centre" else Q)
     worse = {"dense": 0.02, "multicrop": 0.0, "both": 0.0}.get(method, 1.0)
@@ -81,7 +81,7 @@ def test_fusion_is_the_mean_of_the_nets() -> None:
     assert row["measured_top5"] == expected.top5.percent
 
 
-def test_the_nearest_reading_is_decided() -> None:
+def test_the_nearest_reading_is_found() -> None:
     readings = verify(NETS)["readings"]
     assert readings[0]["reading"] == "dense"
     assert readings[0]["mean_difference"] < 0.05
@@ -89,7 +89,7 @@ def test_the_nearest_reading_is_decided() -> None:
     assert {row["verdict_top1"] for row in readings[1]["rows"]} == {"higher"}
 
 
-def test_a_reader_sees_it_all() -> None:
+def test_the_output_has_all_results() -> None:
     text = to_markdown(blocks_of({"weights": {"D": "Caffe model"}} | verify(NETS)))
     assert "\nD: Caffe model\n" in text
     assert "| 3 | D | 384 | dense | 25.6 | 25.62 | +0.02 | equal | 8.1 | 8.11 | +0.01 | equal |" in text

@@ -1,4 +1,4 @@
-"""Boxes as a net predicts them, and the loss on them."""
+"""The box encoding, and the loss on it."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def test_a_width_below_zero_becomes_zero() -> None:
     assert (top, bottom) == (8, 24)
 
 
-def test_the_boxes_of_some_classes_of_a_map() -> None:
+def test_the_boxes_of_some_classes_in_a_map() -> None:
     outputs = torch.arange(2 * 12 * 3 * 2).view(2, 12, 3, 2).float()  # 3 classes, 3 x 2 places
     classes = torch.tensor([[2, 0], [1, 1]])
     found = of_classes(outputs, classes)
@@ -49,8 +49,8 @@ def test_the_boxes_of_some_classes_of_a_map() -> None:
         for number in range(2):
             first = 4 * int(classes[image, number])
             torch.testing.assert_close(found[image, number], outputs[image, first : first + 4])
-    one_for_all = of_classes(outputs[:, :4], classes)
-    torch.testing.assert_close(one_for_all, outputs[:, None, :4].expand(-1, 2, -1, -1, -1))
+    shared_box = of_classes(outputs[:, :4], classes)
+    torch.testing.assert_close(shared_box, outputs[:, None, :4].expand(-1, 2, -1, -1, -1))
 
 
 @pytest.mark.parametrize("regression", ["SCR", "PCR"])
@@ -61,13 +61,13 @@ def test_the_loss_against_a_loop(regression: str) -> None:
     targets = random.normal(size=(4, 4))
     expected = 0.0
     for image, label in enumerate(labels):
-        own = outputs[image] if regression == "SCR" else outputs[image, 4 * label : 4 * label + 4]
-        expected += sum((p - t) ** 2 for p, t in zip(own, targets[image], strict=True)) / 2
+        box = outputs[image] if regression == "SCR" else outputs[image, 4 * label : 4 * label + 4]
+        expected += sum((p - t) ** 2 for p, t in zip(box, targets[image], strict=True)) / 2
     loss = euclidean_loss(torch.from_numpy(outputs), torch.from_numpy(targets), torch.from_numpy(labels))
     assert float(loss) == pytest.approx(expected)
 
 
-def test_other_classes_boxes_learn_nothing() -> None:
+def test_boxes_of_other_classes_get_no_gradient() -> None:
     outputs = torch.zeros(2, 12, requires_grad=True)
     euclidean_loss(outputs, torch.ones(2, 4), torch.tensor([1, 2])).backward()
     assert outputs.grad is not None
@@ -81,21 +81,21 @@ def test_units_of_the_last_layer(regression: None, units: int) -> None:
     assert net.architecture.layers()[-1].shape == (units,)
 
 
-def test_a_net_of_boxes_takes_all_but_the_last_layer_from_one_of_classes() -> None:
+def test_a_localisation_net_inherits_all_but_the_last_layer_of_a_classifier() -> None:
     parent = VGG(architecture("mine", **SMALL))  # type: ignore[arg-type]
     init_weights(parent, "kaiming", 0)
     net = VGG(architecture("mine", regression="SCR", **SMALL))  # type: ignore[arg-type]
     init_weights(net, "kaiming", 1)
     before = net.state_dict()["classifier.6.weight"].clone()
     layers = warm_start(net, parent.state_dict(), parent.architecture)
-    assert [one.child for one in layers if one.parent is None] == ["fc8"]
+    assert [layer.child for layer in layers if layer.parent is None] == ["fc8"]
     for name, tensor in net.state_dict().items():
         expected = before if name == "classifier.6.weight" else parent.state_dict()[name]
         if not name.startswith("classifier.6.bias"):
             torch.testing.assert_close(tensor, expected, rtol=0, atol=0)
 
 
-def test_a_net_of_boxes_from_other_layers_is_a_mistake() -> None:
+def test_a_localisation_net_with_other_layers_is_refused() -> None:
     parent = VGG(architecture("A", classes=3, crop=32, width=0.01))
     net = VGG(architecture("D", regression="PCR", classes=3, crop=32, width=0.01))
     with pytest.raises(UserError, match=r"a net D that predicts boxes starts from a net D .*; parent A has other"):

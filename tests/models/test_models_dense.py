@@ -19,8 +19,8 @@ def random_images(height: int, width: int, n: int = 2) -> Tensor:
     return torch.randn(n, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
-def windows_one_by_one(net: VGG, images: Tensor) -> Tensor:
-    """(N, classes, rows, columns): every window of the last pooling map through the plain fully-connected layers."""
+def scores_by_window(net: VGG, images: Tensor) -> Tensor:
+    """Applies the plain FC layers to all windows of the last pooling map: (N, classes, rows, columns)."""
     k = net.architecture.fc6_kernel
     maps = net.features(images)
     rows, columns = maps.shape[2] - k + 1, maps.shape[3] - k + 1
@@ -42,10 +42,10 @@ def test_equals_the_plain_net_at_the_crop(net: str) -> None:
     [{}, {"batch_norm": True}, {"crop": 32}, {"layers": [["conv3-64"], ["conv5-99"]]}, {"blocks": 3, "crop": 56}],
 )
 @torch.inference_mode()
-def test_equals_the_windows_one_by_one(options: dict, height: int, width: int) -> None:
+def test_equals_the_windows_in_turn(options: dict, height: int, width: int) -> None:
     net, images = built(**options), random_images(height, width)
     stride, k = net.architecture.stride, net.architecture.fc6_kernel
-    expected = windows_one_by_one(net, images)
+    expected = scores_by_window(net, images)
     scores = score_map(net, images)
     assert scores.shape == (2, 10, height // stride - k + 1, width // stride - k + 1)
     torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
@@ -72,7 +72,7 @@ def test_shares_the_nets_weights() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(63, 200), (200, 63)])
 def test_too_small_an_image_is_named(height: int, width: int) -> None:
-    with pytest.raises(UserError, match=f"images of {height}x{width} pixels: smaller than this net's crop of 64"):
+    with pytest.raises(UserError, match=f"images of {height}x{width} pixels are smaller than the net's crop of 64"):
         score_map(built(), random_images(height, width))
 
 
@@ -85,7 +85,7 @@ def test_training_mode_is_refused() -> None:
 @pytest.mark.parametrize("options", [{"net": "E"}, {"net": "C"}, {"net": "A-LRN"}, {"net": "D", "blocks": 3}])
 @pytest.mark.parametrize("ceil", [False, True])
 @torch.inference_mode()
-def test_strips_equal_the_whole(options: dict, height: int, width: int, ceil: bool) -> None:
+def test_strips_equal_the_full_map(options: dict, height: int, width: int, ceil: bool) -> None:
     net, images = built(**options), random_images(height, width, n=1)
     expected = score_map(net, images, ceil=ceil)
     for pixels in (1, 64 * 256, 64 * 400):
@@ -94,7 +94,7 @@ def test_strips_equal_the_whole(options: dict, height: int, width: int, ceil: bo
 
 
 @torch.inference_mode()
-def test_strips_bound_what_one_pass_sees() -> None:
+def test_strips_bound_the_pixels_of_a_pass() -> None:
     net, images, seen = built(net="D"), random_images(64, 3000, n=1), []
     net.features[0].register_forward_pre_hook(lambda module, args: seen.append(args[0].numel() // 3))
     score_map(net, images, pixels_at_once=64 * 600)
@@ -102,7 +102,7 @@ def test_strips_bound_what_one_pass_sees() -> None:
     assert len(seen) <= 9  # of which a whole image would fill five: the strips overlap, but not much
 
 
-def test_receptive_field_is_what_a_gradient_reaches() -> None:
+def test_receptive_field_is_the_extent_of_gradients() -> None:
     net = built(net="D")
     images = random_images(64, 640, n=1).requires_grad_()
     maps = net.features(images)

@@ -1,4 +1,4 @@
-"""Activations of the last hidden layer as features, and nets of convolutions alone (Appendix B)."""
+"""Activations of the last hidden layer as features, and nets of convolutions only (Appendix B)."""
 
 import hashlib
 import io
@@ -38,9 +38,9 @@ def random_images(height: int, width: int, n: int = 2) -> Tensor:
 
 
 def fc7_of(net: VGG, images: Tensor) -> Tensor:
-    """(N, units) what the plain net has after fc7's ReLU."""
+    """Returns the plain net's activations after fc7's ReLU, shape (N, units)."""
     seen = []
-    handle = net.classifier[4].register_forward_hook(lambda _module, _given, said: seen.append(said.clone()))
+    handle = net.classifier[4].register_forward_hook(lambda _module, _given, output: seen.append(output.clone()))
     net(images)
     handle.remove()
     return seen[0]
@@ -48,7 +48,7 @@ def fc7_of(net: VGG, images: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("options", [{}, {"batch_norm": True}, {"net": "A-LRN"}])
 @torch.inference_mode()
-def test_at_the_crop_they_are_the_nets_own(options: dict) -> None:
+def test_features_at_the_crop_are_the_plain_nets(options: dict) -> None:
     net, images = built(**options), random_images(64, 64)
     maps = feature_map(net, images)
     assert maps.shape == (2, 256, 1, 1)
@@ -58,7 +58,7 @@ def test_at_the_crop_they_are_the_nets_own(options: dict) -> None:
 
 
 @torch.inference_mode()
-def test_places_are_windows_of_the_last_pooling_map() -> None:
+def test_positions_are_windows_of_the_last_pooling_map() -> None:
     net, images = built(), random_images(97, 131)
     maps, pooled = feature_map(net, images), net.features(images)
     assert maps.shape[2:] == (2, 3)
@@ -71,24 +71,24 @@ def test_places_are_windows_of_the_last_pooling_map() -> None:
 
 
 @torch.inference_mode()
-def test_an_image_moved_by_a_stride_has_its_places_moved() -> None:
-    """But for those that see the border's padding."""
+def test_a_shift_by_a_stride_shifts_positions() -> None:
+    """Positions that see the border's padding are excluded."""
     net, image = built(crop=32, layers=[["conv3-64"], ["conv3-64"], ["conv3-99"]]), random_images(160, 176, 1)
-    maps, moved = (feature_map(net, one) for one in (image[..., :168], image[..., 8:]))
+    maps, moved = (feature_map(net, part) for part in (image[..., :168], image[..., 8:]))
     torch.testing.assert_close(maps[..., 2:-2, 3:-2], moved[..., 2:-2, 2:-3], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, {"fully_connected": False}])
 @pytest.mark.parametrize(("height", "width"), [(64, 700), (333, 97)])
 @torch.inference_mode()
-def test_strips_equal_the_whole(options: dict, height: int, width: int) -> None:
+def test_strips_equal_the_full_map(options: dict, height: int, width: int) -> None:
     net, images = built(**options), random_images(height, width)
     strips = feature_map(net, images, pixels_at_once=2 * 64 * 256)
     torch.testing.assert_close(strips, feature_map(net, images), rtol=1e-4, atol=1e-5)
 
 
 @torch.inference_mode()
-def test_descriptors_are_the_mean_over_places_and_mirror_images() -> None:
+def test_descriptors_are_the_mean_over_positions_and_mirror_images() -> None:
     net, images = built(), random_images(70, 131, 3)
     expected = (feature_map(net, images).mean((2, 3)) + feature_map(net, images.flip(3)).mean((2, 3))) / 2
     for pixels in (100, 1):  # crops at once: strips in the second
@@ -100,7 +100,7 @@ def test_descriptors_are_the_mean_over_places_and_mirror_images() -> None:
 
 
 @torch.inference_mode()
-def test_a_net_of_convolutions_alone() -> None:
+def test_a_net_of_convolutions_only() -> None:
     net, images = built(fully_connected=False), random_images(40, 99)
     assert not list(net.classifier)
     assert (net.architecture.feature_layer, net.architecture.smallest_side) == ("pool5", 32)
@@ -108,12 +108,12 @@ def test_a_net_of_convolutions_alone() -> None:
     torch.testing.assert_close(feature_map(net, images), net.features(images))
     assert feature_map(net, images).shape == (2, 32, 1, 3)
     refused: list[Callable[[], Tensor]] = [lambda: net(random_images(64, 64)), lambda: score_map(net, images)]
-    for one in refused:
+    for call in refused:
         with pytest.raises(
-            UserError, match=r"has no fully-connected layers .*; it gives features: `vggrepro features`"
+            UserError, match=r"has no fully-connected layers .*; compute its features with `vggrepro features`"
         ):
-            one()
-    with pytest.raises(UserError, match="images of 31x99 pixels: smaller than its stride of 32; rescale to Q >= 32"):
+            call()
+    with pytest.raises(UserError, match="31x99 pixels are smaller than the net's stride of 32; rescale to Q >= 32"):
         feature_map(net, random_images(31, 99))
 
 
@@ -127,12 +127,14 @@ def of_convolutions(state: State) -> State:
 
 
 def nan(state: State, *parts: str) -> State:
-    """The state with nothing but NaN in some tensors."""
-    return {key: torch.full_like(one, torch.nan) if key.startswith(parts) else one for key, one in state.items()}
+    """Returns the state with some tensors full of NaN."""
+    return {
+        key: torch.full_like(tensor, torch.nan) if key.startswith(parts) else tensor for key, tensor in state.items()
+    }
 
 
 @pytest.mark.parametrize("net", ["A", "C", "D", "E"])
-def test_files_of_convolutions_alone(tmp_path: Path, net: str) -> None:
+def test_files_of_convolutions_only(tmp_path: Path, net: str) -> None:
     state = built(net, **GEOMETRY).state_dict()
     for content in (of_convolutions(state), nan(state, "classifier")):  # as torchvision's IMAGENET1K_FEATURES
         found = read(saved(tmp_path / "net.pth", content))
@@ -143,8 +145,10 @@ def test_files_of_convolutions_alone(tmp_path: Path, net: str) -> None:
         VGG(architecture(**found.model)).load_state_dict(found.weights)
 
 
-def test_the_authors_convolutions_are_told_by_their_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchvision's IMAGENET1K_FEATURES takes grey levels minus their mean, unlike its other nets."""
+def test_the_authors_convolutions_are_recognised_by_their_checksum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torchvision's IMAGENET1K_FEATURES expects values 0-255 minus the mean, unlike its other nets."""
     file = saved(tmp_path / "net.pth", nan(built("D", **GEOMETRY).state_dict(), "classifier"))
     assert read(file).preprocessing == PREPROCESSING["torchvision"]
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -153,27 +157,27 @@ def test_the_authors_convolutions_are_told_by_their_checksum(tmp_path: Path, mon
     assert read(file, preprocessing="torchvision").preprocessing == PREPROCESSING["torchvision"]
 
 
-def test_batch_norm_of_convolutions_alone(tmp_path: Path) -> None:
+def test_batch_norm_of_convolutions_only(tmp_path: Path) -> None:
     state = built("A", batch_norm=True).state_dict()
     found = read(saved(tmp_path / "net.pth", of_convolutions(state)))
     assert (found.model["net"], found.model["batch_norm"]) == ("A", True)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        (lambda state: nan(state, "classifier.0", "classifier.3"), "damaged: classifier.0.weight holds numbers that"),
-        (lambda state: nan(state, "classifier.6.bias"), "damaged: classifier.6.bias holds numbers that are not finite"),
-        (lambda state: nan(of_convolutions(state), "features.0"), "damaged: features.0.weight holds numbers that"),
-        (lambda state: {k: v for k, v in state.items() if "classifier.0" not in k}, "or without all three"),
+        (lambda state: nan(state, "classifier.0", "classifier.3"), "damaged: classifier.0.weight has values that"),
+        (lambda state: nan(state, "classifier.6.bias"), "damaged: classifier.6.bias has values that are not finite"),
+        (lambda state: nan(of_convolutions(state), "features.0"), "damaged: features.0.weight has values that"),
+        (lambda state: {k: v for k, v in state.items() if "classifier.0" not in k}, "layers or none"),
         (lambda state: {k: v for k, v in state.items() if "classifier.3" not in k}, "classifier.3.weight is missing"),
         (lambda state: {k: v for k, v in state.items() if "features.3" not in k}, "features.3.weight is missing"),
     ],
 )
-def test_files_with_some_of_the_layers_are_one_line(
-    tmp_path: Path, change: Callable[[State], State], said: str
+def test_files_with_some_of_the_layers_are_one_line_errors(
+    tmp_path: Path, change: Callable[[State], State], message: str
 ) -> None:
-    with pytest.raises(UserError, match=said) as refused:
+    with pytest.raises(UserError, match=message) as refused:
         read(saved(tmp_path / "net.pth", change(built("A", **GEOMETRY).state_dict())))
     assert "\n" not in str(refused.value)
 
@@ -195,7 +199,7 @@ def test_import_and_export_and_import_again(tmp_path: Path, command: Command) ->
     assert "has no fully-connected layers" in command.mistake("evaluate", tmp_path / "nets" / "D")
 
 
-def test_what_a_file_says_of_itself_is_kept(tmp_path: Path) -> None:
+def test_the_description_of_a_file_is_preserved(tmp_path: Path) -> None:
     net, file = built("A", fully_connected=False), tmp_path / "net.safetensors"
     model = {"net": "A", "classes": 7, "crop": 64, "width": 0.0625, "fully_connected": False}
     write(file, net.state_dict(), model=model, preprocessing=PREPROCESSING["paper"], classes=None)
@@ -204,7 +208,7 @@ def test_what_a_file_says_of_itself_is_kept(tmp_path: Path) -> None:
 
 @torch.inference_mode()
 def test_the_authors_real_convolutions_on_a_photograph() -> None:
-    """What `vggrepro features` averages is torchvision's vgg16().features, pooled over places and mirror images."""
+    """`vggrepro features` averages torchvision's vgg16().features over positions and mirror images."""
     with np.load(shared("vgg16_imagenet_conv_fp16.npz"), allow_pickle=False) as content:
         names = sorted({key.split(".")[0] for key in content})
         layers = {name: (content[f"{name}.weight"], content[f"{name}.bias"]) for name in names}
@@ -223,8 +227,8 @@ def test_the_authors_real_convolutions_on_a_photograph() -> None:
 
 
 def photograph() -> Image.Image:
-    """A real one; the test is skipped where there is none."""
+    """A real photograph; the test is skipped without one."""
     with tarfile.open(shared("imagenette-160.tar")) as tar:
-        content = tar.extractfile(next(one for one in tar if one.name.endswith(".JPEG")))
+        content = tar.extractfile(next(member for member in tar if member.name.endswith(".JPEG")))
         assert content is not None
         return Image.open(io.BytesIO(content.read())).convert("RGB")

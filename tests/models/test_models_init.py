@@ -61,7 +61,7 @@ def test_kaiming_is_torchvisions() -> None:
     assert fc6.weight.std().item() == pytest.approx(0.01, rel=0.02)
 
 
-def test_sets_everything_even_uninitialised_memory() -> None:
+def test_sets_all_parameters_including_uninitialised_memory() -> None:
     with torch.device("meta"):
         net = VGG(architecture("B", crop=32, width=0.1, batch_norm=True))
     net.to_empty(device="cpu")
@@ -88,7 +88,7 @@ def test_depends_on_seed_and_layer_only() -> None:
     assert not torch.equal(deeper["conv5_3"].weight, deeper["conv5_4"].weight)
 
 
-def test_leaves_the_global_generator_alone() -> None:
+def test_does_not_use_the_global_generator() -> None:
     net = VGG(architecture("A", crop=32, width=0.01))
     state = torch.get_rng_state()
     for scheme in ("paper", "glorot_uniform", "kaiming"):
@@ -99,5 +99,5 @@ def test_leaves_the_global_generator_alone() -> None:
 def test_literal_variance_warns_and_an_unknown_scheme_is_named() -> None:
     with pytest.warns(UserWarning, match="overflows"):
         built(scheme="paper_literal_variance", width=0.01)
-    with pytest.raises(UserError, match="init scheme 'xavier': not known; choose from paper, "):
+    with pytest.raises(UserError, match="init scheme 'xavier' is unknown; choose from paper, "):
         built(scheme="xavier", width=0.01)

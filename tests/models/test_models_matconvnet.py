@@ -1,4 +1,4 @@
-"""MatConvNet's nets, in files that are written here as its import-caffe.py writes them (SimpleNN, MATLAB 5.0)."""
+"""MatConvNet's nets, in files written as by its import-caffe.py (SimpleNN, MATLAB 5.0)."""
 
 import hashlib
 from pathlib import Path
@@ -28,7 +28,7 @@ def built(net: str, **options: Any) -> VGG:
 
 
 def layers_of(net: VGG) -> list[dict[str, Any]]:
-    """Caffe's blobs, turned as import-caffe.py turns them: reversed axes, rows before columns, and RGB."""
+    """Converts Caffe's blobs like import-caffe.py: reversed axes, rows before columns, and RGB."""
     layers: list[dict[str, Any]] = []
     side = net.architecture.fc6_kernel
     for name, module in net.named_layers().items():
@@ -54,16 +54,16 @@ def layers_of(net: VGG) -> list[dict[str, Any]]:
 def save(
     file: Path, layers: list[dict[str, Any]], generation: str = "tidied", average: Any = MEAN, compressed: bool = True
 ) -> None:
-    """With its preprocessing as today's files have it, or as those before MatConvNet's beta 17."""
+    """Writes the preprocessing in the current form, or in that before MatConvNet's beta 17."""
     average = np.array(average).reshape(1, 1, 3) if np.ndim(average) == 1 and len(average) == 3 else np.array(average)
     normalization = {"imageSize": np.array([[224.0, 224, 3]]), "averageImage": average, "interpolation": "bilinear"}
-    said: dict[str, Any] = {"normalization": normalization, "classes": {"name": np.array(["n01440764"], object)}}
+    meta: dict[str, Any] = {"normalization": normalization, "classes": {"name": np.array(["n01440764"], object)}}
     cells = np.empty((1, len(layers)), dtype=object)
     cells[0, :] = layers
-    savemat(file, {"layers": cells} | ({"meta": said} if generation == "tidied" else said), do_compression=compressed)
+    savemat(file, {"layers": cells} | ({"meta": meta} if generation == "tidied" else meta), do_compression=compressed)
 
 
-def one_line(file: Path, **options: Any) -> str:
+def mistake_of(file: Path, **options: Any) -> str:
     with pytest.raises(UserError) as refused:
         read(file, **options)
     assert "\n" not in str(refused.value)
@@ -95,8 +95,8 @@ def test_known_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert read(file).source == "MatConvNet's net, imagenet-vgg-verydeep-11.mat"
 
 
-def test_every_axis_tells_in_these_tests() -> None:
-    """Rows for columns, BGR for RGB or fc6 in another order would be another net."""
+def test_these_tests_distinguish_every_axis() -> None:
+    """Swapped rows and columns, BGR instead of RGB, or another order in fc6 change the scores."""
     net = built("D")
     conv, fc6 = (net.named_layers()[name].weight.detach() for name in ("conv1_1", "fc6"))  # type: ignore[operator, union-attr]
     assert not torch.equal(conv, conv.transpose(2, 3))
@@ -104,11 +104,11 @@ def test_every_axis_tells_in_these_tests() -> None:
     assert not torch.equal(fc6, fc6.unflatten(1, (-1, 2, 2)).transpose(2, 3).flatten(1))
 
 
-def test_a_net_of_one_class(tmp_path: Path) -> None:
+def test_a_net_of_a_single_class(tmp_path: Path) -> None:
     """MATLAB drops trailing axes of length 1."""
     original, file = built("A", classes=1), tmp_path / "one.mat"
     layers = layers_of(original)
-    kernel = next(one for one in layers if one["name"] == "fc8")["weights"]
+    kernel = next(layer for layer in layers if layer["name"] == "fc8")["weights"]
     kernel[0, 0] = kernel[0, 0][..., 0]
     save(file, layers)
     assert torch.equal(read(file).weights["classifier.6.weight"], original.state_dict()["classifier.6.weight"])
@@ -124,36 +124,36 @@ def test_without_a_mean_it_is_the_papers(tmp_path: Path, average: Any) -> None:
 def test_a_mean_image_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "net.mat"
     save(file, layers_of(built("A")), average=np.random.default_rng(0).random((4, 4, 3)))
-    assert "averageImage differs from place to place" in one_line(file)
+    assert "averageImage is not constant" in mistake_of(file)
 
 
-def test_mistakes_are_one_line(tmp_path: Path) -> None:
+def test_mistakes_are_one_line_errors(tmp_path: Path) -> None:
     file, net = tmp_path / "net.mat", built("D")
     save(file, layers_of(net))
-    assert "are not of net E" in one_line(file, net="E")
+    assert "are not of net E" in mistake_of(file, net="E")
     save(file, layers_of(net)[2:])
-    assert "its layers are of no net of Table 1: conv1_2" in one_line(file)
+    assert "its layers match no net of Table 1: conv1_2" in mistake_of(file)
     twice = layers_of(net)
     twice[2] = dict(twice[0])
     save(file, twice)
-    assert "layer 'conv1_1' stands twice" in one_line(file)
+    assert "layer 'conv1_1' occurs twice" in mistake_of(file)
     flat = layers_of(net)
     flat[0]["weights"][0, 0] = np.zeros((1, 5))
     save(file, flat)
-    one_line(file)
+    mistake_of(file)
     savemat(file, {"params": np.zeros(3)})
-    assert "the SimpleNN form is read here" in one_line(file)
+    assert "only MatConvNet's SimpleNN form is supported" in mistake_of(file)
     savemat(file, {"layers": "text"})
-    one_line(file)
+    mistake_of(file)
 
 
 @pytest.mark.parametrize("share", [0.0001, 0.01, 0.5, 0.999])
-def test_truncated_files_are_one_line(tmp_path: Path, share: float) -> None:
+def test_truncated_files_are_one_line_errors(tmp_path: Path, share: float) -> None:
     file = tmp_path / "net.mat"
     save(file, layers_of(built("A")))
-    whole = file.read_bytes()
-    file.write_bytes(whole[: int(len(whole) * share)])
-    one_line(file)
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * share)])
+    mistake_of(file)
 
 
 def net_or_refusal(file: Path) -> Imported | str:
@@ -171,16 +171,16 @@ def same_net(one: Imported, other: Imported) -> bool:
 
 
 @pytest.mark.parametrize("compressed", [True, False])
-def test_damaged_files_are_one_line(tmp_path: Path, compressed: bool) -> None:
-    """Any damage to compressed variables is found, but for a bit that means nothing, at the end of a stream.
+def test_damaged_files_are_one_line_errors(tmp_path: Path, compressed: bool) -> None:
+    """Damage to compressed variables is detected, except for unused bits at the end of a stream.
 
     Uncompressed ones have no checksum: a weight may have changed.
     """
     file, random = tmp_path / "net.mat", np.random.default_rng(0)
     save(file, layers_of(built("A")), compressed=compressed)
-    whole, undamaged = file.read_bytes(), read(file)
-    for where in [*range(128, 160), *random.integers(128, len(whole), 50), *random.integers(128, 4000, 100)]:
-        damaged = bytearray(whole)
+    content, undamaged = file.read_bytes(), read(file)
+    for where in [*range(128, 160), *random.integers(128, len(content), 50), *random.integers(128, 4000, 100)]:
+        damaged = bytearray(content)
         damaged[where] ^= 1 << random.integers(8)
         file.write_bytes(bytes(damaged))
         found = net_or_refusal(file)

@@ -1,4 +1,4 @@
-"""ONNX files, run by ONNX Runtime: the plain and the dense form give what our own nets give."""
+"""ONNX files in ONNX Runtime: the plain and the dense form give the scores of our nets."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def exported(file: Path, model: dict[str, Any], *, dense: bool) -> tuple[VGG, An
     net = tiny_vgg(seed=1, **model)
     names = list("abcdefg")
     write(file, net.state_dict(), model=model, preprocessing=PREPROCESSING["paper"], classes=names, dense=dense)
-    assert [one.name for one in file.parent.iterdir()] == [file.name], "one file, with the weights in it"
+    assert [entry.name for entry in file.parent.iterdir()] == [file.name], "one file, with the weights in it"
     return net, runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
 
 
@@ -45,7 +45,9 @@ def test_the_dense_form_takes_images_of_any_size(tmp_path: Path, model: dict[str
     crop = net.architecture.crop
     for shape in [(1, 3, crop, crop), (3, 3, crop, 200), (2, 3, 97, 131), (1, 3, 333, crop + 1)]:
         images = pixels(*shape)
-        scores, scores_at_places = (torch.from_numpy(one) for one in session.run(None, {"images": images.numpy()}))
+        scores, scores_at_places = (
+            torch.from_numpy(output) for output in session.run(None, {"images": images.numpy()})
+        )
         with torch.inference_mode():
             expected = class_scores(net, images)
             torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
@@ -58,7 +60,7 @@ def test_the_plain_form_gives_the_same_scores(tmp_path: Path, model: dict[str, A
     net, session = exported(tmp_path / "net.onnx", GEOMETRY | model, dense=False)
     for n in (1, 5):
         images = pixels(n, 3, net.architecture.crop, net.architecture.crop)
-        (scores,) = (torch.from_numpy(one) for one in session.run(None, {"images": images.numpy()}))
+        (scores,) = (torch.from_numpy(output) for output in session.run(None, {"images": images.numpy()}))
         with torch.inference_mode():
             expected = net(images)
         torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
@@ -66,19 +68,19 @@ def test_the_plain_form_gives_the_same_scores(tmp_path: Path, model: dict[str, A
 
 
 @pytest.mark.parametrize("dense", [False, True])
-def test_the_file_says_what_it_is(tmp_path: Path, dense: bool) -> None:
+def test_the_file_describes_the_net(tmp_path: Path, dense: bool) -> None:
     _, session = exported(tmp_path / "net.onnx", {"net": "A"} | GEOMETRY, dense=dense)
-    said = session.get_modelmeta().custom_metadata_map
-    assert said["form"] == ("dense" if dense else "crop")
-    assert json.loads(said["model"]) == {"net": "A"} | GEOMETRY
-    assert json.loads(said["preprocessing"]) == PREPROCESSING["paper"]
-    assert json.loads(said["classes"]) == list("abcdefg")
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert metadata["form"] == ("dense" if dense else "crop")
+    assert json.loads(metadata["model"]) == {"net": "A"} | GEOMETRY
+    assert json.loads(metadata["preprocessing"]) == PREPROCESSING["paper"]
+    assert json.loads(metadata["classes"]) == list("abcdefg")
     size = ["height", "width"] if dense else [64, 64]
-    assert [(one.name, one.shape) for one in session.get_inputs()] == [("images", ["batch", 3, *size])]
-    assert [one.name for one in session.get_outputs()] == ["scores", "score_map"][: 1 + dense]
+    assert [(value.name, value.shape) for value in session.get_inputs()] == [("images", ["batch", 3, *size])]
+    assert [value.name for value in session.get_outputs()] == ["scores", "score_map"][: 1 + dense]
 
 
-def test_without_the_packages_it_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx, "find_spec", lambda name: None)
     net = tiny_vgg("A", **GEOMETRY)
     model, preprocessing = {"net": "A"} | GEOMETRY, PREPROCESSING["paper"]
@@ -87,7 +89,7 @@ def test_without_the_packages_it_is_one_line(tmp_path: Path, monkeypatch: pytest
     assert not list(tmp_path.iterdir())
 
 
-def test_a_net_that_is_too_large_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx, "_MOST_BYTES", 1000)
-    with pytest.raises(UserError, match=r"too many for one ONNX file; export it as .safetensors"):
+def test_a_net_that_is_too_large_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx, "_MAX_BYTES", 1000)
+    with pytest.raises(UserError, match=r"too many for an ONNX file; export it as .safetensors"):
         onnx.to_onnx(tiny_vgg("A", **GEOMETRY), {}, dense=False)

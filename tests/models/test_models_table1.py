@@ -45,7 +45,7 @@ def test_lrn_and_batch_norm_have_rows() -> None:
     ]
 
 
-def test_a_net_of_ones_own() -> None:
+def test_a_custom_net() -> None:
     net = architecture("mine", layers=[["conv3-64", "LRN"], ["conv5-128"]], crop=12, classes=10, width=0.25)
     layers = [(layer.kind, layer.kernel, layer.shape[0]) for layer in net.layers()[:5]]
     assert layers == [("conv", 3, 16), ("lrn", None, 16), ("pool", 2, 16), ("conv", 5, 32), ("pool", 2, 32)]
@@ -54,12 +54,12 @@ def test_a_net_of_ones_own() -> None:
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_the_first_blocks_are_the_nets_own_and_the_last_map_is_the_papers(net: str) -> None:
-    """Three blocks at a quarter of the crop: channels and kernels as in Table 1, fc6 of 7x7."""
+def test_the_first_blocks_have_the_nets_layers_and_the_papers_last_map(net: str) -> None:
+    """Three blocks at a quarter of the crop have the channels and kernels of Table 1, and fc6 of 7x7."""
     paper, small = architecture(net), architecture(net, blocks=3, crop=56)
     assert (small.stride, small.fc6_kernel, small.fc6_kernel == paper.fc6_kernel) == (8, 7, True)
-    before = [(one.name, one.kernel, one.shape[0]) for one in small.layers() if one.kind != "fc"]
-    assert before == [(one.name, one.kernel, one.shape[0]) for one in paper.layers()][: len(before)]
+    before = [(layer.name, layer.kernel, layer.shape[0]) for layer in small.layers() if layer.kind != "fc"]
+    assert before == [(layer.name, layer.kernel, layer.shape[0]) for layer in paper.layers()][: len(before)]
     assert before[-1][0] == architecture(net, blocks=3, fully_connected=False).feature_layer == "pool3"
     for side in (224, 256, 288, 352, 384, 416, 512):
         assert small.places(side // 4, side // 4) == paper.places(side, side)
@@ -67,11 +67,11 @@ def test_the_first_blocks_are_the_nets_own_and_the_last_map_is_the_papers(net: s
 
 def test_all_five_blocks_are_the_default() -> None:
     assert architecture("D", blocks=5) == architecture("D")
-    own = architecture("x", layers=[["conv3-8"]] * 6, blocks=2, crop=8)
-    assert (len(own.blocks), own.fc6_kernel) == (2, 2)
+    custom = architecture("x", layers=[["conv3-8"]] * 6, blocks=2, crop=8)
+    assert (len(custom.blocks), custom.fc6_kernel) == (2, 2)
 
 
-def test_width_rounds_and_leaves_at_least_one_unit() -> None:
+def test_width_rounds_and_leaves_at_least_a_unit() -> None:
     net = architecture("A", width=0.001)
     assert [layer.shape[0] for layer in net.layers() if layer.kind == "conv"] == [1] * 8
     assert net.fc_units == 4
@@ -80,26 +80,26 @@ def test_width_rounds_and_leaves_at_least_one_unit() -> None:
 @pytest.mark.parametrize(
     ("net", "options", "message"),
     [
-        ("a-lrn", {}, "net 'a-lrn': not in Table 1; did you mean A-LRN?"),
+        ("a-lrn", {}, "net 'a-lrn' is not in Table 1; did you mean A-LRN?"),
         ("resnet", {}, "choose from A, A-LRN, B, C, D, E"),
-        ("x", {"layers": [["conv-64"]]}, "layer 'conv-64': cannot be read"),
-        ("x", {"layers": [["conv4-64"]]}, "layer 'conv4-64': an even kernel"),
-        ("x", {"layers": [["conv3-0"]]}, "layer 'conv3-0': has no channels"),
-        ("x", {"layers": [["LRN", "conv3-8"]]}, "LRN must stand directly after a convolution"),
-        ("x", {"layers": [["conv3-8", "LRN", "LRN"]]}, "LRN must stand directly after a convolution"),
-        ("x", {"layers": [[]]}, "a block needs at least one convolution"),
-        ("x", {"layers": []}, "a net needs at least one block"),
-        ("D", {"crop": 225}, "crop 225: .* positive multiple of 32; use 224"),
-        ("D", {"crop": 0}, "crop 0: .* use 32"),
-        ("D", {"crop": -32}, "crop -32: .* use 32"),
-        ("D", {"crop": 100, "blocks": 3}, "crop 100: 3 max-pools .* positive multiple of 8; use 96"),
-        ("D", {"blocks": 6}, "blocks 6: net D has 5; choose a number from 1 to 5"),
-        ("D", {"blocks": 0}, "blocks 0: net D has 5"),
-        ("x", {"layers": [["conv3-8"]], "blocks": 2}, "blocks 2: net x has 1"),
+        ("x", {"layers": [["conv-64"]]}, "layer 'conv-64' cannot be read"),
+        ("x", {"layers": [["conv4-64"]]}, "layer 'conv4-64' needs an odd kernel"),
+        ("x", {"layers": [["conv3-0"]]}, "layer 'conv3-0' has no channels"),
+        ("x", {"layers": [["LRN", "conv3-8"]]}, "must have a convolution directly before LRN"),
+        ("x", {"layers": [["conv3-8", "LRN", "LRN"]]}, "must have a convolution directly before LRN"),
+        ("x", {"layers": [[]]}, "must have at least one convolution per block"),
+        ("x", {"layers": []}, "must have at least one block"),
+        ("D", {"crop": 225}, "crop 225 .* positive multiple of 32, because .* use 224"),
+        ("D", {"crop": 0}, "crop 0 .* use 32"),
+        ("D", {"crop": -32}, "crop -32 .* use 32"),
+        ("D", {"crop": 100, "blocks": 3}, "crop 100 .* positive multiple of 8, because 3 max-pools halve it; use 96"),
+        ("D", {"blocks": 6}, "blocks 6 must be from 1 to 5, the blocks of net D"),
+        ("D", {"blocks": 0}, "blocks 0 must be from 1 to 5"),
+        ("x", {"layers": [["conv3-8"]], "blocks": 2}, "blocks 2 must be from 1 to 1"),
         ("D", {"classes": 0}, "classes 0"),
         ("D", {"width": 0.0}, "width 0.0"),
         ("D", {"width": float("nan")}, "width nan"),
-        ("D", {"dropout": 1.0}, r"dropout 1.0: must be in \[0, 1\); the paper's is 0.5"),
+        ("D", {"dropout": 1.0}, r"dropout 1.0 must be in \[0, 1\); the paper's is 0.5"),
     ],
 )
 def test_mistakes_are_named(net: str, options: dict, message: str) -> None:
@@ -117,7 +117,7 @@ def test_summary_is_json_with_the_printed_figures() -> None:
         assert entry["multiply_adds"] == sum(layer["multiply_adds"] for layer in entry["layers"])
 
 
-def test_summary_prints_nothing_of_the_paper_beside_another_net() -> None:
+def test_summary_prints_no_figure_of_the_paper_for_another_net() -> None:
     others = [architecture("A", width=0.5), architecture("A", batch_norm=True), architecture("A", layers=[["conv3-8"]])]
     others.append(architecture("A", blocks=3, crop=56))
     assert [entry["parameters_printed"] for entry in summarise(others)] == [None] * 4

@@ -22,19 +22,19 @@ TORCHVISION = {"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"}
 
 @pytest.fixture(scope="module")
 def random_like() -> Callable[[str, Tensor], Tensor]:
-    """Random tensors in the place of meta ones; the large classifier tensors are drawn once for all nets."""
+    """Function that replaces meta tensors by random ones; large classifier tensors are drawn once for all nets."""
     generator = torch.Generator().manual_seed(0)
-    kept: dict[str, Tensor] = {}
+    drawn: dict[str, Tensor] = {}
 
     def draw(key: str, meta: Tensor) -> Tensor:
         if not meta.is_floating_point():
             return torch.zeros(meta.shape, dtype=meta.dtype)
-        if key in kept:
-            return kept[key]
+        if key in drawn:
+            return drawn[key]
         limit = (6 / max(meta[0].numel(), 1)) ** 0.5 if meta.dim() > 1 else 1.0
         tensor = torch.empty(meta.shape).uniform_(0.5 if meta.dim() == 1 else -limit, limit, generator=generator)
         if key.startswith("classifier"):
-            kept[key] = tensor
+            drawn[key] = tensor
         return tensor
 
     return draw
@@ -138,7 +138,7 @@ def test_order_of_layers(batch_norm: bool) -> None:
     assert net.named_layers()["fc8"] is net.classifier[6]
 
 
-def test_dropout_masks_replace_the_nets_own() -> None:
+def test_dropout_masks_replace_the_nets_draws() -> None:
     net = tiny_vgg(dropout=0.2)
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(4, 3, 32, 32, generator=generator)
@@ -166,8 +166,8 @@ def test_dropout_is_off_in_eval_mode() -> None:
     torch.testing.assert_close(net(images), plain)
 
 
-def test_in_training_the_convolutions_are_one_graph_for_each_shape_whatever_hangs_on_the_rest() -> None:
-    """Masks, hooks on the FC layers as the exchange of factors has them, a shorter last micro-batch; not in testing."""
+def test_training_compiles_one_graph_of_convolutions_per_shape() -> None:
+    """The cases are masks, hooks on the FC layers as in the exchange of factors, a shorter micro-batch, and testing."""
     net = tiny_vgg(classes=10).train()
     counting = CompileCounterWithBackend("aot_eager")
     seen: list[Tensor] = []
@@ -202,5 +202,5 @@ def test_compiles_without_graph_breaks() -> None:
 
 
 def test_wrong_input_size_is_named() -> None:
-    with pytest.raises(UserError, match="images of 32x64 pixels: this net takes 32x32"):
+    with pytest.raises(UserError, match="images of 32x64 pixels must be 32x32"):
         tiny_vgg()(torch.zeros(1, 3, 32, 64))

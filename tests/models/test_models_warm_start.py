@@ -1,4 +1,4 @@
-"""What a child inherits from a trained parent, and what it refuses."""
+"""Inheritance from a trained parent, and its errors."""
 
 import json
 from dataclasses import asdict
@@ -31,7 +31,7 @@ def copy_of(net: VGG) -> dict[str, Tensor]:
 @pytest.mark.parametrize("blocks", [None, 3])
 @pytest.mark.parametrize("net", ["A-LRN", "B", "C", "D", "E"])
 def test_deeper_nets_inherit_by_block(net: str, blocks: int | None, batch_norm: bool) -> None:
-    """Three blocks of A have four convolutions, which is all that is inherited."""
+    """Three blocks of A have four convolutions, and all are inherited."""
     parent, child = (built(name, seed, batch_norm=batch_norm, blocks=blocks) for name, seed in (("A", 1), (net, 2)))
     before = copy_of(child)
     inherited = warm_start(child, parent.state_dict(), parent.architecture)
@@ -58,7 +58,7 @@ def test_the_same_net_inherits_everything() -> None:
         assert torch.equal(child.state_dict()[key], tensor)
 
 
-def test_batch_norm_stays_where_only_the_child_has_it() -> None:
+def test_batch_norm_is_unchanged_if_only_the_child_has_it() -> None:
     parent, child = built("A", 1), built("B", 2, batch_norm=True)
     rows = {row.child: row.parent for row in warm_start(child, parent.state_dict(), parent.architecture)}
     assert (rows["conv1_1"], rows["bn1_1"], rows["conv1_2"]) == ("conv1_1", None, None)
@@ -68,13 +68,13 @@ def test_batch_norm_stays_where_only_the_child_has_it() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"width": 0.125}, r"conv1_1: \(4, 3, 3, 3\) in the parent A, \(8, 3, 3, 3\) in the child D"),
-        ({"crop": 64}, r"fc6: \(256, 32\) in the parent A, \(256, 128\) in the child D"),
+        ({"width": 0.125}, r"conv1_1 has shape \(4, 3, 3, 3\) in the parent A and \(8, 3, 3, 3\) in the child D"),
+        ({"crop": 64}, r"fc6 has shape \(256, 32\) in the parent A and \(256, 128\) in the child D"),
         ({"blocks": 4, "crop": 16}, "parent A has 5 blocks, child D has 4; give both nets the same number"),
-        ({"classes": 11}, r"fc8: \(10, 256\) in the parent A, \(11, 256\) in the child D"),
+        ({"classes": 11}, r"fc8 has shape \(10, 256\) in the parent A and \(11, 256\) in the child D"),
     ],
 )
-def test_what_does_not_fit_is_refused_and_nothing_copied(options: dict, message: str) -> None:
+def test_a_mismatch_is_refused_and_nothing_is_copied(options: dict, message: str) -> None:
     parent, child = built("A", 1), built("D", 2, **options)
     before = copy_of(child)
     with pytest.raises(UserError, match=message):
@@ -90,7 +90,7 @@ def test_a_missing_tensor_is_named() -> None:
         warm_start(child, state, parent.architecture)
 
 
-def test_what_is_inherited_prints_and_serialises() -> None:
+def test_inherited_layers_print_and_serialise() -> None:
     parent, child = built("A", 1), built("B", 2)
     inherited = warm_start(child, parent.state_dict(), parent.architecture)
     first, second = inherited[:2]

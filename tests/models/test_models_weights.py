@@ -65,7 +65,7 @@ def test_caffe_numbers_of_double_precision(tmp_path: Path) -> None:
         assert torch.equal(found.weights[key], tensor)
 
 
-def test_caffe_gradients_are_passed_over(tmp_path: Path) -> None:
+def test_caffe_gradients_are_ignored(tmp_path: Path) -> None:
     original, file = built("A"), tmp_path / "net.caffemodel"
     model = caffe_model(original, "V1LayerParameter")
     model.layers[0].blobs[1].diff.extend([1.0] * 4)
@@ -81,7 +81,7 @@ def test_a_net_of_another_name_is_named(tmp_path: Path) -> None:
         for _ in range(2):
             layer.blobs.add(num=1, channels=1, height=1, width=2, data=[1, 2])
     file.write_bytes(model.SerializeToString())
-    assert one_line(file).endswith("its layers are of no net of Table 1: conv1, fc6); give another file")
+    assert mistake_of(file).endswith("its layers match no net of Table 1: conv1, fc6); give another file")
 
 
 def test_the_oldest_generation_is_named(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_the_oldest_generation_is_named(tmp_path: Path) -> None:
     model = messages()["NetParameter"]()
     model.layers.add().layer.name = "conv1_1"
     file.write_bytes(model.SerializeToString())
-    assert "Caffe's upgrade tool" in one_line(file)
+    assert "Caffe's upgrade tool" in mistake_of(file)
 
 
 def test_a_blob_that_contradicts_its_shape(tmp_path: Path) -> None:
@@ -97,10 +97,10 @@ def test_a_blob_that_contradicts_its_shape(tmp_path: Path) -> None:
     model = caffe_model(built("A"), "LayerParameter")
     model.layer[0].blobs[0].shape.dim[0] = 2**40
     file.write_bytes(model.SerializeToString())
-    assert "a blob of shape [1099511627776, 3, 3, 3] holds 108 numbers" in one_line(file)
+    assert "a blob of shape [1099511627776, 3, 3, 3] holds 108 numbers" in mistake_of(file)
 
 
-def one_line(file: Path, **options: Any) -> str:
+def mistake_of(file: Path, **options: Any) -> str:
     with pytest.raises(UserError) as refused:
         read(file, **options)
     text = str(refused.value)
@@ -111,25 +111,25 @@ def one_line(file: Path, **options: Any) -> str:
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.999])
 @pytest.mark.parametrize("kind", ["caffemodel", "pth", "safetensors"])
-def test_truncated_files_are_one_line(tmp_path: Path, kind: str, share: float) -> None:
+def test_truncated_files_are_one_line_errors(tmp_path: Path, kind: str, share: float) -> None:
     file, net = tmp_path / f"net.{kind}", built("A")
     if kind == "caffemodel":
         file.write_bytes(caffe_model(net, "LayerParameter").SerializeToString())
     else:
         write(file, net.state_dict(), model={"net": "A"} | GEOMETRY, preprocessing=PREPROCESSING["paper"], classes=None)
-    whole = file.read_bytes()
-    file.write_bytes(whole[: int(len(whole) * share)])
-    one_line(file)
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * share)])
+    mistake_of(file)
 
 
-def test_a_changed_weight_is_one_line(tmp_path: Path) -> None:
-    """torch.load alone would take it."""
+def test_a_changed_weight_is_a_one_line_error(tmp_path: Path) -> None:
+    """Torch.load alone would accept it."""
     file = tmp_path / "net.pth"
     torch.save(built("A").state_dict(), file)
     damaged = bytearray(file.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     file.write_bytes(bytes(damaged))
-    assert "checksum of" in one_line(file)
+    assert "checksum of" in mistake_of(file)
 
 
 class Hostile:
@@ -148,7 +148,7 @@ def test_a_pickle_is_not_executed(tmp_path: Path, form: str) -> None:
         file.write_bytes(pickle.dumps(hostile))
     else:
         torch.save(hostile, file, _use_new_zipfile_serialization=form == "torch")
-    assert one_line(file).endswith("that is not executed); give another file")
+    assert mistake_of(file).endswith("which are not executed); give another file")
     assert not witness.exists()
     # The witness would have told: loaded the other way, it is executed.
     pickle.loads(file.read_bytes()) if form == "bare" else torch.load(file, weights_only=False)
@@ -156,33 +156,33 @@ def test_a_pickle_is_not_executed(tmp_path: Path, form: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "text"),
     [
         (b"", "it is empty"),
-        (b"\x89HDF\r\n\x1a\n rest", "not read here; convert it to .safetensors or .pth"),
-        (b"MATLAB 7.3 MAT-file, Platform: GLNXA64", "not read here; convert it to .safetensors or .pth"),
+        (b"\x89HDF\r\n\x1a\n rest", "not supported; convert it to .safetensors or .pth"),
+        (b"MATLAB 7.3 MAT-file, Platform: GLNXA64", "not supported; convert it to .safetensors or .pth"),
         (b"MATLAB 5.0 MAT-file", "cannot be read"),
         (b"<html>404</html>" * 10, "cannot be read"),
         (bytes(range(256)) * 9, "cannot be read"),
         (b"\x12\x00", "no layer with weights"),
-        (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\x7f", "ends too early"),
+        (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\x7f", "is truncated"),
     ],
 )
-def test_files_of_no_format(tmp_path: Path, content: bytes, said: str) -> None:
+def test_files_of_no_format(tmp_path: Path, content: bytes, text: str) -> None:
     file = tmp_path / "net.bin"
     file.write_bytes(content)
-    assert said in one_line(file)
+    assert text in mistake_of(file)
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    assert "No such file" in one_line(tmp_path / "none.pth")
+    assert "No such file" in mistake_of(tmp_path / "none.pth")
 
 
 @pytest.mark.parametrize(("net", "name"), [("A", "vgg11"), ("B", "vgg13"), ("D", "vgg16"), ("E", "vgg19")])
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("zipped", [False, True])
 def test_state_dicts_of_torch(tmp_path: Path, net: str, name: str, batch_norm: bool, zipped: bool) -> None:
-    """torchvision's own files are of the older, unzipped form."""
+    """Torchvision's files have the older form without zip."""
     original, file = built(net, batch_norm=batch_norm), tmp_path / f"{name}.pth"
     state = original.state_dict()
     if not zipped:  # nor do they count batches
@@ -199,7 +199,7 @@ def test_state_dicts_of_torch(tmp_path: Path, net: str, name: str, batch_norm: b
 
 @pytest.mark.parametrize("net", ["A", "A-LRN", "B", "C", "D", "E"])
 def test_a_state_dict_of_the_first_blocks(tmp_path: Path, net: str) -> None:
-    """The number of blocks follows from the names, and the crop from fc6's 7x7."""
+    """The names determine the number of blocks, and fc6's 7x7 the crop."""
     model = {"net": net, "blocks": 3, "classes": 7, "crop": 56, "width": 0.0625}
     original, file = built(**model), tmp_path / "net.pth"
     write(file, original.state_dict(), model=model, preprocessing=PREPROCESSING["paper"], classes=None)
@@ -210,7 +210,7 @@ def test_a_state_dict_of_the_first_blocks(tmp_path: Path, net: str) -> None:
     assert read(again, net=net).weights.keys() == original.state_dict().keys()
 
 
-def test_fewer_blocks_are_said_where_only_shapes_say_so(tmp_path: Path) -> None:
+def test_fewer_blocks_are_reported_if_only_shapes_show_them(tmp_path: Path) -> None:
     """A file that has lost its last block may look like a net of four."""
     model = {"net": "D", "classes": 7, "crop": 64, "width": 0.0625}
     state, file = built(**model).state_dict(), tmp_path / "net.pth"
@@ -229,7 +229,7 @@ def test_fewer_blocks_are_said_where_only_shapes_say_so(tmp_path: Path) -> None:
     assert found.source.endswith(", of the first 4 blocks of D alone")
 
 
-def test_convolutions_of_the_first_blocks_alone(tmp_path: Path) -> None:
+def test_convolutions_of_the_first_blocks_only(tmp_path: Path) -> None:
     net, file = tiny_vgg("C", blocks=3, crop=56, fully_connected=False), tmp_path / "net.pth"
     torch.save(net.state_dict(), file)
     found = read(file).model
@@ -240,14 +240,14 @@ def test_the_nearest_net_has_as_many_blocks(tmp_path: Path) -> None:
     state, file = built("D", blocks=3, crop=56, classes=7, width=0.0625).state_dict(), tmp_path / "net.pth"
     state["classifier.0.weight"] = state["classifier.0.weight"][:, :-16]
     torch.save(state, file)
-    assert "nearest is D of 3 blocks: classifier.0.weight is" in one_line(file)
+    assert "nearest is D of 3 blocks: classifier.0.weight is" in mistake_of(file)
 
 
 @pytest.mark.parametrize("blocks", [1, 2])
-def test_nets_that_shapes_do_not_tell_apart_are_refused(tmp_path: Path, blocks: int) -> None:
+def test_nets_with_ambiguous_shapes_are_refused(tmp_path: Path, blocks: int) -> None:
     """With one block A-LRN has A's tensors, with two B to E are one net."""
     torch.save(built("A-LRN", blocks=blocks, crop=14 * blocks).state_dict(), file := tmp_path / "net.pth")
-    assert "are of no net of Table 1" in one_line(file)
+    assert "match no net of Table 1" in mistake_of(file)
 
 
 @pytest.mark.parametrize("digits", [8, 64])
@@ -261,38 +261,38 @@ def test_known_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert (found.source, found.sha256) == ("state dict of torch, somebody's vgg11", digest)
 
 
-def test_preprocessing_can_be_said(tmp_path: Path) -> None:
+def test_preprocessing_can_be_given(tmp_path: Path) -> None:
     file = tmp_path / "net.pth"
     torch.save(built("A").state_dict(), file)
     assert read(file, preprocessing="paper").preprocessing == PREPROCESSING["paper"]
 
 
-def test_the_wrong_net_is_one_line(tmp_path: Path) -> None:
+def test_the_wrong_net_is_a_one_line_error(tmp_path: Path) -> None:
     file, state = tmp_path / "net.pth", built("D").state_dict()
     torch.save(state, file)
-    assert "are not of net E: features.16.weight is" in one_line(file, net="E")
+    assert "are not of net E: features.16.weight is" in mistake_of(file, net="E")
     torch.save(state | {"classifier.0.weight": state["classifier.0.weight"][:, :-1]}, file)
-    assert "of no net of Table 1; nearest is D" in one_line(file)
+    assert "match no net of Table 1; nearest is D" in mistake_of(file)
     torch.save(state | {"extra": torch.zeros(1)}, file)
-    assert "it has no extra" in one_line(file)
+    assert "extra is unexpected" in mistake_of(file)
     torch.save(state | {"two\nlines": torch.zeros(1)}, file)
-    assert r"called 'two\nlines'" in one_line(file)
+    assert r"named 'two\nlines'" in mistake_of(file)
     torch.save({key: tensor for key, tensor in state.items() if key != "features.2.bias"}, file)
-    assert "features.2.bias is missing" in one_line(file)
+    assert "features.2.bias is missing" in mistake_of(file)
     torch.save(torchvision.models.squeezenet1_0().state_dict(), file)
-    assert "no conv1_1, fc6 and fc8" in one_line(file)
+    assert "no conv1_1, fc6 and fc8" in mistake_of(file)
     torch.save([1, 2], file)
-    assert "hold no state dict (list); give what torch.save(net.state_dict(), FILE) writes" in one_line(file)
+    assert "hold no state dict (list); give what torch.save(net.state_dict(), FILE) writes" in mistake_of(file)
     torch.save({}, file)
-    assert "hold no net with features.0.weight (nothing); give another file" in one_line(file)
+    assert "hold no net with features.0.weight (nothing); give another file" in mistake_of(file)
 
 
 class AttributeDict(dict[str, Any]):
-    """As Lightning has its hyperparameters, and many others their settings: a dict by class."""
+    """A subclass of dict, like the hyper-parameters of Lightning and the settings of many trainers."""
 
 
 def halved(net: VGG) -> VGG:
-    """Stands for an averaged copy: other weights, and half of the bits."""
+    """Returns an imitation of an averaged copy, with other weights in half precision."""
     copied = deepcopy(net)
     with torch.no_grad():
         for parameter in copied.parameters():
@@ -305,7 +305,7 @@ def renamed(net: VGG, name: Callable[[str], str]) -> dict[str, torch.Tensor]:
 
 
 def trained(net: VGG) -> dict[str, Any]:
-    """The states of an optimizer that has momentum, and of its schedule."""
+    """Returns the states of an optimizer with momentum and of its schedule."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
     for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -315,7 +315,7 @@ def trained(net: VGG) -> dict[str, Any]:
 
 
 def imagenet_example(net: VGG) -> dict[str, Any]:
-    """examples/imagenet/main.py, which wraps the convolutions of VGGs alone."""
+    """Returns a checkpoint of examples/imagenet/main.py, which wraps only the convolutions of VGGs."""
     wrapped = deepcopy(net)
     wrapped.features = torch.nn.DataParallel(wrapped.features)  # type: ignore[assignment]
     content = {"epoch": 90, "arch": "vgg16", "state_dict": wrapped.state_dict(), "best_acc1": torch.tensor(71.6)}
@@ -346,7 +346,7 @@ def torchvisions_references(net: VGG) -> dict[str, Any]:
 
 
 def timms(net: VGG) -> dict[str, Any]:
-    """As timm's saver writes it; the fully-connected layers of its VGGs are convolutions."""
+    """Returns a checkpoint of timm, where the fully-connected layers of VGGs are convolutions."""
     from timm.utils import CheckpointSaver, ModelEmaV3
 
     optimizer, file = torch.optim.SGD(net.parameters(), lr=0.01), io.BytesIO()
@@ -442,38 +442,38 @@ def test_a_net_is_chosen_by_key(tmp_path: Path, command: Command) -> None:
 def test_several_nets_are_named(tmp_path: Path) -> None:
     file, state = tmp_path / "checkpoint.pth", built("A").state_dict()
     torch.save({"best": state, "last": dict(state), "ema": dict(state)}, file)
-    assert "hold several nets: best, last, ema; choose one with --key of `vggrepro weights import`" in one_line(file)
+    assert "hold several nets: best, last, ema; choose one with --key of `vggrepro weights import`" in mistake_of(file)
     torch.save({"ema": state, "swa": dict(state)}, file)
-    assert "several nets: ema, swa; choose" in one_line(file)
+    assert "several nets: ema, swa; choose" in mistake_of(file)
     torch.save(state | {f"student.{key}": tensor for key, tensor in state.items()}, file)
-    assert "several nets: ., student; choose" in one_line(file)
+    assert "several nets: ., student; choose" in mistake_of(file)
     assert read(file, key=".").source == "state dict of torch; not taken: student (--key takes it)"
     torch.save({f"net {n}\n": dict(state) for n in range(25)}, file)
-    assert ": net 0?, net 1?, " in one_line(file)
-    assert "net 19? and 5 more; choose" in one_line(file)
+    assert ": net 0?, net 1?, " in mistake_of(file)
+    assert "net 19? and 5 more; choose" in mistake_of(file)
     torch.save({"model": state, "state_dict": state}, file)
     assert read(file).source == "state dict of torch, model of a checkpoint"
 
 
-def test_where_no_net_is_what_there_is_is_named(tmp_path: Path) -> None:
+def test_without_a_net_the_contents_are_named(tmp_path: Path) -> None:
     file = tmp_path / "checkpoint.pth"
     other = {"conv1.weight": torch.zeros(1), "conv1.bias": torch.zeros(1), "layers": 3}
     torch.save({"state_dict": other, "optimizer": {"state": {}}, "epoch": 3, "args": Namespace(lr=1)}, file)
     assert (
         "hold no net with features.0.weight (state_dict: 2 tensors, the first conv1.weight; optimizer: dict; epoch: 3; "
         "args: argparse.Namespace); give another file"
-    ) in one_line(file)
+    ) in mistake_of(file)
     torch.save({"conv1.weight": torch.zeros(1), "name": "a\n" + "b" * 90}, file)
-    assert "(1 tensor, the first conv1.weight; name: 'a\\nbbb" in one_line(file)
+    assert "(1 tensor, the first conv1.weight; name: 'a\\nbbb" in mistake_of(file)
     torch.save(built("A"), file)
-    assert "hold no state dict (vggrepro.models.vgg.VGG); give what" in one_line(file)
+    assert "hold no state dict (vggrepro.models.vgg.VGG); give what" in mistake_of(file)
     torch.save({"model": built("A")}, file)
-    assert "(model: vggrepro.models.vgg.VGG); give another file" in one_line(file)
+    assert "(model: vggrepro.models.vgg.VGG); give another file" in mistake_of(file)
     torch.save({"format": "vggrepro checkpoint 1"}, file)
-    assert "it is a checkpoint; `vggrepro evaluate` takes it as it is" in one_line(file)
+    assert "are a checkpoint, which cannot be imported; `vggrepro evaluate` accepts it as it is" in mistake_of(file)
 
 
-def test_dicts_in_dicts_come_to_an_end(tmp_path: Path) -> None:
+def test_recursive_dicts_terminate(tmp_path: Path) -> None:
     file, state = tmp_path / "checkpoint.pth", built("A").state_dict()
     content: dict[str, Any] = {"state_dict": state}
     content["again"] = {"again": content, "state_dict": state}
@@ -483,7 +483,7 @@ def test_dicts_in_dicts_come_to_an_end(tmp_path: Path) -> None:
     for level in range(200):
         deep = {level: deep, "next": deep}
     torch.save(deep, file)
-    assert "hold no net with features.0.weight (199: dict; next: dict)" in one_line(file)
+    assert "hold no net with features.0.weight (199: dict; next: dict)" in mistake_of(file)
 
 
 class Evaluating:
@@ -515,9 +515,9 @@ def test_a_checkpoint_is_not_executed(tmp_path: Path, code: Any, place: str) -> 
     before = set(torch.serialization.get_safe_globals())
     refusals = {"all": "no state dict (builtins.eval)", "first": "hold no net with", "tensor": "but builtins.eval"}
     if code is Hostile:  # torch itself takes nothing of os
-        assert one_line(file).endswith("that is not executed); give another file")
+        assert mistake_of(file).endswith("which are not executed); give another file")
     elif place in refusals:
-        assert refusals[place] in one_line(file)
+        assert refusals[place] in mistake_of(file)
     else:
         assert torch.equal(read(file).weights["features.3.weight"], state["features.3.weight"])
     assert not witness.exists()
@@ -529,12 +529,12 @@ def test_a_checkpoint_is_not_executed(tmp_path: Path, code: Any, place: str) -> 
 
 
 def test_checkpoints_of_the_older_form(tmp_path: Path) -> None:
-    """Plain ones are read; torch cannot say what others name, so these are refused."""
+    """Plain ones are read; others are refused, because torch cannot list the names they use."""
     file, content = tmp_path / "checkpoint.pth", imagenet_example(built("A"))
     torch.save(content, file, _use_new_zipfile_serialization=False)
     assert read(file).model["net"] == "A"
     torch.save(content | {"args": Namespace()}, file, _use_new_zipfile_serialization=False)
-    assert one_line(file).endswith("that is not executed); give another file")
+    assert mistake_of(file).endswith("which are not executed); give another file")
 
 
 @pytest.mark.parametrize(
@@ -549,21 +549,21 @@ def test_checkpoints_of_the_older_form(tmp_path: Path) -> None:
 def test_tensors_of_other_kinds_are_refused(tmp_path: Path, odd: Any) -> None:
     file, state = tmp_path / "net.pth", built("A").state_dict()
     torch.save(state | {"classifier.3.weight": odd(state["classifier.3.weight"])}, file)
-    assert "hold no plain tensor as classifier.3.weight but " in one_line(file)
+    assert "hold no plain tensor as classifier.3.weight but " in mistake_of(file)
     torch.save(state | {"module.classifier.3.weight": state["classifier.3.weight"]}, file)
-    assert "hold two tensors of the name classifier.3.weight" in one_line(file)
+    assert "hold two tensors named classifier.3.weight" in mistake_of(file)
 
 
 def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
-    """Such is the classifier of torchvision's features-only file."""
+    """The classifier of torchvision's features-only file is like this."""
     file, state = tmp_path / "net.pth", built("A").state_dict()
     state["classifier.6.bias"] = torch.full((7,), torch.nan)
     torch.save(state, file)
-    assert "classifier.6.bias holds numbers that are not finite" in one_line(file)
+    assert "classifier.6.bias has values that are not finite" in mistake_of(file)
 
 
 def test_safetensors_carry_everything(tmp_path: Path) -> None:
-    """Also a net of one's own, which no column of Table 1 describes."""
+    """This includes a custom net, which is not a column of Table 1."""
     model = {"net": "own", "layers": [["conv3-64", "LRN"], ["conv5-99"]], "dropout": 0.3} | GEOMETRY
     original, file = VGG(architecture(**model)), tmp_path / "net.safetensors"
     preprocessing = PREPROCESSING["paper"] | {"mean": [1.0, 2.0, 3.0]}
@@ -575,7 +575,7 @@ def test_safetensors_carry_everything(tmp_path: Path) -> None:
         assert torch.equal(found.weights[key], tensor)
 
 
-def test_safetensors_of_one_net_are_the_same_file_from_process_to_process(tmp_path: Path) -> None:
+def test_safetensors_of_a_net_are_the_same_file_in_every_process(tmp_path: Path) -> None:
     """The library draws the order of the metadata: of twelve files some would differ with a chance of 1 - 2**-11."""
     original, made = built("A"), set()
     model = {"net": "A", "batch_norm": False} | GEOMETRY
@@ -607,7 +607,7 @@ def test_safetensors_whose_metadata_is_in_another_order_are_read(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "said",
+    "text",
     [
         [1],
         {"model": {"net": "A"}},
@@ -618,16 +618,16 @@ def test_safetensors_whose_metadata_is_in_another_order_are_read(tmp_path: Path)
         {"model": {"net": "A", "crop": -5}, "preprocessing": PREPROCESSING["paper"], "classes": None},
     ],
 )
-def test_safetensors_that_say_odd_things_of_themselves(tmp_path: Path, said: Any) -> None:
+def test_safetensors_with_odd_metadata(tmp_path: Path, text: Any) -> None:
     from safetensors.torch import save_file
 
     file = tmp_path / "net.safetensors"
-    save_file(built("A").state_dict(), file, metadata={"vggrepro": json.dumps(said)})
-    one_line(file)
+    save_file(built("A").state_dict(), file, metadata={"vggrepro": json.dumps(text)})
+    mistake_of(file)
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth", "onnx"])
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, suffix: str) -> None:
+def test_an_unwritable_file_is_a_one_line_error(tmp_path: Path, suffix: str) -> None:
     if suffix == "onnx":
         pytest.importorskip("onnxscript")
     (tmp_path / "none").touch()
@@ -657,15 +657,15 @@ def test_pth_is_torchvisions(tmp_path: Path) -> None:
 
 
 def test_another_suffix_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"net.h5: nets are written as .safetensors, .pth or .onnx"):
+    with pytest.raises(UserError, match=r"net.h5 must end in .safetensors, .pth or .onnx"):
         write(tmp_path / "net.h5", {}, model={}, preprocessing={}, classes=None)
-    with pytest.raises(UserError, match=r"net.pth: only .onnx has a dense form"):
+    with pytest.raises(UserError, match=r"net.pth must end in .onnx"):
         write(tmp_path / "net.pth", {}, model={}, preprocessing={}, classes=None, dense=True)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_authors_real_convolutions() -> None:
-    """13 layers, BGR, fit net D; for RGB input they answer what the file's own say to BGR."""
+    """The 13 BGR layers fit net D; with RGB input they give what the file's layers give with BGR."""
     with np.load(shared("vgg16_imagenet_conv_fp16.npz"), allow_pickle=False) as content:
         names = sorted({key.split(".")[0] for key in content})
         layers = {name: (content[f"{name}.weight"], content[f"{name}.bias"]) for name in names}

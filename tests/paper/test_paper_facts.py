@@ -35,7 +35,7 @@ def test_tables_3_to_7_are_complete() -> None:
 
 
 def test_test_scales_follow_the_papers_rules() -> None:
-    """Sections 4.1 and 4.2: Q follows from S."""
+    """Q follows from S (Sections 4.1 and 4.2)."""
     s_min, s_max = value("jitter")
     offset = value("test_scale_offset")
     assert value("test_scale_jitter") == (s_min + s_max) // 2
@@ -87,7 +87,7 @@ def test_tables_8_to_10_are_complete() -> None:
 
 
 def test_test_scales_of_boxes_follow_from_s() -> None:
-    """Appendix A: Q = S, and for the larger S one step below it, too."""
+    """Q = S, and for the larger S also one step below (Appendix A)."""
     fixed, fine = value("scales")
     for row in facts().localisation[8]:
         assert [(member.S, member.Q) for member in row.members] == [(fine, (fine,))]
@@ -132,6 +132,6 @@ def test_defaults_of_architecture_are_the_papers() -> None:
 
 
 @pytest.mark.parametrize("module", ["vggrepro.paper", "vggrepro.models.table1", "vggrepro.models.summary"])
-def test_import_is_light(module: str) -> None:
+def test_import_needs_no_torch(module: str) -> None:
     loaded = modules_imported_by(f"import {module}, vggrepro.paper; vggrepro.paper.facts()")
     assert not {"torch", "numpy", "pydantic"} & loaded

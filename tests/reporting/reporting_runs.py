@@ -27,19 +27,19 @@ def labels(images: int = IMAGES) -> NDArray[np.int64]:
 
 
 def posteriors_with(wrong1: int, wrong5: int, first: int = 0, images: int = IMAGES) -> NDArray[np.float32]:
-    """(images, classes): from image `first` on, `wrong1` wrong first guesses, the first `wrong5` of them by far.
+    """Returns posteriors with `wrong1` top-1 errors from image `first` on, of which `wrong5` are top-5 errors.
 
-    The true class of the others of `wrong1` is guessed second.
+    The shape is (images, classes); the other `wrong1` images have the true class as second guess.
     """
     values = np.full((images, CLASSES), 0.01, np.float32)
-    own = labels(images)
+    classes_of_images = labels(images)
     rows = np.arange(images)
-    values[rows, own] = 0.9
+    values[rows, classes_of_images] = 0.9
     for place in range(first, first + wrong1):
         row = place % images
         values[row] = 0.1
-        values[row, (own[row] + 1) % CLASSES] = 0.5
-        values[row, own[row]] = 0.2 if place >= first + wrong5 else 0.0
+        values[row, (classes_of_images[row] + 1) % CLASSES] = 0.5
+        values[row, classes_of_images[row]] = 0.2 if place >= first + wrong5 else 0.0
     return values / values.sum(axis=1, keepdims=True)
 
 
@@ -61,7 +61,7 @@ def make_run(
     flip: bool = True,
     parent: str | None = None,
 ) -> RunDirectory:
-    """A run whose final net has these posteriors, by (method, Q)."""
+    """Makes a run whose final net has these posteriors, by (method, Q)."""
     config = Config(
         model=Model(net=net, layers=layers, classes=CLASSES, **geometry or {}),
         data=Data(S=S),
@@ -81,20 +81,20 @@ def make_run(
         (run.checkpoints / "final.pt").touch()
         run.write_json("final.json", {"weights": weights, "step": config.train.iterations})
     for (method, Q), values in (posteriors or {}).items():
-        own_flip = flip and method != "centre"
-        PosteriorsKey(weights, fingerprint, method, Q, own_flip).save(run, Posteriors(values, labels(images)))
+        mirrored = flip and method != "centre"
+        PosteriorsKey(weights, fingerprint, method, Q, mirrored).save(run, Posteriors(values, labels(images)))
     return run
 
 
 def dense(*sides: int, wrong1: int, wrong5: int, first: int = 0) -> dict[tuple[str, int], NDArray[np.float32]]:
-    """The same answers at each Q, so that their average has them too."""
+    """Returns the same posteriors at each Q, and so for their average."""
     return {("dense", Q): posteriors_with(wrong1, wrong5, first) for Q in sides}
 
 
 COARSE, FINE, BOTH = (256,), (384,), (352, 384)
 """Q of Table 9, px."""
 LARGE = 500
-"""Images whose object nearly fills them, so that the whole image is a right box."""
+"""Number of images whose object nearly fills them, so that the full image is a correct box."""
 OBJECT, FILLING, NOWHERE = (10, 10, 50, 50), (0, 0, 90, 90), (60, 60, 95, 95)
 
 
@@ -119,7 +119,7 @@ def box_run(
     finished: bool = True,
     departures: list[dict[str, Any]] | None = None,
 ) -> StoredRun:
-    """A run of a net that predicts boxes, none of which is stored yet; its parent is nowhere."""
+    """Makes a run of a localisation net without stored boxes; its parent does not exist."""
     config = Config(
         model=Model(net=net, classes=CLASSES, crop=crop),
         data=Data(S=S),
@@ -148,7 +148,7 @@ def box_run(
 
 
 def truth(images: int = IMAGES) -> Truth:
-    """An object in each image of 100 x 100 px, in the first `LARGE` ones a large one."""
+    """Returns an object in each image of 100 x 100 px, which is large in the first `LARGE` images."""
     box = np.array([FILLING] * LARGE + [OBJECT] * (images - LARGE), np.float64)
     return Truth(labels(images), np.full((images, 2), 100), Boxes(np.arange(images + 1), box))
 
@@ -160,7 +160,7 @@ def find_centre(run: StoredRun, wrong: int, first: int = 0, Q: int | None = None
 
 
 def find_dense(
-    asked: Sequence[tuple[StoredRun, tuple[int, ...]]],
+    tests: Sequence[tuple[StoredRun, tuple[int, ...]]],
     wrong: int,
     first: int = 0,
     *,
@@ -169,49 +169,49 @@ def find_dense(
     merge_below: float | None = None,
     **other: Any,
 ) -> Path:
-    """Stores boxes of some nets at their Q, in the first one's run. Returns the file.
+    """Stores boxes of some nets at their Q in the first net's run. Returns the file.
 
     In `wrong` images from `first` on the true class's box is wrong; in the last `lost` ones no guess is of that class.
     """
-    run, _ = asked[0]
+    run, _ = tests[0]
     assert run.config.localisation
     below = run.config.localisation.merge_below if merge_below is None else merge_below
     key = guesses.encode().hex()
-    parts = tuple(_part(one, DENSE, side, key, **other) for one, Q in asked for side in Q)
-    own = labels()
-    classes = np.stack([(own + step) % CLASSES for step in (1, 2, 0, 3, 4, 0)], axis=1)  # guessed third
-    classes[IMAGES - lost :, 2] = (own[IMAGES - lost :] + 5) % CLASSES
+    parts = tuple(_part(net, DENSE, side, key, **other) for net, Q in tests for side in Q)
+    classes_of_images = labels()
+    classes = np.stack([(classes_of_images + step) % CLASSES for step in (1, 2, 0, 3, 4, 0)], axis=1)  # guessed third
+    classes[IMAGES - lost :, 2] = (classes_of_images[IMAGES - lost :] + 5) % CLASSES
     boxes = np.full((IMAGES, 6, 4), FILLING, np.float32)  # of wrong classes, right in some images, which helps nobody
     boxes[:, 2] = boxes[:, 5] = _boxes(wrong, first)
-    said = {"guesses": guesses, "top5": 100 * lost / IMAGES}
-    return _store(FoundKey(parts, below), Found(boxes, classes), run, **said)
+    note = {"guesses": guesses, "top5": 100 * lost / IMAGES}
+    return _store(FoundKey(parts, below), Found(boxes, classes), run, **note)
 
 
 def _part(run: StoredRun, method: str, Q: int, guesses: str, **other: Any) -> PlacesKey:
-    said = {
+    note = {
         "weights": run.weights,
         "data": run.dataset["fingerprint"],
         "boxes": run.boxes_fingerprint,
         "precision": run.config.evaluation.precision,
     }
-    return PlacesKey(method=method, Q=Q, guesses=guesses, **said | other)
+    return PlacesKey(method=method, Q=Q, guesses=guesses, **note | other)
 
 
 def _boxes(wrong: int, first: int) -> NDArray[np.float32]:
-    """(images, 4) of the true class."""
+    """Returns boxes of the true class, shape (images, 4)."""
     boxes = truth().boxes.box.astype(np.float32)
     boxes[np.arange(first, first + wrong) % IMAGES] = NOWHERE
     return boxes
 
 
-def _store(protocol: FoundKey, found: Found, run: StoredRun, **said: Any) -> Path:
-    protocol.save(run.run_directory, found, **said)
+def _store(protocol: FoundKey, found: Found, run: StoredRun, **note: Any) -> Path:
+    protocol.save(run.run_directory, found, **note)
     save_truth(truth(), run.run_directory, protocol.parts[0].data, protocol.parts[0].boxes)
     return protocol.file(run.run_directory)
 
 
 def three_seeds(root: Path) -> list[StoredRun]:
-    """Pairs of nets of three seeds, with their boxes; 27, 28, 30 % pooled."""
+    """Makes pairs of nets of three seeds with pooled errors of 27, 28 and 30 %."""
     runs = []
     for seed, wrong in enumerate((540, 560, 600)):
         coarse, fine = box_run(root, 256, seed=seed), box_run(root, seed=seed)
@@ -223,7 +223,7 @@ def three_seeds(root: Path) -> list[StoredRun]:
 
 
 def report_of(root: Path) -> Report:
-    """Of all runs there."""
+    """Builds the report of all runs in a folder."""
     return build_report(find_runs([root]))
 
 
@@ -231,16 +231,16 @@ BOX_TABLES, SCORE_TABLES = (8, 9, 10), (11, 12)
 
 
 def of_tables(report: Report, tables: Sequence[int]) -> list[Row]:
-    """The rows of some tables."""
+    """Returns the rows of some tables."""
     return [row for row in report.rows if row.table in tables]
 
 
 def value_of(row: Row, key: str) -> object:
-    """A label of a row, or a part of its main figure."""
+    """Returns a label of a row, or a part of its main figure."""
     return getattr(row.main if key in Measurement.model_fields else row, key)
 
 
 def rows_of(root: Path, table: int, **wanted: object) -> list[Row]:
-    """Rows of Tables 8-10 with these values."""
+    """Returns rows of Tables 8-10 with these values."""
     found = report_of(root).rows
     return [row for row in found if row.table == table and all(value_of(row, k) == v for k, v in wanted.items())]

@@ -1,4 +1,4 @@
-"""What Appendix A claims, on fabricated boxes: in which images each side is right is known."""
+"""The claims of Appendix A on fabricated boxes, with known correct images on each side."""
 
 import math
 import statistics
@@ -17,12 +17,12 @@ from vggrepro.reporting.stored.found_boxes import BoxCache
 
 
 def claim_of(root: Path, words: str) -> Claim:
-    (found,) = [one for one in report_of(root).claims if one.section == "A" and words in one.claim]
+    (found,) = [claim for claim in report_of(root).claims if claim.section == "A" and words in claim.claim]
     return found
 
 
 def assert_is_paired_test(claim: Claim, worse: Sequence[range], better: Sequence[range]) -> None:
-    """By hand, from the images that each side has wrong."""
+    """Computes the test by hand from the wrong images of each side."""
     wrong, wrong_too = ({image % IMAGES for part in side for image in part} for side in (worse, better))
     only_worse, only_better = len(wrong - wrong_too), len(wrong_too - wrong)
     share = (only_worse - only_better) / IMAGES
@@ -43,10 +43,10 @@ def test_without_runs_no_claim_is_decided() -> None:
     notes = {claim.claim.partition(":")[0]: claim.note for claim in claims}
     assert notes["A box for each class is better than one for all"] == "no run of PCR, fc, S = 384; SCR, fc, S = 384"
     assert notes["The larger scale is better"] == "no run of PCR, all, S = 256; PCR, all, S = 384"
-    told = {(claim.better, claim.worse) for claim in claims}
-    assert ("PCR (all) at S = 384, one Q: dense", "PCR (all) at S = 384, one Q: centre") in told
+    sides = {(claim.better, claim.worse) for claim in claims}
+    assert ("PCR (all) at S = 384, one Q: dense", "PCR (all) at S = 384, one Q: centre") in sides
     pooled = "PCR (all) at S = 256, one Q + PCR (all) at S = 384, several Q: dense"
-    assert (pooled, "PCR (all) at S = 256, one Q: dense") in told
+    assert (pooled, "PCR (all) at S = 256, one Q: dense") in sides
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,8 @@ def test_fine_tuning_all_layers(root: Path, wrong: int, verdict: str) -> None:
 
 @pytest.mark.parametrize("S", [256, 384])
 @pytest.mark.parametrize(("wrong", "verdict"), [(600, "supported"), (720, "not supported")])
-def test_the_whole_image_and_its_centre_are_given_the_class(root: Path, S: int, wrong: int, verdict: str) -> None:
-    """By Table 8's measure on both sides: what the guesses lose does not count."""
+def test_the_full_image_and_its_centre_are_given_the_class(root: Path, S: int, wrong: int, verdict: str) -> None:
+    """Both sides use Table 8's measure, which ignores wrong guesses."""
     run = box_run(root, S)
     find_centre(run, 662)
     find_dense([(run, (S,))], wrong, lost=500)
@@ -95,7 +95,7 @@ def test_the_whole_image_and_its_centre_are_given_the_class(root: Path, S: int, 
     ("wrong", "verdict"), [(500, "supported"), (720, "not supported"), (585, "undecided at this n")]
 )
 def test_the_larger_scale(root: Path, wrong: int, verdict: str) -> None:
-    """By Table 9's measure: images without a right guess are wrong on both sides."""
+    """The measure is Table 9's: images without a right guess are wrong on both sides."""
     find_dense([(box_run(root, 256), COARSE)], 590, lost=200)
     find_dense([(box_run(root), FINE)], wrong, lost=200)
     claim = claim_of(root, "The larger scale")
@@ -148,14 +148,14 @@ def test_several_seeds_decide_by_their_spread(root: Path) -> None:
 
 
 def test_both_sides_have_the_same_guesses(root: Path) -> None:
-    """One side was tested with better guesses, too, and those decide nothing; of shared ones the best decide."""
+    """Better guesses on one side are ignored, and the best shared ones are used."""
     coarse, fine = box_run(root, 256), box_run(root)
     for guesses, lost, wrong in (("poor", 600, 0), ("good", 200, 590), ("also good", 200, 590)):
         find_dense([(coarse, COARSE)], wrong, lost=lost, guesses=guesses)
         find_dense([(fine, FINE)], 500, lost=lost, guesses=guesses)
     find_dense([(fine, FINE)], 0, lost=0, guesses="perfect")
     assert claim_of(root, "The larger scale").effect == pytest.approx(4.5)
-    reported = {one.Q: one.main.measured for one in report_of(root).rows if one.run and one.table == 9}
+    reported = {row.Q: row.main.measured for row in report_of(root).rows if row.run and row.table == 9}
     assert (reported["384"], reported["256"]) == (0.0, 39.5)
 
 

@@ -1,4 +1,4 @@
-"""Which stored boxes a row of Tables 8-10 is made of, and which it is not."""
+"""Selection of the stored boxes for the rows of Tables 8-10."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from vggrepro.evaluation.box_store import FoundKey, truth_file
 
 @pytest.mark.usefixtures("paper_of_2000")
 def test_three_nets_pooled_are_not_the_papers_two(root: Path) -> None:
-    """Two seeds at S = 256 and one at S = 384; nor are its nets at another Q."""
+    """Neither two seeds at S = 256 and one at S = 384, nor other Q, match the paper's row."""
     first, second, fine = box_run(root, 256), box_run(root, 256, seed=1), box_run(root)
     find_dense([(first, COARSE), (second, COARSE), (fine, BOTH)], 500)
     find_dense([(first, COARSE), (fine, (384, 416))], 510)
@@ -27,7 +27,7 @@ def test_three_nets_pooled_are_not_the_papers_two(root: Path) -> None:
 
 
 @pytest.mark.usefixtures("paper_of_2000")
-def test_nets_pooled_in_either_order_are_one_row(root: Path) -> None:
+def test_nets_pooled_in_either_order_share_a_row(root: Path) -> None:
     coarse, fine = box_run(root, 256), box_run(root)
     find_dense([(fine, (384, 352)), (coarse, COARSE)], 538)
     (pooled,) = [row for row in rows_of(root, 9, split="val") if "+" in row.net]
@@ -53,8 +53,8 @@ def test_pooled_boxes_need_all_their_nets(root: Path) -> None:
 
 
 @pytest.mark.usefixtures("paper_of_2000")
-def test_two_experiments_have_tables_of_their_own(root: Path) -> None:
-    """Each with pooled boxes: those of one are no business of the other's."""
+def test_two_experiments_have_separate_tables(root: Path) -> None:
+    """Pooled boxes of one experiment do not appear in the other."""
     for experiment, wrong in (("first", 500), ("second", 600)):
         coarse, fine = (box_run(root, S, experiment=experiment) for S in (256, 384))
         find_dense([(coarse, COARSE), (fine, BOTH)], wrong)
@@ -92,29 +92,29 @@ def test_of_several_guesses_the_best_are_reported(root: Path) -> None:
     [{"weights": "0" * 64}, {"data": "0" * 64}, {"boxes": "0" * 64}, {"precision": "bf16"}, {"merge_below": 0.25}],
     ids=lambda other: next(iter(other)),
 )
-def test_boxes_of_anything_else_are_not_used(root: Path, other: dict[str, object]) -> None:
+def test_boxes_of_other_nets_and_data_are_not_used(root: Path, other: dict[str, object]) -> None:
     run = box_run(root)
-    own, stranger, strange = {}, dict(other), []
-    below = stranger.pop("merge_below", None)
+    files, foreign, unused = {}, dict(other), []
+    below = foreign.pop("merge_below", None)
     for Q in (FINE, BOTH):
-        own[Q] = find_dense([(run, Q)], 500)
-        file = find_dense([(run, Q)], 1, merge_below=below, guesses="stranger", **stranger)  # type: ignore[arg-type]
-        strange.append(file)
+        files[Q] = find_dense([(run, Q)], 500)
+        file = find_dense([(run, Q)], 1, merge_below=below, guesses="foreign", **foreign)  # type: ignore[arg-type]
+        unused.append(file)
     if below is None:
-        strange.append(find_centre(run, 2, **stranger))
+        unused.append(find_centre(run, 2, **foreign))
     if other.keys() & {"weights", "data"}:
-        assert set(run.unused_results) >= {file.name for file in strange}
-    assert not set(run.unused_results) & {file.name for file in own.values()}
+        assert set(run.unused_results) >= {file.name for file in unused}
+    assert not set(run.unused_results) & {file.name for file in files.values()}
     assert [row.main.measured for row in rows_of(root, 9, run="paper:384-PCR-all-0")] == [25.0, 25.0]
     assert [row.main.measured for row in rows_of(root, 8, run="paper:384-PCR-all-0")] == [None]
-    for file in own.values():
+    for file in files.values():
         file.unlink()
     assert [row.main.measured for row in rows_of(root, 9, run="paper:384-PCR-all-0")] == [None, None]
 
 
 @pytest.mark.usefixtures("paper_of_2000")
-def test_true_boxes_that_came_later_change_nothing(root: Path) -> None:
-    """A folder may hold what was predicted for other true boxes, with these: each is held against its own."""
+def test_later_true_boxes_change_nothing(root: Path) -> None:
+    """A folder may have predictions for other true boxes as well: each is compared with the right ones."""
     run = box_run(root)
     find_centre(run, 500)
     find_centre(run, 500, boxes="0" * 64)
@@ -126,20 +126,20 @@ def test_true_boxes_that_came_later_change_nothing(root: Path) -> None:
 
 
 @pytest.mark.usefixtures("paper_of_2000")
-def test_what_cannot_be_read_is_one_line(root: Path) -> None:
+def test_unreadable_boxes_are_a_one_line_error(root: Path) -> None:
     run = box_run(root)
     file = find_centre(run, 500)
-    whole = file.read_bytes()
+    content = file.read_bytes()
     places = truth_file(run.run_directory, "f" * 64, "b" * 64)
-    file.write_bytes(whole[: len(whole) // 2])
+    file.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=r"boxes .*centre-Q384-.*npz cannot be read .*; remove the file and evaluate"):
         report_of(root)
-    file.write_bytes(whole)
+    file.write_bytes(content)
     with np.load(places) as content:
         shorter = {"labels": content["labels"][:-1], "size": content["size"][:-1]}
         np.savez(places.with_suffix(".new.npz"), **dict(content) | shorter)
     places.with_suffix(".new.npz").replace(places)
-    with pytest.raises(UserError, match="are of 2000 images and the true ones beside them of 1999; remove "):
+    with pytest.raises(UserError, match="are for 2000 images, the stored true boxes for 1999; remove "):
         report_of(root)
     places.unlink()
     with pytest.raises(
@@ -163,4 +163,4 @@ def test_every_stored_set_is_listed_once(root: Path) -> None:
     files = {find_centre(run, 5), find_dense([(run, FINE)], 5), find_dense([(run, FINE)], 5, guesses="others")}
     listed = FoundKey.listed(run.run_directory)
     assert {key.file(run.run_directory) for key, _ in listed} == files
-    assert sorted(said.get("guesses", "") for _, said in listed) == ["", "others", "parent"]
+    assert sorted(note.get("guesses", "") for _, note in listed) == ["", "others", "parent"]

@@ -1,4 +1,4 @@
-"""Tables 8-10 over several seeds and as readers see them."""
+"""Tables 8-10 over several seeds and in all formats."""
 
 import csv
 import io
@@ -65,7 +65,7 @@ def test_several_seeds_have_mean_and_spread(root: Path) -> None:
 
 
 @pytest.mark.usefixtures("paper_of_2000")
-def test_the_test_set_has_one_row_however_many_seeds_there_are(root: Path) -> None:
+def test_the_test_set_has_one_row_for_any_number_of_seeds(root: Path) -> None:
     three_seeds(root)
     for table, printed in ((9, [26.7, 25.3]), (10, [25.3, 26.7, 29.9, 34.2])):
         assert [row.main.printed for row in rows_of(root, table, split="test")] == printed
@@ -76,7 +76,7 @@ def test_the_test_set_has_one_row_however_many_seeds_there_are(root: Path) -> No
 
 @pytest.fixture
 def report(root: Path, paper_of_2000: None) -> Report:
-    """Nets of classes and of boxes in one group."""
+    """Report of classification and localisation nets in one group."""
     make_run(root, "D", 384, posteriors=dense(384, wrong1=536, wrong5=174))
     three_seeds(root)
     return report_of(root)
@@ -86,7 +86,7 @@ def test_tables_of_classes_and_of_boxes_ignore_each_other(root: Path, report: Re
     assert {row.run for row in report.rows if row.run and row.table == 3} == {"paper:D-384"}
     assert not [row for row in report.rows if "PCR" in (row.run or "") and row.table < 8]
     assert not [row for row in of_tables(report, BOX_TABLES) if "D-384" in (row.run or "")]
-    assert {one.table for one in report.seeds} == {8, 9}
+    assert {spread.table for spread in report.seeds} == {8, 9}
     alone = build_report([run for run in find_runs([root]) if not run.config.localisation])
     classes = range(1, 8)
     assert of_tables(alone, classes) == of_tables(report, classes)
@@ -112,11 +112,11 @@ def test_csv_has_a_cell_for_every_column(report: Report) -> None:
     assert {"printed_top1", "measured_top1", "method", "printed", "measured", "regression", "guesses"} <= set(header)
     assert len(set(header)) == len(header)
     read = [dict(zip(header, line, strict=True)) for line in lines]
-    (row,) = [one for one in read if (one["table"], one["run"]) == ("8", "paper:384-PCR-all-0")]
+    (row,) = [entry for entry in read if (entry["table"], entry["run"]) == ("8", "paper:384-PCR-all-0")]
     low, high = binomtest(640, IMAGES).proportion_ci(method="wilson")
     assert (row["measured"], row["printed"], row["measured_top1"], row["method"]) == ("32.0", "33.1", "", "")
     assert row["interval"] == f"{100 * low:.4f} to {100 * high:.4f}"
-    (D,) = [one for one in read if (one["table"], one["run"]) == ("3", "paper:D-384")]
+    (D,) = [entry for entry in read if (entry["table"], entry["run"]) == ("3", "paper:D-384")]
     assert (D["measured_top1"], D["measured"], D["regression"]) == ("26.8", "", "")
 
 

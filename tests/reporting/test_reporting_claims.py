@@ -1,4 +1,4 @@
-"""The paper's sentences on fabricated answers, and paired tests on the real answers of ten public nets."""
+"""The paper's claims on fabricated posteriors, and paired tests on real predictions of ten public nets."""
 
 import itertools
 import math
@@ -74,7 +74,7 @@ def test_about_as_good_means_within_the_margin(root: Path, wrong_E: int, verdict
     assert claim_of(root, "E is within").verdict == verdict
 
 
-def test_protocols_of_one_net_are_compared(root: Path) -> None:
+def test_protocols_of_a_net_are_compared(root: Path) -> None:
     scales = (256, 384, 512)
     posteriors = {("dense", Q): posteriors_with(300, 0, first) for Q, first in zip(scales, (0, 300, 600), strict=True)}
     posteriors |= {("multicrop", Q): posteriors_with(20, 0) for Q in scales}
@@ -140,8 +140,8 @@ def test_two_nets_of_several_seeds_are_two_samples(root: Path) -> None:
     assert claim.verdict == "supported"
 
 
-def test_few_seeds_take_their_spread_from_all_nets(root: Path) -> None:
-    """Two seeds alone decide nothing: t with one degree of freedom; four nets of two seeds each have four."""
+def test_few_seeds_use_the_spread_of_all_nets(root: Path) -> None:
+    """Two seeds give one degree of freedom and decide nothing; four nets of two seeds give four."""
     for net, error in (("A", 600), ("B", 560), ("C", 520), ("D", 480)):
         for seed in (0, 1):
             # A's and B's errors move against each other
@@ -173,7 +173,7 @@ def test_nets_at_two_S_have_a_spread_each(root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def public_nets(public_predictions: PublicPredictions) -> dict[str, Ranks]:
-    """Ten public nets on the 50,000 validation images of ILSVRC-2012; what is not among five guesses is the sixth."""
+    """Ranks of ten public nets on ILSVRC-2012's 50,000 validation images; misses of five guesses rank sixth."""
     labels, guesses = public_predictions
     places = {name: five == labels[:, None] for name, five in guesses.items()}
     return {name: Ranks(labels, np.where(at.any(axis=1), at.argmax(axis=1), 5)) for name, at in places.items()}
@@ -214,7 +214,7 @@ def test_seeds_that_all_say_the_same_are_no_division_by_zero(root: Path) -> None
     assert claim.interval == (claim.effect, claim.effect)
 
 
-def test_the_start_from_another_net_is_held_against_random_weights(root: Path) -> None:
+def test_the_start_from_another_net_is_compared_with_random_weights(root: Path) -> None:
     for seed, cold in ((0, 540), (1, 548)):
         make_run(root, "A", name=f"A-{seed}", seed=seed, posteriors=dense(256, wrong1=600, wrong5=0))
         named = {"seed": seed, "parent": f"A-{seed}"}
@@ -231,9 +231,9 @@ def test_the_start_from_another_net_is_held_against_random_weights(root: Path) -
     assert claim.better == "paper:D-0, paper:D-1: dense, Q = 256"
     assert claim.worse == "paper:D-cold-0, paper:D-cold-1: dense, Q = 256"
     # the paper's way stands for net D, and seeds of the two starts are no seeds of one another
-    (depth,) = (one for one in report.claims if "D is better than A" in one.claim)
+    (depth,) = (claim for claim in report.claims if "D is better than A" in claim.claim)
     assert depth.effect == pytest.approx(5.0)
-    means = {tuple(one.runs): one.figures["top1"].mean for one in report.seeds if one.net == "D"}
+    means = {tuple(spread.runs): spread.figures["top1"].mean for spread in report.seeds if spread.net == "D"}
     assert means == {
         ("paper:D-0", "paper:D-1"): pytest.approx(25.0),
         ("paper:D-cold-0", "paper:D-cold-1"): pytest.approx(27.2),
@@ -250,7 +250,7 @@ def test_another_training_is_no_comparison_of_starts(root: Path) -> None:
 
 
 def test_two_tests_of_the_same_nets_vary_by_the_images(root: Path) -> None:
-    """Seeds are not drawn anew between two tests of a net: each image counts with its mean over them."""
+    """Two tests of a net share the seeds, so each image counts with its mean over them."""
     gains = []
     for seed, wrong in enumerate((600, 640)):
         results = dense(256, wrong1=wrong, wrong5=0) | {("centre", 256): posteriors_with(wrong + 40, 0, 10 * seed)}

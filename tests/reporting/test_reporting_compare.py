@@ -166,6 +166,6 @@ def test_the_commands(run_twice: Path, tmp_path: Path, command: Command) -> None
 
     shown = command.json("tables", "--runs", run_twice)
     assert [row["n"] for row in shown["rows"] if row["run"]] == [12, 12, 12, 12]
-    assert "run nowhere is no run directory" in command.mistake("compare", "A", "nowhere", "--runs", run_twice)
+    assert "run nowhere is not a run directory" in command.mistake("compare", "A", "nowhere", "--runs", run_twice)
     assert command("compare", "A", "D", "--runs", run_twice, "--out", "x.pdf")[0] == 2
     assert command("tables", "--runs", tmp_path / "nowhere")[0] == 2

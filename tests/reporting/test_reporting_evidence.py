@@ -1,4 +1,4 @@
-"""Evidence: kept small, it gives the same tables and claims; and what is committed gives the committed ones."""
+"""Evidence: it is small and gives the same tables and claims, and the committed evidence the committed ones."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ PLACE = "/srv/secret"
 
 
 def grid(wrong: int, first: int = 0) -> dict[tuple[str, int], Any]:
-    """D or E at [256;512]: dense and multi-crop at three Q, which fail on other images each."""
+    """Makes D or E at [256;512], dense and multi-crop at three Q, each with errors on other images."""
     return {
         (method, Q): posteriors_with(wrong, wrong // 4, first + 40 * n + shift)
         for n, Q in enumerate((256, 384, 512))
@@ -35,7 +35,7 @@ def grid(wrong: int, first: int = 0) -> dict[tuple[str, int], Any]:
 
 @pytest.fixture
 def runs(root: Path) -> Path:
-    """Two seeds of A and B, one of D and E with everything that Section 4.3 and 4.4 ask, D from random weights, too."""
+    """Two seeds of A and B, one of D and E with all tests of Sections 4.3 and 4.4, and D from random weights."""
     for seed in (0, 1):
         for net, wrong in (("A", 600), ("B", 560)):
             results = dense(224, 256, 288, wrong1=wrong + 7 * seed, wrong5=100) | {
@@ -54,29 +54,29 @@ def runs(root: Path) -> Path:
     return root
 
 
-def told(report: Report) -> dict[str, Any]:
-    """A report without what is said of the runs' places."""
-    said = report.model_dump(mode="json")
-    for group in said["groups"]:
+def contents_of(report: Report) -> dict[str, Any]:
+    """Returns a report without the paths of the runs."""
+    content = report.model_dump(mode="json")
+    for group in content["groups"]:
         for run in group["runs"]:
             del run["directory"], run["mlflow_run"]
-    return said
+    return content
 
 
-def test_evidence_says_what_the_runs_say(runs: Path, tmp_path: Path) -> None:
+def test_evidence_gives_the_same_report_as_the_runs(runs: Path, tmp_path: Path) -> None:
     stored = build_report(find_runs([runs]))
     archive_evidence(find_runs([runs]), tmp_path / "kept", "title")
-    kept = build_report(find_runs([tmp_path / "kept"]))
-    assert told(kept) == told(stored)
-    assert len([row for row in kept.rows if row.top1.measured is not None]) > 20
-    assert {claim.section for claim in kept.claims if claim.n} == {"4.1", "4.2", "4.3", "4.4"}
-    assert kept.start_from_parent
-    assert kept.dense_over_centre
-    notes = [row.note for row in kept.rows if row.verdict == "not measured" and "lacks" in row.note]
+    archived = build_report(find_runs([tmp_path / "kept"]))
+    assert contents_of(archived) == contents_of(stored)
+    assert len([row for row in archived.rows if row.top1.measured is not None]) > 20
+    assert {claim.section for claim in archived.claims if claim.n} == {"4.1", "4.2", "4.3", "4.4"}
+    assert archived.start_from_parent
+    assert archived.dense_over_centre
+    notes = [row.note for row in archived.rows if row.verdict == "not measured" and "lacks" in row.note]
     assert notes, "what is missing is named from evidence, too"
 
 
-def test_each_Q_of_a_net_is_kept_alone(runs: Path, tmp_path: Path) -> None:
+def test_each_Q_of_a_net_is_stored_separately(runs: Path, tmp_path: Path) -> None:
     archive_evidence(find_runs([runs]), tmp_path / "kept", "title")
     (D,) = (run for run in evidence.read(tmp_path / "kept") if run.config.name == "D-jitter")
     for Q in (256, 384, 512):
@@ -86,7 +86,7 @@ def test_each_Q_of_a_net_is_kept_alone(runs: Path, tmp_path: Path) -> None:
     assert not D.has("dense", 300)
 
 
-def test_it_is_small_and_says_nothing_of_the_machine(runs: Path, tmp_path: Path) -> None:
+def test_it_is_small_and_free_of_machine_facts(runs: Path, tmp_path: Path) -> None:
     archive_evidence(find_runs([runs]), tmp_path / "kept", "title")
     files = {file.name: file for file in (tmp_path / "kept").iterdir()}
     assert {evidence.RUNS, evidence.RANKS, "tables.md", "error_by_depth.png", "effect_of_fusion.png"} <= files.keys()
@@ -106,7 +106,7 @@ def test_it_is_small_and_says_nothing_of_the_machine(runs: Path, tmp_path: Path)
     assert 30 < len(curve) <= 40
 
 
-def test_kept_again_it_is_the_same_byte_for_byte(runs: Path, tmp_path: Path) -> None:
+def test_written_again_it_is_the_same_byte_for_byte(runs: Path, tmp_path: Path) -> None:
     archive_evidence(find_runs([runs]), tmp_path / "one", "title")
     archive_evidence(find_runs([runs]), tmp_path / "two", "title")
     archive_evidence(find_runs([tmp_path / "one"]), tmp_path / "three", "title")
@@ -116,16 +116,16 @@ def test_kept_again_it_is_the_same_byte_for_byte(runs: Path, tmp_path: Path) -> 
 
 def test_a_run_that_is_there_itself_counts_once(runs: Path, tmp_path: Path) -> None:
     archive_evidence(find_runs([runs]), runs / "kept", "title")
-    assert told(build_report(find_runs([runs]))) == told(build_report(find_runs([runs / "paper"])))
+    assert contents_of(build_report(find_runs([runs]))) == contents_of(build_report(find_runs([runs / "paper"])))
     assert len(find_runs([runs, runs / "kept"])) == len(find_runs([runs / "paper"]))
 
 
-def test_two_data_sets_in_one_folder(root: Path, tmp_path: Path) -> None:
+def test_two_data_sets_in_a_folder(root: Path, tmp_path: Path) -> None:
     make_run(root, "A", posteriors=dense(256, wrong1=600, wrong5=10))
     other = {("dense", 256): posteriors_with(30, 10, images=100)}
     make_run(root, "A", experiment="small", fingerprint="e" * 64, images=100, posteriors=other)
     archive_evidence(find_runs([root]), tmp_path / "kept", "title")
-    assert told(build_report(find_runs([tmp_path / "kept"]))) == told(build_report(find_runs([root])))
+    assert contents_of(build_report(find_runs([tmp_path / "kept"]))) == contents_of(build_report(find_runs([root])))
     assert len(list((tmp_path / "kept").glob("*error_by_depth.png"))) == 2
 
 
@@ -134,15 +134,15 @@ def test_ranks_beyond_a_byte_stay_wrong(tmp_path: Path, root: Path) -> None:
     (stored,) = find_runs([root])
     ranks = evidence.Ranks(np.arange(4), np.array([0, 4, 255, np.iinfo(np.int64).max]))
     evidence.write([stored], {(((stored, (256,)),), "dense"): ranks}, tmp_path / "kept")
-    (kept,) = evidence.read(tmp_path / "kept")
-    found = kept.evidence.ranks([(kept, (256,))], "dense")
+    (archived,) = evidence.read(tmp_path / "kept")
+    found = archived.evidence.ranks([(archived, (256,))], "dense")
     assert found is not None
     assert found.rank.tolist() == [0, 4, 255, 255]
     assert found.labels.tolist() == [0, 1, 2, 3]
-    assert kept.weights == run.read_json("final.json")["weights"]
+    assert archived.weights == run.read_json("final.json")["weights"]
 
 
-def test_only_tested_nets_that_predict_classes_are_kept(
+def test_only_tested_classification_nets_are_stored(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_run(root, "A", posteriors=dense(256, wrong1=600, wrong5=10))
@@ -162,19 +162,19 @@ def test_only_tested_nets_that_predict_classes_are_kept(
 
 def test_nothing_tested_is_a_mistake(root: Path, tmp_path: Path, command: Command) -> None:
     make_run(root, "A")
-    said = command.mistake("tables", "--runs", root, "--keep", tmp_path / "kept")
-    assert "vggrepro evaluate" in said
+    message = command.mistake("tables", "--runs", root, "--keep", tmp_path / "kept")
+    assert "vggrepro evaluate" in message
     assert not (tmp_path / "kept").exists()
 
 
-def test_two_runs_of_one_name_are_a_mistake(root: Path, tmp_path: Path) -> None:
+def test_two_runs_with_the_same_name_are_refused(root: Path, tmp_path: Path) -> None:
     for folder in ("one", "two"):
         make_run(root / folder, "A", posteriors=dense(256, wrong1=600, wrong5=10))
     with pytest.raises(UserError, match="two runs are called paper:A-256"):
         archive_evidence(find_runs([root / "one", root / "two"]), tmp_path / "kept", "title")
 
 
-def test_guesses_are_not_kept(runs: Path, tmp_path: Path) -> None:
+def test_guesses_are_not_stored(runs: Path, tmp_path: Path) -> None:
     archive_evidence(find_runs([runs]), tmp_path / "kept", "title")
     with pytest.raises(UserError, match="no guesses; name a run directory"):
         compare(find_runs([tmp_path / "kept"])[:2], None)
@@ -191,7 +191,7 @@ def test_the_command(runs: Path, tmp_path: Path, command: Command) -> None:
 
 @pytest.mark.parametrize("name", [evidence.RUNS, evidence.RANKS])
 @pytest.mark.parametrize("harm", ["cut", "empty", "noise", "removed"])
-def test_harm_is_one_line(runs: Path, tmp_path: Path, command: Command, name: str, harm: str) -> None:
+def test_damage_is_a_one_line_error(runs: Path, tmp_path: Path, command: Command, name: str, harm: str) -> None:
     folder = tmp_path / "kept"
     archive_evidence(find_runs([runs]), folder, "title")
     file = folder / name
@@ -211,7 +211,7 @@ def test_harm_is_one_line(runs: Path, tmp_path: Path, command: Command, name: st
     assert str(file) in command.mistake("tables", "--runs", folder)
 
 
-def test_a_run_of_another_version_is_one_line(runs: Path, tmp_path: Path) -> None:
+def test_a_run_of_another_version_is_a_one_line_error(runs: Path, tmp_path: Path) -> None:
     archive_evidence(find_runs([runs]), tmp_path, "title")
     file = tmp_path / evidence.RUNS
     for change in (('"model": {', '"net_of": {'), ('"final.json"', '"finale.json"'), ('"net": "A"', '"net": 7')):
@@ -225,9 +225,9 @@ def test_a_run_of_another_version_is_one_line(runs: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
 def test_committed_evidence_gives_the_committed_tables(folder: Path) -> None:
     report = build_report(find_runs([folder]))
-    kept = (folder / "tables.md").read_text()
-    title = kept.splitlines()[0].removeprefix("# ")
-    assert render(report, Format.markdown, title, counts=False) == kept
+    archived = (folder / "tables.md").read_text()
+    title = archived.splitlines()[0].removeprefix("# ")
+    assert render(report, Format.markdown, title, counts=False) == archived
     assert any(row.top1.measured is not None for row in report.rows)
     assert not any(run.git_dirty for group in report.groups for run in group.runs), "made by code that is committed"
 

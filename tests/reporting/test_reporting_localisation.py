@@ -1,4 +1,4 @@
-"""Tables 8-10 from fabricated boxes, of which it is known in how many images they are right."""
+"""Tables 8-10 from fabricated boxes with known numbers of errors."""
 
 import json
 from pathlib import Path
@@ -115,7 +115,7 @@ def test_a_known_answer_of_tables_9_and_10(root: Path) -> None:
 
 @pytest.mark.usefixtures("paper_of_2000")
 def test_a_guess_of_a_wrong_class_fails_whatever_its_box(root: Path) -> None:
-    """Lost images have right boxes of the true class in the last place, which is no guess."""
+    """Lost images have a correct box of the true class in the last column, which is not a guess."""
     run = box_run(root)
     find_dense([(run, FINE)], 0, lost=123)
     (row,) = rows_of(root, 9, Q="384", split="val")
@@ -130,8 +130,8 @@ def test_all_right_and_all_wrong(root: Path, wrong: int) -> None:
     assert (row.main.measured, row.main.interval) == (100 * wrong / IMAGES, wilson(wrong))
 
 
-def test_another_geometry_is_not_held_against_the_paper(root: Path) -> None:
-    """A crop of 32 px, at which S = 55 stands for 384 and S = 37 for 256; no step of Q is the paper's."""
+def test_another_geometry_is_not_compared_with_the_paper(root: Path) -> None:
+    """At a crop of 32 px, S = 55 corresponds to 384 and S = 37 to 256, and no Q is the paper's."""
     coarse, fine = box_run(root, 37, crop=32), box_run(root, 55, crop=32)
     assert (coarse.config.multi_Q, fine.config.multi_Q) == ((37,), (50, 55))
     find_centre(fine, 662)
@@ -139,13 +139,13 @@ def test_another_geometry_is_not_held_against_the_paper(root: Path) -> None:
     find_dense([(fine, (55,))], 580)
     find_dense([(fine, (50, 55))], 570)
     find_dense([(fine, (50, 55)), (coarse, (37,))], 560)
-    told = [
+    expected = [
         (row.table, row.S, row.Q, row.main.printed, row.main.measured, row.main.difference, row.verdict, row.note)
         for row in of_tables(report_of(root), BOX_TABLES)
         if row.run and row.table < 10 and row.main.printed
     ]
     other = (None, "not comparable", "another data set or geometry than the paper's")
-    assert told == [
+    assert expected == [
         (8, "55", "55", 33.1, 33.1, *other),
         (9, "37", "37", 29.5, 29.5, *other),
         (9, "55", "55", 28.2, 29.0, *other),
@@ -173,13 +173,13 @@ def test_images_without_a_box_make_it_another_test(root: Path, monkeypatch: pyte
     assert row.verdict == "agrees"  # they cannot be read, which the ledger says
 
 
-def test_one_q_is_no_row_of_several(root: Path) -> None:
-    """In another geometry a run may be tested at one Q only: 27.5 % is of two."""
+def test_a_single_q_does_not_match_a_row_of_several(root: Path) -> None:
+    """In another geometry a run may have a single Q; 27.5 % is for two."""
     run = box_run(root, 55, crop=32, single_Q=(64,), multi_Q=(64,))
     find_dense([(run, (64,))], 100)
     measured = {row.main.printed: row.main.measured for row in rows_of(root, 9, split="val")}
     assert (measured[28.2], measured[27.5]) == (5.0, None)
-    (claim,) = [one for one in report_of(root).claims if one.claim.startswith("Two test scales are better")]
+    (claim,) = [claim for claim in report_of(root).claims if claim.claim.startswith("Two test scales are better")]
     assert (claim.verdict, claim.note) == ("not measured", "both sides are tested at the same Q")
 
 
@@ -203,7 +203,7 @@ def test_the_papers_rows_are_of_the_papers_q(root: Path) -> None:
 
 
 @pytest.mark.usefixtures("paper_of_2000")
-def test_what_lacks_is_said_with_the_command_that_mends_it(root: Path) -> None:
+def test_missing_results_are_reported_with_the_command_to_run(root: Path) -> None:
     box_run(root, 256, finished=False)
     half, untested = box_run(root), box_run(root, regression="SCR", fine_tune="fc")
     (untested.path / "final.json").unlink()
@@ -246,8 +246,10 @@ def test_nets_that_the_paper_has_no_row_of_stand_below_its_rows(root: Path) -> N
         find_dense([(run, run.config.single_Q)], 400)
     find_dense([(scr, FINE), (other_net, FINE)], 300)
     rows = of_tables(report_of(root), BOX_TABLES)
-    own = [(row.table, row.net, row.Q, row.regression, row.run) for row in rows if row.run and row.main.printed is None]
-    assert own == [
+    unprinted = [
+        (row.table, row.net, row.Q, row.regression, row.run) for row in rows if row.run and row.main.printed is None
+    ]
+    assert unprinted == [
         (8, "D", "256", "PCR", "paper:256-PCR-all-0"),
         (8, "D", "384", "SCR", "paper:384-SCR-all-0"),
         (8, "E", "384", "PCR", "paper:E-boxes"),
@@ -282,17 +284,17 @@ def test_boxes_that_know_nothing_are_the_yardstick(root: Path) -> None:
         for row in of_tables(report_of(root), BOX_TABLES)
         if row.table < 10 and row.main.measured is not None and not row.run
     }
-    told = (IMAGES, "not comparable", "a yardstick")
+    expected = (IMAGES, "not comparable", "a yardstick")
     percent = 100 / IMAGES
-    whole = IMAGES - LARGE
+    small = IMAGES - LARGE
     assert 0 < right[IMAGES - 200 :].sum() < right.sum()
     parent, others = "parent (top-5 error 10.0 %)", "others (top-5 error 15.0 %)"
     assert found == {
-        (8, "the whole image", None): (percent * whole, *told),
-        (8, "a random box", None): (pytest.approx(percent * (~right).sum()), *told),
+        (8, "the whole image", None): (percent * small, *expected),
+        (8, "a random box", None): (pytest.approx(percent * (~right).sum()), *expected),
         # the images that the guesses lose are none of the large ones
-        (9, "the whole image", parent): (percent * whole, *told),
-        (9, "a random box", parent): (pytest.approx(percent * (IMAGES - right[: IMAGES - 200].sum())), *told),
-        (9, "the whole image", others): (percent * whole, *told),
-        (9, "a random box", others): (pytest.approx(percent * (IMAGES - right[: IMAGES - 300].sum())), *told),
+        (9, "the whole image", parent): (percent * small, *expected),
+        (9, "a random box", parent): (pytest.approx(percent * (IMAGES - right[: IMAGES - 200].sum())), *expected),
+        (9, "the whole image", others): (percent * small, *expected),
+        (9, "a random box", others): (pytest.approx(percent * (IMAGES - right[: IMAGES - 300].sum())), *expected),
     }

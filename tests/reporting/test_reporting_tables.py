@@ -1,4 +1,4 @@
-"""Fabricated posteriors with known errors give exactly the right tables, whatever else lies in the folder."""
+"""Tables from fabricated posteriors with known errors, whatever else is in the folder."""
 
 import csv
 import io
@@ -34,7 +34,7 @@ def rows_of(root: Path, table: int, **wanted: object) -> list[Row]:
 
 @pytest.fixture
 def posteriors_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The run's name for each set of posteriors that is read."""
+    """Names of the runs whose posteriors are read, in order."""
     read: list[str] = []
     original = predictions.array_rows
 
@@ -218,11 +218,11 @@ def test_posteriors_that_do_not_fit_the_run_are_refused(root: Path, shape: tuple
     run = make_run(root, "A")
     key = PosteriorsKey(run.read_json("final.json")["weights"], "f" * 64, "dense", 256, True)
     key.save(run, Posteriors(values, labels()[: shape[0]]))
-    with pytest.raises(UserError, match="remove it and evaluate again"):
+    with pytest.raises(UserError, match="remove them and evaluate again"):
         build_report(find_runs([root]))
 
 
-def test_another_data_set_is_not_held_against_the_paper(root: Path) -> None:
+def test_another_data_set_is_not_compared_with_the_paper(root: Path) -> None:
     make_run(root, "A", posteriors=dense(224, 256, 288, wrong1=592, wrong5=208))
     make_run(root, "mine", layers=(("conv3-8",),) * 5, posteriors=dense(224, 256, 288, wrong1=100, wrong5=10))
     (A,) = rows_of(root, 3, net="A")
@@ -246,7 +246,7 @@ def test_without_mirror_images_the_protocol_is_another(root: Path) -> None:
     assert "| A | 256 | 256 | dense, no mirror images | 29.6 | **29.6** |" in text
 
 
-def test_the_same_images_at_two_places_are_one_data_set(root: Path) -> None:
+def test_the_same_images_at_two_paths_are_one_data_set(root: Path) -> None:
     for net in ("A", "D"):
         run = make_run(root, net, posteriors=dense(256, wrong1=592, wrong5=208))
         run.write_json("dataset.json", run.read_json("dataset.json") | {"source": f"local disk of {net}"})
@@ -270,7 +270,7 @@ def test_several_seeds_have_mean_and_spread(root: Path) -> None:
         make_run(root, "A", name=f"A-{seed}", seed=seed, posteriors=dense(256, wrong1=wrong, wrong5=200))
     make_run(root, "A", name="ablation", seed=0, flip=False)
     report = build_report(find_runs([root]))
-    (spread,) = [one for one in report.seeds if one.table == 3]
+    (spread,) = [entry for entry in report.seeds if entry.table == 3]
     assert (spread.seeds, spread.runs) == (3, ["paper:A-0", "paper:A-1", "paper:A-2"])
     assert spread.figures["top1"].mean == pytest.approx(statistics.mean((29.0, 29.6, 30.5)))
     assert spread.figures["top1"].spread == pytest.approx(statistics.stdev((29.0, 29.6, 30.5)))
@@ -279,7 +279,7 @@ def test_several_seeds_have_mean_and_spread(root: Path) -> None:
     assert f"| A | 256 | 256 | dense | 3 | 29.6 | **{mean:.2f}** | {sd:.2f} | 10.4 | 10.00 | 0.00 | paper:A-0, " in text
 
 
-def test_two_runs_of_one_name_each_keep_their_departures(root: Path) -> None:
+def test_two_runs_with_the_same_name_have_separate_departures(root: Path) -> None:
     for place, width in (("one", 0.5), ("two", 0.25)):
         departure = {"setting": "model.width", "paper": 1.0, "run": width, "why": "reduced geometry"}
         make_run(root / place, "A", departures=[departure], posteriors=dense(256, wrong1=590, wrong5=200))
@@ -288,7 +288,7 @@ def test_two_runs_of_one_name_each_keep_their_departures(root: Path) -> None:
         assert f"- paper:A-256: model.width: {width} instead of 1.0 (reduced geometry)" in text
 
 
-def test_it_is_said_where_five_guesses_are_all_classes() -> None:
+def test_five_classes_or_fewer_are_reported() -> None:
     few, more = (Setting("demo", "f" * 64, "images", classes, 12, "crop 32 px") for classes in (5, 6))
     assert ": 5 classes (top-5 errors are 0), 12 validation images" in few.title
     assert ": 6 classes, 12 validation images" in more.title
@@ -304,11 +304,11 @@ def test_torn_posteriors_of_an_imported_net_are_named(root: Path) -> None:
 
 
 @pytest.mark.usefixtures("paper_of_2000")
-def test_seeds_that_are_tested_in_another_way_have_no_spread_together(root: Path) -> None:
+def test_seeds_that_are_tested_in_another_way_share_no_spread(root: Path) -> None:
     for seed, flip in enumerate((True, True, False)):
         posteriors = dense(256, wrong1=580 + 10 * seed, wrong5=200)
         make_run(root, "A", name=f"A-{seed}", seed=seed, flip=flip, posteriors=posteriors)
-    (spread,) = [one for one in build_report(find_runs([root])).seeds if one.table == 3]
+    (spread,) = [entry for entry in build_report(find_runs([root])).seeds if entry.table == 3]
     assert spread.runs == ["paper:A-0", "paper:A-1"]
 
 
@@ -324,7 +324,7 @@ def test_fused_nets_are_fused_seed_by_seed(root: Path) -> None:
     report = build_report(find_runs([root]))
     fused = [row for row in report.rows if (row.table, row.net, row.method, row.split) == (6, "D + E", "dense", "val")]
     assert [row.run for row in fused] == ["paper:D-0 + paper:E-0", "paper:D-1 + paper:E-1"]
-    (spread,) = [one for one in report.seeds if one.table == 6]
+    (spread,) = [entry for entry in report.seeds if entry.table == 6]
     measured = [row.top1.measured for row in fused]
     assert (spread.seeds, spread.net) == (2, "D + E")
     assert (spread.figures["top1"].mean, spread.figures["top1"].spread) == (
@@ -335,12 +335,12 @@ def test_fused_nets_are_fused_seed_by_seed(root: Path) -> None:
 
 
 @pytest.mark.usefixtures("paper_of_2000")
-def test_what_dense_gained_over_the_centre_crop_is_said(root: Path) -> None:
-    for seed, (centre, whole) in enumerate(((620, 590), (640, 600))):
-        posteriors = dense(256, wrong1=whole, wrong5=0) | {("centre", 256): posteriors_with(centre, 0)}
+def test_the_gain_of_dense_over_the_centre_crop_is_reported(root: Path) -> None:
+    for seed, (centre, dense_wrong) in enumerate(((620, 590), (640, 600))):
+        posteriors = dense(256, wrong1=dense_wrong, wrong5=0) | {("centre", 256): posteriors_with(centre, 0)}
         make_run(root, "A", name=f"A-{seed}", seed=seed, posteriors=posteriors)
-    one_crop = {("centre", 256): posteriors_with(600, 0)}
-    make_run(root, "B", posteriors=dense(256, wrong1=606, wrong5=0) | one_crop)
+    centre_crop = {("centre", 256): posteriors_with(600, 0)}
+    make_run(root, "B", posteriors=dense(256, wrong1=606, wrong5=0) | centre_crop)
     make_run(root, "D", posteriors=dense(256, wrong1=606, wrong5=0))  # no centre crop is stored
     report = build_report(find_runs([root]))
     A, B = report.dense_over_centre
@@ -362,7 +362,7 @@ def report(root: Path, paper_of_2000: None) -> Report:
     return build_report(find_runs([root]))
 
 
-def test_json_is_the_reports_and_its_schema_is_kept(report: Report) -> None:
+def test_json_is_the_reports_and_its_schema_is_current(report: Report) -> None:
     assert Report.model_validate_json(render(report, Format.json, "t")) == report
     assert json.loads(SCHEMA.read_text()) == Report.model_json_schema(), (
         "the report's fields changed: renew the schema with `python -m vggrepro.reporting.tables.report`"
@@ -379,7 +379,7 @@ def test_csv_has_every_row(report: Report) -> None:
     assert (A["measured_top1"], A["verdict"]) == ("29.6", "agrees")
 
 
-def test_html_is_one_file_that_needs_no_network(report: Report) -> None:
+def test_html_is_a_single_file_without_network(report: Report) -> None:
     text = render(report, Format.html, "Tables & more")
     assert "<title>Tables &amp; more</title>" in text
     assert "50 % faster &amp; &lt;cheaper&gt;" in text
@@ -409,7 +409,7 @@ def test_latex_is_escaped_and_balanced(report: Report) -> None:
         assert line.count("{") - line.count(r"\{") == line.count("}") - line.count(r"\}") or line.endswith(("{%", "}}"))
 
 
-def test_markdown_says_departures_and_the_way_back(report: Report) -> None:
+def test_markdown_has_departures_and_provenance(report: Report) -> None:
     text = render(report, Format.markdown, "t")
     assert "- paper:A-256: train.precision: bf16 instead of fp32 (50 % faster & <cheaper>)" in text
     rows = [[cell.strip() for cell in line.split("|")][1:-1] for line in text.splitlines() if line.startswith("| A |")]
@@ -423,7 +423,7 @@ def test_a_run_of_another_version_is_left_out_and_named(root: Path, capsys: pyte
     make_run(root, "A")
     run = make_run(root, "B")
     run.write_text("config.yaml", "model: {net: B, width_of_yore: 3}\n")
-    assert [one.name for one in find_runs([root])] == ["paper:A-256"]
+    assert [found.name for found in find_runs([root])] == ["paper:A-256"]
     assert "left out: " in capsys.readouterr().err
     with pytest.raises(UserError, match=r"unknown key model.width_of_yore"):
         find_runs([run.path])
@@ -434,13 +434,13 @@ def test_runs_are_found_by_folder_and_name(root: Path, tmp_path: Path) -> None:
     make_run(root, "A", name="A", experiment="other")
     run.write_json("mlflow.json", {"run_id": "0123456789abcdef"})
     for places in ([root], [root / "paper"], [root / "paper" / "A"], [root, root / "paper"]):
-        assert "paper:A" in [one.name for one in find_runs(places)]
-    assert [one.name for one in find_runs([root], ["other"])] == ["other:A"]
+        assert "paper:A" in [found.name for found in find_runs(places)]
+    assert [found.name for found in find_runs([root], ["other"])] == ["other:A"]
     for name in ("paper:A", str(run.path), "0123456789abcdef", "01234567"):
-        assert [one.path for one in resolve([name], [root])] == [run.path]
-    with pytest.raises(UserError, match=r"run A is 2 runs \(other:A, paper:A\); say experiment:stage"):
+        assert [found.path for found in resolve([name], [root])] == [run.path]
+    with pytest.raises(UserError, match=r"run A matches 2 runs \(other:A, paper:A\); name one as experiment:stage"):
         resolve(["A"], [root])
-    with pytest.raises(UserError, match="run B is no run directory, stage, experiment:stage or MLflow run id"):
+    with pytest.raises(UserError, match="run B is not a run directory, stage, experiment:stage or MLflow run id"):
         resolve(["B"], [root])
     with pytest.raises(UserError, match="is not a folder"):
         find_runs([tmp_path / "nowhere"])

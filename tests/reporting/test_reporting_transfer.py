@@ -1,4 +1,4 @@
-"""Tables 11 and 12 and the claims of Appendix B, on fabricated scores: which samples each test has right is known."""
+"""Tables 11 and 12 and the claims of Appendix B on fabricated scores with known errors."""
 
 import csv
 import io
@@ -30,7 +30,7 @@ THREE, FIVE = (256, 384, 512), (256, 384, 512, 640, 768)
 
 
 def net_run(root: Path, net: str, name: str = "", **more: Any) -> RunDirectory:
-    """A net trained with scale jitter, of the paper's classes and geometry unless `more` says otherwise."""
+    """Makes a net trained with scale jitter, with the paper's classes and geometry unless `more` changes them."""
     run = make_run(root, net, S=value("jitter"), name=name or f"{net}-jitter", **more)
     described = run.read_json("dataset.json")
     run.write_json("dataset.json", described | {"splits": {"train": value("train_images"), "val": 50_000}})
@@ -55,38 +55,38 @@ def keep(
     rows: str = "",
     flip: bool = True,
 ) -> TransferProtocol:
-    """Stores a test in which the first `wrong[split]` samples of `classes` x `each` are taken for another class."""
+    """Stores a test in which the first `wrong[split]` samples of `classes` x `each` are misclassified."""
     weights = [run.read_json("final.json")["weights"] for run in runs]
     measure = facts().transfer[name].measure if name in facts().transfer else "recall"
-    nets = tuple(NetProtocol(one, "fc7", Q, flip, "fp32") for one in weights)
+    nets = tuple(NetProtocol(weights_hash, "fc7", Q, flip, "fp32") for weights_hash in weights)
     made = (measure, nets, combine, boxes, drawing, len(wrong))
     protocol = TransferProtocol(name, data, *made, rows=rows)  # type: ignore[arg-type]
-    own = np.arange(classes * each) % classes
-    targets = np.where(own[:, None] == np.arange(classes), 1, -1).astype(np.int8)
-    said = {
+    true_class = np.arange(classes * each) % classes
+    targets = np.where(true_class[:, None] == np.arange(classes), 1, -1).astype(np.int8)
+    note = {
         "runs": [],
         "source": "s",
         "images": images,
         "classes": classes,
         "rejected": 0,
         "train": 5,
-        "test": len(own),
+        "test": len(true_class),
     }
     save_truth(targets, runs[0], data)
     for split, number in enumerate(wrong):
         scores = targets.astype(np.float32)
-        scores[np.arange(number), (own[:number] + 1) % classes] = 2
+        scores[np.arange(number), (true_class[:number] + 1) % classes] = 2
         SplitKey(protocol, split).save(
-            runs[0], SplitScores(np.arange(len(own)), scores), C=1.0, validated=[], unfinished=(), **said
+            runs[0], SplitScores(np.arange(len(true_class)), scores), C=1.0, validated=[], unfinished=(), **note
         )
     return protocol
 
 
-def row_of(root: Path, net: str, name: str = "caltech101", **sought: Any) -> Row:
+def row_of(root: Path, net: str, name: str = "caltech101", **expected: Any) -> Row:
     (found,) = [
         row
         for row in of_tables(report_of(root), SCORE_TABLES)
-        if (row.set, row.net) == (name, net) and all(value_of(row, key) == one for key, one in sought.items())
+        if (row.set, row.net) == (name, net) and all(value_of(row, key) == label for key, label in expected.items())
     ]
     return found
 
@@ -106,10 +106,10 @@ def test_without_runs_the_papers_figures_stand_alone(root: Path) -> None:
         row.table for row in of_tables(report, SCORE_TABLES)
     )
     assert {claim.verdict for claim in report.transfer_claims} == {"not measured"}
-    told = {claim.claim for claim in report.transfer_claims}
-    assert len(told) == len(report.transfer_claims)
-    assert "voc2007: five scales are better than three, D" in told
-    assert "caltech256: D and E stacked are better than E" in told
+    claimed = {claim.claim for claim in report.transfer_claims}
+    assert len(claimed) == len(report.transfer_claims)
+    assert "voc2007: five scales are better than three, D" in claimed
+    assert "caltech256: D and E stacked are better than E" in claimed
     text = render(report, Format.markdown, "t")
     assert "## Table 12: actions of PASCAL VOC 2012 (Appendix B)" in text
     assert "| 92.7 +- 0.5 |" in text
@@ -147,17 +147,17 @@ def test_what_the_papers_figure_is_not_about(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "note"),
     [
         ({"classes": 101}, "101 classes and 9,144 images, the data set has 102 and 9,144"),
         ({"images": 8000}, "102 classes and 8,000 images"),
     ],
 )
-def test_a_part_of_a_data_set_is_no_yardstick(root: Path, changed: dict[str, Any], said: str) -> None:
+def test_a_partial_data_set_is_not_comparable(root: Path, changed: dict[str, Any], note: str) -> None:
     keep([net_run(root, "D")], (84, 83, 85), **changed)
     row = row_of(root, "D")
     assert (row.verdict, row.main.printed, row.main.difference) == ("not comparable", 91.8, None)
-    assert said in row.note
+    assert note in row.note
     assert "(91.8 +- 1.0)" in render(report_of(root), Format.markdown, "t")
 
 
@@ -178,8 +178,8 @@ def test_voc_2012_is_measured_on_val(root: Path) -> None:
 
 def test_voc_2007_by_its_interval(root: Path) -> None:
     run = net_run(root, "D")
-    kept = {"name": "voc2007", "Q": FIVE, "combine": "average", "classes": 20, "images": 9963, "each": 40}
-    keep([run], (0,), **kept)  # type: ignore[arg-type]
+    settings = {"name": "voc2007", "Q": FIVE, "combine": "average", "classes": 20, "images": 9963, "each": 40}
+    keep([run], (0,), **settings)  # type: ignore[arg-type]
     row = row_of(root, "D", "voc2007")
     assert (row.main.measured, row.spread, row.verdict, row.note) == (100.0, None, "differs", "higher")
     assert row.measure == "mAP11"
@@ -203,7 +203,7 @@ def test_a_net_that_was_trained_again_has_no_figures(root: Path) -> None:
     assert row_of(root, "D").verdict == "not measured"
 
 
-def test_a_folder_of_ones_own(root: Path) -> None:
+def test_a_custom_folder_of_classes(root: Path) -> None:
     keep([make_run(root, "D", S=value("jitter"))], (84, 83, 85), name="mine")
     row = row_of(root, "D", "mine")
     assert (row.table, row.verdict, row.main.printed) == (11, "not comparable", None)
@@ -239,8 +239,8 @@ def test_claims_compare_the_same_samples_only(root: Path, other: dict[str, Any])
     assert (claim.verdict, claim.note) == ("not measured", "both sides are of other samples or seeds")
 
 
-def test_of_several_nets_d_one_recipe_is_compared_with_itself(root: Path) -> None:
-    """Never the stacked features of one D with the averaged ones of another."""
+def test_of_several_nets_d_a_recipe_is_compared_with_itself(root: Path) -> None:
+    """Stacked features of one net D are not compared with averaged ones of another."""
     keep([net_run(root, "D")], (100, 100, 100))
     plain = make_run(root, "D", S=256, name="D-256")
     keep([plain], (300, 300, 300), combine="average")
@@ -261,9 +261,9 @@ def test_seeds_are_pairs(root: Path) -> None:
 
 def test_box_and_image(root: Path) -> None:
     nets = [net_run(root, net) for net in ("D", "E")]
-    kept: dict[str, Any] = {"name": "voc2012_action", "Q": FIVE, "combine": "average", "classes": 10, "each": 60}
-    keep(nets, (200,), **kept)
-    keep(nets, (50,), boxes=True, **kept)
+    settings: dict[str, Any] = {"name": "voc2012_action", "Q": FIVE, "combine": "average", "classes": 10, "each": 60}
+    keep(nets, (200,), **settings)
+    keep(nets, (50,), boxes=True, **settings)
     claim = claim_of(root, "voc2012_action: the person's box")
     assert claim.verdict == "supported"
     rows = [row for row in of_tables(report_of(root), SCORE_TABLES) if row.table == 12 and row.run]
@@ -276,14 +276,14 @@ def test_box_and_image(root: Path) -> None:
 
 def test_five_scales_against_three(root: Path) -> None:
     run = net_run(root, "D")
-    kept: dict[str, Any] = {"name": "voc2007", "combine": "average", "classes": 20, "images": 9963, "each": 40}
-    keep([run], (100,), Q=FIVE, **kept)
-    keep([run], (250,), Q=THREE, **kept)
+    settings: dict[str, Any] = {"name": "voc2007", "combine": "average", "classes": 20, "images": 9963, "each": 40}
+    keep([run], (100,), Q=FIVE, **settings)
+    keep([run], (250,), Q=THREE, **settings)
     assert claim_of(root, "voc2007: five scales are better than three, D").verdict == "supported"
 
 
-def test_a_net_that_was_only_tested_here_is_told(root: Path) -> None:
-    """Imported, and never evaluated on images of its own classes: it belongs to no group."""
+def test_a_net_without_a_group_is_listed(root: Path) -> None:
+    """An imported net that was never evaluated on images of its classes belongs to no group."""
     run = net_run(root, "D")
     (run.path / "dataset.json").unlink()
     keep([run], (84, 83, 85))
@@ -312,8 +312,8 @@ def test_features_and_tests_of_another_net_are_named_and_not_used(root: Path) ->
     keep([run], (84, 83, 85))
     weights = run.read_json("final.json")["weights"]
     (stored,) = find_runs([root])
-    own = FeaturesKey(weights, "fc7", "d" * 64, 256, True)
-    for key in (own, replace(own, weights="0" * 64)):
+    current = FeaturesKey(weights, "fc7", "d" * 64, 256, True)
+    for key in (current, replace(current, weights="0" * 64)):
         key.save(run, Features(np.ones((2, 3), np.float32)))
     assert stored.unused_results == ["fc7-Q256-000000000000-dddddddddddd.npz"]
     run.write_json("final.json", {"weights": "1" * 64, "step": 1})  # trained again since
@@ -327,13 +327,13 @@ def test_torn_files_are_named(root: Path) -> None:
     run = net_run(root, "D")
     protocol = keep([run], (84, 83, 85))
     truth = truth_file(run, protocol.data)
-    kept = truth.read_bytes()
+    content = truth.read_bytes()
     truth.unlink()
     with pytest.raises(UserError, match="lack the truth, truth-d"):
         report_of(root)
-    truth.write_bytes(kept[:100])
+    truth.write_bytes(content[:100])
     with pytest.raises(UserError, match="cannot be read"):
         report_of(root)
-    truth.write_bytes(kept)
+    truth.write_bytes(content)
     SplitKey(protocol, 2).file(run).unlink()
     assert row_of(root, "D").verdict == "not measured"  # not all splits are done

@@ -145,7 +145,7 @@ def test_a_data_set_without_boxes_is_an_error_of_one_line(box_stage: StageFile, 
     root = tmp_path / "none"
     shutil.copytree(images, root)
     (root / "boxes.tsv").write_text("file\txmin\tymin\txmax\tymax\nelsewhere.jpg\t0\t0\t5\t5\n")
-    with pytest.raises(UserError, match=r"none of the training images of .* has a box in .*; name their annotations"):
+    with pytest.raises(UserError, match=r"none of the training images of .* has a box in .*; add their annotations"):
         train_here(box_stage("boxes", data={"root": str(root)}))
 
 

@@ -1,1 +1,1 @@
-"""Testing (Sections 3.2, 4): posteriors of the whole validation set, and the error rates that follow from them."""
+"""Testing (Sections 3.2 and 4): posteriors of the validation set and the error rates computed from them."""

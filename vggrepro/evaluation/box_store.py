@@ -1,8 +1,7 @@
-"""The store of boxes: what nets predict at every place, and the final boxes that merging makes of it.
+"""The store of boxes: predictions at every position, and the final boxes that merging makes of them. No torch.
 
-`Places` are the product of the nets and take a GPU. `Found` boxes are arithmetic on them, of one net at one Q or of
-several nets at several, and are stored because that arithmetic takes minutes for ILSVRC. What is right of them is
-arithmetic again, against the `Truth` beside them. No torch.
+`Places` are the output of a net and need a GPU. `Found` boxes are arithmetic on the `Places` of one or several nets and
+Q, stored because it takes minutes for ILSVRC. Their correctness is arithmetic again, against the stored `Truth`.
 """
 
 from __future__ import annotations
@@ -24,26 +23,26 @@ from vggrepro.evaluation.store import Key, digest, read_arrays, write_arrays
 from vggrepro.storage.directory import RunDirectory
 
 CENTRE, DENSE = "centre", "dense"
-"""Appendix A's two protocols: the centre crop with the true class, and all places of the whole image."""
-_MOST_IMAGES = 1024
-"""Whose places are copied at a time: for ILSVRC, those of one size are a gigabyte."""
+"""Appendix A's two protocols: the centre crop with the true class, and all positions of the full image."""
+_MAX_IMAGES = 1024
+"""Images whose positions are copied at a time; for ILSVRC, those of one size are a gigabyte."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """What a net predicts at every place of n images for K classes each."""
+    """Predictions of a net at every position of n images, for K classes per image."""
 
     start: Ints
-    """(n + 1,): image i has the places start[i] to start[i + 1]."""
+    """Shape (n + 1,): image i has the positions start[i] to start[i + 1]."""
     values: NDArray[np.float32]
-    """(places, K, 5) left, top, right, bottom in px of the image as it is, and the posterior of the class there."""
+    """Left, top, right, bottom in px of the original image and the posterior of the class, shape (positions, K, 5)."""
     classes: Ints
-    """(n, K) class numbers; see :class:`Found`."""
+    """Class numbers, shape (n, K); see :class:`Found`."""
 
 
 @dataclass(frozen=True)
 class PlacesKey(Key[Places]):
-    """Identifies what one net predicts at every place, or for the centre crop, at one Q."""
+    """Key of the predictions of a localisation net at one Q; see :class:`PosteriorsKey` for fields of the same name."""
 
     folder = "boxes"
     value_type = Places
@@ -51,53 +50,47 @@ class PlacesKey(Key[Places]):
 
     method: str
     Q: int
-    """Shorter side of the rescaled images, px."""
     weights: str
-    """SHA-256 of the net that predicts boxes."""
     data: str
-    """Fingerprint of the index."""
     boxes: str
-    """Fingerprint of the true boxes: images without one are left out."""
+    """Fingerprint of the true boxes; images without a box are left out."""
     guesses: str = ""
-    """Hash of where the guessed classes (n, 5) besides the true one come from: of these posteriors."""
+    """Hash of the posteriors that the five class guesses come from; see `guesses_key`."""
     precision: str = "fp32"
 
     @property
     def stem(self) -> str:
-        """Q and a hash."""
+        """`places`, Q and a hash."""
         return f"places-Q{self.Q}-{digest(self)}"
 
 
 @dataclass(frozen=True)
 class FoundKey(Key[Found]):
-    """Identifies one set of final boxes, with a note of who named the classes (`guesses`, `top5`)."""
+    """Key of a set of final boxes, with a note on the class guesses (`guesses`, `top5`)."""
 
     folder = "boxes"
     value_type = Found
     patterns = (f"{CENTRE}-*.npz", f"{DENSE}-*.npz")
 
     parts: tuple[PlacesKey, ...]
-    """The nets at their Q, whose boxes are pooled before merging."""
+    """Nets at their Q, whose boxes are pooled before merging."""
     merge_below: float | None = None
-    """Where merging stopped; None for the centre crop, which has nothing to merge."""
+    """Distance at which merging stopped; None for the centre crop, which has nothing to merge."""
 
     @property
     def method(self) -> str:
-        """Of all parts."""
+        """Method of all parts."""
         return self.parts[0].method
 
     @property
     def stem(self) -> str:
-        """Method, every Q and a hash."""
+        """Method, all Q and a hash."""
         Q = "_".join(dict.fromkeys(str(part.Q) for part in self.parts))
         return f"{self.method}-Q{Q}-{digest(self)}"
 
 
 def truth_file(run: RunDirectory, data: str, boxes: str) -> Path:
-    """Where the true boxes of an index are stored, by the fingerprints of index and boxes.
-
-    One file for each: a run may have boxes that were predicted for other true ones before.
-    """
+    """Returns the file of the true boxes with these fingerprints; a run may have predictions for several sets."""
     return run.boxes / f"truth-{hashlib.sha256(f'{data} {boxes}'.encode()).hexdigest()[:16]}.npz"
 
 
@@ -117,20 +110,20 @@ def load_truth(run: RunDirectory, data: str, boxes: str) -> Truth:
 
 
 def merge_places(sets: Sequence[Places], below: float) -> Found:
-    """One box for each class of each image, of all places of several nets and Q together (Appendix A)."""
+    """Merges all positions of several nets and Q, up to the distance `below`, into a box per class and image."""
     classes = sets[0].classes
-    assert all(np.array_equal(one.classes, classes) for one in sets), "boxes of other classes or images"
+    assert all(np.array_equal(places.classes, classes) for places in sets), "boxes of other classes or images"
     n, per_image = classes.shape
-    counts = np.stack([np.diff(one.start) for one in sets])
+    counts = np.stack([np.diff(places.start) for places in sets])
     found = np.empty((n, per_image, 4), np.float32)
-    for number in np.unique(counts, axis=1).T:  # images that have equally many places, which fit one array
-        alike = np.flatnonzero((counts == number[:, None]).all(axis=0))
-        for rows in np.array_split(alike, -(-len(alike) // _MOST_IMAGES)):
+    for numbers in np.unique(counts, axis=1).T:  # images with the same number of positions fit one array
+        alike = np.flatnonzero((counts == numbers[:, None]).all(axis=0))
+        for rows in np.array_split(alike, -(-len(alike) // _MAX_IMAGES)):
             pooled = [
-                one.values[spans(one.start[rows], np.full(len(rows), places))].reshape(len(rows), places, per_image, 5)
-                for one, places in zip(sets, number, strict=True)
+                places.values[spans(places.start[rows], np.full(len(rows), number))].reshape(len(rows), number, -1, 5)
+                for places, number in zip(sets, numbers, strict=True)
             ]
-            # a set for each image and class
+            # a set per image and class
             together = np.concatenate(pooled, axis=1).swapaxes(1, 2).reshape(len(rows) * per_image, -1, 5)
             best, _ = merge(together[..., :4], together[..., 4], below)
             found[rows] = best.reshape(len(rows), per_image, 4)

@@ -1,6 +1,6 @@
-"""When a predicted box is right, and what that makes of the errors of Appendix A. No torch: arithmetic on arrays.
+"""Correctness of predicted boxes, and the errors of Appendix A. No torch: arithmetic on arrays.
 
-Boxes are left, top, right, bottom in px of the image as it is, by their edges.
+Boxes are the edges left, top, right, bottom in px of the original image.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vggrepro.paper import value
 
 
 def iou(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
-    """Intersection over union of boxes (..., 4), which are broadcast; 0 where one of them has no area."""
+    """Returns the intersection over union of boxes (..., 4), which are broadcast; 0 if one of them has no area."""
     low = np.maximum(first[..., :2], second[..., :2])
     high = np.minimum(first[..., 2:], second[..., 2:])
     shared = (high - low).clip(min=0).prod(axis=-1)
@@ -30,22 +30,22 @@ def iou(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def area(boxes: NDArray[Any]) -> NDArray[Any]:
-    """(...,) px of boxes (..., 4)."""
+    """Returns the area of boxes (..., 4) in px, shape (...,)."""
     return (boxes[..., 2:] - boxes[..., :2]).clip(min=0).prod(axis=-1)
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What is to be found in n images: one class each, and its objects' boxes."""
+    """Ground truth of n images: a class each, and the boxes of its objects."""
 
     labels: Ints
-    """(n,)"""
+    """Class numbers, shape (n,)."""
     size: Ints
-    """(n, 2) height and width, px."""
+    """Height and width in px, shape (n, 2)."""
     boxes: Boxes
 
     def best_iou(self, predicted: NDArray[Any]) -> NDArray[np.float64]:
-        """(n, K) of K boxes (n, K, 4) for each image, each with the object that it overlaps most."""
+        """Returns the IoU of each box (n, K, 4) with the object that it overlaps most, shape (n, K)."""
         image = np.repeat(np.arange(len(self.labels)), self.boxes.counts)
         overlap = iou(predicted[image], self.boxes.box[:, None])
         best = np.zeros(predicted.shape[:2])
@@ -53,59 +53,59 @@ class Truth:
         return best
 
     def hits(self, predicted: NDArray[Any]) -> NDArray[np.bool_]:
-        """(n, K) which of K boxes (n, K, 4) for each image are right: they overlap an object by more than half."""
+        """Returns which boxes (n, K, 4) are correct, i.e. overlap an object by more than half, shape (n, K)."""
         return self.best_iou(predicted) > value("iou")
 
     def full_image_boxes(self) -> NDArray[np.float64]:
-        """(n, 1, 4) the box that is the whole image: what knows nothing, and is right where the object is large."""
+        """Returns the full image as a box, shape (n, 1, 4): a baseline that is correct for large objects."""
         height, width = self.size.T
         zero = np.zeros_like(height)
         return np.stack([zero, zero, width, height], axis=1)[:, None].astype(np.float64)
 
     def random_boxes(self) -> NDArray[np.float64]:
-        """(n, 1, 4) a box between two points drawn at random in each image: what knows nothing at all."""
+        """Returns a box between two random points of each image, shape (n, 1, 4): a baseline without information."""
         points = np.sort(np.random.default_rng(0).random((len(self.labels), 2, 2)), axis=1)
         return (points * self.size[:, None, ::-1]).reshape(-1, 1, 4)
 
 
 @dataclass(frozen=True)
 class Found:
-    """K boxes for each of n images: one for each of the classes that were asked for."""
+    """Predicted boxes of n images, one for each of K classes."""
 
     boxes: NDArray[np.float32]
-    """(n, K, 4)"""
+    """Boxes, shape (n, K, 4)."""
     classes: Ints
-    """(n, K) class numbers: the guesses, best first, and in the last place the true class."""
+    """Class numbers, shape (n, K): the guesses, best first, then the true class."""
 
     def right_given_class(self, truth: Truth) -> NDArray[np.bool_]:
-        """(n,) whether the box of the true class is right: Table 8's measure, which no guess of a class can spoil."""
+        """Returns whether the box of the true class is correct, shape (n,): Table 8's measure."""
         return truth.hits(self.boxes[:, -1:])[:, 0]
 
     def right(self, truth: Truth) -> NDArray[np.bool_]:
-        """(n,) whether among the first five guesses there is the true class with a right box: ILSVRC's measure."""
+        """Returns whether one of five guesses has the true class and a correct box, shape (n,): ILSVRC's measure."""
         guessed, boxes = self.classes[:, :-1][:, :GUESSES], self.boxes[:, :-1][:, :GUESSES]
         return ((guessed == truth.labels[:, None]) & truth.hits(boxes)).any(axis=1)
 
 
 @dataclass(frozen=True)
 class Guesses:
-    """Five classes that a classification system names for each of n images, for which boxes are then predicted."""
+    """Class guesses of a classification system for n images, for which boxes are then predicted."""
 
     classes: Ints
-    """(n, 5) class numbers, best first; fewer where there are fewer classes."""
+    """Class numbers, best first, shape (n, 5); fewer if there are fewer classes."""
     key: str
-    """Equal for guesses of the same posteriors."""
+    """Equal for guesses from the same posteriors."""
     source: str
-    """The nets with their protocol, for a reader."""
+    """Description of the nets and their protocol."""
     top5: float
-    """Top-5 classification error, per cent: below it no localisation error can fall."""
+    """Top-5 classification error, per cent: a lower bound of the localisation error."""
 
 
 def guesses_key(made_of: Sequence[tuple[str, str, tuple[int, ...]]]) -> str:
-    """A hash (hex) of the posteriors that guesses come from: each net's weights, method and Q."""
+    """Returns a hash (hex) of the posteriors that guesses come from: weights, method and Q of each net."""
     return hashlib.sha256(json.dumps(sorted(made_of)).encode()).hexdigest()
 
 
 def error_of(right: NDArray[np.bool_]) -> ErrorRate:
-    """The error rate of images that are right or not."""
+    """Returns the error rate of images that are right or not, shape (n,)."""
     return ErrorRate(int((~right).sum()), len(right))

@@ -1,4 +1,4 @@
-"""How the paper tests features of a data set, and what a configuration changes of it (Appendix B). No torch."""
+"""Protocols for testing features on a data set: the paper's and a configuration's (Appendix B). No torch."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from vggrepro.paper import Combine, TransferTask, facts, value
 
 _OTHER = TransferTask(table=11, measure="recall", classes=0, images=0, scales=facts().transfer["caltech101"].scales,
                       combine="stack", splits=3, train_per_class=30, test_per_class=50)  # fmt: skip
-"""How a folder of classes that the paper does not know is tested: as Caltech-101."""
+"""Protocol of a folder of classes that is not in the paper: Caltech-101's."""
 
 
 def task_of(name: str) -> TransferTask:
-    """How the paper tests a data set; one that it does not know is tested as Caltech-101."""
+    """Returns the paper's protocol for a data set; others are tested as Caltech-101."""
     return facts().transfer.get(name, _OTHER)
 
 
 def drawing_of(name: str, settings: Transfer) -> Drawing:
-    """How a data set is split."""
+    """Returns how a data set is split."""
     task = task_of(name)
     return Drawing(
         settings.seed,
@@ -32,32 +32,32 @@ def drawing_of(name: str, settings: Transfer) -> Drawing:
 
 
 def scales_at(crop: int, scales: tuple[int, ...]) -> tuple[int, ...]:
-    """The paper's Q in the proportion of a net's crop to its own, px."""
+    """Scales the paper's Q in proportion to a net's crop, px."""
     return tuple(dict.fromkeys(round(Q * crop / value("crop")) for Q in scales))
 
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """One way to make descriptors of a data set's samples."""
+    """A way to make descriptors of the samples of a data set."""
 
     Q: tuple[int, ...]
     """Shorter sides, px."""
     combine: Combine
     boxes: bool = False
-    """The descriptor of a person's box beside that of the image."""
+    """Whether the descriptor of a person's box is added to that of the image."""
 
 
 def feature_specs(name: str, config: Config) -> list[FeatureSpec]:
-    """How a net is tested on a data set: first as the paper's tables have it, then what its text compares that with.
+    """Returns the tests of a net on a data set: first that of the paper's tables, then those its text compares.
 
-    On VOC, fewer scales and stacked ones; on Caltech, averaged ones; of actions, first the image alone and then its
-    person's box as well. Where the configuration says scales or combination, that alone. Raises UserError for a Q that
-    is too small for the net.
+    The comparisons are fewer or stacked scales on VOC, averaged scales on Caltech, and the person's box added to the
+    image for actions. Scales or combinations set in the configuration are not varied. Raises UserError for a Q that is
+    too small for the net.
     """
     task, settings, crop = task_of(name), config.transfer, config.model.crop
     smallest = architecture_of(config).smallest_side
     if min(settings.scales, default=smallest) < smallest:
-        raise UserError(f"Q = {min(settings.scales)} is smaller than {config.name} takes; use {smallest} or more")
+        raise UserError(f"Q = {min(settings.scales)} is too small for {config.name}; use at least {smallest}")
 
     Q = tuple(dict.fromkeys(settings.scales)) or scales_at(crop, task.scales)
     first = FeatureSpec(Q, settings.combine or task.combine)

@@ -1,7 +1,6 @@
-"""The store of features: what the last hidden layer says of each image, at one Q; and descriptors made of it. No torch.
+"""The store of features, activations of the last hidden layer at one Q, and descriptors made of them. No torch.
 
-Features are stored as the net gives them. Normalising, averaging or stacking them over Q and nets (Appendix B) is
-arithmetic on what is stored.
+Features are stored as computed. Normalising, averaging and stacking over Q and nets (Appendix B) happen afterwards.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,62 +18,58 @@ class Features:
     """Activations of the last hidden layer."""
 
     values: NDArray[np.float32]
-    """(n, units), in the order of images or boxes."""
+    """Activations in the order of images or boxes, shape (n, units)."""
 
 
 @dataclass(frozen=True)
 class FeaturesKey(Key[Features]):
-    """Identifies one stored set of features."""
+    """Key of a stored set of features; see :class:`PosteriorsKey` for fields of the same name."""
 
     folder = "features"
     value_type = Features
 
     weights: str
-    """SHA-256 of the net (`checkpoint.weights_hash`)."""
     layer: str
-    """fc7, or of a net without fully-connected layers its last pooling."""
+    """fc7, or the last pooling layer of a net without fully-connected layers."""
     data: str
-    """Fingerprint of the index."""
     Q: int
-    """Shorter side of the rescaled images, or boxes, px."""
     flip: bool
-    """Averaged over the image and its mirror image."""
     precision: str = "fp32"
     boxes: str = ""
-    """Fingerprint of the boxes where features are of these; empty where they are of whole images."""
+    """Fingerprint of the boxes that the features are computed for; empty for full images."""
 
     @property
     def stem(self) -> str:
-        """Layer, Q and boxes, then net and index."""
+        """Layer, Q and boxes, then the hashes of net and index."""
         boxes = [f"boxes-{self.boxes[:12]}"] if self.boxes else []
         hashes = (self.weights, self.data)
         return stem_of(self.layer, f"Q{self.Q}", *boxes, flip=self.flip, precision=self.precision, hashes=hashes)
 
 
 def descriptors(at_scales: Iterable[NDArray[np.float32]], combine: Combine) -> NDArray[np.float32]:
-    """(n, d) descriptors of length 1, of features (n, units) at several Q, each of which is normalised first."""
+    """Combines features (n, units) at several Q, each normalised first, into descriptors of length 1, shape (n, d)."""
     each = map(normalised, at_scales)
     if combine == "stack":
         return stacked(list(each))
     total = next(each)
     for values in each:
         total += values
-    return normalised(total)  # as their mean would be
+    return normalised(total)  # equals the normalised mean
 
 
 def stacked(sets: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """(n, sum of d) descriptors of length 1, of several (n, d) side by side: of Q, nets, or image and box."""
+    """Concatenates descriptors (n, d) of Q, nets, or image and box; the result has length 1, shape (n, sum of d)."""
     joined = np.concatenate(sets, axis=1)
     joined /= _lengths(joined)
     return joined
 
 
 def normalised(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows divided by their Euclidean length; a row of zeros stays one."""
+    """Divides rows by their Euclidean length; rows of zeros are unchanged."""
     return values / _lengths(values)
 
 
 def _lengths(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(n, 1) what rows are divided by; 1 for a row of zeros."""
+    """Returns the Euclidean length of each row, 1 for a row of zeros, shape (n, 1)."""
     length = np.sqrt(np.einsum("ij,ij->i", values, values, dtype=np.float64))[:, None]
     return np.where(length > 0, length, 1).astype(np.float32)

@@ -1,4 +1,4 @@
-"""A net that predicts boxes, applied to images: the centre crop and the dense test of Appendix A."""
+"""Application of localisation nets to images: the centre crop and the dense test of Appendix A."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,62 +24,62 @@ from vggrepro.models.vgg import VGG
 
 @dataclass(frozen=True)
 class Annotated:
-    """The images of one split that have boxes, and these: what localisation trains and is tested on."""
+    """Images of a split that have boxes, with their boxes: the data of localisation."""
 
     split: Split
     boxes: Boxes
     rows: Ints
-    """(n,) of the images in the whole split."""
+    """Rows of the images in the full split, shape (n,)."""
 
     @property
     def truth(self) -> Truth:
-        """What is to be found in them."""
+        """Ground truth of the images."""
         return Truth(self.split.label, self.split.size, self.boxes)
 
 
 def annotated(index: Index, boxes: BoxSet, name: str) -> Annotated:
-    """The images of a split that have boxes, in its order. Raises UserError where none has."""
+    """Returns the images of a split that have boxes, in its order. Raises UserError if there are none."""
     found = boxes.split(name)
     rows = np.flatnonzero(found.has)
     if not len(rows):
         raise UserError(
             f"none of the {'training' if name == 'train' else 'validation'} images of {index.source} has a box in "
-            f"{', '.join(boxes.sources)}; name their annotations, too: `vggrepro boxes`"
+            f"{', '.join(boxes.sources)}; add their annotations with `vggrepro boxes`"
         )
     return Annotated(index.split(name).take(rows), found.take(rows), rows)
 
 
 @torch.inference_mode()
 def centre_boxes(outputs: Tensor, batch: Batch) -> NDArray[np.float64]:
-    """(N, 1, 4) the box of the true class, of a net's outputs (N, units) for crops; in px of the image."""
+    """Returns the boxes of the true classes in px of the image, shape (N, 1, 4), from outputs (N, units) for crops."""
     edges = decode(of_classes(outputs.float(), batch.labels[:, None]), batch.views.shape[0])
     return batch.views.boxes_in_image(edges.double().cpu().numpy())
 
 
 @torch.inference_mode()
 def boxes_at_places(net: VGG, scorer: VGG, batch: Batch, classes: Ints, pixels_at_once: int) -> NDArray[np.float64]:
-    """(N, places, K, 5) of whole images: at each place a box for each of K classes (N, K), and the class's posterior.
+    """Predicts boxes and posteriors of classes (N, K) at every position of N full images, shape (N, positions, K, 5).
 
-    Boxes are in px of the image; posteriors are the scorer's, a net of the same geometry that predicts classes.
+    Boxes are in px of the image. The posteriors are those of `scorer`, a classification net of the same geometry.
     """
     crop, stride = net.architecture.crop, net.architecture.stride
-    asked = torch.from_numpy(classes).to(batch.images.device)
+    class_numbers = torch.from_numpy(classes).to(batch.images.device)
     maps = score_map(net, batch.images, pixels_at_once=pixels_at_once).float()
     posteriors = score_map(scorer, batch.images, pixels_at_once=pixels_at_once).float().softmax(dim=1)
-    edges = decode(of_classes(maps, asked).permute(0, 3, 4, 1, 2), crop)  # (N, h, w, K, 4)
+    edges = decode(of_classes(maps, class_numbers).permute(0, 3, 4, 1, 2), crop)  # (N, h, w, K, 4)
     height, width = edges.shape[1:3]
     top, left = np.meshgrid(stride * np.arange(height), stride * np.arange(width), indexing="ij")
     window = np.stack([left, top, left, top], axis=-1)[None, :, :, None]
     boxes = batch.views.boxes_in_image(edges.double().cpu().numpy() + window)
-    rows = torch.arange(len(classes), device=asked.device)[:, None]
-    confidence = posteriors[rows, asked].permute(0, 2, 3, 1).cpu().numpy()  # (N, h, w, K)
+    rows = torch.arange(len(classes), device=class_numbers.device)[:, None]
+    confidence = posteriors[rows, class_numbers].permute(0, 2, 3, 1).cpu().numpy()  # (N, h, w, K)
     return np.concatenate([boxes, confidence[..., None]], axis=-1).reshape(len(classes), -1, classes.shape[1], 5)
 
 
 def centre_box_error(net: VGG, shown: SplitPass, boxes: Boxes, Q: int, batch: int) -> tuple[ErrorRate, float]:
-    """(error, mean intersection over union) of the true class's box, centre crop at shorter side Q, over all ranks.
+    """Returns (error, mean IoU) of the true class's box, centre crop at shorter side Q, over all ranks.
 
-    What training watches. Raises Interrupted on every rank when one was asked to stop meanwhile.
+    Training monitors this error. Raises Interrupted on every rank if one is asked to stop.
     """
     n = len(shown.split)
 

@@ -1,4 +1,4 @@
-"""How a net is applied to an image (Section 3.2), and the quick centre-crop error that training watches."""
+"""Methods of applying a net to an image (Section 3.2), and the quick centre-crop error for validation in training."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -23,47 +23,60 @@ from vggrepro.ranks.collectives import sum_over_ranks
 
 
 def images_at_once(testing: Evaluation) -> int:
-    """Images, or crops, of crop x crop px in one forward pass, beside their mirror images where these are shown."""
+    """Returns the number of images of crop x crop px in a forward pass, which may also hold their mirror images."""
     return testing.batch // _views(testing)
 
 
 def _views(testing: Evaluation) -> int:
-    """Of each image or crop."""
+    """Returns the number of views per image or crop."""
     return 2 if testing.flip else 1
 
 
 def _pixels(net: VGG, testing: Evaluation) -> int:
-    """Most pixels in one forward pass."""
+    """Returns the limit on the pixels in a forward pass."""
     return testing.batch * net.architecture.crop**2
 
 
 def dense(net: VGG, images_NCHW: Tensor, testing: Evaluation, *, ceil: bool = False) -> Tensor:
-    """Softmax of the spatially averaged class scores; `ceil`: with Caffe's pooling, which rounds up."""
+    """Computes the softmax of the spatially averaged class scores.
+
+    Args:
+        net: A net in eval mode.
+        images_NCHW: Uncropped images, shape (N, 3, H, W).
+        testing: Test settings: mirror images and batch size.
+        ceil: Whether pooling rounds up, as in Caffe.
+
+    Returns:
+        Posteriors, shape (N, classes), float32.
+    """
     scores = class_scores(net, _mirrored(images_NCHW, testing), ceil=ceil, pixels_at_once=_pixels(net, testing))
     return _mean_of_mirrored(scores.float().softmax(dim=1), len(images_NCHW))
 
 
 def dense_softmax_first(net: VGG, images_NCHW: Tensor, testing: Evaluation) -> Tensor:
-    """The other reading of Section 3.2: the spatial average of the posteriors at every place."""
+    """Computes the spatial average of the posteriors at every position: the other reading of Section 3.2.
+
+    Arguments and result are those of :func:`dense`.
+    """
     scores = score_map(net, _mirrored(images_NCHW, testing), pixels_at_once=_pixels(net, testing))
     return _mean_of_mirrored(scores.float().softmax(dim=1).mean(dim=(2, 3)), len(images_NCHW))
 
 
 def features(net: VGG, images_NCHW: Tensor, testing: Evaluation) -> Tensor:
-    """(N, units) spatially averaged activations of the last hidden layer, of image and mirror image (Appendix B)."""
+    """Computes spatially averaged activations of the last hidden layer, shape (N, units) (Appendix B)."""
     maps = feature_map(net, _mirrored(images_NCHW, testing), pixels_at_once=_pixels(net, testing))
     return _mean_of_mirrored(maps.float().mean(dim=(2, 3)), len(images_NCHW))
 
 
 def centre_crop(net: VGG, images_NCHW: Tensor, testing: Evaluation) -> Tensor:
-    """The one crop in the middle, as most published figures are measured; never mirrored."""
+    """Computes the posteriors of the centre crop, as in most published figures; never mirrored. See :func:`dense`."""
     crop = net.architecture.crop
     top, left = ((side - crop) // 2 for side in images_NCHW.shape[-2:])
     return net(images_NCHW[:, :, top : top + crop, left : left + crop]).float().softmax(dim=1)
 
 
 def multicrop(net: VGG, images_NCHW: Tensor, testing: Evaluation) -> Tensor:
-    """The mean posterior of a regular 5 x 5 grid of crops, the borders included, and of their mirror images."""
+    """Computes the mean posterior of a 5 x 5 grid of crops, borders included, and their mirrors. See :func:`dense`."""
     crop, n = net.architecture.crop, len(images_NCHW)
     rows, columns = (grid(side, crop) for side in images_NCHW.shape[-2:])
     corners = [(top, left) for top in rows for left in columns]
@@ -87,17 +100,17 @@ METHODS: Mapping[str, Callable[[VGG, Tensor, Evaluation], Tensor]] = MappingProx
         "multicrop": multicrop,
     }
 )
-"""Each takes whole, uncropped images of one shape (N, 3, H, W) to posteriors (N, classes) float32."""
+"""Maps uncropped images of one shape (N, 3, H, W) to posteriors (N, classes), float32."""
 
 
 def grid(side: int, crop: int) -> list[int]:
-    """Where the crops of the multi-crop grid begin along a side, px; fractions are rounded, halves up."""
+    """Returns the first pixels of the multi-crop grid's crops along a side; fractions are rounded, halves up."""
     last = value("multicrop_grid") - 1
     return [(2 * step * (side - crop) + last) // (2 * last) for step in range(last + 1)]
 
 
 def _mirrored(images_NCHW: Tensor, testing: Evaluation) -> Tensor:
-    """The images, and after them where it is asked for their mirror images."""
+    """Appends the mirror images if the settings include them."""
     return torch.cat([images_NCHW, images_NCHW.flip(3)]) if testing.flip else images_NCHW
 
 
@@ -106,17 +119,22 @@ def _mean_of_mirrored(posteriors: Tensor, n: int) -> Tensor:
 
 
 def uncropped_views(split: Split, Q: int, batch: int, crop: int) -> list[Views]:
-    """The whole split at shorter side Q as uncropped views, longest batches first.
+    """Returns uncropped views of the full split, largest batches first.
 
-    Images are grouped by rescaled shape, so nothing is padded. A batch holds `batch` images of the crop's size, and
-    correspondingly fewer larger ones, but at least one.
+    Images are grouped by rescaled shape, so nothing is padded.
+
+    Args:
+        split: Images to show.
+        Q: Shorter side of the rescaled images, px.
+        batch: Images of the crop's size in a batch; there are correspondingly fewer larger ones, but at least one.
+        crop: Side of the net's crop, px.
     """
     rescaled = rescaled_size(split.size, Q)
     return _in_batches(rescaled, lambda rows: uncropped(rows, split.size[rows], rescaled[rows]), batch * crop**2)
 
 
 def region_views(split: Split, boxes: NDArray[np.float64], Q: int, batch: int, crop: int) -> list[Views]:
-    """One box (n, 4) of each image of the split, as :func:`whole_views` has whole images; its shorter side is Q."""
+    """Returns views of a box (n, 4) per image at shorter side Q, px, batched as by :func:`uncropped_views`."""
     edges, shape = region_shape(split.size, boxes, Q)
 
     def view(rows: Ints) -> Views:
@@ -127,7 +145,7 @@ def region_views(split: Split, boxes: NDArray[np.float64], Q: int, batch: int, c
 
 
 def _in_batches(shape: Ints, view: Callable[[Ints], Views], pixels: int) -> list[Views]:
-    """The views of some rows of one shape at a time, (n, 2) px, at most so many pixels at once but at least one row."""
+    """Returns the views of all rows in batches of equal shape (n, 2), at least one row and at most `pixels` each."""
     shapes, group = np.unique(shape, axis=0, return_inverse=True)
     batches = []
     for number, (height, width) in enumerate(shapes):
@@ -140,7 +158,7 @@ def _in_batches(shape: Ints, view: Callable[[Ints], Views], pixels: int) -> list
 
 
 def centre_views(split: Split, Q: int, batch: int, crop: int) -> list[Views]:
-    """The whole split as centre crops of the images rescaled to shorter side Q."""
+    """Returns views of the centre crops of the full split, rescaled to shorter side Q, px."""
     rows = np.arange(len(split))
     views = centre(rows, split.size, Q, crop)
     return [views[start : start + batch] for start in range(0, len(split), batch)]
@@ -149,17 +167,20 @@ def centre_views(split: Split, Q: int, batch: int, crop: int) -> list[Views]:
 def centre_sums(
     net: VGG, shown: SplitPass, Q: int, batch: int, count: Callable[[Batch, Tensor], Sequence[float]]
 ) -> list[float]:
-    """Sums over all ranks of three counts of each batch of centre crops and the net's outputs (N, units) for it.
+    """Sums counts over the centre crops of a split and over all ranks; for validation during training.
 
-    The crops are at shorter side Q; the last count is of images. For validations in training: the net is left in the
-    mode it was in. Raises Interrupted on every rank when one was asked to stop meanwhile.
+    `count` maps a batch and the net's outputs (N, units) to two counts and the number of images. Crops are from images
+    rescaled to shorter side Q, px. The mode of the net is restored.
+
+    Raises:
+        Interrupted: on every rank, if one is asked to stop.
     """
     was_training = net.training
     net.eval()
     views, sums = centre_views(shown.split, Q, batch, net.architecture.crop), torch.zeros(3, dtype=torch.float64)
     topology, done = shown.watch.topology, 0
-    share = sum(map(len, views[topology.rank :: topology.world]))
-    with progress("validation", share, shown=topology.is_first, in_lines=False) as update:
+    images = sum(map(len, views[topology.rank :: topology.world]))
+    with progress("validation", images, shown=topology.is_first, in_lines=False) as update:
         for crops, outputs in shown.outputs(lambda crops: net(crops.images).float(), views, "validation"):
             sums += torch.tensor(count(crops, outputs), dtype=torch.float64)
             done += len(crops.views)
@@ -171,9 +192,10 @@ def centre_sums(
 
 
 def centre_error(net: VGG, shown: SplitPass, Q: int, batch: int) -> dict[int, ErrorRate]:
-    """Top-1 and top-5 error of the centre crop at shorter side Q, over all ranks: the measure training watches.
+    """Returns top-1 and top-5 error by k, centre crop at shorter side Q, over all ranks; for validation in training.
 
-    Raises Interrupted on every rank when one was asked to stop meanwhile.
+    Raises:
+        Interrupted: on every rank, if one is asked to stop.
     """
 
     def count(crops: Batch, scores: Tensor) -> Sequence[float]:

@@ -1,7 +1,7 @@
-"""The store of posteriors: the softmax of a validation set for one net, one method and one Q, computed once.
+"""The store of posteriors: the softmax over a validation set for a net, a method and a Q, computed once. No torch.
 
-Everything else that evaluation prints is arithmetic on these arrays, and needs neither the net nor a GPU. They are
-float32, as computed: nothing is rounded, so the order of the guesses is the net's own. No torch.
+All other output of evaluation is arithmetic on these arrays, without the net or a GPU. They are stored as float32
+without rounding, so the order of the guesses is exactly the net's.
 """
 
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ class Posteriors:
     """Softmax posteriors in the index's order, with labels."""
 
     values: NDArray[np.float32]
-    """(n, classes)"""
+    """Posteriors, shape (n, classes)."""
     labels: NDArray[np.int64]
-    """(n,)"""
+    """True classes, shape (n,)."""
 
 
 @dataclass(frozen=True)
 class PosteriorsKey(Key[Posteriors]):
-    """Identifies one stored set of posteriors."""
+    """Key of a stored set of posteriors."""
 
     folder = "posteriors"
     value_type = Posteriors
@@ -39,18 +39,18 @@ class PosteriorsKey(Key[Posteriors]):
     Q: int
     """Shorter side of the rescaled images, px."""
     flip: bool
-    """Averaged over the image, or the crops, and their mirror images."""
+    """Whether posteriors are averaged over the image, or the crops, and their mirror images."""
     precision: str = "fp32"
-    """Of the net's arithmetic; the posteriors themselves are float32."""
+    """Precision of the net's arithmetic; posteriors are always float32."""
 
     @property
     def stem(self) -> str:
-        """Method and Q, then net and index."""
+        """Method and Q, then the hashes of net and index."""
         hashes = (self.weights, self.data)
         return stem_of(self.method, f"Q{self.Q}", flip=self.flip, precision=self.precision, hashes=hashes)
 
 
 def average(sets: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """(n, classes) equal-weight mean of posteriors, over Q, methods or nets (Sections 3.2, 4.3, 4.4)."""
+    """Averages posteriors (n, classes) over Q, methods or nets with equal weights (Sections 3.2, 4.3, 4.4)."""
     assert len({values.shape for values in sets}) == 1, "posteriors of different data sets"
     return np.stack(sets).mean(axis=0, dtype=np.float64).astype(np.float32)

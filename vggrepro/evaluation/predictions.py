@@ -1,7 +1,7 @@
-"""The store of predictions: what a test of nets says of each image, computed from posteriors once. No torch.
+"""The store of predictions: the outcome of a test for each image, computed once from posteriors. No torch.
 
-A test is of one net or of several fused, and its posteriors are a mean of stored sets, 200 MB each for ILSVRC. All that
-tables, claims and comparisons need of that mean is 20 bytes per image, and lies beside the posteriors of the first net.
+The posteriors of a test, of one net or of several fused, are a mean of stored sets of 200 MB each for ILSVRC. Tables,
+claims and comparisons need 20 bytes per image of this mean, which are stored beside the first net's posteriors.
 """
 
 from __future__ import annotations
@@ -25,102 +25,102 @@ from vggrepro.files import exclusive
 from vggrepro.progress import warn
 from vggrepro.storage.directory import RunDirectory
 
-_ROWS = 512
-"""Images whose posteriors are in memory at a time."""
+_ROWS_AT_ONCE = 512
+"""Number of images whose posteriors are in memory at a time."""
 
 
 @dataclass(frozen=True)
 class Predictions(Ranks):
-    """What a test predicts for n images, in the index's order."""
+    """Predictions of a test for n images, in the index's order."""
 
     guesses: NDArray[np.integer[Any]]
-    """(n, 5) classes with the largest posteriors, best first; of equal ones the lower number first."""
+    """Classes with the largest posteriors, best first, shape (n, 5); ties go to the lower class number."""
     confidence: NDArray[np.float32]
-    """(n,) posterior of the true class."""
+    """Posterior of the true class, shape (n,)."""
 
     @classmethod
     def of(cls, values: NDArray[np.float32], labels: NDArray[np.integer[Any]]) -> Predictions:
-        """The predictions of posteriors (n, classes), in the smallest integers that hold a class and a rank."""
+        """Computes predictions from posteriors (n, classes), in the smallest integer type that holds a class."""
         classes = values.shape[1]
-        small = np.min_scalar_type(classes)
-        left, guesses = values.copy(), np.empty((len(values), min(GUESSES, classes)), small)
-        for place in range(guesses.shape[1]):  # far quicker than sorting a thousand classes
-            guesses[:, place] = left.argmax(axis=1)
-            left[np.arange(len(left)), guesses[:, place]] = -np.inf
-        odd = ~np.isfinite(values).all(axis=1)
-        guesses[odd] = np.argsort(-values[odd], axis=1, kind="stable")[:, :GUESSES]
-        rank = np.minimum(true_class_rank(values, labels), np.iinfo(small).max)
+        dtype = np.min_scalar_type(classes)
+        remaining, guesses = values.copy(), np.empty((len(values), min(GUESSES, classes)), dtype)
+        for k in range(guesses.shape[1]):  # far faster than sorting a thousand classes
+            guesses[:, k] = remaining.argmax(axis=1)
+            remaining[np.arange(len(remaining)), guesses[:, k]] = -np.inf
+        not_finite = ~np.isfinite(values).all(axis=1)
+        guesses[not_finite] = np.argsort(-values[not_finite], axis=1, kind="stable")[:, :GUESSES]
+        rank = np.minimum(true_class_rank(values, labels), np.iinfo(dtype).max)
         confidence = values[np.arange(len(labels)), labels]
-        return cls(labels.astype(small), rank.astype(small), guesses, confidence)
+        return cls(labels.astype(dtype), rank.astype(dtype), guesses, confidence)
 
     @property
     def guess(self) -> NDArray[np.integer[Any]]:
-        """(n,) first guesses."""
+        """First guesses, shape (n,)."""
         return self.guesses[:, 0]
 
     def wrong_by_class(self) -> dict[int, float]:
-        """For each class that has images, the share of them whose first guess is wrong."""
+        """Returns the top-1 error of each class that has images, as a fraction."""
         return {int(label): float((~self.right1[self.labels == label]).mean()) for label in np.unique(self.labels)}
 
 
 @dataclass(frozen=True)
 class StoredTest:
-    """A test of one net: the mean of stored posteriors over Q inside each method, then over methods."""
+    """A test of a net: the mean of stored posteriors over Q inside each method, then over methods."""
 
     run: RunDirectory
     sets: tuple[tuple[PosteriorsKey, ...], ...]
-    """By method and Q."""
+    """Keys by method and Q."""
 
     @cached_property
     def headers(self) -> list[ArrayHeader]:
-        """Of the posteriors of all sets in a row; their shapes (images, classes) should be alike. Raises UserError."""
+        """Headers of the posteriors of all sets in order. Raises UserError."""
         return [array_header(key.file(self.run), "values") for key in chain.from_iterable(self.sets)]
 
     def labels(self) -> NDArray[np.int64]:
-        """(n,) true classes. Raises UserError."""
+        """Reads the true classes, shape (n,). Raises UserError."""
         return read_arrays(self.sets[0][0].file(self.run), "labels")["labels"]
 
     def values(self) -> NDArray[np.float32]:
-        """(n, classes) the mean of the sets. Raises UserError."""
+        """Computes the mean of the sets, shape (n, classes). Raises UserError."""
         return np.concatenate(list(self.blocks()))
 
     def blocks(self) -> Iterator[NDArray[np.float32]]:
-        """The mean, some images at a time: (rows, classes). Raises UserError."""
-        readers = [[array_rows(key.file(self.run), "values", _ROWS) for key in over_Q] for over_Q in self.sets]
+        """Yields the mean for some images at a time, shape (rows, classes). Raises UserError."""
+        readers = [[array_rows(key.file(self.run), "values", _ROWS_AT_ONCE) for key in over_Q] for over_Q in self.sets]
         for by_method in zip(*(zip(*over_Q, strict=True) for over_Q in readers), strict=True):
             yield average([average(over_Q) for over_Q in by_method])
 
 
 @dataclass(frozen=True)
 class PredictionsKey(Key[Predictions]):
-    """Identifies the predictions of a test by the sets of posteriors and their contents."""
+    """Key of the predictions of a test: the sets of posteriors and their checksums."""
 
     folder = "predictions"
     value_type = Predictions
 
     nets: tuple[tuple[tuple[PosteriorsKey, ...], ...], ...]
-    """Of each net the sets by method and Q."""
+    """Keys of the posteriors by net, method and Q."""
     checksums: tuple[int, ...]
-    """CRC-32 of all posteriors in a row."""
+    """CRC-32 of all posteriors in order."""
 
     @classmethod
     def of(cls, tests: Sequence[StoredTest]) -> PredictionsKey:
-        """The key of a test of some nets. Raises UserError."""
+        """Returns the key of a test of some nets. Raises UserError."""
         checksums = tuple(header.checksum for test in tests for header in test.headers)
         return cls(tuple(test.sets for test in tests), checksums)
 
     @property
     def stem(self) -> str:
-        """Methods and Q of the first net, how many nets, and a hash."""
+        """Methods and Q of the first net, the number of nets, and a hash."""
         methods = "_".join(over_Q[0].method for over_Q in self.nets[0])
         Q = "_".join(str(key.Q) for key in self.nets[0][0])
         return f"{methods}-Q{Q}-nets{len(self.nets)}-{digest(self)}"
 
 
 def predictions(tests: Sequence[StoredTest]) -> Predictions:
-    """The predictions of one net, or of several fused (Section 4.4), tested on the same images.
+    """Returns the predictions of one net, or of several fused (Section 4.4), tested on the same images.
 
-    They are computed once, by one process, and stored in the first net's run directory. Raises UserError.
+    They are computed once, by a single process, and stored in the first net's run directory. Raises UserError.
     """
     key, run = PredictionsKey.of(tests), tests[0].run
     if found := _load(key, run):
@@ -137,7 +137,7 @@ def predictions(tests: Sequence[StoredTest]) -> Predictions:
 
 
 def _load(key: PredictionsKey, run: RunDirectory) -> Predictions | None:
-    with suppress(UserError):  # a damaged file is made again
+    with suppress(UserError):  # a damaged file is written again
         return key.load(run)
     return None
 
@@ -150,7 +150,9 @@ def _compute(tests: Sequence[StoredTest]) -> Predictions:
         values = average(nets)
         parts.append(Predictions.of(values, labels[first : first + len(values)]))
         first += len(values)
-    joined = {each.name: np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(Predictions)}
+    joined = {
+        column.name: np.concatenate([getattr(part, column.name) for part in parts]) for column in fields(Predictions)
+    }
     return Predictions(**joined)
 
 

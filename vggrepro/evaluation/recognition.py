@@ -1,9 +1,8 @@
-"""What classifiers get right on the data sets of Appendix B, how sure that is, and whether two differ. No torch.
+"""Scores of classifiers on the data sets of Appendix B, their uncertainty, and their comparison. No torch.
 
-A figure is a mean over classes of average precision or of recall, in per cent; a data set with several random splits
-has one a split, and their mean is reported. How far chance in the choice of test images moves it is told by the
-Bayesian bootstrap (Rubin 1981): the figure again and again with random weights of the samples. Nothing is learnt anew,
-so what chance does in training is not in it; that is in the spread over splits.
+A score is a mean over classes of average precision or of recall, in per cent, averaged over the random splits of the
+data set. Its sampling error is estimated by the Bayesian bootstrap (Rubin 1981), which repeats the score with random
+weights of the test samples. Nothing is trained again, so the variation of training is only in the spread over splits.
 """
 
 from __future__ import annotations
@@ -23,30 +22,28 @@ from vggrepro.paper import Measure, facts
 
 Floats = NDArray[np.float64]
 Targets = NDArray[np.int8]
-"""(n, classes) 1: of the class; -1: not; 0: difficult, which counts neither way."""
+"""Targets, shape (n, classes): 1 positive, -1 negative, 0 difficult, which does not count."""
 
 DRAWS = 400
-"""Of the bootstrap: the ends of an interval then rest on ten draws each, and no p is below 0.005."""
+"""Number of bootstrap draws: ten lie outside each end of an interval, and the smallest p-value is 0.005."""
 
 
 @dataclass(frozen=True, eq=False)
 class SplitScores:
-    """What one classifier a class says of the test samples of one split."""
+    """Scores of the classifiers, one per class, for the test samples of a split."""
 
     rows: Ints
-    """(m,) rows of the data set's samples."""
+    """Rows of the samples in the data set, shape (m,)."""
     scores: NDArray[np.float32]
-    """(m, classes) decision values; larger is surer."""
+    """Decision values, shape (m, classes)."""
 
 
 def average_precision(scores: NDArray[Any], targets: Targets, weights: NDArray[Any], *, points: bool) -> Floats:
-    """(draws,) average precision in [0, 1] of one class as VOC's development kit defines it; scores, targets (n,).
+    """Computes the average precision in [0, 1] of a class as VOC's development kit defines it, shape (draws,).
 
-    Samples whose target is 0 are left out; of equal scores the first comes first. With `points` it is VOC 2007's mean
-    over the recalls 0, 0.1, ..., 1 of the highest precision at that recall or beyond, else VOC 2010's area under the
-    precision once that is made to fall. In each draw a sample counts `weights` times (draws, n), not negative.
-
-    There must be a positive sample: without one there is no recall.
+    Samples with target 0 are left out, and at least one target must be positive; scores and targets have shape (n,).
+    Ties keep the order of the samples. `weights` (draws, n) count the samples in each draw. With `points`, interpolated
+    precision is averaged over the recalls 0, 0.1, ..., 1 (VOC 2007); else it is the area under it (VOC 2010).
     """
     counts = np.flatnonzero(targets)
     assert np.isfinite(scores).all(), "a score is not a number"
@@ -54,7 +51,7 @@ def average_precision(scores: NDArray[Any], targets: Targets, weights: NDArray[A
     positive = np.flatnonzero(targets[order] > 0)
     assert len(positive), "no positive sample"
     ordered = weights[:, order].astype(np.float64)
-    # Precision is highest where a positive has just been found, and recall moves nowhere else.
+    # Precision peaks, and recall changes, only at positive samples.
     found = np.cumsum(ordered[:, positive], axis=1)
     taken = np.cumsum(ordered, axis=1)[:, positive]
     precision = np.divide(found, taken, out=np.zeros_like(found), where=taken > 0)
@@ -67,96 +64,96 @@ def average_precision(scores: NDArray[Any], targets: Targets, weights: NDArray[A
 
 
 def recall_of_classes(scores: NDArray[Any], targets: Targets, weights: NDArray[Any]) -> Floats:
-    """(draws, classes) share in [0, 1] of each class's samples for which it has the highest score, the first of equals.
+    """Computes the recall in [0, 1] of each class, nan without samples, shape (draws, classes).
 
-    Each of the samples (n, classes) is of one class; it counts `weights` times (draws, n). A class without samples has
-    nan.
+    Scores and targets have shape (n, classes), with one positive target per sample. Ties between scores go to the lower
+    class number. `weights` (draws, n) count the samples in each draw.
     """
-    own = targets > 0
-    assert (own.sum(axis=1) == 1).all(), "a sample is not of one class"
+    of_class = targets > 0
+    assert (of_class.sum(axis=1) == 1).all(), "a sample is not of one class"
     assert np.isfinite(scores).all(), "a score is not a number"
-    right = own[np.arange(len(scores)), scores.argmax(axis=1)]
-    every, hits = weights @ own.astype(np.float64), weights @ (own & right[:, None]).astype(np.float64)
-    return np.divide(hits, every, out=np.full(every.shape, np.nan), where=every > 0)
+    right = of_class[np.arange(len(scores)), scores.argmax(axis=1)]
+    totals, hits = weights @ of_class.astype(np.float64), weights @ (of_class & right[:, None]).astype(np.float64)
+    return np.divide(hits, totals, out=np.full(totals.shape, np.nan), where=totals > 0)
 
 
 def measured(measure: Measure, scores: NDArray[Any], targets: Targets) -> float:
-    """The figure in per cent of scores (n, classes): mean over classes of average precision, or of recall.
+    """Computes the mean average precision, or mean recall, of scores (n, classes) in per cent.
 
-    A class without a positive sample has neither and is left out of the mean; there must be one with.
+    Classes without a positive sample are left out of the mean; at least one must have some.
     """
     return float(_measured(measure, scores, targets, np.ones((1, len(scores))))[0])
 
 
 def _measured(measure: Measure, scores: NDArray[Any], targets: Targets, weights: NDArray[Any]) -> Floats:
-    """(draws,) per cent, for weights (draws, n)."""
+    """Returns the score for weights (draws, n) in per cent, shape (draws,)."""
     assert scores.shape == targets.shape, "scores of other samples or classes"
     present = np.flatnonzero((targets > 0).any(axis=0))
     assert len(present), "no positive sample of any class"
     if measure == "recall":
         return 100 * recall_of_classes(scores, targets, weights)[:, present].mean(axis=1)
     points = measure == "mAP11"
-    each = [average_precision(scores[:, c], targets[:, c], weights, points=points) for c in present]
-    return 100 * np.mean(each, axis=0)
+    figures_of_splits = [average_precision(scores[:, c], targets[:, c], weights, points=points) for c in present]
+    return 100 * np.mean(figures_of_splits, axis=0)
 
 
 @dataclass(frozen=True, eq=False)
 class Recognition:
-    """The result on a data set: one test a split."""
+    """Result on a data set, with a test per split."""
 
     measure: Measure
     targets: Targets
-    """(samples, classes) of the whole data set."""
+    """Targets of the full data set, shape (samples, classes)."""
     tested: Sequence[SplitScores]
 
     @cached_property
     def figures(self) -> list[float]:
-        """Of each split, per cent."""
+        """Scores of the splits, per cent."""
         return [measured(self.measure, split.scores, self.targets[split.rows]) for split in self.tested]
 
     @property
     def mean(self) -> float:
-        """Over the splits, per cent."""
+        """Mean over the splits, per cent."""
         return statistics.mean(self.figures)
 
     @property
     def spread(self) -> float | None:
-        """Sample standard deviation over the splits, points; None for one split."""
+        """Sample standard deviation over the splits, points; None for a single split."""
         return statistics.stdev(self.figures) if len(self.figures) > 1 else None
 
     @cached_property
     def draws(self) -> Floats:
-        """(DRAWS,) the mean under random weights of the samples, per cent, moved so that they lie around `mean`.
+        """Bootstrap draws of the mean, shifted to be centred on `mean`, per cent, shape (DRAWS,).
 
-        A sample has one weight in all splits, because test images of random splits overlap; and the same in every
-        result on the data set, which is what makes two of them a pair.
+        A sample has the same weight in all splits, because their test images overlap, and in all results on the data
+        set, which makes results paired.
 
-        They are moved because a highest precision is higher where fewer samples count, by most of a point with 80
-        positives a class. A printed figure of the same test set has that in it once, as ours has; the draws twice.
+        The shift removes a bias: interpolated precision is higher if fewer samples count, by most of a point for 80
+        positives per class. A printed score of the same test set has this bias once, as ours; the draws have it twice.
         """
         weights = _weights(len(self.targets))
-        each = [
+        figures_of_splits = [
             _measured(self.measure, split.scores, self.targets[split.rows], weights[:, split.rows])
             for split in self.tested
         ]
-        drawn = np.mean(each, axis=0)
+        drawn = np.mean(figures_of_splits, axis=0)
         return drawn + (self.mean - drawn.mean())
 
     @property
     def interval(self) -> tuple[float, float]:
         """95 % interval of the mean over the choice of test samples, per cent."""
-        low, high = _middle(self.draws)
+        low, high = _central_interval(self.draws)
         return max(low, 0.0), min(high, 100.0)
 
     @property
     def n(self) -> int:
-        """Samples that are tested on, each counted once however many splits have it."""
+        """Number of distinct test samples over all splits."""
         return len(np.unique(np.concatenate([split.rows for split in self.tested])))
 
 
-@lru_cache(1)  # a data set's tests come in a row
+@lru_cache(1)  # the tests of a data set follow each other
 def _weights(n: int) -> Floats:
-    """(DRAWS, n) of samples in each draw: exponentially distributed."""
+    """Draws exponentially distributed weights of n samples, shape (DRAWS, n)."""
     # Raw words, because numpy guarantees a generator's stream but not its distributions (as in data/sampler.py).
     weights = (np.random.Philox(key=0).random_raw(DRAWS * n) >> np.uint64(11)).astype(np.float64)
     weights *= -(2.0**-53)
@@ -164,29 +161,29 @@ def _weights(n: int) -> Floats:
     return weights.reshape(DRAWS, n)
 
 
-def _middle(draws: Floats) -> tuple[float, float]:
-    """95 % of the draws lie between."""
+def _central_interval(draws: Floats) -> tuple[float, float]:
+    """Returns the central 95 % interval of the draws."""
     low, high = np.quantile(draws, [0.025, 0.975])
     return float(low), float(high)
 
 
 def compare(first: Recognition, second: Recognition) -> Comparison:
-    """Compares two results on the same samples of the same splits by the same draws of weights.
+    """Compares two results on the same samples and splits by the same bootstrap draws.
 
-    An error is 100 minus the figure; the p-value goes by the share of draws on the other side of 0, and is never 0.
+    The error is 100 minus the score. The p-value counts the draws on the other side of 0 and is never 0.
     """
     assert first.measure == second.measure, "different measures"
     assert np.array_equal(first.targets, second.targets), "different data sets"
-    for one, other in zip(first.tested, second.tested, strict=True):
-        assert np.array_equal(one.rows, other.rows), "different test samples"
+    for left, right in zip(first.tested, second.tested, strict=True):
+        assert np.array_equal(left.rows, right.rows), "different test samples"
     draws = second.draws - first.draws
     fewer = min(int((draws < SAME).sum()), int((draws > -SAME).sum()))
     p_value = min(1.0, 2 * (1 + fewer) / (1 + DRAWS))
-    return Comparison(second.mean - first.mean, _middle(draws), p_value, first.n)
+    return Comparison(second.mean - first.mean, _central_interval(draws), p_value, first.n)
 
 
 PRINTED_SPLITS: int = facts().transfer["caltech101"].splits or 1
-"""Over which the paper's spreads are; Caltech-256 has as many."""
+"""Number of splits of the paper's spreads; equal for Caltech-256."""
 
 
 def against_printed(
@@ -197,10 +194,10 @@ def against_printed(
     printed_spread: float | None,
     interval: tuple[float, float],
 ) -> Agreement:
-    """What a figure with its spread over splits and its interval is beside a printed one, all in per cent.
+    """Compares a measured score with a printed one, all in per cent.
 
-    It agrees where Welch's t over our splits and the paper's three finds no difference at 5 %; or, where either side
-    has no spread, where the printed figure lies within the interval.
+    They agree if Welch's t-test over our splits and the paper's three finds no difference at 5 %. If either side has no
+    spread, they agree if the printed score is in the interval.
     """
     if spread is not None and printed_spread is not None:
         from scipy.stats import ttest_ind_from_stats

@@ -1,4 +1,4 @@
-"""What nets compute for every image of a split: each rank's share of it, stored once all images are there."""
+"""Computation of nets over all images of a split, divided among ranks and stored once all images are complete."""
 
 import shutil
 import time
@@ -31,18 +31,18 @@ _SECONDS_BETWEEN_PARTS = 30.0
 
 @dataclass(frozen=True)
 class Computation:
-    """An answer to compute and store."""
+    """A result to compute and store."""
 
     key: Key[Any]
     predict: Callable[[Batch], NDArray[np.floating]]
-    """A batch's (N, entries, ...), an image's in a row."""
+    """Maps a batch to entries of its images, shape (N, entries, ...)."""
     to_value: Callable[[Ints, NDArray[np.float32]], Any]
-    """What to store, of (start (n + 1,), all entries): those of image i from start[i] to start[i + 1]."""
+    """Maps (start (n + 1,), all entries) to the value to store; image i has the entries start[i] to start[i + 1]."""
 
 
 @dataclass(frozen=True)
 class SplitPass:
-    """Shows the images of a split to nets, on one of some ranks."""
+    """Shows a rank's images of a split to nets."""
 
     split: Split
     loader: Loader
@@ -52,10 +52,7 @@ class SplitPass:
     def outputs(
         self, apply: Callable[[Batch], Output], views: Sequence[Views], doing: str
     ) -> Iterator[tuple[Batch, Output]]:
-        """This rank's share of the views of the split, batch by batch, with what a net makes of it.
-
-        Raises Interrupted on every rank when one is to stop.
-        """
+        """Yields this rank's batches of the views and their outputs. Raises Interrupted on every rank."""
         topology = self.watch.topology
         for batch in self.watch.until_stopped(
             self.loader.batches(self.split, views[topology.rank :: topology.world]), doing
@@ -65,35 +62,35 @@ class SplitPass:
             yield batch, output
 
     def store(self, computations: Sequence[Computation], run: RunDirectory, views: Sequence[Views], doing: str) -> None:
-        """Computes answers from the same decoded images and stores them; every rank calls it, with all views.
+        """Computes results from the same decoded images and stores them; every rank calls it with all views.
 
-        What an interrupted call computed, the next one continues, on however many ranks; batches do not depend on their
-        number, so neither do answers. `doing` is shown. Raises UserError, and Interrupted on every rank.
+        An interrupted computation is continued by the next call, on any number of ranks. Batches, and so results, do
+        not depend on that number. `doing` is displayed. Raises UserError, and Interrupted on every rank.
         """
         set_arithmetic(self.loader.device, self.precision)
         topology, n = self.watch.topology, len(self.split)
         parts = [PartialResults(computation.key.file(run)) for computation in computations]
         done = from_first_rank([part.done(n) for part in parts] if topology.is_first else None)
         complete = np.logical_and.reduce(done)
-        left = [view for view in views if not complete[view.image].all()]
-        share = -(-int((~complete).sum()) // topology.world)
+        remaining_views = [view for view in views if not complete[view.image].all()]
+        rank_images = -(-int((~complete).sum()) // topology.world)
 
         def predict(batch: Batch) -> None:
             rows = batch.views.image
-            for computation, part, there in zip(computations, parts, done, strict=True):
-                if not there[rows].all():
+            for computation, part, done_rows in zip(computations, parts, done, strict=True):
+                if not done_rows[rows].all():
                     part.add(rows, computation.predict(batch))
 
         tested = 0
-        with progress(f"{run.path.resolve().name}: {doing}", share, shown=topology.is_first) as update:
+        with progress(f"{run.path.resolve().name}: {doing}", rank_images, shown=topology.is_first) as update:
             try:
-                for batch, _ in self.outputs(predict, left, doing):
+                for batch, _ in self.outputs(predict, remaining_views, doing):
                     tested += len(batch.views)
                     update(tested, "")
-            finally:  # an interrupt loses nothing that was computed
+            finally:  # an interrupt loses no results
                 for part in parts:
                     part.flush()
-        from_every_rank(None)  # until every rank has written
+        from_every_rank(None)  # waits until every rank has written
         if topology.is_first:
             for computation, part in zip(computations, parts, strict=True):
                 computation.key.save(run, computation.to_value(*part.gather(n)))
@@ -101,9 +98,9 @@ class SplitPass:
 
 
 class PartialResults:
-    """What is computed for each image of a split, until all images are there: small files that any rank adds to.
+    """Results for some images of a split in small files, which all ranks add to until the split is complete.
 
-    What a killed evaluation leaves, the next one continues, on however many ranks. One object for each rank.
+    An evaluation continues the files of a killed one, on any number of ranks. Each rank has its object.
     """
 
     def __init__(self, file: Path) -> None:
@@ -112,21 +109,21 @@ class PartialResults:
         self._written = time.monotonic()
 
     def done(self, n: int) -> NDArray[np.bool_]:
-        """(n,) which rows are on disk. Raises UserError for a file that cannot be read."""
+        """Returns which rows are on disk, shape (n,). Raises UserError for a file that cannot be read."""
         done = np.zeros(n, np.bool_)
         for part in self._read("rows"):
             done[part["rows"]] = True
         return done
 
     def add(self, rows: Ints, entries: NDArray[np.floating]) -> None:
-        """Takes rows (k,) with entries (k, entries of each, ...); writes what it has from time to time."""
+        """Adds rows (k,) with entries (k, entries per row, ...); writes pending rows from time to time."""
         values = entries.reshape(-1, *entries.shape[2:]).astype(np.float32)
         self._pending.append({"rows": rows, "values": values, "counts": np.full(len(rows), entries.shape[1])})
         if time.monotonic() - self._written > _SECONDS_BETWEEN_PARTS:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what has not been written."""
+        """Writes pending rows."""
         if self._pending:
             joined = {key: np.concatenate([part[key] for part in self._pending]) for key in self._pending[0]}
             write_arrays(self.folder / f"{uuid.uuid4().hex}.npz", **joined)
@@ -134,13 +131,13 @@ class PartialResults:
         self._written = time.monotonic()
 
     def gather(self, n: int) -> tuple[Ints, NDArray[np.float32]]:
-        """(start (n + 1,), entries), those of image i from start[i] to start[i + 1]; after all ranks have flushed.
+        """Returns (start (n + 1,), entries) after all ranks have flushed; image i has entries start[i] to start[i + 1].
 
-        Raises UserError when rows are missing: another rank wrote its own where this one does not see them.
+        Raises UserError if rows are missing because ranks do not share a file system.
         """
         counts = np.full(n, -1, np.int64)
         for part in self._read("rows", "counts"):
-            counts[part["rows"]] = part.get("counts", 1)  # one each before December 2026
+            counts[part["rows"]] = part.get("counts", 1)  # files from before December 2026 have one entry per row
         if missing := int((counts < 0).sum()):
             raise UserError(
                 f"{missing} of {n} images are missing in {self.folder}: the ranks do not see each other's files; put "
@@ -155,5 +152,5 @@ class PartialResults:
         return start, values
 
     def _read(self, *names: str) -> Iterator[Arrays]:
-        """Arrays of one part after another."""
+        """Reads the named arrays of each part."""
         return (read_arrays(file, *names) for file in sorted(self.folder.glob("[!.]*.npz")))

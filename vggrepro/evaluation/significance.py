@@ -1,4 +1,4 @@
-"""Is one error different from another? Paired tests, and comparison with a printed figure. No torch."""
+"""Significance of differences: paired tests, and comparison with a printed figure. No torch."""
 
 import math
 from collections.abc import Sequence
@@ -14,30 +14,35 @@ from vggrepro.paper import value
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two results on the same images, whatever they measure: what a claim is judged by."""
+    """Paired comparison of two results on the same images, the basis of a claim's verdict."""
 
     difference: float
     """Error of the first minus error of the second, percentage points."""
     interval: tuple[float, float]
     """95 % interval of the difference over the choice of images, points."""
     p_value: float
-    """Two-sided."""
+    """Two-sided p-value."""
     n: int
-    """Images."""
+    """Number of images."""
 
 
 @dataclass(frozen=True)
 class Paired(Comparison):
-    """Two sets of guesses for the same images."""
+    """Comparison of two sets of guesses for the same images."""
 
     only_first_right: int
     only_second_right: int
 
 
 def mcnemar(only_first_right: int, only_second_right: int, n: int) -> Paired:
-    """Two sets of guesses for n images by McNemar's exact test, and the normal approximation for paired shares.
+    """Compares two sets of guesses for n images by McNemar's exact test.
 
-    The p-value is how likely so uneven a split of the disagreements is by chance.
+    The interval is the normal approximation for paired proportions.
+
+    Args:
+        only_first_right: Images that only the first set has right.
+        only_second_right: Images that only the second set has right.
+        n: All images.
     """
     from scipy.special import bdtr  # the binomial distribution; scipy.stats takes three times as long to import
 
@@ -49,15 +54,18 @@ def mcnemar(only_first_right: int, only_second_right: int, n: int) -> Paired:
 
 
 def paired_right(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:
-    """Compares two sides by which of the same images (n,) each gets right."""
+    """Compares two sides, each given as which of the same images it has right, shape (n,)."""
     assert len(first) == len(second), "different images"
     return mcnemar(int((first & ~second).sum()), int((~first & second).sum()), len(first))
 
 
 def paired_mean(pairs: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]]) -> Comparison:
-    """Compares two tests of several nets: for each net, which of the same images (n,) each test gets right.
+    """Compares two tests of the same nets, with images averaged over the nets.
 
-    Each image counts with its mean over the nets; the p-value is of the normal approximation.
+    Interval and p-value are normal approximations.
+
+    Args:
+        pairs: For each net, which of the same images the first and the second test have right, shape (n,) each.
     """
     gain = np.mean([second.astype(float) - first for first, second in pairs], axis=0)
     difference = 100 * float(gain.mean())
@@ -68,36 +76,36 @@ def paired_mean(pairs: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]]) ->
 
 @dataclass(frozen=True)
 class SeedSpread:
-    """How far another seed moves an error, or the mean of some."""
+    """Variation of an error, or of a mean of errors, over seeds."""
 
     variance: float
-    """Over the seeds, points squared."""
+    """Variance over the seeds, points squared."""
     df: float
-    """Degrees of freedom it is known with."""
+    """Degrees of freedom of the variance."""
 
     def of_mean(self, n: int) -> Self:
-        """Of the mean over n seeds."""
+        """Returns the spread of the mean over n seeds."""
         return type(self)(self.variance / n, self.df)
 
     def __add__(self, other: Self) -> Self:
-        """Of the difference of two that have their variances from other nets (Welch and Satterthwaite)."""
-        whole = self.variance + other.variance
-        apart = sum(one.variance**2 / one.df for one in (self, other))
-        return type(self)(whole, whole**2 / apart if apart else self.df + other.df)
+        """Returns the spread of a difference whose terms have independent variances (Welch-Satterthwaite)."""
+        total = self.variance + other.variance
+        weighted = sum(spread.variance**2 / spread.df for spread in (self, other))
+        return type(self)(total, total**2 / weighted if weighted else self.df + other.df)
 
     @property
     def _error(self) -> float:
         return math.sqrt(self.variance)
 
     def interval(self, mean: float) -> tuple[float, float]:
-        """95 % interval of such a mean (Student's t), points."""
+        """Returns the 95 % interval around a mean by Student's t, points."""
         from scipy.special import stdtrit
 
         half = float(stdtrit(self.df, 0.975)) * self._error
         return mean - half, mean + half
 
     def p_value(self, mean: float) -> float:
-        """How likely a mean so far from 0 is by chance, two-sided."""
+        """Returns the two-sided p-value of a mean by Student's t."""
         from scipy.special import stdtr
 
         return 2 * float(stdtr(self.df, -abs(mean) / self._error)) if self._error else float(not mean)
@@ -107,13 +115,18 @@ Agreement = Literal["equal", "agrees", "lower", "higher"]
 ROUNDING = 0.05
 """Half a unit of the last printed digit, percentage points."""
 SAME = 1e-9
-"""Points: two figures that are closer differ by floating point alone."""
+"""Differences below this, in points, are rounding errors of floating point."""
 
 
 def agreement(difference: float, agrees: bool) -> Agreement:
-    """What a figure is beside a printed one, measured minus printed in points.
+    """Classifies the difference of a measured and a printed figure.
 
-    equal: rounds to the printed figure. agrees: within what chance does. Else lower or higher than it.
+    Args:
+        difference: Measured minus printed, points.
+        agrees: Whether the difference is within the sampling error.
+
+    Returns:
+        "equal" if the measured figure rounds to the printed one, else "agrees", "lower" or "higher".
     """
     if abs(difference) <= ROUNDING + SAME:
         return "equal"
@@ -122,7 +135,7 @@ def agreement(difference: float, agrees: bool) -> Agreement:
 
 @dataclass(frozen=True)
 class AgainstPrinted:
-    """A measured error beside a figure that the paper prints, both in per cent."""
+    """Comparison of a measured error with a printed one in per cent."""
 
     measured: ErrorRate
     printed: float
@@ -136,9 +149,9 @@ class AgainstPrinted:
     def interval(self) -> tuple[float, float]:
         """95 % interval of the difference, points.
 
-        Both figures are shares of a finite sample (the paper's of 50,000 images), and the printed one is rounded to
-        0.1, which moves either end by 0.05. Where both are of the same images the interval is too wide, so a verdict
-        of "lower" or "higher" holds all the more.
+        Both figures are proportions of a finite sample (the paper's has 50,000 images), and rounding of the printed
+        one moves either end by 0.05. For the same images the interval is too wide, so a verdict of "lower" or "higher"
+        is conservative.
         """
         p, q = self.measured.percent / 100, self.printed / 100
         half = 100 * Z_95 * math.sqrt(p * (1 - p) / self.measured.n + q * (1 - q) / value("val_images"))
@@ -146,6 +159,6 @@ class AgainstPrinted:
 
     @property
     def verdict(self) -> Agreement:
-        """It agrees within both sampling errors."""
+        """Verdict given the sampling errors of both figures."""
         low, high = self.interval
         return agreement(self.difference, low <= 0 <= high)

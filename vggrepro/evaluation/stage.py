@@ -1,4 +1,4 @@
-"""The evaluation of one net: posteriors for each method and Q, stored in its run directory."""
+"""Evaluation of a net: posteriors for each method and Q, stored in its run directory."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -27,11 +27,10 @@ def evaluate(
     watch: Watch,
     tests: Iterable[tuple[str, Iterable[int]]],
 ) -> None:
-    """Computes and stores the posteriors that are missing, by each method at its Q, px; every rank calls it.
+    """Computes and stores the missing posteriors of tests (method, Q in px); every rank calls it.
 
-    `opened` makes the net and the loader that shows images as it expects them, where something is to be computed. An
-    evaluation that was interrupted goes on where it was. All methods of one Q see the same decoded images. Raises
-    UserError, and Interrupted.
+    `opened` returns the net and a loader with its preprocessing, and is called only if something is missing. An
+    interrupted evaluation resumes. All methods at a Q see the same decoded images. Raises UserError and Interrupted.
     """
     missing = from_first_rank(results.lacking(tests))
     if not missing:
@@ -54,7 +53,7 @@ def evaluate(
 
 
 def as_the_net_expects(loader: Loader, preprocessing: dict[str, object]) -> Loader:
-    """The loader with the mean and the standard deviation that a net's weights were made for."""
+    """Returns the loader with the mean and standard deviation that a net's weights expect."""
     assert preprocessing["channels"] == "RGB", preprocessing
     assert preprocessing["range"] == [0, 255], preprocessing
     return replace(loader, mean=tuple(preprocessing["mean"]), std=tuple(preprocessing["std"]))  # type: ignore[arg-type]

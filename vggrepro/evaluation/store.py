@@ -1,4 +1,4 @@
-"""What tests of nets have answered, stored: one file per key in the run directory, written all or nothing. No torch."""
+"""Storage of results: a file per key in the run directory, written atomically. No torch."""
 
 from __future__ import annotations
 
@@ -24,44 +24,44 @@ from vggrepro.storage.directory import RunDirectory
 
 Value = TypeVar("Value")
 Note = dict[str, Any]
-"""For readers: JSON."""
+"""JSON for readers."""
 Arrays = dict[str, NDArray[Any]]
-"""By name."""
+"""Arrays by name."""
 
 
 @dataclass(frozen=True)
 class Key(Generic[Value]):
-    """Identifies one stored answer by what it was computed from; a kind of answer adds fields and a file's stem."""
+    """Identifies a stored result by its inputs; subclasses add the fields and the stem of the file."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     folder: ClassVar[str]
-    """Of the run directory."""
+    """Folder in the run directory."""
     value_type: ClassVar[type[Any]]
-    """The dataclass of arrays that is stored."""
+    """Dataclass of the stored arrays."""
     patterns: ClassVar[tuple[str, ...]] = ("[!.]*.npz",)
-    """Of the files of this kind in the folder."""
+    """Patterns of the files of this kind in the folder."""
 
     @property
     def stem(self) -> str:
-        """Name of the file, without its ending."""
+        """Name of the file without its suffix."""
         raise NotImplementedError
 
     def file(self, run: RunDirectory) -> Path:
-        """Where the answer is stored."""
+        """Returns the path of the stored result."""
         return run.path / self.folder / f"{self.stem}.npz"
 
     def exists(self, run: RunDirectory) -> bool:
-        """Whether the answer is stored; nothing is read."""
+        """Whether the result is stored; nothing is read."""
         return self.file(run).exists()
 
     def save(self, run: RunDirectory, value: Value, **note: Any) -> None:
-        """Stores an answer, with a note for readers (JSON)."""
+        """Stores a result with a note for readers (JSON)."""
         arrays = {name: getattr(value, name) for name in self._arrays()}
         header = {name: np.array(json.dumps(tree, sort_keys=True)) for name, tree in self._header(note).items()}
         write_arrays(self.file(run), **arrays, **header)
 
     def load(self, run: RunDirectory) -> Value | None:
-        """Reads the answer; None where there is none. Raises UserError for a file that is something else."""
+        """Reads the result, or None if it is not stored. Raises UserError for any other file in its place."""
         file = self.file(run)
         if not file.exists():
             return None
@@ -76,12 +76,12 @@ class Key(Generic[Value]):
         return value
 
     def note(self, run: RunDirectory) -> Note:
-        """Reads the note of a stored answer. Raises UserError."""
+        """Reads the note of a stored result. Raises UserError."""
         return self._read_header(self.file(run))[1]
 
     @classmethod
     def listed(cls, run: RunDirectory) -> list[tuple[Self, Note]]:
-        """Every stored answer of this kind, (key, note), in the order of file names; no answer is read.
+        """Returns (key, note) of all stored results of this kind by file name, without reading the results.
 
         Raises UserError.
         """
@@ -97,12 +97,12 @@ class Key(Generic[Value]):
             raise _unreadable(file, error) from None
 
     def _header(self, note: Note) -> dict[str, Note]:
-        """What is stored beside the answer, by the name of the array: JSON."""
+        """Returns the JSON to store beside the result, by the name of the array."""
         return {"protocol": asdict(self)} | ({"said": note} if note else {})
 
     @classmethod
     def _parsed(cls, file: Path, content: Arrays) -> tuple[Self, Note]:
-        """(key, note) of a stored file. Raises KeyError and ValueError."""
+        """Parses (key, note) of a stored file. Raises KeyError and ValueError."""
         return parsed(cls, json.loads(str(content["protocol"]))), json.loads(str(content.get("said", "{}")))
 
     @classmethod
@@ -110,17 +110,17 @@ class Key(Generic[Value]):
         return [field.name for field in fields(cls.value_type)]
 
 
-_Made = TypeVar("_Made")
+Parsed = TypeVar("Parsed")
 
 
-def parsed(kind: type[_Made], tree: object) -> _Made:
-    """A dataclass from its JSON, checked. Raises ValueError in one line."""
+def parsed(kind: type[Parsed], tree: object) -> Parsed:
+    """Validates JSON as a dataclass. Raises ValueError with a one-line message."""
     try:
-        made: _Made = _adapter(kind).validate_python(tree)  # type: ignore[arg-type]  # a class is hashable
+        instance: Parsed = _adapter(kind).validate_python(tree)  # type: ignore[arg-type]  # a class is hashable
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    return made
+    return instance
 
 
 @cache
@@ -128,32 +128,25 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _text(key: Any) -> str:
-    return json.dumps(asdict(key), sort_keys=True)
-
-
 def digest(key: Any) -> str:
-    """16 hexadecimal digits, equal for equal keys, for the names of files."""
-    return hashlib.sha256(_text(key).encode()).hexdigest()[:16]
+    """Returns a hash of a key for file names, 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(asdict(key), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def stem_of(*parts: object, flip: bool, precision: str, hashes: Iterable[str]) -> str:
-    """A stem from parts of a key: only what departs from mirror images and fp32 is named."""
+    """Joins parts of a key to a stem; `flip` and precision appear only if they are not the defaults."""
     departures = [*([] if flip else ["noflip"]), *([] if precision == "fp32" else [precision])]
-    return "-".join(map(str, [*parts, *departures, *(one[:12] for one in hashes)]))
+    return "-".join(map(str, [*parts, *departures, *(digits[:12] for digits in hashes)]))
 
 
 def write_arrays(file: Path, **arrays: NDArray[Any]) -> None:
-    """Writes all or nothing: a file with its final name is complete."""
+    """Writes arrays atomically: a file with its final name is complete."""
     with replacing(file) as temporary, temporary.open("wb") as out:
         np.savez(out, **arrays)  # type: ignore[arg-type]
 
 
 def read_arrays(file: Path, *names: str) -> Arrays:
-    """Reads what :func:`write_arrays` wrote: all of it, or those of these arrays that are there and no byte of others.
-
-    Raises UserError.
-    """
+    """Reads arrays that :func:`write_arrays` wrote: all, or only the named ones that exist. Raises UserError."""
     try:
         with np.load(file, allow_pickle=False) as content:
             return {name: content[name] for name in names or content.files if name in content}
@@ -163,24 +156,24 @@ def read_arrays(file: Path, *names: str) -> Arrays:
 
 @dataclass(frozen=True)
 class ArrayHeader:
-    """What a stored file says of one of its arrays, without its contents."""
+    """Metadata of an array in a stored file."""
 
     shape: tuple[int, ...]
     by_column: bool
-    """Whether it lies in the file in NumPy's Fortran order."""
+    """Whether the file has it in Fortran order."""
     dtype: np.dtype[Any]
     checksum: int
-    """CRC-32 of the contents."""
+    """CRC-32 of its contents."""
 
 
 def array_header(file: Path, name: str) -> ArrayHeader:
-    """Reads some hundred bytes of a stored file. Raises UserError."""
+    """Reads the metadata of an array, some hundred bytes of the file. Raises UserError."""
     with _open_array(file, name) as (header, _):
         return header
 
 
 def array_rows(file: Path, name: str, rows: int) -> Iterator[NDArray[Any]]:
-    """The rows of a stored array, at most so many at a time; its checksum is compared at the end. Raises UserError."""
+    """Yields a stored array, at most `rows` rows at a time, and checks its checksum at the end. Raises UserError."""
     with _open_array(file, name) as (header, stream):
         if header.by_column:
             array = read_arrays(file, name)[name]

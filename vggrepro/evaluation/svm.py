@@ -1,8 +1,8 @@
-"""The linear classifiers of Appendix B: an SVM a class on features that are not learnt anew. No torch.
+"""Linear classifiers of Appendix B: one SVM per class on frozen features. No torch.
 
-The paper says "linear SVM" and that the held-out images decide its hyper-parameters, neither which these are nor what
-solves it. Ours is LIBLINEAR's, one class against the rest: squared hinge loss, an L2 penalty on weights and bias, and
-C, the one hyper-parameter.
+The paper uses a "linear SVM" with hyper-parameters chosen on held-out images, but names neither these nor the solver.
+Ours is LIBLINEAR, one class against the rest: squared hinge loss, an L2 penalty on weights and bias, and C as the only
+hyper-parameter.
 """
 
 from __future__ import annotations
@@ -19,81 +19,79 @@ from vggrepro.evaluation.recognition import Floats, SplitScores, Targets, measur
 from vggrepro.paper import Measure
 
 C_GRID = (0.01, 0.1, 1.0, 10.0, 100.0)
-"""Appendix B's features have a length of 1, so the scale of C is the same for every net. At 0.01 the penalty decides,
-and a class's weights are close to its mean feature; at 100 the training images do."""
+"""Appendix B's features have length 1, so the scale of C is the same for every net. At 0.01 the penalty dominates and
+the weights of a class are close to its mean feature; at 100 the training images dominate."""
 _TOLERANCE = 1e-6
-"""Of the gradient, relative to its start. At LinearSVC's 1e-4 decision values are off by 0.05 where C = 100."""
-_MOST_STEPS = 10_000
-"""Newton steps of a class; ordinarily it takes ten to two hundred."""
+"""Relative tolerance of the gradient. At LinearSVC's 1e-4, decision values are off by 0.05 for C = 100."""
+_MAX_STEPS = 10_000
+"""Limit on the Newton steps of a class, which usually takes ten to two hundred."""
 
 
 @dataclass(frozen=True, eq=False)
 class Classifiers:
-    """One a class: decision values are features @ weights + bias."""
+    """Classifiers of all classes: decision values are features @ weights + bias."""
 
     weights: Floats
-    """(d, classes)"""
+    """Weights, shape (d, classes)."""
     bias: Floats
-    """(classes,)"""
+    """Biases, shape (classes,)."""
     unfinished: tuple[int, ...]
-    """Classes whose solver stopped before its tolerance, after scikit-learn's ConvergenceWarning; ordinarily none."""
+    """Classes whose solver did not converge, after scikit-learn's ConvergenceWarning; usually none."""
 
     def scores(self, features: NDArray[Any]) -> NDArray[np.float32]:
-        """(n, classes) decision values of features (n, d)."""
+        """Computes decision values of features (n, d), shape (n, classes)."""
         return (features @ self.weights + self.bias).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
 class Classified:
-    """What came of one partition of a data set."""
+    """Result on a partition of a data set."""
 
     C: float
     validated: Mapping[float, float]
-    """The figure on `held_out` by C, per cent. Where C is at either end, a wider grid might do better."""
+    """Score on the validation samples by C, per cent. If C is at either end, a wider grid might be better."""
     tested: SplitScores
     unfinished: tuple[int, ...]
-    """`Classifiers.unfinished` of those that were tested."""
 
 
 def learn(features: Floats, targets: Targets, C: float, jobs: int = 1) -> Classifiers:
-    """Fits features (n, d) to targets (n, classes), `jobs` classes at a time.
+    """Fits classifiers of features (n, d) to targets (n, classes), `jobs` classes at a time.
 
-    A row whose target is 0 is not learnt from. A class that has only positives or only negatives gets the exact
-    solution of the same problem, which LIBLINEAR refuses to compute: no weights, and a bias that says the same of all.
+    Rows whose target is 0 are ignored. LIBLINEAR rejects a class with only positives or only negatives, which gets the
+    exact solution: zero weights and a bias.
     """
     from sklearn.utils.parallel import Parallel, delayed
 
-    # Threads: LIBLINEAR releases the GIL, and the features need not be copied to other processes. Its own sparse copy,
-    # 16 bytes for each value that is not 0, is there once for each thread.
+    # Threads: LIBLINEAR releases the GIL, and the features need not be copied to other processes. Each thread has a
+    # sparse copy of 16 bytes per nonzero value.
     features = np.ascontiguousarray(features, np.float64)
-    found = Parallel(jobs, prefer="threads")(delayed(_learn_class)(features, target, C) for target in targets.T)
-    weights, bias, finished = zip(*found, strict=True)
+    fits = Parallel(jobs, prefer="threads")(delayed(_learn_class)(features, target, C) for target in targets.T)
+    weights, bias, finished = zip(*fits, strict=True)
     unfinished = tuple(int(c) for c in np.flatnonzero(~np.array(finished)))
     return Classifiers(np.stack(weights, axis=1), np.array(bias), unfinished)
 
 
 def _learn_class(features: Floats, target: NDArray[np.int8], C: float) -> tuple[Floats, float, bool]:
-    """Weights (d,), bias, and whether the solver came to its end."""
+    """Returns weights (d,), bias, and whether the solver converged."""
     from sklearn.svm import LinearSVC
 
-    n, side = np.count_nonzero(target), int(np.sign(target.sum()))
+    n, sign = np.count_nonzero(target), int(np.sign(target.sum()))
     if abs(int(target.sum())) == n:  # the minimum of b^2 / 2 + C n (1 - side b)^2
-        return np.zeros(features.shape[1]), side * 2 * C * n / (1 + 2 * C * n), True
-    # The primal problem, by Newton steps, draws nothing. The dual one takes random turns from a generator that the
-    # whole process shares, so that its result would depend on what other threads do.
-    svm = LinearSVC(C=C, dual=False, tol=_TOLERANCE, max_iter=_MOST_STEPS)
-    # LIBLINEAR drops rows of weight 0 by pointer: a selection of rows would be a copy of the features for each class.
+        return np.zeros(features.shape[1]), sign * 2 * C * n / (1 + 2 * C * n), True
+    # Newton steps on the primal problem are deterministic. The dual solver draws from a generator that all threads of
+    # the process share, so its result would depend on the other threads.
+    svm = LinearSVC(C=C, dual=False, tol=_TOLERANCE, max_iter=_MAX_STEPS)
+    # LIBLINEAR drops rows of weight 0 without a copy; selecting rows would copy the features for each class.
     svm.fit(features, np.where(target > 0, 1, -1), sample_weight=(target != 0).astype(np.float64))
-    return svm.coef_[0], float(svm.intercept_[0]), svm.n_iter_ < _MOST_STEPS
+    return svm.coef_[0], float(svm.intercept_[0]), svm.n_iter_ < _MAX_STEPS
 
 
 def into_span(features: NDArray[Any]) -> tuple[Floats, Floats | None]:
-    """((n, r), (d, r) or None) features (n, d) in an orthonormal basis of their own span, and that basis.
+    """Expresses features (n, d) in an orthonormal basis of their span, if n < d.
 
-    None where there are no fewer rows than dimensions, and nothing to be gained. The penalty makes the weights a sum of
-    training rows, so they lie in this span, and within it products and lengths are what they were: the solution and all
-    its decision values are the same, and the time falls by d / n, and by half again because the rows come out as a
-    triangular matrix, whose zeros LIBLINEAR skips.
+    Returns features (n, n) and basis (d, n), or features (n, d) and None if n >= d. The penalty makes the weights a sum
+    of training rows, and products and lengths in their span are unchanged, so the decision values are the same. The
+    time falls by d / n, and by half again because LIBLINEAR skips the zeros of the triangular matrix.
     """
     from scipy.linalg import qr
 
@@ -108,21 +106,21 @@ def into_span(features: NDArray[Any]) -> tuple[Floats, Floats | None]:
 def classify(
     features: NDArray[np.float32], targets: Targets, partition: Partition, measure: Measure, jobs: int = 1
 ) -> Classified:
-    """Chooses C on `held_out` after learning from `fit`, learns from both, and scores `test`.
+    """Chooses C on the validation samples after fitting on `fit`, then fits on both and scores `test`.
 
-    features (samples, d) and targets (samples, classes) are the whole data set's. Of several C that are best alike the
-    smallest is taken. The result depends on nothing else: no draw is made, and `jobs` does not matter. A class without
-    positives on `held_out` has no say in C; on `fit` or in all of training, see `learn`.
+    Features (samples, d) and targets (samples, classes) are those of the full data set. Ties go to the smallest C. A
+    class without positives in validation has no influence on C; without positives in training, see `learn`. The result
+    is deterministic and does not depend on `jobs`.
     """
     train = partition.train
-    learnt, basis = into_span(features[train])
-    fit, validation = learnt[: len(partition.fit)], learnt[len(partition.fit) :]
+    projected, basis = into_span(features[train])
+    fit, validation = projected[: len(partition.fit)], projected[len(partition.fit) :]
     validated = {}
     for C in C_GRID:
         scores = learn(fit, targets[partition.fit], C, jobs).scores(validation)
         validated[C] = measured(measure, scores, targets[partition.validation])
     best = max(C_GRID, key=validated.__getitem__)
-    final = learn(learnt, targets[train], best, jobs)
+    final = learn(projected, targets[train], best, jobs)
     weights = final.weights if basis is None else basis @ final.weights
     scores = Classifiers(weights, final.bias, final.unfinished).scores(features[partition.test])
     return Classified(best, validated, SplitScores(partition.test, scores), final.unfinished)

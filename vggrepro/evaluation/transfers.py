@@ -1,7 +1,7 @@
-"""The store of the scores that linear classifiers on features give test samples. No torch: figures are arithmetic.
+"""The store of the scores that linear classifiers on features give to test samples. No torch.
 
-There is one file for each random split, so that an interrupted test goes on at the next one. The truth lies beside
-them, once for each data set, so that a reader needs neither images nor features.
+Each random split has a file, so that an interrupted test resumes at the next one. The targets are stored beside them
+once per data set, so that readers need neither images nor features.
 """
 
 from __future__ import annotations
@@ -22,57 +22,53 @@ from vggrepro.storage.directory import RunDirectory
 
 @dataclass(frozen=True)
 class NetProtocol:
-    """One net whose features are used."""
+    """A net whose features are used, and how; see :class:`FeaturesKey`."""
 
     weights: str
-    """SHA-256 of the net."""
     layer: str
     Q: tuple[int, ...]
-    """Shorter sides of the rescaled images, px."""
     flip: bool
     precision: str
 
 
 @dataclass(frozen=True)
 class TransferProtocol:
-    """What was classified, and from what."""
+    """Protocol of a test: the data set, the features and the splits."""
 
     set: str
-    """The data set's name."""
     data: str
-    """Its fingerprint."""
+    """Fingerprint of the data set."""
     measure: Measure
     nets: tuple[NetProtocol, ...]
-    """Several where their descriptors are stacked."""
+    """The nets; the descriptors of several are stacked."""
     combine: Combine
-    """What was made of the features at several Q."""
     boxes: bool
-    """Whether the descriptor of a box stands beside that of its image (Table 12)."""
+    """Whether the descriptor of a box is added to that of its image (Table 12)."""
     drawing: Mapping[str, Any]
-    """How samples were split: seed, splits, train_per_class, test_per_class."""
+    """Parameters of the random splits: seed, splits, train_per_class, test_per_class."""
     splits: int
-    """How many splits there are: of one drawing, or the one that the data set has."""
+    """Number of splits: random ones, or 1 for the data set's split."""
     C: tuple[float, ...] = C_GRID
-    """Among which the held-out samples choose."""
+    """Values that the validation samples choose from."""
     rows: str = ""
-    """Fingerprint of the splits: VOC's come from files, which may be edited."""
+    """Fingerprint of the splits; VOC's come from files, which may be edited."""
 
     @property
     def keys(self) -> list[SplitKey]:
-        """Under which the test of each split is stored."""
+        """Keys of the results of the splits."""
         return [SplitKey(self, split) for split in range(self.splits)]
 
     def files(self, run: RunDirectory) -> list[Path]:
-        """Where all that is stored of the test lies: the truth, and each split."""
+        """Returns all files of the test: the targets and the splits."""
         return [truth_file(run, self.data), *(key.file(run) for key in self.keys)]
 
 
 @dataclass(frozen=True)
 class SplitKey(Key[SplitScores]):
-    """Identifies what the classifiers of one split said, with a note for readers.
+    """Key of the scores of a split, with a note for readers.
 
-    The note has C, what the held-out samples said of each C (`validated`), the C at which the solver was `unfinished`,
-    and runs, source, images, classes, rejected, train and test.
+    The note has C, the validation score of each C (`validated`), the classes without convergence (`unfinished`), and
+    runs, source, images, classes, rejected, train and test.
     """
 
     folder = "transfers"
@@ -84,7 +80,7 @@ class SplitKey(Key[SplitScores]):
 
     @property
     def stem(self) -> str:
-        """Data set, a hash of the test, and the split."""
+        """Data set, a hash of the protocol, and the number of the split."""
         return f"{self.test.set}-{digest(self.test)}-{self.split}"
 
     def _header(self, note: Note) -> dict[str, Note]:
@@ -105,24 +101,24 @@ class Transferred:
     protocol: TransferProtocol
     result: Recognition
     C: tuple[float, ...]
-    """Chosen for each split."""
+    """C chosen for each split."""
     note: Mapping[str, Any]
     """The note of the first split; see :class:`SplitKey`."""
 
 
 def truth_file(run: RunDirectory, data: str) -> Path:
-    """Where the targets of a data set are stored, by its fingerprint."""
+    """Returns the file of the targets of a data set with this fingerprint."""
     return run.transfers / f"truth-{data[:16]}.npz"
 
 
 def save_truth(targets: Targets, run: RunDirectory, data: str) -> None:
-    """Stores the targets beside the scores."""
+    """Stores the targets beside the scores, once."""
     if not truth_file(run, data).exists():
         write_arrays(truth_file(run, data), targets=targets)
 
 
 def load_transferred(protocol: TransferProtocol, run: RunDirectory) -> Transferred | None:
-    """Reads the test of a protocol; None while splits are missing. Raises UserError."""
+    """Reads the test of a protocol, or None if splits are missing. Raises UserError."""
     splits = [key.load(run) for key in protocol.keys if key.exists(run)]
     if len(splits) < protocol.splits:
         return None
@@ -135,7 +131,7 @@ def load_transferred(protocol: TransferProtocol, run: RunDirectory) -> Transferr
 
 
 def list_transferred(run: RunDirectory) -> Iterator[Transferred]:
-    """Every complete test of a run, in the order of file names. Raises UserError."""
+    """Yields every complete test of a run by file name. Raises UserError."""
     for key, _ in SplitKey.listed(run):
         if (found := load_transferred(key.test, run)) is not None:
             yield found

@@ -1,6 +1,7 @@
-"""The authors' own nets against the paper's tables: the acceptance test of this evaluator. No torch."""
+"""Comparison of the authors' nets with the paper's tables: the acceptance test of the evaluation. No torch."""
 
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from typing import Any
 
 from vggrepro.evaluation.measure import Scored, fuse
@@ -12,16 +13,16 @@ READINGS = {
     "dense-softmax-first": "posteriors averaged after the softmax, pooling rounds down",
     "dense-ceil": "scores averaged before the softmax, pooling rounds up",
 }
-"""What Section 3.2 leaves open."""
+"""Readings of Section 3.2, which leaves them open."""
 METHODS = ("centre", *READINGS, "multicrop")
 SCALES: tuple[int, ...] = value("test_scales_jitter")
 
 Scores = Callable[[str, tuple[int, ...]], Scored]
-"""A net's posteriors by method and Q."""
+"""Maps method and Q to a net's posteriors."""
 
 
 def rows_of(nets: Mapping[str, Scores]) -> list[PrintedErrors]:
-    """The rows of Tables 3-6 that nets trained with scale jitter determine, of those given."""
+    """Returns the rows of Tables 3-6 that the given nets, trained with scale jitter, determine."""
     return [
         row
         for number in (3, 4, 5, 6)
@@ -31,11 +32,12 @@ def rows_of(nets: Mapping[str, Scores]) -> list[PrintedErrors]:
 
 
 def verify(nets: Mapping[str, Scores]) -> dict[str, Any]:
-    """Measured beside printed, by column of Table 1.
+    """Compares measured with printed errors; `nets` are by column of Table 1.
 
-    Keys: n; rows [{table, net, Q, method, and for top1 and top5: printed_, measured_, interval_, difference_,
-    verdict_}]; readings [{reading, what, mean_difference, rows}], the nearest to the dense rows first; centre
-    [{net, Q, top1, top5}], which the paper does not print. Errors in per cent, differences in points.
+    Returns:
+        n; rows [{table, net, Q, method, and for top1 and top5: printed_, measured_, interval_, difference_,
+        verdict_}]; readings [{reading, what, mean_difference, rows}], the closest to the dense rows first; centre
+        [{net, Q, top1, top5}], which the paper does not print. Errors in per cent, differences in points.
     """
     rows = rows_of(nets)
     dense = [row for row in rows if row.method == "dense" and row.table in (3, 4)]
@@ -43,7 +45,7 @@ def verify(nets: Mapping[str, Scores]) -> dict[str, Any]:
     return {
         "n": len(next(iter(nets.values()))("dense", SCALES).labels),
         "rows": [_measured(row, nets, row.method) for row in rows],
-        "readings": sorted((_reading(name, dense, nets) for name in READINGS), key=lambda one: one["mean_difference"]),
+        "readings": sorted((_reading(name, dense, nets) for name in READINGS), key=itemgetter("mean_difference")),
         "centre": [
             {"net": net, "Q": list(found.Q), "top1": found.top1.percent, "top5": found.top5.percent}
             for net, found in centre.items()
@@ -68,6 +70,6 @@ def _measured(row: PrintedErrors, nets: Mapping[str, Scores], method: str) -> di
 
 def _reading(method: str, rows: list[PrintedErrors], nets: Mapping[str, Scores]) -> dict[str, Any]:
     measured = [_measured(row, nets, method) for row in rows]
-    distances = [abs(one[f"difference_{key}"]) for one in measured for key in ("top1", "top5")]
+    distances = [abs(row[f"difference_{key}"]) for row in measured for key in ("top1", "top5")]
     mean = sum(distances) / len(distances)
     return {"reading": method, "what": READINGS[method], "mean_difference": mean, "rows": measured}

@@ -1,4 +1,4 @@
-"""Table 1 as a table, the network itself, its dense form, initialisation and warm start.
+"""Table 1, the network, its dense form, initialisation, warm start and weight files.
 
 Nothing is imported here, so that ``vggrepro.models.table1`` and ``vggrepro.models.summary`` stay free of torch.
 """

@@ -1,9 +1,8 @@
-"""Boxes as a net predicts them: centre, width and height in place of edges (Appendix A), and the loss on them.
+"""The box encoding of localisation nets (Appendix A): centre, width and height instead of edges, and the loss on it.
 
-The net sees a window of crop x crop px, and all that it says of a box is in this window's frame. A number v of its
-last layer stands for crop * (v + 1) / 2 px, so that the window reaches from -1 to 1 in both directions and a box that
-fills it has width and height 1. (The paper does not say how it normalises coordinates.) A box may reach beyond the
-window, of which the net then sees a part.
+The net sees a window of crop x crop px, which is the frame of its boxes. An output v stands for crop * (v + 1) / 2 px,
+so the window spans -1 to 1 in both directions and a box that fills it has width and height 1. (The paper does not
+define its normalisation.) A box may extend beyond the window.
 """
 
 import torch
@@ -13,18 +12,15 @@ from vggrepro.models.table1 import BOX_NUMBERS
 
 
 def encode(edges: Tensor, crop: int) -> Tensor:
-    """(..., 4) centre x, centre y, width, height as a net of this crop predicts them, of boxes (..., 4) in px.
-
-    Boxes are left, top, right, bottom, from the left upper corner of the window.
-    """
+    """Encodes edges in px of the window as (centre x, centre y, width, height), shape (..., 4)."""
     low, high = edges[..., :2], edges[..., 2:]
     return torch.cat([(low + high) / 2, high - low], dim=-1) * (2 / crop) - 1
 
 
 def decode(numbers: Tensor, crop: int) -> Tensor:
-    """(..., 4) left, top, right, bottom in px of the window, of what a net predicts; the inverse of :func:`encode`.
+    """Decodes outputs (..., 4) to (left, top, right, bottom) in px of the window; the inverse of :func:`encode`.
 
-    A width or a height below zero, which a net may predict, becomes zero.
+    Negative widths and heights become zero.
     """
     px = (numbers + 1) * (crop / 2)
     centre, half = px[..., :2], px[..., 2:].clamp(min=0) / 2
@@ -32,10 +28,9 @@ def decode(numbers: Tensor, crop: int) -> Tensor:
 
 
 def of_classes(outputs: Tensor, classes: Tensor) -> Tensor:
-    """(N, K, 4, ...) the boxes of K classes each, from a last layer's outputs (N, 4 or 4 * classes, ...).
+    """Selects the boxes of K classes per image, shape (N, K, 4, ...), from outputs (N, 4 or 4 * classes, ...).
 
-    `classes` (N, K) are class numbers, which a net that predicts one box for all (SCR) takes no notice of. Behind the
-    second, both may have the same places of a map.
+    `classes` (N, K) are class numbers, which are ignored if all classes share a box (SCR). Trailing axes are kept.
     """
     boxes = outputs.unflatten(1, (-1, BOX_NUMBERS))
     if boxes.shape[1] == 1:
@@ -45,12 +40,9 @@ def of_classes(outputs: Tensor, classes: Tensor) -> Tensor:
 
 
 def euclidean_loss(outputs: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
-    """Sum over N images of half the squared distance between a box (4 numbers) and what is predicted for its class.
+    """Computes half the squared distance between encoded boxes (N, 4) and outputs, summed over N images.
 
-    Args:
-        outputs: (N, 4) or, with a box for each class, (N, 4 * classes); the other classes' boxes do not count.
-        targets: (N, 4) as of :func:`encode`.
-        labels: (N,) class numbers.
+    Outputs have shape (N, 4) or (N, 4 * classes), of which only the boxes of the labels (N,) count.
     """
     predicted = of_classes(outputs, labels[:, None])[:, 0]
     return (predicted - targets).square().sum() / 2

@@ -1,4 +1,4 @@
-"""Caffe models: the authors' own files, and any other of Table 1's nets with the same names of layers."""
+"""Reader of Caffe models: the authors' files, and other nets of Table 1 with the same layer names."""
 
 import math
 import mmap
@@ -15,29 +15,26 @@ from torch import Tensor
 from vggrepro.models.table1 import Architecture
 
 Layers = dict[str, tuple[NDArray[Any], NDArray[Any]]]
-"""(weight, bias) of conv1_1, ..., fc8.
+"""Weight and bias of conv1_1, ..., fc8 by name.
 
-A convolution's weight is (out, in, k, k), conv1_1's input BGR. A fully-connected layer's is (out, in), fc6's inputs in
-the order channel, row, column, as in torch. Leading axes of length 1, which old files have, are dropped.
+The weight of a convolution has shape (out, in, k, k), with BGR input for conv1_1. That of a fully-connected layer has
+shape (out, in), with fc6's inputs in the order channel, row, column, as in torch. Old files have leading axes of length
+1.
 """
 
-# Caffe's files are protocol buffers. Of caffe.proto, these field numbers matter here:
-_GENERATIONS = {  # of layers: the field of NetParameter that holds them; their name, blobs and V0LayerParameter
+# Caffe's files are protocol buffers. These are the field numbers of caffe.proto used here.
+_GENERATIONS = {  # the field of NetParameter that has the layers; their fields name, blobs and V0LayerParameter
     "LayerParameter": (100, (1, 7)),
     "V1LayerParameter": (2, (4, 6, 1)),
 }
 _BLOB_OLD_SHAPE = (1, 2, 3, 4)  # num, channels, height, width
 _BLOB_DATA, _BLOB_SHAPE, _BLOB_DOUBLE = 5, 7, 8
 _SHAPE_DIM = 1
-_MOST_DIMENSIONS = 8
+_MAX_DIMENSIONS = 8
 
 
 def read_layers(file: Path) -> tuple[Layers, str]:
-    """The layers of a Caffe model that have weights, and the generation of its messages.
-
-    Raises:
-        ValueError: the file is torn, or no Caffe model.
-    """
+    """Reads the layers with weights, and the generation of their messages. Raises ValueError for any other file."""
     with file.open("rb") as opened:
         if os.fstat(opened.fileno()).st_size == 0:
             raise ValueError("it is empty")
@@ -48,28 +45,23 @@ def read_layers(file: Path) -> tuple[Layers, str]:
         for message in _fields(content, number)[0]:
             names, blobs, *oldest = _fields(message, *numbers)
             if any(oldest):
-                raise ValueError("it is of Caffe's oldest form; bring it up to date with Caffe's upgrade tool")
+                raise ValueError("it has Caffe's oldest format; convert it with Caffe's upgrade tool")
             if not blobs:
                 continue
             name = bytes(names[-1]).decode() if names else ""
             if len(blobs) != 2 or name in layers:
-                raise ValueError(f"layer {name!r} has {len(blobs)} blobs, or stands twice")
+                raise ValueError(f"layer {name!r} has {len(blobs)} blobs or occurs twice")
             layers[name] = _blob(blobs[0]), _blob(blobs[1])
             generations[generation] = True
     if not layers:
-        raise ValueError("no layer with weights in it: not a Caffe model, nor any other format that is read here")
+        raise ValueError("it has no layer with weights: not a Caffe model or another supported format")
     return layers, ", ".join(generations)
 
 
-def state_of(layers: Layers, built: Architecture) -> dict[str, Tensor]:
-    """The state dict of a net, or of those of its layers that are given, from Caffe's layers by name.
-
-    Args:
-        layers: as in `Layers`.
-        built: the net.
-    """
+def state_of(layers: Layers, architecture: Architecture) -> dict[str, Tensor]:
+    """Converts Caffe's layers by name to the state dict of `architecture`, without layers that are missing."""
     state = {}
-    for layer in built.layers():
+    for layer in architecture.layers():
         if layer.name not in layers:
             continue
         weight, bias = layers[layer.name]
@@ -90,13 +82,13 @@ def _blob(message: memoryview) -> NDArray[Any]:
     else:
         shape = [_varint(parts[-1], 0)[0] if parts else 0 for parts in old_shape]
     data = np.frombuffer(b"".join(doubles or floats), "<f8" if doubles else "<f4")
-    if len(shape) > _MOST_DIMENSIONS or math.prod(shape) != len(data):
-        raise ValueError(f"a blob of shape {shape[:_MOST_DIMENSIONS]} holds {len(data)} numbers")
+    if len(shape) > _MAX_DIMENSIONS or math.prod(shape) != len(data):
+        raise ValueError(f"a blob of shape {shape[:_MAX_DIMENSIONS]} holds {len(data)} numbers")
     return data.reshape(shape)
 
 
 def _fields(message: memoryview, *numbers: int) -> list[list[memoryview]]:
-    """The bytes of all fields of each of these numbers."""
+    """Returns the contents of all fields with each of these numbers."""
     found: dict[int, list[memoryview]] = {number: [] for number in numbers}
     at = 0
     while at < len(message):
@@ -110,9 +102,9 @@ def _fields(message: memoryview, *numbers: int) -> list[list[memoryview]]:
         elif wire in (1, 5):
             end = at + (8 if wire == 1 else 4)
         else:
-            raise ValueError("not a Caffe model, nor any other format that is read here")
+            raise ValueError("it is not a Caffe model or another supported format")
         if end > len(message):
-            raise ValueError("it ends too early, or is of no format that is read here")
+            raise ValueError("it is truncated or has an unsupported format")
         if number in found:
             found[number].append(message[at:end])
         at = end
@@ -120,17 +112,18 @@ def _fields(message: memoryview, *numbers: int) -> list[list[memoryview]]:
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    whole = 0
+    """Decodes an integer, and returns the position behind it."""
+    number = 0
     for place, byte in enumerate(message[at : at + 10]):
-        whole |= (byte & 0x7F) << 7 * place
+        number |= (byte & 0x7F) << 7 * place
         if byte < 0x80:
-            return whole, at + place + 1
-    raise ValueError("it ends too early, or is of no format that is read here")
+            return number, at + place + 1
+    raise ValueError("it is truncated or has an unsupported format")
 
 
 def _integers(part: memoryview) -> Iterator[int]:
-    """Of a repeated field, packed or not."""
+    """Yields the integers of a repeated field, packed or not."""
     at = 0
     while at < len(part):
-        whole, at = _varint(part, at)
-        yield whole
+        number, at = _varint(part, at)
+        yield number

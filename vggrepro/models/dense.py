@@ -1,4 +1,4 @@
-"""The net on whole, uncropped images: fully-connected layers as convolutions over the same weights (Section 3.2)."""
+"""Application to uncropped images: fully-connected layers become convolutions with the same weights (Section 3.2)."""
 
 import torch
 import torch.nn.functional as F
@@ -10,22 +10,22 @@ from vggrepro.models.vgg import VGG
 
 
 def score_map(net: VGG, images_NCHW: Tensor, *, ceil: bool = False, pixels_at_once: int | None = None) -> Tensor:
-    """Class scores (logits) at every place of the images; the net must be in eval mode.
+    """Computes class scores (logits) at every position of the images.
 
-    fc6 becomes a convolution of ``fc6_kernel`` x ``fc6_kernel`` (7x7 in the paper), fc7 and fc8 of 1x1, none padded.
-    Their weights are views of the net's own.
+    fc6 becomes an unpadded convolution of ``fc6_kernel`` x ``fc6_kernel`` (7x7 in the paper), fc7 and fc8 of 1x1, whose
+    weights are views of the net's.
 
     Args:
-        net: the network.
-        images_NCHW: (N, 3, H, W) with H and W at least ``crop``.
-        ceil: pooling rounds up, as Caffe's does: a last single row or column is pooled too. Otherwise it rounds down.
-        pixels_at_once: most N * H * W for which the convolutions run in one piece. Above it they run in overlapping
-            strips of the images' longer side, which give the same maps up to rounding in bounded memory. A strip
-            holds at least one place with its receptive field, whatever the bound.
+        net: Network in eval mode.
+        images_NCHW: Images of shape (N, 3, H, W), with H and W at least ``crop``.
+        ceil: Whether pooling rounds up, as in Caffe, so that a single last row or column is pooled as well.
+        pixels_at_once: Limit on N * H * W. Above it, the convolutions run on overlapping strips of the longer side,
+            which give the same maps up to rounding in less memory. A strip has at least a position with its receptive
+            field.
 
     Returns:
-        (N, classes, H // stride - fc6_kernel + 1, W // stride - fc6_kernel + 1), or larger by one where ``ceil`` pools
-        a remainder.
+        Scores of shape (N, classes, H // stride - fc6_kernel + 1, W // stride - fc6_kernel + 1); with ``ceil``, a
+        remainder adds one.
 
     Raises:
         UserError: an image side is smaller than ``crop``, or the net has no fully-connected layers.
@@ -36,17 +36,24 @@ def score_map(net: VGG, images_NCHW: Tensor, *, ceil: bool = False, pixels_at_on
 
 
 def feature_map(net: VGG, images_NCHW: Tensor, *, ceil: bool = False, pixels_at_once: int | None = None) -> Tensor:
-    """The activations of the last hidden layer at every place (Appendix B): fc7's, after its ReLU.
+    """Computes the activations of the last hidden layer at every position (Appendix B); see ``score_map``.
 
-    (N, fc_units, h, w) of the score map's h and w; of a net without fully-connected layers the last pooling map,
-    (N, channels, H // stride, W // stride). Raises UserError for an image that is too small; see ``score_map``.
+    Returns:
+        fc7 after its ReLU, shape (N, fc_units, h, w) with the score map's h and w. For a net without fully-connected
+        layers the last pooling map, shape (N, channels, H // stride, W // stride).
+
+    Raises:
+        UserError: an image is too small.
     """
     assert not net.training, "dense evaluation of a net in training mode"
     smallest, kernel = net.architecture.smallest_side, net.architecture.fc6_kernel
     height, width = images_NCHW.shape[-2:]
     if min(height, width) < smallest:
-        what = f"this net's crop of {smallest}" if net.architecture.fully_connected else f"its stride of {smallest}"
-        raise UserError(f"images of {height}x{width} pixels: smaller than {what}; rescale to Q >= {smallest}")
+        what = "crop" if net.architecture.fully_connected else "stride"
+        raise UserError(
+            f"images of {height}x{width} pixels are smaller than the net's {what} of {smallest}; rescale to "
+            f"Q >= {smallest}"
+        )
     if pixels_at_once is None or len(images_NCHW) * height * width <= pixels_at_once:
         maps = _features(net, images_NCHW, ceil)
     else:
@@ -59,11 +66,7 @@ def feature_map(net: VGG, images_NCHW: Tensor, *, ceil: bool = False, pixels_at_
 
 
 def class_scores(net: VGG, images_NCHW: Tensor, *, ceil: bool = False, pixels_at_once: int | None = None) -> Tensor:
-    """The score map's spatial mean: logits of shape (N, classes), of which the caller takes the softmax.
-
-    Raises:
-        UserError: as ``score_map``, which also explains the arguments.
-    """
+    """Computes the spatial mean of the score map: logits of shape (N, classes). See ``score_map``."""
     return score_map(net, images_NCHW, ceil=ceil, pixels_at_once=pixels_at_once).mean(dim=(2, 3))
 
 
@@ -77,20 +80,20 @@ def _features(net: VGG, images_NCHW: Tensor, ceil: bool) -> Tensor:
 
 
 def _features_in_strips(net: VGG, images_NCHW: Tensor, ceil: bool, pixels_at_once: int) -> Tensor:
-    """The last pooling map, computed from strips that each hold the whole receptive field of their places."""
+    """Computes the last pooling map from strips that contain the full receptive field of their positions."""
     stride = net.architecture.stride
     across, along = sorted(images_NCHW.shape[-2:])
     axis = 2 if images_NCHW.shape[2] == along else 3
-    places = -(-along // stride) if ceil else along // stride
+    positions = -(-along // stride) if ceil else along // stride
     low, high = net.architecture.receptive_field(0, 0)
     margin = high - low + stride  # both sides, and the alignment of the strip's start
     step = max(1, (pixels_at_once // (len(images_NCHW) * across) - margin) // stride)
     strips = []
-    for first in range(0, places, step):
-        last = min(first + step, places) - 1
+    for first in range(0, positions, step):
+        last = min(first + step, positions) - 1
         low, high = net.architecture.receptive_field(first, last)
-        start = max(0, low // stride * stride)  # pooling windows must lie as in the whole image
-        stop = along if last == places - 1 else min(along, high + 1)
+        start = max(0, low // stride * stride)  # aligns pooling windows with those of the full image
+        stop = along if last == positions - 1 else min(along, high + 1)
         maps = _features(net, images_NCHW.narrow(axis, start, stop - start), ceil)
         strips.append(maps.narrow(axis, first - start // stride, last - first + 1))
     return torch.cat(strips, dim=axis)

@@ -1,4 +1,4 @@
-"""Random initialisation (Section 3.1)."""
+"""Random initialisation of nets (Section 3.1)."""
 
 import hashlib
 import math
@@ -16,22 +16,22 @@ from vggrepro.paper import value
 
 @torch.no_grad()
 def init_weights(net: VGG, scheme: Scheme, seed: int) -> None:
-    """Set every parameter and buffer of ``net``; biases become 0, batch norm the identity.
+    """Initialises all parameters and buffers of ``net``; biases become 0, batch norm the identity.
 
     Schemes:
-        paper: N(0, std 0.01). The printed "variance" of 0.01 cannot have been meant: see the next.
-        paper_literal_variance: N(0, std 0.1), for demonstration: the scores of A reach about 1e8.
-        glorot_uniform: the paper's post-submission remark, which makes the warm start unnecessary.
+        paper: N(0, std 0.01). The printed "variance" of 0.01 must be an error, as the next scheme shows.
+        paper_literal_variance: N(0, std 0.1), a demonstration: the scores of A reach about 1e8.
+        glorot_uniform: Glorot's, which makes the warm start unnecessary by the paper's post-submission remark.
         kaiming: torchvision's: N(0, 2 / fan_out) for convolutions, N(0, std 0.01) for fully-connected layers.
 
-    The draws of a layer depend only on ``seed``, its name and its shape: the same layer starts alike in every net and
-    on every device, and torch's global generator is left alone.
+    The draws of a layer depend only on ``seed``, its name and its shape, so the same layer starts alike in every net
+    and on every device. Torch's global generator is not used.
 
     Raises:
-        UserError: no such scheme.
+        UserError: the scheme is unknown.
     """
     if scheme not in get_args(Scheme):
-        raise UserError(f"init scheme {scheme!r}: not known; choose from {', '.join(get_args(Scheme))}")
+        raise UserError(f"init scheme {scheme!r} is unknown; choose from {', '.join(get_args(Scheme))}")
     if scheme == "paper_literal_variance":
         warnings.warn("init scheme paper_literal_variance overflows the loss; it is a demonstration", stacklevel=2)
     for name, module in net.named_layers().items():

@@ -1,4 +1,4 @@
-"""Nets as ONNX files, through torch's exporter, which needs the packages onnx and onnxscript (the extra `onnx`)."""
+"""ONNX export by torch's exporter, which needs the packages onnx and onnxscript (the extra `onnx`)."""
 
 import json
 import warnings
@@ -14,11 +14,11 @@ from vggrepro.models.dense import score_map
 from vggrepro.models.table1 import require_class_scores
 from vggrepro.models.vgg import VGG
 
-_MOST_BYTES = 2**31  # of a protocol buffer
+_MAX_BYTES = 2**31  # of a protocol buffer
 
 
 class _Dense(nn.Module):
-    """The net on whole images (Section 3.2): class scores, and the map that they are the mean of."""
+    """The net on full images (Section 3.2): class scores, and the score map that they average."""
 
     def __init__(self, net: VGG) -> None:
         super().__init__()
@@ -30,30 +30,27 @@ class _Dense(nn.Module):
 
 
 def to_onnx(net: VGG, described: Mapping[str, Any], *, dense: bool) -> torch.onnx.ONNXProgram:
-    """A net in eval mode as ONNX, fp32, with `described` as JSON, and the `form`, in its metadata.
+    """Exports a net in eval mode as fp32 ONNX, with `described` as JSON and the `form` in the metadata.
 
-    The input `images` is (batch, 3, crop, crop), for the dense form (batch, 3, height, width) from crop upwards: pixels
-    as the preprocessing has them, the mean subtracted, divided by the standard deviation. Outputs are logits: `scores`
-    (batch, classes), and for the dense form also the `score_map` (batch, classes, height // stride - fc6_kernel + 1,
-    width // stride - fc6_kernel + 1) that they are the mean of.
-
-    Raises:
-        UserError: the exporter's packages are missing, the net is larger than an ONNX file can be, or it has no class
-            scores.
+    The input `images`, after subtraction of the mean and division by the standard deviation, has shape (batch, 3, crop,
+    crop), in the dense form (batch, 3, height, width) with sides of at least crop. The outputs are logits: `scores`
+    (batch, classes), in the dense form also the `score_map` (batch, classes, height // stride - fc6_kernel + 1,
+    width // stride - fc6_kernel + 1) that they average. Raises UserError if packages or class scores are missing, or
+    the net is too large for an ONNX file.
     """
     require_class_scores(net.architecture)
     if missing := [package for package in ("onnx", "onnxscript") if find_spec(package) is None]:
         raise UserError(f"ONNX export needs {' and '.join(missing)}; install with: pip install {' '.join(missing)}")
-    if (size := sum(4 * tensor.numel() for tensor in net.state_dict().values())) >= _MOST_BYTES:
-        raise UserError(f"the net's {size} bytes are too many for one ONNX file; export it as .safetensors")
+    if (size := sum(4 * tensor.numel() for tensor in net.state_dict().values())) >= _MAX_BYTES:
+        raise UserError(f"the net's {size} bytes are too many for an ONNX file; export it as .safetensors")
     crop, batch = net.architecture.crop, torch.export.Dim("batch")
     axes = {0: batch}
     if dense:
         axes |= {axis: torch.export.Dim(name, min=crop) for axis, name in ((2, "height"), (3, "width"))}
-    # No length is 1, and height and width differ: the exporter would take that for a property of the net.
+    # No axis has length 1 and height and width differ, or the exporter would specialise the net on it.
     images = torch.zeros(2, 3, *((crop + 1, crop + 2) if dense else (crop, crop)))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's, about itself
+        warnings.simplefilter("ignore")  # the exporter warns about its internals
         program = torch.onnx.export(
             _Dense(net).eval() if dense else net,
             (images,),

@@ -1,4 +1,4 @@
-"""The arithmetic of nets on a device: float32, TF32 or bfloat16, and whose kernels convolve."""
+"""Arithmetic of nets on a device: float32, TF32 or bfloat16, and the choice of cuDNN's kernels."""
 
 import torch
 
@@ -6,18 +6,18 @@ from vggrepro.config.settings import Cudnn, Precision
 
 
 def set_arithmetic(device: torch.device, precision: Precision, cudnn: Cudnn = "deterministic") -> None:
-    """Sets what holds for the whole process on CUDA; to be called before the work begins. Nothing on a CPU.
+    """Sets process-wide switches on CUDA before the first computation; does nothing on a CPU.
 
-    With `benchmark` cuDNN times its kernels at the first sight of a shape and keeps the fastest, which need not be the
-    same in the next process; `deterministic` are always the same ones, of those that add in the same order each time.
+    With `benchmark`, cuDNN times its kernels for each new shape and uses the fastest, which may differ in the next
+    process. With `deterministic`, it always uses the same kernels, which add in the same order each time.
     """
     if device.type == "cuda":
-        # The switches of old: torch's newer `fp32_precision` must not be mixed with them, and its compiler reads these.
+        # Torch's newer `fp32_precision` must not be mixed with these older switches, which its compiler reads.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
         torch.backends.cudnn.benchmark = cudnn == "benchmark"
         torch.backends.cudnn.deterministic = cudnn == "deterministic"
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Around a forward pass: in bfloat16 where that is the precision; weights stay float32."""
+    """Returns the context of a forward pass: bfloat16 if that is the precision; weights stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

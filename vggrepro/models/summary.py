@@ -11,9 +11,9 @@ from vggrepro.paper import facts
 
 
 def summarise(nets: Sequence[Architecture]) -> list[dict[str, Any]]:
-    """One dictionary per net: its geometry, totals and ``layers`` (the fields of ``table1.Layer``).
+    """Returns geometry, totals and ``layers`` (the fields of ``table1.Layer``) of each net.
 
-    ``parameters_printed`` is Table 2's figure in millions, or None where the net is not the paper's.
+    ``parameters_printed`` is Table 2's figure in millions, or None if the net is not the paper's.
     """
     return [
         {
@@ -35,7 +35,7 @@ def summarise(nets: Sequence[Architecture]) -> list[dict[str, Any]]:
 
 
 def render(nets: Sequence[Architecture]) -> Table:
-    """For the terminal: the layers of a single net, or one row a net (Table 2)."""
+    """Renders the layers of a single net, or a row per net (Table 2), for the terminal."""
     return _layers_table(nets[0]) if len(nets) == 1 else _nets_table(nets)
 
 
@@ -78,6 +78,6 @@ def _nets_table(nets: Sequence[Architecture]) -> Table:
 
 
 def _printed_millions(net: Architecture) -> int | None:
-    """Table 2's figure, if ``net`` is a column of Table 1 in the paper's geometry."""
+    """Returns Table 2's figure if ``net`` is a column of Table 1 in the paper's geometry."""
     printed = facts().parameters_printed_millions.get(net.name)
     return printed if printed and net.layers() == architecture(net.name).layers() else None

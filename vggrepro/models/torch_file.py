@@ -1,4 +1,4 @@
-"""What `torch.save` has written, read without executing anything."""
+"""Reader of `torch.save` files that executes nothing."""
 
 import pickle
 import warnings
@@ -10,7 +10,7 @@ import torch
 
 
 class _Placeholders(type):
-    """Makes torch fill a placeholder as it fills dicts, which many trainers' settings derive from."""
+    """Makes torch fill placeholders like dicts, which the settings of many trainers derive from."""
 
     def __eq__(cls, other: object) -> bool:
         return other is cls or other is dict
@@ -19,7 +19,7 @@ class _Placeholders(type):
 
 
 class _Placeholder(metaclass=_Placeholders):
-    """Stands for what a file names: takes whatever it is made of, forgets it, and does nothing."""
+    """Replaces a class or function that a file names: accepts any state, discards it and does nothing."""
 
     def __new__(cls, *_: object) -> Any:
         return object.__new__(cls)
@@ -32,29 +32,23 @@ class _Placeholder(metaclass=_Placeholders):
 
 
 def read_torch(file: Path, *, placeholders: bool = False) -> Any:
-    """The content of a file of tensors and plain values, on the CPU.
+    """Reads a file of tensors and plain values, in the zip format or the older one, to the CPU.
 
-    Args:
-        file: what was written, zipped or in the older form.
-        placeholders: take a zipped file, too, that holds more. For each class or function that it names beside tensors
-            there is one of ours, of the same name, which imports and does nothing.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is torn, or holds something else, which would have to be executed.
-        Exception: damaged bytes provoke whatever they happen to say.
+    With `placeholders`, a zip file may have other contents: each class or function that it names is replaced by a
+    placeholder of that name, which imports and does nothing. Raises ValueError for contents that would have to be
+    executed, and exceptions of any kind for damaged bytes.
     """
-    zipped = zipfile.is_zipfile(file)  # all but files of before 2020; torch.load itself does not look at the checksums
-    if zipped:
+    zipped = zipfile.is_zipfile(file)  # all files since 2020
+    if zipped:  # torch.load does not verify the checksums
         with zipfile.ZipFile(file) as archive:
             if damaged := archive.testzip():
                 raise ValueError(f"checksum of {damaged}")
-    with warnings.catch_warnings(action="ignore"):  # about unusual pickles; an error says it in one line
+    with warnings.catch_warnings(action="ignore"):  # about unusual pickles; errors are one line
         try:
             named = torch.serialization.get_unsafe_globals_in_checkpoint(file) if placeholders and zipped else []
             with torch.serialization.safe_globals([(_Placeholders(name, (_Placeholder,), {}), name) for name in named]):
                 return torch.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:  # whose text recommends to execute what is in the file
+        except pickle.UnpicklingError:  # its text recommends executing the file
             raise ValueError(
-                "it is cut off, or holds more than tensors and plain values, and that is not executed"
+                "it is truncated, or has contents other than tensors and plain values, which are not executed"
             ) from None

@@ -12,14 +12,14 @@ from vggrepro.models.table1 import IMAGE_CHANNELS, Architecture, require_class_s
 from vggrepro.paper import value
 
 DropoutMasks = tuple[Tensor, Tensor]
-"""For fc6 and fc7, each bool of shape (N, FC units): True keeps the unit."""
+"""Dropout masks of fc6 and fc7: bool tensors of shape (N, FC units), True for units to keep."""
 
 
 class VGG(nn.Module):
-    """Table 1's net with ReLU after every hidden layer and dropout after fc6 and fc7 (Sections 2.1, 3.1).
+    """A net of Table 1, with ReLU after every hidden layer and dropout after fc6 and fc7 (Sections 2.1, 3.1).
 
-    The state-dict keys of A, B, D and E are those of torchvision's vgg11, vgg13, vgg16 and vgg19 (``_bn`` with batch
-    norm). Weights are torch's defaults until ``init_weights`` or ``load_state_dict`` sets them.
+    A, B, D and E have the state-dict keys of torchvision's vgg11, vgg13, vgg16 and vgg19 (``_bn`` with batch norm).
+    Weights are torch's defaults until ``init_weights`` or ``load_state_dict`` sets them.
     """
 
     def __init__(self, architecture: Architecture) -> None:
@@ -51,38 +51,41 @@ class VGG(nn.Module):
 
     @property
     def fc_widths(self) -> tuple[int, int]:
-        """Units of fc6 and fc7: what a dropout mask has to cover."""
+        """Units of fc6 and fc7, the widths of the dropout masks."""
         return self.architecture.fc_units, self.architecture.fc_units
 
     def named_layers(self) -> dict[str, nn.Module]:
-        """The layers with parameters under the paper's names: conv1_1, [bn1_1], ..., fc6, fc7, fc8."""
+        """Returns the layers with parameters by the paper's names: conv1_1, [bn1_1], ..., fc6, fc7, fc8."""
         return {layer.name: self.get_submodule(layer.key) for layer in self.architecture.layers() if layer.parameters}
 
     def compile_features(self, **options: Any) -> None:
-        """From now on the convolutional layers run compiled in training mode, with one graph for each shape of images.
+        """Compiles the convolutional layers for training, with a graph per shape of images.
 
-        Not the rest: hooks and the exchange of the FC layers' gradients stay outside, where they break no graph, and
-        these gradients are exchanged while the compiled part still goes backward. Options are torch.compile's.
+        The FC layers are not compiled: their hooks would break the graph, and their gradients are exchanged during the
+        backward pass of the compiled part. Options are torch.compile's.
         """
         self._compiled = torch.compile(self.features.forward, dynamic=False, **options)
 
     def forward(self, images_NCHW: Tensor, dropout_masks: DropoutMasks | None = None) -> Tensor:
-        """Class scores (logits) of shape (N, classes) for images of shape (N, 3, crop, crop); or boxes: `models.boxes`.
+        """Computes class scores or boxes.
 
-        In training mode ``dropout_masks`` replace nn.Dropout's own draws. Drawn outside for the global batch, they make
-        the trajectory independent of the number of ranks. In eval mode dropout is off and they are ignored.
+        Args:
+            images_NCHW: Images of shape (N, 3, crop, crop).
+            dropout_masks: Masks to use in training mode instead of nn.Dropout's draws. Drawn for the global batch, they
+                make the trajectory independent of the number of ranks.
+
+        Returns:
+            Logits of shape (N, classes), or boxes as in ``vggrepro.models.boxes``.
 
         Raises:
-            UserError: the images are not ``crop`` pixels high and wide; ``vggrepro.models.dense`` takes larger ones.
-            UserError: the net has no fully-connected layers.
+            UserError: the images have another size (``vggrepro.models.dense`` accepts larger ones), or the net has no
+                fully-connected layers.
         """
         require_class_scores(self.architecture)
         crop = self.architecture.crop
         height, width = images_NCHW.shape[-2:]
         if (height, width) != (crop, crop):
-            raise UserError(
-                f"images of {height}x{width} pixels: this net takes {crop}x{crop}; crop them, or evaluate densely"
-            )
+            raise UserError(f"images of {height}x{width} pixels must be {crop}x{crop}; crop them, or evaluate densely")
         features = self._compiled if self.training and self._compiled else self.features
         maps = torch.flatten(features(images_NCHW), 1)
         if dropout_masks is None or not self.training:

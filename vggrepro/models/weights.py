@@ -1,8 +1,7 @@
-"""Weight files of other programs: the authors' Caffe nets, MatConvNet's, torchvision's, timm's, safetensors, ONNX.
+"""Weight files of other programs: the authors' Caffe nets, MatConvNet, torchvision, timm, safetensors, ONNX.
 
-Whatever a file implies of order, range, mean and standard deviation of the pixels is brought into one form: RGB, grey
-levels 0-255, with the mean to subtract and the standard deviation to divide by beside the weights. Nothing in a file is
-executed.
+The preprocessing that a file implies is converted to a common form: RGB, values 0-255, with the mean to subtract and
+the standard deviation to divide by beside the weights. Nothing in a file is executed.
 """
 
 import hashlib
@@ -42,12 +41,12 @@ PREPROCESSING: Mapping[Preprocessing, dict[str, Any]] = MappingProxyType(
         },
     }
 )
-"""What a net's input is: grey levels, from which the mean is subtracted, divided by the standard deviation."""
+"""Input of a net: values 0-255, minus the mean, divided by the standard deviation."""
 
 ILSVRC_CLASSES_SHA256 = "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"
-"""Of the 1000 sorted WordNet ids, joined by newlines: the order of classes in the authors' nets and torchvision's."""
+"""Hash of the 1000 sorted WordNet ids, joined by newlines: the class order of the authors' nets and torchvision's."""
 
-_KNOWN = {  # by SHA-256, torchvision's files by its first digits, which their names repeat, MatConvNet's by MD5
+_KNOWN = {  # by SHA-256; torchvision's by its first digits, which their names contain; MatConvNet's by MD5
     "a6196bc498e45ea4cb2637114ae8db9410cf1556fd60a55ae93272371beba197": "the authors' VGG_ILSVRC_16_layers.caffemodel",
     "31b4c627c40c6ee151325f079b7ac557fddbd1f79af932888796127a4f4f6954": "the authors' VGG_ILSVRC_19_layers.caffemodel",
     "bbd30ac9": "torchvision's vgg11",
@@ -62,51 +61,49 @@ _KNOWN = {  # by SHA-256, torchvision's files by its first digits, which their n
     "f72d927587ca4c97fbd165ec9cb9997f": "imagenet-vgg-verydeep-16.mat",
     "106118b7cf60435e6d8e04f6a6dc3657": "imagenet-vgg-verydeep-19.mat",
 }
-_FEWEST_BLOCKS = 3
-"""Of a net that is recognised by its shapes: with two blocks B to E are one net, and A-LRN's first has A's tensors."""
+_MIN_BLOCKS = 3
+"""Fewest blocks of a net that is recognised by its shapes; with two, the tensors of B to E are alike."""
 _METADATA = "vggrepro"
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A net from a file of another program."""
+    """A net that was read from a file of another program."""
 
     model: dict[str, Any]
     """Arguments of `architecture`."""
     weights: dict[str, Tensor]
     """State dict of `VGG`, float32."""
     preprocessing: dict[str, Any]
-    """As in PREPROCESSING."""
+    """Preprocessing in the form of PREPROCESSING."""
     source: str
-    """The format, the file itself where its checksum is known, and which net of a checkpoint it is."""
+    """Format, name of the file if its checksum is known, and the net's key in a checkpoint."""
     sha256: str
-    """Of the file, hex."""
+    """SHA-256 of the file, hex."""
     classes: list[str] | None
-    """Names of the classes in order, where the file says them."""
+    """Names of the classes in order, if the file has them."""
     testing: dict[str, Any] | None = None
-    """S, single_Q, multi_Q and flip of the net's own configuration, where the file says them."""
+    """S, single_Q, multi_Q and flip of the net's configuration, if the file has them."""
 
 
 def read(
     file: Path, *, net: str | None = None, preprocessing: Preprocessing | None = None, key: str | None = None
 ) -> Imported:
-    """Reads a Caffe model, MatConvNet's, torchvision's or timm's state dict, plain or safetensors, told by its content.
+    """Reads a Caffe or MatConvNet model, or a state dict or checkpoint of torchvision, timm or another trainer.
 
-    So it reads checkpoints of other trainers, in which `net_in` finds the net.
-
-    Width, crop, classes and the number of blocks follow from the shapes, and so does the column of Table 1 unless `net`
-    names it. A file of the convolutions alone, or with nothing but NaN in the FC layers, gives a net without these.
+    The content determines the format. Width, crop, classes, blocks and the column of Table 1 follow from the shapes. A
+    file without FC layers, or with NaN in all of them, gives a net of convolutions only.
 
     Args:
-        file: the weights.
-        net: the column of Table 1 that the file must be of.
-        preprocessing: what the net's input was, where the file does not say it (MatConvNet's and those written here
-            do), in place of what the format implies: `paper` for Caffe models, `torchvision` for the others.
-        key: which net of a checkpoint that holds several, as the error and `Imported.source` name them.
+        file: Weight file.
+        net: Column of Table 1 that the file must contain. Default: any.
+        preprocessing: Input of the net, if the file does not describe it (MatConvNet's and those of :func:`write` do).
+            Default: `paper` for Caffe models, `torchvision` for the others.
+        key: Key of the net in a checkpoint of several, as in the error and `Imported.source`.
 
     Raises:
-        UserError: the file is missing, torn, hostile, of no format that is read here or of another net, it holds
-            numbers that are not finite, or several nets and `key` names none of them.
+        UserError: the file is missing, damaged, hostile, of an unsupported format or of another net, it has values
+            that are not finite, or it has several nets and `key` names none of them.
     """
     try:
         with file.open("rb") as opened:
@@ -122,15 +119,15 @@ def read(
     known = next((_KNOWN[digest] for digest in digests if digest in _KNOWN), "")
     implied: Preprocessing = "paper" if "the authors'" in known else "torchvision"
     described: dict[str, Any] = {}
-    several = False  # nets may lie in it
+    may_hold_several = False
     try:
         if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
-            tensors, source, several = read_torch(file, placeholders=True), "state dict of torch", True
+            tensors, source, may_hold_several = read_torch(file, placeholders=True), "state dict of torch", True
         elif head[8:9] == b"{":
             tensors, described = _read_safetensors(file)
-            source, several = "safetensors" + (" of this program" if described else ""), not described
+            source, may_hold_several = "safetensors" + (" of this program" if described else ""), not described
         elif head.startswith((b"\x89HDF", b"MATLAB 7.3")):
-            raise ValueError("HDF5, as of Keras and MATLAB 7.3, is not read here; convert it to .safetensors or .pth")
+            raise ValueError("HDF5, as of Keras and MATLAB 7.3, is not supported; convert it to .safetensors or .pth")
         elif head.startswith(b"MATLAB"):
             layers, mean = matconvnet.read_layers(file)
             tensors, source = _state_of_named(layers), "MatConvNet's net"
@@ -138,31 +135,31 @@ def read(
         else:
             layers, generation = caffe.read_layers(file)
             tensors, source, implied = _state_of_named(layers), f"Caffe model ({generation})", "paper"
-    except Exception as error:  # damaged bytes provoke whatever they happen to say
+    except Exception as error:  # damaged bytes can raise anything
         raise UserError(f"weights {file} cannot be read ({reason_of(error, 160)}); give another file") from None
 
-    account = ""
-    if several:
-        tensors, account = net_in(tensors, file, key)
+    details = ""
+    if may_hold_several:
+        tensors, details = net_in(tensors, file, key)
     elif key is not None:
         raise UserError(f"--key {key}: weights {file} hold a single net; leave --key out")
-    if odd := [name for name in tensors if not name.isprintable()]:
-        raise UserError(f"weights {file} cannot be read (a tensor is called {odd[0]!r}); give another file")
+    if unprintable := [name for name in tensors if not name.isprintable()]:
+        raise UserError(f"weights {file} cannot be read (a tensor is named {unprintable[0]!r}); give another file")
     fc = {name for name in tensors if name.startswith("classifier.")}
-    if all(tensors[name].isnan().all() for name in fc):  # as torchvision has them where it knows convolutions alone
+    if all(tensors[name].isnan().all() for name in fc):  # torchvision's form of files of convolutions only
         tensors = {name: tensor for name, tensor in tensors.items() if name not in fc}
     model, expected = _recognise(file, tensors, net, described.get("model"))
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise UserError(f"weights {file} are damaged: {name} holds numbers that are not finite; give another file")
-    if (blocks := model.get("blocks")) and not described:  # perhaps of a file that has lost the others
-        account += f", of the first {blocks} blocks of {model['net']} alone"
-    zero = torch.zeros(())  # of the batch counts that old files lack
+            raise UserError(f"weights {file} are damaged: {name} has values that are not finite; give another file")
+    if (blocks := model.get("blocks")) and not described:  # the file may have lost the others
+        details += f", of the first {blocks} blocks of {model['net']} alone"
+    zero = torch.zeros(())  # for the batch counts, which old files lack
     return Imported(
         model=model,
         weights={name: tensors.get(name, zero).to(meta.dtype, copy=True) for name, meta in expected.items()},
         preprocessing=dict(described.get("preprocessing") or PREPROCESSING[preprocessing or implied]),
-        source=source + (f", {known}" if known else "") + account,
+        source=source + (f", {known}" if known else "") + details,
         sha256=sha256,
         classes=described.get("classes"),
         testing=described.get("testing"),
@@ -179,20 +176,29 @@ def write(
     testing: Mapping[str, Any] | None = None,
     dense: bool = False,
 ) -> None:
-    """Writes a net as `.safetensors`, which carries all that :func:`read` needs, `.pth` or `.onnx`, all or nothing.
+    """Writes a net atomically as `.safetensors`, `.pth` or `.onnx`.
 
-    A `.pth` is a plain state dict, with torchvision's keys for A, B, D and E; it cannot say what its input is. An
-    `.onnx` says it in its metadata and is not read here; `dense` makes it the net for whole images of any size
-    (Section 3.2) in place of the net for one crop. `testing` says S, single_Q, multi_Q and flip of the net's own tests.
+    A `.safetensors` file has everything that :func:`read` needs. A `.pth` file is a plain state dict, with
+    torchvision's keys for A, B, D and E, and cannot describe its input. An `.onnx` file describes it in its metadata
+    and cannot be read back.
+
+    Args:
+        file: File to write; its suffix selects the format.
+        weights: State dict of `VGG`.
+        model: Arguments of `architecture`.
+        preprocessing: Preprocessing in the form of PREPROCESSING.
+        classes: Names of the classes in order.
+        testing: S, single_Q, multi_Q and flip of the net's tests.
+        dense: Whether an `.onnx` file has the net for images of any size (Section 3.2) instead of crops.
 
     Raises:
-        UserError: another suffix, `dense` with another suffix than `.onnx`, a file that cannot be written, or ONNX's
-            packages are missing.
+        UserError: the suffix is unknown or has no dense form, the file cannot be written, or ONNX's packages are
+            missing.
     """
     if file.suffix not in (".safetensors", ".pth", ".onnx"):
-        raise UserError(f"--out {file}: nets are written as .safetensors, .pth or .onnx; choose one of these suffixes")
+        raise UserError(f"--out {file} must end in .safetensors, .pth or .onnx; choose one of these suffixes")
     if dense and file.suffix != ".onnx":
-        raise UserError(f"--dense --out {file}: only .onnx has a dense form; give that suffix, or leave --dense out")
+        raise UserError(f"--dense --out {file} must end in .onnx; choose this suffix, or leave --dense out")
     described = {"model": dict(model), "preprocessing": dict(preprocessing), "classes": classes}
     described |= {"testing": dict(testing)} if testing else {}
     program = None
@@ -209,7 +215,7 @@ def write(
             else:
                 plain = {key: tensor.contiguous() for key, tensor in weights.items()}
                 temporary.touch()
-                mode = temporary.stat().st_mode  # the library lets nobody else read its file
+                mode = temporary.stat().st_mode  # the library denies others access to its file
                 save_file(plain, temporary, metadata={"format": "pt", _METADATA: json.dumps(described)})
                 temporary.chmod(mode)
                 _sort_metadata(temporary)
@@ -218,7 +224,7 @@ def write(
 
 
 def _sort_metadata(file: Path) -> None:
-    """Sorts the metadata of a safetensors file: the library leaves their order, and so its SHA-256, to chance."""
+    """Sorts the metadata of a safetensors file, whose random order would change its SHA-256."""
     with file.open("r+b") as opened:
         length = int.from_bytes(opened.read(8), "little")
         header = json.loads(opened.read(length))
@@ -237,9 +243,9 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except SafetensorError as error:
         raise ValueError(str(error)) from None
     described: dict[str, Any] = json.loads(metadata.get(_METADATA, "{}"))
-    if described:  # anybody may have written it
+    if described:  # may be hostile
         if missing := {"net", "classes", "crop", "width"} - described["model"].keys():
-            raise ValueError(f"it does not say the {min(missing)} of its net")
+            raise ValueError(f"its description of the net lacks {min(missing)}")
         architecture(**described["model"])
         preprocessing, classes = described["preprocessing"], described["classes"]
         colours = [float(part) for key in ("mean", "std") for part in preprocessing[key]]
@@ -249,53 +255,56 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if testing is not None and set(testing) != {"S", "single_Q", "multi_Q", "flip"}:
             raise ValueError(f"it describes its testing as {testing}")
         if classes is not None and not (isinstance(classes, list) and len(classes) == described["model"]["classes"]):
-            raise ValueError("it does not name as many classes as it has")
+            raise ValueError("it does not name all its classes")
     return tensors, described
 
 
 def _recognise(
     file: Path, tensors: Mapping[str, Tensor], net: str | None, described: dict[str, Any] | None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The net whose state dict this is, and its state dict on the meta device. Raises UserError, naming the nearest."""
+    """Returns the model of a state dict, and the model's state dict on the meta device.
+
+    Raises UserError, which names the nearest net.
+    """
     if described and net not in (None, described["net"]):
         raise UserError(
             f"weights {file} are of net {described['net']}, not {net}; leave --net out or give another file"
         )
-    misfits: list[tuple[int, int, str, str]] = []
+    mismatches: list[tuple[int, int, str, str]] = []
     for model in [described] if described else _candidates(file, tensors, net):
         with torch.device("meta"):
             expected = VGG(architecture(**model)).state_dict()
-        misfit = _misfit(tensors, expected)
-        if misfit is None:
+        mismatch = _mismatch(tensors, expected)
+        if mismatch is None:
             return model, expected
         shared = sum(name in tensors and tensors[name].shape == meta.shape for name, meta in expected.items())
         name = model["net"] + (f" of {model['blocks']} blocks" if model.get("blocks") else "")
-        misfits.append((shared, -len(expected.keys() ^ tensors.keys()), name, misfit))
-    *_, nearest, misfit = max(misfits, key=lambda found: found[:2])
-    what = f"are not of net {net}" if net else f"are of no net of Table 1; nearest is {nearest}"
-    raise UserError(f"weights {file} {f'do not fit net {nearest}' if described else what}: {misfit}; give another file")
+        mismatches.append((shared, -len(expected.keys() ^ tensors.keys()), name, mismatch))
+    *_, nearest, mismatch = max(mismatches, key=lambda found: found[:2])
+    what = f"are not of net {net}" if net else f"match no net of Table 1; nearest is {nearest}"
+    what = f"do not fit net {nearest}" if described else what
+    raise UserError(f"weights {file} {what}: {mismatch}; give another file")
 
 
 def _candidates(file: Path, tensors: Mapping[str, Tensor], net: str | None) -> Iterator[dict[str, Any]]:
-    """Table 1's columns, or `net` alone, in the geometry of these shapes. Raises UserError where they have none."""
+    """Yields Table 1's columns, or only `net`, with the geometry of these shapes. Raises UserError for other shapes."""
     fc6, fc8, first = (tensors.get(f"{key}.weight") for key in ("classifier.0", "classifier.6", "features.0"))
-    alone = not any(key.startswith("classifier.") for key in tensors)  # the convolutions
+    convolutions_only = not any(key.startswith("classifier.") for key in tensors)  # the convolutions
     complete = fc6 is not None and fc8 is not None and (fc6.ndim, fc8.ndim) == (2, 2)
-    if first is None or first.ndim != 4 or not (alone or complete):
+    if first is None or first.ndim != 4 or not (convolutions_only or complete):
         raise UserError(
-            f"weights {file} are of no net of Table 1 (no conv1_1, fc6 and fc8 among {len(tensors)} tensors: "
-            f"{', '.join(list(tensors)[:3])}, ...); give a VGG with its three fully-connected layers, or without all "
-            f"three"
+            f"weights {file} match no net of Table 1 (no conv1_1, fc6 and fc8 among {len(tensors)} tensors: "
+            f"{', '.join(list(tensors)[:3])}, ...); give a VGG with all three fully-connected layers or none"
         )
-    every = len(facts().architectures["A"])  # as in all columns
+    all_blocks = len(facts().architectures["A"])  # as in all columns
     nets = [net] if net else list(facts().architectures)
-    for blocks, name in product(range(every, _FEWEST_BLOCKS - 1, -1), nets):
+    for blocks, name in product(range(all_blocks, _MIN_BLOCKS - 1, -1), nets):
         model: dict[str, Any] = {
             "net": name,
             "batch_norm": any(key.endswith("running_mean") for key in tensors),
             "classes": value("classes") if fc8 is None else len(fc8),
             "width": len(first) / architecture(name).layers()[0].shape[0],
-        } | ({} if blocks == every else {"blocks": blocks})
+        } | ({} if blocks == all_blocks else {"blocks": blocks})
         last = architecture(**model, fully_connected=False)
         if fc6 is None:
             yield model | {"crop": architecture(name).fc6_kernel * last.stride, "fully_connected": False}
@@ -304,8 +313,8 @@ def _candidates(file: Path, tensors: Mapping[str, Tensor], net: str | None) -> I
             yield model | {"crop": max(1, side) * last.stride}
 
 
-def _misfit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
-    """The first tensor that is missing, too many or of another shape. Old files lack batch norm's batch counts."""
+def _mismatch(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+    """Describes the first tensor that is missing, unexpected or of another shape; batch counts may be missing."""
     for name, meta in expected.items():
         if name not in tensors:
             if name.endswith("num_batches_tracked"):
@@ -313,18 +322,18 @@ def _misfit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> st
             return f"{name} is missing"
         if tensors[name].shape != meta.shape:
             return f"{name} is {tuple(tensors[name].shape)} instead of {tuple(meta.shape)}"
-    more = sorted(tensors.keys() - expected.keys())
-    return f"it has no {more[0]}" if more else None
+    unexpected = sorted(tensors.keys() - expected.keys())
+    return f"{unexpected[0]} is unexpected" if unexpected else None
 
 
 def _state_of_named(layers: caffe.Layers) -> dict[str, Tensor]:
-    """State dict of the column of Table 1 that has layers of these names. Raises ValueError when none has."""
+    """Returns the state dict of the column of Table 1 with these layer names. Raises ValueError if none has them."""
     for net in facts().architectures:
         built = architecture(net)
         kernels = {layer.name: layer.kernel for layer in built.layers() if layer.parameters}
-        # C and D have the same names; their kernels differ.
+        # C and D have the same names but different kernels.
         if kernels.keys() == layers.keys() and all(
             kernel in (None, layers[name][0].shape[-1]) for name, kernel in kernels.items()
         ):
             return caffe.state_of(layers, built)
-    raise ValueError(f"its layers are of no net of Table 1: {', '.join(layers)}")
+    raise ValueError(f"its layers match no net of Table 1: {', '.join(layers)}")

@@ -1,1 +1,1 @@
-"""What the paper claims, tested."""
+"""The claims of the paper as statistical tests."""

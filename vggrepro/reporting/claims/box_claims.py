@@ -1,4 +1,4 @@
-"""What the paper claims in Appendix A, as paired tests on stored boxes. No torch.
+"""The claims of Appendix A as paired tests on stored boxes. No torch.
 
 The effect is the fall of the localisation error that a claim asserts, in points.
 """
@@ -20,7 +20,7 @@ def _statements(recipes: Mapping[Kind, Sequence[StoredRun]]) -> Iterator[Stateme
     coarse, fine = value("scales")
 
     def side(*nets: tuple[Kind, bool], method: str = DENSE) -> Side[NetsTest]:
-        """Nets (pooled where several), each at one Q or, where True, at several."""
+        """Returns a side of one net or of pooled nets, each at one Q or, if True, at several."""
         words = [
             f"{regression} ({fine_tune}) at S = {scale_text(S)}, {'several Q' if several else 'one Q'}"
             for (S, regression, fine_tune), several in nets
@@ -34,31 +34,31 @@ def _statements(recipes: Mapping[Kind, Sequence[StoredRun]]) -> Iterator[Stateme
         }
         return side_of_nets(f"{' + '.join(words)}: {method}", method, members)
 
-    def of_centre(regression: str, fine_tune: str) -> Side[NetsTest]:
+    def on_crop(regression: str, fine_tune: str) -> Side[NetsTest]:
         return side(((fine, regression, fine_tune), False), method=CENTRE)
 
-    def dense(S: Scale, *, several: bool = False) -> tuple[Kind, bool]:
+    def on_full_image(S: Scale, *, several: bool = False) -> tuple[Kind, bool]:
         return (S, "PCR", "all"), several
 
-    fc = of_centre("PCR", "fc")
+    fc = on_crop("PCR", "fc")
     text = "A box for each class is better than one for all: PCR and SCR, FC layers trained, centre crop"
-    yield Statement("A", text, fc, of_centre("SCR", "fc"))
+    yield Statement("A", text, fc, on_crop("SCR", "fc"))
     text = "Fine-tuning all layers is better than the FC layers alone: PCR, centre crop"
-    yield Statement("A", text, of_centre("PCR", "all"), fc)
+    yield Statement("A", text, on_crop("PCR", "all"), fc)
     for S in (coarse, fine):
         text = f"The whole image is better than its centre crop: PCR at S = {S}, the class given in both"
-        yield Statement("A", text, side(dense(S)), side(dense(S), method=CENTRE))
+        yield Statement("A", text, side(on_full_image(S)), side(on_full_image(S), method=CENTRE))
     text = f"The larger scale is better: S = {fine} and S = {coarse}, dense"
-    yield Statement("A", text, side(dense(fine)), side(dense(coarse)))
-    two = side(dense(fine, several=True))
-    yield Statement("A", f"Two test scales are better than one: S = {fine}", two, side(dense(fine)))
-    pooled = side(dense(coarse), dense(fine, several=True))
-    for S, alone in ((fine, two), (coarse, side(dense(coarse)))):
+    yield Statement("A", text, side(on_full_image(fine)), side(on_full_image(coarse)))
+    two = side(on_full_image(fine, several=True))
+    yield Statement("A", f"Two test scales are better than one: S = {fine}", two, side(on_full_image(fine)))
+    pooled = side(on_full_image(coarse), on_full_image(fine, several=True))
+    for S, alone in ((fine, two), (coarse, side(on_full_image(coarse)))):
         yield Statement("A", f"Two nets, their boxes pooled, are better than the one at S = {S}", pooled, alone)
 
 
 def check_box_claims(group: str, runs: Sequence[StoredRun], cache: BoxCache) -> list[Claim]:
-    """Every claim of Appendix A, tested where the runs of the group allow it. Raises UserError."""
+    """Returns every claim of Appendix A, tested if the runs of the group allow it. Raises UserError."""
     recipes = chosen_by(kind_of, (run for run in runs if run.net == value("localisation_net")))
     return [_check(group, statement, cache) for statement in _statements(recipes)]
 

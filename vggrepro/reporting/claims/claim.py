@@ -1,7 +1,7 @@
-"""A claim of the paper, and how it is tested: paired comparisons of stored tests, judged by one rule. No torch.
+"""Claims of the paper, tested by paired comparisons of stored results and judged by one rule. No torch.
 
-A claim compares two sides on the same images or samples, seed by seed. Its effect is what the side that the claim calls
-better gains, in points, with a 95 % interval; the margins of "does not help" and "about as good" are ours and stated.
+A claim compares two sides on the same images or samples, seed by seed. Its effect is the gain of the side that the
+claim calls better, in points, with a 95 % interval. The margin of "does not help" and "about as good" is ours.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Outcome = Literal["supported", "not supported", "undecided at this n", "not meas
 Test = TypeVar("Test")
 
 MARGIN = 0.5
-"""Points of top-1 error below which we call a gain none, or two nets about as good; the paper names no figure."""
+"""Gains below this many points of top-1 error count as none, and two nets as about as good. Not in the paper."""
 
 
 class Claim(BaseModel):
-    """One sentence of the paper, tested on the runs of one group."""
+    """A sentence of the paper, tested on the runs of a group."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -35,65 +35,65 @@ class Claim(BaseModel):
     claim: str
     verdict: Outcome
     effect: float | None = None
-    """Top-1 error, of Appendix A localisation error, of `worse` minus that of `better`, points; of Appendix B the
-    figure of `better` minus that of `worse`. With several pairs of seeds, the mean over them."""
+    """Gain of `better` over `worse` in points: the fall of the top-1 error, in Appendix A of the localisation error; in
+    Appendix B the rise of the score. With several pairs of seeds, their mean."""
     interval: tuple[float, float] | None = None
-    """95 %, over what `over` says."""
+    """95 % interval of the effect; `over` names its source of variation."""
     p_value: float | None = None
-    """Two-sided. One pair: McNemar's exact test, of Appendix B the bootstrap. Several: Student's t over the seeds, with
-    the spread of all nets at the same S together, or over the images the normal approximation."""
+    """Two-sided. For a single pair: McNemar's exact test, in Appendix B the bootstrap. For several pairs: Student's t
+    over the seeds with the pooled spread of all nets at the same S, or the normal approximation over the images."""
     over: Literal["images", "seeds"] | None = None
-    """What interval and p-value allow for: the choice of images, with these nets as they are; or training anew, too,
-    where nets differ and each was trained with several seeds."""
+    """Variation that interval and p-value allow for: the choice of images with these nets, or also retraining, if the
+    nets differ and each was trained with several seeds."""
     n: int | None = None
-    """Images."""
+    """Number of images."""
     seeds: int = 0
-    """Pairs of runs."""
+    """Number of pairs of runs."""
     spread: float | None = None
     """Sample standard deviation of the effect over the pairs, points."""
     better: str
-    """What the claim says is better: the runs with their protocol, or what is asked for where there are none."""
+    """The side that the claim calls better: its runs and protocol, or the runs it needs if there are none."""
     worse: str
     departures: int | None = None
-    """Settings in which the runs depart from the paper."""
+    """Number of settings in which the runs depart from the paper."""
     note: str = ""
 
     @property
     def heading(self) -> str:
-        """What the claim says of several nets or protocols."""
+        """First part of the claim, which several nets or protocols share."""
         return self.claim.partition(": ")[0]
 
     @property
     def subject(self) -> str:
-        """Of which it says so."""
+        """Second part of the claim: the nets or protocols."""
         return self.claim.partition(": ")[2]
 
 
 @dataclass(frozen=True)
 class Trial(Generic[Test]):
-    """What the runs of one seed have of a side."""
+    """A stored test by the runs of one seed."""
 
     seed: Hashable
     runs: Sequence[StoredRun]
     protocol: str
-    """In words."""
+    """Description of the protocol."""
     test: Test
-    """What is compared."""
+    """The test, as the comparison takes it."""
 
 
 @dataclass(frozen=True)
 class Side(Generic[Test]):
-    """One protocol of training and testing that a claim speaks of, in words, and its trials."""
+    """One side of a claim: a protocol of training and testing, and its trials."""
 
     words: str
     trials: Sequence[Trial[Test]]
     lacking: Sequence[str] = ()
-    """Of what there is no run."""
+    """Descriptions of the runs that are missing."""
 
 
 @dataclass(frozen=True)
 class Statement(Generic[Test]):
-    """A sentence of the paper and its two sides."""
+    """A sentence of the paper as two sides to compare."""
 
     section: str
     text: str
@@ -103,13 +103,13 @@ class Statement(Generic[Test]):
 
 
 Pair = tuple[Trial[Test], Trial[Test], Comparison]
-"""What the better and the worse side have of one seed, and the comparison of the worse with the better."""
+"""Trials of the better and the worse side with the same seed, and the comparison of the worse with the better."""
 
 
 def side_of_nets(
     words: str, method: str, nets: Mapping[str, tuple[Sequence[StoredRun], Callable[[StoredRun], tuple[int, ...]]]]
 ) -> Side[NetsTest]:
-    """A side of some nets together: for each, by its words, the runs (one a seed), and at which Q they are tested."""
+    """Returns a side of one or several nets: each has a description, runs (one per seed) and their test scales."""
     by_seed = [{run.config.run.seed: (run, Q_of(run)) for run in runs} for runs, Q_of in nets.values()]
     trials = []
     for seed in sorted(set.intersection(*map(set, by_seed))):
@@ -120,15 +120,15 @@ def side_of_nets(
 
 
 def pairs_of(statement: Statement[Test], compare: Callable[[Test, Test], Comparison | None]) -> list[Pair[Test]]:
-    """The trials of a statement's sides that can be compared, one pair a seed.
+    """Returns the comparable trials of a statement's sides, one pair per seed.
 
-    `compare` takes the test of the better side and that of the worse, and gives the comparison of the worse with the
-    better one, or None where they are not of the same images.
+    `compare(better, worse)` returns the comparison of the worse test with the better, or None for different images.
     """
     pairs: dict[Hashable, Pair[Test]] = {}
     for better, worse in product(statement.better.trials, statement.worse.trials):
-        alike = better.seed == worse.seed and better.seed not in pairs
-        if alike and (comparison := compare(better.test, worse.test)):
+        if better.seed != worse.seed or better.seed in pairs:
+            continue
+        if comparison := compare(better.test, worse.test):
             pairs[better.seed] = better, worse, comparison
     return list(pairs.values())
 
@@ -138,49 +138,57 @@ def claim_of(
     statement: Statement[Test],
     pairs: Sequence[Pair[Test]],
     unpaired: str,
-    whole: Comparison | None = None,
-    apart: SeedSpread | None = None,
+    pooled: Comparison | None = None,
+    retraining: SeedSpread | None = None,
 ) -> Claim:
-    """The claim of a statement, judged by its pairs; `unpaired` says why there are none. The rest as in `judge`."""
-    named: dict[str, Any] = {"group": group, "section": statement.section, "claim": statement.text}
+    """Returns a statement as a claim, judged by its pairs; `unpaired` is the note if there are none. See `judge`."""
+    common: dict[str, Any] = {"group": group, "section": statement.section, "claim": statement.text}
     if not pairs:
-        named |= {"better": statement.better.words, "worse": statement.worse.words}
-        return Claim(verdict="not measured", note=unpaired, **named)
+        common |= {"better": statement.better.words, "worse": statement.worse.words}
+        return Claim(verdict="not measured", note=unpaired, **common)
     better, worse, comparisons = zip(*pairs, strict=True)
     return Claim(
-        **judge(statement.asserted, comparisons, whole, apart),
-        better=_named(better),
-        worse=_named(worse),
+        **judge(statement.asserted, comparisons, pooled, retraining),
+        better=_describe(better),
+        worse=_describe(worse),
         departures=departures_of(run for trial in (*better, *worse) for run in trial.runs),
-        **named,
+        **common,
     )
 
 
-def _named(trials: Sequence[Trial[Test]]) -> str:
-    """The runs of all seeds, with the protocol."""
+def _describe(trials: Sequence[Trial[Test]]) -> str:
+    """Returns the names of the runs of all seeds, and the protocol."""
     runs = ", ".join(" + ".join(run.name for run in trial.runs) for trial in trials)
     return f"{runs}: {trials[0].protocol}"
 
 
 def judge(
-    asserted: Assertion, tests: Sequence[Comparison], whole: Comparison | None = None, apart: SeedSpread | None = None
+    asserted: Assertion,
+    tests: Sequence[Comparison],
+    pooled: Comparison | None = None,
+    retraining: SeedSpread | None = None,
 ) -> dict[str, Any]:
-    """What a claim's paired tests, one a seed, say of it: verdict, effect, interval, p_value, over, n, seeds, spread.
+    """Judges a claim by its paired tests, comparisons of the worse side with the better one, one per seed.
 
-    Each compares the side that is said to be worse with the better one. `whole` is the comparison of all seeds
-    together, where both sides are the same nets; `apart` how far other seeds would move the effect, where that is
-    known from more nets than these.
+    Args:
+        asserted: What the claim asserts of the better side.
+        tests: The comparisons.
+        pooled: Comparison of all seeds together, if both sides are the same nets.
+        retraining: Spread of the effect over other seeds, if known from more nets than these.
+
+    Returns:
+        The fields verdict, effect, interval, p_value, over, n, seeds and spread of a :class:`Claim`.
     """
     effects = [test.difference for test in tests]
     effect = statistics.mean(effects)
     spread = statistics.stdev(effects) if len(effects) > 1 else None
-    if spread is None or whole:
-        all_of_it = whole or tests[0]
-        over, interval, p_value = "images", all_of_it.interval, all_of_it.p_value
+    if spread is None or pooled:
+        comparison = pooled or tests[0]
+        over, interval, p_value = "images", comparison.interval, comparison.p_value
     else:
         over = "seeds"
-        moved = apart or SeedSpread(spread**2, len(effects) - 1).of_mean(len(effects))
-        interval, p_value = moved.interval(effect), moved.p_value(effect)
+        retraining = retraining or SeedSpread(spread**2, len(effects) - 1).of_mean(len(effects))
+        interval, p_value = retraining.interval(effect), retraining.p_value(effect)
     return {
         "over": over,
         "verdict": _outcome(asserted, tests, interval),

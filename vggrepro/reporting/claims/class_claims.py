@@ -1,4 +1,4 @@
-"""The paper's sentences of Sections 3 and 4 as paired tests on stored posteriors. No torch.
+"""The claims of Sections 3 and 4 as paired tests on stored posteriors. No torch.
 
 The effect is the fall of the top-1 error that a claim asserts, in percentage points.
 """
@@ -23,17 +23,17 @@ from vggrepro.reporting.stored.predictions import PredictionCache, paired_top1
 from vggrepro.reporting.stored.runs import NetsTest, Recipe, StoredRun, recipe_of, variants_by
 
 Recipes = Mapping[Recipe, Sequence[StoredRun]]
-"""The runs that stand for a recipe, one a seed."""
+"""The runs that represent a recipe, one per seed."""
 SeedSpreads = Mapping[Scale, SeedSpread]
-"""By the S at which nets were trained."""
+"""Spread over seeds by training scale S."""
 
 _METHODS = {"dense": "dense", "multicrop": "multi-crop", "both": "both"}
 SHALLOW = "B-5x5"
-"""The net of Section 4.1 that has one 5x5 convolution for each pair of B's; `configs/ablation_B-5x5.yaml`."""
+"""The shallow net of Section 4.1, with a 5x5 convolution for each pair of B's; `configs/ablation_B-5x5.yaml`."""
 
 
 def _side(recipes: Recipes, *nets: Recipe, table: int = 3, method: str = "dense") -> Side[NetsTest]:
-    """Nets (fused where several) at Table 3's one Q or Table 4's several."""
+    """Returns a side of one net or of fused nets, at the one Q of Table 3 or the several of Table 4."""
     S = ", ".join(dict.fromkeys(scale_text(S) for _, S in nets))
     words = f"{' + '.join(net for net, _ in nets)} at S = {S}: {method}, {'one Q' if table == 3 else 'several Q'}"
     members = {
@@ -81,9 +81,9 @@ def _statements(recipes: Recipes) -> Iterator[Statement[NetsTest]]:
 
 
 def spreads_over_seeds(recipes: Recipes, cache: PredictionCache) -> SeedSpreads:
-    """Of the nets at each S together, dense at one Q, as in a one-way analysis of variance.
+    """Returns the spread over seeds at each S, pooled over nets as in a one-way analysis of variance (dense, one Q).
 
-    Two or three seeds of one net hardly tell a spread; half a dozen nets of two or three do. Raises UserError.
+    Two or three seeds of one net hardly determine a spread; those of half a dozen nets do. Raises UserError.
     """
     squares: dict[Scale, list[tuple[float, int]]] = {}
     for (_, S), runs in recipes.items():
@@ -97,14 +97,14 @@ def spreads_over_seeds(recipes: Recipes, cache: PredictionCache) -> SeedSpreads:
 
 
 def check_claims(group: str, recipes: Recipes, cache: PredictionCache, spreads: SeedSpreads) -> list[Claim]:
-    """Every claim, tested where the runs of the group allow it. Raises UserError."""
+    """Returns every claim of Section 4, tested if the runs of the group allow it. Raises UserError."""
     return [_check(group, statement, cache, spreads) for statement in _statements(recipes)]
 
 
 def dense_over_centre(group: str, recipes: Recipes, cache: PredictionCache) -> list[Claim]:
-    """What each net gains by the dense test at one Q over the centre crop at the same Q, where both are stored.
+    """Returns the gain of each net by the dense test over the centre crop at the same Q, if both are stored.
 
-    The paper compares dense testing with many crops only, but most published figures are of the one in the middle.
+    The paper compares dense testing with multi-crop only, but most published figures use the centre crop.
     Raises UserError.
     """
     tested = []
@@ -118,16 +118,16 @@ def dense_over_centre(group: str, recipes: Recipes, cache: PredictionCache) -> l
 def start_from_parent(
     group: str, runs: Sequence[StoredRun], cache: PredictionCache, spreads: SeedSpreads
 ) -> list[Claim]:
-    """What each net gains by its parent's weights over random ones, where it was trained from both, and alike.
+    """Returns the gain of each net by its parent's weights over random ones, if it was trained alike from both.
 
-    The paper starts the deeper nets from A, and says that Glorot's initialisation would have done without (Section
-    3.1); it gives no figures. Raises UserError.
+    The paper starts the deeper nets from A and states, without figures, that Glorot's initialisation would have done
+    as well (Section 3.1). Raises UserError.
     """
     tested = []
     for (net, S), variants in variants_by(recipe_of, runs).items():
-        starts = {(same[0].recipe_without_init, bool(same[0].config.run.parent)): same for same in variants}
-        for (alike, has_parent), warm in starts.items():
-            if has_parent and (cold := starts.get((alike, False))):
+        starts = {(runs[0].recipe_without_init, bool(runs[0].config.run.parent)): runs for runs in variants}
+        for (recipe_without_init, has_parent), warm in starts.items():
+            if has_parent and (cold := starts.get((recipe_without_init, False))):
                 recipes = {(net, S): warm, (f"{net} from random weights", S): cold}
                 text = f"The start from another net helps: {net} at S = {scale_text(S)}, against random weights"
                 better, worse = (_side(recipes, recipe) for recipe in recipes)
@@ -143,20 +143,20 @@ def _check(group: str, statement: Statement[NetsTest], cache: PredictionCache, s
     lacking = ", ".join(sorted({*statement.better.lacking, *statement.worse.lacking}))
     unpaired = f"no run of {lacking}" if lacking else "no seed has stored posteriors of both sides"
     pairs = pairs_of(statement, compare)
-    return claim_of(group, statement, pairs, unpaired, _whole(pairs, cache), _apart(pairs, spreads))
+    return claim_of(group, statement, pairs, unpaired, _pooled(pairs, cache), _retraining(pairs, spreads))
 
 
-def _whole(pairs: Sequence[Pair[NetsTest]], cache: PredictionCache) -> Comparison | None:
-    """All seeds together, where one side's nets are among the other's: nothing was trained anew between them."""
+def _pooled(pairs: Sequence[Pair[NetsTest]], cache: PredictionCache) -> Comparison | None:
+    """Compares all seeds together if one side's nets are among the other's: no retraining separates them."""
     nets = [[{run.path for run in trial.runs} for trial in (better, worse)] for better, worse, _ in pairs]
-    if len(pairs) < 2 or not all(one <= other or other <= one for one, other in nets):
+    if len(pairs) < 2 or not all(better <= worse or worse <= better for better, worse in nets):
         return None
     ranks = [(cache.ranks(*worse.test), cache.ranks(*better.test)) for better, worse, _ in pairs]
     return paired_mean([(first.right1, second.right1) for first, second in ranks if first and second])
 
 
-def _apart(pairs: Sequence[Pair[NetsTest]], spreads: SeedSpreads) -> SeedSpread | None:
-    """How far the effect, a difference of two means over seeds, would move if all were trained anew; None: unknown."""
+def _retraining(pairs: Sequence[Pair[NetsTest]], spreads: SeedSpreads) -> SeedSpread | None:
+    """Returns the spread that retraining gives the effect, a difference of two means over seeds; None if unknown."""
     trained = [trial.runs[0].S for trial in pairs[0][:2]] if pairs else []
     if not pairs or any(S not in spreads for S in trained):
         return None

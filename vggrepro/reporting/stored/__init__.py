@@ -1,1 +1,1 @@
-"""What runs and committed evidence have stored, as reports see it."""
+"""Stored results of runs and of committed evidence, as reports read them."""

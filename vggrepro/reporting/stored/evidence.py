@@ -1,9 +1,9 @@
-"""Evidence: runs in a form small enough to be committed, without nets, posteriors and images.
+"""Evidence: runs in a form small enough to commit, without nets, posteriors or images.
 
-A folder of evidence has two files. `evidence.jsonl` holds a line for each run: its configuration, fidelity ledger, data
-set, environment, the hash of its net and its learning curve. `ranks.npz` holds for each test, of a net or of several
-fused, by a method at some Q, how many classes were guessed before the true one, a byte for each image. Tables, claims
-and figures need no more. What tells of the machine and not of the run (folders, accounts, the cluster) is left out.
+An evidence folder has two files. `evidence.jsonl` has a line per run: its configuration, fidelity ledger, data set,
+environment, weight hash and learning curve. `ranks.npz` stores, for each test of a net or of fused nets, the number of
+classes ranked above the true one, a byte per image. Tables, claims and figures need no more. Facts about the machine
+rather than the run (folders, accounts, the cluster) are left out.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,28 +30,28 @@ from vggrepro.storage.environment import without_folders
 
 RUNS, RANKS = "evidence.jsonl", "ranks.npz"
 
-_LAST = np.iinfo(np.uint8).max
-"""The rank that stands for all beyond it; the paper counts five guesses."""
+_MAX_RANK = np.iinfo(np.uint8).max
+"""Ranks are clipped to this value; the paper counts five guesses."""
 _SECTIONS = ("model", "data", "train", "evaluation", "run")
 _PLACES = {"data": {"root", "index", "boxes"}, "run": {"root"}}
 """Settings that name folders."""
-_OF_DATA = ("splits", "rejected_splits", "classes", "fingerprint")
-_CURVE = {"train": ("step", "loss", "learning_rate"), "validation": ("step", "top1_error", "top5_error")}
-_MOST_RECORDS = 40
-"""Of the training loss, in the learning curve of a run."""
+_DATASET_KEYS = ("splits", "rejected_splits", "classes", "fingerprint")
+_CURVE_KEYS = {"train": ("step", "loss", "learning_rate"), "validation": ("step", "top1_error", "top5_error")}
+_MAX_RECORDS = 40
+"""Limit on the records of each kind in a learning curve."""
 
 Key = tuple[str, tuple[tuple[str, tuple[int, ...]], ...]]
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """A folder of evidence."""
+    """Ranks stored in an evidence folder, read on first use."""
 
     folder: Path
 
-    def ranks(self, asked: Sequence[RunAtQ], method: str) -> Ranks | None:
-        """The ranks of a test; None where they are not kept. Raises UserError."""
-        return self._tests.get(_key(asked, method))
+    def ranks(self, runs_at_Q: Sequence[RunAtQ], method: str) -> Ranks | None:
+        """Returns the ranks of a test, or None if they are not stored. Raises UserError."""
+        return self._tests.get(_test_key(runs_at_Q, method))
 
     @cached_property
     def _tests(self) -> dict[Key, Ranks]:
@@ -70,40 +71,41 @@ class Evidence:
 
 @dataclass(frozen=True)
 class ArchivedRun(StoredRun):
-    """A run of which evidence is kept; `path` is a folder that does not exist."""
+    """A run that is stored as evidence only; its `path` does not exist."""
 
     files: Mapping[str, Any] = field(compare=False)
-    """What the JSON files of its run directory said, by name, and its learning curve."""
+    """Contents of the JSON files of its run directory by name, and its learning curve as `metrics.jsonl`."""
     evidence: Evidence
 
     @property
     def place(self) -> str:
-        """In place of the run directory, for a reader."""
+        """The word "evidence", which a report prints in place of a run directory."""
         return "evidence"
 
     def read_json(self, name: str) -> Any | None:
-        """What a JSON file of the run said, as far as it is kept."""
+        """Returns the stored part of a JSON file of the run, or None."""
         return self.files.get(name)
 
     def records(self, kind: str) -> list[dict[str, Any]]:
-        """Its learning curve: records of one kind, the training loss not at every step."""
+        """Returns the records of one kind in the learning curve, which is thinned to `_MAX_RECORDS`."""
         return [record for record in self.files["metrics.jsonl"] if record["kind"] == kind]
 
     def has(self, method: str, Q: int) -> bool:
-        """Whether its net was tested by a method at one Q, px."""
+        """Whether the ranks of a test by a method at a single Q, px, are stored."""
         return self.evidence.ranks([(self, (Q,))], method) is not None
 
     @property
     def finished(self) -> bool:
-        """No others are kept."""
+        """Always true: evidence has finished runs only."""
         return True
 
 
 def write(runs: Sequence[StoredRun], results: Mapping[NetsTest, Ranks], folder: Path) -> None:
-    """Keeps how the nets of some finished runs ranked the true classes, by test. Raises UserError."""
-    names = [run.name for run in runs]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"--keep {folder}: two runs are called {twice[0]}; choose one of them with --runs")
+    """Writes the evidence of finished runs: the ranks of the true classes in each test. Raises UserError."""
+    names = sorted(run.name for run in runs)
+    for name, following in pairwise(names):
+        if name == following:
+            raise UserError(f"--keep {folder}: two runs are called {name}; choose one of them with --runs")
     try:
         for name, content in contents(runs, results).items():
             with replacing(folder / name) as temporary:
@@ -113,26 +115,26 @@ def write(runs: Sequence[StoredRun], results: Mapping[NetsTest, Ranks], folder: 
 
 
 def contents(runs: Sequence[StoredRun], results: Mapping[NetsTest, Ranks]) -> dict[str, bytes]:
-    """The files of a folder of evidence, by name; of the same runs and answers always the same bytes."""
+    """Returns the files of an evidence folder by name. The same runs and results give the same bytes."""
     tests: dict[str, dict[NetsTest, Ranks]] = {}
     for test, ranks in results.items():
         tests.setdefault(test[0][0][0].dataset["fingerprint"], {})[test] = ranks
     arrays: dict[str, NDArray[Any]] = {}
-    for data, same in tests.items():
-        labels = next(iter(same.values())).labels
-        assert all(np.array_equal(one.labels, labels) for one in same.values()), "tests of different images"
-        rows = [np.minimum(one.rank, _LAST).astype(np.uint8) for one in same.values()]
+    for data, tests_of_data in tests.items():
+        labels = next(iter(tests_of_data.values())).labels
+        assert all(np.array_equal(ranks.labels, labels) for ranks in tests_of_data.values()), "tests of other images"
+        rows = [np.minimum(ranks.rank, _MAX_RANK).astype(np.uint8) for ranks in tests_of_data.values()]
         arrays[f"{data[:12]}.labels"] = labels.astype(np.min_scalar_type(int(labels.max())))
         arrays[f"{data[:12]}.ranks"] = np.stack(rows)
-        arrays[f"{data[:12]}.asked"] = np.array(json.dumps([_key(*test) for test in same]))
-    packed = io.BytesIO()
-    np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]
-    lines = [json.dumps(_line_of(run), sort_keys=True) for run in runs]
-    return {RANKS: packed.getvalue(), RUNS: "".join(f"{line}\n" for line in lines).encode()}
+        arrays[f"{data[:12]}.asked"] = np.array(json.dumps([_test_key(*test) for test in tests_of_data]))
+    archive = io.BytesIO()
+    np.savez_compressed(archive, **arrays)  # type: ignore[arg-type]
+    lines = [json.dumps(_serialise(run), sort_keys=True) for run in runs]
+    return {RANKS: archive.getvalue(), RUNS: "".join(f"{line}\n" for line in lines).encode()}
 
 
 def read(folder: Path) -> list[ArchivedRun]:
-    """The runs of a folder of evidence. Raises UserError."""
+    """Returns the runs of an evidence folder. Raises UserError."""
     file, evidence, runs = folder / RUNS, Evidence(folder), []
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -140,20 +142,22 @@ def read(folder: Path) -> list[ArchivedRun]:
         raise UserError(f"evidence {file} cannot be read ({error}); restore it") from None
     for number, line in enumerate(lines, 1):
         try:
-            kept = json.loads(line)
-            config, files = parse(kept.pop("config"), [], file), kept
+            entry = json.loads(line)
+            config, files = parse(entry.pop("config"), [], file), entry
             _ = files["metrics.jsonl"], files["final.json"]["weights"], files["dataset.json"]["fingerprint"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"evidence {file}, line {number}: no run of this version ({error}); restore it") from None
+            raise UserError(
+                f"evidence {file}, line {number} is not a run of this version ({error}); restore it"
+            ) from None
         runs.append(ArchivedRun(folder / config.run.experiment / config.name, config, files, evidence))
     return runs
 
 
-def _key(asked: Sequence[RunAtQ], method: str) -> Key:
-    return method, tuple((run.name, Q) for run, Q in asked)
+def _test_key(runs_at_Q: Sequence[RunAtQ], method: str) -> Key:
+    return method, tuple((run.name, Q) for run, Q in runs_at_Q)
 
 
-def _line_of(run: StoredRun) -> dict[str, Any]:
+def _serialise(run: StoredRun) -> dict[str, Any]:
     source = Path(run.dataset["source"]).name
     environment = run.read_json("environment.json") or {}
     if "command" in environment:
@@ -161,8 +165,8 @@ def _line_of(run: StoredRun) -> dict[str, Any]:
     return {
         "config": run.config.model_dump(mode="json", include=set(_SECTIONS), exclude=_PLACES),
         "final.json": run.read_json("final.json"),
-        "dataset.json": {"source": source} | {key: run.dataset[key] for key in _OF_DATA if key in run.dataset},
-        "ledger.json": [vars(one) for one in run.departures],
+        "dataset.json": {"source": source} | {key: run.dataset[key] for key in _DATASET_KEYS if key in run.dataset},
+        "ledger.json": [vars(departure) for departure in run.departures],
         "environment.json": environment,
         "metrics.jsonl": [*_curve(run, "train"), *_curve(run, "validation")],
     }
@@ -170,10 +174,10 @@ def _line_of(run: StoredRun) -> dict[str, Any]:
 
 def _curve(run: StoredRun, kind: str) -> list[dict[str, Any]]:
     records = run.records(kind)
-    thinned = records[:: -(-len(records) // _MOST_RECORDS) or 1]
-    return [{"kind": kind} | {key: _short(record[key]) for key in _CURVE[kind]} for record in thinned]
+    thinned = records[:: -(-len(records) // _MAX_RECORDS) or 1]
+    return [{"kind": kind} | {key: _round(record[key]) for key in _CURVE_KEYS[kind]} for record in thinned]
 
 
-def _short(number: Any) -> Any:
-    """Six digits are enough for a curve."""
+def _round(number: Any) -> Any:
+    """Rounds a float to six digits, which are enough for a curve."""
     return float(f"{number:.6g}") if isinstance(number, float) else number

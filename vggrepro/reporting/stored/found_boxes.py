@@ -1,4 +1,4 @@
-"""What nets that predict boxes got right, read from the stores of their runs: all that Tables 8 to 10 need."""
+"""Stored boxes of localisation nets and their correctness: the input of Tables 8 to 10."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from vggrepro.reporting.stored.runs import RunAtQ, StoredRun
 from vggrepro.storage.directory import RunDirectory
 
 Kind = tuple[Scale, str, str]
-"""The paper's S that a net is trained at, SCR or PCR, and all or fc."""
+"""The paper's training scale S, SCR or PCR, and all or fc."""
 
 
 def kind_of(run: StoredRun) -> Kind:
-    """What Table 8 tells nets apart by."""
+    """Returns the settings that distinguish the nets of Table 8."""
     localisation = run.config.localisation
     assert localisation is not None
     return run.S, localisation.regression, localisation.fine_tune
 
 
 def configured_Q(run: StoredRun, method: str, *, several: bool) -> tuple[int, ...]:
-    """The Q at which a run's own configuration has it tested, px; the centre crop is of one only."""
+    """Returns the Q at which the run's configuration tests it, px; the centre crop has a single Q."""
     if method == CENTRE:
         return run.config.single_Q[:1]
     return run.config.multi_Q if several else run.config.single_Q
@@ -37,56 +37,56 @@ def configured_Q(run: StoredRun, method: str, *, several: bool) -> tuple[int, ..
 
 @dataclass(frozen=True)
 class StoredBoxes:
-    """One stored set of final boxes."""
+    """A stored set of final boxes."""
 
     protocol: FoundKey
     run: RunDirectory
     guesses: str
-    """Who named the classes; empty for the centre crop, which is given the true one."""
+    """The source of the class guesses; empty for the centre crop, which is given the true class."""
     top5: float
-    """Their top-5 classification error, per cent."""
+    """Top-5 classification error of the guesses, per cent."""
 
     @cached_property
     def found(self) -> Found:
-        """The boxes. Raises UserError."""
+        """The predicted boxes. Raises UserError."""
         found = self.protocol.load(self.run)
         assert found is not None
         return found
 
     @cached_property
     def truth(self) -> Truth:
-        """What was to be found. Raises UserError."""
+        """The true boxes. Raises UserError."""
         part = self.protocol.parts[0]
         truth = load_truth(self.run, part.data, part.boxes)
         if len(truth.labels) != len(self.found.classes):
             raise UserError(
-                f"boxes {self.protocol.file(self.run)} are of {len(self.found.classes)} images and the true ones "
-                f"beside them of {len(truth.labels)}; remove {self.run.boxes} and test again"
+                f"boxes {self.protocol.file(self.run)} are for {len(self.found.classes)} images, the stored true boxes "
+                f"for {len(truth.labels)}; remove {self.run.boxes} and test again"
             )
         return truth
 
     @cached_property
     def right(self) -> NDArray[np.bool_]:
-        """(n,) which images are right by the protocol's measure: Table 8's for the centre crop, else Table 9's."""
+        """Correct images by the protocol's measure, shape (n,): Table 8's for the centre crop, else Table 9's."""
         return self.right_given_class if self.is_centre else self.found.right(self.truth)
 
     @cached_property
     def right_given_class(self) -> NDArray[np.bool_]:
-        """(n,) which images are right by Table 8's measure."""
+        """Correct images by Table 8's measure, shape (n,)."""
         return self.found.right_given_class(self.truth)
 
     @property
     def target_key(self) -> tuple[str, str]:
-        """Equal for sets of which the same is asked: the true boxes, and who named the classes."""
+        """Equal for comparable sets: fingerprint of the true boxes, and of the guesses."""
         return self.protocol.parts[0].boxes, self.protocol.parts[0].guesses
 
     @property
     def is_centre(self) -> bool:
-        """Whether it is Table 8's test."""
+        """Whether the boxes are from Table 8's test."""
         return self.protocol.method == CENTRE
 
     def baselines(self) -> dict[str, ErrorRate]:
-        """The same measure with boxes that know nothing of the image, by what they are."""
+        """Returns the errors of boxes that do not depend on the image, by name."""
         truth, classes = self.truth, self.found.classes
         boxes = {"the whole image": truth.full_image_boxes(), "a random box": truth.random_boxes()}
         errors = {}
@@ -97,43 +97,43 @@ class StoredBoxes:
 
 
 class BoxCache:
-    """The stored boxes of some runs of one group, by nets, Q and method; each read once."""
+    """Stored boxes of the runs of a group, by nets, Q and method; each file is read once."""
 
     def __init__(self, runs: Iterable[StoredRun]) -> None:
         self._stored: dict[tuple[object, ...], dict[tuple[str, str], StoredBoxes]] = {}
-        known = [run for run in runs if run.weights and run.dataset]
-        nets = {run.weights: run for run in known}
-        for run in known:
+        tested = [run for run in runs if run.weights and run.dataset]
+        nets = {run.weights: run for run in tested}
+        for run in tested:
             for protocol, note in FoundKey.listed(run.run_directory):
                 if _is_of(protocol, nets):
                     key = _key([(part.weights, part.Q) for part in protocol.parts], protocol.method)
-                    made = StoredBoxes(protocol, run.run_directory, note.get("guesses", ""), note.get("top5", 0.0))
-                    # nets may have been pooled in any order: the first one that is found stands for all
-                    self._stored.setdefault(key, {}).setdefault(made.target_key, made)
+                    stored = StoredBoxes(protocol, run.run_directory, note.get("guesses", ""), note.get("top5", 0.0))
+                    # nets may have been pooled in any order: the first set found stands for all
+                    self._stored.setdefault(key, {}).setdefault(stored.target_key, stored)
 
-    def of(self, asked: Sequence[RunAtQ], method: str) -> StoredBoxes | None:
-        """The boxes of some nets, pooled where several, with the best guesses for which there are any; or None."""
-        return min(self._options(asked, method).values(), key=_best_first, default=None)
+    def of(self, runs_at_Q: Sequence[RunAtQ], method: str) -> StoredBoxes | None:
+        """Returns the boxes of a net, or of pooled nets, with the best stored guesses; or None."""
+        return min(self._options(runs_at_Q, method).values(), key=_best_first, default=None)
 
     def both(
         self, first: Sequence[RunAtQ], second: Sequence[RunAtQ], method: str
     ) -> tuple[StoredBoxes, StoredBoxes] | None:
-        """The boxes of two sides for the same true boxes and guesses, the best that both have; None without such."""
-        one, other = self._options(first, method), self._options(second, method)
-        shared = min((one[key] for key in one if key in other), key=_best_first, default=None)
-        return None if shared is None else (shared, other[shared.target_key])
+        """Returns the boxes of two sides for the same true boxes and guesses, the best that both have; or None."""
+        left, right = self._options(first, method), self._options(second, method)
+        shared = min((left[key] for key in left if key in right), key=_best_first, default=None)
+        return None if shared is None else (shared, right[shared.target_key])
 
     def pooled(self) -> list[StoredBoxes]:
-        """Every set of boxes that is of several nets, the best guesses of each."""
+        """Returns every set of boxes of several nets, each with its best guesses."""
         sets = (min(options.values(), key=_best_first) for options in self._stored.values())
-        return [one for one in sets if len({part.weights for part in one.protocol.parts}) > 1]
+        return [boxes for boxes in sets if len({part.weights for part in boxes.protocol.parts}) > 1]
 
-    def _options(self, asked: Sequence[RunAtQ], method: str) -> dict[tuple[str, str], StoredBoxes]:
-        return self._stored.get(_key([(run.weights, side) for run, Q in asked for side in Q], method), {})
+    def _options(self, runs_at_Q: Sequence[RunAtQ], method: str) -> dict[tuple[str, str], StoredBoxes]:
+        return self._stored.get(_key([(run.weights, side) for run, Q in runs_at_Q for side in Q], method), {})
 
 
 def _is_of(protocol: FoundKey, nets: Mapping[str | None, StoredRun]) -> bool:
-    """Whether all parts are of these final nets, each on its own images, boxes and settings."""
+    """Whether all parts are by these final nets, each with the images, boxes and precision of its run."""
     for part in protocol.parts:
         run = nets.get(part.weights)
         if run is None or (part.data, part.boxes, part.precision) != (
@@ -147,9 +147,9 @@ def _is_of(protocol: FoundKey, nets: Mapping[str | None, StoredRun]) -> bool:
     return protocol.merge_below == (None if protocol.method == CENTRE else localisation.merge_below)
 
 
-def _best_first(one: StoredBoxes) -> tuple[float, tuple[str, str]]:
-    """By the guesses' error; of equals always the same one, whatever the order of files."""
-    return one.top5, one.target_key
+def _best_first(boxes: StoredBoxes) -> tuple[float, tuple[str, str]]:
+    """Sort key: the guesses' error. The second item makes the order of equal errors independent of the files."""
+    return boxes.top5, boxes.target_key
 
 
 def _key(parts: Sequence[tuple[str | None, int]], method: str) -> tuple[object, ...]:

@@ -1,4 +1,4 @@
-"""The runs as reports see them: read once, and grouped so that unlike ones never mix."""
+"""Runs as reports read them: each file once, grouped so that incomparable runs never mix."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -21,47 +21,47 @@ from vggrepro.storage.ledger import Departure, departures_in
 from vggrepro.storage.status import final_file
 
 Recipe = tuple[str, Scale]
-"""A net and the paper's S that it is trained at."""
+"""A net and the paper's training scale S."""
 Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
 class StoredRun:
-    """One run directory."""
+    """A run directory, read on demand."""
 
     path: Path
     config: Config = field(compare=False)
 
     @property
     def run_directory(self) -> RunDirectory:
-        """Its files."""
+        """Access to the files of the run."""
         return RunDirectory(self.path)
 
     @property
     def place(self) -> str:
-        """The run directory, for a reader."""
+        """Path of the run directory, as reports print it."""
         return str(self.path)
 
     def read_json(self, name: str) -> Any | None:
-        """What a JSON file of the run says; None where there is no such file. Raises UserError."""
+        """Returns the content of a JSON file of the run, or None without the file. Raises UserError."""
         return self.run_directory.read_json(name)
 
     def records(self, kind: str) -> list[dict[str, Any]]:
-        """What was measured on the way: the records of `metrics.jsonl` of one kind."""
+        """Returns the records of one kind in `metrics.jsonl`."""
         return self.run_directory.records(kind)
 
     @property
     def name(self) -> str:
-        """`experiment:stage`, by which commands take it."""
+        """`experiment:stage`, which commands accept."""
         return f"{self.config.run.experiment}:{self.config.name}"
 
     @cached_property
     def dataset(self) -> dict[str, Any]:
-        """What `dataset.json` says; of a net that was imported, what its posteriors say; empty before either."""
+        """Content of `dataset.json`; for an imported net, what its posteriors record; empty before either exists."""
         return self.read_json("dataset.json") or self._tested_on()
 
     def _tested_on(self) -> dict[str, Any]:
-        """The data set of the newest stored posteriors of the final net."""
+        """Returns the data set of the newest stored posteriors of the final net."""
         run = self.run_directory
         keys = [key for key, _ in PosteriorsKey.listed(run) if key.weights == self.weights]
         if newest := max(keys, key=lambda key: key.file(run).stat().st_mtime, default=None):
@@ -76,78 +76,83 @@ class StoredRun:
 
     @cached_property
     def weights(self) -> str | None:
-        """Hash of the final net; None while it is not evaluated."""
+        """Hash of the final net; None until it is evaluated."""
         return (self.read_json("final.json") or {}).get("weights")
 
     @cached_property
     def step(self) -> int:
-        """Iterations that `metrics.jsonl` knows of."""
+        """Last iteration recorded in `metrics.jsonl`."""
         return (self.run_directory.newest("train") or {"step": 0})["step"]
 
     @cached_property
     def finished(self) -> bool:
-        """Whether the final net is there."""
+        """Whether the final net is saved."""
         return final_file(self.path).exists()
 
     def Q_of(self, table: int) -> tuple[int, ...]:
-        """The run's own test scales for a table, px: one for Table 3, several for the others."""
+        """Returns the test scales the run configures for a table, px: one for Table 3, several for the others."""
         return self.config.single_Q if table == 3 else self.config.multi_Q
 
     @cached_property
     def results(self) -> NetResults | None:
-        """What is stored of the final net for its data set; None while it is not tested."""
+        """Stored results of the final net on its data set; None until it is tested."""
         if self.weights is None or not self.dataset:
             return None
         data, testing = self.dataset["fingerprint"], self.config.evaluation
         return NetResults(self.run_directory, self.weights, data, testing, self.boxes_fingerprint)
 
     def test(self, Q: tuple[int, ...], method: str) -> StoredTest | None:
-        """The stored posteriors that a test of the final net is the mean of; None while some are missing.
+        """Returns the stored posteriors whose mean is a test of the final net; None if some are missing.
 
-        Raises UserError.
+        Raises UserError if they were computed on another index or class list.
         """
         found = self.results.test(method, Q) if self.results else None
         if found is None:
             return None
         expected = self.usable_val, self.config.model.classes
-        if others := {header.shape for header in found.headers} - {expected}:
+        if other_shapes := {header.shape for header in found.headers} - {expected}:
             raise UserError(
-                f"{method} posteriors in {self.run_directory.posteriors} are of {max(others)} images and "
-                f"classes, the run's data set has {expected}: another index or class list; remove it and evaluate again"
+                f"{method} posteriors in {self.run_directory.posteriors} have shape {max(other_shapes)}, but the run's "
+                f"data set has {expected} images and classes; remove them and evaluate again"
             )
         return found
 
     @property
     def usable_val(self) -> int:
-        """Validation images that can be read."""
+        """Number of validation images that can be read."""
         return self.dataset["splits"]["val"] - self.dataset.get("rejected_splits", {}).get("val", 0)
 
+    @property
+    def _unfinished(self) -> str:
+        """The progress of an unfinished run in words; empty once it is finished."""
+        return "" if self.finished else f"{self.name} is at step {self.step:,} of {self.config.train.iterations:,}"
+
     def missing_tests(self, Q: tuple[int, ...], method: str) -> str:
-        """Why :meth:`test` gives nothing, for a reader."""
-        if not self.finished:
-            return f"{self.name} is at step {self.step:,} of {self.config.train.iterations:,}"
+        """Returns the reason, in words, that :meth:`test` gives None."""
+        if self._unfinished:
+            return self._unfinished
         if self.results is None:
             return f"{self.name} is not evaluated yet"
         missing = [f"{part} at Q = {side}" for part in methods_of(method) for side in Q if not self.has(part, side)]
         return f"{self.name} lacks {', '.join(missing)}"
 
     def has(self, method: str, Q: int) -> bool:
-        """Whether posteriors of its final net by a method at one Q, px, are stored."""
+        """Whether posteriors of the final net by a method at a single Q, px, are stored."""
         return self.results is not None and not self.results.lacking([(method, (Q,))])
 
     def missing_boxes(self, Q: tuple[int, ...], method: str) -> str:
-        """Why boxes that a table needs are not there, for a reader."""
-        if not self.finished:
-            return f"{self.name} is at step {self.step:,} of {self.config.train.iterations:,}"
+        """Returns the reason, in words, that boxes a table needs are not stored."""
+        if self._unfinished:
+            return self._unfinished
         sides = ",".join(map(str, Q))
         missing = f"{self.name} lacks {method} boxes at Q = {sides.replace(',', ', ')}"
-        if method == "centre":  # which only the stage itself is tested by
+        if method == "centre":  # only the stage itself runs this test
             return f"{missing}; train its stage again, which tests what is trained"
         return f"{missing}; run `vggrepro localise {self.path} --scales {sides}`"
 
     @property
     def unused_results(self) -> list[str]:
-        """Stored answers that are not of this run's final net, or not of its index, and therefore not used."""
+        """Names of stored results of another net or another index, which reports do not use."""
         if self.results is None:
             return []
         run, net, data = self.run_directory, self.results.weights, self.results.data
@@ -164,53 +169,53 @@ class StoredRun:
 
     @property
     def mlflow_run(self) -> str | None:
-        """Id of its MLflow run; None where it is not mirrored."""
+        """Id of its MLflow run; None if it is not mirrored."""
         return (self.read_json("mlflow.json") or {}).get("run_id") or None
 
     @cached_property
     def variant(self) -> str:
-        """Equal for runs that differ in nothing but the seed."""
+        """Equal for runs that differ only in the seed."""
         return json.dumps([self.recipe_without_init, bool(self.config.run.parent)])
 
     @cached_property
     def recipe_without_init(self) -> str:
-        """Equal for runs that are trained and tested alike, whatever their seed and their first weights."""
+        """Equal for runs that are trained and tested alike, apart from their seed and first weights."""
         tested = {"flip": self.config.evaluation.flip, "precision": self.config.evaluation.precision}
         return json.dumps(self.config.trajectory() | {"run": {}, "evaluation": tested}, sort_keys=True)
 
     @property
     def boxes_fingerprint(self) -> str:
-        """Of the true boxes that a net that predicts boxes was trained and tested on; empty where nothing says so."""
+        """Fingerprint of the true boxes that a localisation net was trained and tested on; empty if unknown."""
         return self.dataset.get("boxes", {}).get("fingerprint", "")
 
     @property
     def S(self) -> Scale:
-        """The paper's S that this run stands for."""
+        """The paper's S that the run reproduces."""
         return self.config.papers_S
 
     @property
     def net(self) -> str:
-        """The column of Table 1, or the net's own name, with what makes it another net than the paper's."""
+        """Column of Table 1, or the name of a custom net, with its differences from the paper's in brackets."""
         model = self.config.model
-        own = model.layers is not None and model.net in facts().architectures
-        others = {"own layers": own, "batch norm": model.batch_norm, "no FC layers": not model.fully_connected}
-        return model.net + "".join(f" ({name})" for name, true in others.items() if true)
+        custom = model.layers is not None and model.net in facts().architectures
+        differences = {"own layers": custom, "batch norm": model.batch_norm, "no FC layers": not model.fully_connected}
+        return model.net + "".join(f" ({name})" for name, applies in differences.items() if applies)
 
 
 RunAtQ = tuple[StoredRun, tuple[int, ...]]
-"""A run and the Q at which its net is tested, px: its posteriors are averaged over these, its boxes pooled."""
+"""A run and the Q at which its net is tested, px. Posteriors are averaged over the Q, boxes are pooled."""
 NetsTest = tuple[tuple[RunAtQ, ...], str]
-"""Nets with the Q of each, fused or pooled where several, and the method by which they are tested."""
+"""Nets, each with its Q, and the test method. Several nets are fused or pooled."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What runs must share for their errors to stand in one table: experiment, images, classes and geometry."""
+    """Experiment, images, classes and geometry, which runs in a table must share."""
 
     experiment: str
     fingerprint: str
     source: str = field(compare=False)
-    """Where they lay for the first of the runs."""
+    """Path of the images in the first run."""
     classes: int
     val_images: int
     geometry: str
@@ -218,13 +223,13 @@ class Setting:
 
     @property
     def is_the_papers(self) -> bool:
-        """1,000 classes, 50,000 validation images, 224 px, five blocks and full width."""
+        """Whether the setting has 1,000 classes, 50,000 validation images, 224 px, five blocks and full width."""
         papers = (value("classes"), value("val_images"), Model(net="A").geometry)
         return (self.classes, self.val_images, self.geometry) == papers
 
     @property
     def title(self) -> str:
-        """For a heading."""
+        """Heading of the group in a report."""
         few = " (top-5 errors are 0)" if self.classes <= 5 else ""
         return (
             f"{self.experiment}, on {Path(self.source).name} ({self.fingerprint[:8]}): {self.classes:,} classes{few}, "
@@ -233,21 +238,21 @@ class Setting:
 
 
 def setting_of(run: StoredRun) -> Setting:
-    """The setting of a run that has begun."""
+    """Returns the setting of a run that has begun."""
     data, model, experiment = run.dataset, run.config.model, run.config.run.experiment
     images = data["splits"]["val"]
     return Setting(experiment, data["fingerprint"], data["source"], model.classes, images, model.geometry)
 
 
 def recipe_of(run: StoredRun) -> Recipe:
-    """What a run is an instance of."""
+    """Returns the net and S of a run."""
     return run.net, run.S
 
 
 def chosen_by(key: Callable[[StoredRun], Key], runs: Iterable[StoredRun]) -> dict[Key, list[StoredRun]]:
-    """For each recipe, as `key` has it, the runs that differ in nothing but the seed, in its order.
+    """Returns the runs of each recipe (the value of `key`), which differ only in the seed.
 
-    Where several variants were trained, the one with the fewest departures from the paper stands for the recipe.
+    If several variants were trained, the one with the fewest departures from the paper represents the recipe.
     """
     return {
         recipe: min(variants, key=lambda runs: len(runs[0].departures))
@@ -256,7 +261,7 @@ def chosen_by(key: Callable[[StoredRun], Key], runs: Iterable[StoredRun]) -> dic
 
 
 def variants_by(key: Callable[[StoredRun], Key], runs: Iterable[StoredRun]) -> dict[Key, list[list[StoredRun]]]:
-    """For each recipe its variants: runs that differ in nothing but the seed, one a seed."""
+    """Returns the variants of each recipe: lists of runs that differ only in the seed, one run per seed."""
     found: dict[Key, dict[str, dict[int, StoredRun]]] = {}
     for run in runs:
         found.setdefault(key(run), {}).setdefault(run.variant, {}).setdefault(run.config.run.seed, run)
@@ -264,5 +269,5 @@ def variants_by(key: Callable[[StoredRun], Key], runs: Iterable[StoredRun]) -> d
 
 
 def departures_of(runs: Iterable[StoredRun]) -> int:
-    """In how many settings some runs together depart from the paper."""
-    return len({str(one) for run in runs for one in run.departures})
+    """Returns the number of settings in which some runs together depart from the paper."""
+    return len({str(departure) for run in runs for departure in run.departures})

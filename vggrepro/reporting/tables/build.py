@@ -1,6 +1,6 @@
-"""The whole report of some runs: the paper's Tables 1-12, measured beside printed, its claims, the ledgers. No torch.
+"""The full report of some runs: Tables 1-12, measured beside printed, the paper's claims and the ledgers. No torch.
 
-Runs of different images, classes or geometry never share a table: they form groups, each with tables of its own.
+Runs with different images, classes or geometry never share a table: they form groups with separate tables.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ _NO_RUN = Group(id="ilsvrc-2012", title="ILSVRC-2012: no run yet", papers=True, 
 
 
 def build_report(runs: Sequence[StoredRun], cache: PredictionCache | None = None) -> Report:
-    """The tables, claims and ledgers of some runs; with none, the paper's tables, not measured. Raises UserError."""
+    """Returns the tables, claims and ledgers of some runs; without runs, the paper's tables. Raises UserError."""
     cache = cache or PredictionCache()
     groups = _groups(runs) or [(_NO_RUN, [])]
     rows, seeds = _counts(), list[Spread]()
@@ -43,7 +43,7 @@ def build_report(runs: Sequence[StoredRun], cache: PredictionCache | None = None
         found = error_rows(classifiers, cache, papers=group.papers) + box_rows(localisers, boxes, papers=group.papers)
         found = [row.model_copy(update={"group": group.id}) for row in found]
         rows += found
-        alike = [same for variants in variants_by(recipe_of, classifiers).values() for same in variants]
+        alike = list(chain.from_iterable(variants_by(recipe_of, classifiers).values()))
         alike += chosen_by(lambda run: (run.net, kind_of(run)), localisers).values()
         seeds += spreads(found, chain.from_iterable(alike))
         recipes = chosen_by(recipe_of, classifiers)
@@ -53,22 +53,22 @@ def build_report(runs: Sequence[StoredRun], cache: PredictionCache | None = None
         gains += dense_over_centre(group.id, recipes, cache)
         starts += start_from_parent(group.id, classifiers, cache, over_seeds)
     tests = stored_transfers(runs)
-    apart = list({run.path: run for test in tests for run in test.runs if not run.dataset}.values())
+    ungrouped = list({run.path: run for test in tests for run in test.runs if not run.dataset}.values())
     return Report(
         groups=[group for group, _ in groups],
         rows=sorted([*rows, *transfer_rows(tests)], key=lambda row: row.table),
         seeds=seeds,
         claims=claims,
         transfer_claims=check_transfer_claims(tests),
-        transfer_runs=[RunNote.of(run) for run in apart],
+        transfer_runs=[RunNote.of(run) for run in ungrouped],
         dense_over_centre=gains,
         start_from_parent=starts,
-        left_out=[run.name for run in runs if not run.dataset and run not in apart],
+        left_out=[run.name for run in runs if not run.dataset and run not in ungrouped],
     )
 
 
 def _groups(runs: Sequence[StoredRun]) -> list[tuple[Group, list[StoredRun]]]:
-    """The runs that have begun, by what they must share to stand in one table."""
+    """Groups the runs that have begun by what they must share for a common table."""
     grouped: dict[Setting, list[StoredRun]] = {}
     for run in runs:
         if run.dataset:
@@ -93,7 +93,7 @@ def _groups(runs: Sequence[StoredRun]) -> list[tuple[Group, list[StoredRun]]]:
 
 
 def _counts() -> list[Row]:
-    """Tables 1 and 2: what our nets have, beside what the paper prints of them."""
+    """Returns the rows of Tables 1 and 2: our nets' counts beside the printed ones."""
     rows = []
     for net in facts().architectures:
         ours = architecture(net)

@@ -1,4 +1,4 @@
-"""The paper's Tables 3-7 (Section 4), measured beside printed, from stored posteriors. No torch."""
+"""Tables 3-7 of the paper (Section 4), measured beside printed, from stored posteriors. No torch."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _TABLE_7 = {
     "VGG, 1 net, multi-crop and dense": (5, 1, "both"),
     "VGG, ILSVRC submission, 7 nets, dense": (6, 7, "dense"),
 }
-"""The table that VGG's rows are of, how many nets they are made of, and the method."""
+"""VGG's rows of Table 7: the table they come from, the number of nets and the method."""
 
 
 def error_rows(runs: Sequence[StoredRun], cache: PredictionCache, *, papers: bool) -> list[Row]:
-    """Tables 3-7: every row of the paper at least once, and what was measured beside them.
+    """Returns Tables 3-7: every row of the paper at least once, with the measured errors beside it.
 
-    `papers`: whether the paper's figures are of the runs' images and geometry. Raises UserError.
+    `papers`: whether the runs have the paper's images and geometry. Raises UserError.
     """
     recipes: dict[Recipe, list[StoredRun]] = {}
     for run in runs:
@@ -51,9 +51,10 @@ def error_rows(runs: Sequence[StoredRun], cache: PredictionCache, *, papers: boo
             rows += [*measured, *row_of_test_set(measured[0], "top5", printed.top5_test)]
         known = {(row.nets[0], row.S) for row in printed_rows}
         methods = ("dense", "multicrop", "both") if table == 5 else ("dense",)
-        for run in [run for recipe, same in recipes.items() if recipe not in known for run in same if table < 6]:
+        others = [run for recipe, runs in recipes.items() if recipe not in known for run in runs]
+        for run in others if table < 6 else ():
             measured = [_row(table, method, [(run, run.Q_of(table))], None, cache, papers) for method in methods]
-            # the paper has no multi-crop figures of this net; where it was so tested, dense is shown beside it
+            # the paper has no multi-crop figures of this net; if it was tested so, its dense row stands beside
             if table != 5 or any(row.top1.measured is not None for row in measured[1:]):
                 rows += measured
     rows.sort(key=_paper_order)
@@ -61,18 +62,18 @@ def error_rows(runs: Sequence[StoredRun], cache: PredictionCache, *, papers: boo
 
 
 def _paper_order(row: Row) -> tuple[int, int, str]:
-    """Table by table in the order of the columns of Table 1; rows of one net stay as they are."""
+    """Sort key: the table, then the column of Table 1; rows of the same net keep their order."""
     columns = list(facts().architectures)
-    at = columns.index(row.net) if row.net in columns and row.table < 6 else len(columns)
-    return row.table, at, row.net if row.table < 6 else ""
+    column = columns.index(row.net) if row.net in columns and row.table < 6 else len(columns)
+    return row.table, column, row.net if row.table < 6 else ""
 
 
 def _nets_of(printed: PrintedErrors, recipes: Mapping[Recipe, Sequence[StoredRun]], papers: bool) -> list[list[RunAtQ]]:
-    """For each row that is measured beside a printed one its runs with their Q."""
+    """Returns the runs with their Q for each row to be measured beside a printed one."""
     candidates = [recipes[member.net, member.S] for member in printed.members]
     if len(candidates) == 1:
         chosen = [[run] for run in candidates[0]]
-    else:  # of several variants each net's most faithful one, fused seed by seed
+    else:  # the most faithful variant of each net, fused seed by seed
         chosen = _by_seed(chosen_by(recipe_of, chain.from_iterable(candidates)), printed)
     return [
         [
@@ -84,7 +85,7 @@ def _nets_of(printed: PrintedErrors, recipes: Mapping[Recipe, Sequence[StoredRun
 
 
 def _by_seed(recipes: Mapping[Recipe, Sequence[StoredRun]], printed: PrintedErrors) -> list[list[StoredRun]]:
-    """The runs of a fused row, once for each seed that all its nets have; without such a seed, the first of each."""
+    """Returns the runs of a fused row for each seed that all its nets share; without one, the first run of each."""
     members = [{run.config.run.seed: run for run in recipes[member.net, member.S]} for member in printed.members]
     shared = sorted(set.intersection(*(set(runs) for runs in members)))
     if not shared:
@@ -124,13 +125,13 @@ def _row(
 
 
 def _table7(rows: Sequence[Row]) -> list[Row]:
-    """Table 7: VGG's rows are rows of Tables 5 and 6; the others are of other papers."""
-    made: list[Row] = []
+    """Returns Table 7: VGG's rows come from Tables 5 and 6, the others from other papers."""
+    table_rows: list[Row] = []
     for system in facts().state_of_the_art:
         other = system_row(7, system, {"top1": system.top1, "top5": system.top5})
         if system.method in _TABLE_7:
             table, nets, method = _TABLE_7[system.method]
-            made += [
+            table_rows += [
                 row.model_copy(update={"table": 7, "net": f"{system.method}: {row.net}"})
                 for row in rows
                 if (row.table, row.method, row.split) == (table, method, "val")
@@ -139,6 +140,6 @@ def _table7(rows: Sequence[Row]) -> list[Row]:
                 and (nets > 1 or row.net == "E")
             ]
         elif system.top5 is not None:
-            made.append(other)
-        made += row_of_test_set(other, "top5", system.top5_test)
-    return made
+            table_rows.append(other)
+        table_rows += row_of_test_set(other, "top5", system.top5_test)
+    return table_rows

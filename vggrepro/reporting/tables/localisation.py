@@ -1,4 +1,4 @@
-"""The paper's Tables 8-10 (Appendix A), measured beside printed, from stored boxes. No torch."""
+"""Tables 8-10 of the paper (Appendix A), measured beside printed, from stored boxes. No torch."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from vggrepro.reporting.tables.rows import (
 
 
 def box_rows(runs: Sequence[StoredRun], cache: BoxCache, *, papers: bool) -> list[Row]:
-    """Tables 8-10: every row of the paper at least once, and what was measured beside them.
+    """Returns Tables 8-10: every row of the paper at least once, with the measured errors beside it.
 
-    `papers`: whether the paper's figures are of the runs' images and geometry. Raises UserError.
+    `papers`: whether the runs have the paper's images and geometry. Raises UserError.
     """
     rows = [
         *_single_rows(runs, cache, 8, papers),
         *_single_rows(runs, cache, 9, papers),
         *_pooled_rows(runs, cache, papers),
-        *_yardsticks(runs, cache),
+        *_baseline_rows(runs, cache),
     ]
-    rows.sort(key=lambda row: row.table)  # stable: the paper's order inside
+    rows.sort(key=lambda row: row.table)  # stable: keeps the paper's order inside a table
     return rows + _table10(rows)
 
 
 def _single_rows(runs: Sequence[StoredRun], cache: BoxCache, table: int, papers: bool) -> Iterator[Row]:
-    """The rows of one net by itself: the paper's, and those of runs that it has no row for."""
+    """Yields the rows of single nets: the paper's, then those of runs without a row in the paper."""
     method = CENTRE if table == 8 else DENSE
     used: set[tuple[str, tuple[int, ...]]] = set()
     for printed in facts().localisation[table]:
@@ -48,8 +48,8 @@ def _single_rows(runs: Sequence[StoredRun], cache: BoxCache, table: int, papers:
             continue
         (member,) = printed.members
         kind = (member.net, member.S, printed.regression, printed.fine_tune)
-        fits = [run for run in runs if (run.net, *kind_of(run)) == kind]
-        tested = [(run, Q) for run in fits if (Q := _Q_of(run, member, method, papers))]
+        matches = [run for run in runs if (run.net, *kind_of(run)) == kind]
+        tested = [(run, Q) for run in matches if (Q := _Q_of(run, member, method, papers))]
         rows = [_row(table, nets, printed, cache, papers) for nets in [[net] for net in tested] or [[]]]
         used |= {(run.name, Q) for run, Q in tested}
         yield from (*rows, *row_of_test_set(rows[0], "only", printed.error_test))
@@ -60,8 +60,7 @@ def _single_rows(runs: Sequence[StoredRun], cache: BoxCache, table: int, papers:
 
 
 def _Q_of(run: StoredRun, member: TestedNet, method: str, papers: bool) -> tuple[int, ...]:
-    """The Q that a run is tested at for a row of the paper: the row's own, or in another geometry the run's; () if it
-    has but one where the row has several."""
+    """Returns the row's Q, or in another geometry the run's; () if the run has a single Q and the row several."""
     if papers:
         return member.Q
     Q = configured_Q(run, method, several=len(member.Q) > 1)
@@ -69,7 +68,7 @@ def _Q_of(run: StoredRun, member: TestedNet, method: str, papers: bool) -> tuple
 
 
 def _pooled_rows(runs: Sequence[StoredRun], cache: BoxCache, papers: bool) -> Iterator[Row]:
-    """The rows of several nets whose boxes are pooled."""
+    """Yields the rows of nets whose boxes are pooled."""
     (printed,) = (row for row in facts().localisation[9] if len(row.members) > 1)
     nets: dict[str | None, StoredRun] = {}
     for run in runs:  # a copy of a run has the same net
@@ -79,7 +78,7 @@ def _pooled_rows(runs: Sequence[StoredRun], cache: BoxCache, papers: bool) -> It
         sides: dict[str, list[int]] = {}
         for part in stored.protocol.parts:
             sides.setdefault(part.weights, []).append(part.Q)
-        # in the order of the runs, in whichever they were pooled
+        # in the order of the runs, whatever the order of pooling
         tested = [(run, tuple(sorted(sides[run.weights]))) for run in nets.values() if run.weights in sides]
         beside = printed if _is_papers_pool(tested, printed, papers) else None
         rows.append(_row(9, tested, beside, cache, papers))
@@ -91,7 +90,7 @@ def _pooled_rows(runs: Sequence[StoredRun], cache: BoxCache, papers: bool) -> It
 
 
 def _is_papers_pool(tested: Sequence[RunAtQ], printed: PrintedBoxes, papers: bool) -> bool:
-    """Whether nets and Q are those of a pooled row: each once, at its Q, or in another geometry at one or several."""
+    """Whether nets and Q match a pooled row; in another geometry, one or several Q are enough to match."""
 
     def scales(Q: tuple[int, ...]) -> object:
         return Q if papers else len(Q) > 1
@@ -130,33 +129,32 @@ def _row(table: int, tested: Sequence[RunAtQ], printed: PrintedBoxes | None, cac
 
 
 def _guesses(stored: StoredBoxes) -> str | None:
-    """Who named the classes, where somebody had to."""
+    """Returns the source of the class guesses and its error; None for the centre crop, which needs none."""
     return None if stored.is_centre else f"{stored.guesses} (top-5 error {stored.top5:.1f} %)"
 
 
-def _yardsticks(runs: Sequence[StoredRun], cache: BoxCache) -> Iterator[Row]:
-    """What boxes that know nothing of an image get, on the images and with the guesses of the rows above."""
+def _baseline_rows(runs: Sequence[StoredRun], cache: BoxCache) -> Iterator[Row]:
+    """Yields the errors of boxes that do not depend on the image, with the images and guesses of the rows above."""
     for table, method in ((8, CENTRE), (9, DENSE)):
         tested = [(run, configured_Q(run, method, several=several)) for run in runs for several in (False, True)]
         stored = {boxes.target_key: boxes for net in tested if (boxes := cache.of([net], method))}
         for boxes in stored.values():
             for name, error in boxes.baselines().items():
-                made = judge({"only": error}, {}, "a yardstick")
-                yield Row(table=table, net=name, guesses=_guesses(boxes), **made)
+                yield Row(table=table, net=name, guesses=_guesses(boxes), **judge({"only": error}, {}, "a yardstick"))
 
 
 def _table10(rows: Sequence[Row]) -> list[Row]:
-    """VGG's row is one of Table 9; the others are of other papers."""
-    made: list[Row] = []
+    """Returns Table 10: VGG's rows come from Table 9, the others from other papers."""
+    table_rows: list[Row] = []
     for system in facts().localisation_state_of_the_art:
         if system.method == "VGG":
-            made += [
+            table_rows += [
                 row.model_copy(update={"table": 10, "net": f"VGG: {row.net}"})
                 for row in rows
                 if row.table == 9 and row.main.printed in (system.error, system.error_test) and labels.FUSED in row.net
             ]
             continue
         other = system_row(10, system, {"only": system.error})
-        made += [other] if system.error is not None else []
-        made += row_of_test_set(other, "only", system.error_test, labels.OTHER_PAPER)
-    return made
+        table_rows += [other] if system.error is not None else []
+        table_rows += row_of_test_set(other, "only", system.error_test, labels.OTHER_PAPER)
+    return table_rows

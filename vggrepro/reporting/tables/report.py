@@ -1,4 +1,4 @@
-"""The report as data: what `vggrepro tables --json` prints."""
+"""The report as data: the output of `vggrepro tables --json`."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from vggrepro.storage.ledger import Departure
 
 Verdict = Literal["agrees", "differs", "not measured", "cannot be measured", "not comparable"]
 FigureName = Literal["top1", "top5", "only"]
-"""The two errors of Tables 3-7; or the only figure of a row, the localisation error or Appendix B's score."""
+"""The two errors of Tables 3-7, or the only figure of a row: localisation error or Appendix B's score."""
 _SUFFIXES: Mapping[FigureName, str] = {"top1": "_top1", "top5": "_top5", "only": ""}
 
 
 class Record(BaseModel):
-    """Base of what goes into the JSON report: frozen, nothing beside what is declared."""
+    """Base of all parts of the JSON report: frozen, without extra fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class Measurement(Record):
-    """What the paper prints and what was measured, in per cent; the difference in percentage points."""
+    """A printed and a measured figure, per cent, and their difference in percentage points."""
 
     printed: float | None = None
     measured: float | None = None
     interval: tuple[float, float] | None = None
-    """95 %: of errors Wilson's, of scores over the choice of test samples."""
+    """95 % interval: Wilson's for errors, over the choice of test samples for scores."""
     difference: float | None = None
-    """Measured minus printed; None where they are not comparable."""
+    """Measured minus printed; None if they are not comparable."""
 
 
 class SeedMean(Record):
-    """A figure over several seeds, in per cent."""
+    """A figure over several seeds, per cent."""
 
     printed: float | None = None
     mean: float | None = None
@@ -54,57 +54,57 @@ class SeedMean(Record):
 
 
 def _describe_flat(schema: dict[str, Any], model: type[RowLabels]) -> None:
-    """What :meth:`RowLabels._flatten` makes of figures, in the schema."""
+    """Describes the flat figures that :meth:`RowLabels._flatten` writes in the JSON schema."""
     parts = model.figure_model.model_json_schema()["properties"]
     schema["properties"].pop("figures", None)
     schema["properties"] |= {key: parts[part] for key, (_, part) in model.keys_of_figures().items()}
 
 
 class RowLabels(Record):
-    """What tells a row of a table from the others, beside the row's figures.
+    """Labels of a table row.
 
-    In JSON and CSV the parts of a figure are keys of the row: `printed_top1`, or `printed` of the only one.
+    In JSON and CSV the parts of a figure are keys of the row: `printed_top1`, or `printed` for a single figure.
     """
 
     model_config = ConfigDict(json_schema_extra=_describe_flat)
     figure_model: ClassVar[type[Record]]
 
     group: str | None = None
-    """The group of runs it belongs to; None in Tables 1 and 2, which need no run, and in Tables 11 and 12."""
+    """Id of the group of runs; None in Tables 1 and 2, which need no run, and in Tables 11 and 12."""
     table: int
     net: str
-    """A column of Table 1, several joined by ` + `, the user's own net, a yardstick, or the name of a system."""
+    """A column of Table 1, several joined by ` + `, a custom net, a baseline, or the name of a system."""
     S: str | None = None
     Q: str | None = None
     method: str | None = None
     regression: str | None = None
-    """SCR or PCR: one box for all classes, or one for each."""
+    """SCR or PCR: one box for all classes, or one per class."""
     fine_tune: str | None = None
-    """all or fc: which layers of a net that predicts boxes were trained."""
+    """all or fc: the layers of a localisation net that were trained."""
     flip: bool | None = None
-    """Whether mirror images are tested too; None where there is no run. A centre crop is never mirrored."""
+    """Whether mirror images are tested as well; None without a run. A centre crop is never mirrored."""
     precision: str | None = None
-    """Of the arithmetic of the test."""
+    """Floating-point precision of the test."""
     guesses: str | None = None
-    """Who named the five classes of each image in Table 9; in Table 8 the true one is given."""
+    """Source of the five class guesses per image in Table 9; in Table 8 the true class is given."""
     set: str | None = None
-    """The data set of Tables 11 and 12, by its name."""
+    """Name of the data set in Tables 11 and 12."""
     data: str | None = None
     """Fingerprint of its images, targets and boxes."""
     layer: str | None = None
-    """Whose activations the features are."""
+    """Layer whose activations are the features."""
     combine: Combine | None = None
-    """What is made of the features at several Q."""
+    """How features at several Q are combined."""
     boxes: bool | None = None
-    """Features of the person's box beside those of the image."""
+    """Whether features of the person's box are added to those of the image."""
     measure: Measure | None = None
-    """Of the score in Tables 11 and 12."""
+    """Measure of the score in Tables 11 and 12."""
     split: Literal["val", "test"] | None = "val"
-    """The labels of the test set were never published: what is printed of it cannot be measured. None in 11 and 12."""
+    """The labels of the test set were never published, so its printed figures cannot be measured. None in 11 and 12."""
 
     @classmethod
     def keys_of_figures(cls) -> dict[str, tuple[FigureName, str]]:
-        """For each key of the flat form the figure and its part."""
+        """Returns the figure and its part for each key of the flat form."""
         parts = cls.figure_model.model_fields
         return {part + suffix: (name, part) for part in parts for name, suffix in _SUFFIXES.items()}
 
@@ -127,28 +127,28 @@ class RowLabels(Record):
 
 
 class Row(RowLabels):
-    """One row of a table."""
+    """A row of a table."""
 
     figure_model = Measurement
 
     figures: dict[FigureName, Measurement] = {}
     printed_spread: float | None = None
-    """Of a score over three random splits, points."""
+    """Printed spread of a score over three random splits, points."""
     spread: float | None = None
-    """Sample standard deviation of a score over the splits, points; None for one split."""
+    """Sample standard deviation of a score over the splits, points; None for a single split."""
     splits: int | None = None
     C: list[float] | None = None
-    """Of the SVMs, chosen for each split."""
+    """Regularisation of the SVMs, chosen for each split."""
     classes: int | None = None
     train: int | None = None
-    """Samples that a split learns from."""
+    """Number of training samples per split."""
     n: int | None = None
-    """Images, or distinct test samples."""
+    """Number of images, or of distinct test samples."""
     verdict: Verdict
     run: str | None = None
     """`experiment:stage`, several joined by ` + `."""
     departures: int | None = None
-    """Settings in which the runs depart from the paper."""
+    """Number of settings in which the runs depart from the paper."""
     note: str = ""
     printed_count: int | None = None
     """Table 1: weight layers. Table 2: millions of parameters."""
@@ -157,22 +157,22 @@ class Row(RowLabels):
 
     @property
     def top1(self) -> Measurement:
-        """Of Tables 3-7; without numbers where there are none."""
+        """Top-1 error of Tables 3-7; empty in other tables."""
         return self.figures.get("top1", Measurement())
 
     @property
     def top5(self) -> Measurement:
-        """Of Tables 3-7; without numbers where there are none."""
+        """Top-5 error of Tables 3-7; empty in other tables."""
         return self.figures.get("top5", Measurement())
 
     @property
     def main(self) -> Measurement:
-        """The figure that a row is known by: the top-1 error, or the only one."""
+        """Main figure of the row: the top-1 error, or the only figure."""
         return self.figures.get("only", self.top1)
 
 
 class Spread(RowLabels):
-    """One protocol of Tables 3-6, 8 or 9 over several seeds."""
+    """A row of Tables 3-6, 8 or 9 over several seeds."""
 
     figure_model = SeedMean
 
@@ -182,7 +182,7 @@ class Spread(RowLabels):
 
 
 class RunNote(Record):
-    """The way back from a number to what made it."""
+    """Provenance of a run's figures."""
 
     name: str
     directory: str
@@ -193,21 +193,21 @@ class RunNote(Record):
     iterations: int
     finished: bool
     imported: bool
-    """From another program's file: what is said of seed and steps is not its own."""
+    """Whether the net was imported from another program; seed and steps then have no meaning."""
     weights: str | None
     """SHA-256 of the final net."""
     git_commit: str | None
     git_dirty: bool | None
-    """Whether the code had changes that the commit lacks."""
+    """Whether the code had uncommitted changes."""
     mlflow_run: str | None
     """Id of its MLflow run."""
     departures: list[Departure]
     unused: list[str]
-    """Stored answers of another net or index, which no number here is made of."""
+    """Stored results of another net or index, which no figure here uses."""
 
     @classmethod
     def of(cls, run: StoredRun) -> RunNote:
-        """What a report says of a run itself."""
+        """Returns the note of a run."""
         environment = run.read_json("environment.json") or {}
         return cls(
             name=run.name,
@@ -229,36 +229,36 @@ class RunNote(Record):
 
 
 class Group(Record):
-    """Runs of the same images, classes and geometry."""
+    """Runs with the same images, classes and geometry."""
 
     id: str
     title: str
     papers: bool
     """Whether the paper's figures apply: its validation set, classes and geometry."""
     weight_layers: dict[str, int] = {}
-    """Of the nets of Table 1 among the runs."""
+    """Weight layers of the runs' nets that are columns of Table 1."""
     runs: list[RunNote]
 
 
 class Report(Record):
-    """All tables. The schema is in `tables.schema.json`."""
+    """All tables and claims. The JSON schema is in `tables.schema.json`."""
 
     format: Literal["vggrepro tables 2"] = "vggrepro tables 2"
     groups: list[Group]
     rows: list[Row]
-    """Of Tables 1-12, in their order."""
+    """Rows of Tables 1-12, in their order."""
     seeds: list[Spread]
     claims: list[Claim]
     transfer_claims: list[Claim] = []
-    """What Appendix B claims."""
+    """Claims of Appendix B."""
     transfer_runs: list[RunNote] = []
-    """The runs of Tables 11 and 12 that belong to no group."""
+    """Runs of Tables 11 and 12 that belong to no group."""
     dense_over_centre: list[Claim] = []
-    """What each net of Table 3 gains by the dense test over its centre crop; the paper has no such figures."""
+    """Gain of each net by the dense test over its centre crop; the paper has no such figures."""
     start_from_parent: list[Claim] = []
-    """What each net gains by the weights of another net over random ones; the paper has no such figures either."""
+    """Gain of each net by another net's weights over random ones; the paper has no such figures."""
     left_out: list[str]
-    """Runs that have not begun, and so belong to no group."""
+    """Runs that have not begun and belong to no group."""
 
 
 if __name__ == "__main__":  # renews the schema

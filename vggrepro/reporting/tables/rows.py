@@ -1,4 +1,4 @@
-"""What the rows of all tables have in common: the verdict on a figure, rows of the paper alone, means over seeds."""
+"""Shared parts of all tables: verdicts on figures, rows without measurements, means over seeds."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from vggrepro.reporting.tables.labels import Q_text, fused
 from vggrepro.reporting.tables.report import FigureName, Measurement, Row, SeedMean, Spread, Verdict
 
 Printed = Mapping[FigureName, float | None]
-"""What the paper prints, per cent; None or nothing where it prints none."""
+"""Printed figures, per cent; None or no key if the paper prints none."""
 PREFIXES: Mapping[FigureName, str] = {"top1": "top-1 ", "top5": "top-5 ", "only": ""}
-"""What tells the figures of a row apart, for a reader."""
+"""Prefixes that distinguish the figures of a row in notes."""
 
 
 class Judged(TypedDict, total=False):
-    """What a :class:`Row` says of its figures."""
+    """Fields of a :class:`Row` about its figures."""
 
     figures: dict[FigureName, Measurement]
     verdict: Verdict
@@ -29,8 +29,8 @@ class Judged(TypedDict, total=False):
     n: int
 
 
-class OfProtocol(Judged, total=False):
-    """What else a :class:`Row` of nets says."""
+class RowFields(Judged, total=False):
+    """Further fields of a :class:`Row` of nets."""
 
     method: str
     flip: bool | None
@@ -44,18 +44,18 @@ _LABELS = ("table", "net", "S", "Q", "method", "regression", "fine_tune")
 
 
 def unmeasured(printed: Printed, note: str, verdict: Verdict = "not measured") -> Judged:
-    """What there is to say in a :class:`Row` of what the paper alone has figures."""
+    """Returns the fields of a :class:`Row` with printed figures only."""
     figures = {name: Measurement(printed=figure) for name, figure in printed.items() if figure is not None}
     return {"figures": figures, "verdict": verdict, "note": note}
 
 
 def obstacle(printed: PrintedRow | None, papers: bool, other: str) -> str:
-    """Why a printed row is not about what was measured; `papers`: whether the paper's images and geometry were."""
+    """Returns why a measurement is not comparable; `papers`: whether it has the paper's images and geometry."""
     return labels.NO_SUCH_ROW if printed is None else other if papers else labels.OTHER_SETTING
 
 
 def judge(measured: Mapping[FigureName, ErrorRate], printed: Printed, obstacle: str) -> Judged:
-    """What there is to say in a :class:`Row` of measured errors beside the printed ones, unless of an obstacle."""
+    """Returns the fields of a :class:`Row` with measured errors, compared with the printed ones unless obstructed."""
     figures: dict[FigureName, Measurement] = {}
     off = []
     for name, error in measured.items():
@@ -74,9 +74,9 @@ def judge(measured: Mapping[FigureName, ErrorRate], printed: Printed, obstacle: 
 
 
 def row_of_nets(
-    table: int, tested: Sequence[RunAtQ], printed: PrintedRow | None, *, alike_once: bool, **more: Unpack[OfProtocol]
+    table: int, tested: Sequence[RunAtQ], printed: PrintedRow | None, *, alike_once: bool, **more: Unpack[RowFields]
 ) -> Row:
-    """A row of runs, or where there are none of the paper's nets; `alike_once` is of S and Q, `more` all the rest."""
+    """Returns a row of runs, or of the paper's nets if there are none; `alike_once` prints equal S and Q once."""
     members = printed.members if printed else ()
     setups = [(run.net, run.config.data.S_text, Q_text(Q)) for run, Q in tested] or [
         (member.net, scale_text(member.S), Q_text(member.Q)) for member in members
@@ -96,7 +96,7 @@ def row_of_nets(
 def row_of_test_set(
     beside: Row, name: FigureName, printed: float | None, note: str = labels.NO_TEST_LABELS
 ) -> list[Row]:
-    """The row of the test set, if the paper prints one beside a row of the validation set."""
+    """Returns the row of the test set, if the paper prints one beside the validation set's."""
     if printed is None:
         return []
     row_labels: dict[str, Any] = {label: getattr(beside, label) for label in _LABELS}
@@ -104,14 +104,14 @@ def row_of_test_set(
 
 
 def system_row(table: int, system: System, printed: Printed) -> Row:
-    """A row of Table 7 or 10 that is of another paper."""
+    """Returns a row of another paper in Table 7 or 10."""
     return Row(table=table, net=system.method, **unmeasured(printed, labels.OTHER_PAPER, "cannot be measured"))
 
 
 def spreads(rows: Iterable[Row], runs: Iterable[StoredRun]) -> list[Spread]:
-    """Mean and spread of the rows of some runs that differ in nothing but the seed.
+    """Returns mean and spread of the rows of runs that differ only in the seed.
 
-    A row of several nets counts where all are of one seed, so that no net counts twice.
+    A row of several nets counts only if they share a seed, so that no net counts twice.
     """
     known = {run.name: run for run in runs}
     alike: dict[tuple[object, ...], dict[int, Row]] = {}
@@ -122,7 +122,7 @@ def spreads(rows: Iterable[Row], runs: Iterable[StoredRun]) -> list[Spread]:
         if row.main.measured is not None and row.table not in (7, 10) and len(found) == len(nets) and len(seeds) == 1:
             variants = [(run.variant, run.config.localisation, run.boxes_fingerprint) for run in found]
             alike.setdefault((row.table, row.Q, row.method, *variants), {}).setdefault(seeds.pop(), row)
-    return [_spread(list(same.values())) for same in alike.values() if len(same) > 1]
+    return [_spread(list(by_seed.values())) for by_seed in alike.values() if len(by_seed) > 1]
 
 
 def _spread(rows: Sequence[Row]) -> Spread:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from vggrepro.config.settings import Model
 from vggrepro.evaluation.feature_spec import scales_at, task_of
@@ -14,15 +13,15 @@ from vggrepro.reporting.stored.stored_transfers import StoredTransfer
 from vggrepro.reporting.tables import labels
 from vggrepro.reporting.tables.labels import Q_text, fused
 from vggrepro.reporting.tables.report import Measurement, Row, Verdict
-from vggrepro.reporting.tables.rows import Printed, unmeasured
+from vggrepro.reporting.tables.rows import unmeasured
 
 
 def transfer_rows(tests: Sequence[StoredTransfer]) -> list[Row]:
-    """Every figure of the paper, and what was measured beside it; then what the paper has no figure of."""
+    """Returns every figure of the paper with the measured one beside it, then tests without a printed figure."""
     rows: list[Row] = []
     beside: set[int] = set()
     for figure in facts().transfer_figures:
-        measured = [test for test in tests if _is_of(test, figure)]
+        measured = [test for test in tests if _matches(test, figure)]
         beside |= {id(test) for test in measured}
         rows += [_row(test, figure) for test in measured] or [_without_test(figure)]
     rows += [_row(test, None) for test in tests if id(test) not in beside]
@@ -30,11 +29,8 @@ def transfer_rows(tests: Sequence[StoredTransfer]) -> list[Row]:
     return sorted(rows, key=lambda row: (row.table, order.get(row.set or "", len(order)), row.set))
 
 
-def _is_of(test: StoredTransfer, figure: TransferFigure) -> bool:
-    """Whether a test is what a figure of the paper is of: nets and protocol; its training may be another.
-
-    Scales are in proportion to the crop.
-    """
+def _matches(test: StoredTransfer, figure: TransferFigure) -> bool:
+    """Whether nets and protocol of a test match a printed figure, apart from training; scales follow the crop."""
     protocol, task = test.found.protocol, facts().transfer[figure.set]
     drawn = ("splits", "train_per_class", "test_per_class")
     return (
@@ -86,7 +82,7 @@ def _row(test: StoredTransfer, figure: TransferFigure | None) -> Row:
 
 
 def _obstacle(test: StoredTransfer) -> str:
-    """Why the paper's figure is not about what was measured; empty where it is."""
+    """Returns why a test is not comparable with the printed figure; empty if it is."""
     task, counts = facts().transfer[test.set], test.found.note
     if not all(_is_the_papers_net(run) for run in test.runs):
         return f"{labels.OTHER_SETTING} was learnt from"
@@ -99,7 +95,7 @@ def _obstacle(test: StoredTransfer) -> str:
 
 
 def _is_the_papers_net(run: StoredRun) -> bool:
-    """Whether a net is of the paper's classes and geometry; of one that was imported no more is known."""
+    """Whether a net has the paper's classes and geometry; an imported one's training set is unknown."""
     model = run.config.model
     trained = run.dataset.get("splits", {}).get("train") in (None, 0, value("train_images"))
     papers = Model(net=model.net)
@@ -107,17 +103,21 @@ def _is_the_papers_net(run: StoredRun) -> bool:
 
 
 def _without_test(figure: TransferFigure) -> Row:
-    """A figure of the paper alone."""
+    """Returns the row of a printed figure without a test."""
     task = facts().transfer[figure.set]
-    row_labels: dict[str, Any] = {
-        "table": task.table,
-        "set": figure.set,
-        "boxes": figure.boxes,
-        "measure": task.measure,
-    }
-    printed: Printed = {"only": figure.figure}
-    net, of = figure.method, unmeasured(printed, labels.OTHER_PAPER, "cannot be measured")
     if figure.nets:
         net = fused(figure.nets)
-        of = unmeasured(printed, f"no run of {net} was tested on {figure.set}")
-    return Row(**row_labels, net=net, split=None, printed_spread=figure.spread, C=[], **of)
+        judged = unmeasured({"only": figure.figure}, f"no run of {net} was tested on {figure.set}")
+    else:
+        net, judged = figure.method, unmeasured({"only": figure.figure}, labels.OTHER_PAPER, "cannot be measured")
+    return Row(
+        table=task.table,
+        set=figure.set,
+        boxes=figure.boxes,
+        measure=task.measure,
+        net=net,
+        split=None,
+        printed_spread=figure.spread,
+        C=[],
+        **judged,
+    )
