@@ -353,7 +353,7 @@ MISTAKES = [
     (("transfer", "D", "-d", "mine={mine}", "--scales", "31"), "Q = 31 is smaller than D takes; use 32 or more"),
     (("features", "conv", "-d", "mine={mine}", "--scales", "31", "-o", "{x}"), "use 32 or more"),
     (("features", "D", "-d", "mine={mine}", "-o", "{x}", "--boxes"), "--boxes: mine has no boxes; leave it out"),
-    (("features", "D", "-d", "mine={mine}", "-o", "{x}.csv"), "features are written as .npz; choose that suffix"),
+    (("features", "D", "-d", "mine={mine}", "-o", "{x}.csv"), "features are written as .npz; use that suffix"),
     (("features", "D", "-d", "mine={mine}", "-o", "{mine}/ant/0.png/x.npz"), "x.npz cannot be written ("),
     (("features", "D", "-d", "mine={mine}", "-o", "/proc/x.npz"), "--out /proc/x.npz cannot be written"),
     (("transfer", "D", "-d", "mine={mine}", "--set", "transfer.train_per_class=9"), "has 9 usable images, and 9 to"),
