@@ -1,11 +1,11 @@
-"""What a job does before and after its ranks: on its first machine, outside any container, with no more than Python.
+"""Start and end of a job attempt, on the job's first machine, outside any container, with the standard library only.
 
     python -m launch.attempt begin RUN_DIRECTORY
     python -m launch.attempt settle RUN_DIRECTORY STATUS
 
-An attempt is one start of a job. `begin` takes the run directory over for it. `settle` has the exit status of the ranks
-and decides what becomes of the job, after asking SLURM what it has decided already: a job that its user has cancelled
-must stay cancelled. Both leave a line in the run directory's attempts.jsonl.
+An attempt is one start of a job. `begin` acquires the run directory. `settle` gets the exit status of the ranks and
+decides whether the job is requeued; it queries SLURM first, because a job that its user has cancelled must stay
+cancelled. Both append a line to the run directory's attempts.jsonl.
 """
 
 import json
@@ -29,9 +29,9 @@ from vggrepro.storage.directory import RunDirectory, complete_records
 
 HISTORY = "attempts.jsonl"
 ERRORS = Path("submission", "errors")
-"""Folder in a run directory where each rank leaves the reason of its failure."""
+"""Folder of a run directory to which each rank writes the reason of its failure."""
 DONE = Path("submission", "done")
-"""Written by rank 0 when all is done: an exit status of 0 is also what srun returns when it is ended itself."""
+"""Marker that rank 0 writes at the end: srun returns 0 also when it is terminated itself."""
 USER_STATUS = 2
 _STOP_REQUESTED = {INTERRUPTED_STATUS, 128 + signal.SIGUSR2}
 _SETTLED_WITHIN_S = 120
@@ -41,7 +41,7 @@ Outcome = Literal["finished", "goes on", "cancelled", "failed", "replaced"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What becomes of a job."""
+    """Decision on a job after an attempt."""
 
     outcome: Outcome
     reason: str
@@ -53,16 +53,16 @@ class Verdict:
 def judge(
     status: int, decided: slurm.Decision, error: str | None, *, progressed: bool, failures: int, max_failures: int
 ) -> Verdict:
-    """The verdict on an attempt whose ranks ended with `status`.
+    """Returns the verdict on an attempt whose ranks ended with `status`.
 
-    `failures` attempts before this one failed at the very point where the run now stands.
+    `failures` is the number of earlier attempts in a row that failed at the run's current progress.
     """
     if status == 0:
         return Verdict("finished", "")
     if status == lease.LOST_STATUS:
         return Verdict("replaced", "another attempt has taken over")
     if decided == "requeued":
-        return Verdict("goes on", "SLURM has requeued it: preempted, a machine lost, or by hand")
+        return Verdict("goes on", "SLURM has requeued it after preemption, a node failure, or scontrol requeue")
     if decided == "over":
         return Verdict("cancelled", "cancelled")
     if decided == "preempted":
@@ -70,9 +70,9 @@ def judge(
     if status == USER_STATUS:
         return Verdict("failed", error or "a setting or a file is wrong, see the log")
     if decided == "time limit":
-        reason = "the time limit came before the ranks had left: raise cluster.warning_s"
+        reason = "the time limit expired before the ranks had stopped: raise cluster.warning_s"
     elif status in _STOP_REQUESTED:
-        reason = "asked to stop: the time limit is near, or a signal"
+        reason = "stopped by a signal, or because the time limit is near"
     else:
         reason = f"{describe(status)} ({error})" if error and status > 128 else error or describe(status)
     failed = not (progressed and (status in _STOP_REQUESTED or decided == "time limit"))
@@ -84,8 +84,8 @@ def judge(
 
 
 def describe(status: int) -> str:
-    """An exit status in words."""
-    if status == 128 + signal.SIGTERM:  # srun reports the highest status, and ends the others by this signal
+    """Returns an exit status in words."""
+    if status == 128 + signal.SIGTERM:  # srun reports the highest status, and terminates the others by this signal
         return "a rank ended early, see the log"
     if status > 128 and (number := status - 128) in set(signal.Signals):
         hint = "; out of memory?" if number == signal.SIGKILL else ""
@@ -94,9 +94,9 @@ def describe(status: int) -> str:
 
 
 def progress_of(directory: Path) -> list[int]:
-    """How far a run has come, so that lists compare: step of the newest checkpoint, final net, what tests have stored.
+    """Measures a run's progress: newest checkpoint's step, final net (0 or 1), number and checksum of stored results.
 
-    The last are two numbers: how many files, and a checksum of their names, for as many parts may have come as went.
+    The checksum of the file names detects new parts when as many old ones have been removed.
     """
     run = RunDirectory(directory)
     names = [file.name for file in run.checkpoints.glob("*")]
@@ -106,7 +106,7 @@ def progress_of(directory: Path) -> list[int]:
 
 
 def history(directory: Path) -> list[dict[str, Any]]:
-    """The lines of attempts.jsonl, oldest first; torn ones are passed over."""
+    """Reads the records of attempts.jsonl, oldest first; skips torn lines."""
     try:
         return complete_records((directory / HISTORY).read_bytes().splitlines())
     except FileNotFoundError:
@@ -114,9 +114,9 @@ def history(directory: Path) -> list[dict[str, Any]]:
 
 
 def failures_at(past: list[dict[str, Any]], job: str, progress: list[int]) -> int:
-    """How many attempts of the job, the latest in a row, failed with the run standing where it stands now.
+    """Counts the job's latest consecutive attempts that failed at the current progress.
 
-    An attempt that has begun and not ended lost its machine or was killed: a failure, too.
+    An attempt with a begin and no end was killed or lost its machine, and counts as a failure.
     """
     ended = {line["attempt"]: line for line in past if line["event"] == "ends"}
     count = 0
@@ -131,23 +131,23 @@ def failures_at(past: list[dict[str, Any]], job: str, progress: list[int]) -> in
 
 
 def record(directory: Path, event: str, attempt: str, **more: Any) -> None:
-    """Adds a line to attempts.jsonl."""
+    """Appends a line to attempts.jsonl."""
     line = {"event": event, "attempt": attempt, "time": time.time(), "progress": progress_of(directory)} | more
     with (directory / HISTORY).open("a") as file:
         file.write(json.dumps(line) + "\n")
 
 
 def begin(directory: Path, attempt: str, max_failures: int) -> int:
-    """Takes the run directory over; 0, or the status to leave with when this attempt must not run."""
+    """Acquires the run directory; returns 0, or the exit status if this attempt must not run."""
     job = attempt.split(":", maxsplit=1)[0]
     holder = lease.holder(directory)
     if holder and (other := holder.split(":")[0]) != job and other.isdigit():
         try:
             if slurm.is_alive(other):
-                print(f"vggrepro: job {other} trains {directory}; this one leaves it alone", flush=True)
+                print(f"vggrepro: job {other} is training {directory}; this job stops", flush=True)
                 return lease.LOST_STATUS
         except slurm.SlurmError as error:
-            print(f"vggrepro: SLURM does not say whether job {other} still runs ({error})", flush=True)
+            print(f"vggrepro: the state of job {other} is unknown: SLURM does not answer ({error})", flush=True)
     progress = progress_of(directory)
     failures = failures_at(history(directory), job, progress)
     lease.take(directory, attempt)
@@ -156,7 +156,7 @@ def begin(directory: Path, attempt: str, max_failures: int) -> int:
     (directory / ERRORS).mkdir(parents=True)
     record(directory, "begins", attempt, host=socket.gethostname())
     if failures >= max_failures:
-        reason = f"failed {failures} times in a row without progress: its machines were lost, or killed it"
+        reason = f"failed {failures} times in a row without progress: the nodes failed or killed it"
         record(directory, "ends", attempt, outcome="failed", failed=True, reason=reason)
         print(f"vggrepro: {reason}", flush=True)
         return USER_STATUS
@@ -164,16 +164,16 @@ def begin(directory: Path, attempt: str, max_failures: int) -> int:
 
 
 def settle(directory: Path, attempt: str, status: int, max_failures: int) -> int:
-    """Decides what becomes of the job; returns the status it ends with."""
+    """Decides whether the job is requeued; returns its exit status."""
     for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # an ending job has still to be settled
+        signal.signal(number, signal.SIG_IGN)  # a job that is being terminated must still be settled
     job, restarts = attempt.split(":")
     if lease.holder(directory) != attempt:
-        print("vggrepro: another attempt has taken the run directory over", flush=True)
+        print("vggrepro: another attempt has acquired the run directory", flush=True)
         return status or lease.LOST_STATUS
     past = history(directory)
-    mine = {line["event"]: line for line in past if line["attempt"] == attempt}
-    if "ends" in mine:
+    events = {line["event"]: line for line in past if line["attempt"] == attempt}
+    if "ends" in events:
         return status  # `begin` has refused it
     if status == 0 and not (directory / DONE).exists():
         status = 1
@@ -182,7 +182,7 @@ def settle(directory: Path, attempt: str, status: int, max_failures: int) -> int
         status,
         slurm.decision(job, int(restarts)) if status else "running",
         first_error(directory),
-        progressed="begins" not in mine or progress != mine["begins"]["progress"],
+        progressed="begins" not in events or progress != events["begins"]["progress"],
         failures=failures_at([line for line in past if line["attempt"] != attempt], job, progress),
         max_failures=max_failures,
     )
@@ -190,12 +190,12 @@ def settle(directory: Path, attempt: str, status: int, max_failures: int) -> int
         try:
             slurm.requeue(job)
         except slurm.SlurmError as error:
-            verdict = Verdict("failed", f"{verdict.reason}; SLURM refuses to requeue it ({error}): submit it again")
+            verdict = Verdict("failed", f"{verdict.reason}; SLURM refused to requeue it ({error}): submit it again")
     if lease.holder(directory) == attempt:
         record(directory, "ends", attempt, outcome=verdict.outcome, reason=verdict.reason, failed=verdict.failed)
     print(f"vggrepro: {verdict.outcome}{verdict.reason and f' ({verdict.reason})'}", flush=True)
     if verdict.requeue:
-        # SLURM ends this job in a moment; one that ends by itself before that would have failed.
+        # SLURM terminates a requeued job in a moment; if it exited by itself before that, it would count as failed.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if slurm.decision(job, int(restarts)) == "running":
             time.sleep(_SETTLED_WITHIN_S)
@@ -203,7 +203,7 @@ def settle(directory: Path, attempt: str, status: int, max_failures: int) -> int
 
 
 def first_error(directory: Path) -> str | None:
-    """The reason that explains the others: a user's mistake, else the one that came first."""
+    """Returns the root cause among the ranks' errors: a user's mistake, else the earliest."""
     texts = []
     for file in (directory / ERRORS).glob("*.json"):
         with suppress(OSError):
@@ -215,7 +215,7 @@ def first_error(directory: Path) -> str | None:
 
 
 def main(verb: str, directory: str, *more: str) -> int:
-    """Runs a verb for the job of the environment."""
+    """Runs `begin` or `settle` for the attempt named by the environment."""
     attempt = os.environ[lease.VARIABLE]
     max_failures = int(os.environ["VGGREPRO_MAX_FAILURES"])
     try:
@@ -223,11 +223,11 @@ def main(verb: str, directory: str, *more: str) -> int:
             return begin(Path(directory), attempt, max_failures)
         assert verb == "settle", verb
         return settle(Path(directory), attempt, int(*more), max_failures)
-    except OSError as error:  # a full disk, say: nothing that another attempt would do better
+    except OSError as error:  # e.g. a full disk: another attempt would fail in the same way
         print(f"vggrepro: {error}", flush=True)
         return USER_STATUS
 
 
 if __name__ == "__main__":
-    make_ready("stdout", "stderr")  # what becomes of a job must not hang on the disk of its log
+    make_ready("stdout", "stderr")  # the decision on a job must not depend on the disk of its log
     sys.exit(main(*sys.argv[1:]))

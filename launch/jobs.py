@@ -1,4 +1,4 @@
-"""From stages to jobs: what is asked of SLURM, whether it would be had, and the submission itself."""
+"""Jobs of a stage graph: options of sbatch, checks before submission, and the submission."""
 
 import fcntl
 import os
@@ -20,24 +20,24 @@ from vggrepro.ranks.topology import divisors
 from vggrepro.storage.status import is_finished
 
 RESERVED_OPTIONS = {"job-name", "comment", "chdir", "output", "error", "signal", "requeue", "dependency", "array"}
-"""Options of sbatch that the way jobs are followed and come back depends on."""
+"""Options of sbatch that status and requeueing depend on."""
 _ENDING_S = 60
 
 
 def sbatch_options(stage: Stage) -> dict[str, str | int]:
-    """What is asked of SLURM for one stage, by sbatch's long names: one task a GPU. Raises UserError."""
+    """Returns the options of sbatch for a stage, by long names, with one task per GPU. Raises UserError."""
     config, cluster = stage.config, stage.config.cluster
-    if own := RESERVED_OPTIONS & cluster.sbatch.keys():
-        raise UserError(f"cluster.sbatch.{sorted(own)[0]} is set by submit.py itself; remove it")
+    if reserved := RESERVED_OPTIONS & cluster.sbatch.keys():
+        raise UserError(f"cluster.sbatch.{sorted(reserved)[0]} is set by submit.py; remove it")
     minutes = max(1, round(cluster.hours * 60))
     if minutes * 60 <= cluster.warning_s:
         raise UserError(
-            f"a time limit of {minutes} min leaves nothing beside cluster.warning_s={cluster.warning_s}; "
+            f"a time limit of {minutes} min must exceed cluster.warning_s={cluster.warning_s}; "
             f"raise --time or lower cluster.warning_s"
         )
     directory = stage.directory
     if "%" in str(directory) or "\\" in str(directory):
-        raise UserError(f"{directory}: SLURM expands % and \\ in names of logs; choose another run.root")
+        raise UserError(f"{directory}: SLURM expands % and \\ in log names; choose another run.root")
     options: dict[str, str | int | None] = {
         "job-name": f"{config.run.experiment}.{stage.name}",
         "comment": slurm.key_of(directory),
@@ -57,32 +57,32 @@ def sbatch_options(stage: Stage) -> dict[str, str | int]:
 
 
 def check(graph: Graph) -> None:
-    """What can be known before anything is submitted. Raises UserError."""
+    """Checks a graph before anything is submitted. Raises UserError."""
     for name, config in graph.stages.items():
         is_finished(config)
         require_class_scores(architecture_of(config))
         cluster, ranks = config.cluster, config.cluster.nodes * config.cluster.gpus_per_node
         if config.train.batch % ranks:
             raise UserError(
-                f"{cluster.nodes} nodes of {cluster.gpus_per_node} GPUs make {ranks} ranks, which do not divide "
-                f"train.batch={config.train.batch}; ask for {divisors(config.train.batch)} ranks"
+                f"{cluster.nodes} nodes with {cluster.gpus_per_node} GPUs make {ranks} ranks, which do not divide "
+                f"train.batch={config.train.batch}; request {divisors(config.train.batch)} ranks"
             )
         data = config.data
         root = None if data.root and data.root.startswith("builtin:") else data.root
         for key, place, remedy in (
             ("index", data.index, "make it with `vggrepro index`"),
             ("boxes", data.boxes, "make it with `vggrepro boxes`"),
-            ("root", root, "set it to the images' place"),
+            ("root", root, "set it to the folder of the images"),
         ):
             if place and not Path(place).exists():
                 raise UserError(f"data.{key}={place} of stage {name} does not exist; {remedy}")
         require_sets(config)
         if cluster.container and cluster.container.endswith((".sif", ".sqsh")) and not Path(cluster.container).exists():
-            raise UserError(f"container {cluster.container} does not exist; build it, or name an image to be pulled")
+            raise UserError(f"container {cluster.container} does not exist; build it, or name an image to pull")
 
 
 def check_slurm(stages: list[Stage]) -> None:
-    """Whether SLURM would take the jobs; nothing is submitted. Raises UserError with its answer."""
+    """Checks by `sbatch --test-only` that SLURM accepts the jobs. Raises UserError with SLURM's message."""
     tested = set()
     for stage in stages:
         named = {"job-name", "comment", "chdir", "output"}
@@ -91,19 +91,19 @@ def check_slurm(stages: list[Stage]) -> None:
             continue
         tested.add(arguments)
         try:
-            slurm.ask("sbatch", "--test-only", *arguments, "--wrap=true")
+            slurm.query("sbatch", "--test-only", *arguments, "--wrap=true")
         except slurm.SlurmError as error:
-            text = f"SLURM does not take stage {stage.name}: {error}"
+            text = f"SLURM rejected stage {stage.name}: {error}"
             if "partition" in str(error):
-                names = {name.strip() for name in slurm.ask("sinfo", "--noheader", "--format=%R").splitlines()}
+                names = {name.strip() for name in slurm.query("sinfo", "--noheader", "--format=%R").splitlines()}
                 text += f"; partitions: {', '.join(sorted(names))}"
             raise UserError(text) from None
 
 
 def submit_graph(graph: Graph) -> list[Stage]:
-    """Submits what is left of a graph once no job of it is just ending; returns the stages. Raises UserError."""
+    """Submits the unfinished stages of a graph once no job is ending; returns all stages. Raises UserError."""
     if not os.environ.get("VGGREPRO_FAKE_GPUS"):  # slurm/devcluster
-        # where GPUs are asked for, a rank without one must not train on its CPU instead
+        # if GPUs are requested, a rank without a GPU must fail instead of training on its CPU
         stages = {
             name: override(config, ["run.device=cuda"], config.directory) if config.run.device == "auto" else config
             for name, config in graph.stages.items()
@@ -117,9 +117,9 @@ def submit_graph(graph: Graph) -> list[Stage]:
 
 
 def submit_stages(graph: Graph, stages: list[Stage]) -> list[Stage]:
-    """Submits what is left to do, each stage after the one it starts from; returns all stages with their jobs."""
+    """Submits the unfinished stages, each after its parent; returns all stages with their jobs."""
     done: dict[str, Stage] = {}
-    at_work: list[str] = []
+    active: list[str] = []
     text = snapshot.resolved(graph)
     for stage in stages:
         if stage.to_submit:
@@ -129,18 +129,18 @@ def submit_stages(graph: Graph, stages: list[Stage]) -> list[Stage]:
                 assert parent is not None, stage
                 after.append(f"afterok:{parent.id}")
             most = stage.config.cluster.array_parallelism
-            if most and len(at_work) >= most and f"afterok:{at_work[-most]}" not in after:
-                after.append(f"afterany:{at_work[-most]}")
+            if most and len(active) >= most and f"afterok:{active[-most]}" not in after:
+                after.append(f"afterany:{active[-most]}")
             number = _submit(text, stage, ",".join(after))
             stage = replace(stage, state="queued", job=slurm.Job(number, "PENDING", ""))  # noqa: PLW2901
         if stage.job:
-            at_work.append(stage.job.id)
+            active.append(stage.job.id)
         done[stage.name] = stage
     return list(done.values())
 
 
 def _submit(graph: str, stage: Stage, dependency: str) -> str:
-    """Submits one stage; returns the job's number. Raises UserError."""
+    """Submits a stage; returns the job's number. Raises UserError."""
     try:
         import submitit
     except ModuleNotFoundError:
@@ -148,8 +148,10 @@ def _submit(graph: str, stage: Stage, dependency: str) -> str:
 
     config, directory = stage.config, stage.directory
     options = {key: str(item) for key, item in sbatch_options(stage).items()}
-    snapshot.take(directory, graph, stage.name, config, options)
-    if dependency:  # one that can no longer be fulfilled ends the job: it must not wait for ever
+    snapshot.write(directory, graph, stage.name, config, options)
+    if (
+        dependency
+    ):  # SLURM must cancel a job whose dependency can no longer be satisfied, instead of holding it for ever
         options |= {"dependency": dependency, "kill-on-invalid-dep": "yes"}
     executor = submitit.SlurmExecutor(folder=directory / snapshot.PICKLES, python=snapshot.python(config))
     executor.update_parameters(
@@ -157,7 +159,7 @@ def _submit(graph: str, stage: Stage, dependency: str) -> str:
         ntasks_per_node=config.cluster.gpus_per_node,
         signal_delay_s=config.cluster.warning_s,
         stderr_to_stdout=True,
-        wckey=None,  # submitit's default is refused where such keys are checked
+        wckey=None,  # sites that check such keys reject submitit's default
         setup=snapshot.setup(directory, config),
         srun_args=snapshot.srun_arguments(directory, config),
         additional_parameters={key.replace("-", "_"): item or True for key, item in options.items()},
@@ -166,12 +168,12 @@ def _submit(graph: str, stage: Stage, dependency: str) -> str:
         return executor.submit(Rank(str(directory))).job_id
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
         line = str(error).strip().splitlines()[-1]
-        raise UserError(f"SLURM does not take stage {stage.name}: {line}; submit again to go on from there") from None
+        raise UserError(f"SLURM rejected stage {stage.name}: {line}; submit again to continue from there") from None
 
 
 @contextmanager
 def _alone(graph: Graph) -> Iterator[None]:
-    """Keeps a second submit.py from submitting the same experiment at the same time. Raises UserError."""
+    """Locks an experiment against a second submit.py. Raises UserError."""
     first = next(iter(graph.stages.values()))
     folder = first.run.root / first.run.experiment
     folder.mkdir(parents=True, exist_ok=True)
@@ -179,18 +181,18 @@ def _alone(graph: Graph) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"another submit.py is submitting {folder} right now; wait for it to end") from None
+            raise UserError(f"another submit.py is submitting {folder}; wait until it ends") from None
         yield
 
 
 def _stages_when_settled(graph: Graph) -> list[Stage]:
-    """The stages, once no job of theirs is just ending. Raises UserError."""
+    """Waits until no job of the graph is ending; returns the stages. Raises UserError."""
     until = time.monotonic() + _ENDING_S
     while True:
         try:
             stages = stages_of(graph, slurm.jobs())
         except slurm.SlurmError as error:
-            raise UserError(f"SLURM does not say which jobs there are ({error}); try again later") from None
+            raise UserError(f"SLURM does not list the jobs ({error}); try again later") from None
         ending = next((stage for stage in stages if stage.state == "ending"), None)
         if ending is None:
             return stages
@@ -201,7 +203,7 @@ def _stages_when_settled(graph: Graph) -> list[Stage]:
 
 
 def _forget_launchers() -> None:
-    """Variables of a job or of torchrun around this process must not reach the jobs it submits."""
+    """Removes variables of a surrounding job or torchrun, which must not reach the submitted jobs."""
     ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "VGGREPRO_ATTEMPT")
     for name in list(os.environ):
         if name in ranks or (name.startswith(("SLURM_", "SRUN_")) and name != "SLURM_CONF"):

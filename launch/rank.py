@@ -1,4 +1,4 @@
-"""What each rank of a job runs: one stage of a submitted graph, from the snapshot in its run directory.
+"""Program of each rank of a job: a stage of a submitted graph, from the snapshot in its run directory.
 
 srun python -m launch.rank RUN_DIRECTORY
 """
@@ -19,14 +19,14 @@ from vggrepro.storage import lease
 
 
 class Rank:
-    """What submitit pickles: a path. The code comes from the snapshot, the state from the run directory."""
+    """Callable that submitit pickles: a path only; code and state come from the run directory."""
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
 
     def __call__(self) -> None:
-        """Runs the stage; ends the process itself unless all went well, so that the exit status is ours."""
-        make_ready("stdout", "stderr")  # the job's log, and the results are in files
+        """Runs the stage; exits the process on failure, so that submitit does not replace the exit status."""
+        make_ready("stdout", "stderr")
         status = run(Path(self.directory))
         if status:
             sys.stdout.flush()
@@ -36,7 +36,7 @@ class Rank:
 
 def run(directory: Path) -> int:
     """Trains and evaluates the stage of a run directory and writes the graph's tables; returns the exit status."""
-    # From here on a signal ends this rank with the status that brings the job back; training then catches it itself.
+    # Until training handles signals, a signal ends this rank with the status that requeues the job.
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, lambda *_: os._exit(INTERRUPTED_STATUS))
     signal.signal(signal.SIGCONT, signal.SIG_DFL)
@@ -56,7 +56,7 @@ def run(directory: Path) -> int:
             evaluate_stage(config, parent, session)
             transfer_together(graph.stages.values(), session)
             if session.topology.is_first:
-                done = [one for one in graph.stages.values() if (one.directory / DONE).exists()]
+                done = [stage for stage in graph.stages.values() if (stage.directory / DONE).exists()]
                 catch_up([*done, config], session.topology)
                 write_tables(graph)
                 (directory / DONE).touch()
@@ -65,26 +65,26 @@ def run(directory: Path) -> int:
         return INTERRUPTED_STATUS if isinstance(stop, Interrupted) else lease.LOST_STATUS
     except UserError as error:
         print(f"vggrepro: {error}", file=sys.stderr)
-        _leave_word(directory, str(error), user=True)
+        _write_error(directory, str(error), user=True)
         return USER_STATUS
-    except SystemExit as leaving:  # a rank that misses another one has said which
-        return leaving.code if isinstance(leaving.code, int) else 1
+    except SystemExit as stop:  # the watch has reported which rank is missing
+        return stop.code if isinstance(stop.code, int) else 1
     except BaseException as error:
         traceback.print_exc()
-        _leave_word(directory, f"{type(error).__name__}: {error}", user=False)
+        _write_error(directory, f"{type(error).__name__}: {error}", user=False)
         return 1
     return 0
 
 
-def _leave_word(directory: Path, text: str, *, user: bool) -> None:
-    """The reason of this rank's failure, for `settle` and `status`."""
+def _write_error(directory: Path, text: str, *, user: bool) -> None:
+    """Writes the reason of this rank's failure, for `settle` and `status`."""
     rank = os.environ.get("SLURM_PROCID", "0")
     host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     first_line = (text.strip().splitlines() or [""])[0][:300]
-    word = {"rank": int(rank), "host": host, "time": time.time(), "user": user, "text": first_line}
+    record = {"rank": int(rank), "host": host, "time": time.time(), "user": user, "text": first_line}
     try:
-        (directory / ERRORS / f"{rank}.json").write_text(json.dumps(word))
-    except OSError as error:  # the disk may be what has failed
+        (directory / ERRORS / f"{rank}.json").write_text(json.dumps(record))
+    except OSError as error:  # the disk may be the cause of the failure
         print(f"vggrepro: {error}", file=sys.stderr)
 
 

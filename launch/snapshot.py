@@ -1,13 +1,13 @@
-"""What a submission leaves in a stage's run directory: code, resolved configuration, and a script to submit by hand.
+"""Snapshot that a submission writes into a stage's run directory: code, resolved configuration, batch script.
 
     submission/graph.yaml       every stage of the graph, resolved
-               stage            the name of this one
-               code/            vggrepro and launch as they were, and the commit
-               submit.sbatch    the job without submitit: `sbatch submit.sbatch` goes on from the newest checkpoint
+               stage            the name of this stage
+               code/            vggrepro and launch at submission, and the commit
+               submit.sbatch    the job without submitit: `sbatch submit.sbatch` resumes from the newest checkpoint
                submitit/        submitit's pickles
     logs/                       JOB.log of the job, JOB_RANK.log of each rank
 
-The folder `submission` is its user's alone: unpickling what somebody else put there would run it.
+The folder `submission` is accessible to its user only: unpickling another user's file would run that user's code.
 """
 
 import json
@@ -40,7 +40,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 
 def resolved(graph: Graph) -> str:
-    """Every stage of a graph as YAML. It takes a while, and is the same for all of them."""
+    """Returns all stages of a graph as YAML. Call it once per graph: it is slow."""
     stages = {}
     for name, config in graph.stages.items():
         tree = config.model_dump(mode="json")
@@ -48,10 +48,10 @@ def resolved(graph: Graph) -> str:
     return yaml.safe_dump({"stages": stages}, sort_keys=False, allow_unicode=True)
 
 
-def take(directory: Path, graph: str, name: str, config: Config, options: Options) -> None:
-    """Writes the snapshot of a stage, of a graph as `resolved` has it, in place of the one before.
+def write(directory: Path, graph: str, name: str, config: Config, options: Options) -> None:
+    """Writes the snapshot of a stage of a `resolved` graph, replacing an earlier one.
 
-    Raises UserError when the folder is not ours.
+    Raises UserError if the folder belongs to another user.
     """
     final = directory / FOLDER
     directory.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def take(directory: Path, graph: str, name: str, config: Config, options: Option
 
 
 def _batch_script(directory: Path, config: Config, options: Options) -> str:
-    """The job as a script for sbatch."""
+    """Returns the job as a script for sbatch."""
     quoted = {key: value and shlex.quote(value) for key, value in options.items()}
     directives = [f"#SBATCH {option(key, value)}" for key, value in quoted.items()]
     srun = shlex.join(["srun", "--unbuffered", *srun_arguments(directory, config)])
@@ -84,29 +84,29 @@ def _batch_script(directory: Path, config: Config, options: Options) -> str:
 
 
 def setup(directory: Path, config: Config) -> list[str]:
-    """The lines of a job's script before its ranks are started."""
-    here = shlex.quote(sys.executable)
+    """Returns the lines of a job's script that precede the start of its ranks."""
+    interpreter = shlex.quote(sys.executable)
     quoted = shlex.quote(str(directory))
     code = shlex.quote(str(directory / FOLDER / "code"))
     return [
-        "# the snapshot's code, and not that of the folder the job was submitted from",
+        "# the snapshot's code, not that of the folder from which the job was submitted",
         f"export PYTHONSAFEPATH=1 PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}",
         'export VGGREPRO_ATTEMPT="$SLURM_JOB_ID:${SLURM_RESTART_COUNT:-0}"',
         f"export VGGREPRO_MAX_FAILURES={config.cluster.max_failures}",
-        f"settle() {{ {here} -m launch.attempt settle {quoted} $?; exit $?; }}",
+        f"settle() {{ {interpreter} -m launch.attempt settle {quoted} $?; exit $?; }}",
         "trap settle EXIT",
-        "# the shell outlives the signals that end its ranks: settle asks SLURM what they meant",
+        "# the shell survives the signals that end its ranks: settle queries SLURM for their cause",
         "trap : TERM USR2",
         *config.cluster.setup,
-        f"{here} -m launch.attempt begin {quoted} || exit $?",
+        f"{interpreter} -m launch.attempt begin {quoted} || exit $?",
     ]
 
 
 def srun_arguments(directory: Path, config: Config) -> list[str]:
-    """Options of srun: a rank that fails ends the others; each rank has its log."""
+    """Returns the options of srun: a failed rank ends the others; each rank has its log."""
     logs = str(directory / LOGS / "%j_%t.log")
     arguments = ["--kill-on-bad-exit=1", "--open-mode=append", f"--output={logs}", f"--error={logs}"]
-    if config.cluster.cpus_per_task:  # since 22.05 srun does not take it over from sbatch
+    if config.cluster.cpus_per_task:  # since 22.05 srun does not inherit it from sbatch
         arguments.append(f"--cpus-per-task={config.cluster.cpus_per_task}")
     image = config.cluster.container
     if image and not _is_apptainer(image):
@@ -117,7 +117,7 @@ def srun_arguments(directory: Path, config: Config) -> list[str]:
 
 
 def python(config: Config) -> str:
-    """The interpreter of the ranks as a shell command: this one, or the container's."""
+    """Returns the ranks' Python as a shell command: the current interpreter, or the container's."""
     image = config.cluster.container
     if not image:
         return shlex.quote(sys.executable)
@@ -133,12 +133,14 @@ def _is_apptainer(image: str) -> bool:
 
 
 def _places(config: Config) -> list[str]:
-    """What a job needs to see inside a container."""
+    """Returns the folders that a job needs inside a container."""
     named = [Path.cwd(), config.run.root, config.data.index, config.data.boxes, *config.transfer.sets.values()]
     if config.data.root and not config.data.root.startswith("builtin:"):
         named.append(Path(config.data.root))
     places = sorted({str(path.absolute()) for path in named if path is not None and path.exists()})
     for place in places:
         if set(place) & set(":,"):
-            raise UserError(f"{place} cannot be mounted in a container: its name has a colon or a comma; rename it")
+            raise UserError(
+                f"{place} cannot be mounted in a container: its name contains a colon or a comma; rename it"
+            )
     return places

@@ -1,4 +1,4 @@
-"""Where each stage of a graph stands: on the disk, and in SLURM's queue."""
+"""State of each stage of a graph, from the disk and SLURM's queue."""
 
 import re
 from collections.abc import Mapping
@@ -14,32 +14,32 @@ from vggrepro.config.settings import Config
 from vggrepro.storage.status import is_finished
 
 State = Literal["finished", "trained", "running", "queued", "ending", "ready", "waiting"]
-"""finished: evaluated, too; trained: to be evaluated; ready and waiting: to be submitted, waiting for its parent."""
+"""finished: trained and evaluated; trained: not evaluated; ready: can be submitted; waiting: for its parent."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a graph."""
+    """A stage of a graph."""
 
     name: str
     config: Config
     state: State
     parent: str | None
-    """The stage it starts from, where that one is not trained yet."""
+    """The stage it starts from, if that is not trained yet."""
     job: slurm.Job | None = None
 
     @property
     def directory(self) -> Path:
-        """The run directory."""
+        """Run directory."""
         return self.config.directory.absolute()
 
     @property
     def to_submit(self) -> bool:
-        """Whether there is work left that no job does."""
+        """Whether work is left and no job does it."""
         return self.state in ("trained", "ready", "waiting")
 
     def report(self) -> dict[str, Any]:
-        """What is printed of it before and after submission."""
+        """Returns the fields that are printed before and after submission."""
         cluster = self.config.cluster
         return {
             "name": self.name,
@@ -53,7 +53,7 @@ class Stage:
 
 
 def stages_of(graph: Graph, jobs: Mapping[str, slurm.Job]) -> list[Stage]:
-    """The stages, parents first; `jobs` are those of SLURM's queue. Raises UserError for another stage's directory."""
+    """Returns the stages, parents first; `jobs` is SLURM's queue. Raises UserError for another stage's directory."""
     trained = {name: is_finished(config) for name, config in graph.stages.items()}
     stages = []
     for name, config in graph.stages.items():
@@ -64,7 +64,7 @@ def stages_of(graph: Graph, jobs: Mapping[str, slurm.Job]) -> list[Stage]:
         if job:
             state = {"RUNNING": "running", "COMPLETING": "ending"}.get(job.state, "queued")  # type: ignore[assignment]
         elif trained[name]:
-            from vggrepro.pipeline.done import is_evaluated  # which needs numpy, as nothing else here does
+            from vggrepro.pipeline.done import is_evaluated  # imports numpy, which nothing else here needs
 
             state = "finished" if is_evaluated(config, graph.parent_of(name)) else "trained"
         else:
@@ -74,7 +74,7 @@ def stages_of(graph: Graph, jobs: Mapping[str, slurm.Job]) -> list[Stage]:
 
 
 def status_of(stages: list[Stage]) -> list[dict[str, Any]]:
-    """What `status` says of each stage: state, reason, step, job, attempts, log."""
+    """Returns the report of `status` for each stage: state, reason, step, job, attempts, log."""
     reports: dict[str, dict[str, Any]] = {}
     for stage in stages:
         past, iterations = history(stage.directory), stage.config.train.iterations
@@ -95,29 +95,29 @@ def status_of(stages: list[Stage]) -> list[dict[str, Any]]:
 
 def _state_and_reason(stage: Stage, past: list[dict[str, Any]], parent: Mapping[str, Any] | None) -> tuple[str, str]:
     last = past[-1] if past else {}
-    outcome = last.get("outcome")  # of an attempt that has ended
+    outcome = last.get("outcome")  # None while an attempt runs
     if stage.state == "finished":
         return "finished", ""
     if stage.job:
         back = stage.state == "queued" and outcome == "goes on" and last["reason"]
-        return stage.state, stage.job.where.strip("()") + (f"; comes back after: {back}" if back else "")
+        return stage.state, stage.job.where.strip("()") + (f"; requeued: {back}" if back else "")
     if outcome == "failed":
         return outcome, last["reason"]
     if outcome == "cancelled":
-        return outcome, "submit again to go on"
+        return outcome, "submit again to resume"
     if outcome == "goes on":
-        return "gone", f"SLURM has it no longer, after: {last['reason']}; submit again to go on"
+        return "gone", f"the job has left SLURM's queue after: {last['reason']}; submit again to resume"
     if last.get("event") == "begins":
-        return "lost", "it ended without a word, as when its machine dies or it is killed at once; submit again"
+        return "lost", "the job ended without a report: its node failed, or it was killed; submit again"
     if not (stage.directory / STAGE).exists():
         return "not submitted", ""
     if parent and parent["state"] not in ("running", "queued", "ending"):
-        return "cancelled", f"{parent['name']}, which it starts from, is {parent['state']}; submit again"
-    return "cancelled", "before it began; submit again"
+        return "cancelled", f"its parent {parent['name']} is {parent['state']}; submit again"
+    return "cancelled", "before it started; submit again"
 
 
 def newest_logs(directory: Path) -> list[Path]:
-    """The logs of the job that wrote last: its own, JOB.log, and that of the rank that wrote last, JOB_RANK.log."""
+    """Returns the logs of the job that wrote last: JOB.log, and JOB_RANK.log of the rank that wrote last."""
     files = sorted((directory / LOGS).glob("*.log"), key=lambda file: file.stat().st_mtime)
     if not files:
         return []

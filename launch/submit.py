@@ -1,7 +1,7 @@
-"""Submits a configuration's stage graph to SLURM.
+"""Submits the stage graph of a configuration to SLURM.
 
-python launch/submit.py --config configs/vgg_D.yaml --nodes 4             # what is not finished, in order
-python launch/submit.py --config configs/vgg_D.yaml --nodes 4 --dry-run   # what would be submitted
+python launch/submit.py --config configs/vgg_D.yaml --nodes 4             # the unfinished stages, in order
+python launch/submit.py --config configs/vgg_D.yaml --nodes 4 --dry-run   # print them only
 python launch/submit.py --config configs/vgg_D.yaml --local               # the same graph on this machine
 python launch/submit.py status --config configs/vgg_D.yaml                # and cancel, logs
 """
@@ -15,11 +15,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whatever else is installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout takes precedence over an installation
 
 try:
     import typer
-except ModuleNotFoundError as error:  # the first package that is not Python's own
+except ModuleNotFoundError as error:  # the first third-party import
     print(f"submit.py: {error}; activate the environment first: source .venv/bin/activate", file=sys.stderr)
     sys.exit(2)
 
@@ -37,58 +37,58 @@ from vggrepro.preflight.plan import plan
 from vggrepro.preflight.plan_text import cheaper_lines
 
 _NO_SLURM = "sbatch is missing, or its controller does not answer"
-_WORTH_SAYING_GPU_HOURS = 0.1
+_LEAST_SHOWN_GPU_HOURS = 0.1
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 class _Verb(typer.core.TyperCommand):
-    """A verb that takes the options of the submission, too: one copies that line and puts the verb in."""
+    """A verb that also accepts the options of a submission, so that a verb can be put into that command line."""
 
-    def get_params(self, ctx: Any) -> list[Any]:  # of click, or of Typer's copy of it
-        """Its own parameters, and those of a submission, which change nothing here."""
-        own = super().get_params(ctx)
+    def get_params(self, ctx: Any) -> list[Any]:  # types of click, or of Typer's copy of it
+        """Returns the verb's parameters and those of a submission, which have no effect here."""
+        parameters = super().get_params(ctx)
         for parameter in ctx.parent.command.params:
-            if parameter.name not in {"dry_run", "local", "as_json", *(one.name for one in own)}:
+            if parameter.name not in {"dry_run", "local", "as_json", *(known.name for known in parameters)}:
                 ignored = copy.copy(parameter)
                 ignored.expose_value, ignored.hidden = False, True
-                own.append(ignored)
-        return own
+                parameters.append(ignored)
+        return parameters
 
 
 @app.callback(invoke_without_command=True)
 def submit(
     context: typer.Context,
     config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="YAML file, or a name in configs/: a stage or a graph.")
+        Path | None, typer.Option("--config", "-c", help="YAML file, or a name in configs/, of a stage or a graph.")
     ] = None,
-    nodes: Annotated[int | None, typer.Option(help="Machines for each stage.")] = None,
-    gpus_per_node: Annotated[int | None, typer.Option(help="GPUs, and so ranks, on each machine.")] = None,
+    nodes: Annotated[int | None, typer.Option(help="Nodes per stage.")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(help="GPUs, and so ranks, per node.")] = None,
     time_limit: Annotated[
-        str | None, typer.Option("--time", help="Time limit of one job, as sbatch takes it: 1-12:00:00.")
+        str | None, typer.Option("--time", help="Time limit per job in sbatch's format, e.g. 1-12:00:00.")
     ] = None,
     partition: Annotated[str | None, typer.Option(help="SLURM partition.")] = None,
     account: Annotated[str | None, typer.Option(help="SLURM account.")] = None,
     qos: Annotated[str | None, typer.Option(help="Quality of service.")] = None,
-    constraint: Annotated[str | None, typer.Option(help="Features the machines must have.")] = None,
-    exclude: Annotated[str | None, typer.Option(help="Machines not to use.")] = None,
-    cpus_per_task: Annotated[int | None, typer.Option(help="Cores of each rank.")] = None,
-    mem: Annotated[str | None, typer.Option(help="Memory of each machine: 64G; 0 is all of it.")] = None,
-    array_parallelism: Annotated[int | None, typer.Option(help="Most stages at the same time.")] = None,
-    setup: Annotated[list[str], typer.Option(help="A shell line that each job runs first; repeatable.")] = [],  # noqa: B006
-    container: Annotated[str | None, typer.Option(help="Image the ranks run in: Apptainer's or Pyxis'.")] = None,
-    sbatch: Annotated[list[str], typer.Option(help="Any other option of sbatch: NAME=VALUE or NAME; repeatable.")] = [],  # noqa: B006
-    site: Annotated[list[Path], typer.Option("--cluster", help="A site's defaults: configs/cluster/*.yaml.")] = [],  # noqa: B006
+    constraint: Annotated[str | None, typer.Option(help="Required node features.")] = None,
+    exclude: Annotated[str | None, typer.Option(help="Nodes to exclude.")] = None,
+    cpus_per_task: Annotated[int | None, typer.Option(help="CPU cores per rank.")] = None,
+    mem: Annotated[str | None, typer.Option(help="Memory per node, e.g. 64G; 0 is all of it.")] = None,
+    array_parallelism: Annotated[int | None, typer.Option(help="Maximum number of stages at the same time.")] = None,
+    setup: Annotated[list[str], typer.Option(help="Shell line that each job runs first; repeatable.")] = [],  # noqa: B006
+    container: Annotated[str | None, typer.Option(help="Container image for the ranks, of Apptainer or Pyxis.")] = None,
+    sbatch: Annotated[list[str], typer.Option(help="Other option of sbatch, NAME=VALUE or NAME; repeatable.")] = [],  # noqa: B006
+    site: Annotated[list[Path], typer.Option("--cluster", help="Defaults of a site: configs/cluster/*.yaml.")] = [],  # noqa: B006
     changes: SetOption = [],  # noqa: B006
     seeds: SeedsOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the graph and submit nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the graph without submitting it.")] = False,
     local: Annotated[bool, typer.Option("--local", help="Run the graph on this machine, without SLURM.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Submit the stages of a configuration that are not finished, each after the one it starts from."""
+    """Submit the unfinished stages of a configuration, each after its parent."""
     if verb := context.invoked_subcommand:
         if dry_run or local:
-            raise UserError(f"{'--dry-run' if dry_run else '--local'} is for submissions; leave it out with {verb}")
+            raise UserError(f"{'--dry-run' if dry_run else '--local'} is not an option of {verb}; remove it")
         context.default_map = {verb: {name: item for name, item in context.params.items() if item}}
         return
     if config is None:
@@ -112,31 +112,31 @@ def submit(
             check_slurm([stage for stage in stages if stage.to_submit])
         _print_graph(graph, stages, as_json)
         if not reachable:
-            print(f"submit.py: SLURM was not asked: {_NO_SLURM}", file=sys.stderr)
+            print(f"submit.py: SLURM was not queried: {_NO_SLURM}", file=sys.stderr)
         if unnamed:
-            print(f"submit.py: to be set before it is submitted: {unnamed[0]}", file=sys.stderr)
+            print(f"submit.py: required before submission: {unnamed[0]}", file=sys.stderr)
         return
     if not reachable:
-        raise UserError(f"SLURM is not here ({_NO_SLURM}); try --local")
+        raise UserError(f"SLURM is not available ({_NO_SLURM}); try --local")
     if unnamed:
         raise UserError(unnamed[0])
     _print_graph(graph, submit_graph(graph), as_json)
 
 
 def _cluster_settings(options: dict[str, Any]) -> list[str]:
-    """The options named as settings of the cluster are, and `--time`, as `section.key=value`. Raises UserError."""
+    """Translates the options that name cluster settings, and `--time`, to `section.key=value`. Raises UserError."""
     named = {key: item for key, item in options.items() if key in Cluster.model_fields and item not in (None, [], ())}
     if options["time_limit"]:
         named["hours"] = _hours(options["time_limit"])
     if "sbatch" in named:
         pairs = (text.partition("=") for text in named["sbatch"])
         named["sbatch"] = {key.removeprefix("--"): item for key, _, item in pairs}
-    # JSON is YAML: texts stay texts, whatever they look like
+    # JSON is YAML, and its quotes keep strings that look like numbers
     return [f"cluster.{key}={json.dumps(item)}" for key, item in named.items()]
 
 
 def _hours(text: str) -> float:
-    """Hours of a time limit in any of the forms that sbatch takes."""
+    """Parses a time limit in any format of sbatch into hours."""
     found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
     if not found:
         raise UserError(f"--time {text}: expected minutes, HH:MM:SS or D-HH:MM:SS")
@@ -169,14 +169,14 @@ def _print_graph(graph: Graph, stages: list[Stage], as_json: bool) -> None:
     cluster = stages[0].config.cluster
     machine = Machine(cluster.nodes, cluster.gpus_per_node)
     cost = _cost(graph, stages, machine)
-    binds = {one.name: one.binds for one in cost.stages} if cost else {}
+    binds = {stage.name: stage.binds for stage in cost.stages} if cost else {}
     if as_json:
         priced = cost and {
             "gpu_hours": cost.total_gpu_hours,
             "gpu": machine.gpu,
             "rate": cost.stages[0].rate_from,
             "binds": binds,
-            "cheaper": [asdict(one) for one in cost.cheaper],
+            "cheaper": [asdict(change) for change in cost.cheaper],
         }
         reports = [stage.report() for stage in stages]
         print_json({"stages": reports, "sbatch": sbatch, "cost": priced, "tables": str(tables)})
@@ -186,21 +186,21 @@ def _print_graph(graph: Graph, stages: list[Stage], as_json: bool) -> None:
         line = f"{stage.name:12} {stage.state:9} {cluster.nodes} x {cluster.gpus_per_node} GPUs"
         line += f"  job {stage.job.id}" if stage.job else ""
         print(line + (f"  after {stage.parent}" if stage.parent else ""))
-    print(f"each stage is evaluated in its own job, which then writes {tables}")
-    if cost and cost.total_gpu_hours >= _WORTH_SAYING_GPU_HOURS:
+    print(f"each job also evaluates its stage and updates {tables}")
+    if cost and cost.total_gpu_hours >= _LEAST_SHOWN_GPU_HOURS:
         parts = {part: ", ".join(name for name in binds if binds[name] == part) for part in binds.values()}
         print(
-            f"about {cost.total_gpu_hours:,.0f} GPU-hours for what is not trained, if these were {machine.gpu} "
-            f"({cost.stages[0].rate_from}); `vggrepro plan` says more"
+            f"about {cost.total_gpu_hours:,.0f} GPU-hours for the untrained stages on {machine.gpu} "
+            f"({cost.stages[0].rate_from}); `vggrepro plan` has the details"
         )
-        print("what binds: " + "; ".join(f"{part} ({names})" for part, names in parts.items()))
+        print("bottleneck: " + "; ".join(f"{part} ({names})" for part, names in parts.items()))
         for line in cheaper_lines(cost.cheaper):
             print(f"cheaper: {line}")
     print("sbatch: " + "  ".join(map(slurm.option, sbatch, sbatch.values())))
 
 
 def _cost(graph: Graph, stages: list[Stage], machine: Machine) -> Plan | None:
-    """What `vggrepro plan` says, with its assumptions, of the stages that are not trained; None without any."""
+    """Plans the untrained stages with the assumptions of `vggrepro plan`; None without any."""
     left = {stage.name for stage in stages if stage.state not in ("finished", "trained")}
     if not left or any(stage.config.run.device == "cpu" for stage in stages):
         return None
@@ -213,12 +213,12 @@ def _cost(graph: Graph, stages: list[Stage], machine: Machine) -> Plan | None:
 
 
 def _known_stages(config: Path, changes: list[str], seeds: str | None) -> list[Stage]:
-    """The stages with their jobs, as far as SLURM can be asked."""
+    """Returns the stages, with their jobs if SLURM answers."""
     graph = load_graph(config, changes, seeds)
     try:
         return stages_of(graph, slurm.jobs() if slurm.is_reachable() else {})
     except slurm.SlurmError as error:
-        print(f"submit.py: SLURM does not answer ({error}); what follows is from the disk", file=sys.stderr)
+        print(f"submit.py: SLURM does not answer ({error}); the states are from the disk", file=sys.stderr)
         return stages_of(graph, {})
 
 
@@ -229,7 +229,7 @@ def status(
     seeds: SeedsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Where each stage stands, and why one does not go on."""
+    """Print the state of each stage, and why a stage is not progressing."""
     stages = _known_stages(config, changes, seeds)
     reports = status_of(stages)
     if as_json:
@@ -246,35 +246,35 @@ def status(
 
 @app.command(cls=_Verb)
 def cancel(config: ConfigOption, changes: SetOption = [], seeds: SeedsOption = None) -> None:  # noqa: B006
-    """Cancel the jobs of a graph; a later submission goes on where they were."""
+    """Cancel the jobs of a graph; a later submission resumes them."""
     jobs = [stage.job for stage in _known_stages(config, changes, seeds) if stage.job]
     if not jobs:
-        print("no job of this graph waits or runs")
+        print("no job of this graph is pending or running")
         return
     try:
-        slurm.ask("scancel", *(job.id for job in reversed(jobs)))  # children first, or one might begin
+        slurm.query("scancel", *(job.id for job in reversed(jobs)))  # children first, or one might begin
     except slurm.SlurmError as error:
-        raise UserError(f"SLURM does not cancel the jobs: {error}") from None
+        raise UserError(f"SLURM refused to cancel the jobs: {error}") from None
     print(f"cancelled {', '.join(job.id for job in jobs)}")
 
 
 @app.command(cls=_Verb)
 def logs(
     config: ConfigOption,
-    stage: Annotated[str | None, typer.Option(help="Name of the stage; default: the one that wrote last.")] = None,
-    lines: Annotated[int, typer.Option("--lines", "-n", help="How many of the last lines.")] = 40,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as the log grows.")] = False,
+    stage: Annotated[str | None, typer.Option(help="Name of the stage; default: the stage that wrote last.")] = None,
+    lines: Annotated[int, typer.Option("--lines", "-n", help="Number of lines.")] = 40,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the log as it grows.")] = False,
     changes: SetOption = [],  # noqa: B006
     seeds: SeedsOption = None,
 ) -> None:
-    """The newest log of a stage: the job's own, which says how it ended, and that of the rank that wrote last."""
+    """Print the newest log of a stage: the job's, with its outcome, and that of the rank that wrote last."""
     graph = load_graph(config, changes, seeds)
     if stage is not None and stage not in graph.stages:
-        raise UserError(f"--stage {stage} is none of {', '.join(graph.stages)}")
+        raise UserError(f"--stage {stage} is not in the graph; choose from {', '.join(graph.stages)}")
     named = [graph.stages[stage]] if stage else list(graph.stages.values())
-    found = [files for one in named if (files := newest_logs(one.directory))]
+    found = [files for config in named if (files := newest_logs(config.directory))]
     if not found:
-        raise UserError(f"no log in {', '.join(str(one.directory) for one in named)} yet; see `submit.py status`")
+        raise UserError(f"no log in {', '.join(str(config.directory) for config in named)} yet; see `submit.py status`")
     files = max(found, key=lambda files: max(file.stat().st_mtime for file in files))
     follows = ["--follow=name"] if follow else []
     os.execvp("tail", ["tail", "--verbose", f"--lines={lines}", *follows, *map(str, files)])

@@ -186,7 +186,7 @@ def test_machines_lost_again_and_again_end_it_too(tmp_path: Path, fake: FakeSlur
     assert [attempt.begin(tmp_path, f"7:{restart}", 3) for restart in range(4)] == [0, 0, 0, 2]
     assert attempt.settle(tmp_path, "7:3", 2, 3) == 2
     assert fake.requeued == []
-    assert "its machines were lost" in attempt.history(tmp_path)[-1]["reason"]
+    assert "the nodes failed or killed it" in attempt.history(tmp_path)[-1]["reason"]
 
 
 def test_a_step_that_was_ended_is_not_a_finished_one(tmp_path: Path, fake: FakeSlurm) -> None:
@@ -221,7 +221,7 @@ def test_where_requeueing_is_forbidden_the_reason_says_so(tmp_path: Path, fake: 
     fake.refuses = True
     attempt.begin(tmp_path, "7:0", 3)
     assert attempt.settle(tmp_path, "7:0", INTERRUPTED_STATUS, 3) != 0
-    assert "SLURM refuses to requeue it" in attempt.history(tmp_path)[-1]["reason"]
+    assert "SLURM refused to requeue it" in attempt.history(tmp_path)[-1]["reason"]
 
 
 def test_the_error_that_explains_the_others(tmp_path: Path) -> None:

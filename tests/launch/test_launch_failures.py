@@ -154,7 +154,7 @@ def test_a_crash_loop_ends_and_what_depends_on_it_does_not_wait(
     assert status["A"]["state"] == "failed"
     assert "3 times in a row without progress" in status["A"]["reason"]
     assert (status["D"]["state"], status["D"]["attempts"]) == ("cancelled", 0)
-    assert "A, which it starts from, is failed" in status["D"]["reason"]
+    assert "its parent A is failed" in status["D"]["reason"]
     experiment.submit()
     experiment.finish("D")
     same_run(experiment, undisturbed, "A")

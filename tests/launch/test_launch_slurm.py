@@ -102,7 +102,7 @@ def test_time_limit(disturbed: dict[str, Future[Experiment]], undisturbed: Exper
     experiment = disturbed["timed out"].result()
     same_run(experiment, undisturbed)
     ends = experiment.ends()
-    assert any(line["outcome"] == "goes on" and "asked to stop" in line["reason"] for line in ends)
+    assert any(line["outcome"] == "goes on" and "stopped by a signal" in line["reason"] for line in ends)
     assert ends[-1]["outcome"] == "finished"
 
 

@@ -34,7 +34,7 @@ def with_cluster(graph: Graph, *changes: str) -> Graph:
 
 
 def take(directory: Path, graph: Graph, name: str, options: snapshot.Options = {}) -> None:  # noqa: B006
-    snapshot.take(directory, snapshot.resolved(graph), name, graph.stages[name], options)
+    snapshot.write(directory, snapshot.resolved(graph), name, graph.stages[name], options)
 
 
 def test_the_graph_comes_back_as_it_was(graph: Graph, tmp_path: Path) -> None:

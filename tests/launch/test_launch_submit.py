@@ -73,7 +73,7 @@ def test_dry_run_for_people() -> None:
     assert not done.mistake
     lines = done.stdout.splitlines()
     assert len(lines) == 17
-    assert any(line.startswith("what binds: GPU (A-256, ") for line in lines)
+    assert any(line.startswith("bottleneck: GPU (A-256, ") for line in lines)
     assert any(line.startswith("cheaper: --set train.precision=bf16: saves") for line in lines)
     assert "after D-384" in next(line for line in lines if line.startswith("D-jitter"))
     assert "--partition=gpu" in lines[-1]
@@ -162,12 +162,12 @@ def test_no_gpus_are_asked_for_on_the_cpu() -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--nodes", "3"], "3 nodes of 8 GPUs make 24 ranks, which do not divide train.batch=256; ask for"),
+        (["--nodes", "3"], "3 nodes with 8 GPUs make 24 ranks, which do not divide train.batch=256; request"),
         (["--set", "train.bach=3"], "unknown key train.bach; did you mean batch?"),
         (["--nodes", "0"], "cluster.nodes=0 is not allowed"),
         (["--time", "soon"], "--time soon: expected minutes, HH:MM:SS or D-HH:MM:SS"),
-        (["--time", "2"], "a time limit of 2 min leaves nothing beside cluster.warning_s=180"),
-        (["--sbatch", "comment=x"], "cluster.sbatch.comment is set by submit.py itself"),
+        (["--time", "2"], "a time limit of 2 min must exceed cluster.warning_s=180"),
+        (["--sbatch", "comment=x"], "cluster.sbatch.comment is set by submit.py"),
         (["--set", "data.index=none.parquet"], "data.index=none.parquet of stage A-256 does not exist"),
         (["--set", "data.boxes=none.npz"], "data.boxes=none.npz of stage A-256 does not exist"),
         (["--set", "data.root=nowhere"], "data.root=nowhere of stage A-256 does not exist"),
@@ -186,7 +186,7 @@ def test_mistakes_are_one_line(arguments: list[str], expected: str, tmp_path: Pa
 def test_a_mistake_is_one_line_and_status_2(tmp_path: Path) -> None:
     done = call("-c", CONFIGS / "vgg_D.yaml", "--nodes", "3", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith("submit.py: 3 nodes of 8 GPUs make 24 ranks")
+    assert done.stderr.startswith("submit.py: 3 nodes with 8 GPUs make 24 ranks")
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -258,7 +258,7 @@ def test_another_configurations_directory_is_refused(tmp_path: Path) -> None:
 
 def test_without_slurm_and_without_local(tmp_path: Path) -> None:
     done = submit("-c", CONFIGS / "vgg_A.yaml")
-    assert done.mistake.startswith("SLURM is not here")
+    assert done.mistake.startswith("SLURM is not available")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -285,10 +285,7 @@ def test_status_and_logs_from_the_disk(tmp_path: Path) -> None:
     (a.directory / "logs" / "12_0.log").write_text("one\ntwo\n")
     stages = json.loads(submit("status", *where, "--json").stdout)["stages"]
     assert (stages[0]["state"], stages[0]["reason"]) == ("failed", reason)
-    assert (stages[1]["state"], stages[1]["reason"]) == (
-        "cancelled",
-        "A-256, which it starts from, is failed; submit again",
-    )
+    assert (stages[1]["state"], stages[1]["reason"]) == ("cancelled", "its parent A-256 is failed; submit again")
     assert "one\ntwo\n" in call("logs", *where, "-n", 2, cwd=tmp_path, PATH=os.environ["PATH"]).stdout
     (a.directory / "logs" / "12.log").write_text("vggrepro: failed\n")
     both = call("logs", *where, "-n", 2, cwd=tmp_path, PATH=os.environ["PATH"]).stdout
@@ -305,8 +302,8 @@ def test_a_line_of_a_submission_can_be_copied_and_a_verb_put_in(tmp_path: Path) 
         assert [stage["name"] for stage in json.loads(done.stdout)["stages"]][1:3] == ["D-256", "A-256-seed1"]
     for arguments in (["logs", *line, "-n", 2], [*line, "logs", "-n", 2]):
         assert f"no log in {tmp_path / 'mine' / 'A-256'}, " in submit(*arguments).mistake
-    assert submit("cancel", *line).stdout == "no job of this graph waits or runs\n"
-    assert "--dry-run is for submissions; leave it out with cancel" in submit(*line, "--dry-run", "cancel").mistake
+    assert submit("cancel", *line).stdout == "no job of this graph is pending or running\n"
+    assert "--dry-run is not an option of cancel; remove it" in submit(*line, "--dry-run", "cancel").mistake
     assert call("cancel", *line, "--dry-run", cwd=tmp_path).returncode == 2, "it must not cancel"
     assert "--nodes" not in submit("status", "--help").stdout, "a verb shows its own"
 
@@ -315,9 +312,9 @@ def test_a_submission_says_where_its_images_are(tmp_path: Path) -> None:
     where = ["--config", CONFIGS / "vgg_D.yaml", "--nodes", 4, "--set", f"run.root={tmp_path}"]
     dry = call(*where, "--dry-run", cwd=tmp_path)
     assert dry.returncode == 0
-    assert "submit.py: SLURM was not asked: sbatch is missing" in dry.stderr
+    assert "submit.py: SLURM was not queried: sbatch is missing" in dry.stderr
     missing = "data.root of stage A-256 is not set; add --set data.root=FOLDER"
-    assert f"to be set before it is submitted: {missing}" in dry.stderr
+    assert f"required before submission: {missing}" in dry.stderr
 
 
 def test_a_submission_without_images_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,9 +335,9 @@ def test_without_its_environment_it_says_which_command_is_missing(tmp_path: Path
     ("arguments", "expected"),
     [
         (["--partition", "gpu"], "nvalid partition name specified; partitions: cancelling, high, main"),
-        (["--nodes", "4"], "SLURM does not take stage A-256"),
-        (["--gpus-per-node", "8"], "SLURM does not take stage A-256"),
-        (["--sbatch", "nonsense=1"], "SLURM does not take stage A-256"),
+        (["--nodes", "4"], "SLURM rejected stage A-256"),
+        (["--gpus-per-node", "8"], "SLURM rejected stage A-256"),
+        (["--sbatch", "nonsense=1"], "SLURM rejected stage A-256"),
     ],
 )
 def test_slurm_is_asked_before_anything_is_submitted(

@@ -360,7 +360,7 @@ MISTAKES = [
     (("transfer", "D", "-d", "mine={mine}", "--scales", "31"), "Q = 31 is too small for D; use at least 32"),
     (("features", "conv", "-d", "mine={mine}", "--scales", "31", "-o", "{x}"), "use at least 32"),
     (("features", "D", "-d", "mine={mine}", "-o", "{x}", "--boxes"), "--boxes: mine has no boxes; omit the option"),
-    (("features", "D", "-d", "mine={mine}", "-o", "{x}.csv"), "features are written as .npz; choose that suffix"),
+    (("features", "D", "-d", "mine={mine}", "-o", "{x}.csv"), "features are written as .npz; use that suffix"),
     (("features", "D", "-d", "mine={mine}", "-o", "{mine}/ant/0.png/x.npz"), "x.npz cannot be written ("),
     (("features", "D", "-d", "mine={mine}", "-o", "/proc/x.npz"), "--out /proc/x.npz cannot be written"),
     (("transfer", "D", "-d", "mine={mine}", "--set", "transfer.train_per_class=9"), "has 9 usable images, but 9 for"),

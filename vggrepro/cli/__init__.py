@@ -1,1 +1,1 @@
-"""The `vggrepro` command, one function a verb. Whatever is heavy is imported inside them."""
+"""The `vggrepro` command, one function per verb. Heavy packages are imported inside the functions."""

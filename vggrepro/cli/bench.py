@@ -1,4 +1,4 @@
-"""Verbs that measure: ours beside the usual way, interleaved in one run."""
+"""Verbs that measure our code beside the usual way, interleaved in one run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ if TYPE_CHECKING:
     from vggrepro.config.settings import Config
 
 NetOption = Annotated[str, typer.Option(help="A column of Table 1.")]
-ImagesOption = Annotated[
-    int, typer.Option("--images", "--pictures", min=1, help="Validation images of the data set to use.")
-]
-RoundsOption = Annotated[int, typer.Option(min=1, help="Times that each way is timed, in turn.")]
+ImagesOption = Annotated[int, typer.Option("--images", "--pictures", min=1, help="Number of validation images.")]
+RoundsOption = Annotated[int, typer.Option(min=1, help="Number of timed turns per implementation.")]
 
 
 def dense(
@@ -27,10 +25,9 @@ def dense(
     changes: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
-    """Dense evaluation: images/s beside one image at a time, and beside torchvision's centre crop.
+    """Measure dense evaluation: images/s beside one image at a time and torchvision's centre crop.
 
-    Without --set the geometry is small enough for a CPU, crop 64 and an eighth of the width, and the images are the
-    built-in ones.
+    By default the geometry suits a CPU (crop 64, an eighth of the width), and the images are the built-in digits.
     """
     from vggrepro.bench.dense import run
     from vggrepro.config.parsing import override
@@ -42,17 +39,16 @@ def dense(
 def features(
     net: NetOption = "D",
     scales: Annotated[
-        str | None, typer.Option(help="Q values in px; default: three, as Appendix B has them for Caltech.")
+        str | None, typer.Option(help="Q values in px; default: the three of Appendix B for Caltech.")
     ] = None,
     images: ImagesOption = 500,
     rounds: RoundsOption = 5,
     changes: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
-    """Features: images/s beside one image at a time, and beside one centre crop of each.
+    """Measure feature extraction: images/s beside one image at a time and one centre crop per image.
 
-    Without --set the geometry is small enough for a CPU, crop 64 and an eighth of the width, and the images are the
-    built-in ones.
+    By default the geometry suits a CPU (crop 64, an eighth of the width), and the images are the built-in digits.
     """
     from vggrepro.bench.features import run
     from vggrepro.config.parsing import override
@@ -65,19 +61,19 @@ def features(
 
 def loader(
     source: Annotated[str, typer.Argument(help="Folder or archives with images, or builtin:digits.")],
-    S: Annotated[str, typer.Option("--S", help="Shorter sides in px, lowest and highest.")] = "256,512",
+    S: Annotated[str, typer.Option("--S", help="Lowest and highest shorter side, px.")] = "256,512",
     crop: Annotated[int, typer.Option(min=1, help="Side of the training crop, px.")] = 224,
-    images: Annotated[int, typer.Option("--images", "--pictures", min=1, help="Training images to use.")] = 1000,
-    batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 64,
-    batches: Annotated[int, typer.Option(min=1, help="Batches that are timed in a turn.")] = 10,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each way.")] = 5,
+    images: Annotated[int, typer.Option("--images", "--pictures", min=1, help="Number of training images.")] = 1000,
+    batch: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
+    batches: Annotated[int, typer.Option(min=1, help="Timed batches per turn.")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns per implementation.")] = 5,
     threads: Annotated[
-        str, typer.Option(help="Also with these numbers of decoding threads, e.g. 1,2, in one process and in several.")
+        str, typer.Option(help="Numbers of decoding threads to measure, e.g. 1,2, in one process and in several.")
     ] = "",
     changes: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
-    """Training images: images per second and core, beside torchvision's ImageFolder in a DataLoader."""
+    """Measure loading of training images: images/s per core beside torchvision's ImageFolder in a DataLoader."""
     from vggrepro.bench.loader import run
     from vggrepro.config.parsing import override
     from vggrepro.config.settings import Config, Data, Model
@@ -91,16 +87,18 @@ def loader(
 
 
 def step(
-    nets: Annotated[str, typer.Option(help="Columns of Table 1, separated by commas.")] = "A,D,E",
-    batches: Annotated[str | None, typer.Option(help="Batch sizes; default: 32,64,128,256, on a CPU 8,32.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps that are timed in a turn.")] = 5,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each way.")] = 7,
+    nets: Annotated[str, typer.Option(help="Columns of Table 1, comma-separated.")] = "A,D,E",
+    batches: Annotated[
+        str | None, typer.Option(help="Batch sizes; default: 32,64,128,256 on a GPU, 8,32 on a CPU.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Timed steps per turn.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns per implementation.")] = 7,
     changes: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
-    """The training step: images/s beside torchvision's reference recipe, and beside a bare step.
+    """Measure the training step: images/s beside torchvision's reference recipe and a bare PyTorch step.
 
-    Without --set it is the paper's geometry in bf16 and compiled on a GPU, and a small one in fp32 on a CPU.
+    By default the geometry is the paper's, in bf16 and compiled, on a GPU, and a small one in fp32 on a CPU.
     """
     import torch
 
@@ -115,14 +113,14 @@ def step(
 
 def profile(
     net: NetOption = "D",
-    steps: Annotated[int, typer.Option(min=1, help="Steps of each measurement.")] = 10,
-    top: Annotated[int, typer.Option(min=1, help="Kernels to name, the longest first.")] = 10,
+    steps: Annotated[int, typer.Option(min=1, help="Steps per measurement.")] = 10,
+    top: Annotated[int, typer.Option(min=1, help="Number of kernels to list, the longest first.")] = 10,
     changes: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
-    """Where a training step spends its time: kernels, gaps between them, launches, the host's share.
+    """Profile the training step: kernels, gaps between them, launches, time on the host.
 
-    Without --set as `bench step`, at the paper's batch on a GPU.
+    Defaults are those of `bench step`, with the paper's batch on a GPU.
     """
     from vggrepro.bench.profile import run
     from vggrepro.bench.step import plain
@@ -133,15 +131,15 @@ def profile(
 
 def comm(
     net: NetOption = "D",
-    steps: Annotated[int, typer.Option(min=1, help="Steps that are timed in a turn.")] = 5,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each exchange.")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="Timed steps per turn.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns per exchange.")] = 5,
     backend: Annotated[
-        Literal["nccl", "gloo"] | None, typer.Option(help="Default: nccl on GPUs. gloo takes several ranks on one GPU.")
+        Literal["nccl", "gloo"] | None, typer.Option(help="Default: nccl on GPUs. gloo allows several ranks per GPU.")
     ] = None,
     changes: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
-    """Exchange of gradients: bytes and steps/s of factor exchange beside DDP; start it with torchrun."""
+    """Measure the exchange of gradients: bytes and steps/s of factor exchange beside DDP; run it under torchrun."""
     import torch
 
     from vggrepro.bench.comm import run
@@ -156,7 +154,7 @@ def comm(
 
 
 def _small(net: str) -> Config:
-    """A geometry for a CPU, on the built-in images."""
+    """Returns settings of a small geometry on the built-in images, for a CPU."""
     from vggrepro.config.settings import Config, Data, Model
 
     return Config(model=Model(net=net, classes=10, crop=64, width=0.125), data=Data(root="builtin:digits", S=(73, 146)))

@@ -1,4 +1,4 @@
-"""The verbs that look at a data set: its images, and the boxes of what they show; and one that rewrites tables."""
+"""Verbs for data sets: index images, read boxes, rewrite Parquet tables."""
 
 from itertools import chain
 from pathlib import Path
@@ -22,34 +22,34 @@ def index(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The index file to write.")],
     verify: Annotated[
-        Literal["full", "header"], typer.Option(help="Decode every image once, or read its header only.")
+        Literal["full", "header"], typer.Option(help="Decode every image, or read headers only.")
     ] = "full",
     classes: Annotated[
         str | None,
         typer.Option(
-            help="All classes, where the images are of some of them only: a file with a name or wnid on a line, the "
+            help="All classes, if the images cover only some of them: a file with a name or wnid per line, the "
             "development kit, or ilsvrc2012 for its 1000."
         ),
     ] = None,
     mean: Annotated[bool, typer.Option("--mean", help="Compute the mean colour of the training images.")] = False,
-    md5: Annotated[bool, typer.Option("--md5", help="Compare ILSVRC's archives with their published MD5.")] = False,
-    report: Annotated[bool, typer.Option("--report", help="Name every image that is odd or rejected.")] = False,
+    md5: Annotated[bool, typer.Option("--md5", help="Compare ILSVRC's archives with the published MD5 sums.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="List every odd or rejected image.")] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Find and check images where they lie: counts, labels, sizes, odd and unreadable files."""
+    """Index images in place: counts, labels, sizes, odd and unreadable files."""
     from vggrepro.data.images.scan import scan
     from vggrepro.data.images.sources import check_md5
     from vggrepro.data.report import render
     from vggrepro.progress import progress
 
     if mean and verify == "header":
-        raise UserError("--mean needs the pixels, but --verify header decodes nothing; use --verify full")
+        raise UserError("--mean requires pixels, but --verify header decodes none; use --verify full")
     _check_out(out, "images.idx")
     if md5:
         with progress("MD5", None) as update:
             check_md5(sources, lambda done, total: update(done, f"of {total} MiB", total=total))
-    with progress("looking at images", None) as update:
+    with progress("indexing images", None) as update:
         made = scan(
             sources,
             verify,
@@ -64,14 +64,15 @@ def index(
 
 
 def repack(
-    sources: Annotated[list[Path], typer.Argument(help="Tables of Parquet with images, or folders that hold them.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write to; SHA256SUMS comes with the tables.")],
+    sources: Annotated[list[Path], typer.Argument(help="Parquet tables with images, or folders of them.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the tables and their SHA256SUMS.")],
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Write compressed tables of Parquet once more, so that images are read in place; every bit of them stays.
+    """Rewrite compressed Parquet tables so that images can be read in place, without changing a byte of an image.
 
-    Each table is compared with its source before it counts. The same command goes on where it was interrupted.
+    Each table is compared with its source before it is renamed into place. The same command resumes after an
+    interruption.
     """
     from vggrepro.data.images.parquet import repack
     from vggrepro.progress import progress
@@ -96,12 +97,12 @@ def boxes(
         ),
     ] = None,
     report: Annotated[
-        bool, typer.Option("--report", help="Name every box and file that is clipped, left out or unread.")
+        bool, typer.Option("--report", help="List every clipped or omitted box and every unread file.")
     ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Find and check the boxes of objects (Appendix A): which images have some, what does not fit."""
+    """Read and check object boxes (Appendix A): images with boxes, annotations that do not fit."""
     from vggrepro.config.settings import Run
     from vggrepro.data.boxes.box_scan import open_boxes, read_boxes
     from vggrepro.data.images import sample_set
@@ -116,7 +117,7 @@ def boxes(
     root = sample_set.ensure(runs / "data") if images == sample_set.ROOT else Path(images)
     if not root.exists():
         raise UserError(f"{images} does not exist; give an index file, a folder of images, or {sample_set.ROOT}")
-    with progress("looking at images", None) as update:
+    with progress("indexing images", None) as update:
         index = (
             load(root)
             if root.is_file()
@@ -138,4 +139,4 @@ def boxes(
 
 def _check_out(out: Path, example: str) -> None:
     if out.is_dir() or not out.name:
-        raise UserError(f"--out {out} is a folder; name the file to write in it, e.g. {out / example}")
+        raise UserError(f"--out {out} is a folder; name a file in it, e.g. {out / example}")

@@ -1,4 +1,4 @@
-"""Verbs that test nets: in runs, and the authors' own."""
+"""Verbs that test nets: those of runs, and the authors'."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ def evaluate(
     nets: Annotated[list[Path], typer.Argument(help="Run directories or checkpoints; several are fused.")],
     method: Annotated[
         Literal["centre", "dense", "multicrop", "both"],
-        typer.Option(help="How a net is applied (Section 3.2); both is the mean of dense and multicrop."),
+        typer.Option(help="How the net is applied (Section 3.2); both: the mean of dense and multicrop."),
     ] = "dense",
     scales: Annotated[
         str | None,
         typer.Option(
-            help="Q values in px, e.g. 256,384,512; default: each run's own, one of Table 3, or for multicrop and "
-            "both several of Table 5."
+            help="Q values in px, e.g. 256,384,512; default: each run's Q of Table 3, or of Table 5 for multicrop "
+            "and both."
         ),
     ] = None,
     changes: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Top-1 and top-5 error on the validation split, averaged over scales and over nets.
+    """Report top-1 and top-5 error on the validation split, with posteriors averaged over scales and nets.
 
-    Posteriors are kept in the run directories; what is there is not computed again.
+    Posteriors are stored in the run directories and reused.
     """
     from vggrepro.evaluation.measure import Measured, fused_Q
     from vggrepro.evaluation.predictions import predictions
@@ -95,16 +95,16 @@ def _line(report: dict[str, Any]) -> str:
 def crosscheck(
     run: Annotated[Path, typer.Argument(help="A run directory, or one of its checkpoints.")],
     limit: Annotated[
-        int | None, typer.Option(min=1, help="So many validation images, evenly spaced; default: all.")
+        int | None, typer.Option(min=1, help="Number of validation images, evenly spaced; default: all.")
     ] = None,
     changes: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """A net under torchvision's and timm's own evaluation beside ours, on the same validation images.
+    """Evaluate a net by torchvision's and timm's code beside ours, on the same validation images.
 
-    Ours are the run's own dense test and the centre crop; theirs are the centre crop, by their preprocessing and their
-    modules. Without --limit, our posteriors are kept in the run directory.
+    Ours are the run's dense test and the centre crop; theirs is the centre crop, with their preprocessing and modules.
+    Without --limit, our posteriors are stored in the run directory.
     """
     from vggrepro.pipeline.crosscheck import TIMM_REMEDY, crosscheck
     from vggrepro.reporting.documents.blocks import sheet_of, to_markdown
@@ -125,7 +125,7 @@ def crosscheck(
         f"{report['precision']}",
         "",
         to_markdown([sheet_of(report["evaluations"], columns, numbers=list(columns)[3:])]),
-        "other answers: images with another first guess than under ours, centre; largest difference: of a posterior",
+        "other answers: images whose first guess differs from ours, centre; largest difference: of a posterior",
     ]
     if not report["timm"]:
         lines.append(TIMM_REMEDY)
@@ -138,28 +138,31 @@ def _cell(name: str, row: dict[str, Any]) -> str:
 
 
 def localise(
-    nets: Annotated[list[Path], typer.Argument(help="Runs of nets that predict boxes; those of several are pooled.")],
+    nets: Annotated[
+        list[Path], typer.Argument(help="Runs of nets that predict boxes; boxes of several runs are pooled.")
+    ],
     classes_from: Annotated[
         list[Path],
         typer.Option(
             "--classes-from",
-            help="Run that names five classes for each image; several are fused. Default: those of the best row of the "
+            help="Run that guesses five classes per image; several are fused. Default: the best row of the "
             "experiment's Tables 4 to 6.",
         ),
     ] = [],  # noqa: B006
     method: Annotated[
-        Literal["dense", "multicrop", "both"], typer.Option(help="Whose posteriors name them, with --classes-from.")
+        Literal["dense", "multicrop", "both"],
+        typer.Option(help="Method of the posteriors that guess them, with --classes-from."),
     ] = "dense",
     scales: Annotated[
-        str | None, typer.Option(help="Q values in px, e.g. 352,384; default: each run's own of Table 9.")
+        str | None, typer.Option(help="Q values in px, e.g. 352,384; default: each run's Q of Table 9.")
     ] = None,
     changes: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Localisation error on the validation split (Appendix A): five guessed classes, each with one merged box.
+    """Report localisation error on the validation split (Appendix A): five guessed classes, each with a merged box.
 
-    Boxes at all places are kept in the run directories; what is there is not computed again.
+    Boxes at all positions are stored in the run directories and reused.
     """
     from vggrepro.pipeline.localise import localise
 
@@ -167,26 +170,26 @@ def localise(
     if found is None:  # not the first rank
         return
     report: dict[str, Any] = {"tested": []}
-    guesses, whole, random = found.guesses, found.full_image, found.random
-    lines = [f"classes from {guesses.source}, top-5 error {guesses.top5:.2f} %; n = {whole.n}"]
-    for one in found.tested:
-        rate, given = one.localisation, one.given_class
-        names = {"nets": list(one.nets), "scales": [list(Q) for Q in one.Q]}
+    guesses, full, random = found.guesses, found.full_image, found.random
+    lines = [f"classes from {guesses.source}, top-5 error {guesses.top5:.2f} %; n = {full.n}"]
+    for tested in found.tested:
+        rate, given = tested.localisation, tested.given_class
+        names = {"nets": list(tested.nets), "scales": [list(Q) for Q in tested.Q]}
         report["tested"].append(names | _rate("localisation_error", rate) | _rate("given_class_error", given))
-        Q = " + ".join(", ".join(map(str, sides)) for sides in one.Q)
+        Q = " + ".join(", ".join(map(str, sides)) for sides in tested.Q)
         lines.append(
-            f"{' + '.join(one.nets)} at Q = {Q}: localisation error {rate.percent:.2f} % (95 % interval "
+            f"{' + '.join(tested.nets)} at Q = {Q}: localisation error {rate.percent:.2f} % (95 % interval "
             f"{rate.interval[0]:.2f} - {rate.interval[1]:.2f}); {given.percent:.2f} % if the class is given"
         )
-    baselines = {"whole_image": whole, "random_box": random}
+    baselines = {"whole_image": full, "random_box": random}
     report |= {
         "classes_from": guesses.source,
         "classes_top5_error": guesses.top5,
         "yardsticks": {name: _rate("given_class_error", rate) for name, rate in baselines.items()},
-        "n": whole.n,
+        "n": full.n,
     }
     lines.append(
-        f"yardsticks, the class given: the whole image {whole.percent:.2f} %, a random box {random.percent:.2f} %"
+        f"baselines, the class given: the full image {full.percent:.2f} %, a random box {random.percent:.2f} %"
     )
     show(report, lines, as_json)
 
@@ -199,12 +202,12 @@ def verify_paper(
     index: Annotated[Path, typer.Option("--index", "-i", help="Index of ILSVRC-2012 with its validation images.")],
     weights_16: Annotated[Path | None, typer.Option(help="VGG_ILSVRC_16_layers.caffemodel (net D).")] = None,
     weights_19: Annotated[Path | None, typer.Option(help="VGG_ILSVRC_19_layers.caffemodel (net E).")] = None,
-    runs: Annotated[Path, typer.Option(help="Where posteriors are kept.")] = Path("runs/verify-paper"),
+    runs: Annotated[Path, typer.Option(help="Folder for posteriors.")] = Path("runs/verify-paper"),
     changes: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """The authors' own nets against the rows of Tables 3-6 that they determine, before anything is trained."""
+    """Test the authors' nets against the rows of Tables 3-6 that they determine, before training anything."""
     from vggrepro.pipeline.evaluate import verify_paper
     from vggrepro.reporting.documents.authors_nets import blocks_of
     from vggrepro.reporting.documents.blocks import to_markdown

@@ -12,9 +12,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-weights_app = typer.Typer(no_args_is_help=True, help="Weight files of other programs: import, export.")
+weights_app = typer.Typer(no_args_is_help=True, help="Import and export weight files of other programs.")
 app.add_typer(weights_app, name="weights")
-bench_app = typer.Typer(no_args_is_help=True, help="Ours beside the usual way, interleaved in one run.")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure our code beside the usual way, interleaved in one run.")
 app.add_typer(bench_app, name="bench")
 
 for verb in (
@@ -45,5 +45,5 @@ for measure in (bench.dense, bench.features, bench.loader, bench.step, bench.pro
 
 
 def main() -> None:
-    """The console script."""
+    """Runs the console script."""
     run_app("vggrepro", app)

@@ -1,4 +1,4 @@
-"""Verbs about nets themselves: Tables 1 and 2, and other programs' weight files."""
+"""Verbs for nets: Tables 1 and 2, and other programs' weight files."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,17 +10,17 @@ from vggrepro.errors import UserError
 
 
 def summary(
-    net: Annotated[str | None, typer.Argument(help="A, A-LRN, B, C, D or E; all of them when left out.")] = None,
+    net: Annotated[str | None, typer.Argument(help="A, A-LRN, B, C, D or E; default: all.")] = None,
     batch_norm: Annotated[bool, typer.Option("--batch-norm", help="With batch normalisation.")] = False,
     config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="A recipe: its nets in place of the paper's.")
+        Path | None, typer.Option("--config", "-c", help="Show a recipe's nets instead of the paper's.")
     ] = None,
-    blocks: Annotated[int | None, typer.Option(help="Number of blocks, counted from the image.")] = None,
+    blocks: Annotated[int | None, typer.Option(help="Number of blocks, counted from the input.")] = None,
     crop: Annotated[int | None, typer.Option(help="Side of the input, px.")] = None,
-    width: Annotated[float | None, typer.Option(help="Factor of all channels.")] = None,
+    width: Annotated[float | None, typer.Option(help="Factor on all channel counts.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Table 1 and 2: layers, output shapes, parameters, multiply-adds."""
+    """Show layers, output shapes, parameters and multiply-adds (Tables 1 and 2)."""
     from vggrepro.config.recipes import load_graph
     from vggrepro.models.summary import render, summarise
     from vggrepro.models.table1 import architecture, architecture_of
@@ -32,13 +32,13 @@ def summary(
         nets = [architecture(name, **options) for name in ([net] if net else facts().architectures)]
     elif options:
         key = next(iter(options)).replace("_", "-")
-        raise UserError(f"--{key} with --config {config}: a recipe's nets are as it says; leave one of the two out")
+        raise UserError(f"--{key} with --config {config}: a recipe defines its nets; remove one of the two options")
     else:
         of_classes = (stage for stage in load_graph(config).stages.values() if stage.localisation is None)
         found = [architecture_of(stage) for stage in of_classes if net in (None, stage.model.net)]
         nets = list({(each.name, *each.layers()): each for each in found}.values())  # a net at several S is one
         if not nets:
-            raise UserError(f"{net}: no stage of {config} is of this net; leave it out to see which there are")
+            raise UserError(f"{net}: no stage of {config} has this net; leave it out to list them")
     if as_json:
         print_json({"nets": summarise(nets)})
     else:
@@ -49,18 +49,18 @@ def summary(
 
 def import_weights(
     file: Annotated[
-        Path, typer.Argument(help="A .caffemodel, MatConvNet's .mat, .safetensors, a .pth or checkpoint of torch.")
+        Path, typer.Argument(help="A .caffemodel, MatConvNet's .mat, .safetensors, or a .pth or checkpoint of PyTorch.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The run directory to make.")],
-    net: Annotated[str | None, typer.Option(help="The column of Table 1 that it must be of.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The run directory to create.")],
+    net: Annotated[str | None, typer.Option(help="Expected column of Table 1.")] = None,
     input_as: Annotated[
         Literal["paper", "torchvision"] | None,
-        typer.Option("--input", help="What its input was: paper (grey levels minus mean) or torchvision's."),
+        typer.Option("--input", help="Preprocessing of its input: paper (grey levels minus mean) or torchvision."),
     ] = None,
-    key: Annotated[str | None, typer.Option(help="Which net of a checkpoint that holds several.")] = None,
+    key: Annotated[str | None, typer.Option(help="The net to take from a checkpoint with several.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a run directory of another program's weights, for `vggrepro evaluate`."""
+    """Create a run directory from another program's weights, for `vggrepro evaluate`."""
     from vggrepro.pipeline.weights import import_weights
 
     found = import_weights(file, out, net=net, preprocessing=input_as, key=key)
@@ -69,14 +69,14 @@ def import_weights(
 
 def export_weights(
     net: Annotated[Path, typer.Argument(help="A run directory, or one of its checkpoints.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="A .safetensors, .pth or .onnx file to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors, .pth or .onnx file to write.")],
     dense: Annotated[
-        bool, typer.Option("--dense", help="ONNX: the net for whole images of any size (Section 3.2).")
+        bool, typer.Option("--dense", help="ONNX: the fully-convolutional net for images of any size (Section 3.2).")
     ] = False,
 ) -> None:
-    """Write a net for other programs: .safetensors and .onnx carry its preprocessing, .pth has torchvision's keys.
+    """Write a net for other programs: .safetensors and .onnx include its preprocessing, .pth has torchvision's keys.
 
-    Beside .safetensors a model card, NAME.md: errors, departures from the paper, data, how to load it.
+    A .safetensors file comes with a model card, NAME.md: errors, departures from the paper, data, how to load it.
     """
     from vggrepro.pipeline.weights import export_weights
 

@@ -1,4 +1,4 @@
-"""Options that several verbs take, and how their results are printed."""
+"""Options of several verbs, and printing of results."""
 
 import json
 from collections.abc import Iterable
@@ -11,17 +11,15 @@ from vggrepro.errors import UserError
 from vggrepro.progress import be_quiet
 
 ConfigOption = Annotated[
-    Path, typer.Option("--config", "-c", help="YAML file, or a name in configs/: a stage or a graph.")
+    Path, typer.Option("--config", "-c", help="YAML file, or a name in configs/, of a stage or a graph.")
 ]
-SetOption = Annotated[list[str], typer.Option("--set", "-s", help="Override a setting, as section.key=value.")]
+SetOption = Annotated[list[str], typer.Option("--set", "-s", help="Override a setting: section.key=value; repeatable.")]
 RunsOption = Annotated[
-    list[Path], typer.Option("--runs", "-r", help="Folder of all runs, of an experiment, or of one run; repeatable.")
+    list[Path], typer.Option("--runs", "-r", help="Folder of all runs, of an experiment, or of a run; repeatable.")
 ]
-SeedsOption = Annotated[
-    str | None, typer.Option("--seeds", help="The whole graph once for each of these seeds, e.g. 0,1,2.")
-]
+SeedsOption = Annotated[str | None, typer.Option("--seeds", help="Run the graph once per seed, e.g. 0,1,2.")]
 StopAfterOption = Annotated[
-    float | None, typer.Option(min=0, help="Minutes after which to save and leave with status 75.")
+    float | None, typer.Option(min=0, help="Minutes after which to save and exit with status 75.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 QuietOption = Annotated[
@@ -30,14 +28,14 @@ QuietOption = Annotated[
         "--quiet",
         "-q",
         callback=be_quiet,
-        help="Neither progress nor information on standard error; warnings, errors and results stay.",
+        help="Suppress progress and information on standard error; warnings, errors and results are still printed.",
     ),
 ]
-"""Its callback does it: functions that take it need not look at it."""
+"""Its callback applies it, so functions ignore the value."""
 
 
 def write(file: Path, text: str) -> None:
-    """Writes a file that `--out` names. Raises UserError."""
+    """Writes the file of `--out`. Raises UserError."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
@@ -46,13 +44,13 @@ def write(file: Path, text: str) -> None:
 
 
 def integers(text: str, option: str = "--scales") -> tuple[int, ...]:
-    """The value of an option such as 256,384,512. Raises UserError."""
+    """Parses an option such as 256,384,512. Raises UserError."""
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
         numbers = ()
     if not numbers or min(numbers) < 1:
-        raise UserError(f"{option} {text}: expected whole numbers separated by commas, e.g. 256,384,512")
+        raise UserError(f"{option} {text}: expected integers separated by commas, e.g. 256,384,512")
     return numbers
 
 
@@ -66,5 +64,5 @@ def show(report: dict[str, Any], lines: Iterable[str], as_json: bool) -> None:
 
 
 def print_json(report: dict[str, Any]) -> None:
-    """What `--json` prints."""
+    """Prints an object as `--json` does."""
     typer.echo(json.dumps(report, indent=2))

@@ -1,4 +1,4 @@
-"""Verbs for before anything is spent."""
+"""Verbs to run before you spend GPU hours."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -11,31 +11,37 @@ from vggrepro.cli.options import ConfigOption, JsonOption, SeedsOption, SetOptio
 
 def plan(
     config: ConfigOption,
-    nodes: Annotated[int | None, typer.Option(min=1, help="Machines for each stage; default: cluster.nodes.")] = None,
-    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="Default: cluster.gpus_per_node.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes per stage; default: cluster.nodes.")] = None,
+    gpus_per_node: Annotated[
+        int | None, typer.Option(min=1, help="GPUs per node; default: cluster.gpus_per_node.")
+    ] = None,
     gpu: Annotated[str, typer.Option(help="Kind of GPU: H100, H100 PCIe, H200, A100, V100.")] = "H100",
     measured: Annotated[
-        list[str], typer.Option(help="NET=IMAGES_PER_S of one GPU in training, measured; repeatable.")
+        list[str], typer.Option(help="NET=IMAGES_PER_S: measured training speed of one GPU; repeatable.")
     ] = [],  # noqa: B006
-    mfu: Annotated[float | None, typer.Option(help="Share of the GPU's peak that a step reaches; assumed.")] = None,
+    mfu: Annotated[
+        float | None, typer.Option(help="Model FLOP utilisation of a step, (0, 1]; default: assumed.")
+    ] = None,
     network: Annotated[
-        float | None, typer.Option(min=0.001, help="Between nodes, GB/s each way and node; assumed.")
+        float | None,
+        typer.Option(min=0.001, help="Bandwidth between nodes, GB/s per direction and node; default: assumed."),
     ] = None,
     decode_rate: Annotated[
         float | None,
-        typer.Option(help="Training images/s that one core decodes, by `vggrepro bench loader`; default: ours."),
+        typer.Option(help="Training images/s decoded per core, from `vggrepro bench loader`; default: ours."),
     ] = None,
     read: Annotated[
-        float | None, typer.Option(help="What the file system gives all nodes together, MB/s; default: no limit.")
+        float | None,
+        typer.Option(help="Bandwidth of the file system for all nodes together, MB/s; default: unlimited."),
     ] = None,
-    price: Annotated[float | None, typer.Option(help="Of one GPU-hour.")] = None,
+    price: Annotated[float | None, typer.Option(help="Price per GPU-hour.")] = None,
     changes: SetOption = [],  # noqa: B006
     seeds: SeedsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What a configuration will cost: GPU-hours, wall time, traffic, disk, money, with the assumptions.
+    """Estimate the cost of a configuration: GPU-hours, wall time, traffic, disk, money, with the assumptions.
 
-    And what binds each stage, and the one or two settings that would save most.
+    Names the bottleneck of each stage, and the one or two settings that would save most.
     """
     from vggrepro.config.recipes import load_graph
     from vggrepro.preflight.machine import ASSUMED_MFU, DECODE_PER_CORE, NODE_GB_PER_S, Machine, measured_rates
@@ -60,11 +66,13 @@ def plan(
 
 
 def doctor(
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="Also check what this one needs.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Also check the needs of this configuration.")
+    ] = None,
     changes: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
-    """What on this machine or cluster will not work, and the remedy. Status 1 where something fails."""
+    """List what will not work on this machine or cluster, with the remedy. Exits with status 1 if a check fails."""
     from vggrepro.config.recipes import load_graph
     from vggrepro.preflight.doctor import examine, render
 

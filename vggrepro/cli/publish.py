@@ -1,4 +1,4 @@
-"""The verb that publishes a net."""
+"""Verb that publishes a net."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -11,15 +11,17 @@ from vggrepro.cli.options import JsonOption, show
 
 def publish(
     run: Annotated[Path, typer.Argument(help="The run directory of a finished net.")],
-    to: Annotated[str, typer.Option("--to", help="A folder, or hf:owner/name: a repository of the Hugging Face Hub.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files; write nothing, contact nothing.")] = False,
-    private: Annotated[bool, typer.Option("--private", help="Only you may read a new repository.")] = False,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Replace another net there, or a model card that was edited.")
+    to: Annotated[
+        str, typer.Option("--to", help="A folder, or hf:owner/name for a repository of the Hugging Face Hub.")
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the files without writing or uploading anything.")
     ] = False,
+    private: Annotated[bool, typer.Option("--private", help="Create a new repository as private.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace another net, or an edited model card.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Publish a net with its model card, ledger and answers, for vggrepro, timm, torchvision and torch.hub to load."""
+    """Publish a net with its model card, ledger and results, for vggrepro, timm, torchvision and torch.hub."""
     from vggrepro.pipeline.publish import publish
 
     made = publish(run, to, dry_run=dry_run, private=private, replace=replace)

@@ -1,4 +1,4 @@
-"""Verbs that report what was measured."""
+"""Verbs that report measurements."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,24 +11,26 @@ from vggrepro.errors import UserError
 
 def tables(
     runs: RunsOption = [Path("runs")],  # noqa: B006
-    experiment: Annotated[list[str], typer.Option("--experiment", "-e", help="Only runs of this experiment.")] = [],  # noqa: B006
+    experiment: Annotated[
+        list[str], typer.Option("--experiment", "-e", help="Only runs of this experiment; repeatable.")
+    ] = [],  # noqa: B006
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write here: .md, .html, .tex, .csv or .json.")
+        Path | None, typer.Option("--out", "-o", help="The .md, .html, .tex, .csv or .json file to write.")
     ] = None,
     update: Annotated[
-        Path | None, typer.Option(help="Renew the generated sections of this document, e.g. REPRODUCTION.md.")
+        Path | None, typer.Option(help="Update the generated sections of this document, e.g. REPRODUCTION.md.")
     ] = None,
     keep: Annotated[
         Path | None,
         typer.Option(
-            help="Write the evidence here: what every net answered, in a small form, with tables and figures. "
+            help="Write the evidence to this folder: ranks of every test, in a small form, with tables and figures. "
             "--runs of this folder makes them again without nets and images."
         ),
     ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Tables 1-12 of the paper, measured beside printed, and its claims tested, from what runs have stored."""
+    """Print Tables 1-12, measured beside printed, and test the paper's claims, from the stored results of runs."""
     from vggrepro.progress import echo, warn
     from vggrepro.reporting.documents.render import Format, format_of, render
     from vggrepro.reporting.stored.find_runs import find_runs
@@ -68,12 +70,12 @@ def compare(
     ],
     places: RunsOption = [Path("runs")],  # noqa: B006
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write here, .html with curves and images, or .md.")
+        Path | None, typer.Option("--out", "-o", help="The file to write: .html with curves and images, or .md.")
     ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """What differs between runs: settings, curves, errors with paired tests, classes, the images they disagree on."""
+    """Compare runs: settings, curves, errors with paired tests, classes, the images on which they disagree."""
     from vggrepro.progress import echo
     from vggrepro.reporting.documents.blocks import to_html, to_markdown
     from vggrepro.reporting.documents.compare import blocks_of, open_images

@@ -1,4 +1,4 @@
-"""The verb that opens a page in the browser."""
+"""Verb that opens a page in the browser."""
 
 from typing import Annotated
 
@@ -7,12 +7,12 @@ import typer
 
 def show(
     net: Annotated[str, typer.Argument(help="A run directory, one of its checkpoints, or a weight file.")],
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Where the page is served, on this machine only.")] = 8501,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the page, on this machine only.")] = 8501,
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
 ) -> None:
-    """A page in the browser: an image's five guesses, the class map over it, the net's filters and curves.
+    """Inspect a net in the browser: an image's five guesses, class maps over the image, filters and curves.
 
-    It ends with Ctrl-C. Needs pip install 'vggrepro[show]'.
+    Stop it with Ctrl-C. Requires pip install 'vggrepro[show]'.
     """
     from vggrepro.show.server import require_free, require_streamlit, serve
 

@@ -1,4 +1,4 @@
-"""Verbs that train: one stage, or the whole graph."""
+"""Verbs that train: a stage, or a graph."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,21 +10,21 @@ from vggrepro.errors import UserError
 
 
 def train(
-    config: Annotated[Path, typer.Option("--config", "-c", help="YAML file of one stage, or its name in configs/.")],
+    config: Annotated[Path, typer.Option("--config", "-c", help="YAML file of a stage, or its name in configs/.")],
     changes: SetOption = [],  # noqa: B006 (typer wants a list)
     resume: Annotated[
         Literal["auto", "never"],
-        typer.Option(help="auto: go on from the newest checkpoint; never: stop with an error if there is one."),
+        typer.Option(help="auto: resume from the newest checkpoint; never: fail if there is a checkpoint."),
     ] = "auto",
     stop_after: StopAfterOption = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Train although activations vanish or explode at initialisation.")
+        bool, typer.Option("--force", help="Train even if activations vanish or explode at initialisation.")
     ] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Train one stage, alone or under torchrun.
 
-    On SIGTERM and SIGUSR2, too, it saves and leaves with status 75; the same command goes on from there.
+    It resumes from its newest checkpoint. On SIGTERM and SIGUSR2 it saves and exits with status 75.
     """
     from vggrepro.config.recipes import load_stage
     from vggrepro.pipeline.session import open_session
@@ -47,10 +47,10 @@ def reproduce(
     stop_after: StopAfterOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """The whole stage graph on this machine: train what is missing, evaluate, print the tables.
+    """Run the stage graph on this machine: train missing stages, evaluate, print the tables.
 
-    With --seeds once for each seed, whole graphs one after another in one experiment; the tables then give mean and
-    spread. On SIGTERM and SIGUSR2, too, it saves and leaves with status 75; the same command goes on from there.
+    --seeds runs the graph once per seed in one experiment; the tables then show mean and spread. It resumes from its
+    newest checkpoint. On SIGTERM and SIGUSR2 it saves and exits with status 75.
     """
     from vggrepro.config.recipes import load_graph
     from vggrepro.pipeline.graph import reproduce

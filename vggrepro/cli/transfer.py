@@ -1,4 +1,4 @@
-"""Verbs of Appendix B: a net's features of other data sets, and linear classifiers on them."""
+"""Verbs of Appendix B: features of other data sets, and linear classifiers on them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from vggrepro.evaluation.transfers import Transferred
 
 NetsArgument = Annotated[
-    list[Path], typer.Argument(help="Run directories or checkpoints; of several the features are stacked.")
+    list[Path], typer.Argument(help="Run directories or checkpoints; features of several are stacked.")
 ]
 ScalesOption = Annotated[
     str | None,
-    typer.Option(help="Q values in px, e.g. 256,384,512; default: the paper's of the data set, as the crop is to 224."),
+    typer.Option(help="Q values in px, e.g. 256,384,512; default: the paper's for the data set, scaled by crop / 224."),
 ]
 CombineOption = Annotated[
     Literal["average", "stack"] | None,
-    typer.Option(help="What is made of the features at several Q; default: what the paper does on the data set."),
+    typer.Option(help="How features at several Q are combined; default: as the paper does for the data set."),
 ]
 
 
@@ -38,28 +38,30 @@ def features(
             "classes by any other name.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The .npz file to write: X, y, ...; docs/transfer.md.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The .npz file to write, with X, y and more: docs/transfer.md.")
+    ],
     scales: ScalesOption = None,
     combine: CombineOption = None,
-    boxes: Annotated[bool, typer.Option("--boxes", help="Those of persons' boxes beside those of images.")] = False,
+    boxes: Annotated[bool, typer.Option("--boxes", help="Add features of persons' boxes to those of images.")] = False,
     changes: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Features of another data set's images, for scikit-learn and others: the last hidden layer, densely applied.
+    """Write features of another data set's images, for scikit-learn: the last hidden layer, densely applied.
 
-    They are kept in the run directories, too; what is there is not computed again.
+    They are also stored in the run directories and reused.
     """
     from vggrepro.pipeline.features import extract as extract_features
     from vggrepro.pipeline.features import net_at, require_writable, write_features
     from vggrepro.pipeline.session import open_session
 
     if out.suffix != ".npz":
-        raise UserError(f"--out {out}: features are written as .npz; choose that suffix")
+        raise UserError(f"--out {out}: features are written as .npz; use that suffix")
     require_writable(out)
-    sets, asked = _sets([data]), _changes(scales, combine, changes)
+    sets, settings = _sets([data]), _changes(scales, combine, changes)
     (name,) = sets
-    found_nets = [net_at(net, asked, sets) for net in nets]
+    found_nets = [net_at(net, settings, sets) for net in nets]
     with open_session([net.config for net in found_nets], training=False) as session:
         found = extract_features(found_nets, name, session, boxes=boxes)
     if found is None:  # not the first rank
@@ -72,11 +74,11 @@ def features(
         "dimensions": dimensions,
         "classes": len(found.data.classes),
         "rejected": found.data.rejected,
-        "scales": [list(one.Q) for one in found.specs],
+        "scales": [list(spec.Q) for spec in found.specs],
         "combine": combine,
         "layers": layers,
     }
-    Q = " + ".join(", ".join(map(str, one.Q)) for one in found.specs)
+    Q = " + ".join(", ".join(map(str, spec.Q)) for spec in found.specs)
     line = f"wrote {out}: {samples:,} x {dimensions:,} features of {found.data.name} "
     show(report, [f"{line}({', '.join(layers)} at Q = {Q}, {combine})"], as_json)
 
@@ -95,45 +97,45 @@ def transfer(
     scales: ScalesOption = None,
     combine: CombineOption = None,
     submission: Annotated[
-        Path | None, typer.Option(help="Write VOC 2012's test results here, as its server takes them.")
+        Path | None, typer.Option(help="Write VOC 2012's test results to this folder in the format of its server.")
     ] = None,
     changes: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Linear SVMs on features of other data sets: mAP or mean class recall (Appendix B, Tables 11 and 12).
+    """Train linear SVMs on features of other data sets: mAP or mean class recall (Appendix B, Tables 11 and 12).
 
-    Each net by itself, and all of them with their features stacked. Features and scores are kept in the run
-    directories; what is there is not computed again.
+    Tests each net alone, and all of them with stacked features. Features and scores are stored in the run directories
+    and reused.
     """
     from vggrepro.pipeline.transfer import transfer_nets
 
     found = transfer_nets(nets, _changes(scales, combine, changes), submission, sets=_sets(data))
     if found is None:  # not the first rank
         return
-    reports = [_report(one) for one in found]
+    reports = [_report(result) for result in found]
     show({"tested": reports}, map(_line, reports), as_json)
 
 
 def _sets(data: list[str]) -> dict[str, str]:
-    """The data sets of `--data`, by name. Raises UserError."""
+    """Parses the data sets of `--data`, by name. Raises UserError."""
     from vggrepro.config.settings import SET_NAME
 
     sets: dict[str, str] = {}
-    for one in data:
-        name, equals, path = one.partition("=")
+    for pair in data:
+        name, equals, path = pair.partition("=")
         if not (name and equals and path):
-            raise UserError(f"--data {one}: expected NAME=PATH, e.g. caltech101=101_ObjectCategories")
+            raise UserError(f"--data {pair}: expected NAME=PATH, e.g. caltech101=101_ObjectCategories")
         if not re.fullmatch(SET_NAME, name):
-            raise UserError(f"--data {one}: a name is of letters, digits, _, . and -; call it mine=PATH, say")
+            raise UserError(f"--data {pair}: a name consists of letters, digits, _, . and -; use e.g. mine=PATH")
         if name in sets:
-            raise UserError(f"--data {one}: {name} is {sets[name]} already; give each data set a name of its own")
+            raise UserError(f"--data {pair}: {name} is already {sets[name]}; give each data set its own name")
         sets[name] = path
     return sets
 
 
 def _changes(scales: str | None, combine: str | None, changes: list[str]) -> list[str]:
-    """The options as `section.key=value`. Raises UserError."""
+    """Translates the options to `section.key=value`. Raises UserError."""
     found = [*changes]
     if scales:
         found.append(f"transfer.scales={list(integers(scales))}")
@@ -142,24 +144,24 @@ def _changes(scales: str | None, combine: str | None, changes: list[str]) -> lis
     return found
 
 
-def _report(one: Transferred) -> dict[str, Any]:
-    asked = one.protocol
+def _report(transferred: Transferred) -> dict[str, Any]:
+    protocol = transferred.protocol
     return {
-        "data": asked.set,
-        "nets": one.note["runs"],
-        "measure": asked.measure,
-        "figure": one.result.mean,
-        "spread": one.result.spread,
-        "interval": list(one.result.interval),
-        "splits": one.result.figures,
-        "scales": [list(net.Q) for net in asked.nets],
-        "combine": asked.combine,
-        "boxes": asked.boxes,
-        "C": list(one.C),
-        "train": one.note["train"],
-        "test": one.note["test"],
-        "classes": one.note["classes"],
-        "rejected": one.note["rejected"],
+        "data": protocol.set,
+        "nets": transferred.note["runs"],
+        "measure": protocol.measure,
+        "figure": transferred.result.mean,
+        "spread": transferred.result.spread,
+        "interval": list(transferred.result.interval),
+        "splits": transferred.result.figures,
+        "scales": [list(net.Q) for net in protocol.nets],
+        "combine": protocol.combine,
+        "boxes": protocol.boxes,
+        "C": list(transferred.C),
+        "train": transferred.note["train"],
+        "test": transferred.note["test"],
+        "classes": transferred.note["classes"],
+        "rejected": transferred.note["rejected"],
     }
 
 
