@@ -111,7 +111,7 @@ def test_torchvisions_names_are_torchvisions_nets(name: str) -> None:
 
 
 def test_unknown_nets_and_crops_are_refused() -> None:
-    with pytest.raises(vggrepro.UserError, match="net 'resnet50': not in Table 1"):
+    with pytest.raises(vggrepro.UserError, match="net 'resnet50' is not in Table 1"):
         vggrepro.vgg("resnet50")
     with pytest.raises(vggrepro.UserError, match="crop 100"):
         vggrepro.vgg("D", crop=100)
@@ -292,7 +292,7 @@ def test_posteriors_and_tables_of_runs(graph: Graph, run: Path) -> None:
         (lambda few, model: vggrepro.training_batches(few, S=(256, 128)), "S=.* is not allowed: the range must rise"),
         (lambda few, model: vggrepro.training_batches(few, backend="dally"), "backend='dally' is not allowed"),
         (lambda few, model: vggrepro.training_batches(few, input="caffe"), "input='caffe' is not known; choose from"),
-        (lambda few, model: vggrepro.stored_posteriors("nowhere"), "nowhere is no run directory"),
+        (lambda few, model: vggrepro.stored_posteriors("nowhere"), "nowhere is not a run directory"),
         (lambda few, model: vggrepro.tables("nowhere"), "nowhere"),
     ],
 )  # fmt: skip
@@ -304,7 +304,7 @@ def test_mistakes_are_one_line(few: vggrepro.Index, run: Path, call: Any, messag
 
 def test_posteriors_of_other_classes_are_refused(few: vggrepro.Index, tmp_path: Path) -> None:
     torch.save(vggrepro.vgg("A", classes=7, crop=32, width=1 / 16).state_dict(), tmp_path / "seven.pth")
-    with pytest.raises(vggrepro.UserError, match=r"has \d classes, and not those of"):
+    with pytest.raises(vggrepro.UserError, match=r"has \d classes, which differ from those of"):
         vggrepro.posteriors(vggrepro.load(tmp_path / "seven.pth"), few, 40)
 
 

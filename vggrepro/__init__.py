@@ -1,7 +1,7 @@
-"""vggrepro: the executable form of Simonyan & Zisserman, arXiv 1409.1556.
+"""Executable form of Simonyan & Zisserman, arXiv 1409.1556.
 
-The names below are for notebooks and other programs (:mod:`vggrepro.api`, docs/notebook.md). They are loaded when one
-of them is first used, so that `import vggrepro` costs nothing.
+The public names are defined in `vggrepro.api` (docs/notebook.md) and imported on first use, so that `import vggrepro`
+is fast.
 """
 
 from typing import TYPE_CHECKING, Any

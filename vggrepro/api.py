@@ -1,6 +1,6 @@
-"""What a notebook or another program imports: nets and their weights, images and views, posteriors and tables.
+"""Public API for notebooks and programs: nets and weights, images and views, posteriors and tables.
 
-`import vggrepro` offers these names and loads nothing heavy until one is used. docs/notebook.md shows them at work.
+`import vggrepro` offers these names and imports torch only when the first is used. docs/notebook.md has examples.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ from vggrepro.data.images.scan import open_index, scan
 from vggrepro.data.loading.loader import Batch, Loader, make_loader
 from vggrepro.data.sampler import TrainingSampler
 from vggrepro.errors import UserError
-from vggrepro.evaluation.measure import Scored, fuse, methods_of  # noqa: F401 (offered as it is)
+from vggrepro.evaluation.measure import Scored, fuse, methods_of  # noqa: F401 (part of the API)
 from vggrepro.evaluation.methods import METHODS, images_at_once, uncropped_views
 from vggrepro.evaluation.posteriors import average
 from vggrepro.evaluation.run_split import SplitPass
@@ -43,7 +43,7 @@ from vggrepro.reporting.tables.build import build_report
 from vggrepro.reporting.tables.report import Report
 
 Source = Index | str | Path
-"""Images: an index, or where they are, as :func:`open_images` takes it."""
+"""Images: an index, or a source that `open_images` accepts."""
 
 _CACHE = Path("runs/index")
 
@@ -58,14 +58,17 @@ def vgg(
     init: Scheme = "paper",
     seed: int = 0,
 ) -> VGG:
-    """An untrained net of Table 1 by the paper's name, A to E or A-LRN, or torchvision's, vgg11 to vgg19 and vgg16_bn.
+    """Builds an untrained net of Table 1, in training mode, with torchvision's state-dict keys.
 
-    It takes images of shape (N, 3, crop, crop) to class scores (N, classes), has torchvision's state-dict keys, and is
-    in training mode. `width` multiplies all channels; `blocks` is the number of the net's blocks, counted from the
-    image (default: all); for `init` see `models.init` (Section 3.1).
+    Args:
+        name: the paper's name (A, A-LRN, B, C, D, E) or torchvision's (vgg11 to vgg19, vgg16_bn).
+        crop: side of the input in px; the net maps images (N, 3, crop, crop) to class scores (N, classes).
+        width: factor on the number of channels of every layer.
+        blocks: number of convolutional blocks, counted from the image; default: all.
+        init: scheme of the random weights (Section 3.1); see `vggrepro.models.init`.
 
     Raises:
-        UserError: no such net, or a number out of range.
+        UserError: the net is unknown, or a number is out of range.
     """
     plain = name.removesuffix("_bn")
     column = next((column for column, theirs in TORCHVISION_NAMES.items() if theirs == plain), plain)
@@ -75,20 +78,23 @@ def vgg(
 
 
 def open_images(*sources: str | Path, classes: str | None = None, cache: str | Path = _CACHE) -> Index:
-    """The index of images, from an index file, folders, archives, or `builtin:digits`.
+    """Opens the images of an index file, folders, archives or `builtin:digits`, and returns their index.
 
-    A folder is scanned by header; the scan of a single source is kept in `cache`. `classes` lists all classes where the
-    images are of some of them only: a file, or `ilsvrc2012`. `vggrepro index` decodes every image, too, and reports.
+    Only the headers of the images are read; `vggrepro index` also decodes every image and reports the odd ones.
+
+    Args:
+        classes: a file that lists all classes, or `ilsvrc2012`; needed if some classes have no images.
+        cache: folder that stores the scan of a single source.
 
     Raises:
-        UserError: as `vggrepro index` does, in one line.
+        UserError: the images cannot be read, or their labels contradict each other.
     """
     cache = Path(cache)
     places = [sample_set.ensure(cache)] if sources == (sample_set.ROOT,) else [Path(source) for source in sources]
     if classes is not None or len(places) != 1:
         return scan(places, "header", classes=classes)
     if places[0].is_file():
-        with places[0].open("rb") as file:  # which may be an archive of 138 GB
+        with places[0].open("rb") as file:  # may be an archive of 138 GB
             if file.read(6) == b"ARROW1":
                 return load_index(places[0])
     return open_index(str(places[0]), None, cache, lambda done, total: None)
@@ -110,20 +116,26 @@ def training_batches(
     workers: int | None = None,
     device: str | torch.device = "cpu",
 ) -> Iterator[Batch]:
-    """The training views of Section 3.1, batch by batch: those that `vggrepro train` shows under the same seed.
+    """Yields the training batches of Section 3.1, the same as `vggrepro train` under the same seed.
 
-    A batch has `images` (N, 3, crop, crop) float32 on `device`, `labels` (N,) int64, and `views`, what is shown of
-    which image. They depend on nothing but the arguments and the images, so `first=1000` goes on after 1,000 steps.
+    The batches are a function of the arguments and the images, so `first=1000` continues after 1,000 steps.
 
     Args:
-        images: an index, or as `open_images` takes it.
-        S: shorter side in px of the rescaled image; (low, high) draws it for each.
-        first, steps: the first step and how many; without `steps` there is no end.
-        input: subtract the paper's mean ("paper"), use torchvision's normalisation, or what a trained net expects.
-        workers: decoding threads; default: the machine's cores.
+        images: an index, or a source that `open_images` accepts.
+        S: shorter side of the rescaled image in px; (low, high) draws it per image.
+        crop: side of the crop in px.
+        batch: images per step.
+        first: number of the first step.
+        steps: number of steps; default: endless.
+        input: preprocessing: "paper" subtracts the mean, "torchvision" normalises, a loaded net uses its own.
+        workers: decoding threads; default: the number of cores.
+
+    Yields:
+        Batches with `images` (N, 3, crop, crop), float32 on `device`, `labels` (N,), int64, and `views`, the crop of
+            each image.
 
     Raises:
-        UserError: images that cannot be had, S below the crop, more than 20 that went bad since they were indexed.
+        UserError: the images cannot be read, S is smaller than the crop, or more than 20 images have become unreadable.
     """
     index = _index(images)
     require_training_images(index)
@@ -148,13 +160,19 @@ def uncropped_batches(
     workers: int | None = None,
     device: str | torch.device = "cpu",
 ) -> Iterator[Batch]:
-    """Whole, uncropped images at shorter side Q, px, each once: what dense evaluation sees (Section 3.2).
+    """Yields the uncropped images of a split, each once, as dense evaluation needs them (Section 3.2).
 
-    A batch's images (N, 3, H, W) have one shape; `views.image` are their rows in the index's split. `batch` is how
-    many of them there may be at the size of the crop; larger images come in fewer.
+    Args:
+        images: an index, or a source that `open_images` accepts.
+        Q: shorter side of the rescaled image in px.
+        batch: images per batch at the size of the crop; batches of larger images are smaller.
+        input: preprocessing: "paper" subtracts the mean, "torchvision" normalises, a loaded net uses its own.
+
+    Yields:
+        Batches with `images` (N, 3, H, W) of the same shape, and `views.image`, their rows in the split, shape (N,).
 
     Raises:
-        UserError: images that cannot be had, or one that went bad since it was indexed.
+        UserError: an image cannot be read.
     """
     loader = _loader(checked(Data, backend=backend, workers=workers), input, device)
     shown = _index(images).split(split)
@@ -172,22 +190,30 @@ def posteriors(
     backend: Backend = "auto",
     workers: int | None = None,
 ) -> Scored:
-    """Posteriors of the whole validation split by one of the paper's methods, averaged over Q, in memory (Section 3.2).
+    """Computes the posteriors of the full validation split, averaged over Q (Section 3.2).
 
-    The result has `values` (n, classes) float32 in the index's order, `labels` (n,), and `measured`, the errors with
-    their intervals. `vggrepro evaluate` does the same on many GPUs, and keeps what it has computed. Like it, this
-    computes in float32: CUDA's TF32 is switched off for the process. `flip` is whether mirror images are averaged, too;
-    default: as the net was tested.
+    The computation is in float32; CUDA's TF32 is switched off for the process. `vggrepro evaluate` computes the same
+    on many GPUs and stores the result.
+
+    Args:
+        images: an index, or a source that `open_images` accepts.
+        Q: shorter sides of the rescaled image in px.
+        flip: whether to average over mirror images as well; default: as the net was tested.
+        batch: images per batch at the size of the crop.
+
+    Returns:
+        Posteriors with `values` (n, classes), float32, in the order of the index, `labels` (n,), and `measured`, the
+            errors with their intervals.
 
     Raises:
-        UserError: the images' classes are not the net's; Q below the crop; as `uncropped_batches`.
+        UserError: the classes differ from the net's, Q is smaller than the crop, or an image cannot be read.
     """
     index, net = _index(images), model.net
     expected = net.architecture.classes if model.classes is None else model.classes
     if expected not in (index.classes, len(index.classes)):
         raise UserError(
-            f"{index.source} has {len(index.classes)} classes, and not those of {model.source}; open images of the "
-            f"net's own classes, with classes=... where they are of some of them only"
+            f"{index.source} has {len(index.classes)} classes, which differ from those of {model.source}; open "
+            f"images of the net's classes, and list all classes by classes=... if some have no images"
         )
     sides = (Q,) if isinstance(Q, int) else tuple(Q)
     crop, device = net.architecture.crop, next(net.parameters()).device
@@ -205,8 +231,8 @@ def posteriors(
     found = torch.empty(len(sides), len(methods), len(shown.split), net.architecture.classes)
     for side, values in zip(sides, found, strict=True):
         views = uncropped_views(shown.split, side, images_at_once(testing), crop)
-        for whole, predicted in shown.outputs(predict, views, f"posteriors at Q={side}"):
-            values[:, whole.views.image] = predicted
+        for shown_batch, predicted in shown.outputs(predict, views, f"posteriors at Q={side}"):
+            values[:, shown_batch.views.image] = predicted
     parts = [average(list(found[:, number].numpy())) for number in range(len(methods))]
     return Scored(method, sides, average(parts), shown.split.label)
 
@@ -216,33 +242,42 @@ def stored_posteriors(
     method: Literal["centre", "dense", "multicrop", "both"] = "dense",
     Q: int | Sequence[int] | None = None,
 ) -> Scored:
-    """The posteriors that a run directory keeps of its final net, averaged over Q; default: its own Q of Table 3.
+    """Reads the stored posteriors of a run's final net, averaged over Q.
+
+    Args:
+        Q: shorter sides in px; default: the run's Q of Table 3.
 
     Raises:
-        UserError: no such run, or it was not tested so; the text says what is missing.
+        UserError: the folder is not a run directory, or has no posteriors of this method and Q.
     """
     folder = Path(run)
     if not (folder / "config.yaml").exists():
-        raise UserError(f"{folder} is no run directory (it has no config.yaml); name one, e.g. runs/demo/D")
-    one = StoredRun(folder, load_resolved(folder / "config.yaml"))
-    sides = one.Q_of(3) if Q is None else (Q,) if isinstance(Q, int) else tuple(Q)
-    found = one.test(sides, method)
+        raise UserError(f"{folder} is not a run directory (it has no config.yaml); name one, e.g. runs/demo/D")
+    stored = StoredRun(folder, load_resolved(folder / "config.yaml"))
+    sides = stored.Q_of(3) if Q is None else (Q,) if isinstance(Q, int) else tuple(Q)
+    found = stored.test(sides, method)
     if found is None:
-        raise UserError(f"{one.missing_tests(sides, method)}; run `vggrepro evaluate {folder}` for them")
+        raise UserError(f"{stored.missing_tests(sides, method)}; run `vggrepro evaluate {folder}` for them")
     return Scored(method, sides, found.values(), found.labels())
 
 
 def tables(*places: str | Path) -> Report:
-    """Tables 1-12 measured beside printed, and the paper's claims as tests, from the runs in some folders, or evidence.
+    """Builds Tables 1 to 12, measured beside printed, and tests the paper's claims.
 
-    `rows`, `claims` and `groups` are plain typed records; :func:`to_markdown` prints them as `vggrepro tables` does.
-    Raises UserError.
+    Args:
+        places: folders of runs or of committed evidence; default: `runs`.
+
+    Returns:
+        Report with typed records in `rows`, `claims` and `groups`; `to_markdown` formats it like `vggrepro tables`.
+
+    Raises:
+        UserError: a folder is missing, or a run's files are damaged.
     """
     return build_report(find_runs([Path(place) for place in places or ("runs",)]))
 
 
 def to_markdown(report: Report) -> str:
-    """A report as a document."""
+    """Formats a report as a Markdown document."""
     return render(report, Format.markdown, "Measured beside printed", counts=False)
 
 
@@ -251,7 +286,7 @@ def _index(images: Source) -> Index:
 
 
 def _loader(data: Data, input: Pretrained | Preprocessing, device: str | torch.device) -> Loader:
-    # in this process: others would import the caller's program again, which may be a notebook
+    # Worker processes would import the caller's program again, and a notebook cannot be imported.
     loader = replace(make_loader(data, torch.device(device)), processes=0)
     if isinstance(input, Pretrained):
         return replace(loader, mean=input.mean, std=input.std)

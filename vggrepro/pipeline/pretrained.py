@@ -1,4 +1,4 @@
-"""A trained net with all that it takes to use it, from whatever file it lies in, on images in memory."""
+"""Trained nets from any supported file, applied to images in memory."""
 
 from __future__ import annotations
 
@@ -31,37 +31,42 @@ from vggrepro.training.stage import net_of
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A trained net with all that it takes to use it."""
+    """A trained net with its preprocessing, class names and test protocol."""
 
     net: VGG
-    """In evaluation mode."""
+    """Net in evaluation mode."""
     mean: tuple[float, float, float]
-    """Subtracted from RGB grey levels 0-255."""
+    """Mean of RGB, in grey levels 0 to 255, subtracted from the input."""
     std: tuple[float, float, float]
-    """What they are then divided by; ones in the paper."""
+    """Divisor per channel after the mean is subtracted; ones in the paper."""
     classes: tuple[str, ...] | None
-    """Names in the order of the scores; None where nothing says them."""
+    """Names in the order of the scores; None if the file has none."""
     weights: str
-    """SHA-256 (hex) of the net, whatever file it was in."""
+    """SHA-256 (hex) of the weights, independent of the file format."""
     source: str
-    """What the weights came from."""
+    """File or run that the weights were read from."""
     Q: tuple[int, ...]
-    """Shorter sides in px of the net's own multi-scale test (Table 4)."""
+    """Shorter sides in px of the net's multi-scale test (Table 4)."""
     flip: bool
-    """Whether its own test averages over mirror images, as in the paper; digits, say, have none."""
+    """Whether the net's test averages over mirror images, as in the paper."""
 
     def normalise(self, images_NCHW: Tensor) -> Tensor:
-        """The net's input: float32 of shape (N, 3, H, W), from RGB grey levels 0-255, uint8 or float, of that shape."""
+        """Returns the net's input, float32 (N, 3, H, W), from RGB grey levels 0 to 255, uint8 or float (N, 3, H, W)."""
         device = next(self.net.parameters()).device
         mean, std = (torch.tensor(part, device=device).view(3, 1, 1) for part in (self.mean, self.std))
         return (images_NCHW.to(device, torch.float32) - mean) / std
 
     @torch.inference_mode()
     def __call__(self, images_NCHW: Tensor) -> Tensor:
-        """Posteriors (N, classes) of images of any one size, RGB grey levels 0-255: one dense pass (Section 3.2).
+        """Computes posteriors (N, classes) by a dense pass, without rescaling or mirroring (Section 3.2).
 
-        Nothing is rescaled or mirrored: see :meth:`predict` for the paper's test. Raises UserError for images smaller
-        than the crop.
+        `predict` is the paper's test.
+
+        Args:
+            images_NCHW: RGB grey levels 0 to 255, shape (N, 3, H, W).
+
+        Raises:
+            UserError: the images are smaller than the crop.
         """
         return class_scores(self.net, self.normalise(images_NCHW)).softmax(dim=1)
 
@@ -73,19 +78,18 @@ class Pretrained:
         *,
         flip: bool | None = None,
     ) -> NDArray[np.float32]:
-        """Posteriors (N, classes) under the paper's dense test (Section 3.2), of images of any sizes.
+        """Computes posteriors (N, classes) by the paper's dense test (Section 3.2), for images of any sizes.
 
-        Each is rescaled to shorter side Q, px, by the filter that `vggrepro evaluate` uses, and the posteriors are
-        averaged over Q and mirror images. Defaults are the net's own, as it was tested.
+        Images are rescaled with the filter of `vggrepro evaluate`; posteriors are averaged over Q and mirror images.
 
         Args:
-            images: a list of RGB (H, W, 3) or grey (H, W) arrays, grey levels 0-255, whole numbers or float, or of PIL
-                images; or an array (N, H, W, 3).
-            Q: shorter sides, px.
-            flip: whether to average over the image and its mirror image.
+            images: list of PIL images, or of RGB (H, W, 3) or grey (H, W) arrays in grey levels 0 to 255, integer or
+                float; or an array (N, H, W, 3).
+            Q: shorter sides in px; default: as the net was tested.
+            flip: whether to average over the image and its mirror image; default: as the net was tested.
 
         Raises:
-            UserError: Q is below the net's crop; an image has another shape, or grey levels out of range.
+            UserError: Q is smaller than the net's crop, or an image has another shape or grey levels out of range.
         """
         testing = Evaluation(flip=self.flip if flip is None else flip)
         sides = self.Q if Q is None else (Q,) if isinstance(Q, int) else tuple(Q)
@@ -103,9 +107,16 @@ class Pretrained:
 
     @torch.inference_mode()
     def class_map(self, image: ArrayLike | Image.Image, Q: int) -> NDArray[np.float32]:
-        """Class scores (classes, h, w), logits, at each place of an image at shorter side Q, px (Section 3.2).
+        """Computes the map of class scores (logits), shape (classes, h, w), of an image (Section 3.2).
 
-        The mean over the places, then the softmax, is the dense test without the mirror image. Raises UserError.
+        The softmax of the mean over positions is the dense test without the mirror image.
+
+        Args:
+            image: a PIL image, or RGB (H, W, 3) or grey (H, W) levels 0 to 255.
+            Q: shorter side of the rescaled image in px.
+
+        Raises:
+            UserError: the image has another shape or grey levels out of range, or is smaller than the crop.
         """
         return score_map(self.net, self.normalise(rescale(grey_levels(image, "the image"), Q)))[0].cpu().numpy()
 
@@ -117,15 +128,18 @@ def load(
     input: Preprocessing | None = None,
     device: str | torch.device = "cpu",
 ) -> Pretrained:
-    """A trained net from a run directory, one of its checkpoints, what `vggrepro publish` made, or a weight file.
+    """Loads a trained net.
 
-    The latter are torchvision's and timm's (`.pth`, `.safetensors`), the authors' (`.caffemodel`), MatConvNet's
-    (`.mat`), and what `vggrepro weights export` writes; a published net is a folder, or `hf:owner/name` on the Hub,
-    where `@revision` may follow. `net` is the column of Table 1 that it must be of; `input` says what its
-    input was where the file does not: "paper" for grey levels minus the mean, else "torchvision".
+    Args:
+        source: run directory, checkpoint, published folder, `hf:owner/name[@revision]` on the Hub, or weight file:
+            torchvision's and timm's (`.pth`, `.safetensors`), the authors' (`.caffemodel`), MatConvNet's (`.mat`), or
+            the output of `vggrepro weights export`.
+        net: column of Table 1 that the weights must belong to; default: any.
+        input: preprocessing if the file does not state it: "paper" for grey levels minus the mean, or "torchvision".
 
     Raises:
-        UserError: the file is missing, torn, or of no net of Table 1; a run is not finished; the Hub has no such net.
+        UserError: the file is missing, damaged or not a net of Table 1, the run is unfinished, or the Hub has no such
+            net.
     """
     file, _ = locate(weight_file(source))
     if checkpoint.is_checkpoint(file):
@@ -138,7 +152,7 @@ def load(
         imported = read(file, net=net, preprocessing=input)
         stored, origin = checkpoint_of(imported, Path("runs/imported/net")), f"{imported.source} ({source})"
     built, names = net_of(stored, torch.device(device)), stored.provenance["classes"]
-    if names is None and built.architecture.classes == value("classes"):  # the only such nets that are published
+    if names is None and built.architecture.classes == value("classes"):  # published nets are ILSVRC's
         names = ilsvrc_classes()
     mean, std = (tuple(stored.preprocessing[key]) for key in ("mean", "std"))
     return Pretrained(
@@ -154,17 +168,17 @@ def load(
 
 
 def require_several(images: object) -> None:
-    """Raises UserError for a single image: the rows of (H, W, 3) would pass for H grey images."""
+    """Raises UserError for a single image, because the rows of (H, W, 3) would pass for H grey images."""
     if isinstance(images, Image.Image) or getattr(images, "ndim", 4) not in (1, 4):
         raise UserError("images must be a list, or an array (N, height, width, 3); put one into a list: [image]")
 
 
 def grey_levels(image: ArrayLike | Image.Image, name: str) -> NDArray[np.uint8] | NDArray[np.float32]:
-    """An image as (H, W, 3) grey levels, uint8 or float32. Raises UserError, naming the image."""
+    """Returns an image as grey levels (H, W, 3), uint8 or float32. Raises UserError, naming the image."""
     if isinstance(image, Image.Image):
         return np.asarray(rgb(image))
     pixels = np.asarray(image)
-    if pixels.dtype == object:  # of JSON
+    if pixels.dtype == object:  # parsed from JSON
         pixels = np.array(pixels.tolist())
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[:, :, None], 3, axis=2)
@@ -180,12 +194,12 @@ def grey_levels(image: ArrayLike | Image.Image, name: str) -> NDArray[np.uint8] 
 
 
 def rescale(pixels: NDArray[np.uint8] | NDArray[np.float32], Q: int) -> Tensor:
-    """An image (H, W, 3) at shorter side Q, px, as (1, 3, h, w): PIL's filter, as in `data.decode.resample`."""
+    """Rescales an image (H, W, 3) to shorter side Q in px, shape (1, 3, h, w), as `data.decode.resample` does."""
     ((height, width),) = rescaled_size(np.array([pixels.shape[:2]]), Q)
     size = (int(width), int(height))
     if pixels.dtype == np.uint8:
-        shown = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
+        rescaled = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
     else:
         channels = (Image.fromarray(channel) for channel in np.moveaxis(pixels, 2, 0))
-        shown = np.stack([np.asarray(part.resize(size, Image.Resampling.BILINEAR)) for part in channels], axis=2)
-    return torch.from_numpy(shown.copy()).permute(2, 0, 1)[None]
+        rescaled = np.stack([np.asarray(part.resize(size, Image.Resampling.BILINEAR)) for part in channels], axis=2)
+    return torch.from_numpy(rescaled.copy()).permute(2, 0, 1)[None]
