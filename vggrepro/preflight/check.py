@@ -1,4 +1,4 @@
-"""One line of what `vggrepro doctor` finds."""
+"""Results of `vggrepro doctor`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Check:
-    """One line: what was looked at, how it stands, what was found, and what to do about it."""
+    """Result of a check: name, status, finding, remedy."""
 
     name: str
     status: Literal["ok", "warn", "fail"]

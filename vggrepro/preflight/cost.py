@@ -1,7 +1,7 @@
-"""What one stage costs: hours, traffic, disk.
+"""Cost of a stage: hours, traffic, disk.
 
-Counts of floating-point operations and bytes follow from Table 1. What turns them into hours is one rate: measured
-(`--measured NET=images/s`), or assumed from the device's peak. A figure of the second kind is an estimate and says so.
+FLOP and byte counts follow from Table 1. A single rate converts them into hours: measured (`--measured NET=images/s`),
+or assumed from the device's peak. A figure from an assumed rate is marked as an estimate.
 """
 
 import math
@@ -29,7 +29,7 @@ Binds = Literal["GPU", "exchange", "loader", "file system"]
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage; its evaluation by the methods of its tables included."""
+    """Cost of a stage, including its evaluation by the methods of its tables."""
 
     name: str
     depends_on: str | None
@@ -38,39 +38,39 @@ class StagePlan:
     evaluation_flop: float
     """Validation during training, and the dense tests at its end."""
     features_flop: float
-    """Of other data sets' images (Appendix B); without the linear SVMs, which are no work for a GPU."""
+    """Features of other data sets' images (Appendix B), without the linear SVMs, which run on the CPU."""
     images_per_s: float
-    """Of all GPUs together."""
+    """Training speed of all GPUs together."""
     rate_from: str
     gpu_hours: float
     training_hours: float
     evaluation_hours: float
-    """With the features of other data sets."""
+    """Includes the features of other data sets."""
     bookkeeping_hours: float
-    """Starting, storing answers, drawing, writing tables, while GPUs wait."""
+    """Start, storing results, drawing and writing tables, while the GPUs wait."""
     wall_hours: float
     starts_after_hours: float
-    """On the critical path, with nodes for all stages that can run at once."""
+    """Start on the critical path, if there are nodes for all stages that can run at the same time."""
     step_ms: float
     binds: Binds
-    """What a step waits for."""
+    """Bottleneck of a step."""
     comm: str | None
-    """How gradients are exchanged, `auto` resolved; None on a single GPU."""
+    """Exchange of gradients, with `auto` resolved; None on a single GPU."""
     exchange_ms: float
-    """Of a step, as if nothing hid it."""
+    """Exchange per step, without overlap."""
     exchange_mb: float
-    """Payload of a step's collectives."""
+    """Payload of the collectives per step."""
     sent_mb: float
-    """What each node (with one node: each GPU) sends in a step, by rings."""
+    """Traffic sent per step and node (on a single node: per GPU), by rings."""
     read_mb_per_s_node: float
     read_mb_per_s: float
-    """What the file system must give all nodes together, where nothing is kept in memory."""
+    """Required bandwidth of the file system for all nodes together, without caching in memory."""
     images_per_s_node: float
-    """To be decoded."""
+    """Images to decode."""
     decode_cores_node: int
-    """Cores of a node that keep up with its GPUs and their exchange."""
+    """Cores per node that keep up with its GPUs and their exchange."""
     cores_node: int | None
-    """Cores of a node that decode, as far as the configuration says: cluster.cpus_per_task, data.workers."""
+    """Decoding cores per node, from cluster.cpus_per_task and data.workers; None: unknown."""
     disk_gb: float
     """Checkpoints, posteriors and features."""
     money: float | None
@@ -78,43 +78,43 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Cheaper:
-    """The same graph under other settings."""
+    """Cost of the same graph under other settings."""
 
     settings: tuple[str, ...]
-    """As `--set` takes them."""
+    """Arguments of `--set`."""
     gpu_hours: float
     wall_hours: float
     saved_gpu_hours: float
     saved_wall_hours: float
     """On the critical path."""
     departures: tuple[str, ...]
-    """From the paper, which the graph has not as it is."""
+    """Departures from the paper that the graph does not have without these settings."""
     decode_cores_node: int
-    """Cores of each node that must decode for it."""
+    """Required decoding cores per node."""
     read_mb_per_s: float
-    """What the file system must give all nodes together for it."""
+    """Required bandwidth of the file system for all nodes together."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole graph; its fields are the contract of `vggrepro plan --json`."""
+    """Cost of a graph; the fields are the contract of `vggrepro plan --json`."""
 
     stages: tuple[StagePlan, ...]
     total_gpu_hours: float
     wall_hours: float
     """The critical path."""
     wall_hours_in_a_row: float
-    """With the nodes of one stage only."""
+    """Duration if the stages run one after another."""
     most_stages_at_once: int
     disk_gb: float
     money: float | None
     assumptions: tuple[str, ...]
     cheaper: tuple[Cheaper, ...]
-    """Of four alternatives the one that saves most, then two settings that save more; only what is worth saying."""
+    """The best of four alternatives, then a pair of settings that saves more; savings below `MIN_SAVED` are omitted."""
 
 
 def cost_of(config: Config, parent: str | None, start_hours: float, machine: Machine, data: ImageSet) -> StagePlan:
-    """The plan of one stage, which begins after so many hours. Raises UserError."""
+    """Plans a stage that starts after `start_hours`. Raises UserError."""
     net, frozen = architecture_of(config), config.keeps_features
     batch, precision = config.train.batch, config.train.precision
     flop = flop_per_image(net, frozen=frozen)
@@ -128,7 +128,7 @@ def cost_of(config: Config, parent: str | None, start_hours: float, machine: Mac
         exchange_s = sent / (rate * 1e9)
     compute_s = batch * flop / (speed * machine.gpus)
     after_s = 0.0
-    if comm == "factor":  # no rank leaves its share of these products to the others, and nothing overlaps with them
+    if comm == "factor":  # every rank computes all of these products, without overlap
         after_s = product_flop(net, batch) / speed
         compute_s -= after_s / machine.gpus
     gpu_s = max(compute_s, FORWARD_SHARE * compute_s + exchange_s) + after_s
@@ -138,7 +138,7 @@ def cost_of(config: Config, parent: str | None, start_hours: float, machine: Mac
         takes["loader"] = batch / (cores * machine.nodes * machine.decode_per_core)
     if machine.read_mb_per_s is not None:
         takes["file system"] = batch * data.bytes / 1e6 / machine.read_mb_per_s
-    binds = max(takes, key=lambda part: takes[part])  # the first of equals
+    binds = max(takes, key=lambda part: takes[part])  # ties: the first
     step_s = takes[binds]
     images_per_s = batch / step_s
     training_hours = config.train.iterations * step_s / 3600
@@ -183,37 +183,37 @@ def cost_of(config: Config, parent: str | None, start_hours: float, machine: Mac
 
 
 def _flop_per_s(config: Config, machine: Machine) -> tuple[float, str]:
-    """Sustained FLOP/s of one GPU in training, and where the figure is from."""
+    """Returns the sustained FLOP/s of a GPU in training, and the source of the figure."""
     if not machine.measured:
         peak = machine.peak(config.train.precision)
         return peak * machine.mfu, f"assumed: {machine.mfu:.0%} of {peak / 1e12:g} TFLOP/s ({config.train.precision})"
     net = config.model.net
     if net in machine.measured:
         rate = machine.measured[net]
-        return rate * flop_per_image(architecture_of(config)), f"measured: {rate:g} images/s a GPU"
+        return rate * flop_per_image(architecture_of(config)), f"measured: {rate:g} images/s per GPU"
     other, rate = next(iter(machine.measured.items()))
     # the same geometry, another column of Table 1
     blocks = min(len(architecture_of(config).blocks), len(facts().architectures[other]))
     flop = flop_per_image(architecture_of(config.with_settings("model", net=other, layers=None, blocks=blocks)))
-    return rate * flop, f"from {other}'s measured {rate:g} images/s a GPU, by FLOPs"
+    return rate * flop, f"from {other}'s measured {rate:g} images/s per GPU, by FLOPs"
 
 
 def _evaluation_flop(config: Config, net: Architecture, data: ImageSet) -> tuple[float, float]:
-    """Of centre-crop validations during training, and of the tests at its end, dense at all Q with mirror images."""
+    """Counts the FLOP of centre-crop validations in training, and of the final tests, dense at all Q."""
     forward = 2 * net.multiply_adds
     epochs = config.train.iterations * config.train.batch / data.train
     validations = max(1, int(epochs / config.train.validate_every))
-    views = 2 if config.evaluation.flip or config.localisation else 1  # mirror images; or two nets, one to score places
+    # mirror images; or, for boxes, two nets, one of which scores positions
+    views = 2 if config.evaluation.flip or config.localisation else 1
     dense = sum(_dense_flop(net, Q) for Q in {*config.single_Q, *config.multi_Q})
     centre = forward * len(config.single_Q)
     return float(data.val * validations * forward), float(data.val * (centre + views * dense))
 
 
 def _passes(config: Config, data: ImageSet) -> Iterator[tuple[int, int]]:
-    """(images, Q) of every pass over other data sets: of whole images, and of persons' boxes as if they were images."""
+    """Yields (images, Q) of every pass over other data sets: over full images, and over persons' boxes as images."""
     for name, images in data.others.items():
         if images is not None:
-            # with it numpy and PIL are imported, which no other plan needs
             from vggrepro.evaluation.feature_spec import feature_specs
 
             specs = feature_specs(name, config)
@@ -222,7 +222,7 @@ def _passes(config: Config, data: ImageSet) -> Iterator[tuple[int, int]]:
 
 
 def _dense_flop(net: Architecture, Q: int, but: str = "") -> float:
-    """Of one uncropped image, without the layer `but`: convolutions by area, FC layers by places of the score map."""
+    """Counts the FLOP per uncropped image, without the layer `but`."""
     conv, fc = (
         2 * sum(layer.multiply_adds for layer in net.layers() if layer.kind == kind and layer.name != but)
         for kind in ("conv", "fc")
@@ -232,14 +232,13 @@ def _dense_flop(net: Architecture, Q: int, but: str = "") -> float:
 
 
 def disk_gb(config: Config, data: ImageSet) -> float:
-    """What a stage keeps on disk, GB: step checkpoints (weights, momentum), best and final ones, posteriors or boxes.
+    """Estimates the disk space of a stage in GB: checkpoints (weights, momentum), posteriors, features.
 
-    And features of other data sets. Raises UserError.
-    """
+    Raises UserError."""
     net = architecture_of(config)
     step = 2 * 4 * net.parameters
     sets = {*config.single_Q, *config.multi_Q}
-    if config.localisation:  # five guesses and the true class, each with a box and a confidence at every place
+    if config.localisation:  # five guesses and the true class
         places = sum(net.places(Q, round(Q * LONG_SIDE)) for Q in sets)
         per_image = places * (value("localisation_guesses") + 1) * (BOX_NUMBERS + 1)
     else:

@@ -1,4 +1,4 @@
-"""What on this machine or cluster will not work, found before a job is started, and the remedy."""
+"""Checks of the machine or cluster before a job is started, with remedies."""
 
 from pathlib import Path
 
@@ -10,20 +10,20 @@ from vggrepro.preflight.software import gpus, packages
 
 
 def examine(graph: Graph | None, root: Path) -> list[Check]:
-    """All checks; of the machine, and of a configuration where one is given. `root` is the folder of runs."""
+    """Runs all checks, of the machine and of a configuration, if any. `root` is the folder of runs."""
     checks = [*packages(), *gpus(), slurm(), *host(), *home(), runs_folder(root), disk(graph, root)]
     checks.append(mlflow(graph, root))
     if graph:
         first, *others = graph.stages.values()
         checks += images(first)
-        for config in [one for one in (first, *others) if one.localisation][:1]:
+        for config in [config for config in (first, *others) if config.localisation][:1]:
             checks += boxes(config)
         checks += data_sets(graph)
     return checks
 
 
 def render(checks: list[Check]) -> str:
-    """For the terminal."""
+    """Formats the checks for the terminal."""
     width = max(len(check.name) for check in checks)
     lines = []
     for check in checks:

@@ -1,4 +1,4 @@
-"""Images, their boxes, other data sets: whether they are there, and how fast images can be read."""
+"""Checks of images, boxes and other data sets, and of the reading speed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SLOW_IMAGES_PER_S = 100
 
 
 def images(config: Config) -> Iterator[Check]:
-    """Without a scan, which may take hours: an index is compared with its files, a folder need only exist."""
+    """Checks the images without a scan: compares an index with its files; a folder only has to exist."""
     root, index = config.data.root, config.data.index
     if index is not None:
         from vggrepro.data.images.index import load
@@ -36,7 +36,7 @@ def images(config: Config) -> Iterator[Check]:
             yield Check("index", "fail", found, f"set model.classes={summary['classes']}, or name another data.index")
         elif summary["rejected"]:
             yield Check(
-                "index", "warn", f"{found}, {summary['rejected']} unusable", "`vggrepro index --report` names them"
+                "index", "warn", f"{found}, {summary['rejected']} unusable", "`vggrepro index --report` lists them"
             )
         else:
             yield Check("index", "ok", found)
@@ -47,7 +47,7 @@ def images(config: Config) -> Iterator[Check]:
     elif root is None:
         yield Check("images", "fail", "data.root is not set", "set data.root, or data.index")
     elif root.startswith("builtin:"):
-        yield Check("images", "ok", f"{root}, made on the spot")
+        yield Check("images", "ok", f"{root}, generated on demand")
     elif Path(root).exists():
         yield Check("images", "ok", f"{root}; scanned when a stage first needs it, or now with `vggrepro index`")
     else:
@@ -55,14 +55,14 @@ def images(config: Config) -> Iterator[Check]:
 
 
 def require_sets(config: Config) -> None:
-    """Raises UserError where a data set that a stage is to be tested on is not there, before the stage is trained."""
+    """Raises UserError if a data set of a stage's tests is missing, before the stage is trained."""
     for name, source in config.transfer.sets.items():
         if not source.exists():
             raise UserError(f"transfer.sets.{name}={source} of stage {config.name} does not exist; correct the path")
 
 
 def boxes(config: Config) -> Iterator[Check]:
-    """Of a stage that predicts boxes: whether there is anything that says where objects are; not what it says."""
+    """Checks that a stage that predicts boxes has annotations; their contents are not read."""
     root, index, made = config.data.root, config.data.index, config.data.boxes
     remedy = "put the annotations beside the images, or make data.boxes with `vggrepro boxes`"
     if made is not None:
@@ -71,7 +71,7 @@ def boxes(config: Config) -> Iterator[Check]:
         else:
             yield Check("boxes", "fail", f"{made} does not exist", "make it with `vggrepro boxes`")
     elif root is not None and root.startswith("builtin:"):
-        yield Check("boxes", "ok", f"of {root}, made on the spot")
+        yield Check("boxes", "ok", f"of {root}, generated on demand")
     elif root is not None and Path(root).exists():
         from vggrepro.data.boxes.box_scan import beside
 
@@ -85,7 +85,7 @@ def boxes(config: Config) -> Iterator[Check]:
 
 
 def data_sets(graph: Graph) -> Iterator[Check]:
-    """Those that stages test their features on, each once: what lists of their files say; no image is read."""
+    """Checks each data set of features once, by its lists; no image is read."""
     seen = set()
     for config in graph.stages.values():
         for name, path in config.transfer.sets.items():
@@ -107,7 +107,7 @@ def _data_set(name: str, path: Path, config: Config) -> Check:
 
 
 def _reading(index: Index) -> Iterator[Check]:
-    """Images at random places, as training asks for them; what the page cache has is read from there."""
+    """Measures reading of images in random order, as in training; the page cache is not bypassed."""
     import numpy as np
 
     from vggrepro.data.decode import BadImageError
@@ -132,7 +132,7 @@ def _reading(index: Index) -> Iterator[Check]:
     seconds = max(time.perf_counter() - started, 1e-9)
     found = f"{read / seconds:,.0f} images/s, {size / 2**20 / seconds:,.0f} MiB/s at random, in one thread"
     if read / seconds < _SLOW_IMAGES_PER_S:
-        remedy = "a GPU trains D with thousands a second: put the images on a faster file system"
+        remedy = "a GPU trains D on thousands per second: put the images on a faster file system"
         yield Check("reading", "warn", found, remedy)
     else:
         yield Check("reading", "ok", found)

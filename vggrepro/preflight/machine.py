@@ -1,4 +1,4 @@
-"""What a graph runs on: machines and images, with what is assumed of them."""
+"""Machines and images of a graph, and the assumptions about them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,39 +11,38 @@ from vggrepro.errors import UserError
 from vggrepro.paper import facts, value
 from vggrepro.training.throughput import PEAKS
 
-# Assumptions, only one of them measured by us; each is printed with what follows from it.
+# Assumptions, printed with each plan; only the decoding rate was measured by us.
 ASSUMED_MFU = 0.43
 """4,600 images/s of net D on an H100 in bfloat16: the roofline of an eager step, over the peak of 989 TFLOP/s."""
 ILSVRC_BYTES = 115_000
-"""An image of ILSVRC-2012: the training archive's 148 GB over its images."""
+"""Mean size of an ILSVRC-2012 image: the training archive's 148 GB over its images."""
 SAMPLE_BYTES = 5_300
-"""An image of the built-in sample set."""
+"""Mean size of an image of the built-in sample set."""
 LONG_SIDE = 1.33
 """Mean ratio of a photograph's sides, for the uncropped images of dense evaluation."""
 NODE_GB_PER_S = 50.0
-"""Of the network, each way and node: 400 Gbit/s."""
+"""Network bandwidth per direction and node: 400 Gbit/s."""
 LINK_GB_PER_S = 300.0
-"""Between the GPUs of one node."""
+"""Bandwidth between the GPUs of a node."""
 ACTION_PERSONS = 6_278
-"""In the images of VOC 2012's actions whose labels are public, as its development kit counts them: one box each."""
+"""Persons in VOC 2012's action images with public labels, a box each (development kit)."""
 FORWARD_SHARE = 1 / 3
-"""Of a step's arithmetic; the exchange of gradients overlaps with the rest."""
+"""Fraction of a step's arithmetic in the forward pass; the exchange of gradients overlaps with the rest."""
 DECODE_PER_CORE = 540.0
-"""Training images that a core makes in a second: 619 by DALI's threads on an Intel Xeon, S in [256;512], crop 224,
-photographs of 400 x 533 px and 29 kB (benchmarks/results/2026-11-22-loader.md), less the 13 % that it costs to have the
-threads in processes of their own, as ranks with a GPU do (2026-11-25-loader.md). Cores are taken to add up: processes
-share nothing but the memory's bandwidth, which nobody has measured on more than two."""
+"""Training images/s per core: 619 by DALI's threads on an Intel Xeon, S in [256;512], crop 224, photographs of 400 x
+533 px and 29 kB (benchmarks/results/2026-11-22-loader.md), minus 13 % for decoding in separate processes, as ranks with
+a GPU do (2026-11-25-loader.md). Cores are assumed to scale linearly; more than two were not measured."""
 
 START_S = 3.0
-"""Of a stage: imports, opening the index, the first batch. This and the next were measured at ILSVRC's size, without
+"""Start of a stage: imports, opening the index, the first batch. Measured, as is the next, at ILSVRC's size, without
 decoding and nets, on two cores of a Xeon (benchmarks/results/2026-11-30-full-size.json, docs/full_size.md)."""
 RESULT_S = 95e-6
-"""Of an image's 1,000 posteriors at one Q: to store them, and what a stage's errors, figures and tables take of it."""
+"""Time per image and Q for 1,000 posteriors: storing them, and a stage's errors, figures and tables."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What the graph runs on."""
+    """Machine of a graph."""
 
     nodes: int
     gpus_per_node: int
@@ -51,33 +50,33 @@ class Machine:
     """A key of `training.throughput.PEAKS`."""
     mfu: float = ASSUMED_MFU
     measured: Mapping[str, float] = field(default_factory=dict)
-    """Images/s in training on one GPU, by net; of the geometry and precision that is planned for."""
+    """Measured training images/s per GPU by net, in the plan's geometry and precision."""
     node_gb_per_s: float = NODE_GB_PER_S
     price: float | None = None
-    """Money for one GPU-hour."""
+    """Price per GPU-hour."""
     decode_per_core: float = DECODE_PER_CORE
-    """Training images/s that one core decodes."""
+    """Training images/s decoded per core."""
     read_mb_per_s: float | None = None
-    """What the file system gives all nodes together; None: no limit is known."""
+    """Bandwidth of the file system for all nodes together; None: unlimited."""
 
     @property
     def gpus(self) -> int:
-        """Of all nodes."""
+        """GPUs of all nodes."""
         return self.nodes * self.gpus_per_node
 
     def peak(self, precision: Precision) -> float:
-        """FLOP/s of a GPU whose data sheet we have; 1 for another, on which all precisions count as equally fast."""
+        """Returns the peak FLOP/s of a known GPU; 1 if unknown, so all precisions count as equally fast."""
         return PEAKS.get(self.gpu, {}).get(precision, 1.0)
 
     def decoding_cores(self, config: Config) -> int | None:
-        """Cores of a node that decode, as far as the configuration says."""
+        """Returns the decoding cores per node; None if the configuration does not set them."""
         known = [n for n in (config.cluster.cpus_per_task, config.data.workers) if n is not None]
         return min(known) * self.gpus_per_node if known else None
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """What a stage is trained and tested on."""
+    """Images on which a stage is trained and tested."""
 
     name: str
     train: int
@@ -85,14 +84,14 @@ class ImageSet:
     bytes: float
     """Mean size of a training image."""
     others: Mapping[str, int | None] = field(default_factory=dict)
-    """Images of the data sets that its features are tested on (Appendix B); None: not counted."""
+    """Images of Appendix B's data sets; None: not counted."""
 
     def __str__(self) -> str:
         return f"{self.name}, {self.train:,} + {self.val:,} images of {self.bytes / 1000:.3g} kB"
 
 
 def image_sets_of(graph: Graph) -> dict[str, ImageSet]:
-    """What each stage is trained and tested on; what stages share is opened or listed once. Raises UserError."""
+    """Counts the images of each stage; stages share what they open. Raises UserError."""
     opened, counted = cache(_image_set), cache(_count)
     return {
         name: replace(
@@ -104,19 +103,19 @@ def image_sets_of(graph: Graph) -> dict[str, ImageSet]:
 
 
 def _count(name: str, path: Path) -> int | None:
-    """Images of a data set: the paper's as published, others as listed; None for one that cannot be listed."""
+    """Counts the images of a data set: the paper's as published, others as listed; None if listing fails."""
     if name in facts().transfer:
         return facts().transfer[name].images
-    from vggrepro.data.transfer.class_folders import listed  # and with it numpy, which no other plan needs
+    from vggrepro.data.transfer.class_folders import listed  # imports numpy, which no other plan needs
 
     try:
         return len(listed(name, path))
-    except UserError:  # `vggrepro doctor` says it, and the stage that needs it
+    except UserError:  # reported by `vggrepro doctor` and by the stage that needs it
         return None
 
 
 def _image_set(index_file: Path | None, root: str | None) -> ImageSet:
-    """The counts of an index, or of the sample set; else those of ILSVRC-2012. Raises UserError."""
+    """Counts the images of an index or of the sample set; by default those of ILSVRC-2012. Raises UserError."""
     if index_file is not None:
         from vggrepro.data.images import index
 
@@ -132,7 +131,7 @@ def _image_set(index_file: Path | None, root: str | None) -> ImageSet:
 
 
 def measured_rates(texts: list[str]) -> dict[str, float]:
-    """`D=4600` and the like as {net: images/s}. Raises UserError."""
+    """Parses texts such as `D=4600` to {net: images/s}. Raises UserError."""
     rates = {}
     for text in texts:
         net, _, rate = text.partition("=")

@@ -1,6 +1,6 @@
-"""What a graph will cost before anything is spent: GPU-hours, wall time, disk, money, each with its assumptions.
+"""Cost estimate of a graph: GPU-hours, wall time, disk, money, with assumptions.
 
-A plan also says what binds each stage, and which settings would make it cheaper: those it finds by planning again.
+A plan also names the bottleneck of each stage, and cheaper settings, which it finds by planning again with them.
 """
 
 import math
@@ -20,13 +20,13 @@ from vggrepro.storage.ledger import ledger
 from vggrepro.training.throughput import PEAKS
 
 MOST_CORES = 256
-"""Of a machine: a setting that would take more is not offered."""
-WORTH_SAYING = 0.1
-"""Least share of the GPU-hours that a setting must save to be offered."""
+"""Limit on cores per machine: a setting that needs more is not proposed."""
+MIN_SAVED = 0.1
+"""Least fraction of the GPU-hours that a proposed setting must save."""
 
 
 def plan(graph: Graph, machine: Machine) -> Plan:
-    """What the graph costs on a machine. Raises UserError."""
+    """Plans a graph on a machine. Raises UserError."""
     _check(graph, machine)
     sets = image_sets_of(graph)
     made = _plan(graph, machine, sets)
@@ -55,10 +55,10 @@ def _plan(graph: Graph, machine: Machine, sets: Mapping[str, ImageSet]) -> Plan:
 
 
 def _cheaper(graph: Graph, machine: Machine, sets: Mapping[str, ImageSet], made: Plan) -> tuple[Cheaper, ...]:
-    """Of four alternatives those that save their share: the best one, and two settings where they save it once more."""
+    """Finds the best of four alternatives, and a pair of settings if it saves `MIN_SAVED` once more."""
     cores = max(stage.decode_cores_node for stage in made.stages)
     alternatives: list[tuple[str, ...]] = [("train.comm=auto",)]
-    if not machine.measured:  # a measured rate holds for the precision it was measured in
+    if not machine.measured:  # a measured rate is valid for its precision only
         alternatives += [("train.precision=bf16",), ("train.precision=bf16", "train.comm=auto")]
     if cores <= MOST_CORES:
         alternatives.append((f"cluster.cpus_per_task={math.ceil(cores / machine.gpus_per_node)}",))
@@ -66,7 +66,7 @@ def _cheaper(graph: Graph, machine: Machine, sets: Mapping[str, ImageSet], made:
     for settings in alternatives:
         try:
             stages = {name: override(config, settings, Path(name)) for name, config in graph.stages.items()}
-        except UserError:  # some stage cannot have it
+        except UserError:  # invalid for a stage
             continue
         changed = replace(graph, stages=stages)
         trials.append((settings, changed, _plan(changed, machine, sets)))
@@ -75,7 +75,7 @@ def _cheaper(graph: Graph, machine: Machine, sets: Mapping[str, ImageSet], made:
     least = made.total_gpu_hours
     departures = _departures(graph)
     for settings, changed, now in trials:
-        if now.total_gpu_hours > (1 - WORTH_SAYING) * least:
+        if now.total_gpu_hours > (1 - MIN_SAVED) * least:
             continue
         least = now.total_gpu_hours
         found.append(
@@ -94,7 +94,7 @@ def _cheaper(graph: Graph, machine: Machine, sets: Mapping[str, ImageSet], made:
 
 
 def _departures(graph: Graph) -> list[tuple[str, str]]:
-    """(stage, departure) of the stages' ledgers."""
+    """Lists (stage, departure) from the stages' ledgers."""
     return [
         (name, f"{line.setting}: {line.run} instead of {line.paper}")
         for name, config in graph.stages.items()
@@ -105,7 +105,7 @@ def _departures(graph: Graph) -> list[tuple[str, str]]:
 def _check(graph: Graph, machine: Machine) -> None:
     if machine.gpu not in PEAKS and not machine.measured:
         raise UserError(
-            f"--gpu {machine.gpu}: its peak is not known here; use one of {', '.join(PEAKS)}, or give a measured "
+            f"--gpu {machine.gpu}: its peak is unknown; use one of {', '.join(PEAKS)}, or give a measured "
             f"rate with --measured D=IMAGES_PER_S"
         )
     known = PEAKS.get(machine.gpu)
@@ -113,7 +113,7 @@ def _check(graph: Graph, machine: Machine) -> None:
         require_class_scores(architecture_of(config))
         if config.train.batch % machine.gpus:
             raise UserError(
-                f"{machine.nodes} nodes of {machine.gpus_per_node} GPUs do not divide "
+                f"{machine.nodes} nodes with {machine.gpus_per_node} GPUs do not divide "
                 f"train.batch={config.train.batch}; plan for {divisors(config.train.batch)} GPUs"
             )
         for section, precision in (("train", config.train.precision), ("evaluation", config.evaluation.precision)):
@@ -130,8 +130,8 @@ def _check(graph: Graph, machine: Machine) -> None:
     ]
     for option, rate, unit in rates:
         if rate is not None and not 0 < rate < math.inf:
-            raise UserError(f"{option}{rate:g}: a rate in {unit} is above 0")
+            raise UserError(f"{option}{rate:g}: a rate in {unit} must be positive")
     if not 0 < machine.mfu <= 1:
-        raise UserError(f"--mfu {machine.mfu:g}: a share of the peak is above 0 and at most 1")
+        raise UserError(f"--mfu {machine.mfu:g}: a fraction of the peak must be in (0, 1]")
     if machine.price is not None and not 0 <= machine.price < math.inf:
-        raise UserError(f"--price {machine.price:g}: a price is 0 or more")
+        raise UserError(f"--price {machine.price:g}: a price must be at least 0")

@@ -1,4 +1,4 @@
-"""A plan for the terminal, and what it assumes, in words."""
+"""Plans and their assumptions as text."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -9,7 +9,7 @@ from vggrepro.preflight.machine import ACTION_PERSONS, DECODE_PER_CORE, LINK_GB_
 
 
 def render(made: Plan, machine: Machine) -> str:
-    """For the terminal."""
+    """Formats a plan for the terminal."""
     rows = [
         {
             "stage": one.name,
@@ -21,7 +21,7 @@ def render(made: Plan, machine: Machine) -> str:
             "binds": one.binds,
             "exchange": f"{f'{one.comm}: ' if one.comm else ''}{one.exchange_ms:.1f} of {one.step_ms:.1f} ms",
             "sent": f"{one.sent_mb:,.0f} MB/step",
-            "decode and read a node": f"{one.images_per_s_node:,.0f} images/s: {_cores(one)}, "
+            "decode and read per node": f"{one.images_per_s_node:,.0f} images/s: {_cores(one)}, "
             f"{_number(one.read_mb_per_s_node)} MB/s",
             "file system": f"{_number(one.read_mb_per_s)} MB/s",
             "disk": f"{_number(one.disk_gb)} GB",
@@ -31,7 +31,7 @@ def render(made: Plan, machine: Machine) -> str:
     ]
     table = [list(rows[0]), *(list(row.values()) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    money = "" if made.money is None else f", {_number(made.money)} at {machine.price:g} a GPU-hour"
+    money = "" if made.money is None else f", {_number(made.money)} at {machine.price:g} per GPU-hour"
     together = "stage" if made.most_stages_at_once == 1 else "stages"
     return "\n".join(
         [
@@ -51,21 +51,21 @@ def render(made: Plan, machine: Machine) -> str:
 
 
 def cheaper_lines(found: Sequence[Cheaper]) -> list[str]:
-    """What the graph would cost under other settings, ready to paste, for the terminal."""
+    """Formats cheaper settings, ready to paste."""
     return [
         f"{' '.join(f'--set {setting}' for setting in one.settings)}: saves {_number(one.saved_gpu_hours)} of "
         f"{_number(one.gpu_hours + one.saved_gpu_hours)} GPU-hours and {_number(one.saved_wall_hours)} of "
         f"{_number(one.wall_hours + one.saved_wall_hours)} h; "
         + (f"departs from the paper: {', '.join(one.departures)}" if one.departures else "no departure from the paper")
-        + f"; takes {one.decode_cores_node} cores a node to decode and {_number(one.read_mb_per_s)} MB/s to read"
+        + f"; needs {one.decode_cores_node} cores per node to decode and {_number(one.read_mb_per_s)} MB/s to read"
         for one in found
     ]
 
 
 def _waiting_lines(made: Plan) -> Iterator[str]:
-    """Which GPUs wait for bytes, where fewer nodes would cost less and take little longer."""
+    """Reports GPUs that wait for data, where fewer nodes would cost less."""
     remedies: dict[Binds, str] = {
-        "loader": "more cores a node (cluster.cpus_per_task) or fewer nodes cost less",
+        "loader": "more cores per node (cluster.cpus_per_task) or fewer nodes cost less",
         "file system": "fewer nodes cost less and take little longer",
     }
     for part, remedy in remedies.items():
@@ -74,7 +74,7 @@ def _waiting_lines(made: Plan) -> Iterator[str]:
 
 
 def _cores(stage: StagePlan) -> str:
-    """Those that a node needs to decode as fast as its GPUs train; where it has fewer, these as well."""
+    """Formats the cores that a node needs to decode as fast as its GPUs train, and those it has if fewer."""
     needed = stage.decode_cores_node
     if stage.cores_node is None or stage.cores_node >= needed:
         return f"{needed} core{'' if needed == 1 else 's'}"
@@ -82,14 +82,14 @@ def _cores(stage: StagePlan) -> str:
 
 
 def _number(amount: float) -> str:
-    """To three digits at least."""
+    """Formats a number to at least three digits."""
     return f"{amount:,.0f}" if amount >= 100 else f"{amount:.3g}"
 
 
 def assumptions_of(
     graph: Graph, machine: Machine, sets: Mapping[str, ImageSet], stages: Sequence[StagePlan]
 ) -> tuple[str, ...]:
-    """What the plan of these stages for these machines and images assumes, a sentence each."""
+    """Lists the assumptions of a plan, a sentence each."""
     configs = graph.stages.values()
     if machine.measured:
         given = ", ".join(f"{net}: {rate:g} images/s" for net, rate in machine.measured.items())
@@ -104,7 +104,9 @@ def assumptions_of(
     data = dict.fromkeys(map(str, sets.values()))
     images = sum(config.train.iterations * config.train.batch for config in configs)
     network = (
-        f"{machine.node_gb_per_s:g} GB/s each way and node" if machine.nodes > 1 else f"{LINK_GB_PER_S:g} GB/s a GPU"
+        f"{machine.node_gb_per_s:g} GB/s per direction and node"
+        if machine.nodes > 1
+        else f"{LINK_GB_PER_S:g} GB/s per GPU"
     )
     factors = any(stage.comm == "factor" for stage in stages)
     bookkeeping = 3600 * max(stage.bookkeeping_hours for stage in stages)
@@ -113,24 +115,25 @@ def assumptions_of(
         rate,
         f"every stage trains its full train.iterations ({images:,} images together); no time lost in queues",
         f"gradients are exchanged by rings at {network}, hidden behind the backward pass (two thirds of a step)"
-        + (", and by factor every GPU then forms the FC layers' gradients of the whole batch" if factors else ""),
+        + (", and by factor every GPU then forms the FC layers' gradients of the full batch" if factors else ""),
         f"{' and '.join(data)}; "
         + ("no data.index is given; " if any(one.startswith("ILSVRC") for one in data) else "")
         + f"uncropped images have sides 1:{LONG_SIDE}",
-        "validation runs at the training speed, by FLOPs; tests do, too, but for what the GPU's peak is lower in "
+        "validation runs at the training speed, by FLOPs; so do tests, except that the GPU's peak may be lower in "
         "evaluation.precision",
-        f"starting a stage, storing its answers and reporting take {bookkeeping:.0f} s, in which its GPUs wait "
-        f"(measured at ILSVRC's size on two cores, docs/full_size.md); checkpoints are written while training goes on",
+        f"starting a stage, storing its results and reporting take {bookkeeping:.0f} s, in which its GPUs wait "
+        f"(measured at ILSVRC's size on two cores, docs/full_size.md); checkpoints are written while training "
+        f"continues",
         _loading(machine, stages),
-        f"a GPU has {' or '.join(map(str, shares))} images of each batch; with few, kernels reach less of the peak, "
+        f"a GPU has {' or '.join(map(str, shares))} images of each batch; with fewer, kernels reach less of the peak, "
         f"and the update of the weights, not counted here, weighs more",
-        "parameters, momentum and posteriors are 4 bytes each; multi-crop testing, 50 crops a Q, is not included",
+        "parameters, momentum and posteriors are 4 bytes each; multi-crop testing, 50 crops per Q, is not included",
         *_other_data_sets(sets),
     )
 
 
 def _other_data_sets(sets: Mapping[str, ImageSet]) -> Iterator[str]:
-    """Of the data sets that features are tested on, a sentence; and one of the linear SVMs."""
+    """Yields a sentence on the data sets of features, and a sentence on the linear SVMs."""
     counts = {name: images for one in sets.values() for name, images in one.others.items()}
     if not counts:
         return
@@ -145,21 +148,23 @@ def _other_data_sets(sets: Mapping[str, ImageSet]) -> Iterator[str]:
         unknown = ", ".join(name for name, images in counts.items() if images is None)
         parts.append(f"not counted, and so not included: {unknown}")
     nets = ", ".join(name for name, one in sets.items() if one.others)
-    yield f"features of {nets} are taken of other data sets' images, 4 bytes a unit: {'; '.join(parts)}"
-    svms = "linear SVMs on features are trained on one node's CPU while its GPUs wait, and are in no hours here"
+    yield f"features of {nets} are computed for other data sets' images, 4 bytes per unit: {'; '.join(parts)}"
+    svms = (
+        "linear SVMs on features are trained on one node's CPU while its GPUs wait, and are not included in the hours"
+    )
     if "caltech256" in counts:
         from vggrepro.evaluation.svm import C_GRID
 
         svms += (
-            f": those of caltech256 take tens of CPU hours a split with all {facts().transfer['caltech256'].classes} "
-            f"classes and {len(C_GRID)} values of C (measured: about 25 s a class and C at a quarter of its training "
+            f": those of caltech256 take tens of CPU hours per split with all {facts().transfer['caltech256'].classes} "
+            f"classes and {len(C_GRID)} values of C (measured: about 25 s per class and C at a quarter of its training "
             f"rows), divided by the cores"
         )
     yield svms
 
 
 def _loading(machine: Machine, stages: Sequence[StagePlan]) -> str:
-    """What decodes and reads, and how fast."""
+    """Describes the decoding and reading rates."""
     if machine.decode_per_core == DECODE_PER_CORE:
         rate = (
             f"a core decodes {DECODE_PER_CORE:g} images/s with DALI, by measurements with photographs of 29 kB on a "
@@ -168,7 +173,7 @@ def _loading(machine: Machine, stages: Sequence[StagePlan]) -> str:
     else:
         rate = f"a core decodes {machine.decode_per_core:g} images/s, as given"
     cores = {stage.cores_node for stage in stages}
-    known = " or ".join(f"{n} cores a node decode" for n in sorted(cores - {None}))  # type: ignore[type-var]
-    have = known or "how many cores a node has is not known (cluster.cpus_per_task)"
+    known = " or ".join(f"{n} cores per node decode" for n in sorted(cores - {None}))  # type: ignore[type-var]
+    have = known or "the number of cores per node is unknown (cluster.cpus_per_task)"
     read = "" if machine.read_mb_per_s is None else f"; the file system gives {machine.read_mb_per_s:g} MB/s, as given"
     return f"{rate}; {have}{read}"

@@ -1,4 +1,4 @@
-"""SLURM, the network, the user, the disk, the tracking server."""
+"""Checks of SLURM, the network, the user, the disk, the tracking server."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ _SLURM_CONF = ("/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf", "/run/slur
 
 
 def slurm() -> Check:
-    """Whether jobs can be submitted from here."""
+    """Checks that jobs can be submitted from this machine."""
     if not shutil.which("sbatch"):
         remedy = "on a cluster, load its module or log in to its head node; `vggrepro reproduce` needs none"
         return Check("SLURM", "warn", "no sbatch on the path", remedy)
@@ -39,12 +39,14 @@ def slurm() -> Check:
 
 
 def host() -> Iterator[Check]:
-    """Ranks meet at a port of the first machine, under its own name."""
+    """Checks that this machine reaches itself by its host name, where ranks rendezvous."""
     name = socket.gethostname()
     try:
         address = socket.getaddrinfo(name, None, family=socket.AF_INET)[0][4][0]
     except OSError:
-        yield Check("host name", "warn", f"{name} does not resolve", "several machines need it: add it to DNS or hosts")
+        yield Check(
+            "host name", "warn", f"{name} does not resolve", "jobs on several machines need it: add it to DNS or hosts"
+        )
         address = "127.0.0.1"
     try:
         with socket.create_server((str(address), 0)) as server:
@@ -53,25 +55,25 @@ def host() -> Iterator[Check]:
                 pass
         found = f"{name} reaches itself at {address}, port {port}"
         if str(address).startswith("127.") and shutil.which("sbatch"):
-            remedy = "that address means another machine elsewhere: jobs of several nodes need a name that resolves"
+            remedy = "other machines cannot use this address: jobs on several nodes need a name that resolves"
             yield Check("ports", "warn", found, remedy)
         else:
             yield Check("ports", "ok", found)
     except OSError as error:
-        remedy = "open ports 15000-60999 between the machines, and check what their names resolve to"
+        remedy = "open ports 15000-60999 between the machines, and check that their names resolve"
         yield Check("ports", "fail", f"{name} at {address}: {error}", remedy)
 
 
 def home() -> Iterator[Check]:
-    """A user without a home, as in a container that is run as some number, has been given one for this command."""
+    """Warns a user without a home, as in a container with an arbitrary user id."""
     folder = os.environ.get("HOME", "")
     if Path(folder).name.startswith(HOME_PREFIX):
-        found = f"user {os.getuid()} has none; {folder} stands in until the command ends"
-        yield Check("home", "warn", found, "what libraries store there is lost: set HOME to a folder that lasts")
+        found = f"user {os.getuid()} has none; {folder} is used until the command ends"
+        yield Check("home", "warn", found, "files that libraries store there are lost: set HOME to a permanent folder")
 
 
 def runs_folder(root: Path) -> Check:
-    """Checkpoints need atomic renames and hard links; their speed decides how long a save takes."""
+    """Checks atomic renames, hard links and the write speed of the folder of runs."""
     folder = root / f".doctor-{os.getpid()}"
     existed = root.exists()
     try:
@@ -101,12 +103,12 @@ def runs_folder(root: Path) -> Check:
 
 
 def disk(graph: Graph | None, root: Path) -> Check:
-    """Whether the runs of a graph find room."""
+    """Checks the free space for a graph's runs."""
     place = next(place for place in (root.absolute(), *root.absolute().parents) if place.exists())
     free = shutil.disk_usage(place).free / 1e9
     needed, known = _SPARE_GB, False
     if graph:
-        with suppress(UserError):  # of the index, which has a line of its own
+        with suppress(UserError):  # an error in the index is reported by its check
             sets = image_sets_of(graph)
             needed, known = sum(disk_gb(config, sets[name]) for name, config in graph.stages.items()), True
     found = f"{free:,.0f} GB free, {needed:,.1f} {'' if known else 'or more '}needed"
@@ -117,7 +119,7 @@ def disk(graph: Graph | None, root: Path) -> Check:
 
 
 def mlflow(graph: Graph | None, root: Path) -> Check:
-    """Whether the tracking server answers, where one is named."""
+    """Checks that the tracking server answers, if any."""
     if graph and not any(config.tracking.mlflow for config in graph.stages.values()):
         return Check("MLflow", "ok", "off (tracking.mlflow); metrics.jsonl is always written")
     version = installed("mlflow")

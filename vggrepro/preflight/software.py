@@ -19,19 +19,19 @@ _SHM_GIB = 1.0
 
 @dataclass(frozen=True)
 class Build:
-    """What the packages for one major version of CUDA run on: a lock of the clone, and an extra of the package."""
+    """Requirements of the packages for a major version of CUDA: a lock of the clone, an extra of the package."""
 
     driver: str
-    """Oldest driver on Linux, by CUDA's minor-version compatibility."""
+    """Minimum driver on Linux, by CUDA's minor-version compatibility."""
     capability: tuple[int, int]
-    """Oldest GPU that the lock's torch has kernels for."""
+    """Minimum compute capability of the lock's torch."""
 
 
 _BUILDS = {13: Build("580.65.06", (7, 5)), 12: Build("525.60.13", (7, 0))}
 
 
 def packages() -> Iterator[Check]:
-    """Versions of Python, torch and DALI."""
+    """Checks the versions of Python, torch and DALI."""
     yield Check("Python", "ok", platform.python_version())
     install = _install_command(_best_build(_driver()) or max(_BUILDS))
     for name, oldest in _OLDEST.items():
@@ -46,13 +46,13 @@ def packages() -> Iterator[Check]:
     dali = {package: found for package in map(_dali, _BUILDS) if (found := installed(package))}
     package, version = next(iter(dali.items()), ("", ""))
     if not dali:
-        remedy = f"images are decoded by PIL, slower; on Linux x86-64 `{install}` brings it"
+        remedy = f"images are decoded by PIL, more slowly; on Linux x86-64 `{install}` brings it"
         yield Check("DALI", "warn", "not installed", remedy)
     elif len(dali) > 1:
-        remedy = "they own the same folder, and neither is whole: install vggrepro into a new environment"
+        remedy = "they share a folder, and neither is complete: install vggrepro into a new environment"
         yield Check("DALI", "fail", f"{' and '.join(dali)} are installed", remedy)
     elif sys.flags.optimize > 1:
-        remedy = "images are decoded by PIL, slower: leave -OO (PYTHONOPTIMIZE=2) out"
+        remedy = "images are decoded by PIL, more slowly: leave -OO (PYTHONOPTIMIZE=2) out"
         yield Check("DALI", "warn", f"{version} cannot be used under python -OO, which drops docstrings", remedy)
     else:
         yield Check("DALI", "ok", f"{version} ({package})")
@@ -63,13 +63,13 @@ def _dali(cuda: int) -> str:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """2.10.1+cu128 as (2, 10, 1)."""
+    """Parses 2.10.1+cu128 to (2, 10, 1)."""
     parts = version.partition("+")[0].split(".")
     return tuple(int("".join(filter(str.isdigit, part)) or 0) for part in parts)
 
 
 def _install_command(cuda: int) -> str:
-    """What installs vggrepro for this major version of CUDA: make in a clone, else the installer that is there."""
+    """Returns the command that installs vggrepro for a major version of CUDA: make in a clone, otherwise pip or uv."""
     if (Path(__file__).parents[2] / "Makefile").exists():
         return f"make CUDA={cuda} install"
     pip = "pip" if importlib.util.find_spec("pip") else "uv pip"
@@ -79,20 +79,20 @@ def _install_command(cuda: int) -> str:
 
 
 def _best_build(driver: str | None) -> int | None:
-    """The newest CUDA that a driver is enough for; None for one that is too old, or where there is none."""
+    """Returns the newest CUDA that a driver supports; None without a sufficient driver."""
     if driver is None:
         return None
     return max((cuda for cuda, build in _BUILDS.items() if _numbers(driver) >= _numbers(build.driver)), default=None)
 
 
 def _driver() -> str | None:
-    """Version of the NVIDIA driver that is loaded."""
+    """Returns the version of the loaded NVIDIA driver."""
     found = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return found.splitlines()[0] if found else None
 
 
 def gpus() -> Iterator[Check]:
-    """The driver, and what torch makes of the GPUs."""
+    """Checks the driver, and torch's view of the GPUs."""
     driver = _driver()
     try:
         import torch
@@ -101,7 +101,7 @@ def gpus() -> Iterator[Check]:
         remedy = f"remove the environment and install it again: `{install}`"
         yield Check("CUDA", "fail", f"torch cannot be imported: {error}", remedy)
         return
-    with warnings.catch_warnings(action="ignore"):  # torch's own words on an old driver
+    with warnings.catch_warnings(action="ignore"):  # torch warns about an old driver
         available = torch.cuda.is_available()
     if not available:
         if driver:
@@ -134,7 +134,7 @@ def gpus() -> Iterator[Check]:
 
 
 def _why_no_gpu(driver: str, cuda: str | None) -> str:
-    """The remedy where there is a driver, and a torch built for `cuda` (None: for the CPU) that sees no GPU."""
+    """Returns the remedy if a torch built for `cuda` (None: for the CPU) sees no GPU despite a driver."""
     best = _best_build(driver)
     if best is None:
         oldest = min(_BUILDS)
