@@ -1,7 +1,7 @@
 """The six nets for torch.hub: `torch.hub.load(CHECKOUT, "vgg_d", source="local", weights=...)` (docs/publish.md).
 
-A net with weights takes what those weights were trained on, which for the nets of this program is not torchvision's
-input: RGB grey levels 0-255 minus the mean. `pretrained` returns it with its preprocessing and the paper's test.
+A net with weights expects the input of their training: for nets of this program, RGB grey levels 0-255 minus the mean,
+not torchvision's input. `pretrained` returns the net with its preprocessing and the paper's test.
 """
 
 from typing import Any as _Any
@@ -17,22 +17,22 @@ dependencies = ["torch", "numpy", "PIL", "pydantic", "safetensors", "yaml"]
 
 
 def vgg_a(weights: str | None = None, **geometry: _Any) -> _VGG:
-    """Net A of Table 1, 11 weight layers (torchvision's vgg11); arguments as of `vgg_d`."""
+    """Net A of Table 1, 11 weight layers (torchvision's vgg11); arguments of `vgg_d`."""
     return _net("A", weights, geometry)
 
 
 def vgg_a_lrn(weights: str | None = None, **geometry: _Any) -> _VGG:
-    """Net A-LRN of Table 1: A with local response normalisation; arguments as of `vgg_d`."""
+    """Net A-LRN of Table 1: A with local response normalisation; arguments of `vgg_d`."""
     return _net("A-LRN", weights, geometry)
 
 
 def vgg_b(weights: str | None = None, **geometry: _Any) -> _VGG:
-    """Net B of Table 1, 13 weight layers (torchvision's vgg13); arguments as of `vgg_d`."""
+    """Net B of Table 1, 13 weight layers (torchvision's vgg13); arguments of `vgg_d`."""
     return _net("B", weights, geometry)
 
 
 def vgg_c(weights: str | None = None, **geometry: _Any) -> _VGG:
-    """Net C of Table 1, 16 weight layers, three of them 1x1 convolutions; arguments as of `vgg_d`."""
+    """Net C of Table 1, 16 weight layers, three of them 1x1 convolutions; arguments of `vgg_d`."""
     return _net("C", weights, geometry)
 
 
@@ -53,12 +53,12 @@ def vgg_d(weights: str | None = None, **geometry: _Any) -> _VGG:
 
 
 def vgg_e(weights: str | None = None, **geometry: _Any) -> _VGG:
-    """Net E of Table 1, 19 weight layers (torchvision's vgg19); arguments as of `vgg_d`."""
+    """Net E of Table 1, 19 weight layers (torchvision's vgg19); arguments of `vgg_d`."""
     return _net("E", weights, geometry)
 
 
 def pretrained(weights: str, device: str = "cpu") -> _Pretrained:
-    """A trained net of any column with its preprocessing and class names (`vggrepro.load`); weights as of `vgg_d`.
+    """A trained net of any column with its preprocessing and class names (`vggrepro.load`); weights as in `vgg_d`.
 
     Call it with images of one size, (N, 3, H, W), RGB grey levels 0-255, for posteriors of one dense pass; its
     `predict` is the paper's test of images of any sizes (Section 3.2); `.net` is the net alone, `.mean` and `.std` its

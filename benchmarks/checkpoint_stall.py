@@ -1,4 +1,4 @@
-"""How long training stands still for a checkpoint: a copy, then a write in a thread; beside torch.save in the loop.
+"""Pause of training for a checkpoint: a copy, then a write in a thread; beside torch.save in the loop.
 
     python benchmarks/checkpoint_stall.py [--folder FOLDER]
 

@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def real_epoch(config: Config, index: Index) -> dict[str, Any]:
-    """What the log of an epoch of training says; the first report, in which all is cold, is left out of the medians."""
+    """Reads the log of an epoch of training; the medians omit the first report, before warm-up."""
     iterations = max(2 * config.train.log_every, -(-len(index.split("train")) // config.train.batch))
     config = override(config, [f"train.iterations={iterations}"], Path("epoch"))
     started = time.perf_counter()
@@ -100,7 +100,7 @@ def in_turns(config: Config, index: Index, steps: int, rounds: int, epoch: dict[
                     trainer.step(next(number), batches, config.train.learning_rate)
                 wait_for(device)
                 seconds[way].append(time.perf_counter() - started)
-    rates = {way: [batch * steps / one for one in several[1:]] for way, several in seconds.items()}
+    rates = {way: [batch * steps / elapsed for elapsed in several[1:]] for way, several in seconds.items()}
     ratios = [a / b for a, b in zip(rates["photographs"], rates["ready"], strict=True)]
     ours = statistics.median(rates["photographs"])
     return {

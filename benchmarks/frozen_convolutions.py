@@ -73,8 +73,8 @@ def main() -> None:
         train_head(net, loader, split, views)
         provenance = {"data": index.fingerprint, "classes": list(index.classes), "versions": environment()}
         weights = {key: tensor.clone() for key, tensor in net.state_dict().items()}
-        kept = checkpoint.Checkpoint(config.model_dump(mode="json"), 0, weights, PREPROCESSING["paper"], provenance)
-        checkpoint.save(kept, final)
+        stored = checkpoint.Checkpoint(config.model_dump(mode="json"), 0, weights, PREPROCESSING["paper"], provenance)
+        checkpoint.save(stored, final)
         RunDirectory(config.directory).write_text("config.yaml", config.to_yaml())
     report(config)
 
@@ -120,8 +120,8 @@ def report(config: Config) -> None:
         assert found is not None
         results[f"{method} at Q={', '.join(map(str, Q))}"] = found[0].scored(method, Q)
     rows = []
-    for name, one in results.items():
-        top1, top5 = one.measured.top1, one.measured.top5
+    for name, scored in results.items():
+        top1, top5 = scored.measured.top1, scored.measured.top5
         rows.append(
             {"protocol": name, "top1": top1.percent, "interval": top1.interval, "top5": top5.percent, "n": top1.n}
         )

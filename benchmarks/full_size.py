@@ -53,7 +53,7 @@ STEPS: dict[str, dict[str, Any]] = {name: step for steps in PLAN["groups"].value
 
 @dataclass(frozen=True)
 class Place:
-    """Where things of one scale lie, for one label."""
+    """Folders of a scale and a label."""
 
     work: Path
     label: str
@@ -61,17 +61,17 @@ class Place:
 
     @property
     def shared(self) -> Path:
-        """What all labels use."""
+        """Folder that all labels share."""
         return self.work / f"1-{self.scale}"
 
     @property
     def output(self) -> Path:
-        """What the measured code has made, and logs."""
+        """Output of the measured code, and logs."""
         return self.shared / self.label
 
     @cached_property
     def environment(self) -> dict[str, str]:
-        """Of measured processes."""
+        """Environment of the measured processes."""
         return os.environ | {
             "PYTHONPATH": str(Path(os.environ.get("PYTHONPATH") or HERE.parent).absolute()),
             "OMP_NUM_THREADS": "1",
@@ -88,7 +88,7 @@ class Place:
 
     @cached_property
     def commit(self) -> str:
-        """Of that checkout."""
+        """Commit of the checkout."""
         git = ("git", "-C", str(self.checkout), "describe", "--always", "--dirty", "--exclude", "*")
         return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 

@@ -1,4 +1,4 @@
-"""What wants a GPU, the most valuable figures first: `make test-gpu` runs it, and so does a plain interpreter.
+"""Tests and benchmarks that need a GPU, the most valuable first: run by `make test-gpu` or a plain interpreter.
 
     python3 benchmarks/gpu.py [--images IMAGES] [--minutes 25] [--results FOLDER] [STEP ...]
 
@@ -113,7 +113,7 @@ STEPS = (
 
 
 class Visit:
-    """One call: where results go, what is there to measure with, and the time that is left."""
+    """A call: folder of results, resources, remaining time."""
 
     def __init__(self, results: Path, images: str | None, minutes: float, *, tiny: bool = False) -> None:
         results.mkdir(parents=True, exist_ok=True)
@@ -131,7 +131,7 @@ class Visit:
         return self.ends - time.monotonic()
 
     def file(self, step: Step, ending: str) -> Path:
-        """Where a step's result goes."""
+        """File of a step's result."""
         return self.results / f"{self.date}-gpu-{step.name}.{ending}"
 
     def status(self, step: Step) -> str | None:
@@ -149,7 +149,7 @@ class Visit:
             file.write(line + "\n")
 
     def command(self, step: Step) -> list[str]:
-        """What follows `python`. Raises what opening the images may raise."""
+        """Returns the arguments after `python`. Raises the errors of opening the images."""
         text = f"{step.command} {step.tiny}" if self.tiny else step.command
         text += f" --set run.root={self.results / 'runs'}" if self.tiny and step.takes_the_rest else ""
         classes = number_of_classes(self.images) if "{classes}" in text else 0
@@ -286,7 +286,7 @@ def to_markdown(found: dict[str, Any]) -> str:
         lines += ["```", *found[title], "```", ""] if title in found else []
     for key, item in [*found.get("details", {}).items(), *found["machine"].items(), ("seconds", found["seconds"])]:
         if isinstance(item, list) and item and isinstance(item[0], dict):
-            lines += [f"- {key}:", *(f"  {number}. {_short(one)}" for number, one in enumerate(item, 1))]
+            lines += [f"- {key}:", *(f"  {number}. {_short(entry)}" for number, entry in enumerate(item, 1))]
         else:
             lines.append(f"- {key}: {_short(item)}")
     return "\n".join(lines) + "\n"
@@ -327,7 +327,7 @@ def machine() -> dict[str, Any]:
 
 
 def number_of_classes(images: str) -> int:
-    """Of these photographs, whose index is kept in runs/ for the steps that follow."""
+    """Counts the classes of the photographs; their index stays in runs/ for later steps."""
     from vggrepro.data.images.scan import open_index
 
     if images == DIGITS:

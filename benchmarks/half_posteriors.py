@@ -1,4 +1,4 @@
-"""What posteriors in half the bytes would change: ranks, guesses and errors of sets, means over Q, and nets fused.
+"""Effect of posteriors in half the bytes: ranks, guesses and errors of sets, means over Q, and nets fused.
 
     python benchmarks/half_posteriors.py RUN RUN... --out RESULT.json
 
@@ -98,8 +98,8 @@ def main() -> int:
                 records += compared(f"{' + '.join(found)}: {method}, {what}", list(found.values()))
     made = {"command": shlex.join(["python", *sys.argv]), "device": name_of(torch.device("cpu")), "records": records}
     options.out.write_text(json.dumps(made, indent=1) + "\n")
-    for one in records:
-        print(one)
+    for record in records:
+        print(record)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What the host does for a training step, on one thread: who plans, draws, launches, and who waits for whom.
+"""Work of the host in a training step, on one thread: planning, drawing, launching, waiting.
 
     python benchmarks/host_step.py [IMAGES]
 
@@ -131,7 +131,7 @@ def _beside_the_loader(images: str, seconds: float) -> dict[str, Any]:
         for loading in loaders.values():
             loading.end()
     medians = {
-        f"beside {name}": {key: statistics.median(one[key] for one in turns) for key in turns[0]}
+        f"beside {name}": {key: statistics.median(turn[key] for turn in turns) for key in turns[0]}
         for name, turns in found.items()
     }
     return {"backend": loading.backend, **medians}
@@ -164,7 +164,7 @@ class _Loading:
         self._batches.close()
 
     def go(self) -> None:
-        """As fast as it can."""
+        """Runs without a pause."""
         self._may.set()
 
     def pause(self) -> None:

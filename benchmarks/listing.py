@@ -1,4 +1,4 @@
-"""How long it takes to list a data set of ILSVRC-2012's size: names, places and classes, no image opened.
+"""Time to list a data set of ILSVRC-2012's size: names, places and classes, without opening images.
 
     python benchmarks/listing.py --folder EMPTY_FOLDER [--images 1281167] [--rounds 3] [--other CHECKOUT]
 
@@ -77,7 +77,7 @@ def make(folder: Path, images: int) -> dict[str, Path]:
 
 
 def header(name: str, size: int) -> bytes:
-    """Of a tar's member."""
+    """Returns the header of a tar member."""
     member = tarfile.TarInfo(name)
     member.size = size
     return member.tobuf(tarfile.USTAR_FORMAT)

@@ -1,4 +1,4 @@
-"""Where the merging of boxes should stop, and what merging costs at the paper's size.
+"""Threshold for merging boxes, and the cost of merging at the paper's size.
 
     python benchmarks/merging.py RUN [RUN ...]
 
@@ -56,14 +56,14 @@ def cost() -> None:
         started = time.perf_counter()
         merge(boxes, scores, below=0.5)
         seconds = time.perf_counter() - started
-        whole = seconds / SETS * 300_000
-        print(f"{places} places: {1000 * seconds / SETS:.2f} ms a set, {whole:,.0f} s for ILSVRC's 50,000 images")
+        full_size = seconds / SETS * 300_000
+        print(f"{places} places: {1000 * seconds / SETS:.2f} ms a set, {full_size:,.0f} s for ILSVRC's 50,000 images")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN")
-    for one in parser.parse_args().runs:
-        sweep(one)
+    for folder in parser.parse_args().runs:
+        sweep(folder)
     cost()
     print(conditions(torch.device("cpu")))

@@ -1,4 +1,4 @@
-"""What the dense test gains over the centre crop, against what one place of a net sees (Sections 3.2 and 4.1).
+"""Gain of the dense test over the centre crop against a net's receptive field (Sections 3.2 and 4.1).
 
 A net is trained on crops with zeros around them; in the dense test the image goes on there, which is more context, and
 also input that training never had. How much of it there is, the proportion of a place's field of view to the crop says.
@@ -37,7 +37,7 @@ class Point:
 
     @property
     def proportion(self) -> float:
-        """What one place sees, over the crop."""
+        """Returns the receptive field of a position, divided by the crop."""
         return self.net.field_of_view / self.net.crop
 
 

@@ -1,1 +1,1 @@
-"""From a configuration to jobs: submission through SLURM, and what runs inside a job."""
+"""Submission of a configuration through SLURM, and the programs inside a job."""

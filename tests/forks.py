@@ -19,7 +19,7 @@ _PRELOADED = (
 _BLOCKED_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2}
 """Signals that the server blocks, and its forks until `set_up_fork`."""
 
-ONE_THREAD_NO_GPU = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+SINGLE_THREAD_NO_GPU = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 """Environment variables."""
 
 forks = multiprocessing.get_context("forkserver")
@@ -32,7 +32,7 @@ def start_fork_server() -> None:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED_SIGNALS)
     try:
         with pytest.MonkeyPatch.context() as patched:
-            for name, text in ONE_THREAD_NO_GPU.items():
+            for name, text in SINGLE_THREAD_NO_GPU.items():
                 patched.setenv(name, text)
             forkserver.ensure_running()
     finally:

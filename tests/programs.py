@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 from drawing import BLANK, figures_drawn_by
-from forks import ONE_THREAD_NO_GPU, forks, set_up_fork
+from forks import SINGLE_THREAD_NO_GPU, forks, set_up_fork
 
 from vggrepro.cli import main as cli
 
@@ -169,7 +169,7 @@ def _execute(words: list[str], cwd: Path, environment: Mapping[str, str], stream
 
 def _environment() -> dict[str, str]:
     inherited = {name: text for name, text in os.environ.items() if not name.startswith(("SLURM", "RANK", "WORLD"))}
-    return inherited | ONE_THREAD_NO_GPU
+    return inherited | SINGLE_THREAD_NO_GPU
 
 
 def stream_breaking_code(*names: str, full: bool) -> str:

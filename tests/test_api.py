@@ -30,7 +30,7 @@ PAGE = REPOSITORY / "docs" / "notebook.md"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
+def single_thread() -> None:
     torch.set_num_threads(1)
 
 

@@ -1,4 +1,4 @@
-"""What a command costs: its processes are followed from outside, so that it may be any program of any checkout."""
+"""Cost of a command, measured from outside its processes, so that it may be any program of any checkout."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def measure(
 
 
 def _watch(pid: int, until: float) -> tuple[int, bool]:
-    """(most bytes that the processes below had together, whether they had to be ended); the process is not reaped."""
+    """Returns (peak bytes of all child processes together, whether they were terminated); does not reap the process."""
     end, most = os.pidfd_open(pid), 0
     try:
         while not select.select([end], [], [], _LOOK_S)[0]:
@@ -91,7 +91,7 @@ def _proportional_bytes(pid: int) -> int:
 
 
 def machine() -> dict[str, Any]:
-    """What it was measured on."""
+    """Returns the description of the machine."""
     models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     total = Path("/proc/meminfo").read_text().split()[1]
     return {
@@ -103,7 +103,7 @@ def machine() -> dict[str, Any]:
 
 
 def run(command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
-    """What is made for later steps, and not measured. Raises RuntimeError."""
+    """Prepares files for later steps, unmeasured. Raises RuntimeError."""
     with log.open("wb") as output:
         done = subprocess.run(
             command, cwd=log.parent, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False

@@ -1,4 +1,4 @@
-"""What the dress rehearsal has measured, as a page of the documentation."""
+"""Results of the dress rehearsal, as a page of the documentation."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def page(labels: Mapping[str, Any], groups: Mapping[str, Mapping[str, Any]], res
 
 
 def _goals(labels: Mapping[str, Any], groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What was aimed at, and what the last label has of it."""
+    """Lists the goals, and the results of the last label."""
     *_, (label, last) = labels.items()
     rows = [
         f"| {step['title']} | {_GOALS[figure].format(most)} | {_GOALS[figure].format(record[figure])} |"

@@ -1,4 +1,4 @@
-"""What is measured where no command of the package does it alone: each is run as a process of its own.
+"""Programs to measure where the package has no separate command: each runs in a separate process.
 
     python benchmarks/rehearsal/programs.py NAME ARGUMENT ...
 
@@ -131,7 +131,7 @@ class Indifferent:
 
 
 def validation(file: str) -> Program:
-    """What training does at the end of each epoch, with decoding and without a net."""
+    """Runs the end of an epoch of training, with decoding and without a net."""
     import torch
 
     from vggrepro.config.settings import Data
@@ -231,7 +231,7 @@ def descriptors(runs: str, scale: str, name: str) -> Program:
 
 
 def resume_metrics(source: str, scratch: str) -> Program:
-    """What a requeued job reads and writes of metrics.jsonl: the last lines go, the events are looked through."""
+    """Reads and writes metrics.jsonl as a requeued job does: removes the last lines, scans the events."""
     from vggrepro.storage.directory import RunDirectory
 
     run = RunDirectory(Path(scratch))
@@ -320,7 +320,7 @@ def card(run: str) -> Program:
 
 
 def stage_end(index: str, runs: str) -> Program:
-    """What follows the last stage's last answer: its errors and figure, then the tables of all stages."""
+    """Runs the end of the last stage: its errors and figure, then the tables of all stages."""
     from vggrepro.config.recipes import load_graph
     from vggrepro.data.images.index import load
     from vggrepro.pipeline.done import tests_of
@@ -345,7 +345,7 @@ def stage_end(index: str, runs: str) -> Program:
 
 
 def run(program: Program) -> dict[str, Any]:
-    """What a program finds, and its seconds."""
+    """Returns a program's result and seconds."""
     next(program)
     started = perf_counter()
     found = next(program) or {}

@@ -1,4 +1,4 @@
-"""What the dress rehearsal is played with: a stand-in for ILSVRC-2012, its boxes, finished runs, features.
+"""Data of the dress rehearsal: a stand-in for ILSVRC-2012, its boxes, finished runs, features.
 
     python benchmarks/rehearsal/stand_in.py KIND PLACE SCALE ...
 
@@ -29,7 +29,7 @@ SHAPES = 400
 
 @cache
 def images() -> tuple[list[bytes], list[tuple[int, int]]]:
-    """(files, (width, height) of each): many shapes, as ILSVRC has them."""
+    """Returns files and their (width, height): many shapes, like ILSVRC."""
     random = np.random.default_rng(0)
     ratios = [4 / 3] * 50 + [3 / 2] * 20 + [1.0] * 8 + [4 / 3.01] * 6 + random.uniform(1, 2.2, 16).tolist()
     files, sizes = [], []
@@ -55,7 +55,7 @@ def encoded(size: tuple[int, int], number: int, kind: str = "RGB") -> bytes:
 
 
 def train_images(scale: int) -> Iterator[tuple[int, str, range]]:
-    """(number of the class, wnid, numbers of its images among all)."""
+    """Yields (class number, wnid, numbers of its images)."""
     from vggrepro.paper import ilsvrc_classes
 
     total, first = max(CLASSES, TRAIN // scale), 0
@@ -70,7 +70,7 @@ def val_classes(scale: int) -> list[int]:
 
 
 def member(name: str, content: bytes) -> bytes:
-    """Of a tar, with its header."""
+    """Returns a tar member with its header."""
     head = tarfile.TarInfo(name)
     head.size = len(content)
     return head.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % 512)
@@ -171,7 +171,7 @@ def weights_of(config: Any) -> str:
 
 
 def records(config: Any, scale: int) -> Iterator[dict[str, Any]]:
-    """Of metrics.jsonl: a line every 20 iterations, and one at each validation."""
+    """Returns lines of metrics.jsonl: one per 20 iterations, and one per validation."""
     random = np.random.default_rng(config.run.seed)
     yield {"step": 0, "epoch": 0.0, "kind": "event", "event": "gradient exchange", "comm": "factor", "ranks": 8}
     for number, noise in enumerate(random.normal(0, 0.05, config.train.iterations // scale // 20).tolist(), 1):

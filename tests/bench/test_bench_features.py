@@ -45,7 +45,7 @@ def test_a_way_that_says_something_else_is_seen(images: Path, tmp_path: Path, mo
 
 
 def test_the_flop_are_those_of_the_layers_that_run(images: Path, tmp_path: Path) -> None:
-    """One image of the crop's size: its forward pass, without class scores, and that of its mirror image."""
+    """Forward pass of an image of the crop's size, without class scores, and of its mirror image."""
     bench = bench_of(small(images, tmp_path), 1)
     bench.split.size[:] = 32
     net = architecture_of(bench.config)
@@ -57,7 +57,7 @@ def test_the_flop_are_those_of_the_layers_that_run(images: Path, tmp_path: Path)
 
 def test_the_command(images: Path, command: Command) -> None:
     sets = ("model.classes=3", "model.crop=32", "model.width=0.0625", "data.S=40", f"data.root={images}")
-    words = [word for one in sets for word in ("--set", one)]
+    words = [word for setting in sets for word in ("--set", setting)]
     found = command.json("bench", "features", "--net", "A", "--images", 3, "--rounds", 1, *words)
     assert found["details"]["Q"] == [37, 55, 73], "Appendix B's three for Caltech, to this crop"
     assert found.keys() == {"name", "ours", "usual", "ratio", "unit", "ceiling", "details"}

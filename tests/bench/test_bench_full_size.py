@@ -27,7 +27,7 @@ def functions(name: str) -> set[str]:
 
 
 def rehearse(*words: str) -> None:
-    """By a small process: the peak of a process's memory begins with that of its parent."""
+    """Runs the rehearsal from a small process: the peak memory of a process begins with that of its parent."""
     subprocess.run([sys.executable, "benchmarks/full_size.py", *words], cwd=REPOSITORY, check=True)
 
 
@@ -84,7 +84,7 @@ def test_the_page_is_that_of_the_newest_result() -> None:
 
 def test_the_plan_of_a_graph_counts_what_was_measured() -> None:
     _, labels = committed()
-    seconds = {name: one["found"].get("after_imports_s") for name, one in labels["after"]["scales"]["1"].items()}
+    seconds = {name: step["found"].get("after_imports_s") for name, step in labels["after"]["scales"]["1"].items()}
     start = labels["after"]["scales"]["1"]["import_torch"]["wall_s"] + seconds["open_index"] + seconds["first_batch_0"]
     assert start == pytest.approx(START_S, abs=1)
     answers = (seconds["store_dense"] + seconds["stage_end"]) / (3 * value("val_images"))

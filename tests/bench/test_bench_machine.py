@@ -1,4 +1,4 @@
-"""What benchmarks say of the machine."""
+"""Description of the machine in benchmarks."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""What `vggrepro bench profile` makes of a profile, and the ways of `benchmarks/step_ways.py`."""
+"""Summaries of `vggrepro bench profile`, and the implementations of `benchmarks/step_ways.py`."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,7 +50,7 @@ def test_a_step_is_profiled(config: Config) -> None:
     assert details["images_per_s"] == pytest.approx(2e3 / details["step_ms"])
     assert details["host_ms"] > 0
     assert 0 <= details["idle_share"] < 1
-    assert any("onvolution" in one["kernel"] for one in profile.run(config, steps=1, top=100)["details"]["top"])
+    assert any("onvolution" in kernel["kernel"] for kernel in profile.run(config, steps=1, top=100)["details"]["top"])
 
 
 def test_ways_are_timed_in_turns_and_a_broken_one_is_reported(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ def test_the_documentations_table_is_of_the_evidence() -> None:
 
 
 def test_what_a_place_sees_decides() -> None:
-    """Of what the page concludes: ahead below twice the crop, behind the centre crop from 2.9 times on."""
+    """Conclusions of the page: ahead below twice the crop, behind the centre crop from 2.9 times."""
     points = small_geometry.points_of(EVIDENCE)
     assert all(point.gain.effect > 0 for point in points if point.proportion < 2)
     assert all(point.gain.effect < 0 for point in points if point.proportion > 2.5)

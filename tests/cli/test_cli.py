@@ -124,7 +124,7 @@ def test_a_world_that_does_not_divide_the_batch(
     [
         (["summary", "F"], "F"),
         (["evaluate", "nowhere.pt"], "checkpoint nowhere.pt does not exist"),
-        (["evaluate", "x", "--scales", "a,b"], "--scales a,b: expected whole numbers"),
+        (["evaluate", "x", "--scales", "a,b"], "--scales a,b: expected integers"),
         (["reproduce", "-c", "nowhere.yaml"], "nowhere.yaml does not exist; name a YAML file, or one of configs/"),
         (["train", "-c", str(CONFIGS)], "cannot be read (Is a directory); name another file"),
         (["reproduce", "-c", str(CONFIGS / "demo.yaml"), "--seeds", "1,x"], "--seeds 1,x: expected whole numbers"),
@@ -154,9 +154,9 @@ def test_mistakes_on_the_command_line(command: Command, arguments: list[str], ex
     ],
 )
 def test_words_that_cannot_be_read_are_one_line(command: Command, arguments: list[str], expected: str) -> None:
-    said = command.mistake(*arguments)
-    assert said.startswith("vggrepro: ")
-    assert expected in said
+    line = command.mistake(*arguments)
+    assert line.startswith("vggrepro: ")
+    assert expected in line
 
 
 @pytest.mark.parametrize("arguments", [[], ["weights"]])

@@ -43,9 +43,9 @@ def some(n: int = 7, d: int = 5, seed: int = 0) -> NDArray[np.float32]:
 
 
 def test_descriptors_have_unit_length() -> None:
-    one, other = some(), some(seed=1) * 1000
+    first, other = some(), some(seed=1) * 1000
     for combine in ("average", "stack"):
-        found = descriptors([one, other], combine)
+        found = descriptors([first, other], combine)
         assert found.dtype == np.float32
         np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-6)
         assert found.shape == (7, 5 if combine == "average" else 10)
@@ -53,14 +53,14 @@ def test_descriptors_have_unit_length() -> None:
 
 def test_each_scale_counts_alike() -> None:
     """Features are normalised before they are averaged or stacked."""
-    one, other = some().astype(np.float64), some(seed=1).astype(np.float64)
-    a, b = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (one, other))
+    first, other = some().astype(np.float64), some(seed=1).astype(np.float64)
+    a, b = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (first, other))
     mean = (a + b) / np.linalg.norm(a + b, axis=1, keepdims=True)
-    given = [part.astype(np.float32) for part in (one, other * 50)]
+    given = [part.astype(np.float32) for part in (first, other * 50)]
     np.testing.assert_allclose(descriptors(given, "average"), mean, rtol=1e-5)
     np.testing.assert_allclose(descriptors(iter(given), "stack"), np.hstack([a, b]) / 2**0.5, rtol=1e-5)
     np.testing.assert_allclose(stacked(given[:1]), a, rtol=1e-5)
-    np.testing.assert_array_equal(given[0], one.astype(np.float32), err_msg="what was given is as it was")
+    np.testing.assert_array_equal(given[0], first.astype(np.float32), err_msg="what was given is as it was")
 
 
 def test_rows_of_zeros_stay_zeros() -> None:
@@ -203,14 +203,14 @@ def made_set(index: Index, **changes: object) -> TransferSet:
 
 def test_fingerprints_of_a_data_set(odd_index: Index) -> None:
     """The fingerprints change with the images of the boxes and with the splits."""
-    one, other = made_set(odd_index), made_set(odd_index, image=np.array([0, 1, 1]))
-    assert one.boxes_fingerprint != other.boxes_fingerprint
-    assert one.fingerprint != other.fingerprint
+    first, other = made_set(odd_index), made_set(odd_index, image=np.array([0, 1, 1]))
+    assert first.boxes_fingerprint != other.boxes_fingerprint
+    assert first.fingerprint != other.fingerprint
     n = np.arange(3)
     moved = made_set(odd_index, partitions=[Partition(n[:1], n[2:], n[1:2])])
-    assert moved.fingerprint == one.fingerprint
-    assert moved.split_fingerprint != one.split_fingerprint
-    assert made_set(odd_index).split_fingerprint == one.split_fingerprint
+    assert moved.fingerprint == first.fingerprint
+    assert moved.split_fingerprint != first.split_fingerprint
+    assert made_set(odd_index).split_fingerprint == first.split_fingerprint
 
 
 # boxes

@@ -73,7 +73,7 @@ def test_equals_the_plain_computation_within_the_memory(photographs: Index, load
 def plainly(net: VGG, method: str, images: torch.Tensor) -> torch.Tensor:
     """Applies the modules of the plain net to an uncropped image and its mirror image."""
     if method == "dense":
-        views = [net.features(one) for one in (images, images.flip(3))]
+        views = [net.features(view) for view in (images, images.flip(3))]
         return torch.stack(
             [net.classifier(maps.flatten(2).mT.squeeze(0)).mean(dim=0).softmax(dim=0) for maps in views]
         ).mean(dim=0)
@@ -85,4 +85,4 @@ def plainly(net: VGG, method: str, images: torch.Tensor) -> torch.Tensor:
         (round(i * (height - 32) / 4 + 1e-9), round(j * (width - 32) / 4 + 1e-9)) for i in range(5) for j in range(5)
     ]
     crops = [images[:, :, top : top + 32, left : left + 32] for top, left in corners]
-    return torch.stack([net(one)[0].softmax(dim=0) for crop in crops for one in (crop, crop.flip(3))]).mean(dim=0)
+    return torch.stack([net(view)[0].softmax(dim=0) for crop in crops for view in (crop, crop.flip(3))]).mean(dim=0)

@@ -72,10 +72,10 @@ def test_a_printed_figure_has_rounding_and_sampling_error() -> None:
 def test_the_mean_of_a_single_net_is_the_paired_difference() -> None:
     random = np.random.default_rng(0)
     first, second = random.random(5000) < 0.7, random.random(5000) < 0.72
-    one, mean = paired_right(first, second), paired_mean([(first, second)])
-    assert mean.difference == pytest.approx(one.difference)
-    assert mean.interval == pytest.approx(one.interval, abs=1e-3)
-    assert mean.p_value == pytest.approx(one.p_value, rel=0.1)
+    single, mean = paired_right(first, second), paired_mean([(first, second)])
+    assert mean.difference == pytest.approx(single.difference)
+    assert mean.interval == pytest.approx(single.interval, abs=1e-3)
+    assert mean.p_value == pytest.approx(single.p_value, rel=0.1)
     assert mean.n == 5000
 
 

@@ -65,10 +65,10 @@ def complete(odd_index: Index, loader: Loader, tmp_path_factory: pytest.TempPath
     return run
 
 
-def assert_same(index: Index, one: RunDirectory, other: RunDirectory) -> None:
+def assert_same(index: Index, first: RunDirectory, other: RunDirectory) -> None:
     for Q in (40, 36):
         for method in METHODS:
-            expected, found = stored(index, one, Q, method), stored(index, other, Q, method)
+            expected, found = stored(index, first, Q, method), stored(index, other, Q, method)
             assert expected.values.std(axis=0).min() > 0.01
             np.testing.assert_array_equal(found.values, expected.values)
             np.testing.assert_array_equal(found.labels, index.split("val").label)
@@ -243,7 +243,7 @@ def test_mean_and_std_of_the_weights_are_used(odd_index: Index, loader: Loader) 
     split = odd_index.split("val")
     views = methods.uncropped_views(split, 40, 1, 32)[:1]
     (plain,), (other,) = (
-        list(one.batches(split, views)) for one in (loader, as_the_net_expects(loader, preprocessing))
+        list(first.batches(split, views)) for first in (loader, as_the_net_expects(loader, preprocessing))
     )
     pixels = plain.images + torch.tensor(CONFIG.data.mean)[:, None, None]
     expected = (pixels - torch.tensor([10.0, 20, 30])[:, None, None]) / torch.tensor([2.0, 4, 8])[:, None, None]

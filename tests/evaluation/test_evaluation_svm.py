@@ -119,9 +119,9 @@ def test_ties_between_C_go_to_the_smallest() -> None:
 
 def test_threads_do_not_matter() -> None:
     features, targets = samples(120, 100)
-    one, two = (classify(features, targets, PARTITION, "mAP11", jobs=jobs) for jobs in (1, 2))
-    assert one.validated == two.validated
-    np.testing.assert_array_equal(one.tested.scores, two.tested.scores)
+    first, second = (classify(features, targets, PARTITION, "mAP11", jobs=jobs) for jobs in (1, 2))
+    assert first.validated == second.validated
+    np.testing.assert_array_equal(first.tested.scores, second.tested.scores)
 
 
 def test_a_class_only_in_the_test_is_accepted() -> None:

@@ -85,7 +85,7 @@ class Experiment:
         return {stage["name"]: stage for stage in json.loads(done.stdout)["stages"]}
 
     def status(self) -> dict[str, dict[str, Any]]:
-        """What `status` says of each stage."""
+        """Returns the report of `status` per stage."""
         done = self.call("status", "--json")
         assert done.returncode == 0, done.stderr
         return {stage["name"]: stage for stage in json.loads(done.stdout)["stages"]}
@@ -103,7 +103,7 @@ class Experiment:
         return [record["step"] for record in RunDirectory(self.directory(stage)).records("train")]
 
     def losses(self, stage: str = "A") -> list[tuple[int, float]]:
-        """(step, loss) of the training records."""
+        """Returns (step, loss) of the training records."""
         return [(record["step"], record["loss"]) for record in RunDirectory(self.directory(stage)).records("train")]
 
     def weights(self, stage: str = "A") -> dict[str, torch.Tensor]:
@@ -111,15 +111,15 @@ class Experiment:
         return load(final_file(self.directory(stage))).weights
 
     def history(self, stage: str = "A") -> list[dict[str, Any]]:
-        """Its attempts."""
+        """Returns the attempts."""
         return history(self.directory(stage))
 
     def ends(self, stage: str = "A") -> list[dict[str, Any]]:
-        """How its attempts have ended."""
+        """Returns the outcomes of the attempts."""
         return [line for line in self.history(stage) if line["event"] == "ends"]
 
     def attempts(self, stage: str = "A") -> int:
-        """How many attempts have begun."""
+        """Returns the number of attempts."""
         return sum(line["event"] == "begins" for line in self.history(stage))
 
     def begin_attempt(self, number: int, stage: str = "A") -> None:
@@ -156,7 +156,7 @@ class Experiment:
         assert ended(self.history(stage)) == "finished", self.explain()
 
     def explain(self) -> str:
-        """What a failed wait shows."""
+        """Returns the message of a failed wait."""
         logs = sorted(self.config.parent.rglob("logs/*.log"))
         shown = [f"== {log}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-12:]) for log in logs]
         return "\n".join([self.call("status").stdout, *shown])
@@ -167,17 +167,17 @@ def _directory(config: Path, stage: str) -> Path:
     return load_graph(config).stages[stage].directory
 
 
-def same_run(one: Experiment, other: Experiment, stage: str = "A") -> None:
+def same_run(first: Experiment, second: Experiment, stage: str = "A") -> None:
     """The same weights bitwise, each step once, the same losses."""
-    weights, expected = one.weights(stage), other.weights(stage)
+    weights, expected = first.weights(stage), second.weights(stage)
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in weights)
-    assert one.steps(stage) == list(range(1, ITERATIONS + 1))
-    assert one.losses(stage) == other.losses(stage)
+    assert first.steps(stage) == list(range(1, ITERATIONS + 1))
+    assert first.losses(stage) == second.losses(stage)
 
 
 def ended(past: list[dict[str, Any]]) -> str | None:
-    """How the latest attempt has ended; None while it goes on."""
+    """Returns the outcome of the latest attempt; None while it runs."""
     return past[-1]["outcome"] if past and past[-1]["event"] == "ends" else None
 
 

@@ -1,4 +1,4 @@
-"""What becomes of a job: the verdict, the count of failures, and the lease, with SLURM's answers written down."""
+"""Decisions on a job: the verdict, the count of failures, and the lease, with recorded answers of SLURM."""
 
 import json
 import signal

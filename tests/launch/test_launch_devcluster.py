@@ -47,6 +47,6 @@ def test_it_hands_out_fake_gpus_and_node_names(cluster: Path) -> None:
     assert "a cluster is up already" in again.stderr
     shown = call("env", "--directory", cluster).stdout
     assert f"SLURM_CONF={cluster}/etc/slurm.conf" in shown
-    asked = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=2"]
-    said = slurm("srun", *asked, "bash", "-c", "echo $SLURMD_NODENAME $CUDA_VISIBLE_DEVICES")
-    assert sorted(said.splitlines()) == ["n0 0,1", "n1 0,1"]
+    resources = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=2"]
+    printed = slurm("srun", *resources, "bash", "-c", "echo $SLURMD_NODENAME $CUDA_VISIBLE_DEVICES")
+    assert sorted(printed.splitlines()) == ["n0 0,1", "n1 0,1"]

@@ -77,9 +77,9 @@ def test_a_graph_on_two_nodes_equals_torchrun(
     for stage in stages:
         same_run(experiment, undisturbed, stage)
         assert experiment.attempts(stage) == 1
-    mine, theirs = (one.config.parent / "runs" / "graph" / "tables.md" for one in (experiment, undisturbed))
+    ours, theirs = (case.config.parent / "runs" / "graph" / "tables.md" for case in (experiment, undisturbed))
     rows = [
-        [line for line in file.read_text().splitlines() if line.startswith("| D | 37 |")] for file in (mine, theirs)
+        [line for line in file.read_text().splitlines() if line.startswith("| D | 37 |")] for file in (ours, theirs)
     ]
     assert rows[0] == rows[1] != []
 

@@ -1,4 +1,4 @@
-"""What a submission leaves in the run directory, and how it survives strange names."""
+"""Snapshot of a submission in the run directory, with strange names."""
 
 import os
 import pickle
@@ -111,8 +111,8 @@ def test_the_script_runs_in_a_strange_place(graph: Graph, tmp_path: Path, status
     first, last = history(directory)
     assert (first["event"], first["attempt"]) == ("begins", "7:0")
     assert last["outcome"] == ("goes on" if status else "finished")
-    asked = (fakes / "asked").read_text() if status else ""
-    assert ("requeue 7" in asked) == bool(status)
+    requests = (fakes / "asked").read_text() if status else ""
+    assert ("requeue 7" in requests) == bool(status)
 
 
 def test_a_rank_whose_log_is_full_finishes_its_stage(graph: Graph, tmp_path: Path) -> None:

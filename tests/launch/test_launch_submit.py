@@ -22,7 +22,7 @@ from vggrepro.errors import UserError
 
 @dataclass(frozen=True)
 class Done:
-    """What a command has left."""
+    """Output of a command."""
 
     stdout: str
     mistake: str
@@ -122,7 +122,7 @@ def test_every_option_reaches_sbatch(tmp_path: Path) -> None:
         "--cpus-per-task", 12, "--mem", "0", "--sbatch", "reservation=week 1", "--sbatch", "--contiguous",
             )  # fmt: skip
     assert not done.mistake
-    asked = json.loads(done.stdout)["sbatch"]
+    submitted = json.loads(done.stdout)["sbatch"]
     expected = {
         "partition": "fast",
         "account": "site",
@@ -141,7 +141,7 @@ def test_every_option_reaches_sbatch(tmp_path: Path) -> None:
         "requeue": "",
         "chdir": str(tmp_path),
     }
-    assert {key: asked.get(key) for key in expected} == expected
+    assert {key: submitted.get(key) for key in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -154,9 +154,9 @@ def test_time_limits_as_sbatch_takes_them(text: str, hours: float) -> None:
 
 def test_no_gpus_are_asked_for_on_the_cpu() -> None:
     size = ["--set", "run.device=cpu", "--gpus-per-node", 2]
-    asked = json.loads(submit("-c", CONFIGS / "vgg_A.yaml", "--dry-run", "--json", *size).stdout)["sbatch"]
-    assert "gpus-per-node" not in asked
-    assert asked["ntasks-per-node"] == 2
+    submitted = json.loads(submit("-c", CONFIGS / "vgg_A.yaml", "--dry-run", "--json", *size).stdout)["sbatch"]
+    assert "gpus-per-node" not in submitted
+    assert submitted["ntasks-per-node"] == 2
 
 
 @pytest.mark.parametrize(
@@ -199,8 +199,8 @@ def test_a_dry_run_needs_neither_slurm_nor_anything_heavy(tmp_path: Path) -> Non
 
 
 def dependencies(monkeypatch: pytest.MonkeyPatch, *changes: str, jobs: dict[str, str] | None = None) -> dict[str, str]:
-    """What each stage of reproduce.yaml is submitted with; jobs are numbered from 101, `jobs` are there already."""
-    asked: dict[str, str] = {}
+    """Returns the dependencies of each stage of reproduce.yaml; new jobs are numbered from 101."""
+    submitted: dict[str, str] = {}
     texts: list[str] = []
 
     def resolved(graph: Graph) -> str:
@@ -208,8 +208,8 @@ def dependencies(monkeypatch: pytest.MonkeyPatch, *changes: str, jobs: dict[str,
         return graph.name
 
     def fake(graph: str, stage: Stage, dependency: str) -> str:
-        asked[stage.name] = dependency
-        return str(100 + len(asked))
+        submitted[stage.name] = dependency
+        return str(100 + len(submitted))
 
     monkeypatch.setattr(launch.jobs, "_submit", fake)
     monkeypatch.setattr(launch.jobs.snapshot, "resolved", resolved)
@@ -220,32 +220,32 @@ def dependencies(monkeypatch: pytest.MonkeyPatch, *changes: str, jobs: dict[str,
     }
     submit_stages(graph, stages_of(graph, queue))
     assert len(texts) == 1, "the graph is written out once, and not for each of its stages"
-    return asked
+    return submitted
 
 
 def test_stages_follow_those_they_start_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = dependencies(monkeypatch)
-    assert len(asked) == 12
-    assert (asked["A-256"], asked["A-LRN-256"], asked["B-256"]) == ("", "", "afterok:101")
-    number = {name: str(101 + n) for n, name in enumerate(asked)}
-    assert asked["D-384"] == f"afterok:{number['D-256']}"
-    assert asked["D-jitter"] == f"afterok:{number['D-384']}"
+    submitted = dependencies(monkeypatch)
+    assert len(submitted) == 12
+    assert (submitted["A-256"], submitted["A-LRN-256"], submitted["B-256"]) == ("", "", "afterok:101")
+    number = {name: str(101 + n) for n, name in enumerate(submitted)}
+    assert submitted["D-384"] == f"afterok:{number['D-256']}"
+    assert submitted["D-jitter"] == f"afterok:{number['D-384']}"
 
 
 def test_stages_that_have_a_job_keep_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = dependencies(monkeypatch, jobs={"A-256": "7", "D-256": "8"})
-    assert "A-256" not in asked
-    assert "D-256" not in asked
-    assert (asked["B-256"], asked["D-384"]) == ("afterok:7", "afterok:8")
+    submitted = dependencies(monkeypatch, jobs={"A-256": "7", "D-256": "8"})
+    assert "A-256" not in submitted
+    assert "D-256" not in submitted
+    assert (submitted["B-256"], submitted["D-384"]) == ("afterok:7", "afterok:8")
 
 
 def test_no_more_stages_at_once_than_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = dependencies(monkeypatch, "cluster.array_parallelism=2")
-    names = list(asked)
+    submitted = dependencies(monkeypatch, "cluster.array_parallelism=2")
+    names = list(submitted)
     for n, name in enumerate(names):
         before = str(101 + n - 2)
-        assert n < 2 or f":{before}" in asked[name], "each waits for the one two places before it"
-    assert asked["C-256"] == "afterok:101,afterany:102"
+        assert n < 2 or f":{before}" in submitted[name], "each waits for the one two places before it"
+    assert submitted["C-256"] == "afterok:101,afterany:102"
 
 
 def test_another_configurations_directory_is_refused(tmp_path: Path) -> None:

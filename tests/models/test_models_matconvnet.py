@@ -163,10 +163,10 @@ def net_or_refusal(file: Path) -> Imported | str:
         return str(refused)
 
 
-def same_net(one: Imported, other: Imported) -> bool:
-    weights = one.weights.items()
-    return (one.model, one.classes) == (other.model, other.classes) and all(
-        torch.equal(tensor, other.weights[name]) for name, tensor in weights
+def same_net(first: Imported, second: Imported) -> bool:
+    weights = first.weights.items()
+    return (first.model, first.classes) == (second.model, second.classes) and all(
+        torch.equal(tensor, second.weights[name]) for name, tensor in weights
     )
 
 

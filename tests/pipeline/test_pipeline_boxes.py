@@ -278,7 +278,7 @@ def test_a_data_set_without_boxes_cannot_be_tested(
     message = command.mistake(
         "localise", tmp_path / "runs" / "boxes" / "boxes", "--set", f"data.root={tmp_path / 'images'}"
     )
-    assert f"none of the validation images of {tmp_path / 'images'} has a box in {table}; name their" in message
+    assert f"none of the validation images of {tmp_path / 'images'} has a box in {table}; add their" in message
 
 
 def test_a_retrained_parent_is_an_error(

@@ -354,8 +354,8 @@ def test_reports_of_runs_with_nothing_but_features(nets: Path, sets: Path, tmp_p
 MISTAKES = [
     (("features", "D", "-d", "{mine}", "-o", "{x}"), "--data {mine}: expected NAME=PATH"),
     (("transfer", "D", "-d", "mine={mine}/none"), "{mine}/none does not exist"),
-    (("transfer", "D", "-d", "a/b={mine}"), "a name is of letters, digits"),
-    (("transfer", "D", "-d", "a={mine}", "-d", "a=x"), "a is {mine} already"),
+    (("transfer", "D", "-d", "a/b={mine}"), "a name consists of letters, digits"),
+    (("transfer", "D", "-d", "a={mine}", "-d", "a=x"), "a is already {mine}"),
     (("transfer", "D"), "names no data set (transfer.sets); add --data NAME=PATH"),
     (("transfer", "D", "-d", "mine={mine}", "--scales", "31"), "Q = 31 is too small for D; use at least 32"),
     (("features", "conv", "-d", "mine={mine}", "--scales", "31", "-o", "{x}"), "use at least 32"),

@@ -160,5 +160,5 @@ def test_nets_without_fc_layers_are_not_trained(
     words = set_words(*settings, "model.fully_connected=false")
     message = command.mistake(verb, "-c", "vgg_A.yaml" if verb == "train" else "demo.yaml", *words)
     assert "has no fully-connected layers (model.fully_connected=false)" in message
-    assert "it gives features: `vggrepro features`" in message
+    assert "compute its features with `vggrepro features`" in message
     assert not (tmp_path / "runs").exists()

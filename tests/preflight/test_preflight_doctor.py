@@ -38,7 +38,7 @@ def checks_of(root: Path, *changes: str, config: Path | None = DEMO) -> dict[str
 def test_a_sound_machine(tmp_path: Path) -> None:
     found = checks_of(tmp_path / "runs")
     assert {found[name].status for name in ("Python", "torch", "torchvision", "runs folder", "disk", "ports")} == {"ok"}
-    assert found["images"].found == "builtin:digits, made on the spot"
+    assert found["images"].found == "builtin:digits, generated on demand"
     assert not (tmp_path / "runs").exists(), "nothing may be left behind"
     assert all(check.remedy for check in found.values() if check.status != "ok")
     assert {check.name for check in examine(None, tmp_path)} >= {"Python", "disk", "SLURM"}
@@ -169,7 +169,7 @@ def test_a_home_that_stands_in_for_none(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("HOME", str(tmp_path / f"{HOME_PREFIX}abc"))
     check = checks_of(tmp_path, config=None)["home"]
     assert (check.status, "set HOME" in check.remedy) == ("warn", True)
-    assert f"{HOME_PREFIX}abc stands in" in check.found
+    assert f"{HOME_PREFIX}abc is used until the command ends" in check.found
 
 
 def test_slurm_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +288,7 @@ def test_remedies_stand_under_their_lines() -> None:
 def test_boxes_that_are_not_there(tmp_path: Path, images: Path) -> None:
     """Only a stage that predicts boxes asks for them."""
     digits = CONFIGS / "reduced" / "localisation_digits.yaml"
-    assert checks_of(tmp_path, config=digits)["boxes"].found == "of builtin:digits, made on the spot"
+    assert checks_of(tmp_path, config=digits)["boxes"].found == "of builtin:digits, generated on demand"
     copy = shutil.copytree(images, tmp_path / "copy")
     found = checks_of(tmp_path, f"data.root={copy}", config=digits)["boxes"]
     assert (found.status, found.found) == ("fail", f"no annotations beside {copy}")

@@ -58,11 +58,11 @@ def test_the_traffic_of_d() -> None:
 
 
 def test_convolutions_that_are_kept_are_not_exchanged() -> None:
-    whole, fc = (
+    full, fc = (
         plan(graph_of(f"localisation/{name}.yaml", "train.comm=ddp"), Machine(4, 8)).stages[-1]
         for name in ("D_384", "D_384_PCR_fc")
     )
-    assert whole.exchange_mb - fc.exchange_mb == pytest.approx(4 * 14_714_688 / 1e6)
+    assert full.exchange_mb - fc.exchange_mb == pytest.approx(4 * 14_714_688 / 1e6)
     assert fc.sent_mb == pytest.approx(fc.exchange_mb * 2 * 3 / 4)
 
 
@@ -91,9 +91,9 @@ def test_what_binds_and_what_would_help() -> None:
     made = plan(graph_of("vgg_D.yaml", "train.comm=ddp"), Machine(4, 8))
     assert round(made.total_gpu_hours) == 153
     assert [stage.binds for stage in made.stages] == ["exchange", "GPU"]
-    one, two = made.cheaper
-    assert one.settings == ("train.precision=bf16",)
-    assert round(one.gpu_hours) == 111
+    cost, two = made.cheaper
+    assert cost.settings == ("train.precision=bf16",)
+    assert round(cost.gpu_hours) == 111
     assert two.settings == ("train.precision=bf16", "train.comm=auto")
     again = plan(graph_of("vgg_D.yaml", *two.settings), Machine(4, 8))
     assert again.total_gpu_hours == pytest.approx(two.gpu_hours) == pytest.approx(153 - two.saved_gpu_hours, abs=0.5)
@@ -108,14 +108,14 @@ def test_what_binds_and_what_would_help() -> None:
 
 def test_an_exchange_is_recommended_as_no_departure() -> None:
     made = plan(graph_of("vgg_D.yaml", *BF16, "train.comm=ddp"), Machine(4, 8))
-    (one,) = made.cheaper
-    assert (one.settings, one.departures) == (("train.comm=auto",), ())
+    (cost,) = made.cheaper
+    assert (cost.settings, cost.departures) == (("train.comm=auto",), ())
     assert "no departure from the paper" in render(made, Machine(4, 8))
 
 
 def test_a_measured_rate_recommends_no_other_precision() -> None:
     made = plan(graph_of("vgg_D.yaml", "train.comm=ddp"), Machine(4, 8, measured={"D": 4600.0}))
-    assert [one.settings for one in made.cheaper] == [("train.comm=auto",)]
+    assert [cost.settings for cost in made.cheaper] == [("train.comm=auto",)]
 
 
 def test_decoding_cores_follow_from_the_rate_of_the_loader() -> None:
@@ -126,15 +126,15 @@ def test_decoding_cores_follow_from_the_rate_of_the_loader() -> None:
     (short,) = made.stages
     assert (short.decode_cores_node, short.cores_node, short.binds) == (185, 80, "loader")
     assert short.images_per_s == pytest.approx(80 * 200)
-    (one,) = made.cheaper
-    assert (one.settings, one.departures) == (("cluster.cpus_per_task=24",), ())
+    (cost,) = made.cheaper
+    assert (cost.settings, cost.departures) == (("cluster.cpus_per_task=24",), ())
     text = render(made, machine)
     assert "images/s: 80 cores, 185 would keep up" in text
-    assert "wait for the loader: more cores a node (cluster.cpus_per_task) or fewer nodes cost less" in text
-    assert "takes 185 cores a node to decode and 4,255 MB/s to read" in text
+    assert "wait for the loader: more cores per node (cluster.cpus_per_task) or fewer nodes cost less" in text
+    assert "needs 185 cores per node to decode and 4,255 MB/s to read" in text
     slow = plan(graph_of("vgg_A.yaml", "cluster.cpus_per_task=10"), replace(machine, decode_per_core=100.0))
     assert slow.cheaper == (), "no machine has 370 cores"
-    assert "a core decodes 200 images/s, as given; 80 cores a node decode" in text
+    assert "a core decodes 200 images/s, as given; 80 cores per node decode" in text
     assert "2026-11-22" in render(plan(graph_of("vgg_A.yaml"), Machine(1, 8)), Machine(1, 8))
 
 
@@ -177,27 +177,27 @@ def test_dense_evaluation_of_d_is_minutes_on_an_h100() -> None:
     settings = [*BF16, "train.validate_every=1000"]
     half = plan(graph_of("vgg_D_jitter.yaml", *settings, "evaluation.precision=bf16"), Machine(1, 1)).stages[-1]
     assert 1 < 60 * half.evaluation_hours < 3  # 50,000 images x 3 scales x 2 mirror images
-    whole = plan(graph_of("vgg_D_jitter.yaml", *settings), Machine(1, 1)).stages[-1]  # the default is float32
-    tests, validation = whole.evaluation_hours - half.evaluation_hours, 50_000 * 2 * 15.5e9 / (0.43 * 989.4e12) / 3600
+    full = plan(graph_of("vgg_D_jitter.yaml", *settings), Machine(1, 1)).stages[-1]  # the default is float32
+    tests, validation = full.evaluation_hours - half.evaluation_hours, 50_000 * 2 * 15.5e9 / (0.43 * 989.4e12) / 3600
     assert tests == pytest.approx((989.4 / 66.9 - 1) * (half.evaluation_hours - validation), rel=0.02)
-    assert whole.training_hours == half.training_hours
+    assert full.training_hours == half.training_hours
 
 
 @pytest.mark.parametrize(
     ("machine", "message"),
     [
-        (Machine(3, 1), "3 nodes of 1 GPUs do not divide train.batch=256"),
-        (Machine(1, 1, gpu="T4"), "--gpu T4: its peak is not known here; use one of H100"),
+        (Machine(3, 1), "3 nodes with 1 GPUs do not divide train.batch=256"),
+        (Machine(1, 1, gpu="T4"), "--gpu T4: its peak is unknown; use one of H100"),
         (Machine(1, 1, gpu="V100"), "V100 has no bf16"),
         (Machine(1, 1, measured={"D": 0.0}), "--measured D=0"),
-        (Machine(1, 1, mfu=0.0), "--mfu 0: a share of the peak is above 0 and at most 1"),
-        (Machine(1, 1, mfu=1.5), "--mfu 1.5: a share"),
-        (Machine(1, 1, mfu=float("nan")), "--mfu nan: a share"),
-        (Machine(1, 1, node_gb_per_s=0.0), "--network 0: a rate in GB/s is above 0"),
+        (Machine(1, 1, mfu=0.0), "--mfu 0: a fraction of the peak must be in \(0, 1\]"),
+        (Machine(1, 1, mfu=1.5), "--mfu 1.5: a fraction"),
+        (Machine(1, 1, mfu=float("nan")), "--mfu nan: a fraction"),
+        (Machine(1, 1, node_gb_per_s=0.0), "--network 0: a rate in GB/s must be positive"),
         (Machine(1, 1, node_gb_per_s=float("inf")), "--network inf: a rate in GB/s"),
-        (Machine(1, 1, price=-1.0), "--price -1: a price is 0 or more"),
-        (Machine(1, 1, decode_per_core=0.0), "--decode-rate 0: a rate in images/s is above 0"),
-        (Machine(1, 1, read_mb_per_s=-1.0), "--read -1: a rate in MB/s is above 0"),
+        (Machine(1, 1, price=-1.0), "--price -1: a price must be at least 0"),
+        (Machine(1, 1, decode_per_core=0.0), "--decode-rate 0: a rate in images/s must be positive"),
+        (Machine(1, 1, read_mb_per_s=-1.0), "--read -1: a rate in MB/s must be positive"),
     ],
 )
 def test_mistakes(machine: Machine, message: str) -> None:
@@ -227,14 +227,14 @@ def test_the_page_on_training_has_the_figures_of_the_plan() -> None:
     def hours(recipe: str, machine: Machine, *changes: str) -> tuple[list[float], list[float]]:
         """GPU-hours of the stages and of all together, by `ddp` and by `auto`."""
         made = [plan(graph_of(recipe, f"train.comm={comm}", *changes), machine) for comm in ("ddp", "auto")]
-        ddp, auto = ([*(stage.gpu_hours for stage in one.stages), one.total_gpu_hours] for one in made)
+        ddp, auto = ([*(stage.gpu_hours for stage in cost.stages), cost.total_gpu_hours] for cost in made)
         return ddp, auto
 
     ddp, auto = hours("vgg_D.yaml", Machine(4, 8), *BF16)
     assert f"need {ddp[-1]:.0f} GPU-hours for A and D with `ddp`, by `vggrepro plan`, and {auto[-1]:.0f} with" in page
-    (_, one_ddp, _), (_, one_auto, _) = hours("vgg_D.yaml", Machine(1, 8))
+    (_, ddp_hours, _), (_, auto_hours, _) = hours("vgg_D.yaml", Machine(1, 8))
     (a_ddp, d_ddp, _), (a_auto, d_auto, _) = hours("vgg_D.yaml", Machine(4, 8))
-    costs = [f"{100 * (auto / ddp - 1):.0f} %" for ddp, auto in ((one_ddp, one_auto), (d_ddp, d_auto))]
+    costs = [f"{100 * (auto / ddp - 1):.0f} %" for ddp, auto in ((ddp_hours, auto_hours), (d_ddp, d_auto))]
     saved = f"{100 * (1 - a_auto / a_ddp):.0f} %"
     assert f"costs D {costs[0]} on eight H100s" in page
     assert f"and {costs[1]} on four such machines in fp32, where A saves {saved};" in page
@@ -253,9 +253,9 @@ def test_the_command(command: Command) -> None:
 
 
 def test_the_counts_are_those_of_the_stages_own_images(images: Path, index_file: Path) -> None:
-    one_gpu = Machine(1, 1, measured={"A": 100.0})
+    single_gpu = Machine(1, 1, measured={"A": 100.0})
     assumed, mine, digits = (
-        plan(graph_of("vgg_A.yaml", change, "model.classes=10"), one_gpu)
+        plan(graph_of("vgg_A.yaml", change, "model.classes=10"), single_gpu)
         for change in ("data.root=somewhere", f"data.index={index_file}", "data.root=builtin:digits")
     )
     sizes = [file.stat().st_size for file in (images / "train").rglob("*.JPEG")]
@@ -330,7 +330,7 @@ def test_the_demos_wall_time_within_a_factor(tmp_path: Path) -> None:
     reproduce(graph)
     seconds = time.perf_counter() - started
     rates = {
-        net: statistics.median(one["images_per_s"] for one in RunDirectory(config.directory).records("train"))
+        net: statistics.median(cost["images_per_s"] for cost in RunDirectory(config.directory).records("train"))
         for net, config in graph.stages.items()
     }
     for measured in (rates, {"A": rates["A"]}):
@@ -341,19 +341,19 @@ def test_the_demos_wall_time_within_a_factor(tmp_path: Path) -> None:
 
 def test_kept_convolutions_cost_their_forward_pass_only() -> None:
     """Of D's 15.47 G multiply-adds 0.12 G are fully connected: three times these, and the rest once."""
-    made = {one.name: one for one in plan(graph_of("localisation/reproduce.yaml"), Machine(1, 1)).stages}
-    whole, kept = made["D-384-boxes"], made["D-384-boxes-PCR-fc"]
-    assert whole.images == kept.images == 50_000 * 256
-    assert whole.training_flop / whole.images == pytest.approx(92.7e9, rel=2e-3)
-    assert kept.training_flop / kept.images == pytest.approx(2 * (15.48e9 + 2 * 0.136e9 - 0.103e9), rel=2e-3)
-    assert kept.depends_on == "D-384"
-    assert made["D-384-boxes-SCR-fc"].disk_gb < kept.disk_gb  # 4 outputs in place of 4,000
+    made = {cost.name: cost for cost in plan(graph_of("localisation/reproduce.yaml"), Machine(1, 1)).stages}
+    full, frozen = made["D-384-boxes"], made["D-384-boxes-PCR-fc"]
+    assert full.images == frozen.images == 50_000 * 256
+    assert full.training_flop / full.images == pytest.approx(92.7e9, rel=2e-3)
+    assert frozen.training_flop / frozen.images == pytest.approx(2 * (15.48e9 + 2 * 0.136e9 - 0.103e9), rel=2e-3)
+    assert frozen.depends_on == "D-384"
+    assert made["D-384-boxes-SCR-fc"].disk_gb < frozen.disk_gb  # 4 outputs in place of 4,000
 
 
 def test_the_plan_offers_no_exchange_that_a_stage_cannot_have() -> None:
     made = plan(graph_of("localisation/reproduce.yaml"), Machine(4, 8))
-    assert not any("factor" in setting for one in made.cheaper for setting in one.settings)
-    assert {one.comm for one in made.stages if one.name.endswith("fc")} == {"ddp"}
+    assert not any("factor" in setting for cost in made.cheaper for setting in cost.settings)
+    assert {cost.comm for cost in made.stages if cost.name.endswith("fc")} == {"ddp"}
 
 
 def class_folder(root: Path, *counts: int) -> Path:
@@ -366,10 +366,10 @@ def class_folder(root: Path, *counts: int) -> Path:
 
 
 def test_features_of_other_data_sets_are_arithmetic() -> None:
-    one_gpu = Machine(1, 1, measured={"D": 1000.0})
+    single_gpu = Machine(1, 1, measured={"D": 1000.0})
     sets = "transfer.sets={caltech101: nowhere}"
     plain, tested, once = (
-        plan(graph_of("vgg_D_jitter.yaml", *changes), one_gpu)
+        plan(graph_of("vgg_D_jitter.yaml", *changes), single_gpu)
         for changes in ((), (sets,), (sets, "evaluation.flip=false"))
     )
     *parents, D = tested.stages
@@ -411,19 +411,19 @@ def test_a_folder_of_classes_is_counted_or_said_not_to_be(tmp_path: Path, monkey
     assert looks == ["birds", "fish"], "once for twelve stages and all plans that might be cheaper"
     features, svms = made.assumptions[-2:]
     assert "birds 12; not counted, and so not included: fish" in features
-    assert "no hours here" in svms
+    assert "not included in the hours" in svms
     assert "tens of CPU hours" not in svms
     without = plan(graph_of("reproduce.yaml"), Machine(1, 1))
     assert made.disk_gb - without.disk_gb == pytest.approx(12 * 12 * 4096 * 4 / 1e9)
 
 
 def test_the_svms_of_caltech256_are_hours_of_a_cpu(command: Command) -> None:
-    asked = "transfer.sets={caltech256: nowhere, voc2012_action: nowhere}"
-    made = command.json("plan", "-c", CONFIGS / "transfer" / "reproduce.yaml", "--set", asked)
+    sets = "transfer.sets={caltech256: nowhere, voc2012_action: nowhere}"
+    made = command.json("plan", "-c", CONFIGS / "transfer" / "reproduce.yaml", "--set", sets)
     features, svms = made["assumptions"][-2:]
-    assert features.startswith("features of D-jitter, E-jitter are taken")
+    assert features.startswith("features of D-jitter, E-jitter are computed")
     assert "caltech256 30,607, voc2012_action 4,588 and the boxes of 6,278 persons" in features
-    assert "tens of CPU hours a split with all 257 classes and 5 values of C" in svms
+    assert "tens of CPU hours per split with all 257 classes and 5 values of C" in svms
     assert [stage["features_flop"] > 0 for stage in made["stages"]] == [
         "jitter" in stage["name"] for stage in made["stages"]
     ]

@@ -1,4 +1,4 @@
-"""What no real report holds: texts that mean something to HTML, LaTeX or jinja2, in every kind of block."""
+"""Texts with a meaning in HTML, LaTeX or jinja2, in every kind of block."""
 
 from html.parser import HTMLParser
 

@@ -128,9 +128,9 @@ def test_what_is_not_known_is_said_to_be(trained: RunDirectory, tmp_path: Path) 
 def card_of(run: RunDirectory, file: Path) -> str:
     config = load_resolved(run.path / "config.yaml")
     provenance = {"classes": None, "parent": None, "versions": {}}
-    kept = Checkpoint(config.model_dump(mode="json"), 370_000, {}, PREPROCESSING["paper"], provenance)
+    checkpoint = Checkpoint(config.model_dump(mode="json"), 370_000, {}, PREPROCESSING["paper"], provenance)
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-    return card.model_card(kept, run.read_json("final.json")["weights"], run, file.name, sha256)
+    return card.model_card(checkpoint, run.read_json("final.json")["weights"], run, file.name, sha256)
 
 
 def fabricated(root: Path, file: Path, **changes: Any) -> str:
@@ -164,8 +164,8 @@ def test_a_way_to_load_it_is_shown_where_there_is_one(root: Path, tmp_path: Path
     assert "torchvision.models.vgg16(num_classes=10)" in text
     assert 'timm.create_model("vgg16", ' in text
     assert "no such net" not in text
-    own = fabricated(root, tmp_path / "D.safetensors", name="own", layers=(("conv3-64",),))
-    assert "torchvision and timm have no such net" in own
+    card = fabricated(root, tmp_path / "D.safetensors", name="own", layers=(("conv3-64",),))
+    assert "torchvision and timm have no such net" in card
 
 
 def test_ilsvrc_is_known_to_the_hub(root: Path, tmp_path: Path) -> None:
@@ -181,8 +181,8 @@ def test_ilsvrc_is_known_to_the_hub(root: Path, tmp_path: Path) -> None:
 def test_torn_posteriors_are_named(root: Path, tmp_path: Path) -> None:
     fabricated(root, tmp_path / "D.safetensors")
     (torn,) = (root / "paper" / "D-256" / "posteriors").glob("dense-Q224-*.npz")
-    whole = torn.read_bytes()
-    for rest in (b"PK", whole[:1000]):
+    content = torn.read_bytes()
+    for rest in (b"PK", content[:1000]):
         torn.write_bytes(rest)
         with pytest.raises(UserError, match=re.escape(f"posteriors {torn} cannot be read")):
             card_of(RunDirectory(root / "paper" / "D-256"), tmp_path / "D.safetensors")

@@ -34,20 +34,20 @@ def test_a_known_answer(root: Path) -> None:
     assert test.difference == 2.0
     assert test.p_value == pytest.approx(binomtest(50, 140).pvalue)
     assert made.shown == "dense, Q = 256"
-    assert [(one.directory, one.finished) for one in made.made_by] == [
+    assert [(item.directory, item.finished) for item in made.made_by] == [
         (str(root / "paper" / name), True) for name in ("A-256", "B-256")
     ]
-    differing = {(one.kind, one.key): one.values for one in made.differences}
+    differing = {(item.kind, item.key): item.values for item in made.differences}
     assert differing == {("configuration", "model.net"): ["A", "B"]}
-    assert all(labels()[one.row] == int(one.true.removeprefix("class ")) for one in made.disagreements)
-    far_off = {one.row for one in made.disagreements}
+    assert all(labels()[item.row] == int(item.true.removeprefix("class ")) for item in made.disagreements)
+    far_off = {item.row for item in made.disagreements}
     assert far_off
     assert far_off <= {*range(50), *range(90, 150)}
-    assert sum(one.n for one in made.classes) == IMAGES
-    for one in made.classes:
-        own = labels() == int(one.name.removeprefix("class "))
-        wrong = [sum(own[:100]), sum(own[90:150])]
-        assert one.errors == pytest.approx([100 * count / sum(own) for count in wrong])
+    assert sum(item.n for item in made.classes) == IMAGES
+    for item in made.classes:
+        of_class = labels() == int(item.name.removeprefix("class "))
+        wrong = [sum(of_class[:100]), sum(of_class[90:150])]
+        assert item.errors == pytest.approx([100 * count / sum(of_class) for count in wrong])
 
 
 def test_runs_of_other_images_are_not_tested_against_each_other(root: Path) -> None:
@@ -55,7 +55,7 @@ def test_runs_of_other_images_are_not_tested_against_each_other(root: Path) -> N
     make_run(root, "B", posteriors=dense(256, wrong1=60, wrong5=10), fingerprint="e" * 64)
     made = compared(root)
     assert (made.paired, made.classes, made.disagreements) == ([], [], [])
-    assert [one.key for one in made.differences if one.kind == "data"] == ["fingerprint"]
+    assert [item.key for item in made.differences if item.kind == "data"] == ["fingerprint"]
     assert any("not comparable" in note for note in made.notes)
 
 
@@ -65,8 +65,8 @@ def test_classes_and_images_are_of_the_protocol_with_most_in_it(root: Path) -> N
     make_run(root, "B", posteriors=dense(*scales, wrong1=60, wrong5=10) | {("centre", 256): posteriors_with(9, 0)})
     made = compared(root)
     assert made.shown == "dense, Q = 224, 256, 288"
-    assert {(one.method, one.scales) for one in made.paired} == {("dense", "one Q"), ("dense", "several Q")}
-    centre = next(one for one in made.errors if one.method == "centre")
+    assert {(item.method, item.scales) for item in made.paired} == {("dense", "one Q"), ("dense", "several Q")}
+    centre = next(item for item in made.errors if item.method == "centre")
     assert (centre.top1[0], centre.n) == (None, [None, IMAGES])
 
 
@@ -95,7 +95,7 @@ def test_environment_data_and_ledger(root: Path) -> None:
     for net, torch, lines in (("A", "2.11", []), ("B", "2.15", [line])):
         run = make_run(root, net, departures=lines)
         run.write_json("environment.json", {"torch": torch, "python": "3.12"})
-    differing = {(one.kind, one.key): one.values for one in compared(root).differences}
+    differing = {(item.kind, item.key): item.values for item in compared(root).differences}
     assert differing["environment", "torch"] == ["2.11", "2.15"]
     assert differing["ledger", "train.batch"] == [None, 32]
     assert ("environment", "python") not in differing
@@ -105,7 +105,7 @@ def test_three_runs_have_three_tests(root: Path) -> None:
     for net, wrong in (("A", 100), ("B", 90), ("C", 80)):
         make_run(root, net, posteriors=dense(256, wrong1=wrong, wrong5=10))
     made = compared(root)
-    assert [(one.first[6], one.second[6], one.difference) for one in made.paired] == [
+    assert [(item.first[6], item.second[6], item.difference) for item in made.paired] == [
         ("A", "B", 0.5), ("A", "C", 1.0), ("B", "C", 0.5),
     ]  # fmt: skip
     assert made.errors[0].top1 == [5.0, 4.5, 4.0]
@@ -152,7 +152,8 @@ def test_the_commands(run_twice: Path, tmp_path: Path, command: Command) -> None
     page = tmp_path / "page.html"
     made = command.json("compare", "A", "demo:D", "--runs", run_twice, "--out", page)
     assert made["runs"] == ["demo:A", "demo:D"]
-    assert {one["true"] for one in made["classes"] if "true" in one} | {one["name"] for one in made["classes"]} == {
+    classes = made["classes"]
+    assert {item["true"] for item in classes if "true" in item} | {item["name"] for item in classes} == {
         "n01", "n02", "n03",
     }  # fmt: skip
     assert page.read_text().count("data:image/png;base64,") == 1 + bool(made["disagreements"])

@@ -19,13 +19,13 @@ from vggrepro.reporting.tables.report import Report
 
 def is_fresh(document: Path) -> bool:
     """Whether its sections are what the kept report gives today, and that has the paper's figures as of today."""
-    text, kept, papers = document.read_text(encoding="utf-8"), report_of_evidence(document), build_report([])
-    report = Report.model_validate_json(kept.read_text(encoding="utf-8")) if kept.exists() else papers
+    text, archived, papers = document.read_text(encoding="utf-8"), report_of_evidence(document), build_report([])
+    report = Report.model_validate_json(archived.read_text(encoding="utf-8")) if archived.exists() else papers
     return of_the_paper(papers) <= of_the_paper(report) and renew(text, report, document.parent) == text
 
 
 def of_the_paper(report: Report) -> set[tuple[object, ...]]:
-    """What a report says of the paper itself: its figures and its claims."""
+    """Returns the paper's figures and claims in a report."""
     return {
         *(
             (
@@ -36,12 +36,12 @@ def of_the_paper(report: Report) -> set[tuple[object, ...]]:
                 row.fine_tune,
                 row.boxes,
                 name,
-                one.printed,
+                figure.printed,
                 row.printed_spread,
             )
             for row in report.rows
-            for name, one in row.figures.items()
-            if one.printed is not None
+            for name, figure in row.figures.items()
+            if figure.printed is not None
         ),
         *((row.table, row.net, row.printed_count) for row in report.rows if row.printed_count),
         *((claim.section, claim.claim) for claim in (*report.claims, *report.transfer_claims)),
@@ -87,8 +87,8 @@ def test_words_outside_the_section_are_free(document: Path) -> None:
 
 
 def test_another_report_makes_it_stale(document: Path) -> None:
-    kept = report_of_evidence(document)
-    kept.write_text(kept.read_text().replace("29.6", "29.5"))
+    archived = report_of_evidence(document)
+    archived.write_text(archived.read_text().replace("29.6", "29.5"))
     assert not is_fresh(document)
 
 
@@ -181,7 +181,7 @@ def test_an_edit_of_a_section_of_evidence_is_noticed(in_short: Path, old: str) -
 
 def test_a_section_of_evidence_names_its_folder(tmp_path: Path) -> None:
     file = tmp_path / "page.md"
-    for marker, said in (("evidence", "names its folder"), ("evidence nowhere", "is not a folder")):
+    for marker, message in (("evidence", "names its folder"), ("evidence nowhere", "is not a folder")):
         file.write_text(f"<!-- vggrepro:{marker} -->\n<!-- /vggrepro:evidence -->\n")
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             update_document(file, build_report([]))

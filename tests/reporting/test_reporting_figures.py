@@ -49,8 +49,8 @@ def test_curves_show_each_error_that_validation_has(root: Path, error: str) -> N
     for name, last in (("flat", 50.0), ("falling", 20.0)):
         run = make_run(root, "A", name=name)
         errors = {"box_error": 50.0} if error == "box_error" else {"top1_error": 50.0, "top5_error": 50.0}
-        for step, one in ((200, 50.0), (300, last)):
-            run.append({"kind": "validation", "step": step, **errors, error: one})
+        for step, single in ((200, 50.0), (300, last)):
+            run.append({"kind": "validation", "step": step, **errors, error: single})
         drawn.append(pixels(figures.learning_curves({"A": run})))
     assert not np.array_equal(*drawn)
 
@@ -110,18 +110,18 @@ def test_effects_have_the_colour_of_their_verdict(root: Path) -> None:
 
 def test_lines_have_a_panel_a_title_and_a_colour_a_curve() -> None:
     curves = {"A": ([1, 2], [0.5, -1.0]), "D": ([1, 2, 3], [0.1, 0.2, 0.3])}
-    one = pixels(figures.lines({"first": curves}, "x", "y"))
+    single = pixels(figures.lines({"first": curves}, "x", "y"))
     two = pixels(figures.lines({"first": curves, "second": {"A": curves["A"]}}, "x", "y"))
-    assert two.shape[1] == 2 * one.shape[1]
-    assert has_colour(one, ORANGE) > 50
+    assert two.shape[1] == 2 * single.shape[1]
+    assert has_colour(single, ORANGE) > 50
     half = two.shape[1] // 2
     assert has_colour(two[:, half:], BLUE) > 50
     assert has_colour(two[:, half:], ORANGE) == 0
 
 
 def predictions(guess: list[int], label: list[int]) -> Predictions:
-    own, first = np.array(label), np.array(guess)
-    return Predictions(own, (own != first).astype(int), first[:, None], np.ones(len(own), np.float32))
+    true, first = np.array(label), np.array(guess)
+    return Predictions(true, (true != first).astype(int), first[:, None], np.ones(len(true), np.float32))
 
 
 def test_the_worst_classes_come_first() -> None:

@@ -92,14 +92,14 @@ def test_a_known_answer_of_tables_9_and_10(root: Path) -> None:
     find_dense([(fine, FINE)], 300, lost=200)  # 25 and not 28.2
     find_dense([(fine, BOTH)], 350, lost=200)  # 27.5, as printed
     find_dense([(coarse, COARSE), (fine, BOTH)], 340, lost=200)  # 27 beside 26.9
-    one, single, several, pooled = rows_of(root, 9, regression="PCR", split="val")
-    assert (one.S, one.Q, one.main.measured, one.verdict) == ("256", "256", 29.5, "agrees")
+    alone, single, several, pooled = rows_of(root, 9, regression="PCR", split="val")
+    assert (alone.S, alone.Q, alone.main.measured, alone.verdict) == ("256", "256", 29.5, "agrees")
     assert (single.Q, single.main.measured, single.verdict, single.note) == ("384", 25.0, "differs", "lower")
     assert single.main.difference == pytest.approx(-3.2)
     assert (several.Q, several.main.measured, several.main.printed) == ("352, 384", 27.5, 27.5)
     assert (pooled.S, pooled.Q, pooled.main.measured) == ("256 + 384", "256 + 352, 384", 27.0)
     assert (pooled.net, pooled.run) == ("D + D", "paper:256-PCR-all-0 + paper:384-PCR-all-0")
-    for row, wrong in ((one, 590), (single, 500), (several, 550), (pooled, 540)):
+    for row, wrong in ((alone, 590), (single, 500), (several, 550), (pooled, 540)):
         assert row.main.interval == wilson(wrong)
         assert row.guesses == "parent (top-5 error 10.0 %)"
     test_set = rows_of(root, 9, split="test")

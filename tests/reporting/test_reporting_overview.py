@@ -59,7 +59,7 @@ def page_of(made: Report) -> tuple[str, list[ElementTree.Element]]:
 
 
 def marks_of(panel: ElementTree.Element) -> Mapping[str, tuple[float, float, float, str]]:
-    """By label: left end, mark, right end, class."""
+    """Returns left end, mark, right end and class by label."""
     found = {}
     for group in panel.iter("g"):
         line, (mark, *_) = group.find("line"), [*group.iter("circle"), *group.iter("rect")]

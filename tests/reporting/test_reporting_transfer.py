@@ -186,8 +186,8 @@ def test_voc_2007_by_its_interval(root: Path) -> None:
 
 
 def test_two_nets_stacked(root: Path) -> None:
-    one, other = net_run(root, "D"), net_run(root, "E")
-    keep([one, other], (70, 71, 72))
+    first, other = net_run(root, "D"), net_run(root, "E")
+    keep([first, other], (70, 71, 72))
     row = row_of(root, "D + E")
     assert (row.run, row.main.printed, row.verdict) == ("paper:D-jitter + paper:E-jitter", 92.7, "agrees")
 

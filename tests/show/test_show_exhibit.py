@@ -1,4 +1,4 @@
-"""What is opened for the page, and the pixels of a file."""
+"""Opening of a net for the page, and the pixels of a file."""
 
 import io
 import re

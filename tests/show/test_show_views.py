@@ -1,4 +1,4 @@
-"""What the page shows is what evaluation has stored, and each place of a map lies where its window does."""
+"""The page's values equal the stored ones, and each position of a map is where its window is."""
 
 import re
 from typing import Any

@@ -1,4 +1,4 @@
-"""The three exchanges of gradients beside one another: bytes and time of a step on the ranks that run this."""
+"""Benchmark of the three exchanges of gradients: bytes and time per step on these ranks."""
 
 import os
 import statistics
@@ -27,7 +27,7 @@ Backend = Literal["nccl", "gloo"]
 
 
 def run(config: Config, steps: int, rounds: int, backend: Backend | None = None) -> dict[str, Any] | None:
-    """Gradients of the global batch by each exchange in turn, `rounds` times `steps`; None on all ranks but the first.
+    """Times each exchange in turn, `rounds` turns of `steps` steps; returns None on all ranks except the first.
 
     ours: factor exchange, in steps per second; usual: DDP's all-reduce. The details have the bytes handed to
     collectives in a step (counted), and what a ring of these ranks sends for them from each rank. `backend` is NCCL on

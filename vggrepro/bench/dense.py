@@ -1,4 +1,4 @@
-"""Dense evaluation beside the usual way: image by image, and beside the centre crop that most people report."""
+"""Dense evaluation beside one image at a time, and beside the usual centre crop."""
 
 from typing import Any
 
@@ -19,11 +19,11 @@ _POSTERIORS = Output(
 
 
 def run(config: Config, Q: tuple[int, ...], images: int, rounds: int) -> dict[str, Any]:
-    """Times three ways of evaluating the same validation images with the same net, in turn, `rounds` times.
+    """Times three implementations of evaluation in turn, `rounds` times, with the same net and images.
 
     ours: dense at every Q with flips, as `vggrepro evaluate` does it; usual: the same, but one image at a time,
     decoded and resampled by PIL, in torch's default memory format; centre_crop: torchvision's Resize and CenterCrop at
-    the smallest Q, in full batches. Returns the keys of every benchmark, with rates in images/s. Raises UserError.
+    the smallest Q, in full batches. Returns the fields of every benchmark, with rates in images/s. Raises UserError.
     """
     found = bench_of(config, images).compare("dense", _POSTERIORS, Q, rounds)
     minutes = value("val_images") / found["ours"] / 60

@@ -1,4 +1,4 @@
-"""Features of images (Appendix B) beside the usual way: image by image, and beside one centre crop of each."""
+"""Feature extraction (Appendix B) beside one image at a time, and beside one centre crop per image."""
 
 from typing import Any
 
@@ -20,12 +20,12 @@ _FEATURES = Output(features, _averaged, _averaged, lambda at_scales: descriptors
 
 
 def run(config: Config, Q: tuple[int, ...], images: int, rounds: int) -> dict[str, Any]:
-    """Times three ways of taking features of the same validation images with the same net, in turn, `rounds` times.
+    """Times three implementations of feature extraction in turn, `rounds` times, with the same net and images.
 
     ours: dense at every Q with mirror images, in batches of one shape, as `vggrepro features` does it; usual: the same,
     but one image at a time, decoded and resampled by PIL, in torch's default memory format; centre_crop: torchvision's
-    Resize and CenterCrop at the smallest Q in full batches, not mirrored. What is compared, `largest_difference`, are
-    descriptors of length 1, stacked over Q. Returns the keys of every benchmark, with rates in images/s. Raises
+    Resize and CenterCrop at the smallest Q in full batches, not mirrored. `largest_difference` compares
+    descriptors of length 1, stacked over Q. Returns the fields of every benchmark, with rates in images/s. Raises
     UserError.
     """
     bench = bench_of(config, images)

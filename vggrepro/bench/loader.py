@@ -1,4 +1,4 @@
-"""Training images beside the usual way: torchvision's ImageFolder in a DataLoader, with the same augmentation."""
+"""Loading of training images beside torchvision's ImageFolder in a DataLoader, with the same augmentation."""
 
 import multiprocessing
 import os
@@ -33,29 +33,28 @@ from vggrepro.data.loading.loader import make_loader
 from vggrepro.data.sampler import MicroBatches, TrainingSampler, colour_components
 from vggrepro.data.views import Views
 
-_UNTIMED = 6  # batches at the start of a turn, which may be ready since the last one
+_UNTIMED = 6  # batches at the start of a turn that may have been prefetched in the last one
 
 
 def run(
     config: Config, images: int, batch: int, batches: int, rounds: int, threads: tuple[int, ...] = ()
 ) -> dict[str, Any]:
-    """Loads training batches in turn by our backends and by the usual way, `rounds` times `batches` of them.
+    """Times our backends and the usual way in turn: `rounds` turns of `batches` training batches each.
 
-    All read the same `images` files, copied out of the data set into a temporary folder, so their bytes come from the
-    page cache; each has as many decoding threads or processes as this one has cores. ours: DALI where it is installed;
-    dali_gpu: the same with a GPU's help, where there is one; ceiling: DALI decoding the same regions and nothing else.
-    For each number of `threads` ours once more with so many, in this process and, as on a rank with a GPU, in others.
-    Rates are images per second of processor time, which other users of the machine disturb least; images per second of
-    wall time are in the details. Raises UserError.
+    All read the same `images` files, copied into a temporary folder, so their bytes come from the page cache; each has
+    one decoding thread or process per core. ours: DALI if installed; dali_gpu: the same with a GPU; ceiling: DALI
+    decoding the same regions only. `threads` adds ours with these numbers of threads, in this process and in separate
+    processes, as on a rank with a GPU. Rates are images per second of processor time, which other load disturbs least;
+    the details have images per second of wall time. Raises UserError.
     """
     workers = config.data.workers or len(os.sched_getaffinity(0))
     data = config.data.model_copy(update={"workers": workers})
     with tempfile.TemporaryDirectory(prefix="vggrepro-bench-") as folder:
         source = str(sample_set.ensure(Path(folder))) if data.root == sample_set.ROOT else data.root
-        whole = open_index(source, data.index, Path(folder), lambda done, total: None)
-        require_training_images(whole)
+        index = open_index(source, data.index, Path(folder), lambda done, total: None)
+        require_training_images(index)
         root = Path(folder) / "images"
-        _copied(whole.split("train"), whole.classes, images, root)
+        _copied(index.split("train"), index.classes, images, root)
         split = scan_folder(root).split("train")
         sampler = TrainingSampler(split.size, data, config.model.crop, config.run.seed)
         present = make_loader(data, torch.device("cpu")).backend
@@ -112,7 +111,7 @@ def _spread(rates: list[float]) -> dict[str, float]:
 
 
 def _copied(split: Split, classes: tuple[str, ...], images: int, root: Path) -> None:
-    """The first `images` training images of a shuffled order as ImageFolder wants them; one of them tests, too."""
+    """Copies `images` random training images into ImageFolder's layout; one is also a validation image."""
     order = np.random.default_rng(0).permutation(len(split))[:images]
     for image in order:
         for part in ("train", "val") if image == order[0] else ("train",):
@@ -137,19 +136,19 @@ def _decode_only(split: Split, stream: Iterable[Views], workers: int) -> Generat
 
 
 class ShiftColours(v2.Transform):
-    """AlexNet's colour shift, which torchvision has not: of a float image in [0, 1]."""
+    """AlexNet's colour shift of a float image in [0, 1], which torchvision lacks."""
 
     def __init__(self, components: torch.Tensor) -> None:
         super().__init__()
         self.components = components / 255
 
     def transform(self, image: torch.Tensor, params: dict[str, Any]) -> torch.Tensor:
-        """(3, h, w)"""
+        """Shifts the colours of an image (3, h, w)."""
         return image + (torch.randn(3) @ self.components)[:, None, None]
 
 
 def usual_transform(config: Config) -> v2.Transform:
-    """The augmentation of Section 3.1 as torchvision's documentation composes it: of one PIL image, in a worker."""
+    """Composes the augmentation of Section 3.1 from torchvision's transforms, for a PIL image."""
     low, high = config.data.S_range
     steps: list[v2.Transform] = [v2.RandomResize(low, high + 1), v2.RandomCrop(config.model.crop)]
     if config.data.flip:
@@ -169,7 +168,7 @@ def _usual(config: Config, folder: Path, batch: int, workers: int) -> Generator[
 
 
 def _wait_for_quiet() -> None:
-    """Until the way whose turn it was has prepared what it prepares ahead."""
+    """Waits until the previous implementation has finished prefetching."""
     before = _busy()
     while True:
         time.sleep(0.2)
@@ -179,7 +178,7 @@ def _wait_for_quiet() -> None:
 
 
 def _busy() -> float:
-    """Processor seconds of this process and the worker processes that it has running."""
+    """Returns the processor seconds of this process and its running workers."""
     total = time.process_time()
     for child in multiprocessing.active_children():
         fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""What benchmarks say of the machine, and how they wait for it."""
+"""Description of the machine, clocks and synchronisation for benchmarks."""
 
 import gc
 import os
@@ -12,19 +12,19 @@ import torch
 
 
 def clock(device: torch.device) -> float:
-    """Seconds: of wall time once the device is done, and on a CPU of this process's time on it."""
+    """Returns seconds: wall time after synchronising a GPU; on a CPU, this process's processor time."""
     wait_for(device)
     return time.perf_counter() if device.type == "cuda" else time.process_time()
 
 
 def wait_for(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+    """Waits until the device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def name_of(device: torch.device) -> str:
-    """The device in words: a GPU's name, or the processor's and how many cores of it may be used."""
+    """Returns a GPU's name, or the processor's name and number of available cores."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -36,7 +36,7 @@ def name_of(device: torch.device) -> str:
 
 
 def conditions(device: torch.device) -> dict[str, Any]:
-    """What every result says of the machine it was measured on."""
+    """Returns the description of the machine for a result."""
     return {
         "device": name_of(device),
         "threads": torch.get_num_threads(),
@@ -46,7 +46,7 @@ def conditions(device: torch.device) -> dict[str, Any]:
 
 
 def release(device: torch.device) -> None:
-    """Gives back the memory of nets that are not used any more, compiled ones included."""
+    """Releases the memory of unused nets, including compiled ones."""
     torch.compiler.reset()
     gc.collect()
     if device.type == "cuda":

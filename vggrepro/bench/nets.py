@@ -1,4 +1,4 @@
-"""A net applied to validation images in three ways: what the benchmarks of testing have in common."""
+"""Common part of the benchmarks of testing: a net applied to validation images in three ways."""
 
 import io
 import statistics
@@ -33,36 +33,36 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Output:
-    """What is made of images with a net: (N, k) each time."""
+    """Functions that compute outputs (N, k) of images with a net."""
 
     ours: Callable[[VGG, torch.Tensor, Evaluation], torch.Tensor]
-    """Of uncropped images of one shape and their mirror images, as ours does it."""
+    """Our implementation, for uncropped images of one shape and their mirror images."""
     usual: Callable[[VGG, torch.Tensor], torch.Tensor]
-    """Of uncropped images."""
+    """Reference implementation for uncropped images."""
     of_crops: Callable[[VGG, torch.Tensor], torch.Tensor]
     over_Q: Callable[[Sequence[Floats]], Floats]
-    """What is compared, of the (images, k) at each Q."""
+    """Reduction of the outputs (images, k) over Q before the comparison."""
     skipped: tuple[str, ...] = ()
     """Layers that are not computed."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A net with random weights, twice, and the images that it is applied to."""
+    """A net with random weights in two memory formats, and the images to which it is applied."""
 
     config: Config
     device: torch.device
     split: Split
     loader: Loader
     net: VGG
-    """As ours has it, channels last."""
+    """Net in channels-last format, as in our code."""
     plain: VGG
-    """The same weights in torch's default memory format."""
+    """Net with the same weights in torch's default memory format."""
     mean: torch.Tensor
-    """(3, 1, 1) what is subtracted from pixels."""
+    """Mean that is subtracted from pixels, shape (3, 1, 1)."""
 
     def ours(self, output: Output, Q: int) -> Floats:
-        """(images, k) in batches of one shape, as `vggrepro evaluate` and `vggrepro features` do it."""
+        """Computes outputs (images, k) in batches of one shape, like `vggrepro evaluate` and `vggrepro features`."""
         testing = self.config.evaluation
         views = uncropped_views(self.split, Q, images_at_once(testing), self.net.architecture.crop)
         batches = self.loader.batches(self.split, views)
@@ -71,7 +71,7 @@ class Bench:
         return values[np.argsort(np.concatenate([rows for rows, _ in shown]))]
 
     def per_image(self, output: Output, Q: int) -> Floats:
-        """(images, k) one image at a time, decoded and resampled by PIL, in torch's default memory format."""
+        """Computes outputs (images, k) one image at a time, decoded and resampled by PIL."""
         rows = []
         for row in range(len(self.split)):
             height, width = rescaled_size(self.split.size[row : row + 1], Q)[0]
@@ -82,7 +82,7 @@ class Bench:
         return np.stack(rows)
 
     def centre_crop(self, output: Output, Q: int) -> Floats:
-        """(images, k) of full batches as most people make them: Resize(Q) and CenterCrop, never mirrored."""
+        """Computes outputs (images, k) in full batches after Resize(Q) and CenterCrop, without mirror images."""
         from torchvision.transforms import v2
 
         transform = v2.Compose([v2.Resize(Q), v2.CenterCrop(self.config.model.crop), v2.PILToTensor()])
@@ -98,7 +98,7 @@ class Bench:
             return opened.convert("RGB")
 
     def flop_per_image(self, Q: tuple[int, ...], skipped: tuple[str, ...] = ()) -> float:
-        """Of the dense pass at all Q, mirror images included, without some layers; a multiply-add is two."""
+        """Counts the FLOP of the dense pass at all Q, including mirror images, without the skipped layers."""
         net, size_of = self.net.architecture, self.split.size
         layers = [layer for layer in net.layers() if layer.name not in skipped]
         convolutions = sum(layer.multiply_adds for layer in layers if layer.kind == "conv") / net.crop**2
@@ -111,9 +111,9 @@ class Bench:
         return 2 * (1 + self.config.evaluation.flip) * total / len(size_of)
 
     def compare(self, name: str, output: Output, Q: tuple[int, ...], rounds: int) -> dict[str, Any]:
-        """Times the three ways in turn. Returns the keys of every benchmark, with rates in images/s.
+        """Times the three implementations in turn. Returns the fields of every benchmark, with rates in images/s.
 
-        The details have `largest_difference` of what ours and the usual way compute.
+        `details.largest_difference` compares the outputs of ours and of the usual way.
         """
         config, device, precision = self.config, self.device, self.config.evaluation.precision
         ways: dict[str, Callable[[], Floats]] = {
@@ -123,7 +123,7 @@ class Bench:
         }
         set_arithmetic(device, precision)
         with autocast(device, precision), torch.inference_mode():
-            results = {name: way() for name, way in ways.items()}  # and nothing is cold afterwards
+            results = {name: way() for name, way in ways.items()}  # also warms up
             rates, cpu_rates = rates_in_turn(ways, rounds, 1, len(self.split), time.perf_counter, time.process_time)
         flop, peak = self.flop_per_image(Q, output.skipped), peak_flops(device, precision)
         ours, by_round = statistics.median(rates["ours"]), ratios(rates["ours"], rates["usual"])
@@ -131,7 +131,7 @@ class Bench:
             "centre_crop": statistics.median(rates["centre_crop"]),
             "ratio_range": [min(by_round), max(by_round)],
             "rates": rates,
-            # on a machine shared with others, the processor's time says more than the clock
+            # on a shared machine, processor time is more reliable than wall time
             "cpu_time_ratio": statistics.median(ratios(cpu_rates["ours"], cpu_rates["usual"])),
             "largest_difference": float(np.abs(results["ours"] - results["usual"]).max()),
             "tflop_per_s": ours * flop / 1e12,
@@ -148,7 +148,7 @@ class Bench:
 
 
 def bench_of(config: Config, images: int) -> Bench:
-    """A net and evenly spread validation images, at most so many. Raises UserError."""
+    """Builds a net and selects up to `images` evenly spaced validation images. Raises UserError."""
     device = pick_device(config.run.device, 0)
     split = open_data(config, training=False).split("val")
     split = split.take(np.unique(np.linspace(0, len(split) - 1, min(images, len(split))).astype(np.int64)))

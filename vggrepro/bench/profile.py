@@ -1,4 +1,4 @@
-"""Where a training step spends its time: the device's kernels, the gaps between them, and the host beside it."""
+"""Profile of the training step: the device's kernels, the gaps between them, and the host."""
 
 import statistics
 import time
@@ -24,12 +24,12 @@ Interval = tuple[float, float]
 
 
 def run(config: Config, steps: int, top: int) -> dict[str, Any]:
-    """Takes `steps` steps on images that are ready, three times: in a row, one at a time, and under torch's profiler.
+    """Runs `steps` steps on images in memory three times: in a row, one at a time, and under torch's profiler.
 
-    In a row gives the rate. One at a time gives what the host needs to launch a step: where that is more than the step
-    takes, the device waits for the host. The profiler gives the kernels, of which the `top` longest are named, and how
-    much of the time none was running; it slows the host, so that gaps are an upper bound. On a CPU the kernels are
-    torch's outermost operations. Raises UserError.
+    The first gives the rate. The second gives the host's time to launch a step: if it exceeds the duration of the step,
+    the device waits for the host. The profiler gives the `top` longest kernels and the fraction of time without any
+    kernel; it slows the host, so gaps are an upper bound. On a CPU the kernels are torch's outermost operations.
+    Raises UserError.
     """
     device = pick_device(config.run.device, 0)
     step = training_step(trainer_of(config, device))
@@ -65,7 +65,8 @@ def run(config: Config, steps: int, top: int) -> dict[str, Any]:
 
 
 def kernels(events: Iterable[FunctionEvent], kind: DeviceType, steps: int, top: int) -> dict[str, Any]:
-    """What ran on one kind of device in so many steps: times in ms a step, and the share of time without any kernel."""
+    """Summarises the kernels of a device over `steps` steps: times in ms per step, fraction of time without a "
+    "kernel."""
     # on a GPU annotations, such as the optimiser's, cover the kernels of a region and are none
     chosen = [e for e in events if e.device_type == kind and e.cpu_parent is None]
     chosen = [e for e in chosen if kind == DeviceType.CPU or not e.is_user_annotation]
@@ -97,7 +98,7 @@ def kernels(events: Iterable[FunctionEvent], kind: DeviceType, steps: int, top: 
 
 
 def covered(intervals: Iterable[Interval]) -> float:
-    """Length of the union of some intervals."""
+    """Returns the length of the union of intervals."""
     length, reached = 0.0, float("-inf")
     for start, end in sorted(intervals):
         length += max(0.0, end - max(start, reached))

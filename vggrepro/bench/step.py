@@ -26,43 +26,42 @@ from vggrepro.ranks.topology import Topology
 from vggrepro.training.step import Trainer
 from vggrepro.training.throughput import flop_per_image, peak_flops
 
-_SIZES = np.full((1000, 2), 512, np.int64)  # of the images that views are drawn of, px; no matter here
-_RATE = 1e-5  # a learning rate at which noise leaves every way's weights finite: NaN takes less power, and less time
+_SIZES = np.full((1000, 2), 512, np.int64)  # arbitrary image sizes in px, from which views are drawn
+_RATE = 1e-5  # a learning rate at which weights stay finite on noise: NaN computes faster
 
 Step = Callable[[], None]
 
 
 def small(net: str = "A") -> Config:
-    """A geometry that a CPU trains in a moment."""
+    """Returns a small geometry for a CPU."""
     return Config(model=Model(net=net, classes=100, crop=64, width=0.25), train=Train(batch=32, learning_rate=_RATE))
 
 
 def plain(net: str = "A") -> Config:
-    """What is measured unless settings say otherwise: the paper's geometry in bf16, compiled; on a CPU a small one."""
+    """Returns the default configuration: the paper's geometry in bf16, compiled; on a CPU a small one."""
     if torch.cuda.is_available():
         return Config(model=Model(net=net), train=Train(precision="bf16", compile=True, learning_rate=_RATE))
     return small(net)
 
 
 def run(config: Config, nets: tuple[str, ...], batches: tuple[int, ...], steps: int, rounds: int) -> dict[str, Any]:
-    """Steps of each net at each batch size, `rounds` times `steps` of each way in turn.
+    """Times training steps of each net at each batch size: `rounds` turns of `steps` steps per implementation.
 
-    Rates are images per second, on a CPU per second of processor time, which other users of the machine disturb least.
+    Rates are images per second, on a CPU per second of processor time, which other load disturbs least.
 
-    ours: the step of training, under `config`. usual: torchvision's reference recipe as users run it: NCHW, automatic
-    mixed precision on CUDA, metrics read at every step. The same in channels_last is in the details, and as ceiling
-    the bare step: our layout and precision without anything of ours around it. The head figures are of the last net
-    and batch size.
+    ours: the training step under `config`. usual: torchvision's reference recipe as users run it: NCHW, automatic mixed
+    precision on CUDA, metrics read at every step. The details add the same recipe in channels_last, and as ceiling a
+    bare step in our layout and precision. The head figures belong to the last net and batch size.
     """
     device = pick_device(config.run.device, 0)
     details: dict[str, Any] = {}
     head: dict[str, float | None] = {}
     for net, batch in itertools.product(nets, batches):
         model = config.model.model_copy(update={"net": net})
-        one = config.model_copy(update={"model": model, "train": config.train.model_copy(update={"batch": batch})})
+        setup = config.model_copy(update={"model": model, "train": config.train.model_copy(update={"batch": batch})})
         release(device)
         try:
-            found = _compare(one, device, steps, rounds)
+            found = _compare(setup, device, steps, rounds)
         except torch.OutOfMemoryError:
             details[f"{net} batch {batch}"] = "out of memory"
             continue
@@ -110,7 +109,7 @@ def _compare(config: Config, device: torch.device, steps: int, rounds: int) -> d
 
 
 def training_step(trainer: Trainer) -> Step:
-    """The step of training as `vggrepro train` takes it, but on images that are ready."""
+    """Returns the training step of `vggrepro train` on images in memory."""
     config, device = trainer.config, trainer.device
     sampler = TrainingSampler(_SIZES, config.data, config.model.crop, config.run.seed)
     images, labels = noise(config, config.train.batch, device)
@@ -124,12 +123,13 @@ def training_step(trainer: Trainer) -> Step:
 
 
 def trainer_of(config: Config, device: torch.device) -> Trainer:
-    """A net at the start of its training, on its own."""
+    """Builds a trainer of an untrained net on a single rank."""
     return Trainer(untrained(config, device), config, Topology(), device)
 
 
 def _usual(config: Config, device: torch.device, layout: torch.memory_format) -> Step:
-    """One batch of `references/classification/train.py`: autocast and GradScaler on CUDA, accuracy and loss read."""
+    """Returns a step of `references/classification/train.py`: autocast and GradScaler on CUDA, accuracy and loss "
+    "read."""
     net, optimiser = _with_sgd(config, device, layout)
     images, labels = noise(config, config.train.batch, device, layout)
     mixed = device.type == "cuda"
@@ -150,7 +150,7 @@ def _usual(config: Config, device: torch.device, layout: torch.memory_format) ->
 
 
 def _bare(config: Config, device: torch.device) -> Step:
-    """Forward, backward, SGD: nothing else."""
+    """Returns a bare step: forward, backward, SGD."""
     net, optimiser = _with_sgd(config, device, torch.channels_last, fused=True)
     images, labels = noise(config, config.train.batch, device)
 
@@ -174,7 +174,7 @@ def _with_sgd(
 
 
 def untrained(config: Config, device: torch.device, layout: torch.memory_format = torch.channels_last) -> VGG:
-    """A net with random weights, in training mode."""
+    """Builds a net with random weights, in training mode."""
     net = VGG(architecture_of(config))
     init_weights(net, "glorot_uniform", config.run.seed)
     return net.to(device, memory_format=layout).train()  # type: ignore[call-overload]
@@ -183,7 +183,7 @@ def untrained(config: Config, device: torch.device, layout: torch.memory_format 
 def noise(
     config: Config, rows: int, device: torch.device, layout: torch.memory_format = torch.channels_last
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images of the crop's size, as the net sees them, and labels."""
+    """Draws random input images (rows, 3, crop, crop) and labels (rows,)."""
     random = torch.Generator().manual_seed(0)
     images = torch.randn(rows, 3, config.model.crop, config.model.crop, generator=random) * 60
     labels = torch.randint(config.model.classes, (rows,), generator=random)
@@ -191,13 +191,13 @@ def noise(
 
 
 def mfu(config: Config, device: torch.device, images_per_s: float) -> float | None:
-    """Share of the device's peak at this rate of training; None where the peak is not known."""
+    """Returns the model FLOP utilisation at a training rate; None if the device's peak is unknown."""
     peak = peak_flops(device, config.train.precision)
     return images_per_s * flop_per_image(architecture_of(config)) / peak if peak else None
 
 
 def about(config: Config, device: torch.device) -> dict[str, Any]:
-    """What every result of a step says of its net, batch and machine."""
+    """Returns the net, batch and machine of a result."""
     return {
         "net": f"{config.model.net}, {config.model.geometry}",
         "batch": config.train.batch,

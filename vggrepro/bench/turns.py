@@ -1,4 +1,4 @@
-"""Ways to do the same, timed in turn: what all benchmarks that put ours beside the usual way have in common."""
+"""Interleaved timing of implementations, common to all benchmarks beside the usual way."""
 
 import statistics
 from collections.abc import Callable, Mapping
@@ -16,14 +16,14 @@ def rates_in_turn(
     *clocks: Callable[[], float],
     prepare: Callable[[str], object] = lambda way: None,
 ) -> list[Rates]:
-    """Rates by each of the clocks, in seconds: a turn is so many calls of a way, of that amount each.
+    """Measures rates by each clock: a turn is `calls` calls of an implementation, each of `amount` units.
 
-    `prepare(way)` comes before each turn, and is not timed.
+    `prepare(way)` runs before each turn, untimed.
     """
     rates: list[Rates] = [{name: [] for name in ways} for _ in clocks]
     for number in range(rounds):
         order = list(ways.items())
-        for name, way in order if number % 2 else reversed(order):  # nobody always comes after the same one
+        for name, way in order if number % 2 else reversed(order):  # rotates the order
             prepare(name)
             started = [clock() for clock in clocks]
             for _ in range(calls):
@@ -34,14 +34,14 @@ def rates_in_turn(
 
 
 def ratios(ours: list[float], usual: list[float]) -> list[float]:
-    """Ours to the usual, by round."""
+    """Returns the ratio of ours to the usual way per round."""
     return [a / b for a, b in zip(ours, usual, strict=True)]
 
 
 def result(
     name: str, ours: list[float], usual: list[float], unit: str, details: dict[str, Any], ceiling: float | None = None
 ) -> dict[str, Any]:
-    """The keys of every benchmark, given rates by round: medians, and the median of the rounds' ratios."""
+    """Returns the fields of every benchmark from rates per round: medians, and the median of the rounds' ratios."""
     return {
         "name": name,
         "ours": statistics.median(ours),

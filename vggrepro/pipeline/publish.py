@@ -55,7 +55,7 @@ class Published:
 
 
 @dataclass(frozen=True)
-class _Net:
+class _UnpublishedNet:
     """Finished net and the files that are published with it."""
 
     run: RunDirectory
@@ -146,7 +146,7 @@ def publish(run: Path, to: str, *, dry_run: bool = False, private: bool = False,
     return Published(address, sizes, net.weights, timm, tuple(notes))
 
 
-def _read(run: Path) -> _Net:
+def _read(run: Path) -> _UnpublishedNet:
     if run.is_file():
         raise UserError(f"{run} is a file; name the run directory of a finished stage, e.g. runs/demo/D")
     file, _ = locate(run)
@@ -165,7 +165,7 @@ def _read(run: Path) -> _Net:
     if stored.weights and stored.dataset:
         results = ranks_by_test([stored], PredictionCache())
         others |= evidence.contents([stored], results) if results else {}
-    return _Net(directory, stored_net, weights, others)
+    return _UnpublishedNet(directory, stored_net, weights, others)
 
 
 def _json(tree: Any) -> bytes:
@@ -233,7 +233,7 @@ def _read_folder(folder: Path) -> Publication:
     return Publication(files, config, card)
 
 
-def _keeps_card(net: _Net, existing: Publication, to: str, *, replace: bool) -> bool:
+def _keeps_card(net: _UnpublishedNet, existing: Publication, to: str, *, replace: bool) -> bool:
     """Whether an edited card must not be replaced. Raises UserError if other content would be lost."""
     if replace:
         return False
@@ -255,7 +255,7 @@ def _keeps_card(net: _Net, existing: Publication, to: str, *, replace: bool) -> 
     return bool(existing.card and not as_made(existing.card.decode(errors="replace")))
 
 
-def _to_folder(net: _Net, folder: Path, card: bytes | None) -> dict[str, int]:
+def _to_folder(net: _UnpublishedNet, folder: Path, card: bytes | None) -> dict[str, int]:
     """Replaces a folder atomically; returns the sizes of its files. Raises UserError."""
     folder = folder.resolve()
     new, old = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.{part}") for part in ("new", "old"))

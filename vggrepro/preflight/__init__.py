@@ -1,1 +1,1 @@
-"""What can be known before anything is spent."""
+"""Checks and cost estimates before GPU hours are spent."""

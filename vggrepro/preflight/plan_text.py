@@ -12,22 +12,22 @@ def render(made: Plan, machine: Machine) -> str:
     """Formats a plan for the terminal."""
     rows = [
         {
-            "stage": one.name,
-            "after": one.depends_on or "-",
-            "PFLOP": _number((one.training_flop + one.evaluation_flop + one.features_flop) / 1e15),
-            "images/s": f"{one.images_per_s:,.0f}",
-            "wall h": _number(one.wall_hours),
-            "GPU h": _number(one.gpu_hours),
-            "binds": one.binds,
-            "exchange": f"{f'{one.comm}: ' if one.comm else ''}{one.exchange_ms:.1f} of {one.step_ms:.1f} ms",
-            "sent": f"{one.sent_mb:,.0f} MB/step",
-            "decode and read per node": f"{one.images_per_s_node:,.0f} images/s: {_cores(one)}, "
-            f"{_number(one.read_mb_per_s_node)} MB/s",
-            "file system": f"{_number(one.read_mb_per_s)} MB/s",
-            "disk": f"{_number(one.disk_gb)} GB",
-            "rate": one.rate_from,
+            "stage": stage.name,
+            "after": stage.depends_on or "-",
+            "PFLOP": _number((stage.training_flop + stage.evaluation_flop + stage.features_flop) / 1e15),
+            "images/s": f"{stage.images_per_s:,.0f}",
+            "wall h": _number(stage.wall_hours),
+            "GPU h": _number(stage.gpu_hours),
+            "binds": stage.binds,
+            "exchange": f"{f'{stage.comm}: ' if stage.comm else ''}{stage.exchange_ms:.1f} of {stage.step_ms:.1f} ms",
+            "sent": f"{stage.sent_mb:,.0f} MB/step",
+            "decode and read per node": f"{stage.images_per_s_node:,.0f} images/s: {_cores(stage)}, "
+            f"{_number(stage.read_mb_per_s_node)} MB/s",
+            "file system": f"{_number(stage.read_mb_per_s)} MB/s",
+            "disk": f"{_number(stage.disk_gb)} GB",
+            "rate": stage.rate_from,
         }
-        for one in made.stages
+        for stage in made.stages
     ]
     table = [list(rows[0]), *(list(row.values()) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -52,14 +52,18 @@ def render(made: Plan, machine: Machine) -> str:
 
 def cheaper_lines(found: Sequence[Cheaper]) -> list[str]:
     """Formats cheaper settings, ready to paste."""
-    return [
-        f"{' '.join(f'--set {setting}' for setting in one.settings)}: saves {_number(one.saved_gpu_hours)} of "
-        f"{_number(one.gpu_hours + one.saved_gpu_hours)} GPU-hours and {_number(one.saved_wall_hours)} of "
-        f"{_number(one.wall_hours + one.saved_wall_hours)} h; "
-        + (f"departs from the paper: {', '.join(one.departures)}" if one.departures else "no departure from the paper")
-        + f"; needs {one.decode_cores_node} cores per node to decode and {_number(one.read_mb_per_s)} MB/s to read"
-        for one in found
-    ]
+    lines = []
+    for change in found:
+        settings = " ".join(f"--set {setting}" for setting in change.settings)
+        departures = f"departs from the paper: {', '.join(change.departures)}"
+        lines.append(
+            f"{settings}: saves {_number(change.saved_gpu_hours)} of "
+            f"{_number(change.gpu_hours + change.saved_gpu_hours)} GPU-hours and {_number(change.saved_wall_hours)} of "
+            f"{_number(change.wall_hours + change.saved_wall_hours)} h; "
+            f"{departures if change.departures else 'no departure from the paper'}; needs "
+            f"{change.decode_cores_node} cores per node to decode and {_number(change.read_mb_per_s)} MB/s to read"
+        )
+    return lines
 
 
 def _waiting_lines(made: Plan) -> Iterator[str]:
@@ -69,7 +73,7 @@ def _waiting_lines(made: Plan) -> Iterator[str]:
         "file system": "fewer nodes cost less and take little longer",
     }
     for part, remedy in remedies.items():
-        if names := [one.name for one in made.stages if one.binds == part]:
+        if names := [stage.name for stage in made.stages if stage.binds == part]:
             yield f"{'waiting':14}the GPUs of {', '.join(names)} wait for the {part}: {remedy}"
 
 
@@ -117,7 +121,7 @@ def assumptions_of(
         f"gradients are exchanged by rings at {network}, hidden behind the backward pass (two thirds of a step)"
         + (", and by factor every GPU then forms the FC layers' gradients of the full batch" if factors else ""),
         f"{' and '.join(data)}; "
-        + ("no data.index is given; " if any(one.startswith("ILSVRC") for one in data) else "")
+        + ("no data.index is given; " if any(name.startswith("ILSVRC") for name in data) else "")
         + f"uncropped images have sides 1:{LONG_SIDE}",
         "validation runs at the training speed, by FLOPs; so do tests, except that the GPU's peak may be lower in "
         "evaluation.precision",
@@ -134,7 +138,7 @@ def assumptions_of(
 
 def _other_data_sets(sets: Mapping[str, ImageSet]) -> Iterator[str]:
     """Yields a sentence on the data sets of features, and a sentence on the linear SVMs."""
-    counts = {name: images for one in sets.values() for name, images in one.others.items()}
+    counts = {name: images for image_set in sets.values() for name, images in image_set.others.items()}
     if not counts:
         return
     persons = f" and the boxes of {ACTION_PERSONS:,} persons, as if they were images"
@@ -147,7 +151,7 @@ def _other_data_sets(sets: Mapping[str, ImageSet]) -> Iterator[str]:
     if None in counts.values():
         unknown = ", ".join(name for name, images in counts.items() if images is None)
         parts.append(f"not counted, and so not included: {unknown}")
-    nets = ", ".join(name for name, one in sets.items() if one.others)
+    nets = ", ".join(name for name, image_set in sets.items() if image_set.others)
     yield f"features of {nets} are computed for other data sets' images, 4 bytes per unit: {'; '.join(parts)}"
     svms = (
         "linear SVMs on features are trained on one node's CPU while its GPUs wait, and are not included in the hours"

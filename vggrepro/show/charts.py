@@ -1,4 +1,4 @@
-"""The class map as a drawing: scores over the image, each place where its crop window lies."""
+"""Drawing of a class map: scores over the image, in the cell of each position."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _SCHEME: Literal["viridis"] = "viridis"  # evenly light, and told apart by all r
 def class_map(
     scored: ScoredImage, values: NDArray[np.float32], title: str, limits: tuple[float, float], chosen: Place | None
 ) -> alt.LayerChart:
-    """The image at one Q with a value (rows, columns) at each place, in that place's cell.
+    """Draws the image at one Q with a value (rows, columns) in the cell of each position.
 
     Args:
-        scored: the image and its places.
-        values: what is shown by colour.
-        title: of the colour bar: what the values are.
-        limits: the values of its two ends.
-        chosen: the place whose window is outlined, and dashed what it depends on; None for none.
+        scored: the image and its positions.
+        values: the values shown by colour.
+        title: title of the colour bar.
+        limits: values at the ends of the colour bar.
+        chosen: the position whose window is outlined, with its field of view dashed; or None.
     """
     import altair as alt
 
@@ -84,7 +84,7 @@ def class_map(
 
 
 def limits_of(maps: list[NDArray[np.float32]]) -> tuple[float, float]:
-    """The smallest and the largest value of some maps, apart from each other, so that one colour bar is of all."""
+    """Returns the smallest and largest value of several maps, which share a colour bar; never equal."""
     low, high = (float(end) for end in (min(m.min() for m in maps), max(m.max() for m in maps)))
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
@@ -94,7 +94,7 @@ def _edges(box: Box) -> dict[str, object]:
 
 
 def _data_url(pixels: NDArray[np.uint8]) -> str:
-    """An image as a PNG in a URL, no larger than what is drawn."""
+    """Encodes an image as a PNG data URL, at most at the drawn size."""
     image, out = Image.fromarray(pixels), io.BytesIO()
     image.thumbnail((_MOST_PIXELS, _MOST_PIXELS))
     image.save(out, "PNG")

@@ -1,4 +1,4 @@
-"""A trained net with what lies beside it: how it is tested, its run directory, and its validation images."""
+"""A trained net with its test settings, run directory and validation images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _METHODS = ("centre", "dense", "multicrop", "both")
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A trained net with what lies beside it."""
+    """A trained net with its test settings, run directory and validation images."""
 
     name: str
     """The run directory, checkpoint or weight file, as it was named."""
@@ -45,11 +45,11 @@ class Exhibit:
     why_no_images: str = ""
 
     def class_name(self, label: int) -> str:
-        """The name of a class; its number where the net's file has no names."""
+        """Returns the name of a class; its number if the net's file has no names."""
         return self.net.classes[label] if self.net.classes else f"class {label}"
 
     def pixels(self, image: int) -> NDArray[np.uint8]:
-        """A validation image (h, w, 3) as `vggrepro evaluate` decodes it. Raises UserError."""
+        """Returns the pixels (h, w, 3) of a validation image, decoded as in `vggrepro evaluate`. Raises UserError."""
         assert self.images is not None
         name = self.images.name_of(image)
         try:
@@ -59,9 +59,9 @@ class Exhibit:
         return decoded(encoded, name)
 
     def errors(self) -> Iterator[Measured]:
-        """The errors that the run directory has stored for the net, by method, at its Q of Tables 3 and 4.
+        """Reads the stored errors of the net, by method, at its Q of Tables 3 and 4.
 
-        Raises UserError for a stored file that cannot be read.
+        Raises UserError for an unreadable file.
         """
         data = self.run.read_json("dataset.json") if self.run else None
         if self.run is None or data is None:
@@ -73,15 +73,15 @@ class Exhibit:
                     yield found
 
     def departures(self) -> list[Departure] | None:
-        """The run's departures from the paper; None where no ledger is known. Raises UserError."""
+        """Reads the run's departures from the paper; None without a ledger. Raises UserError."""
         return read_ledger(self.run) if self.run else None
 
 
 @cache  # the page is run anew at each change
 def open_exhibit(source: str) -> Exhibit:
-    """Loads a net that is named by a run directory, a checkpoint or a weight file, and opens its validation images.
+    """Loads a net from a run directory, a checkpoint or a weight file, and opens its validation images.
 
-    Raises UserError: as `pipeline.pretrained.load`, and for a net without class scores.
+    Raises UserError for the reasons of `pipeline.pretrained.load`, and for a net without class scores.
     """
     net = load(source)
     require_class_scores(net.net.architecture)
@@ -98,7 +98,7 @@ def open_exhibit(source: str) -> Exhibit:
 
 
 def _validation_images(net: Pretrained, stage: Config) -> tuple[Split | None, str]:
-    """The validation images, or None and why."""
+    """Opens the validation images; returns None and the reason without any."""
     try:
         with progress("reading image headers", None) as update:
             index = open_data(stage, lambda done, total: update(done, f"of {total}"), training=False)
@@ -110,7 +110,7 @@ def _validation_images(net: Pretrained, stage: Config) -> tuple[Split | None, st
 
 
 def decoded(encoded: bytes, name: str) -> NDArray[np.uint8]:
-    """An image file's pixels (h, w, 3): of any mode, EXIF's rotation not applied. Raises UserError, naming it."""
+    """Decodes an image file of any mode to pixels (h, w, 3), without EXIF rotation. Raises UserError with its name."""
     try:
         with blaming_the_machine(), opened(encoded) as image:
             return np.asarray(rgb(image))

@@ -1,4 +1,4 @@
-"""The page, as Streamlit runs it anew at each change: `streamlit run page.py RUN`, which `vggrepro show RUN` does."""
+"""Page of `vggrepro show RUN`; Streamlit reruns it at each change: `streamlit run page.py RUN`."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _FILES = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"]
 
 @st.cache_resource(show_spinner="the net looks at the image", max_entries=16)
 def _sight(source: str, sha256: str, sides: tuple[int, ...], _pixels: NDArray[np.uint8]) -> Sight:
-    """Cached by the image's hash, so that another class or place does not run the net again."""
+    """Computes a sight, cached by the image's hash, so that another class or position does not rerun the net."""
     exhibit = open_exhibit(source)
     stage = exhibit.stage
     return see(exhibit.net, _pixels, sides, stage.single_Q[0], flip=stage.evaluation.flip)
 
 
 def show_page(source: str) -> None:
-    """Draws the page of a net. What fails is one line on it."""
+    """Draws the page of a net; an error is a line on it."""
     st.set_page_config(page_title=f"{source} · vggrepro", page_icon=":material/grid_view:", layout="wide")
     try:
         exhibit = open_exhibit(source)
@@ -48,7 +48,7 @@ def show_page(source: str) -> None:
 
 
 def _plain(text: str) -> str:
-    """Text whose characters Markdown leaves alone: names of files and classes are anybody's."""
+    """Escapes text for Markdown: names of files and classes are arbitrary."""
     return re.sub(r"([\\`*_\[\]$<~|])", r"\\\1", text)
 
 
@@ -77,7 +77,7 @@ def _image_and_answers(exhibit: Exhibit) -> None:
 
 
 def _chosen_image(exhibit: Exhibit) -> tuple[NDArray[np.uint8] | None, int | None, str, tuple[int, ...]]:
-    """Pixels, true class, caption and Q, as chosen on the page. Raises UserError."""
+    """Returns pixels, true class, caption and Q, as chosen on the page. Raises UserError."""
     of_file, of_split, of_Q = st.columns([1.2, 1.2, 1], gap="large")
     with of_file:
         file = st.file_uploader("An image of yours", type=_FILES, key="file")
@@ -103,7 +103,7 @@ def _chosen_image(exhibit: Exhibit) -> tuple[NDArray[np.uint8] | None, int | Non
 
 
 def _image_number(exhibit: Exhibit) -> int | None:
-    """The number of the chosen validation image; None where there is none."""
+    """Returns the number of the chosen validation image; None without validation images."""
     if exhibit.images is None:
         st.caption(f"No validation images: {_plain(exhibit.why_no_images)}.")
         return None
@@ -124,7 +124,7 @@ def _image_number(exhibit: Exhibit) -> int | None:
 
 
 def _answers(exhibit: Exhibit, sight: Sight, label: int | None) -> None:
-    """The five guesses of each test, side by side."""
+    """Shows the five guesses of each test side by side."""
     st.subheader("Five guesses, test by test", anchor=False)
     columns = sight.columns()
     rows = sight.guessed()
@@ -148,7 +148,7 @@ def _answers(exhibit: Exhibit, sight: Sight, label: int | None) -> None:
 
 
 def _share(**options: int) -> object:
-    """A column of posteriors, as bars."""
+    """Configures a column of posteriors as bars."""
     return st.column_config.ProgressColumn(format="percent", min_value=0.0, max_value=1.0, **options)
 
 
@@ -205,7 +205,7 @@ def _class_maps(exhibit: Exhibit, sight: Sight, image: str) -> None:
         f"{(net.crop - net.stride) // 2} px or more. And a place sees more than its window: its scores depend on up to "
         f"{net.field_of_view} x {net.field_of_view} px (dashed), as the convolutions reach beyond it."
     )
-    _one_place(exhibit, scored, place)
+    _position(exhibit, scored, place)
 
 
 def _name(scored: ScoredImage, place: Place) -> str:
@@ -213,7 +213,7 @@ def _name(scored: ScoredImage, place: Place) -> str:
 
 
 def _pick(map_key: str, place_key: str, scored: ScoredImage) -> None:
-    """Makes the place that was clicked on the chosen one."""
+    """Chooses the clicked position."""
     picked = st.session_state[map_key]["selection"].get(charts.PICKED)
     if picked:
         place = Place(int(picked[0]["row"]) - 1, int(picked[0]["column"]) - 1)
@@ -233,8 +233,8 @@ def _of_map(scored: ScoredImage, label: int, *, flip: bool) -> str:
     )
 
 
-def _one_place(exhibit: Exhibit, scored: ScoredImage, place: Place) -> None:
-    """The crop window of the chosen place, and what the net answers from there."""
+def _position(exhibit: Exhibit, scored: ScoredImage, place: Place) -> None:
+    """Shows the crop window of the chosen position and the net's posteriors there."""
     st.subheader(f"One place: {_name(scored, place)}", anchor=False)
     window, answers = st.columns([1, 2.6], gap="large")
     left, top, right, bottom = scored.window(place)
@@ -256,7 +256,7 @@ def _one_place(exhibit: Exhibit, scored: ScoredImage, place: Place) -> None:
 
 
 def _net(exhibit: Exhibit) -> None:
-    """What is known of the net itself."""
+    """Shows the net's filters, curves, errors and departures."""
     st.subheader("The net", anchor=False)
     filters, curves = st.columns([1, 1.6], gap="large")
     with filters:

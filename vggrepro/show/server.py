@@ -1,4 +1,4 @@
-"""The server of the page: Streamlit's, on this machine only, until it is interrupted."""
+"""Server of the page: Streamlit's, on this machine only, until it is interrupted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vggrepro.errors import UserError, reason_of
 ADDRESS = "127.0.0.1"
 _OPTIONS = {
     "server.address": ADDRESS,
-    "server.headless": True,  # else it asks for an e-mail address, and opens a browser of its own choice
+    "server.headless": True,  # otherwise it asks for an e-mail address and opens a browser itself
     "server.fileWatcherType": "none",
     "server.maxUploadSize": 64,  # MB
     "browser.gatherUsageStats": False,
@@ -30,7 +30,7 @@ _PATIENCE_S = 60.0
 
 
 def require_streamlit() -> None:
-    """Raises UserError where Streamlit is missing."""
+    """Raises UserError if Streamlit is missing."""
     try:
         import streamlit  # noqa: F401
     except ImportError as error:
@@ -41,7 +41,7 @@ def require_streamlit() -> None:
 
 
 def require_free(port: int) -> None:
-    """Raises UserError where a port cannot be listened at."""
+    """Raises UserError if a port is not available."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,4 +1,4 @@
-"""What a net sees in one image: class scores at every place, and what the tests of Section 3.2 make of them."""
+"""A net's view of an image: class scores at every position, and the results of the tests of Section 3.2."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Place:
-    """One place of a score map."""
+    """A position of a score map."""
 
     row: int
     column: int
@@ -40,7 +40,7 @@ class Place:
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """One image at one Q: the class scores at every place, and the dense test's posteriors."""
+    """An image at one Q: the class scores at every position, and the dense test's posteriors."""
 
     Q: int
     pixels: NDArray[np.uint8]
@@ -53,34 +53,34 @@ class ScoredImage:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns of places."""
+        """Rows and columns of positions."""
         return self.scores.shape[1], self.scores.shape[2]
 
     @cached_property
     def local(self) -> NDArray[np.float32]:
-        """(classes, rows, columns) the softmax at each place: what the net would answer from this place alone."""
+        """Softmax at each position alone, shape (classes, rows, columns)."""
         powers = np.exp(self.scores - self.scores.max(axis=0))
         return powers / powers.sum(axis=0)
 
     def window(self, place: Place) -> Box:
-        """The crop window that a place stands for: place i begins at pixel i * stride."""
+        """Returns the crop window of a position: position i begins at pixel i * stride."""
         stride, crop = self.architecture.stride, self.architecture.crop
         left, top = place.column * stride, place.row * stride
         return left, top, left + crop, top + crop
 
     def cell(self, place: Place) -> Box:
-        """The stride x stride pixels in the middle of the place's window; cells of a map touch and never overlap."""
+        """Returns the central stride x stride pixels of a position's window; cells of a map touch and never overlap."""
         stride, (left, top, _, _) = self.architecture.stride, self.window(place)
         rim = self.rim
         return left + rim, top + rim, left + rim + stride, top + rim + stride
 
     @property
     def rim(self) -> int:
-        """Pixels between a window's edge and its cell."""
+        """Pixels between the edge of a window and its cell."""
         return (self.architecture.crop - self.architecture.stride) // 2
 
     def field_of_view(self, place: Place) -> Box:
-        """All pixels that the place's scores depend on, as far as the image goes: more than its window."""
+        """Returns all pixels that influence a position's scores, within the image: more than its window."""
         height, width = self.pixels.shape[:2]
         kernel = self.architecture.fc6_kernel
         (top, bottom), (left, right) = (
@@ -89,24 +89,24 @@ class ScoredImage:
         return max(left, 0), max(top, 0), min(right + 1, width), min(bottom + 1, height)
 
     def crop(self, place: Place) -> NDArray[np.uint8]:
-        """(crop, crop, 3) the pixels of a place's window."""
+        """Returns the pixels of a position's window, shape (crop, crop, 3)."""
         left, top, right, bottom = self.window(place)
         return self.pixels[top:bottom, left:right]
 
     def best_place(self, label: int) -> Place:
-        """Where a class has its largest score."""
+        """Returns the position with the largest score of a class."""
         row, column = np.unravel_index(int(self.scores[label].argmax()), self.shape)
         return Place(int(row), int(column))
 
     def places(self) -> list[Place]:
-        """Every place, row by row."""
+        """Lists the positions row by row."""
         rows, columns = self.shape
         return [Place(row, column) for row in range(rows) for column in range(columns)]
 
 
 @dataclass(frozen=True)
 class Sight:
-    """One image as the tests of Section 3.2 see it."""
+    """Results of the tests of Section 3.2 for an image."""
 
     at_Q: tuple[ScoredImage, ...]
     average: NDArray[np.float32]
@@ -116,23 +116,23 @@ class Sight:
     centre_Q: int
 
     def columns(self) -> dict[str, NDArray[np.float32]]:
-        """Posteriors (classes,) by the name of a test."""
+        """Returns posteriors (classes,) by the name of the test."""
         dense = {f"dense, Q = {scored.Q}": scored.posteriors for scored in self.at_Q}
         return dense | {"mean over Q": self.average, f"centre, Q = {self.centre_Q}": self.centre}
 
     def guessed(self) -> list[int]:
-        """Every class that is among the five guesses of a test, by falling mean posterior."""
+        """Lists the classes among the five guesses of any test, by descending mean posterior."""
         found = set().union(*(guesses(values) for values in self.columns().values()))
         return sorted(found, key=lambda label: -self.average[label])
 
 
 def guesses(posteriors: NDArray[np.float32]) -> list[int]:
-    """The five classes with the largest posteriors, best first."""
+    """Returns the five classes with the largest posteriors, best first."""
     return [int(label) for label in np.argsort(-posteriors, kind="stable")[:GUESSES]]
 
 
 def sides_in(text: str, crop: int) -> tuple[int, ...]:
-    """Q values that were typed, each once, ascending. Raises UserError."""
+    """Parses Q values, without duplicates, ascending. Raises UserError."""
     try:
         sides = tuple(sorted({int(part) for part in text.replace(",", " ").split()}))
     except ValueError:
@@ -144,9 +144,9 @@ def sides_in(text: str, crop: int) -> tuple[int, ...]:
 
 @torch.inference_mode()
 def see(net: Pretrained, pixels: NDArray[np.uint8], Q: Sequence[int], centre_Q: int, *, flip: bool) -> Sight:
-    """What a net sees in an image (h, w, 3): dense at each Q, and in the centre crop at one Q.
+    """Tests a net on an image (h, w, 3): dense at each Q, and on the centre crop at one Q.
 
-    Raises UserError for an image that is too long and narrow.
+    Raises UserError for an image that is too elongated.
     """
     set_arithmetic(next(net.net.parameters()).device, "fp32")
     testing = Evaluation(flip=flip)
@@ -156,7 +156,7 @@ def see(net: Pretrained, pixels: NDArray[np.uint8], Q: Sequence[int], centre_Q: 
 
 
 def _scored(net: Pretrained, pixels: NDArray[np.uint8], Q: int, testing: Evaluation) -> ScoredImage:
-    """As `evaluation.methods.dense`, of which the map of the image itself stays."""
+    """Applies `evaluation.methods.dense` and returns the map of the unmirrored image, too."""
     ((height, width),) = rescaled_size(np.array([pixels.shape[:2]]), Q)
     architecture = net.net.architecture
     if height * width > _MOST_PIXELS or architecture.places(int(height), int(width)) > _MOST_PLACES:
@@ -174,5 +174,5 @@ def _scored(net: Pretrained, pixels: NDArray[np.uint8], Q: int, testing: Evaluat
 
 
 def alone(net: Pretrained, crop: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Posteriors (classes,) of a window cut out, with zeros around it where the dense test has its neighbours."""
+    """Returns posteriors (classes,) of a window that is cut out: padded by zeros, not by its neighbours."""
     return net(torch.from_numpy(crop.copy()).permute(2, 0, 1)[None])[0].cpu().numpy()

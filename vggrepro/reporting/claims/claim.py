@@ -83,7 +83,7 @@ class Trial(Generic[Test]):
 
 @dataclass(frozen=True)
 class Side(Generic[Test]):
-    """One side of a claim: a protocol of training and testing, and its trials."""
+    """A side of a claim: a protocol of training and testing, and its trials."""
 
     words: str
     trials: Sequence[Trial[Test]]
