@@ -73,7 +73,7 @@ class RowLabels(Record):
     """Id of the group of runs; None in Tables 1 and 2, which need no run, and in Tables 11 and 12."""
     table: int
     net: str
-    """A column of Table 1, several joined by ` + `, a custom net, a baseline, or the name of a system."""
+    """A column of Table 1, several joined by `+`, a custom net, a baseline, or the name of a system."""
     S: str | None = None
     Q: str | None = None
     method: str | None = None
@@ -146,7 +146,7 @@ class Row(RowLabels):
     """Number of images, or of distinct test samples."""
     verdict: Verdict
     run: str | None = None
-    """`experiment:stage`, several joined by ` + `."""
+    """`experiment:stage`, several joined by `+`."""
     departures: int | None = None
     """Number of settings in which the runs depart from the paper."""
     note: str = ""
