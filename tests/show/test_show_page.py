@@ -75,9 +75,9 @@ def test_the_page_is_full_at_once(page: AppTest, exhibit: Exhibit) -> None:
     assert shown[" "]["n01"] == "true", "the first validation image is of the first class"
     assert re.search(r"The true class, n01: dense, Q = 37: guess \d; .*centre, Q = 37: guess \d\.", text)
     rows, places = sight.at_Q[2].shape
-    assert f"{rows} x {places} = {rows * places} places, 32 px apart" in text
+    assert f"{rows} x {places} = {rows * places} positions, 32 px apart" in text
     assert "the softmax of all classes' means, averaged with the mirror image's, is the posterior, " in text
-    assert "One place: Q = 110, row" in text
+    assert "Position: Q = 110, row" in text
     assert "| dense, Q = 37, 72, 110 |" in text
     assert "| centre, Q = 37 |" in text
     assert "train.batch: 8 instead of 256" in text
@@ -90,7 +90,7 @@ def test_another_class_and_place_do_not_run_the_net_again(page: AppTest, monkeyp
     assert not page.exception
     page.selectbox[1].select("Q = 37, row 1, column 1").run()
     text = texts(page)
-    assert "One place: Q = 37, row 1, column 1" in text
+    assert "Position: Q = 37, row 1, column 1" in text
     page.segmented_control[0].select("posterior").run()
     assert not page.exception
     assert not page.error

@@ -20,7 +20,7 @@ LONGER_SIDE = 310
 PICKED = "picked"
 """The name of the selection: the place that is clicked on."""
 _MOST_PIXELS = 2 * LONGER_SIDE  # of the longer side in what is sent to the browser
-_SCHEME: Literal["viridis"] = "viridis"  # evenly light, and told apart by all readers
+_SCHEME: Literal["viridis"] = "viridis"  # perceptually uniform, and readable with colour blindness
 
 
 def class_map(

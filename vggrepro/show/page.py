@@ -24,7 +24,7 @@ _PER_ROW = 3
 _FILES = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"]
 
 
-@st.cache_resource(show_spinner="the net looks at the image", max_entries=16)
+@st.cache_resource(show_spinner="testing the net on the image", max_entries=16)
 def _sight(source: str, sha256: str, sides: tuple[int, ...], _pixels: NDArray[np.uint8]) -> Sight:
     """Computes a sight, cached by the image's hash, so that another class or position does not rerun the net."""
     exhibit = open_exhibit(source)
@@ -169,13 +169,13 @@ def _class_maps(exhibit: Exhibit, sight: Sight, image: str) -> None:
         label = st.selectbox("Class", order, format_func=exhibit.class_name, key=f"class-{image}")
     with of_values:
         values = st.segmented_control(
-            "Shown at each place", [_SCORE, _POSTERIOR], default=_SCORE, required=True, key="values"
+            "Shown at each position", [_SCORE, _POSTERIOR], default=_SCORE, required=True, key="values"
         )
     every = {_name(at_Q, place): (at_Q, place) for at_Q in sight.at_Q for place in at_Q.places()}
     with of_place:
         key, last = f"place-{image}", sight.at_Q[-1]
         first = list(every).index(_name(last, last.best_place(label)))
-        chosen = st.selectbox("Place (or click on one)", list(every), index=first, key=key)
+        chosen = st.selectbox("Position (or click one)", list(every), index=first, key=key)
     scored, place = every[chosen]
     maps = [at_Q.local[label] if values == _POSTERIOR else at_Q.scores[label] for at_Q in sight.at_Q]
     limits = (0.0, 1.0) if values == _POSTERIOR else charts.limits_of(maps)
@@ -198,12 +198,12 @@ def _class_maps(exhibit: Exhibit, sight: Sight, image: str) -> None:
                 st.caption(_of_map(at_Q, label, flip=exhibit.stage.evaluation.flip))
     shared = 1 - net.stride / net.crop
     st.caption(
-        f"Fully-connected layers applied as convolutions (Section 3.2) score the class at every place. A place stands "
-        f"for a window of {net.crop} x {net.crop} px, the next one for the window {net.stride} px further, so "
-        f"neighbours share {100 * shared:.0f} % of their pixels and their scores are far from independent. A cell is "
+        f"Fully-connected layers applied as convolutions (Section 3.2) score the class at every position. A position "
+        f"stands for a window of {net.crop} x {net.crop} px, the next position for the window {net.stride} px further, "
+        f"so neighbours share {100 * shared:.0f} % of their pixels and their scores are not independent. A cell is "
         f"drawn in the middle of its window; no window is centred in the rim of "
-        f"{(net.crop - net.stride) // 2} px or more. And a place sees more than its window: its scores depend on up to "
-        f"{net.field_of_view} x {net.field_of_view} px (dashed), as the convolutions reach beyond it."
+        f"{(net.crop - net.stride) // 2} px or more. The scores of a position depend on more than its window, up to "
+        f"{net.field_of_view} x {net.field_of_view} px (dashed), because the convolutions reach beyond it."
     )
     _position(exhibit, scored, place)
 
@@ -224,7 +224,7 @@ def _of_map(scored: ScoredImage, label: int, *, flip: bool) -> str:
     rows, columns = scored.shape
     height, width = scored.pixels.shape[:2]
     n = rows * columns
-    places = "1 place" if n == 1 else f"{rows} x {columns} = {n} places, {scored.architecture.stride} px apart"
+    places = "1 position" if n == 1 else f"{rows} x {columns} = {n} positions, {scored.architecture.stride} px apart"
     mean = f"{scored.scores[label].mean():.2f}"
     mirror = ", averaged with the mirror image's," if flip else ""
     return (
@@ -235,7 +235,7 @@ def _of_map(scored: ScoredImage, label: int, *, flip: bool) -> str:
 
 def _position(exhibit: Exhibit, scored: ScoredImage, place: Place) -> None:
     """Shows the crop window of the chosen position and the net's posteriors there."""
-    st.subheader(f"One place: {_name(scored, place)}", anchor=False)
+    st.subheader(f"Position: {_name(scored, place)}", anchor=False)
     window, answers = st.columns([1, 2.6], gap="large")
     left, top, right, bottom = scored.window(place)
     crop = scored.crop(place)
