@@ -13,7 +13,7 @@ from vggrepro.api import load as _load
 from vggrepro.api import vgg as _vgg
 
 dependencies = ["torch", "numpy", "PIL", "pydantic", "safetensors", "yaml"]
-"""What torch.hub looks for before it calls one of these."""
+"""Packages that torch.hub checks before it calls an entry point."""
 
 
 def vgg_a(weights: str | None = None, **geometry: _Any) -> _VGG:
@@ -44,7 +44,7 @@ def vgg_d(weights: str | None = None, **geometry: _Any) -> _VGG:
             net is then in evaluation mode and takes images as its training did, mostly RGB grey levels 0-255 minus
             (123.68, 116.779, 103.939); `pretrained` does that for you. Without weights it is untrained, in training
             mode.
-        geometry: of an untrained net: classes, crop (px), width (factor of all channels), blocks, init, seed.
+        geometry: geometry of an untrained net: classes, crop (px), width (factor of all channels), blocks, init, seed.
 
     Raises:
         vggrepro.UserError: the weights are of another column, or cannot be read.
@@ -72,5 +72,7 @@ def _net(column: str, weights: str | None, geometry: dict[str, _Any]) -> _VGG:
         return _vgg(column, **geometry)
     if geometry:
         name = next(iter(geometry))
-        raise _UserError(f"{name}={geometry[name]} with weights {weights}: they decide it; leave one of the two out")
+        raise _UserError(
+            f"{name}={geometry[name]} with weights {weights}: the weights determine it; remove one of the two"
+        )
     return _load(weights, net=column).net

@@ -149,9 +149,7 @@ def _submit(graph: str, stage: Stage, dependency: str) -> str:
     config, directory = stage.config, stage.directory
     options = {key: str(item) for key, item in sbatch_options(stage).items()}
     snapshot.write(directory, graph, stage.name, config, options)
-    if (
-        dependency
-    ):  # SLURM must cancel a job whose dependency can no longer be satisfied, instead of holding it for ever
+    if dependency:  # SLURM must cancel a job whose dependency can no longer be satisfied
         options |= {"dependency": dependency, "kill-on-invalid-dep": "yes"}
     executor = submitit.SlurmExecutor(folder=directory / snapshot.PICKLES, python=snapshot.python(config))
     executor.update_parameters(

@@ -105,6 +105,8 @@ def _state_and_reason(stage: Stage, past: list[dict[str, Any]], parent: Mapping[
         return outcome, last["reason"]
     if outcome == "cancelled":
         return outcome, "submit again to resume"
+    if stage.state == "trained" and outcome == "finished":
+        return stage.state, "its tests have changed since; submit again to run them"
     if outcome == "goes on":
         return "gone", f"the job has left SLURM's queue after: {last['reason']}; submit again to resume"
     if last.get("event") == "begins":

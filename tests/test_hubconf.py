@@ -68,7 +68,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     file = written("A", tmp_path)
     with pytest.raises(vggrepro.UserError, match=r"weights .* of net A, not D"):
         from_hub("vgg_d", weights=str(file))
-    with pytest.raises(vggrepro.UserError, match=r"classes=7 with weights .* they decide it"):
+    with pytest.raises(vggrepro.UserError, match=r"classes=7 with weights .* the weights determine it"):
         from_hub("vgg_a", weights=str(file), classes=7)
     with pytest.raises(vggrepro.UserError, match=r"does not exist|cannot be read"):
         from_hub("vgg_a", weights=str(tmp_path / "none.pth"))

@@ -19,7 +19,7 @@ def small(images: Path, folder: Path, **evaluation: Any) -> Config:
     )
 
 
-def test_every_way_computes_in_the_precision_asked_for(images: Path, tmp_path: Path) -> None:
+def test_every_implementation_computes_in_the_configured_precision(images: Path, tmp_path: Path) -> None:
     seen = set()
 
     def note(module: torch.nn.Module, images: Any, output: Any) -> None:

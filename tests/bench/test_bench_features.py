@@ -25,11 +25,11 @@ def test_keys_and_agreement(images: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"flip": False}, {"batch": 3}])
-def test_every_way_does_as_the_configuration_says(images: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_every_implementation_follows_the_configuration(images: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     assert run(small(images, tmp_path, **changes), (37,), 5, 1)["details"]["largest_difference"] < 1e-5
 
 
-def test_a_way_that_says_something_else_is_seen(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_different_result_is_detected(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the mirror image, the difference is no rounding."""
     usual = Bench.per_image
 

@@ -59,7 +59,7 @@ def test_every_benchmark_finds_what_it_imports(name: str) -> None:
     assert load(name).__doc__
 
 
-def test_a_result_says_what_it_was_made_with(tmp_path: Path) -> None:
+def test_a_result_describes_its_machine(tmp_path: Path) -> None:
     assert run(tmp_path, prints()) == 0
     found = result(tmp_path)
     assert FOUND.items() <= found.items()

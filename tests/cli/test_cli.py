@@ -167,7 +167,7 @@ def test_a_command_without_its_verb_prints_its_verbs(command: Command, arguments
     assert "vggrepro: " not in err
 
 
-def test_a_folder_without_runs_is_said_to_be_empty(command: Command, tmp_path: Path) -> None:
+def test_a_folder_without_runs_is_reported_as_empty(command: Command, tmp_path: Path) -> None:
     status, _, err = command("tables", "--runs", tmp_path, "--out", tmp_path / "tables.csv")
     assert (status, err.splitlines()) == (
         0,

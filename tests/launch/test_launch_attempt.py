@@ -217,7 +217,7 @@ def test_a_replaced_attempt_settles_nothing(tmp_path: Path, fake: FakeSlurm) -> 
     assert [line["attempt"] for line in attempt.history(tmp_path)] == ["7:0", "7:1"]
 
 
-def test_where_requeueing_is_forbidden_the_reason_says_so(tmp_path: Path, fake: FakeSlurm) -> None:
+def test_a_forbidden_requeue_is_reported(tmp_path: Path, fake: FakeSlurm) -> None:
     fake.refuses = True
     attempt.begin(tmp_path, "7:0", 3)
     assert attempt.settle(tmp_path, "7:0", INTERRUPTED_STATUS, 3) != 0

@@ -26,7 +26,7 @@ def bare(tmp_path: Path) -> str:
     return str(tmp_path / "bin")
 
 
-def test_without_slurm_it_says_what_to_install(bare: str, tmp_path: Path) -> None:
+def test_without_slurm_the_remedy_is_named(bare: str, tmp_path: Path) -> None:
     done = call("up", "--directory", tmp_path / "c", path=f"{bare}")
     assert done.returncode == 2
     assert done.stderr.strip().endswith("install them: apt-get install slurm-wlm munge")

@@ -120,7 +120,7 @@ def test_requeued_then_a_rank_killed_then_cancelled(
     assert begun[1] >= 10
 
 
-def test_through_all_that_it_is_one_mlflow_run(disturbed: dict[str, Future[Experiment]]) -> None:
+def test_all_attempts_are_a_single_mlflow_run(disturbed: dict[str, Future[Experiment]]) -> None:
     from mlflow import MlflowClient
 
     experiment = disturbed["disturbed"].result()

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import launch.jobs
 from launch import slurm
 from launch.jobs import submit_stages
-from launch.stages import Stage, stages_of
+from launch.stages import Stage, stages_of, status_of
 from launch.submit import _hours, app
 from vggrepro.config.recipes import Graph, load_graph
 from vggrepro.errors import UserError
@@ -87,7 +87,7 @@ def test_the_documentation_shows_what_a_dry_run_prints() -> None:
     assert [line.strip() for line in shown] == printed[:-1], "all but sbatch's line, which names the folder"
 
 
-def test_seeds_are_submitted_as_graphs_of_their_own() -> None:
+def test_seeds_are_submitted_as_separate_graphs() -> None:
     done = submit("-c", CONFIGS / "vgg_D.yaml", "--seeds", "0,1", "--dry-run", "--json")
     assert [(s["name"], s["depends_on"]) for s in json.loads(done.stdout)["stages"]] == [
         ("A-256", []),
@@ -152,7 +152,7 @@ def test_time_limits_as_sbatch_takes_them(text: str, hours: float) -> None:
     assert _hours(text) == pytest.approx(hours)
 
 
-def test_no_gpus_are_asked_for_on_the_cpu() -> None:
+def test_no_gpus_are_requested_on_the_cpu() -> None:
     size = ["--set", "run.device=cpu", "--gpus-per-node", 2]
     submitted = json.loads(submit("-c", CONFIGS / "vgg_A.yaml", "--dry-run", "--json", *size).stdout)["sbatch"]
     assert "gpus-per-node" not in submitted
@@ -239,7 +239,7 @@ def test_stages_that_have_a_job_keep_it(monkeypatch: pytest.MonkeyPatch) -> None
     assert (submitted["B-256"], submitted["D-384"]) == ("afterok:7", "afterok:8")
 
 
-def test_no_more_stages_at_once_than_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_parallel_stages_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     submitted = dependencies(monkeypatch, "cluster.array_parallelism=2")
     names = list(submitted)
     for n, name in enumerate(names):
@@ -262,7 +262,7 @@ def test_without_slurm_and_without_local(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_configuration_is_asked_for() -> None:
+def test_a_configuration_is_required() -> None:
     done = submit("--nodes", 2)
     assert "--config is missing" in done.mistake
 
@@ -293,6 +293,16 @@ def test_status_and_logs_from_the_disk(tmp_path: Path) -> None:
     assert "no log in" in submit("logs", *where, "--stage", "D-256").mistake
 
 
+def test_a_finished_stage_with_new_tests_is_not_reported_as_cancelled(tmp_path: Path) -> None:
+    (config,) = load_graph(CONFIGS / "vgg_A.yaml", [f"run.root={tmp_path}"]).stages.values()
+    (config.directory / "submission").mkdir(parents=True)
+    (config.directory / "submission" / "stage").write_text(config.name)
+    last = {"event": "ends", "attempt": "12:0", "progress": [2000, 1, 0], "outcome": "finished", "reason": ""}
+    (config.directory / "attempts.jsonl").write_text(json.dumps(last) + "\n")
+    (report,) = status_of([Stage(config.name, config, "trained", None)])
+    assert (report["state"], report["reason"]) == ("trained", "its tests have changed since; submit again to run them")
+
+
 def test_a_line_of_a_submission_can_be_copied_and_a_verb_put_in(tmp_path: Path) -> None:
     site = CONFIGS / "cluster" / "devcluster.yaml"
     line = ["-c", CONFIGS / "vgg_D.yaml", "--nodes", 4, "--time", "3:00", "--sbatch", "exclusive", "--cluster", site]
@@ -308,7 +318,7 @@ def test_a_line_of_a_submission_can_be_copied_and_a_verb_put_in(tmp_path: Path) 
     assert "--nodes" not in submit("status", "--help").stdout, "a verb shows its own"
 
 
-def test_a_submission_says_where_its_images_are(tmp_path: Path) -> None:
+def test_a_submission_requires_images(tmp_path: Path) -> None:
     where = ["--config", CONFIGS / "vgg_D.yaml", "--nodes", 4, "--set", f"run.root={tmp_path}"]
     dry = call(*where, "--dry-run", cwd=tmp_path)
     assert dry.returncode == 0
@@ -340,7 +350,7 @@ def test_without_its_environment_it_says_which_command_is_missing(tmp_path: Path
         (["--sbatch", "nonsense=1"], "SLURM rejected stage A-256"),
     ],
 )
-def test_slurm_is_asked_before_anything_is_submitted(
+def test_slurm_is_queried_before_a_submission(
     cluster: Path, arguments: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = ["--nodes", "2", "--gpus-per-node", "2"]

@@ -190,7 +190,7 @@ def test_dense_evaluation_of_d_is_minutes_on_an_h100() -> None:
         (Machine(1, 1, gpu="T4"), "--gpu T4: its peak is unknown; use one of H100"),
         (Machine(1, 1, gpu="V100"), "V100 has no bf16"),
         (Machine(1, 1, measured={"D": 0.0}), "--measured D=0"),
-        (Machine(1, 1, mfu=0.0), "--mfu 0: a fraction of the peak must be in \(0, 1\]"),
+        (Machine(1, 1, mfu=0.0), r"--mfu 0: a fraction of the peak must be in \(0, 1\]"),
         (Machine(1, 1, mfu=1.5), "--mfu 1.5: a fraction"),
         (Machine(1, 1, mfu=float("nan")), "--mfu nan: a fraction"),
         (Machine(1, 1, node_gb_per_s=0.0), "--network 0: a rate in GB/s must be positive"),
@@ -402,7 +402,7 @@ def test_features_of_fewer_scales_are_among_those_of_more_and_boxes_are_not() ->
     assert flop == pytest.approx((4588 + 6278) / 9963)
 
 
-def test_a_folder_of_classes_is_counted_or_said_not_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_classes_is_counted_or_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = class_folder(tmp_path / "birds", 7, 5)
     listed, looks = class_folders.listed, []
     monkeypatch.setattr(class_folders, "listed", lambda name, source: looks.append(name) or listed(name, source))

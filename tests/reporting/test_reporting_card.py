@@ -41,7 +41,7 @@ def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirect
     return RunDirectory(config.directory)
 
 
-def test_a_card_says_what_the_run_directory_holds(trained: RunDirectory, tmp_path: Path, command: Command) -> None:
+def test_a_card_describes_the_run_directory(trained: RunDirectory, tmp_path: Path, command: Command) -> None:
     file = tmp_path / "A.safetensors"
     status, out, _ = command("weights", "export", trained.path, "--out", file)
     assert (status, out) == (0, f"wrote {file}\nwrote {tmp_path / 'A.md'}\n")
@@ -100,7 +100,7 @@ def test_an_edited_card_is_not_overwritten_and_one_as_made_is(trained: RunDirect
     assert export_weights(trained.path, tmp_path / "A.pth") == [tmp_path / "A.pth"]
 
 
-def test_what_is_not_known_is_said_to_be(trained: RunDirectory, tmp_path: Path) -> None:
+def test_unknown_facts_are_reported(trained: RunDirectory, tmp_path: Path) -> None:
     """A file of another program, never evaluated; and a checkpoint that was taken out of its run directory."""
     small = {"net": "D", "classes": 3, "crop": 32, "width": 0.0625}
     weights = tiny_vgg("D", classes=3).state_dict()

@@ -70,7 +70,7 @@ def test_classes_and_images_are_of_the_protocol_with_most_in_it(root: Path) -> N
     assert (centre.top1[0], centre.n) == (None, [None, IMAGES])
 
 
-def test_tests_of_another_kind_are_said(root: Path) -> None:
+def test_tests_of_another_kind_are_reported(root: Path) -> None:
     for net, flip in (("A", True), ("B", False)):
         make_run(root, net, posteriors=dense(256, wrong1=100, wrong5=50), flip=flip)
     assert any("tested differently: evaluation.flip" in note for note in compared(root).notes)
@@ -82,7 +82,7 @@ def test_tests_of_another_kind_are_said(root: Path) -> None:
     assert "Tests on other data sets are not compared here" in compared(root).notes[-1]
 
 
-def test_what_is_unfinished_or_not_evaluated_is_said(root: Path) -> None:
+def test_unfinished_and_unevaluated_runs_are_reported(root: Path) -> None:
     make_run(root, "A", finished=False)
     make_run(root, "B")
     made = compared(root)

@@ -188,9 +188,9 @@ def test_of_a_weight_file_nothing_more_is_known(tmp_path: Path) -> None:
     write(file, weights, model=small, preprocessing=PREPROCESSING["torchvision"], classes=None)
     page = page_of(file).run()
     text = texts(page)
-    assert "No validation images: of a weight file no images are known." in text
+    assert "No validation images: the images of a weight file are unknown." in text
     assert "Drop an image" in text
-    assert "Nothing is known here of how it was trained." in text
+    assert "Its training is unknown." in text
     assert "No errors are stored for this net." in text
     assert "No ledger of departures from the paper is known" in text
     page.file_uploader[0].upload("mine.png", png(), "image/png").run()

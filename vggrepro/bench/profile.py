@@ -65,8 +65,7 @@ def run(config: Config, steps: int, top: int) -> dict[str, Any]:
 
 
 def kernels(events: Iterable[FunctionEvent], kind: DeviceType, steps: int, top: int) -> dict[str, Any]:
-    """Summarises the kernels of a device over `steps` steps: times in ms per step, fraction of time without a "
-    "kernel."""
+    """Summarises the kernels of a device over `steps` steps: times in ms, fraction of time without a kernel."""
     # on a GPU annotations, such as the optimiser's, cover the kernels of a region and are none
     chosen = [e for e in events if e.device_type == kind and e.cpu_parent is None]
     chosen = [e for e in chosen if kind == DeviceType.CPU or not e.is_user_annotation]

@@ -128,8 +128,7 @@ def trainer_of(config: Config, device: torch.device) -> Trainer:
 
 
 def _usual(config: Config, device: torch.device, layout: torch.memory_format) -> Step:
-    """Returns a step of `references/classification/train.py`: autocast and GradScaler on CUDA, accuracy and loss "
-    "read."""
+    """Returns a step of `references/classification/train.py`: mixed precision on CUDA, metrics read."""
     net, optimiser = _with_sgd(config, device, layout)
     images, labels = noise(config, config.train.batch, device, layout)
     mixed = device.type == "cuda"

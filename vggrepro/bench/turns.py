@@ -23,7 +23,7 @@ def rates_in_turn(
     rates: list[Rates] = [{name: [] for name in ways} for _ in clocks]
     for number in range(rounds):
         order = list(ways.items())
-        for name, way in order if number % 2 else reversed(order):  # rotates the order
+        for name, way in order if number % 2 else reversed(order):  # alternates the order
             prepare(name)
             started = [clock() for clock in clocks]
             for _ in range(calls):

@@ -92,7 +92,7 @@ def boxes(
         list[Path] | None,
         typer.Argument(
             help="Where the boxes are: ILSVRC2012_bbox_train_v2.tar.gz and ILSVRC2012_bbox_val_v3.tgz, a folder of XML "
-            "files, LOC_train_solution.csv and LOC_val_solution.csv, Tiny ImageNet's tables, a table of one's own with "
+            "files, LOC_train_solution.csv and LOC_val_solution.csv, Tiny ImageNet's tables, your own table with "
             "the columns file, xmin, ymin, xmax, ymax. Default: those beside the images."
         ),
     ] = None,

@@ -103,7 +103,7 @@ def assumptions_of(
     else:
         rate = (
             f"training speed is assumed, not measured: {machine.mfu:.0%} of the peak of {machine.gpu} in the stage's "
-            f"train.precision (a roofline's figure for net D on an H100 in bf16; it says little of other devices)"
+            f"train.precision (a roofline's figure for net D on an H100 in bf16; not representative of other devices)"
         )
     data = dict.fromkeys(map(str, sets.values()))
     images = sum(config.train.iterations * config.train.batch for config in configs)
@@ -129,8 +129,8 @@ def assumptions_of(
         f"(measured at ILSVRC's size on two cores, docs/full_size.md); checkpoints are written while training "
         f"continues",
         _loading(machine, stages),
-        f"a GPU has {' or '.join(map(str, shares))} images of each batch; with fewer, kernels reach less of the peak, "
-        f"and the update of the weights, not counted here, weighs more",
+        f"each GPU processes {' or '.join(map(str, shares))} images per batch; with fewer, kernels reach less of the "
+        f"peak, and the update of the weights, not counted here, weighs more",
         "parameters, momentum and posteriors are 4 bytes each; multi-crop testing, 50 crops per Q, is not included",
         *_other_data_sets(sets),
     )

@@ -139,5 +139,5 @@ def mlflow(graph: Graph | None, root: Path) -> Check:
     except urllib.error.HTTPError as error:  # it is there, and wants a password or has no such page
         return Check("MLflow", "ok", f"{version}, {server} answers with {error.code}")
     except OSError as error:
-        remedy = "runs go on and catch up when it is back; start the server, or correct tracking.uri"
+        remedy = "runs continue and catch up later; start the server, or correct tracking.uri"
         return Check("MLflow", "warn", f"{server}: {getattr(error, 'reason', error)}", remedy)

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     import altair as alt
 
 LONGER_SIDE = 310
-"""Of a drawn image, in px of the page: three stand side by side in a window of 1280, one in a telephone's 420."""
+"""Longer side of a drawn image in px: three fit side by side into a window of 1280 px, one into a phone's 420."""
 PICKED = "picked"
-"""The name of the selection: the place that is clicked on."""
-_MOST_PIXELS = 2 * LONGER_SIDE  # of the longer side in what is sent to the browser
+"""Name of the selection: the clicked position."""
+_MOST_PIXELS = 2 * LONGER_SIDE  # longer side of the image sent to the browser
 _SCHEME: Literal["viridis"] = "viridis"  # perceptually uniform, and readable with colour blindness
 
 

@@ -39,9 +39,9 @@ class Exhibit:
     stage: Config
     """How it was trained and is tested, as far as its file tells."""
     run: RunDirectory | None
-    """None for a weight file, of whose training nothing is known here."""
+    """Run directory; None for a weight file, whose training is unknown."""
     images: Split | None
-    """The validation images; None where they cannot be opened."""
+    """Validation images; None if they cannot be opened."""
     why_no_images: str = ""
 
     def class_name(self, label: int) -> str:
@@ -88,10 +88,10 @@ def open_exhibit(source: str) -> Exhibit:
     file, folder = locate(Path(source))
     if not checkpoint.is_checkpoint(file):
         stage = checkpoint_of(read(file), Path("runs/imported/net")).stage
-        return Exhibit(source, net, stage, None, None, "of a weight file no images are known")
+        return Exhibit(source, net, stage, None, None, "the images of a weight file are unknown")
     if not (folder / "config.yaml").exists():
         stage = checkpoint.load(file).stage
-        return Exhibit(source, net, stage, None, None, "the checkpoint lies in no run directory")
+        return Exhibit(source, net, stage, None, None, "the checkpoint is not in a run directory")
     stage = stage_at(folder)
     images, reason = _validation_images(net, relocated(stage, folder))
     return Exhibit(source, net, stage, RunDirectory(folder), images, reason)

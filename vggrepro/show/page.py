@@ -88,8 +88,7 @@ def _chosen_image(exhibit: Exhibit) -> tuple[NDArray[np.uint8] | None, int | Non
             "Q: shorter sides of the image, px",
             st.query_params.get("Q", ", ".join(map(str, exhibit.net.Q))),
             key="Q",
-            help="At which the whole image is shown to the net; first those of the paper's multi-scale test of this "
-            "net (Table 4).",
+            help="Shorter sides of the uncropped image; default: the paper's multi-scale test of this net (Table 4).",
         )
     sides = sides_in(text, exhibit.net.net.architecture.crop)
     if file is not None:
@@ -119,7 +118,7 @@ def _image_number(exhibit: Exhibit) -> int | None:
         st.button("next", on_click=turn_to, args=((number + 1) % (last + 1),), icon=":material/arrow_forward:")
         st.button("random", on_click=turn_to, args=(random.randint(0, last),), icon=":material/casino:")
     if st.session_state.get("file") is not None:
-        st.caption("The file beside comes first; remove it to see this one.")
+        st.caption("The uploaded file takes precedence; remove it to see this image.")
     return int(number)
 
 
@@ -249,7 +248,7 @@ def _position(exhibit: Exhibit, scored: ScoredImage, place: Place) -> None:
         table |= {name: [float(values[guess]) for guess in rows] for name, values in columns.items()}
         st.dataframe(table, column_config=dict.fromkeys(columns, _share()), hide_index=True, width="stretch")
         st.caption(
-            "The same pixels, answered twice: within the image the convolutions see the neighbouring pixels, around a "
+            "Two results for the same pixels: within the image the convolutions see the neighbouring pixels, around a "
             "cut-out window they see zeros (Section 3.2's reason why dense and multi-crop testing complement each "
             "other)."
         )
@@ -268,7 +267,7 @@ def _net(exhibit: Exhibit) -> None:
             drawn = figures.learning_curves({exhibit.stage.name: run})
             st.image(drawn, caption="training loss and validation error", width="stretch")
         else:
-            st.caption("Nothing is known here of how it was trained.")
+            st.caption("Its training is unknown.")
     with st.expander("Errors and departures from the paper"):
         _errors(exhibit)
         _departures(exhibit)
@@ -295,7 +294,7 @@ def _departures(exhibit: Exhibit) -> None:
     if departures is None:
         st.markdown("No ledger of departures from the paper is known for this net.")
     elif not departures:
-        st.markdown("It departs from the paper in nothing.")
+        st.markdown("It does not depart from the paper.")
     else:
         st.markdown("Departures from the paper:")
         st.code("\n".join(map(str, departures)), language=None, wrap_lines=True)

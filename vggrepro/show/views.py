@@ -24,7 +24,7 @@ from vggrepro.pipeline.pretrained import Pretrained, rescale
 MOST_CROPS = 4
 """The largest Q, in sides of the crop."""
 _MOST_PIXELS, _MOST_PLACES = 4_000_000, 10_000
-"""Of an image at one Q: a strip of film would take a CPU minutes, and a browser as long."""
+"""Limits per image and Q: an elongated image would take a CPU, and a browser, minutes."""
 
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in px of the rescaled image; the last two are the first pixels outside."""
@@ -46,9 +46,9 @@ class ScoredImage:
     pixels: NDArray[np.uint8]
     """(h, w, 3) the rescaled image."""
     scores: NDArray[np.float32]
-    """(classes, rows, columns) logits at each place, of the image without its mirror image."""
+    """Logits at each position of the unmirrored image, shape (classes, rows, columns)."""
     posteriors: NDArray[np.float32]
-    """(classes,) of the dense test, averaged with the mirror image's where the net is tested so."""
+    """Posteriors (classes,) of the dense test, averaged over the mirror image if the net is tested that way."""
     architecture: Architecture
 
     @property
