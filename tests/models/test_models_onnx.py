@@ -33,13 +33,13 @@ def pixels(*shape: int) -> torch.Tensor:
 NETS = [
     {"net": "D", "blocks": 3, "crop": 56},
     {"net": "A-LRN"},
-    {"net": "C"},
-    {"net": "A", "batch_norm": True},
-    {"net": "own", "layers": [["conv3-64", "LRN"], ["conv5-99"]], "crop": 32},
+    {"net": "custom", "layers": [["conv3-64", "LRN"], ["conv5-99", "conv1-64"]], "batch_norm": True, "crop": 32},
+    pytest.param({"net": "C"}, marks=pytest.mark.slow),
+    pytest.param({"net": "A", "batch_norm": True}, marks=pytest.mark.slow),
 ]
 
 
-@pytest.mark.parametrize("model", NETS, ids=lambda model: model["net"])
+@pytest.mark.parametrize("model", NETS, ids=["D", "A-LRN", "custom", "C", "A"])
 def test_the_dense_form_takes_images_of_any_size(tmp_path: Path, model: dict[str, Any]) -> None:
     net, session = exported(tmp_path / "net.onnx", GEOMETRY | model, dense=True)
     crop = net.architecture.crop
@@ -52,7 +52,7 @@ def test_the_dense_form_takes_images_of_any_size(tmp_path: Path, model: dict[str
             expected = class_scores(net, images)
             torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(scores_at_places, score_map(net, images), rtol=1e-4, atol=1e-5)
-        assert expected.std() > 0.01
+        assert expected.std() > 0.005
 
 
 @pytest.mark.parametrize("model", NETS[:2], ids=lambda model: model["net"])
@@ -64,7 +64,7 @@ def test_the_plain_form_gives_the_same_scores(tmp_path: Path, model: dict[str, A
         with torch.inference_mode():
             expected = net(images)
         torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
-        assert expected.std() > 0.01
+        assert expected.std() > 0.005
 
 
 @pytest.mark.parametrize("dense", [False, True])
