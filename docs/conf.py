@@ -59,17 +59,17 @@ def read_google_docstring(app: Sphinx, what: str, name: str, obj: object, option
 def describe_verbs(app: Sphinx, page: str, source: list[str]) -> None:
     """Appends the help of every verb to its page."""
     if page == COMMANDS:
-        source[0] += "".join(verbs(get_command(cli.app), "vggrepro", 2))
+        source[0] += "".join(verbs(get_command(cli.app), "vggrepro"))
 
 
-def verbs(command: Any, name: str, level: int) -> Iterator[str]:
+def verbs(command: Any, name: str) -> Iterator[str]:
     """Markdown for a command and those below it: its help, its usage, its options as a table."""
     context = command.context_class(command, info_name=name)
     if hasattr(command, "commands"):
         for verb, inner in command.commands.items():
-            yield from verbs(inner, f"{name} {verb}", level)
+            yield from verbs(inner, f"{name} {verb}")
         return
-    yield f"\n{'#' * level} {name}\n\n{command.help}\n\n    {command.get_usage(context).removeprefix('Usage: ')}\n\n"
+    yield f"\n## {name}\n\n{command.help}\n\n    {command.get_usage(context).removeprefix('Usage: ')}\n\n"
     yield "| argument or option | meaning |\n|---|---|\n"
     for parameter in command.get_params(context):
         names, meaning = (text.replace("|", "\\|") for text in parameter.get_help_record(context))

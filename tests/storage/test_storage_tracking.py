@@ -540,7 +540,7 @@ def test_a_database_of_another_version_of_mlflow_stops_the_mirror(
 
 
 @pytest.mark.parametrize(
-    ("status", "words"), [(401, "set MLFLOW_TRACKING_USERNAME"), (403, "to write access"), (404, "tracking.uri")]
+    ("status", "words"), [(401, "set MLFLOW_TRACKING_USERNAME"), (403, "with write access"), (404, "tracking.uri")]
 )
 def test_a_server_that_denies_access_stops_the_mirror(
     run: RunDirectory, caplog: pytest.LogCaptureFixture, status: int, words: str

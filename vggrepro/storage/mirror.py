@@ -38,7 +38,7 @@ LINES_PER_BATCH = 256
 METRICS_PER_CALL = 1000  # MLflow's limit
 _FILE = "mlflow.json"
 _NO_CURVES = ("step", "time", "epoch", "seconds_left", "Q")  # straight lines
-_LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to write access"
+_LOGIN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, with write access"
 _REMEDIES = {
     **dict.fromkeys(("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED"), _LOGIN),
     **dict.fromkeys(("ENDPOINT_NOT_FOUND", "file is not a database"), "correct tracking.uri"),
