@@ -114,6 +114,75 @@ def test_written_again_it_is_the_same_byte_for_byte(runs: Path, tmp_path: Path) 
         assert len({(tmp_path / folder / name).read_bytes() for folder in ("one", "two", "three")}) == 1, name
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_seeds_add_up_over_visits(runs: Path, tmp_path: Path, order: tuple[int, int]) -> None:
+    everything = find_runs([runs])
+    archive_evidence(everything, tmp_path / "at once", "title")
+    for seed in order:
+        of_seed = [run for run in everything if run.config.run.seed == seed]
+        archive_evidence(of_seed, tmp_path / "in parts", "title")
+    for file in (tmp_path / "at once").iterdir():
+        assert (tmp_path / "in parts" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_a_stored_test_stays_when_its_posteriors_are_removed(runs: Path, tmp_path: Path) -> None:
+    archive_evidence(find_runs([runs]), tmp_path / "kept", "title")
+    content = {file.name: file.read_bytes() for file in (tmp_path / "kept").iterdir()}
+    (removed,) = runs.glob("*/D-jitter/posteriors/multicrop*Q256*") or [None]
+    removed.unlink()
+    archive_evidence(find_runs([runs]), tmp_path / "kept", "title")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "kept").iterdir()} == content
+
+
+CONTRADICTIONS = {
+    "another net": "paper:A-256 is another net there; to replace it, remove its line from",
+    "other results": "the dense test of paper:A-256 at Q = 224 has other results there; to replace it, remove its line",
+    "another recipe": "paper:A-256 and paper:A-256-seed1 are seeds of one stage, but differ in train.learning_rate; ",
+    "another start": "paper:A-256 and paper:A-256-seed1 are seeds of one stage, but differ in run.parent; choose",
+    "other images": "paper:A-256 and paper:A-256-seed1 are seeds of one stage, but differ in images; choose",
+}
+
+
+@pytest.mark.parametrize("change", CONTRADICTIONS)
+def test_contradictions_leave_the_folder_as_it_is(tmp_path: Path, command: Command, change: str) -> None:
+    first, second, folder = tmp_path / "first", tmp_path / "second", tmp_path / "kept"
+    tested = dense(224, 256, 288, wrong1=600, wrong5=10)
+    make_run(first, "A", posteriors=tested)
+    assert command("tables", "--runs", first, "--keep", folder)[0] == 0
+    content = {file.name: file.read_bytes() for file in folder.iterdir()}
+    seed = {} if change in ("another net", "other results") else {"name": "A-256-seed1", "seed": 1}
+    run = make_run(
+        second,
+        "A",
+        posteriors=dense(224, 256, 288, wrong1=601, wrong5=10) if change == "other results" else tested,
+        fingerprint=("e" if change == "other images" else "f") * 64,
+        parent="B" if change == "another start" else None,
+        **seed,
+    )
+    if change == "another net":
+        weights = run.read_json("final.json")["weights"]
+        for file in run.posteriors.iterdir():
+            file.rename(file.with_name(file.name.replace(weights[:12], "b" * 12)))
+        run.write_json("final.json", {"weights": "b" * 64, "step": 1})
+    if change == "another recipe":
+        config = (run.path / "config.yaml").read_text()
+        run.write_text("config.yaml", config.replace("learning_rate: 0.01", "learning_rate: 0.02"))
+    assert CONTRADICTIONS[change] in command.mistake("tables", "--runs", second, "--keep", folder)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == content
+
+
+def test_a_run_replaces_the_stored_one_once_its_line_is_removed(tmp_path: Path) -> None:
+    for name, wrong in (("first", 600), ("second", 500)):
+        make_run(tmp_path / name, "A", posteriors=dense(256, wrong1=wrong, wrong5=10))
+        make_run(tmp_path / name, "B", posteriors=dense(256, wrong1=400, wrong5=10))
+        archive_evidence(find_runs([tmp_path / name]), tmp_path / name / "kept", "title")
+    file = tmp_path / "first" / "kept" / evidence.RUNS
+    file.write_text("".join(line for line in file.read_text().splitlines(keepends=True) if '"net": "A"' not in line))
+    archive_evidence(find_runs([tmp_path / "second"]), file.parent, "title")
+    for stored in (evidence.RUNS, evidence.RANKS, "tables.md"):
+        assert (file.parent / stored).read_bytes() == (tmp_path / "second" / "kept" / stored).read_bytes()
+
+
 def test_a_run_that_is_there_itself_counts_once(runs: Path, tmp_path: Path) -> None:
     archive_evidence(find_runs([runs]), runs / "kept", "title")
     assert contents_of(build_report(find_runs([runs]))) == contents_of(build_report(find_runs([runs / "paper"])))
@@ -133,7 +202,7 @@ def test_ranks_beyond_a_byte_stay_wrong(tmp_path: Path, root: Path) -> None:
     run = make_run(root, "A", posteriors=dense(256, wrong1=600, wrong5=10))
     (stored,) = find_runs([root])
     ranks = evidence.Ranks(np.arange(4), np.array([0, 4, 255, np.iinfo(np.int64).max]))
-    evidence.write([stored], {(((stored, (256,)),), "dense"): ranks}, tmp_path / "kept")
+    evidence.add([stored], {(((stored, (256,)),), "dense"): ranks}, tmp_path / "kept")
     (archived,) = evidence.read(tmp_path / "kept")
     found = archived.evidence.ranks([(archived, (256,))], "dense")
     assert found is not None

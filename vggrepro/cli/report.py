@@ -23,7 +23,7 @@ def tables(
     keep: Annotated[
         Path | None,
         typer.Option(
-            help="Write the evidence to this folder: ranks of every test, in a small form, with tables and figures. "
+            help="Add the evidence to this folder: ranks of every test, in a small form; renew its tables and figures. "
             "--runs of this folder makes them again without nets and images."
         ),
     ] = None,

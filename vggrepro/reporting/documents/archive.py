@@ -38,7 +38,7 @@ def archive_evidence(runs: Sequence[StoredRun], folder: Path, title: str, cache:
     results = ranks_by_test(tested, cache or PredictionCache())
     if not results:
         raise UserError(f"--keep {folder}: no run there has stored posteriors; `vggrepro evaluate RUN` makes them")
-    evidence.write(tested, results, folder)
+    evidence.add(tested, results, folder)
     archived = evidence.read(folder)
     report = build_report(archived)
     (folder / "tables.md").write_text(render(report, Format.markdown, title, counts=False), encoding="utf-8")

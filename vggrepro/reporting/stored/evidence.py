@@ -11,21 +11,20 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vggrepro.config.parsing import parse
+from vggrepro.config.parsing import differences, parse
 from vggrepro.errors import UserError
 from vggrepro.evaluation.errors import Ranks
 from vggrepro.files import replacing
-from vggrepro.reporting.stored.runs import NetsTest, RunAtQ, StoredRun
+from vggrepro.reporting.stored.runs import NetsTest, RunAtQ, StoredRun, in_the_papers_order
 from vggrepro.storage.environment import without_folders
 
 RUNS, RANKS = "evidence.jsonl", "ranks.npz"
@@ -51,10 +50,11 @@ class Evidence:
 
     def ranks(self, runs_at_Q: Sequence[RunAtQ], method: str) -> Ranks | None:
         """Returns the ranks of a test, or None if they are not stored. Raises UserError."""
-        return self._tests.get(_test_key(runs_at_Q, method))
+        return self.tests.get(_test_key(runs_at_Q, method))
 
     @cached_property
-    def _tests(self) -> dict[Key, Ranks]:
+    def tests(self) -> dict[Key, Ranks]:
+        """All stored ranks by method and nets. Raises UserError."""
         tests: dict[Key, Ranks] = {}
         file = self.folder / RANKS
         try:
@@ -100,27 +100,65 @@ class ArchivedRun(StoredRun):
         return True
 
 
-def write(runs: Sequence[StoredRun], results: Mapping[NetsTest, Ranks], folder: Path) -> None:
-    """Writes the evidence of finished runs: the ranks of the true classes in each test. Raises UserError."""
-    names = sorted(run.name for run in runs)
-    for name, following in pairwise(names):
-        if name == following:
-            raise UserError(f"--keep {folder}: two runs are called {name}; choose one of them with --runs")
+def add(runs: Sequence[StoredRun], results: Mapping[NetsTest, Ranks], folder: Path) -> None:
+    """Adds finished runs, and the ranks of the true classes in their tests, to a new or existing evidence folder.
+
+    Raises UserError, with the folder unchanged, if runs or tests contradict each other: two nets of one name, seeds of
+    a stage with different recipes or images, or a test of a stored net with other ranks.
+    """
+    stored = read(folder) if (folder / RUNS).exists() else []
+    remedy = f"to replace it, remove its line from {folder / RUNS}; to have both, choose another folder"
+    by_name: dict[str, StoredRun] = {}
+    for run in runs:
+        if by_name.setdefault(run.name, run) is not run:
+            raise UserError(f"--keep {folder}: two runs are called {run.name}; choose one of them with --runs")
+    for run in stored:
+        if by_name.setdefault(run.name, run).weights != run.weights:
+            raise UserError(f"--keep {folder}: {run.name} is another net there; {remedy}")
+    _require_equal_recipes(by_name.values(), folder)
+    merged = dict(results)
+    for (method, nets), ranks in (stored[0].evidence.tests if stored else {}).items():
+        if {name for name, _ in nets} <= {run.name for run in stored}:
+            test = tuple((by_name[name], Q) for name, Q in nets), method
+            if not _equal(merged.setdefault(test, ranks), ranks):
+                names = " + ".join(f"{name} at Q = {', '.join(map(str, Q))}" for name, Q in nets)
+                raise UserError(f"--keep {folder}: the {method} test of {names} has other results there; {remedy}")
     try:
-        for name, content in contents(runs, results).items():
+        for name, content in contents(list(by_name.values()), merged).items():
             with replacing(folder / name) as temporary:
                 temporary.write_bytes(content)
     except OSError as error:
         raise UserError(f"--keep {folder} cannot be written: {error.strerror}; choose another place") from None
 
 
+def _equal(first: Ranks, second: Ranks) -> bool:
+    clipped = [np.minimum(ranks.rank, _MAX_RANK) for ranks in (first, second)]
+    return np.array_equal(first.labels, second.labels) and np.array_equal(*clipped)
+
+
+def _require_equal_recipes(runs: Iterable[StoredRun], folder: Path) -> None:
+    """Raises UserError if runs of a stage, which differ in the seed, differ in more than that."""
+    stages: dict[str, StoredRun] = {}
+    for run in runs:
+        first = stages.setdefault(run.name.removesuffix(f"-seed{run.config.run.seed}"), run)
+        recipes = [json.loads(other.recipe_without_init) for other in (first, run)]
+        differing = [key for key, *_ in differences(*recipes)]
+        differing += ["run.parent"] * (bool(first.config.run.parent) != bool(run.config.run.parent))
+        differing += ["images"] * (first.dataset["fingerprint"] != run.dataset["fingerprint"])
+        if differing:
+            raise UserError(
+                f"--keep {folder}: {run.name} and {first.name} are seeds of one stage, but differ in "
+                f"{', '.join(differing)}; choose another folder for one of them"
+            )
+
+
 def contents(runs: Sequence[StoredRun], results: Mapping[NetsTest, Ranks]) -> dict[str, bytes]:
-    """Returns the files of an evidence folder by name. The same runs and results give the same bytes."""
+    """Returns the files of an evidence folder by name. The same runs and results, in any order, give the same bytes."""
     tests: dict[str, dict[NetsTest, Ranks]] = {}
-    for test, ranks in results.items():
+    for test, ranks in sorted(results.items(), key=lambda item: _test_key(*item[0])):
         tests.setdefault(test[0][0][0].dataset["fingerprint"], {})[test] = ranks
     arrays: dict[str, NDArray[Any]] = {}
-    for data, tests_of_data in tests.items():
+    for data, tests_of_data in sorted(tests.items()):
         labels = next(iter(tests_of_data.values())).labels
         assert all(np.array_equal(ranks.labels, labels) for ranks in tests_of_data.values()), "tests of other images"
         rows = [np.minimum(ranks.rank, _MAX_RANK).astype(np.uint8) for ranks in tests_of_data.values()]
@@ -129,7 +167,7 @@ def contents(runs: Sequence[StoredRun], results: Mapping[NetsTest, Ranks]) -> di
         arrays[f"{data[:12]}.asked"] = np.array(json.dumps([_test_key(*test) for test in tests_of_data]))
     archive = io.BytesIO()
     np.savez_compressed(archive, **arrays)  # type: ignore[arg-type]
-    lines = [json.dumps(_serialise(run), sort_keys=True) for run in runs]
+    lines = [json.dumps(_serialise(run), sort_keys=True) for run in sorted(runs, key=in_the_papers_order)]
     return {RANKS: archive.getvalue(), RUNS: "".join(f"{line}\n" for line in lines).encode()}
 
 

@@ -2,14 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from vggrepro.config.recipes import load_resolved
 from vggrepro.errors import UserError
-from vggrepro.paper import facts
 from vggrepro.progress import warn
 from vggrepro.reporting.stored import evidence
-from vggrepro.reporting.stored.runs import StoredRun
+from vggrepro.reporting.stored.runs import StoredRun, in_the_papers_order
 
 
 def find_runs(folders: Iterable[Path], experiments: Sequence[str] = ()) -> list[StoredRun]:
@@ -45,7 +43,7 @@ def find_runs(folders: Iterable[Path], experiments: Sequence[str] = ()) -> list[
             known = ", ".join(sorted({run.config.run.experiment for run in runs})) or "none"
             raise UserError(f"--experiment {experiment} has no runs there; known: {known}")
     chosen = [run for run in runs if not experiments or run.config.run.experiment in experiments]
-    return sorted(chosen, key=_order)
+    return sorted(chosen, key=in_the_papers_order)
 
 
 def resolve(names: Sequence[str], folders: Sequence[Path]) -> list[StoredRun]:
@@ -72,10 +70,3 @@ def resolve(names: Sequence[str], folders: Sequence[Path]) -> list[StoredRun]:
             )
         chosen += matches
     return chosen
-
-
-def _order(run: StoredRun) -> tuple[Any, ...]:
-    columns = list(facts().architectures)
-    settings, net, data = run.config.run, run.config.model.net, run.config.data
-    column = columns.index(net) if net in columns else len(columns)
-    return settings.experiment, column, net, isinstance(data.S, tuple), data.S_range, settings.seed, run.name

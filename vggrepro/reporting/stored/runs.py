@@ -244,6 +244,14 @@ def setting_of(run: StoredRun) -> Setting:
     return Setting(experiment, data["fingerprint"], data["source"], model.classes, images, model.geometry)
 
 
+def in_the_papers_order(run: StoredRun) -> tuple[Any, ...]:
+    """Sort key of runs: experiment, column of Table 1, S, seed."""
+    columns = list(facts().architectures)
+    settings, net, data = run.config.run, run.config.model.net, run.config.data
+    column = columns.index(net) if net in columns else len(columns)
+    return settings.experiment, column, net, isinstance(data.S, tuple), data.S_range, settings.seed, run.name
+
+
 def recipe_of(run: StoredRun) -> Recipe:
     """Returns the net and S of a run."""
     return run.net, run.S
